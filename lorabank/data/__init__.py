@@ -1,0 +1,1 @@
+"""Data: files in, checked rows out. Knows neither torch nor the bank."""

@@ -1,0 +1,100 @@
+"""Rows of a task: texts and labels, where each came from, and what is done with them as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Checked rows of one file, in its order.
+
+    Attributes:
+        texts: The texts, none of them blank.
+        labels: One label for each text; empty where no label column was asked for.
+        source: The file's name as it was given.
+        columns: The columns that were read: text, then label.
+        lines: Where each row starts in the file (row number in a Parquet file), from 1.
+        unit: What ``lines`` counts: ``"line"`` or ``"row"``.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    source: str
+    columns: tuple[str, ...]
+    lines: tuple[int, ...]
+    unit: str = "row"
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digest over the canonical rows: the same for equal rows of any file and format."""
+        digest = hashlib.sha256()
+        for index, text in enumerate(self.texts):
+            row = {"label": self.labels[index], "text": text} if self.labels else {"text": text}
+            digest.update(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        return digest.hexdigest()
+
+    def take(self, indices: Iterable[int]) -> Rows:
+        """The rows at these indices, in this order."""
+        kept = tuple(indices)
+        return Rows(
+            texts=tuple(self.texts[i] for i in kept),
+            labels=tuple(self.labels[i] for i in kept) if self.labels else (),
+            source=self.source,
+            columns=self.columns,
+            lines=tuple(self.lines[i] for i in kept),
+            unit=self.unit,
+        )
+
+    def where(self, index: int) -> str:
+        """The place of a row in words, for example ``'data.csv' line 7``."""
+        return f"{self.source!r} {self.unit} {self.lines[index]}"
+
+
+def shuffled_key(text: str, seed: int) -> bytes:
+    """Sort key that puts texts in a seeded random order.
+
+    A keyed hash instead of a random generator: the order depends on the seed and the text alone, not on the other
+    rows, their order or the version of a library.
+    """
+    return hashlib.blake2b(text.encode(), key=seed.to_bytes(8, "little"), digest_size=16).digest()
+
+
+def sample_rows(rows: Rows, n: int, seed: int) -> Rows:
+    """A seeded sample in which each label keeps its share.
+
+    Args:
+        rows: Rows, with or without labels.
+        n: Rows wanted; all rows are returned where there are no more.
+        seed: Seed of the choice, in [0, 2**64).
+
+    Returns:
+        ``min(n, len(rows))`` rows in their old order.
+    """
+    if n >= len(rows):
+        return rows
+    labels = rows.labels or ("",) * len(rows)
+    quotas = _quotas(Counter(labels), n)
+    chosen = []
+    for index in sorted(range(len(rows)), key=lambda i: (shuffled_key(rows.texts[i], seed), i)):
+        if quotas[labels[index]] > 0:
+            quotas[labels[index]] -= 1
+            chosen.append(index)
+    return rows.take(sorted(chosen))
+
+
+def _quotas(sizes: Counter[str], n: int) -> Counter[str]:
+    """Largest remainders: whole numbers that sum to ``n``, each within one of its exact share."""
+    total = sizes.total()
+    quotas = Counter({label: n * size // total for label, size in sizes.items()})
+    by_remainder = sorted(sizes, key=lambda label: (-(n * sizes[label] % total), label))
+    quotas.update(by_remainder[: n - quotas.total()])
+    return quotas
