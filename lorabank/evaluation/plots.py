@@ -1,0 +1,173 @@
+"""Heat-maps of a score matrix as PNG and SVG, and the matrix as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lorabank.core.errors import ConfigError
+from lorabank.evaluation.matrix import ScoreMatrix
+from lorabank.evaluation.metrics import Values
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INK, _FAINT, _GREY = "#1f2328", "#d8dee4", "#656d76"
+_INK_LUMINANCE = 0.017
+_CELL_WIDTH, _CELL_HEIGHT = 0.86, 0.52  # inches
+
+
+def save_heatmap(matrix: ScoreMatrix, path: str | Path, title: str = "") -> Path:
+    """Draw a matrix; the colours span [0, 1] in every plot, so that two plots can be compared.
+
+    Args:
+        matrix: Rows without a score are left out, cells without one stay empty.
+        path: Target, ``.png`` or ``.svg``; its folder must exist.
+        title: Line above the plot.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: The suffix is another one.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in (".png", ".svg"):
+        raise ConfigError(
+            f"cannot draw {str(path)!r}: a plot is a .png or .svg file",
+            unchanged="nothing was written",
+            hint="for example --plot matrix.png",
+        )
+    target.write_bytes(_render(matrix, title, target.suffix.lower()[1:]))
+    return target
+
+
+def heatmap_svg(matrix: ScoreMatrix, title: str = "") -> str:
+    """The drawing of ``save_heatmap`` as an ``<svg>`` element to put into a page."""
+    text = _render(matrix, title, "svg").decode()
+    return text[text.index("<svg") :]
+
+
+def write_csv(matrix: ScoreMatrix, path: str | Path) -> Path:
+    """Write the scores, one line for each state and one column for each task; missing scores are empty cells.
+
+    Args:
+        matrix: Every row is written, from ``base`` on.
+        path: Target file.
+
+    Returns:
+        The path.
+    """
+    target = Path(path)
+    with target.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["after", *map(_formula_safe, matrix.tasks)])
+        for label, row in zip(("base", *matrix.tasks), matrix.values, strict=True):
+            writer.writerow([_formula_safe(label), *("" if np.isnan(value) else repr(float(value)) for value in row)])
+    return target
+
+
+def _formula_safe(text: str) -> str:
+    """A spreadsheet would run a cell that starts like a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def _render(matrix: ScoreMatrix, title: str, format: str) -> bytes:
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    # The salt makes the ids inside an SVG repeatable, and different for the plots that share a page.
+    with rc_context({"svg.hashsalt": title, "font.family": "DejaVu Sans", "axes.unicode_minus": False}):
+        metadata: dict[str, Any] = {"Date": None} if format == "svg" else {}
+        _draw(matrix, title).savefig(buffer, format=format, dpi=200, bbox_inches="tight", metadata=metadata)
+    return buffer.getvalue()
+
+
+def _draw(matrix: ScoreMatrix, title: str) -> Figure:
+    # Figure without pyplot: no window system, no global state, safe in a thread.
+    from matplotlib.figure import Figure
+
+    rows = list(matrix.measured_rows)
+    width, height = _CELL_WIDTH * len(matrix.tasks), _CELL_HEIGHT * len(rows)
+    # On a figure of one inch, fractions are inches; saving with a tight box keeps all that lies outside of it.
+    figure = Figure(figsize=(1, 1), facecolor="white")
+    axes, bar = figure.add_axes((0, 0, width, height)), figure.add_axes((width + 0.15, 0, 0.16, height))
+    axes.set_xlim(0, len(matrix.tasks))
+    axes.set_ylim(len(rows), 0)
+    _draw_cells(axes, bar, matrix.values[rows])
+    _outline_learnt(axes, rows)
+    _label(axes, matrix, rows, title)
+    return figure
+
+
+def _draw_cells(axes: Axes, bar: Axes, values: Values) -> None:
+    from matplotlib import colormaps
+
+    viridis = colormaps["viridis"]
+    mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=viridis, vmin=0, vmax=1, edgecolors="white", linewidth=2)
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            axes.text(
+                column + 0.5,
+                row + 0.5,
+                f"{value:.3f}",
+                ha="center",
+                va="center_baseline",
+                color=_readable_on(viridis(float(value))),
+                fontsize=10,
+            )
+    scale = axes.figure.colorbar(mesh, cax=bar)
+    scale.outline.set_visible(False)
+    scale.set_label("accuracy", fontsize=9, color=_INK)
+    bar.tick_params(length=0, labelsize=8, colors=_INK)
+
+
+def _readable_on(colour: tuple[float, ...]) -> str:
+    """White or ink, whichever has more contrast on a colour (relative luminance, WCAG 2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    on_white, on_ink = 1.05 / (luminance + 0.05), (luminance + 0.05) / (_INK_LUMINANCE + 0.05)
+    return "white" if on_white > on_ink else _INK
+
+
+def _outline_learnt(axes: Axes, rows: list[int]) -> None:
+    """Frame the score on each task just after it was learnt: forgetting is read downwards from there."""
+    from matplotlib.patches import Rectangle
+
+    for position, row in enumerate(rows):
+        if row > 0:
+            frame = Rectangle((row - 1 + 0.04, position + 0.06), 0.92, 0.88, fill=False, edgecolor=_INK, linewidth=1.4)
+            axes.add_patch(frame)
+
+
+def _label(axes: Axes, matrix: ScoreMatrix, rows: list[int], title: str) -> None:
+    axes.set_xticks(np.arange(len(matrix.tasks)) + 0.5)
+    axes.set_yticks(np.arange(len(rows)) + 0.5)
+    # Long names would run into each other, so they are turned.
+    turned = max(map(len, matrix.tasks)) > 10
+    axes.set_xticklabels(
+        matrix.tasks, rotation=30 if turned else 0, ha="left" if turned else "center", parse_math=False
+    )
+    axes.set_yticklabels([matrix.row_labels[row] for row in rows], parse_math=False)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0, labelsize=10, colors=_INK)
+    axes.set_facecolor("white")
+    axes.annotate(
+        "framed: the task just learnt",
+        (0, 0),
+        (0, -6),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="top",
+        fontsize=8,
+        color=_GREY,
+    )
+    for spine in axes.spines.values():
+        spine.set_color(_FAINT)
+    if title:
+        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=14, parse_math=False)
