@@ -1,0 +1,80 @@
+"""One O-LoRA training step after 15 earlier tasks against a step of plain PEFT LoRA with none."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from benchmarks.harness import Result, compare, from_comparison
+from benchmarks.models import ALPHA, DROPOUT, RANK, batch, minilm, query_and_value, random_stack
+from lorabank.core.observer import SilentObserver
+from lorabank.training.groups import GroupedFactors
+from lorabank.training.layer import attach_adapter, fold
+from lorabank.training.penalties.orthogonal import Orthogonal
+from lorabank.training.trainer import AdapterTrainer
+
+EARLIER_TASKS = 15
+BAR = 1.05
+ROUNDS = 24
+
+
+def measure() -> list[Result]:
+    """Both through the same loop: transformers' ``training_step``, then AdamW."""
+    rows = batch(16, 64)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(output_dir=folder, use_cpu=True, report_to="none", learning_rate=1e-3)
+        forms = {"peft": _step(_peft(arguments), rows), "olora": _step(_olora(arguments), rows)}
+        comparison = compare(forms, baseline="peft", rounds=ROUNDS)["olora"]
+    what = f"O-LoRA step, {EARLIER_TASKS} earlier tasks, against plain PEFT LoRA"
+    return [from_comparison("step", what, comparison, BAR)]
+
+
+def _peft(arguments: TrainingArguments) -> Trainer:
+    config = LoraConfig(
+        r=RANK,
+        lora_alpha=ALPHA,
+        lora_dropout=DROPOUT,
+        target_modules=["query", "value"],
+        modules_to_save=["classifier"],
+        task_type="SEQ_CLS",
+    )
+    return Trainer(model=get_peft_model(minilm(), config), args=arguments)
+
+
+def _olora(arguments: TrainingArguments) -> AdapterTrainer:
+    model = minilm()
+    modules = query_and_value(model)
+    earlier = random_stack(model, modules, EARLIER_TASKS)
+    fold(model, earlier)
+    model.requires_grad_(False)
+    layers = attach_adapter(model, modules, r=RANK, lora_alpha=ALPHA, use_rslora=False, dropout=DROPOUT)
+    model.classifier.requires_grad_(True)
+    return AdapterTrainer(
+        model=model,
+        args=arguments,
+        task_loss=_task_loss,
+        penalties=[("orthogonal", 0.5, Orthogonal())],
+        groups=GroupedFactors(layers, earlier, with_basis=False),
+        observer=SilentObserver(),
+    )
+
+
+def _task_loss(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    return model(**inputs).loss
+
+
+def _step(trainer: Trainer, rows: dict[str, Tensor]) -> Callable[[], Any]:
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+
+    def step() -> None:
+        trainer.training_step(trainer.model, rows)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+
+    return step
