@@ -1,0 +1,197 @@
+"""What a base model is, in digests: computed from the files alone, no model is built and torch is not imported.
+
+The fingerprint of the weights does not depend on how they are cut into files, so a re-sharded copy of a model
+is the same model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import struct
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from lorabank.core.errors import DataError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+"""Every file from which transformers builds a tokenizer."""
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Floating types of the safetensors format by their names in torch."""
+
+_PROVENANCE = ("_name_or_path", "transformers_version")
+"""Keys of config.json that say where it came from, not what the model is."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFacts:
+    """What the safetensors files of a model say.
+
+    Attributes:
+        fingerprint: SHA-256 over every tensor's name, dtype, shape and bytes, sorted by name.
+        dtype: Name in torch of the dtype that most weights have.
+        parameters: Number of floating point weights (integer buffers are not counted).
+    """
+
+    fingerprint: str
+    dtype: str
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: int
+    begin: int
+    end: int
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files that hold a model's weights, sorted by name.
+
+    Raises:
+        DataError: There are none, or the index names a file that is not in the folder.
+    """
+    if (folder / WEIGHTS).is_file():
+        return (folder / WEIGHTS,)
+    if not (folder / INDEX).is_file():
+        raise DataError(
+            f"{folder} holds no {WEIGHTS}: only safetensors weights are loaded",
+            hint="convert it: AutoModel.from_pretrained(PATH).save_pretrained(NEW_PATH)",
+        )
+    names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise DataError(f"{folder / INDEX} names {name!r}, which is not a file in its folder")
+    return tuple(folder / name for name in names)
+
+
+def weight_facts(folder: Path) -> WeightFacts:
+    """Read every weight once and tell the fingerprint, the dtype and the number of weights.
+
+    Args:
+        folder: A model folder in the Hugging Face layout.
+
+    Raises:
+        DataError: A file is not a valid safetensors file, or two files hold the same tensor.
+    """
+    digest = hashlib.sha256()
+    sizes: Counter[str] = Counter()
+    with ExitStack() as stack:
+        views: list[memoryview] = []
+        tensors: dict[str, _Tensor] = {}
+        for number, path in enumerate(weight_files(folder)):
+            for tensor in _header(path, number):
+                if tensor.name in tensors:
+                    raise DataError(f"{path}: tensor {tensor.name!r} stands in another file too")
+                tensors[tensor.name] = tensor
+            file = stack.enter_context(path.open("rb"))
+            mapped = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            views.append(stack.enter_context(memoryview(mapped)))
+        for _, tensor in sorted(tensors.items()):
+            digest.update(json.dumps([tensor.name, tensor.dtype, tensor.shape]).encode() + b"\n")
+            digest.update(views[tensor.file][tensor.begin : tensor.end])
+            if tensor.dtype in DTYPES:
+                sizes[DTYPES[tensor.dtype]] += prod(tensor.shape)
+    dtype = sizes.most_common(1)[0][0] if sizes else "float32"
+    return WeightFacts(digest.hexdigest(), dtype, sizes.total())
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """SHA-256 of a config.json in canonical form, without the keys that only say where it came from."""
+    kept = {key: value for key, value in config.items() if key not in _PROVENANCE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """SHA-256 over the names and bytes of the tokenizer's files.
+
+    Raises:
+        DataError: The folder holds no tokenizer.
+    """
+    digests = [
+        (name, hashlib.sha256((folder / name).read_bytes()).hexdigest())
+        for name in TOKENIZER_FILES
+        if (folder / name).is_file()
+    ]
+    if not digests:
+        raise DataError(
+            f"{folder} holds no tokenizer", hint="save it beside the model: tokenizer.save_pretrained(PATH)"
+        )
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+def chat_template_hash(folder: Path) -> str | None:
+    """SHA-256 of the chat template, None where there is none."""
+    if (folder / "chat_template.jinja").is_file():
+        return hashlib.sha256((folder / "chat_template.jinja").read_bytes()).hexdigest()
+    path = folder / "tokenizer_config.json"
+    template = read_json(path).get("chat_template") if path.is_file() else None
+    if template is None:
+        return None
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        DataError: It cannot be read or holds something else.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} does not hold a JSON object")
+    return value
+
+
+def _header(path: Path, number: int) -> list[_Tensor]:
+    """The tensors of one file, with byte ranges counted from the start of the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):  # checks sizes, offsets, overlap and holes
+            pass
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is not a valid safetensors file: {error}") from error
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    start = 8 + length
+    return [
+        _Tensor(
+            name,
+            entry["dtype"],
+            tuple(entry["shape"]),
+            number,
+            start + entry["data_offsets"][0],
+            start + entry["data_offsets"][1],
+        )
+        for name, entry in header.items()
+    ]

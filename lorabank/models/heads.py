@@ -1,0 +1,207 @@
+"""Classification heads: one per task, of different sizes, on one body.
+
+A head is what the model's own class puts behind its body: one module (BERT's ``classifier``, Llama's ``score``) or
+several (DistilBERT's ``pre_classifier`` and ``classifier``). It is built by that class, so any architecture works.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, nan
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lorabank.core.errors import IncompatibleError
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head of one task: its modules by their names in the model."""
+
+    modules: dict[str, nn.Module]
+    num_labels: int
+
+    def state(self) -> dict[str, Tensor]:
+        """Its tensors under their names in the model, for example ``classifier.weight``."""
+        return {
+            f"{name}.{key}": value
+            for name, module in self.modules.items()
+            for key, value in module.state_dict().items()
+        }
+
+
+class HeadSelection:
+    """Says which task's head answers; shared by the switches of one model. Made by ``switch_heads``."""
+
+    def __init__(self, num_labels: Sequence[int]) -> None:
+        self.num_labels = tuple(num_labels)
+        self.rows: int | Tensor = 0
+
+    def select(self, rows: int | Tensor) -> None:
+        """Choose the heads of the next batches, until chosen again.
+
+        Args:
+            rows: Index of the head for all rows, or LongTensor [n] with one index for each row.
+
+        Raises:
+            IndexError: There is no such head.
+        """
+        chosen = torch.as_tensor(rows)
+        if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self.num_labels):
+            raise IndexError(f"there are {len(self.num_labels)} heads, {rows} was chosen")
+        self.rows = rows
+
+
+class HeadSwitch(nn.Module):
+    """Stands in the place of one head module and sends each row to its task's own.
+
+    Args:
+        options: The module of each task.
+        selection: Says which one a row uses.
+    """
+
+    def __init__(self, options: Sequence[nn.Module], selection: HeadSelection) -> None:
+        super().__init__()
+        self.options = nn.ModuleList(options)
+        self.selection = selection
+        shapes = {tuple(p.shape for p in option.parameters()) for option in options}
+        # Options of one shape have outputs of one width: only the module that makes the labels is ever padded.
+        self.width = max(selection.num_labels) if len(shapes) > 1 else 0
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the chosen modules.
+
+        Args:
+            hidden: [n, ..., h], any floating dtype.
+            *args: Passed on.
+            **kwargs: Passed on.
+
+        Returns:
+            [n, ..., w], w being the width of the widest head; columns that a row's head does not have are -inf.
+
+        Raises:
+            ValueError: The rows chosen are not as many as those of the batch.
+        """
+        rows = self.selection.rows
+        if isinstance(rows, int):
+            return self._pad(self.options[rows](hidden, *args, **kwargs))
+        if len(rows) != len(hidden):
+            raise ValueError(f"heads were chosen for {len(rows)} rows, the batch has {len(hidden)}")
+        rows = rows.to(hidden.device)
+        parts, places = [], []
+        for index in torch.unique(rows).tolist():
+            place = (rows == index).nonzero(as_tuple=True)[0]
+            parts.append(self._pad(self.options[index](hidden[place], *args, **kwargs)))
+            places.append(place)
+        return torch.cat(parts)[torch.argsort(torch.cat(places))]
+
+    def _pad(self, out: Tensor) -> Tensor:
+        missing = self.width - out.shape[-1]
+        return nn.functional.pad(out, (0, missing), value=-inf) if missing > 0 else out
+
+
+def build_head(model: PreTrainedModel, head_modules: Sequence[str], num_labels: int, seed: int) -> Head:
+    """A freshly initialised head, as the model's own class initialises it.
+
+    Weights are drawn on the CPU, so a seed means the same head on every device; the global random state is kept.
+
+    Args:
+        model: Sequence classifier; its class, config, device and dtype are used, its weights are not.
+        head_modules: Names of the head's modules.
+        num_labels: Number of labels.
+        seed: Seed of the weights.
+
+    Raises:
+        IncompatibleError: The model's class leaves a weight of its head without a value.
+    """
+    shell = _shell(model, num_labels)
+    modules = {name: shell.get_submodule(name).to_empty(device="cpu") for name in head_modules}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for name, module in modules.items():
+            for parameter in module.parameters():
+                parameter.fill_(nan)
+            for part in reversed(list(module.modules())):  # inner modules first
+                if callable(reset := getattr(part, "reset_parameters", None)):
+                    reset()
+                shell._init_weights(part)  # type: ignore[no-untyped-call]
+            if any(bool(p.isnan().any()) for p in module.parameters()):
+                raise IncompatibleError(f"{type(model).__name__} does not initialise its head module {name!r}")
+    return _finish(model, modules, num_labels)
+
+
+def load_head(
+    model: PreTrainedModel, head_modules: Sequence[str], num_labels: int, state: Mapping[str, Tensor]
+) -> Head:
+    """A head with stored weights.
+
+    Args:
+        model: Sequence classifier; its class, config, device and dtype are used.
+        head_modules: Names of the head's modules.
+        num_labels: Number of labels.
+        state: Tensors as ``Head.state`` names them.
+
+    Raises:
+        IncompatibleError: A tensor is missing, too many, or of another shape.
+    """
+    shell = _shell(model, num_labels)
+    modules = {name: shell.get_submodule(name).to_empty(device="cpu") for name in head_modules}
+    head = Head(modules, num_labels)
+    expected = {name: tuple(tensor.shape) for name, tensor in head.state().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise IncompatibleError(
+                f"head tensor {name!r} has shape {found.get(name, 'none')}, {num_labels} labels need "
+                f"{expected.get(name, 'none')}"
+            )
+    for name, module in modules.items():
+        start = f"{name}."
+        module.load_state_dict({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)})
+    return _finish(model, modules, num_labels)
+
+
+def head_state(model: nn.Module, head_modules: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of the model's present head under their names in the model."""
+    return Head({name: model.get_submodule(name) for name in head_modules}, 0).state()
+
+
+def put_head(model: PreTrainedModel, head: Head) -> None:
+    """Make ``head`` the model's one head, in place."""
+    for name, module in head.modules.items():
+        model.set_submodule(name, module)
+    model.config.num_labels = head.num_labels
+    if hasattr(model, "num_labels"):
+        setattr(model, "num_labels", head.num_labels)  # noqa: B010, nn.Module types attributes as modules
+
+
+def switch_heads(model: PreTrainedModel, heads: Sequence[Head]) -> HeadSelection:
+    """Give the model all heads at once, in place; ``put_head`` brings it back to one.
+
+    Returns:
+        The selection: ``select`` says which head answers for which row of the next batch.
+    """
+    selection = HeadSelection([head.num_labels for head in heads])
+    for name in heads[0].modules:
+        model.set_submodule(name, HeadSwitch([head.modules[name] for head in heads], selection))
+    return selection
+
+
+def _shell(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
+    """A model of the same class with another number of labels, without memory for its weights."""
+    config = copy.deepcopy(model.config)
+    config.num_labels = num_labels
+    with torch.device("meta"):
+        return type(model)(config)
+
+
+def _finish(model: PreTrainedModel, modules: dict[str, nn.Module], num_labels: int) -> Head:
+    """Trainable, in the model's mode, on its device, in its dtype."""
+    for module in modules.values():
+        module.to(device=model.device, dtype=model.dtype).train(model.training).requires_grad_(True)
+    return Head(modules, num_labels)

@@ -1,0 +1,67 @@
+"""Which modules of a base model get an adapter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lorabank.core.errors import ConfigError, IncompatibleError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+QUERY_VALUE = (
+    ("query", "value"),  # BERT, RoBERTa, ELECTRA, ALBERT, ViT
+    ("q_proj", "v_proj"),  # Llama, Mistral, Qwen, Gemma, OPT, GPT-J
+    ("query_proj", "value_proj"),  # DeBERTa v2 and v3
+    ("q_lin", "v_lin"),  # DistilBERT
+    ("q", "v"),  # T5, MPNet
+    ("query_key_value",),  # GPT-NeoX, Falcon, BLOOM: one matrix for all three
+    ("qkv_proj",),  # Phi-3
+    ("Wqkv",),  # ModernBERT, MPT
+)
+"""Last names of the query and value projections, tried in turn."""
+
+
+def resolve_target_modules(model: nn.Module, spec: str, head_modules: tuple[str, ...]) -> tuple[str, ...]:
+    """The full names of the linear layers that get an adapter, in the model's order.
+
+    Args:
+        model: The base model.
+        spec: ``"auto"`` (query and value projections), ``"all-linear"`` (every linear layer but the head's), or last
+            names of linear layers separated by commas; a longer ending such as ``attention.self.query`` works too.
+        head_modules: Modules of the head, which gets no adapter.
+
+    Raises:
+        ConfigError: A name fits no linear layer outside the head; the message lists those there are.
+        IncompatibleError: The model's projections have other names than those known, or it has no linear layers.
+    """
+    from torch import nn
+
+    heads = tuple(f"{head}." for head in head_modules)
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not f"{n}.".startswith(heads)]
+    endings = sorted({name.rpartition(".")[2] for name in linear})
+    if not linear:
+        raise IncompatibleError(f"{type(model).__name__} has no torch.nn.Linear layers to adapt outside its head")
+    if spec == "all-linear":
+        return tuple(linear)
+    if spec == "auto":
+        for pair in QUERY_VALUE:
+            if set(pair) <= set(endings):
+                return tuple(name for name in linear if name.rpartition(".")[2] in pair)
+        raise IncompatibleError(
+            f"{type(model).__name__} has no query and value projections of a known name",
+            hint=f"--target-modules with some of: {', '.join(endings)}",
+        )
+    wanted = [word.strip() for word in spec.split(",") if word.strip()]
+    unknown = [word for word in wanted if not any(_ends_with(name, word) for name in linear)]
+    if unknown or not wanted:
+        raise ConfigError(
+            f"target_modules {', '.join(unknown) or spec!r}: no linear layer has that name; "
+            f"there are {', '.join(endings)}",
+            hint="--target-modules auto",
+        )
+    return tuple(name for name in linear if any(_ends_with(name, word) for word in wanted))
+
+
+def _ends_with(name: str, ending: str) -> bool:
+    return name == ending or name.endswith(f".{ending}")
