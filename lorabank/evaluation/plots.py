@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,8 @@ def save_heatmap(matrix: ScoreMatrix, path: str | Path, title: str = "") -> Path
 def heatmap_svg(matrix: ScoreMatrix, title: str = "") -> str:
     """The drawing of ``save_heatmap`` as an ``<svg>`` element to put into a page."""
     text = _render(matrix, title, "svg").decode()
-    return text[text.index("<svg") :]
+    # The declaration and the metadata (a licence link and the like) belong into a file, not into a page.
+    return re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
 
 
 def write_csv(matrix: ScoreMatrix, path: str | Path) -> Path:

@@ -1,0 +1,137 @@
+"""One HTML file about a bank: what is in it, where it came from, what was measured. It opens without a network.
+
+Everything that a user or a file could have named is escaped; the page may load nothing and run nothing (its content
+security policy says so), so a report can be mailed and opened without a second thought.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any, Protocol
+
+from lorabank.bank.snapshot import Snapshot
+from lorabank.evaluation.matrix import ScoreMatrix
+from lorabank.evaluation.plots import heatmap_svg
+
+# C0, DEL, C1, soft hyphen, zero-width and bidirectional marks: invisible, or able to reorder what is read.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+_SUMMARY = ("average_accuracy", "learning_accuracy", "backward_transfer", "forward_transfer", "forgetting")
+
+
+class Measured(Protocol):
+    """What a report needs to know of an evaluated subject; ``lorabank.api.evaluate`` returns such objects."""
+
+    @property
+    def subject(self) -> str:
+        """``"as-trained"`` or a composition."""
+
+    @property
+    def mode(self) -> str:
+        """How the adapters answered together."""
+
+    @property
+    def task_id(self) -> str:
+        """``"given"`` or ``"routed"``."""
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """T names in sequence order."""
+
+    @property
+    def values(self) -> Any:
+        """Scores [T + 1, T], None or NaN where missing."""
+
+    @property
+    def low(self) -> Any:
+        """Lower ends of the intervals [T + 1, T], or None."""
+
+    @property
+    def high(self) -> Any:
+        """Upper ends."""
+
+    @property
+    def counts(self) -> Any:
+        """Evaluation rows of each task [T]."""
+
+    @property
+    def scalars(self) -> Mapping[str, float | None]:
+        """Metric to value."""
+
+    @property
+    def routing(self) -> Mapping[str, Any] | None:
+        """``oracle``, ``routed``, ``accuracy``, ``confusion`` [T, T] and ``tasks``, for a routed subject."""
+
+
+def render_report(snapshot: Snapshot, measured: Sequence[Measured], *, created_at: str, version: str) -> str:
+    """Render the report.
+
+    Args:
+        snapshot: The bank.
+        measured: Evaluated subjects, each shown as a heat-map with its scalars.
+        created_at: When the report was made.
+        version: The version of lorabank that made it.
+
+    Returns:
+        A whole HTML document without any reference to another file.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.finalize = _visible
+    environment.filters |= {"score": _score, "short": lambda digest: (digest or "")[:12], "pairs": _pairs}
+    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        snapshot=snapshot,
+        tasks=[_task_row(snapshot, task.name) for task in snapshot.tasks],
+        sections=[_section(one) for one in measured],
+        summary=_SUMMARY,
+        created_at=created_at,
+        version=version,
+    )
+
+
+def _task_row(snapshot: Snapshot, name: str) -> dict[str, Any]:
+    adapter = snapshot.adapter_of(name)
+    return {
+        "task": snapshot.task(name),
+        "adapter": adapter,
+        "train": snapshot.dataset(name, "train"),
+        "eval": snapshot.dataset(name, "eval"),
+        # The adapters that were active while this one was trained, by the task that each belongs to.
+        "context": [
+            snapshot.adapters[digest].task if digest in snapshot.adapters else digest[:12]
+            for digest in adapter.context
+        ],
+    }
+
+
+def _section(one: Measured) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    matrix = ScoreMatrix(tuple(one.tasks), one.values, one.counts, one.low, one.high)
+    title = f"{one.subject} ({one.mode})" if one.mode != one.subject else one.subject
+    # matplotlib has escaped every label in the drawing.
+    return {"measured": one, "matrix": matrix, "title": title, "svg": Markup(heatmap_svg(matrix, title))}
+
+
+def _visible(value: Any) -> Any:
+    """Show what cannot be seen by its escape; applied to every value that the template prints."""
+    if type(value) is not str:
+        return value
+    return _INVISIBLE.sub(lambda match: match.group().encode("unicode_escape").decode(), value)
+
+
+def _score(value: float | None, decimals: int = 3) -> str:
+    """A number, or an en dash where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{decimals}f}"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    """``a = 1, b = 2``."""
+    return ", ".join(
+        f"{key} = {value:g}" if type(value) is float else f"{key} = {value}" for key, value in values.items()
+    )
