@@ -1,0 +1,1 @@
+"""One file per verb; ``lorabank_cli.main.COMMANDS`` names them."""

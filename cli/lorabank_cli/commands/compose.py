@@ -1,0 +1,54 @@
+"""``lorabank compose``."""
+
+from __future__ import annotations
+
+from lorabank.core.config import ComposeConfig, InitConfig
+from lorabank_cli.output import plain
+from lorabank_cli.settings import show_settings
+from lorabank_cli.text import command, outline, pairs, safe
+from lorabank_cli.verb import Run, verb
+
+
+@verb(
+    "compose",
+    configs={"Composition": ComposeConfig},
+    required=("mode",),
+    dry_run=True,
+    examples=(
+        "compose --mode prototype",
+        "compose --mode prototype --router gaussian --name routed",
+        "compose --mode manual --weights sentiment=0.7,spam=0.3",
+        "compose --mode attention --tasks sentiment,spam",
+    ),
+)
+def compose(run: Run) -> None:
+    """Make several adapters answer together.
+
+    manual adds the adapters' delta weights with weights of yours; prototype finds each text's task by the nearest
+    prototypes of the frozen base and uses that task's adapter and head; attention learns, per module and token, how
+    much of each adapter to use, from the samples kept in the bank.
+    """
+    from lorabank import api
+
+    config = run.config(ComposeConfig)
+    if run.dry_run:
+        known = [task.name for task in api.overview(run.bank).tasks]
+        members = [name.strip() for name in config.tasks.split(",")] if config.tasks else known
+        show_settings(run, f"would make composition {config.name or config.mode}", {"members": members})
+        return
+    observer = run.observer
+    try:
+        result = api.compose(run.bank, config, init=InitConfig(), observer=observer)
+    finally:
+        observer.finish()
+    made = result.composition
+    facts = pairs(
+        [
+            ("mode", made.mode),
+            ("members", ", ".join(made.members)),
+            ("next", command("lorabank", "eval", "--composition", made.name, "--forgetting-matrix")),
+        ]
+    )
+    report = outline(plain(result.report))
+    parts = [f"made composition {safe(made.name)} in {safe(run.bank)}", report, facts]
+    run.output.data(result, "\n".join(part for part in parts if part))

@@ -1,0 +1,133 @@
+"""``lorabank eval``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorabank.core.config import EvalConfig
+from lorabank.core.errors import ConfigError, GateError
+from lorabank_cli.heatmap import heatmap
+from lorabank_cli.output import plain
+from lorabank_cli.text import pairs, safe, table, terminal_width, wants_color
+from lorabank_cli.verb import Run, verb
+
+if TYPE_CHECKING:
+    from lorabank.api import MatrixReport
+
+PLOTS = (".png", ".svg")
+
+
+@verb(
+    "eval",
+    configs={"Scoring": EvalConfig},
+    examples=(
+        "eval",
+        "eval --forgetting-matrix",
+        "eval --all --forgetting-matrix --plot matrix.png --csv matrix.csv",
+        "eval --composition routed --forward-transfer --json",
+        "eval --forgetting-matrix --gate 'backward_transfer>=-0.02'",
+    ),
+)
+@click.option("--plot", metavar="FILE", help="Write the matrix as a picture: .png or .svg.")
+@click.option("--csv", metavar="FILE", help="Write the matrix as a table.")
+@click.option("--gate", "gates", multiple=True, metavar="EXPR", help="Exit with 12 unless it holds; may be repeated.")
+def evaluate(run: Run, plot: str | None, csv: str | None, gates: tuple[str, ...]) -> None:
+    """Measure what the bank knows and what it forgot.
+
+    A cell [after task i, on task j] is the accuracy on the evaluation rows of j when tasks 1 to i were known. Cells
+    are kept in the bank: what was measured before is not computed again. With several subjects the file names of
+    --plot and --csv get the subject's name.
+    """
+    from lorabank import api
+
+    if plot is not None and Path(plot).suffix.lower() not in PLOTS:
+        raise ConfigError(f"--plot {plot}: not a .png or .svg file", unchanged="nothing was changed")
+    config = run.config(EvalConfig)
+    api.check_gates((), gates)  # a gate that cannot be read should not cost the evaluation first
+    observer = run.observer
+    try:
+        reports = api.evaluate(run.bank, config, observer)
+    finally:
+        observer.finish()
+    results = api.check_gates(reports, gates)
+    run.output.data({"reports": reports, "gates": results}, _text(reports, results, wants_color(sys.stdout)))
+    for report in reports:
+        for save, target in ((api.save_plot, plot), (api.save_csv, csv)):
+            if target is not None:
+                path = _target(target, report.subject, len(reports) > 1)
+                save(report, path)
+                run.output.notice(f"wrote {path}")
+    checked = [gate for gates in results.values() for gate in gates]
+    failed = [gate for gate in checked if not gate.passed]
+    if failed:
+        raise GateError(f"{len(failed)} of {len(checked)} gates failed")
+
+
+def _target(path: str, subject: str, several: bool) -> Path:
+    """``matrix.png``, or ``matrix-routed.png`` when there are several subjects."""
+    target = Path(path)
+    return target.with_name(f"{target.stem}-{subject}{target.suffix}") if several else target
+
+
+def _text(reports: Sequence[MatrixReport], gates: Mapping[str, Sequence[Any]], color: bool) -> str:
+    blocks = [_report(report, color) for report in reports]
+    rows = [
+        ("passed" if gate.passed else "FAILED", gate.gate, subject, plain(gate.value))
+        for subject, checked in gates.items()
+        for gate in checked
+    ]
+    if rows:
+        blocks.append(table(("gate", "condition", "subject", "value"), rows))
+    return "\n\n".join(blocks)
+
+
+def _report(report: MatrixReport, color: bool) -> str:
+    given = "given: each text is answered with its own task's head"
+    routed = "not given: the router finds each text's task"
+    lines = [
+        f"{safe(report.subject)} ({safe(report.mode)}): accuracy [after task, on task]",
+        heatmap(report.tasks, report.values, color=color, limit=terminal_width()),
+        "",
+        f"task id {given if report.task_id == 'given' else routed}",
+        f"{report.computed} cells computed, {report.cached} known before",
+        "",
+        _last_row(report),
+        "",
+        _scalars(plain(report.scalars)),
+    ]
+    if report.routing:
+        lines += ["", _routing(plain(report.routing))]
+    return "\n".join(lines)
+
+
+def _scalars(scalars: dict[str, float | None]) -> str:
+    return pairs([(name, "not defined here" if value is None else value) for name, value in scalars.items()])
+
+
+def _last_row(report: MatrixReport) -> str:
+    rows = [
+        (name, value, f"{low:.4f} .. {high:.4f}" if low is not None and high is not None else None, count)
+        for name, value, low, high, count in zip(
+            report.tasks, report.values[-1], report.low[-1], report.high[-1], report.counts, strict=True
+        )
+    ]
+    return table(("after the last task", "accuracy", "95 % interval", "rows"), rows)
+
+
+def _routing(routing: dict[str, Any]) -> str:
+    facts = [
+        ("accuracy with routed tasks", routing.get("routed")),
+        ("accuracy with known tasks (oracle)", routing.get("oracle")),
+        ("texts routed to their task", routing.get("accuracy")),
+    ]
+    text = pairs(facts)
+    if routing.get("confusion"):
+        names = routing["tasks"]
+        rows = [[name, *row] for name, row in zip(names, routing["confusion"], strict=True)]
+        text += "\n\n" + table(("task \\ routed to", *map(safe, names)), rows, limit=terminal_width())
+    return text

@@ -1,0 +1,26 @@
+"""``lorabank export``."""
+
+from __future__ import annotations
+
+import click
+
+from lorabank_cli.completion import complete_names
+from lorabank_cli.text import pairs, safe
+from lorabank_cli.verb import Run, verb
+
+
+@verb("export", examples=("export sentiment ./sentiment-adapter", "export spam ./spam-only --own"))
+@click.argument("name", shell_complete=complete_names, help="A task or a composition.")
+@click.argument("target", help="Folder to write; it must not exist.")
+@click.option("--own", is_flag=True, help="Only the adapter itself, without those that were active beneath it.")
+def export(run: Run, name: str, target: str, own: bool) -> None:
+    """Write an adapter as a folder that PEFT and vLLM load.
+
+    A task's answer needs the adapters that were active while it was trained; they are joined into one adapter unless
+    --own is given.
+    """
+    from lorabank import api
+
+    result = api.export(run.bank, name, target, own=own)
+    facts = pairs([("kind", result.kind), ("files", ", ".join(result.files)), ("note", result.note or None)])
+    run.output.data(result, f"exported {safe(name)} to {safe(result.path)}\n{facts}")

@@ -1,0 +1,40 @@
+"""``lorabank gc``."""
+
+from __future__ import annotations
+
+import click
+
+from lorabank_cli.options import Finite
+from lorabank_cli.text import safe, size
+from lorabank_cli.verb import Run, verb
+
+
+@verb("gc", dry_run=True, confirm=True, examples=("gc --dry-run", "gc --yes", "gc --grace-hours 0 --yes"))
+@click.option(
+    "--grace-hours", type=Finite(min=0), default=24.0, show_default=True, help="Keep files younger than this."
+)
+def gc(run: Run, grace_hours: float) -> None:
+    """Delete files that nothing refers to.
+
+    They are listed first. Files of removed tasks go when no live record needs them.
+    """
+    from lorabank import api
+
+    found = api.gc(run.bank, dry_run=True, grace_hours=grace_hours)
+    listing = "".join(f"  {safe(path)}\n" for path in found.paths)
+    if run.dry_run or not found.paths:
+        text = f"would delete {_amount(len(found.paths), found.bytes)}\n{listing}".rstrip()
+        document = {"dry_run": run.dry_run, "paths": found.paths, "bytes": found.bytes}
+        run.output.data(document, text if found.paths else "nothing to delete")
+        return
+    run.output.notice(f"to delete in {run.bank}: {_amount(len(found.paths), found.bytes)}")
+    for path in found.paths:
+        run.output.notice(f"  {path}")
+    run.confirm("Delete these files?")
+    done = api.gc(run.bank, dry_run=False, grace_hours=grace_hours)
+    document = {"dry_run": False, "paths": done.paths, "bytes": done.bytes}
+    run.output.data(document, f"deleted {_amount(len(done.paths), done.bytes)}")
+
+
+def _amount(count: int, total: int) -> str:
+    return f"{count} path{'' if count == 1 else 's'}, {size(total)}"

@@ -1,0 +1,64 @@
+"""``lorabank list``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lorabank_cli.text import command, safe, table, terminal_width
+from lorabank_cli.verb import Run, verb
+
+if TYPE_CHECKING:
+    from lorabank.bank.bank import Snapshot
+
+    from lorabank.core.records import TaskRecord
+
+
+@verb("list", examples=("list", "list --json", "list --bank team/bank"))
+def list_bank(run: Run) -> None:
+    """List tasks and compositions."""
+    from lorabank import api
+
+    snapshot = api.overview(run.bank)
+    tasks = [_task(snapshot, task) for task in snapshot.tasks]
+    document = {
+        "bank": run.bank,
+        "id": snapshot.id,
+        "format": snapshot.format,
+        "base": snapshot.base,
+        "tasks": tasks,
+        "compositions": snapshot.compositions,
+    }
+    run.output.data(document, _text(run, snapshot, tasks))
+
+
+def _task(snapshot: Snapshot, task: TaskRecord) -> dict[str, Any]:
+    adapter = snapshot.adapters[task.adapter] if task.adapter else None
+    train = snapshot.dataset(task.name, "train")
+    return {
+        "position": task.position,
+        "name": task.name,
+        "labels": task.labels,
+        "strategy": adapter.strategy if adapter else None,
+        "r": adapter.r if adapter else None,
+        "rows": train.rows if train else None,
+        "accuracy": adapter.metrics.get("accuracy") if adapter else None,
+        "state": task.state,
+        "adapter": task.adapter,
+    }
+
+
+def _text(run: Run, snapshot: Snapshot, tasks: list[dict[str, Any]]) -> str:
+    limit = terminal_width()
+    lines = [f"bank {safe(run.bank)}, base {safe(snapshot.base.name)}", ""]
+    if not tasks:
+        lines += ["no tasks yet", f"next: {command('lorabank', 'add-task', 'NAME', '--data', 'FILE')}"]
+        return "\n".join(lines)
+    columns = ("position", "name", "labels", "strategy", "r", "rows", "accuracy", "state")
+    rows = [[", ".join(t[c]) if c == "labels" else t[c] for c in columns] for t in tasks]
+    lines += [table(("#", "task", *columns[2:]), rows, limit=limit), ""]
+    if snapshot.compositions:
+        rows = [[c.name, c.mode, ", ".join(c.members), c.created_at] for c in snapshot.compositions]
+        lines.append(table(("composition", "mode", "members", "made"), rows, limit=limit))
+    else:
+        lines += ["no compositions yet", "next: lorabank compose --mode prototype"]
+    return "\n".join(lines)

@@ -1,0 +1,57 @@
+"""``lorabank predict``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from lorabank.core.config import PredictConfig
+from lorabank_cli.text import table, terminal_width
+from lorabank_cli.verb import Run, verb
+
+if TYPE_CHECKING:
+    from lorabank.api import Prediction
+
+
+@verb(
+    "predict",
+    configs={"Answering": PredictConfig},
+    examples=(
+        "predict 'A wonderful film.'",
+        "predict --task spam 'You have won a prize'",
+        "predict --composition routed --data texts.csv --text-column body --json",
+        "predict - < lines.txt",
+    ),
+)
+@click.argument("texts", nargs=-1, metavar="[TEXT]...", help="Text to label; '-' reads one text per line from stdin.")
+def predict(run: Run) -> None:
+    """Label texts with a composition or one task.
+
+    Prints the label, its probability, whose head answered and the weight of each adapter. With --task the task id is
+    given; a routed composition finds it.
+    """
+    from lorabank import api
+
+    params = run.ctx.params
+    if params["texts"] == ("-",):
+        params["texts"] = tuple(line.rstrip("\r\n") for line in sys.stdin if line.strip())
+    if not params["texts"] and not params["data"]:
+        raise click.UsageError("Missing a TEXT, '-' or '--data'.")
+    observer = run.observer
+    try:
+        predictions = api.predict(run.bank, run.config(PredictConfig), observer)
+    finally:
+        observer.finish()
+    run.output.data({"predictions": predictions}, _text(predictions))
+
+
+def _text(predictions: Sequence[Prediction]) -> str:
+    rows = [(p.label, p.probability, p.task, p.task_id, _adapters(p.adapters), p.text) for p in predictions]
+    return table(("label", "probability", "task", "task id", "adapters", "text"), rows, limit=terminal_width())
+
+
+def _adapters(weights: dict[str, float]) -> str:
+    return ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items()) or "none"

@@ -1,0 +1,40 @@
+"""Names from the bank, for the shell's completion."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from lorabank.bank.bank import Snapshot
+
+
+def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Tasks and compositions."""
+    return complete_tasks(ctx, param, incomplete) + complete_compositions(ctx, param, incomplete)
+
+
+def complete_tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Tasks."""
+    snapshot = _snapshot(ctx)
+    return [t.name for t in snapshot.tasks if t.name.startswith(incomplete)] if snapshot else []
+
+
+def complete_compositions(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Compositions."""
+    snapshot = _snapshot(ctx)
+    return [c.name for c in snapshot.compositions if c.name.startswith(incomplete)] if snapshot else []
+
+
+def _snapshot(ctx: click.Context) -> Snapshot | None:
+    from pathlib import Path
+
+    from lorabank import api
+    from lorabank.core.errors import LorabankError
+
+    try:
+        return api.overview(Path(ctx.params.get("bank") or os.environ.get("LORABANK_BANK") or "bank"))
+    except LorabankError:  # no bank here: nothing to offer, and a completion must not complain
+        return None

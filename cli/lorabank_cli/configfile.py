@@ -1,0 +1,114 @@
+"""``--config FILE``: a TOML file with a table per command, checked whole before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lorabank.core.config import nearest
+from lorabank.core.errors import ConfigError, NotFoundError
+
+Lookup = Callable[[str], click.Command | None]
+
+
+def read_config(
+    path: str, names: list[str], lookup: Lookup, shared: list[click.Parameter]
+) -> dict[str, dict[str, Any]]:
+    """Read a config file.
+
+    Top-level keys (``bank``, ``quiet``, ...) hold for every command, a table ``[add-task]`` for one. Keys are the
+    long option names; dashes and underscores are the same.
+
+    Args:
+        path: The file.
+        names: Every command's name.
+        lookup: Command by name.
+        shared: The options that every command has.
+
+    Returns:
+        Command name to parameter name to value, with the top-level keys under ``""``.
+
+    Raises:
+        NotFoundError: No such file.
+        ConfigError: Not TOML, unknown tables or keys, values that do not fit; all of them at once.
+    """
+    problems: list[str] = []
+    found: dict[str, dict[str, Any]] = {"": {}}
+    general = {name: p for p in shared if (name := option_name(p))}
+    for key, value in _load(path).items():
+        if not isinstance(value, Mapping):
+            _take(found[""], general, key, value, "", problems)
+            continue
+        target = lookup(key)
+        if target is None or isinstance(target, click.Group):
+            problems.append(f"unknown table [{key}].{nearest(key, names)}")
+            continue
+        known = {name: p for p in target.params if (name := option_name(p))}
+        found[key] = {}
+        for option, item in value.items():
+            _take(found[key], known, option, item, f"[{key}] ", problems)
+    if problems:
+        raise ConfigError(f"{path}: " + "; ".join(problems), unchanged="nothing was changed")
+    return found
+
+
+def option_name(param: click.Parameter) -> str | None:
+    """The name of an option in a config file, None for what a file cannot set."""
+    if not isinstance(param, click.Option) or param.is_eager or param.name in {"yes", "dry_run"}:
+        return None
+    return max(param.opts, key=len).lstrip("-")
+
+
+def _load(path: str) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise NotFoundError(f"no config file {path}", hint="give --config an existing TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}", unchanged="nothing was changed") from None
+
+
+def _take(
+    found: dict[str, Any],
+    known: dict[str, click.Parameter],
+    key: str,
+    value: Any,
+    where: str,
+    problems: list[str],
+) -> None:
+    param = known.get(key.replace("_", "-"))
+    if param is None:
+        problems.append(f"unknown key {where}{key}.{nearest(key.replace('_', '-'), list(known))}")
+        return
+    try:
+        found[str(param.name)] = _checked(param, value)
+    except click.BadParameter as error:
+        problems.append(f"{where}{key} = {value!r}: {error.message}")
+
+
+def _checked(param: click.Parameter, value: Any) -> Any:
+    """The value converted by the option's own type, without click's leniency (``8.7`` is no integer)."""
+    assert isinstance(param, click.Option)
+    if param.multiple:
+        if not isinstance(value, list):
+            raise click.BadParameter("expected a list")
+        return [_checked_item(param, item) for item in value]
+    return _checked_item(param, value)
+
+
+def _checked_item(param: click.Option, value: Any) -> Any:
+    if param.is_flag or param.count:
+        expected: tuple[type, ...] = (bool,) if param.is_flag else (int,)
+    elif isinstance(param.type, click.types.FloatParamType):
+        expected = (int, float)
+    else:
+        expected = (int,) if isinstance(param.type, click.types.IntParamType) else (str,)
+    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+        names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+        raise click.BadParameter(f"expected {names[expected[-1]]}")
+    return param.type.convert(value, param, None)

@@ -1,0 +1,65 @@
+"""Every exception as a message with an exit code; imported when something failed."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+
+import click
+
+from lorabank.core.errors import LorabankError, StorageError
+from lorabank_cli.output import Output
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class Interrupted(LorabankError):
+    """Ctrl-C, or a question answered with no."""
+
+    exit_code = 130
+
+
+class InternalError(LorabankError):
+    """A bug."""
+
+
+class UsageError(LorabankError):
+    """Words that the command line does not understand."""
+
+    exit_code = 2
+
+
+def report_failure(error: BaseException, output: Output) -> int:
+    """Write the error and return its exit code."""
+    if output.debug:
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    known = as_known(error)
+    output.error(type(known).__name__, known.exit_code, known.message, known.unchanged, known.hint)
+    return known.exit_code
+
+
+def as_known(error: BaseException) -> LorabankError:
+    """The error itself, or the one of ours that says the same."""
+    if isinstance(error, LorabankError):
+        return error
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return Interrupted("interrupted")
+    if isinstance(error, click.ClickException):
+        return _usage(error)
+    if isinstance(error, MemoryError):
+        return StorageError("out of memory", hint="a smaller --batch-size or --max-length needs less")
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        hint = "free some space and run the same command again" if error.errno in _FULL else None
+        return StorageError(f"{error.strerror or error}{where}", hint=hint)
+    return InternalError(
+        f"internal error: {type(error).__name__}: {error}", hint="run it again with --debug and report the traceback"
+    )
+
+
+def _usage(error: click.ClickException) -> LorabankError:
+    """What click says on one line, with where to read on."""
+    ctx = getattr(error, "ctx", None)
+    message = " ".join(error.format_message().replace(",\n\t", ", ").split())
+    hint = f"{ctx.command_path} --help" if ctx is not None else "lorabank --help"
+    return UsageError(message, hint=hint)

@@ -1,0 +1,162 @@
+"""``lorabank``: the table of commands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from lorabank_cli.options import shared_options
+from lorabank_cli.output import Output
+
+COMMANDS = {
+    "init": ("init:init", "Make an empty bank for a base model."),
+    "add-task": ("add_task:add_task", "Train an adapter for a new task and add it to the bank."),
+    "compose": ("compose:compose", "Make several adapters answer together."),
+    "eval": ("eval:evaluate", "Measure what the bank knows and what it forgot."),
+    "predict": ("predict:predict", "Label texts."),
+    "list": ("list:list_bank", "List tasks and compositions."),
+    "show": ("show:show", "Show everything recorded about a task or composition."),
+    "remove": ("remove:remove", "Remove a task or composition."),
+    "export": ("export:export", "Write an adapter as a folder that PEFT and vLLM load."),
+    "import": ("import_:import_adapter", "Add a LoRA adapter that was trained elsewhere."),
+    "verify": ("verify:verify", "Check the bank's records and files."),
+    "gc": ("gc:gc", "Delete files that nothing refers to."),
+    "report": ("report:report", "Write one HTML file about the bank."),
+    "demo": ("demo:demo", "Run the whole story on four small tasks."),
+    "doctor": ("doctor:doctor", "Show versions, devices and the bank's state."),
+    "db": ("db:db", "Look after the bank's database."),
+}
+"""Name to module and object below ``lorabank_cli.commands``, and the first line of the help."""
+
+SYNONYMS = {
+    "train": "add-task",
+    "add": "add-task",
+    "evaluate": "eval",
+    "test": "eval",
+    "ls": "list",
+    "rm": "remove",
+    "delete": "remove",
+    "infer": "predict",
+    "push": "export",
+    "merge": "compose",
+}
+"""What users of neighbouring tools type; the error names the verb."""
+
+EPILOG = """\b
+Start in an empty folder:
+  lorabank add-task sentiment --data sentiment.jsonl
+  lorabank add-task spam --data spam.jsonl
+  lorabank compose --mode prototype
+  lorabank eval --all --forgetting-matrix
+Try it without data: lorabank demo
+
+\b
+Every option can also come from the environment (LORABANK_BANK,
+LORABANK_ADD_TASK_R, ...) or from a TOML file (--config); flags win over
+the environment, the environment over the file, the file over defaults.
+
+\b
+Completion, to be put into the shell's start-up file:
+  bash  eval "$(_LORABANK_COMPLETE=bash_source lorabank)"
+  zsh   eval "$(_LORABANK_COMPLETE=zsh_source lorabank)"
+  fish  _LORABANK_COMPLETE=fish_source lorabank | source
+"""
+
+
+class Lazy(click.Group):
+    """A group that imports a command when it is called, and hands down the options given before its name."""
+
+    def __init__(self, *args: Any, table: dict[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.table = table
+        self.params += shared_options()
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of the work."""
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in self.table:
+            return None
+        module, _, attribute = self.table[cmd_name][0].partition(":")
+        found = getattr(import_module(f"lorabank_cli.commands.{module}"), attribute)
+        assert isinstance(found, click.Command)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table, without an import."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help) for name, (_, help) in self.table.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; an unknown one is answered with the nearest."""
+        try:
+            name, command, rest = super().resolve_command(ctx, args)
+        except click.UsageError:
+            if args[0].startswith("-"):
+                raise
+            from lorabank.core.config import nearest
+
+            meant = SYNONYMS.get(args[0].lower())
+            guess = f" Did you mean {meant!r}?" if meant in self.table else nearest(args[0], list(self.table))
+            raise click.UsageError(f"No such command {args[0]!r}.{guess}", ctx) from None
+        return name, command, [*self._given(ctx), *rest]
+
+    def _given(self, ctx: click.Context) -> list[str]:
+        """The shared options of this call, as words, to be parsed again by the command."""
+        words: list[str] = []
+        for param in self.params:
+            name = str(param.name)
+            if getattr(param, "shared", False) and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                words += [f"--{name}"] if ctx.params[name] is True else [f"--{name}", str(ctx.params[name])]
+        return words
+
+
+@click.group(
+    cls=Lazy,
+    table=COMMANDS,
+    epilog=EPILOG,
+    context_settings={"auto_envvar_prefix": "LORABANK", "help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="lorabank", prog_name="lorabank")
+def cli(**_: Any) -> None:
+    """Train LoRA adapters task after task, keep them in one bank, compose them, measure what was forgotten."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: Words after ``lorabank``, by default those of the process.
+
+    Returns:
+        The exit code (docs/errors.md).
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 shows escapes, not a traceback
+            stream.reconfigure(errors="backslashreplace")
+    output = Output(json="--json" in words, debug="--debug" in words)
+    try:
+        code = cli.main(words, prog_name="lorabank", standalone_mode=False, obj=output)
+        sys.stdout.flush()
+        return int(code or 0)
+    except BrokenPipeError:
+        # The reader has gone; without this Python would complain once more at its own flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except BaseException as error:
+        if isinstance(error, SystemExit | GeneratorExit):
+            raise
+        from lorabank_cli.failures import report_failure
+
+        return report_failure(error, output)

@@ -1,0 +1,141 @@
+"""Options made from the fields of the config dataclasses, and the ones every command has.
+
+A field's name with dashes is the option, its type, default, bounds and help are the option's: one source.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from dataclasses import Field
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import click
+
+from lorabank_cli.completion import complete_compositions, complete_tasks
+
+TABLES = {"strategy": "STRATEGIES", "penalty": "PENALTIES", "mode": "COMPOSERS"}
+"""Fields whose values are the names of a string table in ``lorabank.core.plugins``."""
+
+COMPLETIONS = {"task": complete_tasks, "composition": complete_compositions, "compositions": complete_compositions}
+"""Fields whose values are names in the bank."""
+
+
+class Option(click.Option):
+    """An option with a section in ``--help``; a shared one may also stand before the command's name."""
+
+    def __init__(self, *args: Any, section: str = "Options", shared: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+        self.shared = shared
+
+
+class Finite(click.FloatRange):
+    """A number within bounds; not NaN, not infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert and check."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+def shared_options() -> list[Option]:
+    """The options of every command, each also settable by ``LORABANK_<NAME>``."""
+
+    def option(*names: str, name: str, **kwargs: Any) -> Option:
+        return Option([*names, name], section="General", shared=True, envvar=f"LORABANK_{name.upper()}", **kwargs)
+
+    return [
+        option("--bank", "-b", name="bank", default="bank", show_default=True, metavar="DIR", help="The bank."),
+        option("--config", name="config", metavar="FILE", help="TOML file with a table per command."),
+        option("--json", name="json", is_flag=True, help="One JSON document on stdout."),
+        option("--quiet", "-q", name="quiet", is_flag=True, help="No notices and no progress."),
+        option("--verbose", "-v", name="verbose", is_flag=True, help="Show every setting and its source."),
+        option("--debug", name="debug", is_flag=True, help="Show the traceback of an error."),
+    ]
+
+
+def change_options(*, dry_run: bool, confirm: bool) -> list[Option]:
+    """``--dry-run`` and ``--yes`` for commands that change something."""
+    options = []
+    if dry_run:
+        options.append(Option(["--dry-run"], is_flag=True, section="General", help="Show what would happen."))
+    if confirm:
+        options.append(Option(["--yes", "-y"], is_flag=True, section="General", help="Do not ask."))
+    return options
+
+
+def config_options(config: type[Any], section: str, *, required: frozenset[str], skip: frozenset[str]) -> list[Option]:
+    """One option for each field of a config class.
+
+    Args:
+        config: A class of ``lorabank.core.config``.
+        section: Heading in ``--help``.
+        required: Fields that must be given.
+        skip: Fields that the command declares by itself.
+    """
+    from lorabank.core.config import config_fields
+
+    hints = get_type_hints(config)
+    return [
+        _config_option(f, hints[f.name], section, f.name in required)
+        for f in config_fields(config)
+        if f.name not in skip
+    ]
+
+
+def _config_option(field: Field[Any], hint: Any, section: str, required: bool) -> Option:
+    kind, multiple = _kind(hint)
+    dashed = field.name.replace("_", "-")
+    flag = f"--{dashed[:-1] if multiple else dashed}"
+    shown = field.default if field.default not in (None, "", (), False) else None
+    common: dict[str, Any] = {
+        "section": section,
+        "help": field.metadata["help"],
+        "required": required,
+        "show_default": shown is not None,
+        "shell_complete": COMPLETIONS.get(field.name),
+    }
+    if not required:
+        common["default"] = field.default
+    if kind is bool:
+        return Option([f"{flag}/--no-{dashed}", field.name], **common)
+    metavar = {int: "N", float: "X"}.get(kind)
+    return Option([flag, field.name], type=_click_type(field, kind), multiple=multiple, metavar=metavar, **common)
+
+
+def _kind(hint: Any) -> tuple[Any, bool]:
+    """The type behind ``X | None`` and ``tuple[X, ...]``, and whether it was the latter."""
+    if get_origin(hint) is tuple:
+        return get_args(hint)[0], True
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(a for a in get_args(hint) if a is not type(None)), False
+    return hint, False
+
+
+def _click_type(field: Field[Any], kind: Any) -> click.ParamType[Any]:
+    if field.name in TABLES:
+        return click.Choice(_names(TABLES[field.name]))
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    bounds = field.metadata
+    edges: dict[str, Any] = {
+        "min": bounds.get("ge", bounds.get("gt")),
+        "max": bounds.get("le", bounds.get("lt")),
+        "min_open": "gt" in bounds,
+        "max_open": "lt" in bounds,
+    }
+    if kind is int:
+        return click.IntRange(**edges)
+    return Finite(**edges) if kind is float else click.STRING
+
+
+def _names(table: str) -> list[str]:
+    """The names of a string table and of what other installed packages add to it."""
+    from importlib.metadata import entry_points
+
+    from lorabank.core import plugins
+
+    return [*getattr(plugins, table), *(point.name for point in entry_points(group=f"lorabank.{table.lower()}"))]

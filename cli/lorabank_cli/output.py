@@ -1,0 +1,74 @@
+"""The two streams: data to stdout (text or one JSON document), everything else to stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import click
+
+from lorabank_cli.text import safe, wants_color
+
+
+def plain(value: Any) -> Any:
+    """Records, tuples, paths and NaN as what JSON knows: objects, lists, strings and null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, PurePath) else value
+
+
+def as_json(document: Any) -> str:
+    """One document; ASCII only, so that no control character reaches a terminal."""
+    return json.dumps(plain(document), indent=2, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+class Output:
+    """What one command writes.
+
+    Args:
+        json: Whether stdout carries one JSON document instead of text.
+        quiet: Whether notices are left out.
+        debug: Whether errors show their traceback.
+    """
+
+    def __init__(self, *, json: bool = False, quiet: bool = False, debug: bool = False) -> None:
+        self.json = json
+        self.quiet = quiet
+        self.debug = debug
+        self.written = False
+
+    def data(self, document: Any, text: str) -> None:
+        """Write the result: ``document`` with ``--json``, else ``text`` (escaped by its maker)."""
+        self.written = True
+        shown = as_json(document) if self.json else text
+        if shown:
+            click.echo(shown, color=not self.json and wants_color(sys.stdout))
+
+    def notice(self, message: str) -> None:
+        """Write one line about what happens, unless ``--quiet``."""
+        if not self.quiet:
+            click.echo(safe(message), err=True)
+
+    def error(self, kind: str, code: int, message: str, unchanged: str | None, hint: str | None) -> None:
+        """Write an error; with ``--json`` also as the one document, unless a result was written before."""
+        head = click.style("error:", fg="red", bold=True)
+        lines = [f"{head} {safe(message)}"]
+        if unchanged:
+            lines.append(f"  {safe(unchanged)}")
+        if hint:
+            lines.append(f"  hint: {safe(hint)}")
+        click.echo("\n".join(lines), err=True, color=wants_color(sys.stderr))
+        if self.json and not self.written:
+            error = {"kind": kind, "exit_code": code, "message": message, "unchanged": unchanged, "hint": hint}
+            self.data({"error": error}, "")

@@ -1,0 +1,71 @@
+"""The library's ``Observer`` on stderr: a bar on a terminal, a plain line now and then else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import click
+
+from lorabank_cli.output import Output
+from lorabank_cli.text import safe
+
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
+
+_LINES = 10
+"""Plain lines of one job when stderr is a file or a pipe."""
+
+
+class ConsoleObserver:
+    """Shows notices and progress with the loss and each penalty; silent with ``--quiet``."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._bar: ProgressBar[int] | None = None
+        self._what = ""
+        self._total = 0
+        self._tenth = 0
+
+    def notice(self, message: str) -> None:
+        """One line for the user."""
+        self.finish()
+        self._output.notice(message)
+
+    def start(self, what: str, total: int) -> None:
+        """Begin a job of ``total`` steps."""
+        self.finish()
+        self._what, self._total, self._tenth = safe(what), total, 0
+        if self._output.quiet:
+            return
+        if sys.stderr.isatty():
+            self._bar = click.progressbar(
+                length=total, label=self._what, file=sys.stderr, show_pos=True, item_show_func=_shown
+            )
+            self._bar.__enter__()
+        else:
+            click.echo(f"{self._what}: {total} steps", err=True)
+
+    def advance(self, done: int, values: Mapping[str, float]) -> None:
+        """Show that ``done`` steps of the job are behind us."""
+        line = "  ".join(f"{safe(name)} {value:.4g}" for name, value in values.items())
+        if self._bar is not None:
+            # The bar wants increments and any item; the item is the text to show.
+            self._bar.current_item = line  # type: ignore[assignment]
+            self._bar.update(done - self._bar.pos)
+        elif not self._output.quiet and self._total:
+            tenth = done * _LINES // self._total
+            if tenth > self._tenth:
+                self._tenth = tenth
+                click.echo(f"{self._what}: {done}/{self._total}  {line}".rstrip(), err=True)
+
+    def finish(self) -> None:
+        """End the job's bar, also after an error."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
+
+
+def _shown(item: object) -> str | None:
+    return None if item is None else str(item)

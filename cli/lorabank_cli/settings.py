@@ -1,0 +1,51 @@
+"""``--dry-run``: each resolved setting with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorabank_cli.text import pairs, safe, table, terminal_width
+from lorabank_cli.verb import Run
+
+
+def show_settings(run: Run, headline: str, plan: Mapping[str, Any] | None = None) -> None:
+    """Write what a command would do.
+
+    Args:
+        run: The call.
+        headline: What would happen, in a few words.
+        plan: Facts about the work, shown below the settings.
+    """
+    settings = run.settings()
+    plan = plan or {}
+    document = {
+        "dry_run": True,
+        "settings": {s.name: {"value": s.value, "source": s.source} for s in settings},
+        **plan,
+    }
+    lines = [
+        safe(headline),
+        "",
+        table(
+            ("setting", "value", "source"), [_row(s.name, s.value, s.source) for s in settings], limit=terminal_width()
+        ),
+    ]
+    if plan:
+        lines += ["", pairs([(name.replace("_", " "), _shown(value)) for name, value in plan.items()], indent="")]
+    lines += ["", "nothing was changed"]
+    run.output.data(document, "\n".join(lines))
+
+
+def _row(name: str, value: Any, source: str) -> tuple[str, str, str]:
+    return name.replace("_", "-"), _shown(value) or "-", source
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shown(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)

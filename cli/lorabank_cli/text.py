@@ -1,0 +1,143 @@
+"""What may reach a terminal: escaped text, aligned tables, colour where it is wanted."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+# C0, DEL, C1, zero-width and bidirectional controls, line separators, byte order mark, lone surrogates: they
+# move the cursor, reorder or hide text, or cannot be encoded.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+def safe(value: object) -> str:
+    r"""Text with every control, bidirectional and zero-width character shown as ``\xNN`` or ``\uNNNN``."""
+    return _UNSAFE.sub(_escape, str(value))
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def wants_color(stream: IO[Any]) -> bool:
+    """Whether colour may be written: a terminal that can, and no ``NO_COLOR`` (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal on standard output, None when it is a file or a pipe."""
+    import sys
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def width(text: str) -> int:
+    """Terminal columns that ``text`` takes: 2 for wide characters, 0 for combining ones."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def fit(text: str, columns: int) -> str:
+    """``text`` cut or padded with spaces to exactly ``columns``; a cut ends in ``~``."""
+    if width(text) > columns:
+        while text and width(text) > columns - 1:
+            text = text[:-1]
+        text += "~"
+    return text + " " * (columns - width(text))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, limit: int | None = None) -> str:
+    """Columns aligned under ``header``, numbers to the right.
+
+    Args:
+        header: Column titles.
+        rows: Cells; None is shown empty.
+        limit: Terminal width: the widest text columns are cut to fit, with a line that says how to see all.
+
+    Returns:
+        Lines without a trailing newline.
+    """
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(width(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
+    wanted = sum(widths) + 2 * (len(widths) - 1)
+    cut = limit is not None and wanted > limit
+    if limit is not None:
+        while sum(widths) + 2 * (len(widths) - 1) > limit and max(widths) > 8:
+            widths[widths.index(max(widths))] -= 1
+    right = [bool(rows) and all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(header))]
+    lines = []
+    for line in [list(header), *cells]:
+        parts = [_align(text, columns, flush) for text, columns, flush in zip(line, widths, right, strict=True)]
+        lines.append("  ".join(parts).rstrip())
+    if cut:
+        lines.append("(cut to the terminal; everything is in --json)")
+    return "\n".join(lines)
+
+
+def _align(text: str, columns: int, right: bool) -> str:
+    fitted = fit(text, columns)
+    return fitted if not right else " " * (columns - width(fitted.rstrip())) + fitted.rstrip()
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else safe(value)
+
+
+def pairs(items: Sequence[tuple[str, object]], *, indent: str = "  ") -> str:
+    """``name  value`` lines with the values aligned; None values are left out."""
+    shown = [(safe(name), _cell(value)) for name, value in items if value is not None]
+    columns = max((width(name) for name, _ in shown), default=0)
+    return "\n".join(f"{indent}{fit(name, columns)}  {value}".rstrip() for name, value in shown)
+
+
+def outline(document: Mapping[str, Any], *, indent: str = "  ") -> str:
+    """A nested document for people: names and values, lists of objects as tables; nothing is left out but nulls."""
+    simple: list[tuple[str, object]] = []
+    blocks = []
+    for name, value in document.items():
+        title = str(name).replace("_", " ")
+        if isinstance(value, Mapping) and value:
+            blocks.append(f"{indent}{safe(title)}\n{outline(value, indent=indent + '  ')}")
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+            blocks.append(f"{indent}{safe(title)}\n{_objects(value, indent + '  ')}")
+        elif isinstance(value, list | tuple):
+            simple.append((title, ", ".join(map(str, value)) or None))
+        elif isinstance(value, bool):
+            simple.append((title, "yes" if value else "no"))
+        elif value not in ({}, ""):
+            simple.append((title, value))
+    return "\n".join(part for part in [pairs(simple, indent=indent), *blocks] if part)
+
+
+def _objects(rows: Sequence[Mapping[str, Any]], indent: str) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [
+        [", ".join(map(str, v)) if isinstance(v := row.get(n), list | tuple) else v for n in names] for row in rows
+    ]
+    lines = table([name.replace("_", " ") for name in names], cells)
+    return "\n".join(indent + line for line in lines.splitlines())
+
+
+def size(count: int) -> str:
+    """Bytes for people: ``"3.1 MB"`` (1 MB = 10**6 bytes)."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{int(value)} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError("unreachable")
+
+
+def command(*words: str) -> str:
+    """A shell line that can be pasted, for hints."""
+    import shlex
+
+    return safe(" ".join(word if re.fullmatch(r"[A-Z]+", word) else shlex.quote(word) for word in words))
