@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorabank.bank.bank import Bank, Snapshot
+    from lorabank.bank.bank import Bank
+    from lorabank.bank.snapshot import Snapshot
     from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, PredictConfig, TrainConfig
     from lorabank.core.errors import LorabankError
     from lorabank.core.observer import Observer, SilentObserver
@@ -26,7 +27,7 @@ _HOMES = {
     "Observer": "lorabank.core.observer",
     "PredictConfig": "lorabank.core.config",
     "SilentObserver": "lorabank.core.observer",
-    "Snapshot": "lorabank.bank.bank",
+    "Snapshot": "lorabank.bank.snapshot",
     "TrainConfig": "lorabank.core.config",
 }
 

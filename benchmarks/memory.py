@@ -1,0 +1,75 @@
+"""What one more earlier task costs in memory while a task is trained, against the bytes of its A factors.
+
+The penalty needs every earlier A; everything else of the past is folded into the weights once. Memory is counted, not
+sampled: the bytes of every tensor that is alive after an optimizer step of a real training run.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import Result
+from benchmarks.models import RANK, minilm, query_and_value, random_stack
+from lorabank.core.config import DEFAULT_BASE, TrainConfig
+from lorabank.core.lora import AdapterStack
+from lorabank.core.observer import SilentObserver
+from lorabank.models.loading import describe_base, resolve_base
+from lorabank.training.run import TrainJob, train_adapter
+from lorabank.training.strategies import OLORA
+
+FEW, MANY = 2, 32
+BAR = 1.05
+
+
+def measure() -> list[Result]:
+    """The same two training steps after few and after many tasks."""
+    model = minilm()
+    modules = query_and_value(model)
+    factor_bytes = sum(4 * RANK * model.get_submodule(name).in_features for name in modules)
+    few, many = (_peak(random_stack(model, modules, tasks)) for tasks in (FEW, MANY))
+    growth = (many - few) / (MANY - FEW)
+    detail = {"tensor_bytes": {FEW: few, MANY: many}, "growth_bytes": growth, "factor_bytes": factor_bytes}
+    what = f"growth of live tensors per earlier task ({FEW} to {MANY}), against its A factors"
+    return [Result("memory", what, growth / factor_bytes, BAR, "x", detail)]
+
+
+def _peak(earlier: AdapterStack) -> int:
+    base = describe_base(resolve_base(DEFAULT_BASE))
+    texts = [f"text number {number}" for number in range(16)]
+    with tempfile.TemporaryDirectory() as work:
+        job = TrainJob(
+            base=base,
+            config=TrainConfig(epochs=2, batch_size=8, max_length=16, device="cpu"),
+            strategy=OLORA,
+            texts=texts,
+            label_ids=[number % 2 for number in range(len(texts))],
+            labels=2,
+            earlier=earlier,
+            context=earlier.names,
+            continued=None,
+            work=Path(work),
+        )
+        del earlier
+        observer = _LiveTensors()
+        train_adapter(job, observer)
+    return observer.most
+
+
+class _LiveTensors(SilentObserver):
+    def __init__(self) -> None:
+        self.most = 0
+
+    def advance(self, done: int, values: Mapping[str, float]) -> None:
+        """After an optimizer step: the bytes of all storages, each counted once."""
+        gc.collect()
+        storages = {}
+        for thing in gc.get_objects():
+            if isinstance(thing, torch.Tensor) and thing.device.type != "meta":
+                storage = thing.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+        self.most = max(self.most, sum(storages.values()))
