@@ -101,17 +101,18 @@ def _draw(matrix: ScoreMatrix, title: str) -> Figure:
     axes, bar = figure.add_axes((0, 0, width, height)), figure.add_axes((width + 0.15, 0, 0.16, height))
     axes.set_xlim(0, len(matrix.tasks))
     axes.set_ylim(len(rows), 0)
-    _draw_cells(axes, bar, matrix.values[rows])
+    _draw_cells(axes, matrix.values[rows])
+    _draw_bar(bar)
     _outline_learnt(axes, rows)
     _label(axes, matrix, rows, title)
     return figure
 
 
-def _draw_cells(axes: Axes, bar: Axes, values: Values) -> None:
+def _draw_cells(axes: Axes, values: Values) -> None:
     from matplotlib import colormaps
 
     viridis = colormaps["viridis"]
-    mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=viridis, vmin=0, vmax=1, edgecolors="white", linewidth=2)
+    axes.pcolormesh(np.ma.masked_invalid(values), cmap=viridis, vmin=0, vmax=1, edgecolors="white", linewidth=2)
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
             axes.text(
@@ -123,10 +124,18 @@ def _draw_cells(axes: Axes, bar: Axes, values: Values) -> None:
                 color=_readable_on(viridis(float(value))),
                 fontsize=10,
             )
-    scale = axes.figure.colorbar(mesh, cax=bar)
-    scale.outline.set_visible(False)
-    scale.set_label("accuracy", fontsize=9, color=_INK)
+
+
+def _draw_bar(bar: Axes) -> None:
+    """The colour scale, as shapes: matplotlib's own is a bitmap, which a page that may load nothing does not show."""
+    steps = np.linspace(0, 1, 65)
+    bar.pcolormesh([0, 1], steps, steps[:-1, None], cmap="viridis", vmin=0, vmax=1, edgecolors="face", linewidth=0.3)
+    bar.set_xticks([])
+    bar.yaxis.tick_right()
+    bar.yaxis.set_label_position("right")
+    bar.set_ylabel("accuracy", fontsize=9, color=_INK)
     bar.tick_params(length=0, labelsize=8, colors=_INK)
+    bar.set_frame_on(False)
 
 
 def _readable_on(colour: tuple[float, ...]) -> str:
