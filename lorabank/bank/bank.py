@@ -1,0 +1,227 @@
+"""A bank: one base model, the tasks learnt on it, and everything that was made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabank.bank.layout import Layout
+from lorabank.bank.reading import read_evaluations, read_manifest, read_operations, read_snapshot, reading
+from lorabank.core.errors import DamagedError, NotFoundError
+from lorabank.core.records import BaseModelRecord, EvaluationRecord, Finding, OperationRecord
+
+if TYPE_CHECKING:
+    from lorabank.bank.gc import GcResult
+    from lorabank.bank.operations import Operation
+    from lorabank.bank.snapshot import Snapshot
+
+
+class Bank:
+    """A bank folder that can be read and written.
+
+    Reading needs the standard library alone; what writes is imported when it is called. Use ``create`` or ``open``.
+
+    Attributes:
+        path: The folder.
+        id: The bank's id: random, made once.
+    """
+
+    def __init__(self, layout: Layout, identifier: str) -> None:
+        self.path = layout.root
+        self.id = identifier
+        self._layout = layout
+
+    @classmethod
+    def create(cls, path: Path | str, base: BaseModelRecord) -> Bank:
+        """Make a new bank.
+
+        Args:
+            path: A folder that does not exist, or is empty.
+            base: The base model of every adapter to come.
+
+        Raises:
+            ExistsError: There is a bank, or the folder holds other things.
+            StorageError: No space, no permission, or an input/output error.
+        """
+        from lorabank.bank.creation import create
+
+        layout = Layout(Path(path))
+        return cls(layout, create(layout, base))
+
+    @classmethod
+    def open(cls, path: Path | str) -> Bank:
+        """Open a bank.
+
+        Raises:
+            NotFoundError: There is no bank.
+            IncompatibleError: Its schema is newer, or older and must be upgraded.
+            DamagedError: It cannot be read.
+        """
+        layout = Layout(Path(path))
+        identifier = read_manifest(layout)["id"]
+        with reading(layout):
+            return cls(layout, identifier)
+
+    @staticmethod
+    def exists(path: Path | str) -> bool:
+        """Whether there is a finished bank in the folder."""
+        return Layout(Path(path)).manifest.is_file()
+
+    def snapshot(self) -> Snapshot:
+        """Everything in the bank, read in one transaction."""
+        with reading(self._layout) as connection:
+            return read_snapshot(connection, self._layout)
+
+    def evaluations(self, keys: Iterable[str]) -> dict[str, EvaluationRecord]:
+        """The stored scores with these keys, by key."""
+        wanted = set(keys)
+        return {record.key: record for record in self.all_evaluations() if record.key in wanted}
+
+    def all_evaluations(self) -> list[EvaluationRecord]:
+        """Every stored score, oldest first."""
+        with reading(self._layout) as connection:
+            return read_evaluations(connection)
+
+    def add_evaluations(self, records: Iterable[EvaluationRecord]) -> None:
+        """Store scores; one whose key is there already is left as it is.
+
+        Raises:
+            DataError: A value is not finite.
+            BusyError: Another process kept the database locked.
+        """
+        from lorabank.bank.commits import insert_evaluations
+
+        insert_evaluations(self._layout, list(records))
+
+    def operations(self) -> list[OperationRecord]:
+        """Changes under way or interrupted, oldest first; ``alive`` says which."""
+        with reading(self._layout) as connection:
+            return read_operations(connection)
+
+    def reserve(self, kind: str, name: str, config: Mapping[str, Any]) -> Operation:
+        """Reserve a name before the work starts, so that nobody learns after an hour that it is taken.
+
+        Args:
+            kind: ``"add-task"``, ``"compose"`` or another verb, shown to who meets the reservation.
+            name: Name of the task or composition to be; both share one set of names.
+            config: Settings, kept for ``resume``. ``{"replace": True}`` lets ``compose`` take a composition's name.
+
+        Raises:
+            ConfigError: The name cannot be used.
+            ExistsError: The name is taken, or an interrupted ``add-task`` of this name has checkpoints.
+            BusyError: Another operation is under way.
+            StorageError: The disk is nearly full.
+        """
+        from lorabank.bank.operations import reserve
+
+        return reserve(self._layout, kind, name, config)
+
+    def resume(self, kind: str, name: str) -> Operation:
+        """Take over the reservation of a dead process, with its settings and its ``work`` folder.
+
+        Raises:
+            NotFoundError: There is nothing to resume.
+            BusyError: The operation, or another one, is still alive.
+        """
+        from lorabank.bank.operations import take_over
+
+        return take_over(self._layout, kind, name)
+
+    def discard(self, name: str) -> None:
+        """Drop the reservation of a dead process, with its checkpoints.
+
+        Raises:
+            NotFoundError: There is none of this name.
+            BusyError: Its process is alive.
+        """
+        from lorabank.bank.operations import discard
+
+        discard(self._layout, name)
+
+    def adapter_path(self, digest: str) -> Path:
+        """The PEFT folder of an adapter; nothing is checked."""
+        return self._layout.adapter(digest)
+
+    def verified_adapter(self, digest: str) -> Path:
+        """The PEFT folder of an adapter, after every file's SHA-256 was compared with the record.
+
+        Raises:
+            NotFoundError: The bank has no such adapter.
+            DamagedError: A file is missing or changed.
+        """
+        from lorabank.bank.live import recorded_files
+        from lorabank.bank.store import adapter_problems
+
+        with reading(self._layout) as connection:
+            files = recorded_files(connection, digest)
+        if not files:
+            raise NotFoundError(f"the bank has no adapter {digest[:12]!r}", hint="lorabank list")
+        folder = self._layout.adapter(digest)
+        problems = adapter_problems(folder, files)
+        if problems:
+            raise DamagedError(f"adapter {folder}: {problems[0]}", hint="lorabank verify --full")
+        return folder
+
+    def read_blob(self, digest: str) -> bytes:
+        """The content of a blob, after its SHA-256 was compared.
+
+        Raises:
+            DamagedError: It is missing or changed.
+        """
+        import hashlib
+
+        path = self._layout.blob(digest)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DamagedError(f"blob {path}: {error.strerror}", hint="lorabank verify --full") from error
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise DamagedError(f"blob {path}: other content than was stored", hint="lorabank verify --full")
+        return content
+
+    def remove(self, name: str, *, cascade: bool = False, dry_run: bool = False) -> tuple[str, ...]:
+        """Remove a task or composition; its rows stay as lineage, its files go with ``gc``.
+
+        Args:
+            name: The task or composition.
+            cascade: With a task, remove the compositions that need it.
+            dry_run: Change nothing.
+
+        Returns:
+            The names removed, or to be removed.
+
+        Raises:
+            NotFoundError: There is nothing of this name.
+            ExistsError: A composition needs the task.
+            BusyError: An operation is under way.
+        """
+        from lorabank.bank.removal import remove
+
+        return remove(self._layout, name, cascade=cascade, dry_run=dry_run)
+
+    def verify(self, *, full: bool) -> list[Finding]:
+        """Check the bank; an empty list means that nothing is wrong.
+
+        Args:
+            full: Also hash every file, read safetensors headers strictly, and look for values that are not finite.
+                Otherwise: rows and their digests, and that files exist with the recorded size.
+        """
+        from lorabank.bank.verify import verify
+
+        return verify(self._layout, full=full)
+
+    def gc(self, *, dry_run: bool, grace_hours: float = 24.0) -> GcResult:
+        """Delete files that nothing refers to.
+
+        Args:
+            dry_run: List them, change nothing.
+            grace_hours: Younger adapters and blobs stay.
+
+        Raises:
+            BusyError: An operation is under way.
+            DamagedError: A row cannot be trusted, so nothing is deleted.
+        """
+        from lorabank.bank.gc import gc
+
+        return gc(self._layout, dry_run=dry_run, grace_hours=grace_hours)

@@ -1,0 +1,180 @@
+"""The rows of a task or composition, inserted inside the commit's transaction after its files are in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection, Table, func, select
+
+from lorabank.bank.database import now, writing
+from lorabank.bank.layout import Layout
+from lorabank.bank.locks import bank_lock
+from lorabank.bank.operations import taken
+from lorabank.bank.rows import (
+    adapter_row,
+    blob_row,
+    composition_row,
+    dataset_row,
+    evaluation_row,
+    sealed,
+    task_row,
+)
+from lorabank.bank.schema import (
+    adapter_context,
+    adapter_files,
+    adapters,
+    blobs,
+    composition_members,
+    composition_objects,
+    compositions,
+    datasets,
+    evaluations,
+    tasks,
+)
+from lorabank.bank.store import Stage, StoredFile
+from lorabank.core.errors import IncompatibleError
+from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, EvaluationRecord, TaskRecord
+
+
+def insert_task(
+    connection: Connection,
+    layout: Layout,
+    stage: Stage,
+    task: TaskRecord,
+    adapter: AdapterRecord,
+    splits: Sequence[DatasetRecord],
+) -> TaskRecord:
+    """Insert a task with its adapter and data sets; returns the task as stored."""
+    _refuse_taken(connection, task.name)
+    position = _next(connection, tasks.c.position)
+    stored = replace(
+        task, position=position, state="ready", adapter=adapter.digest, created_at=task.created_at or now()
+    )
+    files = _adapter_files(connection, stage, adapter.digest)
+    adapter = replace(
+        adapter, bytes=sum(file.bytes for file in files), created_at=adapter.created_at or stored.created_at
+    )
+    _insert_blobs(connection, layout, stage, [stored.statistics, *(split.blob for split in splits)])
+    connection.execute(tasks.insert(), task_row(stored))
+    connection.execute(adapters.insert(), adapter_row(adapter, position))
+    _insert(
+        connection,
+        adapter_files,
+        ({"adapter": position, "name": file.name, "sha256": file.sha256, "bytes": file.bytes} for file in files),
+    )
+    members = [_context_member(connection, layout, digest) for digest in adapter.context]
+    rows = ({"adapter": position, "ordinal": n, "member": member} for n, member in enumerate(members))
+    _insert(connection, adapter_context, rows)
+    first = _next(connection, datasets.c.id)
+    for number, split in enumerate(splits, start=first):
+        connection.execute(datasets.insert(), dataset_row(split, number, position))
+    return stored
+
+
+def insert_composition(
+    connection: Connection, layout: Layout, stage: Stage, composition: CompositionRecord, *, replace: bool
+) -> CompositionRecord:
+    """Insert a composition with its members and objects; returns it as stored."""
+    if replace:
+        mark_removed(connection, compositions, compositions.c.name == composition.name)
+    _refuse_taken(connection, composition.name)
+    stored = _dated(composition)
+    members = [
+        _member(connection, task, digest)
+        for task, digest in zip(composition.members, composition.adapters, strict=True)
+    ]
+    identifier = _next(connection, compositions.c.id)
+    _insert_blobs(connection, layout, stage, composition.objects.values())
+    connection.execute(compositions.insert(), composition_row(stored, identifier))
+    rows = ({"composition": identifier, "ordinal": n, "adapter": member} for n, member in enumerate(members))
+    _insert(connection, composition_members, rows)
+    objects = sorted(composition.objects.items())
+    _insert(
+        connection,
+        composition_objects,
+        ({"composition": identifier, "role": role, "blob": blob} for role, blob in objects),
+    )
+    return stored
+
+
+def mark_removed(connection: Connection, table: Table, condition: Any) -> None:
+    """Turn live rows of ``tasks`` or ``compositions`` into tombstones."""
+    live = table.update().where(condition, table.c.state != "removed")
+    connection.execute(live.values(state="removed", removed_at=now()))
+
+
+def _dated(composition: CompositionRecord) -> CompositionRecord:
+    return replace(composition, state="ready", created_at=composition.created_at or now())
+
+
+def _insert(connection: Connection, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
+    for row in rows:
+        connection.execute(table.insert(), sealed(table.name, row))
+
+
+def _next(connection: Connection, column: Any) -> int:
+    """One more than the largest number ever used: rows are never deleted."""
+    return int(connection.execute(select(func.coalesce(func.max(column), 0) + 1)).scalar_one())
+
+
+def _refuse_taken(connection: Connection, name: str) -> None:
+    for table, what in ((tasks, "task"), (compositions, "composition")):
+        if connection.execute(table.select().where(table.c.name == name, table.c.state != "removed")).first():
+            raise taken(what, name)
+
+
+def _adapter_files(connection: Connection, stage: Stage, digest: str) -> list[StoredFile]:
+    if digest not in stage.adapters:
+        raise _missing(f"adapter {digest[:12]} was not staged")
+    return stage.adapters[digest]
+
+
+def _context_member(connection: Connection, layout: Layout, digest: str) -> int:
+    """The row of an adapter that was active in training: its files must still lie in the bank."""
+    row = connection.execute(
+        select(adapters.c.id)
+        .join(tasks, tasks.c.position == adapters.c.id)
+        .where(adapters.c.digest == digest)
+        .order_by(tasks.c.state == "removed", adapters.c.id)
+    ).first()
+    if row is None or not layout.adapter(digest).is_dir():
+        raise _missing(f"adapter {digest[:12]}, which was active in training, is not in the bank any more")
+    return int(row[0])
+
+
+def _member(connection: Connection, task: str, digest: str) -> int:
+    row = connection.execute(
+        select(adapters.c.id, adapters.c.digest)
+        .join(tasks, tasks.c.position == adapters.c.id)
+        .where(tasks.c.name == task, tasks.c.state == "ready")
+    ).first()
+    if row is None or row.digest != digest:
+        raise _missing(f"task {task!r} with adapter {digest[:12]} is not in the bank")
+    return int(row.id)
+
+
+def _insert_blobs(connection: Connection, layout: Layout, stage: Stage, digests: Iterable[str | None]) -> None:
+    for digest in sorted({digest for digest in digests if digest}):
+        if connection.execute(blobs.select().where(blobs.c.digest == digest)).first():
+            if not layout.blob(digest).is_file():
+                raise _missing(f"blob {digest[:12]} is not in the bank any more")
+        elif digest in stage.blobs:
+            connection.execute(blobs.insert(), blob_row(digest, stage.blobs[digest].bytes, now()))
+        else:
+            raise _missing(f"blob {digest[:12]} was not staged")
+
+
+def _missing(message: str) -> IncompatibleError:
+    return IncompatibleError(message, unchanged="the bank was not changed")
+
+
+def insert_evaluations(layout: Layout, records: Sequence[EvaluationRecord]) -> None:
+    """Insert scores in one short transaction; a key that is there already stays as it is."""
+    rows = [evaluation_row(replace(record, created_at=record.created_at or now())) for record in records]
+    if not rows:
+        return
+    with bank_lock(layout.lock, exclusive=False), writing(layout) as connection:
+        for row in rows:
+            connection.execute(evaluations.insert().prefix_with("OR IGNORE"), row)

@@ -1,0 +1,88 @@
+"""Making a bank; ``bank.json`` comes last, so a bank that was not finished is not taken for one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from contextlib import closing
+from importlib import metadata
+from pathlib import Path
+
+from lorabank.bank.database import create_database, now
+from lorabank.bank.failures import reported
+from lorabank.bank.layout import DATABASE_FILES, ENTRIES, FORMAT, Layout
+from lorabank.bank.locks import bank_lock
+from lorabank.bank.rows import base_model_row, sealed
+from lorabank.bank.store import check_space, sync_folder, write_new
+from lorabank.core.errors import DamagedError, ExistsError
+from lorabank.core.records import BaseModelRecord
+
+
+def create(layout: Layout, base: BaseModelRecord) -> str:
+    """Make a bank and return its id; see ``Bank.create``."""
+    from dataclasses import replace
+
+    with reported(layout.root, unchanged="no bank was made"):
+        _refuse_other_content(layout.root)
+        layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with bank_lock(layout.lock, exclusive=True):
+            if layout.manifest.exists():
+                raise ExistsError(f"there is a bank at {layout.root} already", unchanged="the bank was not changed")
+            check_space(layout.root, 0)
+            _clear_unfinished(layout)
+            layout.make_folders()
+            identifier, version, moment = os.urandom(16).hex(), _version(), now()
+            bank = {"id": 1, "bank_id": identifier, "format": FORMAT, "created_at": moment, "created_with": version}
+            base = replace(base, created_at=base.created_at or moment)
+            create_database(layout, {"bank": sealed("bank", bank), "base_model": base_model_row(base)})
+            _write_manifest(layout, {"format": FORMAT, "id": identifier, "created_with": version})
+    return identifier
+
+
+def _refuse_other_content(root: Path) -> None:
+    """A folder with other things in it is somebody's; a link or a file is none of ours either."""
+    if not os.path.lexists(root):
+        return
+    if not root.is_dir():
+        raise ExistsError(f"{root} is not a folder", unchanged="nothing was changed")
+    others = sorted(entry.name for entry in root.iterdir() if entry.name not in ENTRIES)
+    if others:
+        raise ExistsError(
+            f"{root} is not empty and not a bank: it holds {others[0][:80]!r}",
+            hint="name another folder with --bank",
+            unchanged="nothing was changed",
+        )
+
+
+def _clear_unfinished(layout: Layout) -> None:
+    """Delete the database of a creation that was cut off: it has no tasks, or it was no such thing."""
+    if layout.database.exists():
+        try:
+            with closing(sqlite3.connect(layout.database)) as connection:
+                tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+                used = "tasks" in tables and connection.execute("SELECT count(*) FROM tasks").fetchone()[0]
+        except sqlite3.DatabaseError:
+            used = True
+        if used:
+            raise DamagedError(
+                f"bank {layout.root} holds tasks, but bank.json is missing", unchanged="nothing was changed"
+            )
+    for name in DATABASE_FILES:
+        (layout.root / name).unlink(missing_ok=True)
+
+
+def _write_manifest(layout: Layout, content: dict[str, object]) -> None:
+    """Under a fresh name, synced, then renamed: it is there whole or not at all."""
+    draft = layout.root / "staging" / f"bank-{os.urandom(8).hex()}.json"
+    write_new(draft, json.dumps(content, indent=2).encode() + b"\n")
+    os.rename(draft, layout.manifest)
+    sync_folder(layout.root)
+    sync_folder(layout.root.resolve().parent)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("lorabank")
+    except metadata.PackageNotFoundError:
+        return "unknown"

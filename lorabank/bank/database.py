@@ -1,0 +1,249 @@
+"""Writing the database: connections, transactions, creation and upgrades.
+
+SQLAlchemy and Alembic are imported inside functions: reading a bank must not pay for them.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabank.bank.failures import reported
+from lorabank.bank.layout import Layout
+from lorabank.bank.locks import bank_lock
+from lorabank.bank.reading import (
+    APPLICATION_ID,
+    REVISIONS,
+    newer_schema,
+    read_manifest,
+    read_operations,
+    read_revision,
+)
+from lorabank.bank.store import check_space, sync_folder
+from lorabank.core.errors import BusyError, DamagedError, IncompatibleError, LorabankError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy import Connection, Engine
+
+KEPT_BACKUPS = 3
+BUSY_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeResult:
+    """What an upgrade did, or would do.
+
+    Attributes:
+        before: Schema revision found.
+        after: Schema revision now (with ``dry_run``: after a real run).
+        backup: The copy made before, None when nothing was to be done.
+    """
+
+    before: str
+    after: str
+    backup: str | None
+
+
+def now() -> str:
+    """The time as stored: UTC, ISO 8601, with microseconds."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+@contextmanager
+def writing(layout: Layout, *, unchanged: str = "the bank was not changed") -> Iterator[Connection]:
+    """One ``BEGIN IMMEDIATE`` transaction: it commits at the end of the block, an exception rolls it back.
+
+    Raises:
+        BusyError: Another process kept the database locked.
+        StorageError: No space, or an input/output error.
+        IncompatibleError: The schema was upgraded meanwhile by another version.
+    """
+    with reported(layout.root, unchanged=unchanged), _engine(layout.database).begin() as connection:
+        revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        if revision != REVISIONS[-1]:
+            raise newer_schema(layout, revision)
+        yield connection
+
+
+def create_database(layout: Layout, first_rows: dict[str, dict[str, Any]]) -> None:
+    """Make ``bank.db`` with the head schema and one row in each of the given tables.
+
+    The caller holds the exclusive lock.
+    """
+    os.close(os.open(layout.database, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    with closing(sqlite3.connect(layout.database, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    with _engine(layout.database, foreign_keys=False).begin() as connection:
+        _migrate(connection)
+        from lorabank.bank.schema import metadata
+
+        for table, row in first_rows.items():
+            connection.execute(metadata.tables[table].insert(), row)
+    sync_folder(layout.root)
+
+
+def upgrade_database(path: Path | str, *, dry_run: bool = False) -> UpgradeResult:
+    """Bring the schema of a bank to this version's.
+
+    A copy goes to ``backups/`` first (the newest three are kept); all revisions run in one transaction, so a failed
+    or killed upgrade leaves the old schema.
+
+    Args:
+        path: The bank folder.
+        dry_run: Say what would happen.
+
+    Raises:
+        NotFoundError: There is no bank.
+        IncompatibleError: A newer version wrote the bank.
+        BusyError: An operation is under way, or another process holds the lock.
+        DamagedError: The database or its copy is not sound.
+    """
+    layout = Layout(Path(path))
+    read_manifest(layout)
+    if dry_run:
+        before = _known_revision(layout)
+        return UpgradeResult(before, REVISIONS[-1], None)
+    with bank_lock(layout.lock, exclusive=True), reported(layout.root, unchanged="the bank was not changed"):
+        before = _known_revision(layout)
+        if before == REVISIONS[-1]:
+            return UpgradeResult(before, before, None)
+        _refuse_live_operations(layout)
+        backup = _back_up(layout, before)
+        with _engine(layout.database, foreign_keys=False).begin() as connection:
+            try:
+                _migrate(connection)
+            except LorabankError:
+                raise
+            except Exception as error:
+                raise IncompatibleError(
+                    f"bank {layout.root}: the upgrade from schema {before} failed: {error}",
+                    hint=f"the bank is as it was; a copy lies at {backup}",
+                    unchanged="the bank was not changed",
+                ) from error
+        _drop_old_backups(layout)
+        return UpgradeResult(before, REVISIONS[-1], str(backup))
+
+
+def alembic_config() -> Config:
+    """Alembic's settings, made in code so that an installed wheel needs no file beside the package."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
+    return config
+
+
+def script_location() -> Path:
+    """The folder of the migrations package."""
+    return Path(str(resources.files("lorabank_migrations")))
+
+
+def _migrate(connection: Connection) -> None:
+    """Run all missing revisions in the caller's transaction and check what they left."""
+    from alembic import command
+
+    config = alembic_config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+    if broken:
+        raise DamagedError(f"after the migrations {len(broken)} rows refer to rows that are not there")
+
+
+def _engine(database: Path, *, foreign_keys: bool = True) -> Engine:
+    """An engine whose every transaction is ``BEGIN IMMEDIATE``; no pool, so that it is safe after a fork."""
+    from sqlalchemy import create_engine, event
+    from sqlalchemy.pool import NullPool
+
+    engine = create_engine("sqlite://", creator=lambda: _connect(database, foreign_keys), poolclass=NullPool)
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _connect(database: Path, foreign_keys: bool) -> sqlite3.Connection:
+    """A driver connection that never opens a transaction by itself (its own rules leave DDL outside)."""
+    address = f"{database.absolute().as_uri()}?mode=rw"
+    connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=BUSY_SECONDS)
+    for setting in (
+        "synchronous = FULL",
+        f"foreign_keys = {'ON' if foreign_keys else 'OFF'}",
+        "trusted_schema = OFF",
+        "cell_size_check = ON",
+        "mmap_size = 0",
+    ):
+        connection.execute(f"PRAGMA {setting}")
+    if connection.execute("PRAGMA foreign_keys").fetchone()[0] != int(foreign_keys):
+        raise sqlite3.DatabaseError("this build of SQLite cannot enforce foreign keys")
+    return connection
+
+
+def _known_revision(layout: Layout) -> str:
+    with reported(layout.root), closing(_read_only(layout.database)) as connection:
+        revision = read_revision(connection)
+    if revision is None:
+        raise DamagedError(f"{layout.database}: it holds no schema revision")
+    if revision not in REVISIONS:
+        raise newer_schema(layout, revision)
+    return revision
+
+
+def _refuse_live_operations(layout: Layout) -> None:
+    with closing(_read_only(layout.database)) as connection:
+        connection.row_factory = sqlite3.Row
+        for operation in read_operations(connection):
+            if operation.alive:
+                raise busy(layout, operation.kind, operation.name, operation.pid, operation.host)
+
+
+def busy(layout: Layout, kind: str, name: str, pid: int, host: str) -> BusyError:
+    """The refusal while another process works on the bank."""
+    return BusyError(
+        f"bank {layout.root}: process {pid} on {host} is doing {kind} {name!r}",
+        hint="wait for it to end; lorabank list shows it",
+        unchanged="the bank was not changed",
+    )
+
+
+def _back_up(layout: Layout, revision: str) -> Path:
+    """Copy the database with ``VACUUM INTO``, make the copy durable and check it."""
+    check_space(layout.root, layout.database.stat().st_size)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    target = layout.backups / f"{stamp}-{revision}.db"
+    with closing(_connect(layout.database, foreign_keys=True)) as connection:
+        connection.execute("VACUUM INTO ?", (str(target),))
+    target.chmod(0o400)
+    descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_folder(layout.backups)
+    with closing(sqlite3.connect(f"{target.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as copy:
+        verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
+    if verdict != "ok":
+        raise DamagedError(f"{layout.database}: {verdict}", hint="lorabank verify --full")
+    return target
+
+
+def _drop_old_backups(layout: Layout) -> None:
+    for backup in sorted(layout.backups.glob("*.db"))[:-KEPT_BACKUPS]:
+        backup.unlink()
+
+
+def _read_only(database: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
+    connection.execute("PRAGMA query_only = ON")
+    return connection

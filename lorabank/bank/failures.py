@@ -1,0 +1,57 @@
+"""From what the operating system and SQLite report to errors that a user can act on."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lorabank.core.errors import BusyError, DamagedError, LorabankError, StorageError
+
+_STORAGE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM))
+
+
+@contextmanager
+def reported(path: Path, *, unchanged: str | None = None) -> Iterator[None]:
+    """Turn database and file errors inside the block into errors of lorabank.
+
+    Args:
+        path: The bank or file that is named in the message.
+        unchanged: What stayed as it was, passed on to the error.
+
+    Raises:
+        BusyError: The database is locked by another process.
+        StorageError: No space, no permission, or an input/output error.
+        DamagedError: SQLite finds the database malformed.
+    """
+    try:
+        yield
+    except LorabankError:
+        raise
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        raise StorageError(f"{error.filename or path}: {error.strerror}", unchanged=unchanged) from error
+    except Exception as error:
+        known = _database_error(error, path, unchanged)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _database_error(error: Exception, path: Path, unchanged: str | None) -> LorabankError | None:
+    """SQLite's error, also when SQLAlchemy wraps it (``orig``); None for what only a bug can cause."""
+    cause = getattr(error, "orig", error)
+    if not isinstance(cause, sqlite3.Error):
+        return None
+    name = getattr(cause, "sqlite_errorname", "") or ""
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return BusyError(f"{path}: another process is writing", hint="try again in a moment", unchanged=unchanged)
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")):
+        return StorageError(f"{path}: {cause}", hint="lorabank doctor", unchanged=unchanged)
+    missing = name == "SQLITE_ERROR" and "no such" in str(cause)
+    if missing or name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA")):
+        return DamagedError(f"{path}: {cause}", hint="lorabank verify --full", unchanged=unchanged)
+    return None

@@ -1,0 +1,111 @@
+"""Deleting the files that nothing refers to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorabank.bank.database import busy
+from lorabank.bank.failures import reported
+from lorabank.bank.layout import DIGEST, OPERATION_ID, Layout
+from lorabank.bank.live import LiveFiles, changed_rows, live_files
+from lorabank.bank.locks import bank_lock
+from lorabank.bank.operations import RESUMABLE, holds_checkpoint
+from lorabank.bank.reading import read_operations, reading
+from lorabank.bank.store import sync_folder
+from lorabank.core.errors import DamagedError
+from lorabank.core.records import OperationRecord
+
+
+@dataclass(frozen=True, slots=True)
+class GcResult:
+    """What was deleted, or would be: paths below the bank folder, and their bytes in all."""
+
+    paths: tuple[str, ...]
+    bytes: int
+
+
+def gc(layout: Layout, *, dry_run: bool, grace_hours: float) -> GcResult:
+    """Delete what nothing refers to; see ``Bank.gc``."""
+    if dry_run:
+        return _result(layout, _garbage(layout, grace_hours))
+    # Every writer holds the lock shared from its first staged file to its commit, so nothing is on its way now.
+    with bank_lock(layout.lock, exclusive=True), reported(layout.root):
+        garbage = _garbage(layout, grace_hours)
+        result = _result(layout, garbage)
+        for path in garbage:
+            _delete(layout, path)
+        return result
+
+
+def _garbage(layout: Layout, grace_hours: float) -> list[Path]:
+    with reading(layout) as connection:
+        operations = read_operations(connection)
+        for operation in operations:
+            if operation.alive:
+                raise busy(layout, operation.kind, operation.name, operation.pid, operation.host)
+        changed = changed_rows(connection)
+        if changed:  # a row that cannot be trusted may hide what it refers to
+            table, key = changed[0]
+            raise DamagedError(
+                f"bank {layout.root}: row {key!r} of {table} is damaged: nothing is deleted",
+                hint="lorabank verify --full",
+                unchanged="the bank was not changed",
+            )
+        live = live_files(connection)
+    newest = time.time() - grace_hours * 3600
+    old = (path for path in _unreferenced(layout, live) if path.lstat().st_mtime <= newest)
+    return sorted([*old, *_left_over(layout, operations)])
+
+
+def _unreferenced(layout: Layout, live: LiveFiles) -> Iterator[Path]:
+    """Adapters and blobs, by names that are digests: anything else was not put there by lorabank."""
+    for path in (layout.root / "adapters").iterdir():
+        if DIGEST.fullmatch(path.name) and path.name not in live.adapters:
+            yield path
+    for path in (layout.root / "blobs").glob("??/*"):
+        if DIGEST.fullmatch(path.name) and path.name not in live.blobs:
+            yield path
+
+
+def _left_over(layout: Layout, operations: list[OperationRecord]) -> Iterator[Path]:
+    """What dead operations and earlier collections left; checkpoints that can be resumed stay."""
+    kept = {
+        operation.id
+        for operation in operations
+        if operation.kind == RESUMABLE and holds_checkpoint(layout.work(operation.id))
+    }
+    yield from (layout.root / "trash").iterdir()
+    for path in (layout.root / "staging").iterdir():
+        if OPERATION_ID.fullmatch(path.name):
+            yield path
+    for path in (layout.root / "work").iterdir():
+        if OPERATION_ID.fullmatch(path.name) and path.name not in kept:
+            yield path
+
+
+def _delete(layout: Layout, path: Path) -> None:
+    """Rename into ``trash`` first: a killed deletion leaves nothing half-deleted under a digest."""
+    doomed = path
+    if path.parent != layout.trash:
+        doomed = layout.trash / f"{os.urandom(8).hex()}-{path.name}"
+        os.rename(path, doomed)
+        sync_folder(path.parent)
+    if doomed.is_dir() and not doomed.is_symlink():
+        shutil.rmtree(doomed)
+    else:
+        doomed.unlink()
+
+
+def _result(layout: Layout, garbage: list[Path]) -> GcResult:
+    return GcResult(tuple(str(path.relative_to(layout.root)) for path in garbage), sum(map(_size, garbage)))
+
+
+def _size(path: Path) -> int:
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_symlink() or file.is_file())

@@ -1,0 +1,320 @@
+"""Changes of a bank: a name is reserved, files are staged, and one transaction makes them part of the bank."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from lorabank.bank.database import busy, now, writing
+from lorabank.bank.failures import reported
+from lorabank.bank.layout import Layout, check_name
+from lorabank.bank.locks import bank_lock, boot_id, host_name, is_alive, process_start
+from lorabank.bank.rows import operation_record, operation_row
+from lorabank.bank.store import Stage, check_space
+from lorabank.core.errors import ExistsError, NotFoundError
+from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, OperationRecord, TaskRecord
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+RESUMABLE = "add-task"
+"""The kind of operation whose work outlives its process."""
+
+
+class Operation:
+    """A change under way: the holder of a reserved name.
+
+    A context manager. Without a commit the reservation is dropped at the end of the block; an ``add-task`` that was
+    interrupted keeps its reservation and ``work`` when a checkpoint lies there, so that it can be resumed.
+
+    Args:
+        layout: Where the bank is.
+        record: The reservation, already in the database.
+    """
+
+    def __init__(self, layout: Layout, record: OperationRecord) -> None:
+        self.id = record.id
+        self.kind = record.kind
+        self.name = record.name
+        self.config: dict[str, Any] = record.config
+        self.work = layout.work(record.id)
+        self._layout = layout
+        self._stage = Stage(layout, record.id)
+        self._shared_lock = ExitStack()
+        self._finished = False
+        self.work.mkdir(mode=0o700, exist_ok=True)
+
+    def stage_blob(self, data: bytes) -> str:
+        """Write a blob beside the bank and check it; it enters with the commit.
+
+        Args:
+            data: The content; safetensors are checked for their header and for finite values.
+
+        Returns:
+            Its SHA-256.
+
+        Raises:
+            DataError: The content is broken.
+            StorageError: No space, or an input/output error.
+        """
+        self._hold_lock()
+        with reported(self._layout.root, unchanged="the bank was not changed"):
+            return self._stage.add_blob(data)
+
+    def stage_adapter(self, files: Mapping[str, bytes]) -> str:
+        """Write an adapter folder beside the bank and check it; it enters with the commit.
+
+        Args:
+            files: File name to content: ``adapter_config.json``, ``adapter_model.safetensors``.
+
+        Returns:
+            The adapter's digest, over its files' names, hashes and sizes.
+
+        Raises:
+            ConfigError: A file's name cannot be used.
+            DataError: A file is broken, or holds values that are not finite.
+            StorageError: No space, or an input/output error.
+        """
+        self._hold_lock()
+        with reported(self._layout.root, unchanged="the bank was not changed"):
+            return self._stage.add_adapter(files)
+
+    def commit_task(self, task: TaskRecord, adapter: AdapterRecord, datasets: Sequence[DatasetRecord]) -> TaskRecord:
+        """Make a task part of the bank.
+
+        Args:
+            task: The task; its position and state are set here.
+            adapter: Its adapter; files, size and time are taken from what was staged.
+            datasets: Its data sets.
+
+        Returns:
+            The task as stored.
+
+        Raises:
+            ExistsError: The name was taken meanwhile.
+            IncompatibleError: A file, blob or adapter that the task refers to is not in the bank.
+        """
+        from lorabank.bank.commits import insert_task
+
+        self._place()
+        with writing(self._layout) as connection:
+            self._end(connection)
+            stored = insert_task(connection, self._layout, self._stage, task, adapter, datasets)
+        self._finish()
+        return stored
+
+    def commit_composition(self, composition: CompositionRecord, *, replace: bool = False) -> CompositionRecord:
+        """Make a composition part of the bank.
+
+        Args:
+            composition: The composition; its time is set here.
+            replace: Remove the composition that has this name.
+
+        Returns:
+            The composition as stored.
+
+        Raises:
+            ExistsError: The name was taken meanwhile.
+            IncompatibleError: A member or object is not in the bank.
+        """
+        from lorabank.bank.commits import insert_composition
+
+        self._place()
+        with writing(self._layout) as connection:
+            self._end(connection)
+            stored = insert_composition(connection, self._layout, self._stage, composition, replace=replace)
+        self._finish()
+        return stored
+
+    def __enter__(self) -> Operation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._shared_lock.close()
+        if self._finished:
+            return
+        self._stage.discard()
+        if error is not None and self.kind == RESUMABLE and holds_checkpoint(self.work):
+            release(self._layout, self.id)
+        else:
+            drop(self._layout, self.id)
+
+    def _hold_lock(self) -> None:
+        """From the first staged file to the commit, not while training: ``gc`` would wait for hours."""
+        if not self._finished and self._stage.is_empty:
+            self._shared_lock.close()
+            self._shared_lock.enter_context(bank_lock(self._layout.lock, exclusive=False))
+
+    def _place(self) -> None:
+        self._hold_lock()
+        with reported(self._layout.root, unchanged="the bank was not changed"):
+            self._stage.place()
+
+    def _end(self, connection: Connection) -> None:
+        """Drop the reservation inside the commit's transaction, so that both happen or neither."""
+        from lorabank.bank.schema import operations
+
+        if connection.execute(operations.delete().where(operations.c.id == self.id)).rowcount != 1:
+            raise NotFoundError(
+                f"the reservation of {self.kind} {self.name!r} is gone: another process dropped it",
+                unchanged="the bank was not changed",
+            )
+
+    def _finish(self) -> None:
+        self._finished = True
+        self._shared_lock.close()
+        self._stage.discard()
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def reserve(layout: Layout, kind: str, name: str, config: Mapping[str, Any]) -> Operation:
+    """Reserve a name before the work starts; see ``Bank.reserve``."""
+    check_name(name)
+    record = OperationRecord(
+        id=os.urandom(16).hex(),
+        kind=kind,
+        name=name,
+        pid=os.getpid(),
+        boot_id=boot_id(),
+        host=host_name(),
+        config=dict(config),
+        started_at=now(),
+    )
+    with bank_lock(layout.lock, exclusive=False):
+        check_space(layout.root, 0)
+        with writing(layout) as connection:
+            from lorabank.bank.schema import operations
+
+            _refuse_taken(connection, kind, name, replaces=kind == "compose" and bool(config.get("replace")))
+            _settle_operations(connection, layout, name)
+            connection.execute(operations.insert(), operation_row(record, process_start(os.getpid())))
+        return Operation(layout, record)
+
+
+def take_over(layout: Layout, kind: str, name: str) -> Operation:
+    """Go on with a reservation whose process is dead; see ``Bank.resume``."""
+    from lorabank.bank.schema import operations
+
+    with bank_lock(layout.lock, exclusive=False):
+        with writing(layout) as connection:
+            found = None
+            for operation in live_and_dead(connection):
+                if operation.alive:
+                    raise busy(layout, operation.kind, operation.name, operation.pid, operation.host)
+                if (operation.kind, operation.name) == (kind, name):
+                    found = operation
+            if found is None:
+                raise NotFoundError(
+                    f"there is no interrupted {kind} {name[:80]!r} to resume",
+                    hint=f"lorabank {kind} {name} without --resume" if name.isprintable() else None,
+                    unchanged="the bank was not changed",
+                )
+            process = {
+                "pid": os.getpid(),
+                "boot_id": boot_id(),
+                "host": host_name(),
+                "process_start": process_start(os.getpid()),
+            }
+            connection.execute(operations.update().where(operations.c.id == found.id).values(process))
+        return Operation(layout, found)
+
+
+def discard(layout: Layout, name: str) -> None:
+    """Drop a dead reservation with its checkpoints; see ``Bank.discard``."""
+    with bank_lock(layout.lock, exclusive=False):
+        with writing(layout) as connection:
+            found = [operation for operation in live_and_dead(connection) if operation.name == name]
+        for operation in found:
+            if operation.alive:
+                raise busy(layout, operation.kind, operation.name, operation.pid, operation.host)
+            drop(layout, operation.id)
+    if not found:
+        raise NotFoundError(f"there is no interrupted operation {name[:80]!r}", unchanged="the bank was not changed")
+
+
+def drop(layout: Layout, identifier: str) -> None:
+    """Delete a reservation and what it left in ``work`` and ``staging``."""
+    from lorabank.bank.schema import operations
+
+    with writing(layout) as connection:
+        connection.execute(operations.delete().where(operations.c.id == identifier))
+    shutil.rmtree(layout.staging(identifier), ignore_errors=True)
+    shutil.rmtree(layout.work(identifier), ignore_errors=True)
+
+
+def release(layout: Layout, identifier: str) -> None:
+    """Give a reservation up without dropping it: it can be resumed at once, also by this process."""
+    from lorabank.bank.schema import operations
+
+    with writing(layout) as connection:
+        connection.execute(operations.update().where(operations.c.id == identifier).values(pid=0))
+
+
+def live_and_dead(connection: Connection) -> list[OperationRecord]:
+    """All reservations, with whether their processes live."""
+    from lorabank.bank.schema import operations
+
+    rows = [row._asdict() for row in connection.execute(operations.select())]
+    return [operation_record(row, is_alive(operation_record(row, True), row["process_start"])) for row in rows]
+
+
+def refuse_live(connection: Connection, layout: Layout) -> None:
+    """Refuse while another process works on the bank.
+
+    Raises:
+        BusyError: Naming the process and what it does.
+    """
+    for operation in live_and_dead(connection):
+        if operation.alive:
+            raise busy(layout, operation.kind, operation.name, operation.pid, operation.host)
+
+
+def holds_checkpoint(work: Path) -> bool:
+    """Whether a work folder holds a finished checkpoint: a folder named ``checkpoint-...``."""
+    return any(entry.is_dir() for entry in work.glob("checkpoint-*"))
+
+
+def _settle_operations(connection: Connection, layout: Layout, name: str) -> None:
+    """Refuse beside a live operation; let dead ones lapse, except what could be resumed."""
+    from lorabank.bank.schema import operations
+
+    refuse_live(connection, layout)
+    for operation in live_and_dead(connection):
+        if operation.kind == RESUMABLE and holds_checkpoint(layout.work(operation.id)):
+            if operation.name == name:
+                raise ExistsError(
+                    f"an interrupted {operation.kind} {name!r} from {operation.started_at[:19]}Z has checkpoints",
+                    hint=f"lorabank add-task {name} --resume (or --restart to begin again)",
+                    unchanged="the bank was not changed",
+                )
+            continue
+        connection.execute(operations.delete().where(operations.c.id == operation.id))
+
+
+def _refuse_taken(connection: Connection, kind: str, name: str, *, replaces: bool) -> None:
+    """Tasks and compositions share one set of names."""
+    from lorabank.bank.schema import compositions, tasks
+
+    task = tasks.select().where(tasks.c.name == name, tasks.c.state != "removed")
+    if connection.execute(task).first():
+        raise taken("task", name)
+    composition = compositions.select().where(compositions.c.name == name, compositions.c.state != "removed")
+    if not replaces and connection.execute(composition).first():
+        raise taken("composition", name)
+
+
+def taken(what: str, name: str) -> ExistsError:
+    """The refusal of a name that is in use."""
+    instead = "--replace to supersede it, or " if what == "composition" else ""
+    return ExistsError(
+        f"the bank has a {what} {name!r} already",
+        hint=f"{instead}another name, or: lorabank remove {name}",
+        unchanged="the bank was not changed",
+    )

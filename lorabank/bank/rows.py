@@ -1,0 +1,260 @@
+"""Records to database rows and back, and the digest that each row carries.
+
+SQLite's own integrity check passes on most single flipped bits, so each row holds a SHA-256 of its immutable
+columns. Columns that are NULL are left out of it: a later schema may add a column without touching old rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lorabank.core.errors import DataError
+from lorabank.core.records import (
+    AdapterRecord,
+    BaseModelRecord,
+    CompositionRecord,
+    DatasetRecord,
+    EvaluationRecord,
+    OperationRecord,
+    TaskRecord,
+)
+
+Row = Mapping[str, Any]
+
+IMMUTABLE: dict[str, tuple[str, ...]] = {
+    "bank": ("id", "bank_id", "format", "created_at", "created_with"),
+    "base_model": (
+        "id", "name", "source", "revision", "config_hash", "fingerprint", "tokenizer_hash", "chat_template_hash",
+        "dtype", "quantisation", "task_type", "hidden_size", "parameters", "created_at",
+    ),
+    "blobs": ("digest", "bytes", "created_at"),
+    "tasks": ("position", "name", "task_type", "labels", "statistics", "prompt_template", "created_at"),
+    "datasets": (
+        "id", "task", "split", "rows", "columns", "sha256", "source", "rows_dropped", "rows_cut", "blob",
+    ),
+    "adapters": (
+        "id", "digest", "r", "lora_alpha", "use_rslora", "target_modules", "strategy", "penalties", "seed", "steps",
+        "wall_seconds", "device", "bytes", "head_digest", "versions", "config", "metrics", "created_at",
+    ),
+    "adapter_files": ("adapter", "name", "sha256", "bytes"),
+    "adapter_context": ("adapter", "ordinal", "member"),
+    "compositions": ("id", "name", "mode", "parameters", "created_at"),
+    "composition_members": ("composition", "ordinal", "adapter"),
+    "composition_objects": ("composition", "role", "blob"),
+    "evaluations": (
+        "key", "subject", "stage", "task", "metric", "value", "n", "low", "high", "task_id", "settings", "detail",
+        "created_at",
+    ),
+    "operations": ("id", "kind", "name", "config", "started_at"),
+}  # fmt: skip
+"""Table to the columns that its row digest covers."""
+
+
+def canonical(value: Any) -> str:
+    """JSON text that depends on the value alone: sorted keys, no spaces, ASCII.
+
+    Raises:
+        DataError: The value holds a NaN or an infinity, or something that JSON cannot hold.
+    """
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"a value cannot be stored: {error}", unchanged="the bank was not changed") from error
+
+
+def row_digest(table: str, row: Row) -> str:
+    """SHA-256 of the immutable columns of a row."""
+    content = [table, [[column, row[column]] for column in IMMUTABLE[table] if row[column] is not None]]
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def sealed(table: str, row: Row) -> dict[str, Any]:
+    """The row with its digest."""
+    return {**row, "row_digest": row_digest(table, row)}
+
+
+def base_model_row(record: BaseModelRecord) -> dict[str, Any]:
+    """The one row of ``base_model``."""
+    row = {column: getattr(record, column) for column in IMMUTABLE["base_model"] if column != "id"}
+    return sealed("base_model", {"id": 1, **row})
+
+
+def base_model_record(row: Row) -> BaseModelRecord:
+    """The base model from its row."""
+    return BaseModelRecord(**{column: row[column] for column in IMMUTABLE["base_model"] if column != "id"})
+
+
+def blob_row(digest: str, size: int, created_at: str) -> dict[str, Any]:
+    """A row of ``blobs``."""
+    return sealed("blobs", {"digest": digest, "bytes": size, "created_at": created_at})
+
+
+def task_row(record: TaskRecord) -> dict[str, Any]:
+    """A row of ``tasks``; its adapter is found through ``adapters.id``, which is the task's position."""
+    row = {
+        "position": record.position,
+        "name": record.name,
+        "task_type": record.task_type,
+        "labels": canonical(record.labels),
+        "statistics": record.statistics,
+        "prompt_template": record.prompt_template,
+        "created_at": record.created_at,
+    }
+    return {**sealed("tasks", row), "state": record.state}
+
+
+def task_record(row: Row) -> TaskRecord:
+    """A task from its row joined with the digest of its adapter (column ``adapter``)."""
+    return TaskRecord(
+        name=row["name"],
+        position=row["position"],
+        task_type=row["task_type"],
+        labels=tuple(json.loads(row["labels"])),
+        state=row["state"],
+        adapter=row["adapter"],
+        statistics=row["statistics"],
+        prompt_template=row["prompt_template"],
+        created_at=row["created_at"],
+    )
+
+
+def dataset_row(record: DatasetRecord, identifier: int, position: int) -> dict[str, Any]:
+    """A row of ``datasets`` for the task at ``position``."""
+    row = {
+        "id": identifier,
+        "task": position,
+        "split": record.split,
+        "rows": int(record.rows),
+        "columns": canonical(record.columns),
+        "sha256": record.sha256,
+        "source": record.source,
+        "rows_dropped": int(record.rows_dropped),
+        "rows_cut": int(record.rows_cut),
+        "blob": record.blob,
+    }
+    return sealed("datasets", row)
+
+
+def dataset_record(row: Row) -> DatasetRecord:
+    """A data set from its row joined with the name of its task (column ``task_name``)."""
+    plain = ("split", "rows", "sha256", "source", "rows_dropped", "rows_cut", "blob")
+    return DatasetRecord(
+        task=row["task_name"], columns=tuple(json.loads(row["columns"])), **{column: row[column] for column in plain}
+    )
+
+
+_ADAPTER_PLAIN = (
+    "digest", "r", "lora_alpha", "strategy", "seed", "steps", "wall_seconds", "device", "bytes", "head_digest",
+    "created_at",
+)  # fmt: skip
+_ADAPTER_JSON = ("penalties", "versions", "config", "metrics")
+
+
+def adapter_row(record: AdapterRecord, position: int) -> dict[str, Any]:
+    """A row of ``adapters``; files and context have tables of their own."""
+    row = {column: getattr(record, column) for column in _ADAPTER_PLAIN}
+    row |= {column: canonical(getattr(record, column)) for column in (*_ADAPTER_JSON, "target_modules")}
+    # SQLite gives REAL columns back as floats and booleans as integers: the digest must see the same.
+    row |= {column: int(row[column]) for column in ("r", "seed", "steps", "bytes")}
+    row |= {
+        "id": position,
+        "lora_alpha": finite(record.lora_alpha, "lora_alpha"),
+        "wall_seconds": finite(record.wall_seconds, "wall_seconds"),
+        "use_rslora": int(record.use_rslora),
+    }
+    return sealed("adapters", row)
+
+
+def adapter_record(row: Row, files: Mapping[str, str], context: Sequence[str]) -> AdapterRecord:
+    """An adapter from its row joined with the name of its task (column ``task_name``)."""
+    return AdapterRecord(
+        task=row["task_name"],
+        use_rslora=bool(row["use_rslora"]),
+        target_modules=tuple(json.loads(row["target_modules"])),
+        context=tuple(context),
+        files=dict(files),
+        **{column: row[column] for column in _ADAPTER_PLAIN},
+        **{column: json.loads(row[column]) for column in _ADAPTER_JSON},
+    )
+
+
+def composition_row(record: CompositionRecord, identifier: int) -> dict[str, Any]:
+    """A row of ``compositions``; members and objects have tables of their own."""
+    row = {
+        "id": identifier,
+        "name": record.name,
+        "mode": record.mode,
+        "parameters": canonical(record.parameters),
+        "created_at": record.created_at,
+    }
+    return {**sealed("compositions", row), "state": "ready"}
+
+
+def composition_record(row: Row, members: Sequence[tuple[str, str]], objects: Mapping[str, str]) -> CompositionRecord:
+    """A composition from its row, its members as (task name, adapter digest), and its blobs by role."""
+    return CompositionRecord(
+        name=row["name"],
+        mode=row["mode"],
+        members=tuple(task for task, _ in members),
+        adapters=tuple(digest for _, digest in members),
+        parameters=json.loads(row["parameters"]),
+        objects=dict(objects),
+        state=row["state"],
+        created_at=row["created_at"],
+    )
+
+
+def evaluation_row(record: EvaluationRecord) -> dict[str, Any]:
+    """A row of ``evaluations``."""
+    row = {column: getattr(record, column) for column in IMMUTABLE["evaluations"]}
+    row |= {column: canonical(row[column]) for column in ("settings", "detail")}
+    row |= {
+        column: finite(row[column], f"evaluation of {record.task}: {column}") for column in ("value", "low", "high")
+    }
+    row |= {column: int(row[column]) for column in ("stage", "n")}
+    return sealed("evaluations", row)
+
+
+def evaluation_record(row: Row) -> EvaluationRecord:
+    """An evaluation from its row."""
+    values = {column: row[column] for column in IMMUTABLE["evaluations"]}
+    values |= {column: json.loads(values[column]) for column in ("settings", "detail")}
+    return EvaluationRecord(**values)
+
+
+def operation_row(record: OperationRecord, process_start: int) -> dict[str, Any]:
+    """A row of ``operations``; the process columns change when a dead reservation is taken over."""
+    columns = ("id", "kind", "name", "started_at")
+    row = {column: getattr(record, column) for column in columns} | {"config": canonical(record.config)}
+    process = {"pid": record.pid, "boot_id": record.boot_id, "host": record.host, "process_start": process_start}
+    return {**sealed("operations", row), **process}
+
+
+def operation_record(row: Row, alive: bool) -> OperationRecord:
+    """A reservation from its row."""
+    columns = ("id", "kind", "name", "pid", "boot_id", "host", "started_at")
+    plain = {column: row[column] for column in columns}
+    return OperationRecord(**plain, config=json.loads(row["config"]), alive=alive)
+
+
+def finite(value: Any, what: str) -> float:
+    """A float that can be stored.
+
+    Raises:
+        DataError: It is NaN or infinite.
+    """
+    number = float(value)
+    if not math.isfinite(number):
+        raise DataError(f"{what} = {number} is not finite", unchanged="the bank was not changed")
+    return number
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars as Python numbers."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not a plain value")

@@ -1,0 +1,1 @@
+"""Schema migrations of a bank; lorabank runs them from the installed package."""
