@@ -6,9 +6,9 @@ import json
 import os
 import sqlite3
 from contextlib import closing
-from importlib import metadata
 from pathlib import Path
 
+from lorabank import __version__
 from lorabank.bank.database import create_database, now
 from lorabank.bank.failures import reported
 from lorabank.bank.layout import DATABASE_FILES, ENTRIES, FORMAT, Layout
@@ -32,7 +32,7 @@ def create(layout: Layout, base: BaseModelRecord) -> str:
             check_space(layout.root, 0)
             _clear_unfinished(layout)
             layout.make_folders()
-            identifier, version, moment = os.urandom(16).hex(), _version(), now()
+            identifier, version, moment = os.urandom(16).hex(), __version__, now()
             bank = {"id": 1, "bank_id": identifier, "format": FORMAT, "created_at": moment, "created_with": version}
             base = replace(base, created_at=base.created_at or moment)
             create_database(layout, {"bank": sealed("bank", bank), "base_model": base_model_row(base)})
@@ -79,10 +79,3 @@ def _write_manifest(layout: Layout, content: dict[str, object]) -> None:
     os.rename(draft, layout.manifest)
     sync_folder(layout.root)
     sync_folder(layout.root.resolve().parent)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("lorabank")
-    except metadata.PackageNotFoundError:
-        return "unknown"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from lorabank.core.errors import ConfigError, DamagedError
@@ -28,11 +27,11 @@ _DEVICES = frozenset(("con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("c
 _RESERVED = frozenset(("all", "as-trained", "auto", "base", "default", "none", "task"))
 
 
-@dataclass(frozen=True, slots=True)
 class Layout:
     """The paths inside the bank folder ``root``."""
 
-    root: Path
+    def __init__(self, root: Path) -> None:
+        self.root = root
 
     @property
     def manifest(self) -> Path:

@@ -6,7 +6,6 @@ columns. Columns that are NULL are left out of it: a later schema may add a colu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -68,6 +67,8 @@ def canonical(value: Any) -> str:
 
 def row_digest(table: str, row: Row) -> str:
     """SHA-256 of the immutable columns of a row."""
+    import hashlib  # loads OpenSSL, and reading needs no digest
+
     content = [table, [[column, row[column]] for column in IMMUTABLE[table] if row[column] is not None]]
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
