@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 import types
-from dataclasses import Field
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
 from lorabank_cli.completion import complete_compositions, complete_tasks
 
-TABLES = {"strategy": "STRATEGIES", "penalty": "PENALTIES", "mode": "COMPOSERS"}
-"""Fields whose values are the names of a string table in ``lorabank.core.plugins``."""
+if TYPE_CHECKING:
+    from dataclasses import Field
+
+TABLES = {"strategy": ("STRATEGIES",), "penalty": ("PENALTIES", "none"), "mode": ("COMPOSERS",)}
+"""Fields whose values are the names of a string table in ``lorabank.core.plugins``, and further words."""
 
 COMPLETIONS = {"task": complete_tasks, "composition": complete_compositions, "compositions": complete_compositions}
 """Fields whose values are names in the bank."""
@@ -117,7 +119,7 @@ def _kind(hint: Any) -> tuple[Any, bool]:
 
 def _click_type(field: Field[Any], kind: Any) -> click.ParamType[Any]:
     if field.name in TABLES:
-        return click.Choice(_names(TABLES[field.name]))
+        return click.Choice(_names(*TABLES[field.name]))
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
     bounds = field.metadata
@@ -132,10 +134,11 @@ def _click_type(field: Field[Any], kind: Any) -> click.ParamType[Any]:
     return Finite(**edges) if kind is float else click.STRING
 
 
-def _names(table: str) -> list[str]:
+def _names(table: str, *more: str) -> list[str]:
     """The names of a string table and of what other installed packages add to it."""
     from importlib.metadata import entry_points
 
     from lorabank.core import plugins
 
-    return [*getattr(plugins, table), *(point.name for point in entry_points(group=f"lorabank.{table.lower()}"))]
+    added = [point.name for point in entry_points(group=f"lorabank.{table.lower()}")]
+    return [*getattr(plugins, table), *added, *more]

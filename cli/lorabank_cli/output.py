@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
+import os
 import sys
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any
 
 import click
@@ -17,19 +15,21 @@ from lorabank_cli.text import safe, wants_color
 
 def plain(value: Any) -> Any:
     """Records, tuples, paths and NaN as what JSON knows: objects, lists, strings and null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return str(value) if isinstance(value, PurePath) else value
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def as_json(document: Any) -> str:
     """One document; ASCII only, so that no control character reaches a terminal."""
+    import json
+
     return json.dumps(plain(document), indent=2, allow_nan=False).replace("\x7f", "\\u007f")
 
 

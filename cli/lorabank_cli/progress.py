@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import click
 
@@ -27,6 +27,12 @@ class ConsoleObserver:
         self._what = ""
         self._total = 0
         self._tenth = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
 
     def notice(self, message: str) -> None:
         """One line for the user."""
@@ -61,7 +67,7 @@ class ConsoleObserver:
                 click.echo(f"{self._what}: {done}/{self._total}  {line}".rstrip(), err=True)
 
     def finish(self) -> None:
-        """End the job's bar, also after an error."""
+        """End the job's bar."""
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
             self._bar = None

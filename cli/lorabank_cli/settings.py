@@ -9,16 +9,19 @@ from lorabank_cli.text import pairs, safe, table, terminal_width
 from lorabank_cli.verb import Run
 
 
-def show_settings(run: Run, headline: str, plan: Mapping[str, Any] | None = None) -> None:
+def show_settings(
+    run: Run, headline: str, *, plan: Mapping[str, Any] | None = None, resolved: Mapping[str, Any] | None = None
+) -> None:
     """Write what a command would do.
 
     Args:
         run: The call.
         headline: What would happen, in a few words.
         plan: Facts about the work, shown below the settings.
+        resolved: What stands in for the settings that nobody chose.
     """
-    settings = run.settings()
-    plan = plan or {}
+    plan, resolved = plan or {}, resolved or {}
+    settings = [s if s.value is not None else s._replace(value=resolved.get(s.name)) for s in run.settings()]
     document = {
         "dry_run": True,
         "settings": {s.name: {"value": s.value, "source": s.source} for s in settings},

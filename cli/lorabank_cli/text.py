@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-# C0, DEL, C1, zero-width and bidirectional controls, line separators, byte order mark, lone surrogates: they
-# move the cursor, reorder or hide text, or cannot be encoded.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
-)
-
 
 def safe(value: object) -> str:
-    r"""Text with every control, bidirectional and zero-width character shown as ``\xNN`` or ``\uNNNN``."""
-    return _UNSAFE.sub(_escape, str(value))
+    r"""Text for a terminal: what moves the cursor, hides or reorders text, or cannot be encoded becomes ``\xNN``.
+
+    That is everything Python calls unprintable (controls, format characters such as bidirectional and zero-width
+    ones, lone surrogates, private and unassigned code points), except spaces of any width.
+    """
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(ord(c)) for c in text)
 
 
-def _escape(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def wants_color(stream: IO[Any]) -> bool:
@@ -33,9 +32,11 @@ def wants_color(stream: IO[Any]) -> bool:
 
 def terminal_width() -> int | None:
     """Columns of the terminal on standard output, None when it is a file or a pipe."""
-    import sys
+    if not sys.stdout.isatty():
+        return None
+    import shutil
 
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return shutil.get_terminal_size().columns
 
 
 def width(text: str) -> int:
@@ -126,6 +127,11 @@ def _objects(rows: Sequence[Mapping[str, Any]], indent: str) -> str:
     return "\n".join(indent + line for line in lines.splitlines())
 
 
+def scored(score: Mapping[str, float]) -> str:
+    """An accuracy with its interval: ``"0.9083 [0.8432, 0.9482] on 120 rows"``."""
+    return f"{score['value']:.4f} [{score['low']:.4f}, {score['high']:.4f}] on {score['n']:.0f} rows"
+
+
 def size(count: int) -> str:
     """Bytes for people: ``"3.1 MB"`` (1 MB = 10**6 bytes)."""
     value = float(count)
@@ -140,4 +146,4 @@ def command(*words: str) -> str:
     """A shell line that can be pasted, for hints."""
     import shlex
 
-    return safe(" ".join(word if re.fullmatch(r"[A-Z]+", word) else shlex.quote(word) for word in words))
+    return safe(shlex.join(words))

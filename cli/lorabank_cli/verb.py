@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -21,8 +19,7 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One resolved setting: ``source`` is ``flag``, ``env NAME``, ``file PATH`` or ``default``."""
 
     name: str
@@ -34,6 +31,8 @@ class Run:
     """One call of a command."""
 
     def __init__(self, ctx: click.Context) -> None:
+        from pathlib import Path
+
         self.ctx = ctx
         self.bank = Path(ctx.params["bank"])
         self.dry_run: bool = ctx.params.get("dry_run", False)
@@ -140,8 +139,7 @@ class Verb(click.Command):
         if params["verbose"]:
             from lorabank_cli.text import table
 
-            lines = table(("setting", "value", "source"), [(s.name, s.value, s.source) for s in run.settings()])
-            click.echo(lines, err=True)
+            click.echo(table(Setting._fields, run.settings()), err=True)
         own = {name: value for name, value in params.items() if name in self.own and name not in self.settings}
         assert self.callback is not None
         return ctx.invoke(self.callback, run, **own)

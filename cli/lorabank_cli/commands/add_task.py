@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank_cli.output import plain
 from lorabank_cli.settings import show_settings
-from lorabank_cli.text import command, pairs, safe
+from lorabank_cli.text import command, pairs, safe, scored
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
-    from lorabank.api import AddTaskResult
+    from lorabank.core.records import AdapterRecord
+    from lorabank.workflows.results import AddTaskResult
 
 
 @verb(
@@ -46,19 +47,17 @@ def add_task(run: Run, name: str, resume: bool, restart: bool) -> None:
         if config is None:
             raise click.UsageError("--dry-run and --resume exclude each other.")
         plan = plain(api.plan_task(run.bank, name, config, init))
-        show_settings(run, f"would train task {name}", {k: v for k, v in plan.items() if k != "settings"})
+        show_settings(run, f"would train task {name}", resolved=plan.pop("settings"), plan=plan)
         return
-    observer = run.observer
     try:
-        result = api.add_task(run.bank, name, config, init=init, resume=resume, restart=restart, observer=observer)
+        with run.observer as observer:
+            result = api.add_task(run.bank, name, config, init=init, resume=resume, restart=restart, observer=observer)
     except KeyboardInterrupt:
         raise Interrupted(
             "interrupted",
             unchanged="the bank was not changed",
             hint=f"{command('lorabank', 'add-task', name)} --resume goes on from the last checkpoint",
         ) from None
-    finally:
-        observer.finish()
     run.output.data(result, _text(result))
 
 
@@ -66,50 +65,39 @@ def _config(run: Run, name: str, resume: bool, restart: bool) -> TrainConfig | N
     """The settings, or None when those of the interrupted training are used."""
     if resume and restart:
         raise click.UsageError("--resume and --restart exclude each other.")
-    if not resume:
-        if not run.ctx.params["data"]:
-            raise click.UsageError("Missing option '--data'.")
+    if run.ctx.params["data"]:
         return run.config(TrainConfig)
+    if not resume:
+        raise click.UsageError("Missing option '--data'.")
     from lorabank.core.config import config_fields
 
     given = run.flags([f.name for f in config_fields(TrainConfig)])
     if given:
-        raise click.UsageError(f"--resume uses the stored settings; leave out {', '.join(given)}.")
+        raise click.UsageError(
+            f"--resume without --data goes on with the stored settings; leave out {', '.join(given)}."
+        )
     return None
 
 
 def _text(result: AddTaskResult) -> str:
     task, adapter, score = result.task, result.adapter, result.score
-    eval_rows = next((d.rows for d in result.datasets if d.split == "eval"), 0)
-    accuracy = None
-    if score and score.get("value") is not None:
-        accuracy = (
-            f"{score['value']:.4f} [{score['low']:.4f}, {score['high']:.4f}] on {score.get('n', eval_rows)} rows "
-            "(95 % interval, task id given)"
-        )
+    overlap, left = adapter.metrics.get("overlap", {}), adapter.metrics.get("capacity_left")
     items: list[tuple[str, object]] = [
         ("adapter", adapter.digest),
-        ("accuracy", accuracy),
+        ("accuracy", f"{scored(score)} (95 % interval, task id given)"),
         ("strategy", f"{adapter.strategy}, r {adapter.r}, {adapter.steps} steps, {adapter.wall_seconds:.0f} s"),
-        ("held", _held(adapter.penalties, adapter.config.get("context_tasks"), len(adapter.context))),
-        ("overlap", _numbers(adapter.metrics.get("overlap"))),
-        ("capacity", _numbers(adapter.metrics.get("capacity"))),
+        ("held", _held(adapter)),
+        ("overlap", ", ".join(f"{name} {value:.4f}" for name, value in overlap.items()) or None),
+        ("capacity left", None if left is None else f"{100 * left:.1f} % of the input space"),
         ("next", "lorabank eval --forgetting-matrix" if task.position > 1 else "lorabank add-task NAME --data FILE"),
     ]
     return f"added task {safe(task.name)} (number {task.position}) to {safe(result.bank)}\n{pairs(items)}"
 
 
-def _held(penalties: dict[str, float], tasks: Any, count: int) -> str:
-    """What was kept orthogonal, and to which adapters."""
-    if not count:
-        return "nothing (no earlier adapter was active)"
-    earlier = ", ".join(tasks) if tasks else f"{count} earlier adapter{'s' if count > 1 else ''}"
-    by = ", ".join(f"{name} {value:g}" for name, value in penalties.items())
-    return f"{earlier} (frozen{'; ' + by if by else ''})"
-
-
-def _numbers(value: Any) -> str | None:
-    """A number, or numbers by name."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_numbers(item)}" for name, item in value.items()) or None
-    return f"{value:.4g}" if isinstance(value, int | float) else None
+def _held(adapter: AdapterRecord) -> str:
+    """Which earlier adapters were active and frozen, and what kept the new one apart from them."""
+    if not adapter.context:
+        return "nothing: no earlier adapter was active"
+    names = adapter.metrics.get("overlap") or [digest[:12] for digest in adapter.context]
+    by = ", ".join(f"{name} {weight:g}" for name, weight in adapter.penalties.items()) or "no penalty"
+    return f"{', '.join(names)} (active, frozen; {by})"

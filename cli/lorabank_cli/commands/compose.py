@@ -34,13 +34,10 @@ def compose(run: Run) -> None:
     if run.dry_run:
         known = [task.name for task in api.overview(run.bank).tasks]
         members = [name.strip() for name in config.tasks.split(",")] if config.tasks else known
-        show_settings(run, f"would make composition {config.name or config.mode}", {"members": members})
+        show_settings(run, f"would make composition {config.name or config.mode}", plan={"members": members})
         return
-    observer = run.observer
-    try:
+    with run.observer as observer:
         result = api.compose(run.bank, config, init=InitConfig(), observer=observer)
-    finally:
-        observer.finish()
     made = result.composition
     facts = pairs(
         [

@@ -24,11 +24,8 @@ def demo(run: Run, target: str, seed: int, epochs: float | None) -> None:
     """
     from lorabank import api
 
-    observer = run.observer
-    try:
+    with run.observer as observer:
         result = api.demo(target, seed=seed, epochs=epochs, observer=observer)
-    finally:
-        observer.finish()
     run.output.data(result, _text(target, plain(result)))
 
 

@@ -17,7 +17,7 @@ from lorabank_cli.text import pairs, safe, table, terminal_width, wants_color
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
-    from lorabank.api import MatrixReport
+    from lorabank.workflows.results import MatrixReport
 
 PLOTS = (".png", ".svg")
 
@@ -49,11 +49,8 @@ def evaluate(run: Run, plot: str | None, csv: str | None, gates: tuple[str, ...]
         raise ConfigError(f"--plot {plot}: not a .png or .svg file", unchanged="nothing was changed")
     config = run.config(EvalConfig)
     api.check_gates((), gates)  # a gate that cannot be read should not cost the evaluation first
-    observer = run.observer
-    try:
+    with run.observer as observer:
         reports = api.evaluate(run.bank, config, observer)
-    finally:
-        observer.finish()
     results = api.check_gates(reports, gates)
     run.output.data({"reports": reports, "gates": results}, _text(reports, results, wants_color(sys.stdout)))
     for report in reports:

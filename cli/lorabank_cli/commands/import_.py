@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from lorabank.core.config import InitConfig
-from lorabank_cli.text import pairs, safe
+from lorabank_cli.text import pairs, safe, scored
 from lorabank_cli.verb import Run, verb
 
 
@@ -30,8 +30,7 @@ def import_adapter(
     from lorabank import api
 
     names = tuple(part.strip() for part in labels.split(",")) if labels else None
-    observer = run.observer
-    try:
+    with run.observer as observer:
         result = api.import_adapter(
             run.bank,
             source,
@@ -43,13 +42,11 @@ def import_adapter(
             init=run.config(InitConfig),
             observer=observer,
         )
-    finally:
-        observer.finish()
     facts = pairs(
         [
             ("adapter", result.adapter.digest),
             ("labels", ", ".join(result.task.labels)),
-            ("accuracy", result.score.get("value") if result.score else None),
+            ("accuracy", f"{scored(result.score)} (95 % interval, task id given)" if result.score else None),
             ("next", "lorabank compose --mode prototype"),
         ]
     )

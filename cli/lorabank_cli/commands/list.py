@@ -8,8 +8,7 @@ from lorabank_cli.text import command, safe, table, terminal_width
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
-    from lorabank.bank.bank import Snapshot
-
+    from lorabank.bank.snapshot import Snapshot
     from lorabank.core.records import TaskRecord
 
 

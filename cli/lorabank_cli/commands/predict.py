@@ -13,7 +13,7 @@ from lorabank_cli.text import table, terminal_width
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
-    from lorabank.api import Prediction
+    from lorabank.workflows.results import Prediction
 
 
 @verb(
@@ -40,11 +40,8 @@ def predict(run: Run) -> None:
         params["texts"] = tuple(line.rstrip("\r\n") for line in sys.stdin if line.strip())
     if not params["texts"] and not params["data"]:
         raise click.UsageError("Missing a TEXT, '-' or '--data'.")
-    observer = run.observer
-    try:
+    with run.observer as observer:
         predictions = api.predict(run.bank, run.config(PredictConfig), observer)
-    finally:
-        observer.finish()
     run.output.data({"predictions": predictions}, _text(predictions))
 
 
