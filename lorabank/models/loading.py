@@ -149,9 +149,6 @@ def load_tokenizer(base: ResolvedBase | BaseModelRecord) -> PreTrainedTokenizerB
     found = tokenizer_hash(resolved.path)
     if isinstance(base, BaseModelRecord) and found != base.tokenizer_hash:
         raise IncompatibleError(f"base model {base.name!r} is not the one of this bank: its tokenizer differs")
-    settings = resolved.path / "tokenizer_config.json"
-    if settings.is_file():
-        _refuse_code(read_json(settings), settings)
     read_config(resolved.path)
     with quiet_transformers():
         try:
@@ -225,7 +222,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The model's config.json, refused when it could make transformers run code from elsewhere.
+    """The model's config.json; refused when it, or the tokenizer's, could make transformers run code from elsewhere.
 
     Raises:
         DataError: There is none, it is broken, or the folder holds an adapter.
@@ -238,6 +235,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder} is not a model folder: it holds no config.json")
     config = read_json(path)
     _refuse_code(config, path)
+    if (tokenizer := folder / "tokenizer_config.json").is_file():
+        _refuse_code(read_json(tokenizer), tokenizer)
     return config
 
 

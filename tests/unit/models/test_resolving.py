@@ -154,9 +154,7 @@ def test_silence_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         over.set()
 
 
-def test_a_download_takes_what_is_needed(
-    make_base, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_download_takes_what_is_needed(make_base, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source, asked, notices = make_base("bert"), [], []
 
     def download(name: str, **options: object) -> str:

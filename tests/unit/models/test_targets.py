@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import transformers
+from torch import nn
+
+from lorabank.core.errors import ConfigError, IncompatibleError
+from lorabank.models.loading import describe_base, load_base, resolve_base
+from lorabank.models.targets import resolve_target_modules
+
+QUERY_VALUE = {
+    "bert": ["bert.encoder.layer.{}.attention.self.query", "bert.encoder.layer.{}.attention.self.value"],
+    "roberta": ["roberta.encoder.layer.{}.attention.self.query", "roberta.encoder.layer.{}.attention.self.value"],
+    "distilbert": [
+        "distilbert.transformer.layer.{}.attention.q_lin",
+        "distilbert.transformer.layer.{}.attention.v_lin",
+    ],
+    "llama": ["model.layers.{}.self_attn.q_proj", "model.layers.{}.self_attn.v_proj"],
+    "gpt_neox": ["gpt_neox.layers.{}.attention.query_key_value"],
+}
+# Linear layers of the two blocks, and BERT's pooler, which the saved body brings; RoBERTa's classifier has none.
+LINEAR = {"bert": 13, "roberta": 12, "distilbert": 12, "llama": 14, "gpt_neox": 8}
+
+
+def test_auto_and_all_linear(make_base, kind: str) -> None:
+    base = load_base(describe_base(resolve_base(str(make_base(kind)))))
+    expected = tuple(name.format(layer) for layer in range(2) for name in QUERY_VALUE[kind])
+    assert resolve_target_modules(base.model, "auto", base.head_modules) == expected
+    every = resolve_target_modules(base.model, "all-linear", base.head_modules)
+    assert len(every) == LINEAR[kind]
+    assert set(expected) <= set(every)
+    assert not any(name.startswith(base.head_modules) for name in every)
+
+
+def test_a_pooler_that_belongs_to_the_head_is_left_alone(make_base) -> None:
+    folder = make_base("bert", auto=transformers.AutoModelForMaskedLM)
+    base = load_base(describe_base(resolve_base(str(folder))))
+    assert "bert.pooler.dense" not in resolve_target_modules(base.model, "all-linear", base.head_modules)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.subquery, self.norm = nn.Linear(2, 2), nn.Linear(2, 2), nn.LayerNorm(2)
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Block(), Block()
+        self.classifier, self.classifier2 = nn.Linear(2, 2), nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("query", ["first.query", "second.query"]),
+        ("second.query, subquery", ["first.subquery", "second.query", "second.subquery"]),
+        ("classifier2", ["classifier2"]),
+    ],
+)
+def test_names_are_whole_words(spec: str, expected: list[str]) -> None:
+    assert list(resolve_target_modules(Model(), spec, ("classifier",))) == expected
+
+
+@pytest.mark.parametrize(("spec", "named"), [("query,keys", "keys"), ("norm", "norm"), ("classifier", "classifier")])
+def test_names_that_fit_nothing(spec: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=rf"target_modules '{named}': .*there are classifier2, query, subquery$"):
+        resolve_target_modules(Model(), spec, ("classifier",))
+
+
+def test_no_names() -> None:
+    with pytest.raises(ConfigError, match="there are"):
+        resolve_target_modules(Model(), " , ", ())
+
+
+def test_projections_of_an_unknown_name() -> None:
+    with pytest.raises(IncompatibleError, match="query and value") as caught:
+        resolve_target_modules(Model(), "auto", ())
+    assert "query, subquery" in str(caught.value.hint)
+
+
+def test_a_model_without_linear_layers() -> None:
+    with pytest.raises(IncompatibleError, match=r"no torch\.nn\.Linear"):
+        resolve_target_modules(nn.Sequential(nn.LayerNorm(2)), "auto", ())
