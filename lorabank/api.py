@@ -1,0 +1,261 @@
+"""Everything lorabank does: one function per use case, settings in, a frozen result out.
+
+Nothing here prints. Paths are bank folders; a user's mistake raises a `lorabank.core.errors.LorabankError`. Importing
+this module loads neither torch nor a database library: each function imports what it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, PredictConfig, TrainConfig
+from lorabank.core.observer import Observer, SilentObserver
+from lorabank.core.records import Finding
+
+if TYPE_CHECKING:
+    from lorabank.bank.database import UpgradeResult
+    from lorabank.bank.gc import GcResult
+    from lorabank.bank.snapshot import Snapshot
+    from lorabank.evaluation.gates import GateResult
+    from lorabank.workflows.results import (
+        AddTaskResult,
+        ComposeResult,
+        DemoResult,
+        ExportResult,
+        MatrixReport,
+        Prediction,
+        TaskPlan,
+    )
+
+_SILENT = SilentObserver()
+
+
+def init_bank(path: str | Path, config: InitConfig, observer: Observer = _SILENT) -> Snapshot:
+    """Make a bank.
+
+    Args:
+        path: A folder that does not exist or is empty.
+        config: The base model and the task type.
+        observer: Gets one notice.
+
+    Raises:
+        ExistsError: There is a bank already.
+        NotFoundError: There is no such base model.
+        MissingExtraError: The base model is neither on the disk nor reachable.
+    """
+    from lorabank.core.config import validate
+    from lorabank.workflows.train import init_bank as run
+
+    return run(path, validate(InitConfig, asdict(config)), observer).snapshot()
+
+
+def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig = InitConfig()) -> TaskPlan:
+    """What `add_task` would do: settings, rows, tokens, steps, sizes. Nothing is written."""
+    from lorabank.workflows.train import plan_task as run
+
+    return run(path, name, config, init)
+
+
+def add_task(
+    path: str | Path,
+    name: str,
+    config: TrainConfig | None,
+    *,
+    init: InitConfig = InitConfig(),
+    resume: bool = False,
+    restart: bool = False,
+    observer: Observer = _SILENT,
+) -> AddTaskResult:
+    """Train the adapter of a new task on top of the earlier ones; the bank is made when there is none.
+
+    Args:
+        path: The bank's folder.
+        name: Name of the task: ``[a-z0-9][a-z0-9._-]*``.
+        config: The settings; None with ``resume`` takes those of the interrupted run.
+        init: Base model of a bank that is made now.
+        resume: Go on with an interrupted run.
+        restart: Throw an interrupted run away and begin anew.
+        observer: Gets notices and the losses.
+
+    Raises:
+        ExistsError: The name is taken.
+        DataError: A row is wrong, or too many would be cut.
+        BusyError: Another process is changing the bank.
+        DivergedError: A loss or a trained tensor is not finite; nothing entered the bank.
+    """
+    from lorabank.workflows.train import add_task as run
+
+    return run(path, name, config, init=init, resume=resume, restart=restart, observer=observer)
+
+
+def compose(path: str | Path, config: ComposeConfig, observer: Observer = _SILENT) -> ComposeResult:
+    """Fit and store a composition of the bank's adapters.
+
+    Raises:
+        NotFoundError: There is no bank, no task, or no sample that the mode needs.
+        ExistsError: The name is taken and ``replace`` is off.
+    """
+    from lorabank.bank.bank import Bank
+    from lorabank.workflows.compose import compose as run
+
+    return run(Bank.open(path), config, observer)
+
+
+def evaluate(path: str | Path, config: EvalConfig, observer: Observer = _SILENT) -> tuple[MatrixReport, ...]:
+    """Score the state as trained and compositions; cells that were scored before are read, not computed."""
+    from lorabank.bank.bank import Bank
+    from lorabank.core.config import validate
+    from lorabank.workflows.evaluate import evaluate as run
+
+    return run(Bank.open(path), validate(EvalConfig, asdict(config)), observer)
+
+
+def predict(path: str | Path, config: PredictConfig, observer: Observer = _SILENT) -> tuple[Prediction, ...]:
+    """Label texts with a composition, or with the state as trained for a task that is named."""
+    from lorabank.bank.bank import Bank
+    from lorabank.workflows.predict import predict as run
+
+    return run(Bank.open(path), config, observer)
+
+
+def check_gates(reports: Sequence[MatrixReport], gates: Sequence[str]) -> tuple[GateResult, ...]:
+    """Compare scalars with conditions such as ``backward_transfer>=-0.02``; each gate is checked on each report."""
+    from lorabank.workflows.sharing import check_gates as run
+
+    return run(reports, gates)
+
+
+def save_plot(report: MatrixReport, path: str | Path) -> Path:
+    """Draw a matrix as a heat-map: PNG or SVG by the file's ending."""
+    from lorabank.workflows.sharing import save_plot as run
+
+    return run(report, Path(path))
+
+
+def save_csv(report: MatrixReport, path: str | Path) -> Path:
+    """Write a matrix as CSV."""
+    from lorabank.workflows.sharing import save_csv as run
+
+    return run(report, Path(path))
+
+
+def overview(path: str | Path) -> Snapshot:
+    """Everything in the bank: base, tasks, data sets, adapters, compositions."""
+    from lorabank.bank.bank import Bank
+
+    return Bank.open(path).snapshot()
+
+
+def show(path: str | Path, name: str) -> dict[str, Any]:
+    """One task or composition with all that is known of it."""
+    from lorabank.workflows.upkeep import show as run
+
+    return run(path, name)
+
+
+def remove(path: str | Path, name: str, *, cascade: bool = False, dry_run: bool = False) -> tuple[str, ...]:
+    """Remove a task or composition; its files go with `gc`.
+
+    Returns:
+        The names that were (or with ``dry_run`` would be) removed.
+
+    Raises:
+        ExistsError: A composition needs the task and ``cascade`` is off.
+    """
+    from lorabank.bank.bank import Bank
+
+    return Bank.open(path).remove(name, cascade=cascade, dry_run=dry_run)
+
+
+def export(path: str | Path, name: str, target: str | Path, *, own: bool = False) -> ExportResult:
+    """Write a task or a manual composition as one PEFT folder.
+
+    Args:
+        path: The bank's folder.
+        name: A task, or a composition of mode ``manual``.
+        target: A folder that does not exist or is empty.
+        own: Of a task only its own adapter, without the adapters that were active while it was trained.
+
+    Raises:
+        ConfigError: The composition is no single adapter.
+    """
+    from lorabank.workflows.exchange import export as run
+
+    return run(path, name, Path(target), own=own)
+
+
+def import_adapter(
+    path: str | Path,
+    source: str | Path,
+    task: str,
+    *,
+    config: TrainConfig,
+    labels: Sequence[str] | None = None,
+    init: InitConfig = InitConfig(),
+    observer: Observer = _SILENT,
+) -> AddTaskResult:
+    """Take a PEFT LoRA folder into the bank as a task.
+
+    Args:
+        path: The bank's folder.
+        source: A local PEFT folder with ``adapter_model.safetensors``.
+        task: Name of the new task.
+        config: Its data: rows to measure it on and to route by.
+        labels: Labels in the order of the head's outputs; default: the data's labels in order.
+        init: Base model of a bank that is made now.
+        observer: Gets notices.
+
+    Raises:
+        DataError: The folder's tensors are not exactly those of a LoRA adapter with a head.
+        IncompatibleError: Its shapes do not fit the base.
+    """
+    from lorabank.workflows.exchange import import_adapter as run
+
+    return run(path, Path(source), task, config=config, labels=labels, init=init, observer=observer)
+
+
+def verify(path: str | Path, *, full: bool = False) -> tuple[Finding, ...]:
+    """Check rows and files; ``full`` reads every byte. Nothing is changed."""
+    from lorabank.bank.bank import Bank
+
+    return tuple(Bank.open(path).verify(full=full))
+
+
+def gc(path: str | Path, *, dry_run: bool = False, grace_hours: float = 24.0) -> GcResult:
+    """Delete files that nothing refers to and that are older than the grace."""
+    from lorabank.bank.bank import Bank
+
+    return Bank.open(path).gc(dry_run=dry_run, grace_hours=grace_hours)
+
+
+def report(path: str | Path, target: str | Path) -> Path:
+    """Write one HTML file with tasks, compositions, stored matrices and lineage; it needs no network."""
+    from lorabank.workflows.sharing import report as run
+
+    return run(path, Path(target))
+
+
+def doctor(path: str | Path) -> tuple[tuple[str, str], ...]:
+    """Facts for a bug report: versions, devices, base model, the bank's state."""
+    from lorabank.workflows.upkeep import doctor as run
+
+    return run(path)
+
+
+def upgrade(path: str | Path, *, dry_run: bool = False) -> UpgradeResult:
+    """Bring an older bank to this version's schema, after a backup."""
+    from lorabank.bank.database import upgrade_database
+
+    return upgrade_database(path, dry_run=dry_run)
+
+
+def demo(
+    target: str | Path, *, seed: int = 0, epochs: float | None = None, observer: Observer = _SILENT
+) -> DemoResult:
+    """The main job on four small real tasks: sequential training beside O-LoRA, three compositions, one table."""
+    from lorabank.demo.run import demo as run
+
+    return run(Path(target), seed=seed, epochs=epochs, observer=observer)

@@ -1,0 +1,99 @@
+"""What a composition mode sees of the bank, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorabank.compose.routing import TaskStatistics
+from lorabank.core.config import ComposeConfig
+from lorabank.core.observer import Observer
+from lorabank.core.records import CompositionRecord
+from lorabank.models.runtime import Plan, Runtime
+
+
+@dataclass(frozen=True)
+class Member:
+    """One task of a composition.
+
+    Attributes:
+        task: Its name.
+        position: Its place in the sequence, from 1.
+        adapter: Digest of its adapter.
+        state: Digests of its own state: its adapter and the ones active while it was trained.
+        head: Index of its head in the runtime.
+        labels: Its labels.
+        statistics: Features of its training rows under the frozen base.
+        clusters: Centroids that were asked for when the task was added.
+        texts: Calibration texts kept in the bank; empty where none are kept.
+        label_ids: Their labels, as indices into ``labels``.
+    """
+
+    task: str
+    position: int
+    adapter: str
+    state: tuple[str, ...]
+    head: int
+    labels: tuple[str, ...]
+    statistics: TaskStatistics
+    clusters: int
+    texts: tuple[str, ...] = ()
+    label_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a mode has to store, and what it tells the user.
+
+    Attributes:
+        parameters: JSON values for the record.
+        objects: Role to bytes of each blob.
+        report: Facts for the user: errors of a compression, sparsity of an attention.
+    """
+
+    parameters: dict[str, Any]
+    objects: dict[str, bytes] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+class Composer(Protocol):
+    """One mode. ``routed`` says whether it picks the task (and so the head) of each text itself."""
+
+    mode: ClassVar[str]
+    routed: ClassVar[bool]
+
+    @classmethod
+    def fit(
+        cls, members: Sequence[Member], config: ComposeConfig, runtime: Callable[[], Runtime], observer: Observer
+    ) -> Fitted:
+        """Learn or check what the mode needs."""
+
+    @classmethod
+    def load(
+        cls,
+        record: CompositionRecord,
+        objects: Mapping[str, bytes],
+        members: Sequence[Member],
+        runtime: Callable[[], Runtime],
+    ) -> Composer:
+        """The stored composition; ``runtime`` is asked for only when texts are answered."""
+
+    def plan(self, stage: int, texts: Sequence[str]) -> Plan:
+        """The state for some texts when only members up to position ``stage`` are known (at least one is)."""
+
+    def identity(self, stage: int) -> Any:
+        """JSON value that is different whenever ``plan`` may give different answers."""
+
+
+def known(members: Sequence[Member], stage: int) -> list[Member]:
+    """The members that a stage knows."""
+    return [member for member in members if member.position <= stage]
+
+
+def state_weights(names: Sequence[str], state: Mapping[str, float]) -> NDArray[np.float32]:
+    """Weights ``[K]`` over the stack's ``names`` from weights by digest."""
+    return np.array([state.get(name, 0.0) for name in names], np.float32)

@@ -1,0 +1,109 @@
+"""``prototype``: every text goes to the task whose training texts it resembles (CoLoR, arXiv 2311.17601).
+
+Features of the frozen base, L2-normalised; the router knows, per task, k-means centroids (``kmeans``, the paper's) or
+a mean beside one shared, shrunk covariance (``gaussian``). The routed task's own state and head answer. What the router
+needs was stored when each task was added, so a new task needs no old data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lorabank.compose.base import Fitted, Member, known, state_weights
+from lorabank.compose.routing import GaussianRouter, KMeansRouter, TaskStatistics, fit_statistics
+from lorabank.core.config import ComposeConfig
+from lorabank.core.errors import NotFoundError
+from lorabank.core.observer import Observer
+from lorabank.core.records import CompositionRecord
+from lorabank.models.runtime import Plan, Runtime
+
+
+class Prototype:
+    """Routing by prototypes."""
+
+    mode: ClassVar[str] = "prototype"
+    routed: ClassVar[bool] = True
+
+    def __init__(
+        self, router: str, shrinkage: float, members: Sequence[Member], runtime: Callable[[], Runtime]
+    ) -> None:
+        self._router = router
+        self._shrinkage = shrinkage
+        self._members = members
+        self._runtime = runtime
+
+    @classmethod
+    def fit(
+        cls, members: Sequence[Member], config: ComposeConfig, runtime: Callable[[], Runtime], observer: Observer
+    ) -> Fitted:
+        """Take the stored statistics; another number of centroids is fitted on the calibration samples."""
+        parameters = {
+            "router": config.router,
+            "shrinkage": config.shrinkage,
+            "clusters_per_task": config.clusters_per_task,
+        }
+        objects = {}
+        for member in members:
+            statistics = member.statistics
+            if config.router == "kmeans" and member.clusters != config.clusters_per_task:
+                statistics = _refit(member, config, runtime())
+            objects[f"prototypes:{member.task}"] = statistics.to_bytes()
+        return Fitted(parameters, objects)
+
+    @classmethod
+    def load(
+        cls,
+        record: CompositionRecord,
+        objects: Mapping[str, bytes],
+        members: Sequence[Member],
+        runtime: Callable[[], Runtime],
+    ) -> Prototype:
+        """The stored statistics."""
+        own = [
+            replace(member, statistics=TaskStatistics.from_bytes(objects[f"prototypes:{member.task}"])) for member in members
+        ]
+        return cls(record.parameters["router"], record.parameters["shrinkage"], own, runtime)
+
+    def plan(self, stage: int, texts: Sequence[str]) -> Plan:
+        """Each text's routed state."""
+        members = known(self._members, stage)
+        route = build_router(self._router, members, self._shrinkage).route(self._runtime().features(texts))
+        names = self._runtime().stack.names
+        states = np.stack([state_weights(names, dict.fromkeys(member.state, 1.0)) for member in members])
+        return Plan(weights=states[route], route=np.asarray(route, np.int64))
+
+    def identity(self, stage: int) -> Any:
+        """The router, its statistics, and each member's state."""
+        members = known(self._members, stage)
+        return [
+            "prototype",
+            self._router,
+            self._shrinkage if self._router == "gaussian" else None,
+            [[member.task, list(member.state), _digest(member)] for member in members],
+        ]
+
+
+def build_router(kind: str, members: Sequence[Member], shrinkage: float) -> KMeansRouter | GaussianRouter:
+    """A router over the members, in their order."""
+    statistics = [member.statistics for member in members]
+    return GaussianRouter(statistics, shrinkage) if kind == "gaussian" else KMeansRouter(statistics)
+
+
+def _refit(member: Member, config: ComposeConfig, runtime: Runtime) -> TaskStatistics:
+    if not member.texts:
+        raise NotFoundError(
+            f"task {member.task!r} keeps {member.clusters} centroids and no samples "
+            f"to find {config.clusters_per_task} in",
+            hint=f"--clusters-per-task {member.clusters}, or --router gaussian",
+            unchanged="nothing was changed",
+        )
+    return fit_statistics(runtime.features(member.texts), config.clusters_per_task, config.seed)
+
+
+def _digest(member: Member) -> str:
+    return hashlib.sha256(member.statistics.to_bytes()).hexdigest()

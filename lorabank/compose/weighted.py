@@ -1,0 +1,117 @@
+"""``manual``: fixed weights, the delta weights summed exactly (task arithmetic, arXiv 2212.04089).
+
+    delta W = sum_k w_k s_k B_k A_k
+
+Exact for mixed ranks, scalings and signs, because the factors are concatenated and not averaged. With ``max_rank`` the
+sum is cut to its best approximation of that rank, and the relative error of every module is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from lorabank.compose.base import Fitted, Member, known, state_weights
+from lorabank.core.config import ComposeConfig, nearest
+from lorabank.core.errors import ConfigError
+from lorabank.core.lora import AdapterStack, LoraFactors, compress
+from lorabank.core.observer import Observer
+from lorabank.core.records import CompositionRecord
+from lorabank.models.runtime import Plan, Runtime
+
+
+class Weighted:
+    """A weighted sum of adapters."""
+
+    mode: ClassVar[str] = "manual"
+    routed: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        max_rank: int | None,
+        members: Sequence[Member],
+        stack: Callable[[], AdapterStack],
+    ) -> None:
+        self._weights = dict(weights)
+        self._max_rank = max_rank
+        self._members = members
+        self._stack = stack
+
+    @classmethod
+    def fit(
+        cls, members: Sequence[Member], config: ComposeConfig, runtime: Callable[[], Runtime], observer: Observer
+    ) -> Fitted:
+        """Check the weights; with ``max_rank`` measure what compression costs."""
+        weights = parse_weights(config.weights, [member.task for member in members])
+        parameters: dict[str, Any] = {"weights": weights, "max_rank": config.max_rank}
+        if config.max_rank is None:
+            return Fitted(parameters)
+        composed = cls(weights, None, members, lambda: runtime().stack)
+        compressed = compress(composed.adapter(members[-1].position), config.max_rank)
+        parameters["relative_error"] = dict(compressed.relative_error)
+        return Fitted(parameters, report={"relative_error": dict(compressed.relative_error)})
+
+    @classmethod
+    def load(
+        cls,
+        record: CompositionRecord,
+        objects: Mapping[str, bytes],
+        members: Sequence[Member],
+        runtime: Callable[[], Runtime],
+    ) -> Weighted:
+        """The stored weights."""
+        return cls(record.parameters["weights"], record.parameters["max_rank"], members, lambda: runtime().stack)
+
+    def plan(self, stage: int, texts: Sequence[str]) -> Plan:
+        """One constant state for all texts."""
+        if self._max_rank is not None:
+            return Plan(factors=compress(self.adapter(stage), self._max_rank).factors)
+        return Plan(weights=state_weights(self._stack().names, self._state(stage)))
+
+    def identity(self, stage: int) -> Any:
+        """Weights by adapter, and the rank they are cut to."""
+        return ["sum", self._max_rank, sorted(self._state(stage).items())]
+
+    def adapter(self, stage: int) -> LoraFactors:
+        """The sum as one exact adapter."""
+        stack = self._stack()
+        return stack.combine(torch.from_numpy(state_weights(stack.names, self._state(stage))))
+
+    def _state(self, stage: int) -> dict[str, float]:
+        state: dict[str, float] = {}
+        for member in known(self._members, stage):
+            state[member.adapter] = state.get(member.adapter, 0.0) + self._weights[member.task]
+        return state
+
+
+def parse_weights(text: str | None, tasks: Sequence[str]) -> dict[str, float]:
+    """``"sentiment=0.7,spam=-0.3"`` as a mapping; None gives every task the weight 1.
+
+    Raises:
+        ConfigError: For an unknown or missing task, or a weight that is no finite number.
+    """
+    if text is None:
+        return dict.fromkeys(tasks, 1.0)
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        task, _, number = (piece.strip() for piece in part.partition("="))
+        if task not in tasks:
+            raise ConfigError(
+                f"--weights names {task!r}, which is no member.{nearest(task, list(tasks))}",
+                hint=f"members: {', '.join(tasks)}",
+                unchanged="nothing was changed",
+            )
+        try:
+            weights[task] = float(number)
+        except ValueError:
+            weights[task] = float("nan")
+        if not abs(weights[task]) < float("inf"):
+            raise ConfigError(
+                f"--weights: {part.strip()!r} is not TASK=NUMBER",
+                hint="lorabank compose --mode manual --weights " + ",".join(f"{name}=1" for name in tasks),
+                unchanged="nothing was changed",
+            )
+    return {task: weights.get(task, 0.0) for task in tasks}

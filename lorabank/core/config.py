@@ -1,0 +1,179 @@
+"""Settings: one frozen dataclass per use case.
+
+The command line builds its options from these fields (name, type, default, help), so there is one source. They
+are checked by ``validate`` (pydantic, imported only when a command runs): unknown keys, types and bounds, all
+errors at once. Importing this module costs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from lorabank.core.errors import ConfigError
+
+DEFAULT_BASE = "sentence-transformers/all-MiniLM-L6-v2"
+
+T = TypeVar("T")
+
+
+def _option(default: Any, help: str, **bounds: Any) -> Any:
+    """A field with its help text and bounds (``ge``, ``gt``, ``le``, ``lt``)."""
+    return field(default=default, metadata={"help": help, **bounds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """A new bank."""
+
+    base: str = _option(DEFAULT_BASE, "Base model: a Hugging Face id or a local folder.")
+    revision: str | None = _option(None, "Commit or tag of a hub model.")
+    task_type: Literal["SEQ_CLS"] = _option("SEQ_CLS", "PEFT task type of the bank.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One task: its data, its adapter and how the adapter is trained."""
+
+    data: str = _option("", "Training rows: .jsonl, .csv or .parquet.")
+    eval_data: str | None = _option(None, "Evaluation rows; default: a part of --data.")
+    eval_fraction: float = _option(0.2, "Part of --data kept for evaluation without --eval-data.", gt=0, lt=1)
+    text_column: str = _option("text", "Column that holds the text.")
+    label_column: str = _option("label", "Column that holds the label.")
+    max_length: int = _option(128, "Tokens of a text; longer ones are cut and counted.", ge=4, le=131072)
+    allow_cut: bool = _option(False, "Accept that more than 1 % of the rows are cut.")
+    keep_samples: int = _option(256, "Training rows kept for attention composition; 0 for none.", ge=0)
+    clusters_per_task: int = _option(5, "k-means centroids of the task for prototype routing.", ge=1, le=1024)
+    strategy: str = _option("olora", "What earlier adapters do while this one is trained.")
+    penalty: str | None = _option(None, "Penalty on the new adapter; default: the strategy's own.")
+    lambda_orth: float | None = _option(None, "Weight of the orthogonality penalty; default: the penalty's.", ge=0)
+    lambda_l2: float = _option(0.0, "Weight of the norm penalty of O-LoRA (its lambda_2).", ge=0)
+    r: int = _option(8, "Rank of the adapter.", ge=1, le=1024)
+    lora_alpha: float = _option(32.0, "Numerator of the scaling lora_alpha / r.", gt=0)
+    lora_dropout: float = _option(0.1, "Dropout on the input of the new adapter.", ge=0, lt=1)
+    use_rslora: bool = _option(False, "Scale by lora_alpha / sqrt(r) instead.")
+    target_modules: str = _option(
+        "auto", "Adapted modules: 'auto' (query and value), 'all-linear', or names separated by commas."
+    )
+    epochs: float = _option(5.0, "Passes over the training rows.", gt=0)
+    batch_size: int = _option(16, "Rows of a step.", ge=1)
+    gradient_accumulation_steps: int = _option(1, "Batches of one optimizer step.", ge=1)
+    learning_rate: float = _option(1e-3, "Constant learning rate of AdamW.", gt=0)
+    weight_decay: float = _option(0.0, "AdamW's weight decay.", ge=0)
+    max_grad_norm: float = _option(1.0, "Gradient clipping; 0 for none.", ge=0)
+    seed: int = _option(0, "Seed of initialisation, order and dropout.", ge=0, lt=2**32)
+    save_steps: int = _option(50, "Optimizer steps between two checkpoints.", ge=1)
+    device: str = _option("auto", "auto, cpu, cuda or cuda:N.")
+    report_to: str = _option("none", "Experiment tracker of transformers: tensorboard, wandb, mlflow, ...")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposeConfig:
+    """A composition of the bank's adapters."""
+
+    mode: str = _option("", "How the adapters answer together.")
+    name: str | None = _option(None, "Name of the composition; default: the mode.")
+    tasks: str | None = _option(None, "Members, separated by commas; default: every task.")
+    weights: str | None = _option(None, "manual: sentiment=0.7,spam=0.3 (any sign); default: 1 for each member.")
+    max_rank: int | None = _option(None, "manual: compress to this rank by SVD; prints the error per module.", ge=1)
+    router: Literal["kmeans", "gaussian"] = _option("kmeans", "prototype: nearest centroid, or shared covariance.")
+    clusters_per_task: int = _option(5, "prototype: centroids of each task.", ge=1, le=1024)
+    shrinkage: float = _option(0.1, "prototype: shrinkage of the gaussian router's covariance.", ge=0, le=1)
+    lambda_l1: float = _option(1e-3, "attention: weight of the L1 norm of the selector's dense parameters.", ge=0)
+    epochs: float = _option(3.0, "attention: passes over the calibration samples.", gt=0)
+    learning_rate: float = _option(1e-2, "attention: learning rate of the selector.", gt=0)
+    batch_size: int = _option(32, "attention: rows of a step.", ge=1)
+    stages: Literal["all", "last"] = _option(
+        "all", "attention: fit one selector per stage (needed for a whole matrix), or for the last stage only."
+    )
+    seed: int = _option(0, "Seed of k-means and of the selector.", ge=0, lt=2**32)
+    device: str = _option("auto", "auto, cpu, cuda or cuda:N.")
+    replace: bool = _option(False, "Supersede a composition of this name.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What to score and how."""
+
+    compositions: tuple[str, ...] = _option((), "Composition to score; may be repeated.")
+    all: bool = _option(False, "Score the state as trained and every composition.")
+    forgetting_matrix: bool = _option(False, "Score every task after every stage, not only after the last.")
+    forward_transfer: bool = _option(False, "Score tasks before they are learnt, and the untrained base.")
+    head_from: Literal["auto", "task", "kmeans", "gaussian"] = _option(
+        "auto", "Who picks the head: the task id, or a router; auto: the router of a routed composition, else the task id."
+    )
+    average: Literal["macro", "micro"] = _option("macro", "Mean over tasks, or over rows.")
+    batch_size: int = _option(64, "Rows of a forward pass.", ge=1)
+    device: str = _option("auto", "auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16"] = _option("auto", "auto: bfloat16 on a GPU, float32 on a CPU.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Texts to label with a composition or with one task."""
+
+    texts: tuple[str, ...] = _option((), "Text to label; may be repeated.")
+    data: str | None = _option(None, "File whose text column is labelled: .jsonl, .csv or .parquet.")
+    text_column: str = _option("text", "Column that holds the text.")
+    composition: str | None = _option(None, "Composition that answers; default: the only one, or the last routed one.")
+    task: str | None = _option(None, "Task whose head answers (the task id is given).")
+    batch_size: int = _option(64, "Rows of a forward pass.", ge=1)
+    device: str = _option("auto", "auto, cpu, cuda or cuda:N.")
+
+
+def config_fields(config: type[Any]) -> tuple[Field[Any], ...]:
+    """The fields of a config class, in order."""
+    return fields(config)
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``" Did you mean 'x'?"`` for the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def validate(config: type[T], values: Mapping[str, Any], *, where: str = "settings") -> T:
+    """Build a config from loose values.
+
+    Args:
+        config: One of the classes above.
+        values: Field name to value; strings are converted to the field's type.
+        where: Named in the error message, for example the config file.
+
+    Returns:
+        The checked config.
+
+    Raises:
+        ConfigError: Naming every unknown key (with the nearest known one) and every value out of bounds.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+    from pydantic.fields import FieldInfo
+
+    known = {f.name: f for f in fields(config)}  # type: ignore[arg-type]
+    problems = [
+        f"unknown key {key!r}.{nearest(key, list(known))}" for key in values if key not in known
+    ]
+    hints = _type_hints(config)
+    model = create_model(
+        config.__name__,
+        __config__=ConfigDict(extra="ignore"),
+        **{
+            name: (hints[name], FieldInfo(default=f.default, **{k: v for k, v in f.metadata.items() if k != "help"}))
+            for name, f in known.items()
+        },
+    )
+    try:
+        checked = TypeAdapter(model).validate_python(dict(values))
+    except ValidationError as error:
+        problems += [f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg'].lower()}" for e in error.errors()]
+    if problems:
+        raise ConfigError(f"{where}: " + "; ".join(problems), unchanged="nothing was changed")
+    return config(**{name: getattr(checked, name) for name in known})
+
+
+def _type_hints(config: type[Any]) -> dict[str, Any]:
+    from typing import get_type_hints
+
+    return get_type_hints(config)

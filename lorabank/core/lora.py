@@ -1,0 +1,197 @@
+r"""LoRA algebra: one adapter (`LoraFactors`) and several of them stacked (`AdapterStack`).
+
+An adapter changes a linear module's weight ``W [d_out, d_in]`` by the delta weight ``s B A`` with ``A [r, d_in]``,
+``B [d_out, r]`` and ``s = lora_alpha / r`` (``lora_alpha / sqrt(r)`` with rsLoRA, arXiv 2312.03732). Every state of a
+bank is ``W + sum_k w_k s_k B_k A_k``. Stacking the rows of all A and the columns of all B gives
+
+    sum_k w_k s_k B_k A_k  =  B_all diag(w[owner] * scale) A_all
+
+for any mix of ranks and scalings, where ``owner[i]`` says which adapter row i belongs to. Training, composition and
+evaluation share this one form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def lora_scaling(r: int, lora_alpha: float, *, use_rslora: bool = False) -> float:
+    """The factor s before ``B A``."""
+    return lora_alpha / math.sqrt(r) if use_rslora else lora_alpha / r
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """One adapter.
+
+    Attributes:
+        A: Module name to ``lora_A [r, d_in]``.
+        B: Module name to ``lora_B [d_out, r]``.
+        scaling: Module name to s.
+    """
+
+    A: Mapping[str, Tensor]
+    B: Mapping[str, Tensor]
+    scaling: Mapping[str, float]
+
+    def delta(self, module: str) -> Tensor:
+        """The delta weight ``s B A [d_out, d_in]`` of one module."""
+        return self.scaling[module] * (self.B[module] @ self.A[module])
+
+
+@dataclass(frozen=True)
+class StackedFactors:
+    """All adapters of one module.
+
+    Attributes:
+        A: ``[R, d_in]``, the rows of every adapter's ``lora_A``.
+        B: ``[d_out, R]``, the columns of every adapter's ``lora_B``.
+        owner: ``[R]`` int64, the adapter that row i belongs to.
+        scale: ``[R]``, the scaling of that adapter.
+    """
+
+    A: Tensor
+    B: Tensor
+    owner: Tensor
+    scale: Tensor
+
+    def row_weights(self, weights: Tensor) -> Tensor:
+        """``weights [..., K]`` over adapters as weights ``[..., R]`` over rows, scaling included."""
+        return weights[..., self.owner] * self.scale
+
+    def delta(self, weights: Tensor) -> Tensor:
+        """``sum_k w_k s_k B_k A_k [d_out, d_in]`` in float32, rounded by nobody but the caller."""
+        rows = self.row_weights(weights.float())
+        used = rows != 0
+        return (self.B[:, used].float() * rows[used]) @ self.A[used].float()
+
+    def select(self, adapters: Sequence[int]) -> StackedFactors:
+        """The same module with some adapters only, renumbered in the order given."""
+        rows = torch.cat([(self.owner == k).nonzero().flatten() for k in adapters])
+        renumber = {k: i for i, k in enumerate(adapters)}
+        owner = torch.tensor([renumber[int(k)] for k in self.owner[rows]], dtype=torch.long, device=self.A.device)
+        return StackedFactors(self.A[rows], self.B[:, rows], owner, self.scale[rows])
+
+
+@dataclass(frozen=True)
+class AdapterStack:
+    """Several adapters over the union of their modules.
+
+    Attributes:
+        names: The adapters, in order; weights are indexed like this.
+        modules: Module name to its stacked factors; an adapter without that module has no rows there.
+    """
+
+    names: tuple[str, ...]
+    modules: Mapping[str, StackedFactors]
+
+    @classmethod
+    def build(
+        cls,
+        adapters: Mapping[str, LoraFactors],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> AdapterStack:
+        """Stack adapters in the mapping's order."""
+        union = dict.fromkeys(module for factors in adapters.values() for module in factors.A)
+        stacked = {module: _stack(list(adapters.values()), module, device, dtype) for module in union}
+        return cls(tuple(adapters), stacked)
+
+    def select(self, names: Iterable[str]) -> AdapterStack:
+        """The sub-stack of some adapters; modules that none of them has are left out."""
+        chosen = tuple(names)
+        indices = [self.names.index(name) for name in chosen]
+        kept = {
+            module: factors.select(indices)
+            for module, factors in self.modules.items()
+            if any(bool((factors.owner == k).any()) for k in indices)
+        }
+        return AdapterStack(chosen, kept)
+
+    def combine(self, weights: Tensor) -> LoraFactors:
+        """The weighted sum as one exact adapter: factors concatenated, weight and scaling folded into B, s = 1.
+
+        Args:
+            weights: ``[K]``; adapters of weight 0 are left out.
+
+        Returns:
+            An adapter of rank ``sum of the ranks used``, with ``delta`` equal to the sum of the weighted deltas.
+        """
+        A, B = {}, {}
+        for module, factors in self.modules.items():
+            rows = factors.row_weights(weights.to(factors.A))
+            used = rows != 0
+            if bool(used.any()):
+                A[module] = factors.A[used].clone()
+                B[module] = factors.B[:, used] * rows[used]
+        return LoraFactors(A, B, dict.fromkeys(A, 1.0))
+
+
+def _stack(
+    adapters: Sequence[LoraFactors], module: str, device: torch.device | str, dtype: torch.dtype
+) -> StackedFactors:
+    having = [(k, factors) for k, factors in enumerate(adapters) if module in factors.A]
+    A = torch.cat([factors.A[module].to(device, dtype) for _, factors in having])
+    B = torch.cat([factors.B[module].to(device, dtype) for _, factors in having], dim=1)
+    ranks = torch.tensor([factors.A[module].shape[0] for _, factors in having], device=device)
+    owner = torch.repeat_interleave(torch.tensor([k for k, _ in having], device=device), ranks)
+    scale = torch.repeat_interleave(
+        torch.tensor([factors.scaling[module] for _, factors in having], device=device, dtype=torch.float32), ranks
+    )
+    return StackedFactors(A, B, owner, scale.to(dtype))
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """An adapter cut to a rank and what that cost: module name to ``||delta - delta_r||_F / ||delta||_F``."""
+
+    factors: LoraFactors
+    relative_error: Mapping[str, float]
+
+
+def compress(factors: LoraFactors, max_rank: int) -> Compressed:
+    """The best approximation of rank ``max_rank`` of every delta weight (Eckart-Young).
+
+    The ``d_out x d_in`` matrix is never formed: with ``s B = Q_B R_B`` and ``A^T = Q_A R_A`` the singular values of
+    ``s B A`` are those of the small ``R_B R_A^T``. Factors are split as ``B = Q_B U sqrt(S)``, ``A = sqrt(S) V^T Q_A^T``.
+    """
+    A, B, errors = {}, {}, {}
+    for module, a in factors.A.items():
+        q_b, r_b = torch.linalg.qr(factors.scaling[module] * factors.B[module].double())
+        q_a, r_a = torch.linalg.qr(a.double().T)
+        u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+        rank = min(max_rank, s.numel())
+        root = s[:rank].sqrt()
+        B[module] = ((q_b @ u[:, :rank]) * root).to(a.dtype)
+        A[module] = ((vh[:rank] * root[:, None]) @ q_a.T).to(a.dtype)
+        total = float(s.square().sum())
+        errors[module] = math.sqrt(float(s[rank:].square().sum()) / total) if total > 0 else 0.0
+    return Compressed(LoraFactors(A, B, dict.fromkeys(A, 1.0)), errors)
+
+
+def row_space(A: Tensor, *, tolerance: float = 1e-6) -> Tensor:
+    """An orthonormal basis ``[rank, d_in]`` of the row space of ``A [R, d_in]``, in float64.
+
+    Directions whose singular value is below ``tolerance`` times the largest one are left out.
+    """
+    if A.shape[0] == 0:
+        return A.double()
+    _, s, vh = torch.linalg.svd(A.double(), full_matrices=False)
+    return vh[s > tolerance * s[0]] if float(s[0]) > 0 else vh[:0]
+
+
+def subspace_overlap(A: Tensor, other: Tensor) -> float:
+    """Mean squared cosine of the principal angles between two row spaces, in [0, 1].
+
+    Divided by the smaller dimension, so equal or nested spaces give 1; random spaces of dimension p and q in d
+    dimensions give ``max(p, q) / d`` in expectation.
+    """
+    p, q = row_space(A), row_space(other)
+    smaller = min(p.shape[0], q.shape[0])
+    return float((p @ q.T).square().sum()) / smaller if smaller else 0.0

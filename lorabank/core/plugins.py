@@ -1,0 +1,64 @@
+"""The tables of named parts: a new penalty, strategy or composition is one file and one line here.
+
+Values are ``"module:attribute"`` strings, so that ``--help`` and completion list the names without importing torch.
+Other packages add to a table by an entry point in the group ``lorabank.<table>``, for example ``lorabank.penalties``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from lorabank.core.config import nearest
+from lorabank.core.errors import ConfigError
+
+STRATEGIES: dict[str, str] = {
+    "olora": "lorabank.training.strategies:OLORA",
+    "inclora": "lorabank.training.strategies:INCLORA",
+    "isolated": "lorabank.training.strategies:ISOLATED",
+    "seqlora": "lorabank.training.strategies:SEQLORA",
+}
+
+PENALTIES: dict[str, str] = {
+    "orthogonal": "lorabank.training.penalties.orthogonal:Orthogonal",
+    "orthogonal-normalized": "lorabank.training.penalties.orthogonal:OrthogonalNormalized",
+    "norm": "lorabank.training.penalties.norm:Norm",
+}
+
+COMPOSERS: dict[str, str] = {
+    "manual": "lorabank.compose.weighted:Weighted",
+    "attention": "lorabank.compose.attention:Attention",
+    "prototype": "lorabank.compose.prototype:Prototype",
+}
+
+
+def load(table: Mapping[str, str], name: str, what: str) -> Any:
+    """The object behind a name of a table.
+
+    Args:
+        table: One of the tables above.
+        name: A key of the table or of the entry-point group ``lorabank.<what>s``.
+        what: What the table holds, in the singular, for the message.
+
+    Raises:
+        ConfigError: If there is no such name; the nearest one is proposed.
+    """
+    if name in table:
+        return _attribute(table[name])
+    from importlib.metadata import entry_points
+
+    found = {point.name: point.value for point in entry_points(group=f"lorabank.{what}s")}
+    if name in found:
+        return _attribute(found[name])
+    known = [*table, *found]
+    raise ConfigError(
+        f"there is no {what} {name!r}.{nearest(name, known)}",
+        hint=f"choose one of: {', '.join(known)}",
+        unchanged="nothing was changed",
+    )
+
+
+def _attribute(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,170 @@
+"""Stored facts: frozen, plain Python values that every package may pass around.
+
+Digests are lower-case SHA-256 hex strings, times are UTC ISO 8601 strings, durations are seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+TaskState = Literal["training", "ready", "failed", "removed"]
+Split = Literal["train", "eval", "calibration"]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModelRecord:
+    """The one base model of a bank.
+
+    Attributes:
+        name: Hub id or path as the user gave it.
+        source: Where the weights came from: ``"hub"``, ``"local"`` or ``"package"``.
+        revision: Commit of a hub model, None otherwise.
+        config_hash: SHA-256 of the canonical ``config.json``.
+        fingerprint: SHA-256 over every tensor's name, dtype, shape and bytes.
+        tokenizer_hash: SHA-256 of the tokenizer's files.
+        chat_template_hash: SHA-256 of the chat template, None where there is none.
+        dtype: The dtype of the weights, for example ``"float32"``.
+        quantisation: None for a float base.
+        task_type: PEFT's ``TaskType`` name: ``"SEQ_CLS"``.
+        hidden_size: Width of the last hidden state.
+        parameters: Number of weights.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    config_hash: str
+    fingerprint: str
+    tokenizer_hash: str
+    dtype: str
+    task_type: str
+    hidden_size: int
+    parameters: int
+    chat_template_hash: str | None = None
+    quantisation: str | None = None
+    created_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """One task of the sequence; ``position`` counts from 1 and is never reused."""
+
+    name: str
+    position: int
+    task_type: str
+    labels: tuple[str, ...]
+    state: TaskState
+    adapter: str | None = None
+    """Digest of the task's adapter."""
+    statistics: str | None = None
+    """Digest of the blob with centroids, feature mean and scatter (the router's input)."""
+    prompt_template: str | None = None
+    created_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRecord:
+    """One split of a task's data; ``sha256`` is over the canonical rows, in order."""
+
+    task: str
+    split: Split
+    rows: int
+    columns: tuple[str, ...]
+    sha256: str
+    source: str
+    rows_dropped: int = 0
+    rows_cut: int = 0
+    blob: str | None = None
+    """Digest of the Parquet blob, None for a split whose rows are not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """One trained (or imported) LoRA adapter with its lineage."""
+
+    digest: str
+    task: str
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+    target_modules: tuple[str, ...]
+    strategy: str
+    penalties: dict[str, float]
+    context: tuple[str, ...]
+    """Digests of the adapters that were active, frozen, while this one was trained."""
+    seed: int
+    steps: int
+    wall_seconds: float
+    device: str
+    bytes: int
+    head_digest: str | None
+    files: dict[str, str]
+    """File name to SHA-256."""
+    versions: dict[str, str] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    created_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CompositionRecord:
+    """A named way to use several adapters at once; objects are blobs by role."""
+
+    name: str
+    mode: str
+    members: tuple[str, ...]
+    """Task names in sequence order."""
+    adapters: tuple[str, ...]
+    """Adapter digests, one for each member."""
+    parameters: dict[str, Any]
+    objects: dict[str, str]
+    state: Literal["ready", "removed"] = "ready"
+    created_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """One cell: the score on ``task`` of ``subject`` at ``stage``, cached under ``key``."""
+
+    key: str
+    subject: str
+    """``"as-trained"`` or the composition's name."""
+    stage: int
+    """Position of the last task known (0: the untrained base)."""
+    task: str
+    metric: str
+    value: float
+    n: int
+    low: float
+    high: float
+    task_id: Literal["given", "routed"]
+    settings: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
+    """Extra facts of the cell: oracle accuracy, routed counts by task, seconds."""
+    created_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OperationRecord:
+    """A change under way: a name reserved before the work starts."""
+
+    id: str
+    kind: str
+    name: str
+    pid: int
+    boot_id: str
+    host: str
+    config: dict[str, Any]
+    started_at: str
+    alive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that ``verify`` or ``doctor`` found wrong."""
+
+    kind: str
+    subject: str
+    message: str
+    hint: str = ""

@@ -1,0 +1,59 @@
+"""Texts to token ids: truncation that is counted, padding only to the longest row of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Token ids of some texts.
+
+    Attributes:
+        ids: One list of token ids per text, at most ``max_length`` long.
+        lengths: Tokens of each text before it was cut.
+        cut: How many texts were longer than ``max_length``.
+    """
+
+    ids: tuple[list[int], ...]
+    lengths: tuple[int, ...]
+    cut: int
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int) -> EncodedTexts:
+    """Tokenise with the tokenizer's special tokens.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        texts: The texts.
+        max_length: Longest row in tokens, special tokens included.
+    """
+    if not texts:
+        return EncodedTexts((), (), 0)
+    whole = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+    lengths = tuple(len(ids) for ids in whole)
+    cut = sum(length > max_length for length in lengths)
+    ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"] if cut else whole
+    return EncodedTexts(tuple(ids), lengths, cut)
+
+
+def pad_batch(tokenizer: Any, ids: Sequence[list[int]]) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask`` ``[n, longest]`` int64, padded on the right."""
+    longest = max(len(row) for row in ids)
+    input_ids = torch.full((len(ids), longest), int(tokenizer.pad_token_id), dtype=torch.long)
+    mask = torch.zeros((len(ids), longest), dtype=torch.long)
+    for i, row in enumerate(ids):
+        input_ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = 1
+    return {"input_ids": input_ids, "attention_mask": mask}
+
+
+def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Row numbers in batches of similar length, longest first: little padding, and the peak of memory comes first."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

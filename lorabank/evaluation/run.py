@@ -1,0 +1,162 @@
+"""Filling the matrix: every cell once, and never again while nothing that went in has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from lorabank.core.observer import Observer
+from lorabank.core.records import EvaluationRecord, TaskRecord
+from lorabank.data.rows import Rows
+from lorabank.evaluation.metrics import wilson_interval
+
+KEY_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a subject said about n texts.
+
+    Attributes:
+        labels: The label of each text.
+        routed: For a routed subject the task each text was sent to, else empty.
+    """
+
+    labels: tuple[str, ...]
+    routed: tuple[str, ...] = ()
+
+
+class Subject(Protocol):
+    """Something that can be scored: the state as trained, or a composition."""
+
+    @property
+    def name(self) -> str:
+        """``"as-trained"`` or the composition's name."""
+
+    @property
+    def mode(self) -> str:
+        """How it answers."""
+
+    @property
+    def task_id(self) -> Literal["given", "routed"]:
+        """Whether it is told which task a text belongs to."""
+
+    def identity(self, stage: int, task: TaskRecord) -> Any:
+        """JSON value with the digest of everything that decides the answers: adapters, weights, router, head."""
+
+    def answer(self, stage: int, task: TaskRecord, texts: Sequence[str]) -> Labelled:
+        """Label the texts of a task as the model was after position ``stage`` (0: the untrained base)."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The cells of one subject, and how many of them had to be computed."""
+
+    records: tuple[EvaluationRecord, ...]
+    computed: int
+    cached: int
+
+
+def cell_key(base: str, identity: Any, data: str, settings: Mapping[str, Any]) -> str:
+    """SHA-256 of everything that goes into a cell: base, active state, rows, scoring settings."""
+    value = [KEY_FORMAT, base, identity, data, dict(settings)]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def wanted_cells(tasks: Sequence[TaskRecord], *, matrix: bool, forward: bool) -> list[tuple[int, TaskRecord]]:
+    """Pairs of stage and task, row by row.
+
+    Args:
+        tasks: The tasks in order.
+        matrix: The lower triangle, not the last row alone.
+        forward: The upper triangle and the row of the untrained base too.
+    """
+    stages = [task.position for task in tasks] if matrix or forward else [tasks[-1].position]
+    cells = [(0, task) for task in tasks] if forward else []
+    return cells + [(stage, task) for stage in stages for task in tasks if forward or task.position <= stage]
+
+
+def fill_cells(
+    subject: Subject,
+    cells: Sequence[tuple[int, TaskRecord]],
+    *,
+    base: str,
+    data: Mapping[str, str],
+    rows: Callable[[str], Rows],
+    settings: Mapping[str, Any],
+    stored: Callable[[Sequence[str]], Mapping[str, EvaluationRecord]],
+    keep: Callable[[Sequence[EvaluationRecord]], None],
+    observer: Observer,
+) -> Filled:
+    """Score the cells that are not stored yet.
+
+    Args:
+        subject: What is scored.
+        cells: From `wanted_cells`.
+        base: Fingerprint of the base model.
+        data: Task name to the digest of its evaluation rows.
+        rows: Reads the evaluation rows of a task; asked only for what is computed.
+        settings: What else decides a score: metric, dtype, lengths, batch size, device.
+        stored: Looks up cells by key.
+        keep: Stores new cells; called after each one, so that an interrupted run loses one cell at most.
+        observer: Gets the progress.
+    """
+    keys = {
+        (stage, task.name): cell_key(base, subject.identity(stage, task), data[task.name], settings)
+        for stage, task in cells
+    }
+    there = dict(stored(list(keys.values())))
+    missing = len({key for key in keys.values() if key not in there})
+    records: list[EvaluationRecord] = []
+    if missing:
+        observer.start(f"scoring {subject.name}", missing)
+    done = 0
+    for stage, task in cells:
+        key = keys[stage, task.name]
+        if key not in there:
+            there[key] = score_cell(subject, stage, task, rows(task.name), key, settings)
+            keep([there[key]])
+            done += 1
+            observer.advance(done, {"accuracy": there[key].value})
+        records.append(_at(there[key], subject, stage))
+    if missing:
+        observer.finish()
+    return Filled(tuple(records), done, len(cells) - done)
+
+
+def score_cell(
+    subject: Subject, stage: int, task: TaskRecord, rows: Rows, key: str, settings: Mapping[str, Any]
+) -> EvaluationRecord:
+    """Accuracy of one subject on one task at one stage, with Wilson's 95 % interval."""
+    started = time.monotonic()
+    said = subject.answer(stage, task, rows.texts)
+    correct = int(np.sum([label == gold for label, gold in zip(said.labels, rows.labels, strict=True)]))
+    low, high = wilson_interval(correct, len(rows))
+    detail: dict[str, Any] = {"correct": correct, "seconds": time.monotonic() - started}
+    if said.routed:
+        detail["routed"] = {name: said.routed.count(name) for name in dict.fromkeys(said.routed)}
+    return EvaluationRecord(
+        key=key,
+        subject=subject.name,
+        stage=stage,
+        task=task.name,
+        metric="accuracy",
+        value=correct / len(rows),
+        n=len(rows),
+        low=low,
+        high=high,
+        task_id=subject.task_id,
+        settings=dict(settings),
+        detail=detail,
+    )
+
+
+def _at(record: EvaluationRecord, subject: Subject, stage: int) -> EvaluationRecord:
+    """A stored cell under the name and stage it was asked for: equal states share one cell."""
+    return replace(record, subject=subject.name, stage=stage, task_id=subject.task_id)

@@ -1,0 +1,170 @@
+r"""One model in any mixture of its adapters: ``y = W x + sum_k w_k s_k B_k A_k x``.
+
+`Mixture` puts a `MixedLoraLinear` on every adapted module of a model and switches all of them together:
+
+    off          w = 0: the untouched base modules answer, bit for bit
+    merged       w constant: a working copy ``W + delta``; a forward pass costs what the base's costs
+    per sample   w [n, K]: rows of A that no sample needs are left out, one product for the rest
+    attention    w from a `Selector`, per module and token
+
+The base weights are never written to, so undoing a merge means dropping the working copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorabank.core.lora import AdapterStack, LoraFactors, StackedFactors
+from lorabank.models.selector import Selector
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Constant weights: ``weight [d_out, d_in]`` is the working copy ``W + delta``."""
+
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """Weights per sample: ``rows [n, U]`` over the U stacked rows ``used`` that any sample needs."""
+
+    rows: Tensor
+    used: Tensor
+
+
+@dataclass(frozen=True)
+class Attended:
+    """Weights per token from a selector over some ``members`` of the stack."""
+
+    selector: Selector
+    members: StackedFactors
+
+
+class MixedLoraLinear(nn.Module):
+    """A linear module and all adapters on it; ``form`` says how they answer, None means the base.
+
+    Args:
+        name: Full module name.
+        base: The module itself, kept as it is.
+        factors: All its adapters.
+    """
+
+    def __init__(self, name: str, base: nn.Linear, factors: StackedFactors) -> None:
+        super().__init__()
+        self.name = name
+        self.base = base
+        self.factors = factors
+        self.form: Merged | PerSample | Attended | None = None
+
+    def merge(self, weights: Tensor) -> None:
+        """Constant ``weights [K]``: build the working copy, in float32, rounded once."""
+        delta = self.factors.delta(weights)
+        self.form = Merged((self.base.weight.float() + delta).to(self.base.weight.dtype))
+
+    def per_sample(self, weights: Tensor) -> None:
+        """``weights [n, K]`` of the next batch's samples."""
+        rows = self.factors.row_weights(weights.to(self.factors.A))
+        used = (rows != 0).any(0).nonzero().flatten()
+        self.form = PerSample(rows[:, used], used)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [n, ..., d_in]`` to ``[n, ..., d_out]``."""
+        form = self.form
+        if isinstance(form, Merged):
+            return F.linear(x, form.weight, self.base.bias)
+        out: Tensor = self.base(x)
+        if isinstance(form, PerSample):
+            h = F.linear(x, self.factors.A[form.used])
+            rows = form.rows.view(form.rows.shape[0], *[1] * (x.dim() - 2), -1)
+            return out + F.linear(h * rows, self.factors.B[:, form.used])
+        if isinstance(form, Attended):
+            members = form.members
+            h = F.linear(x, members.A)
+            attention = form.selector.attention(self.name, members, h)[..., 1:]
+            return out + F.linear(h * members.row_weights(attention).to(h.dtype), members.B)
+        return out
+
+
+class Mixture:
+    """Every adapted module of a model, in one state at a time.
+
+    Args:
+        model: Changed in place: adapted modules are wrapped.
+        stack: The adapters; device and dtype must be the model's.
+    """
+
+    def __init__(self, model: nn.Module, stack: AdapterStack) -> None:
+        self.stack = stack
+        self._model = model
+        self._layers: dict[str, MixedLoraLinear] = {}
+        for name, factors in stack.modules.items():
+            layer = MixedLoraLinear(name, model.get_submodule(name), factors)  # type: ignore[arg-type]
+            self._place(name, layer)
+            self._layers[name] = layer
+        self._state: Tensor | None = None
+
+    def off(self) -> None:
+        """The base, bit for bit."""
+        for layer in self._layers.values():
+            layer.form = None
+        self._state = None
+
+    def merge(self, weights: Tensor) -> None:
+        """Constant ``weights [K]``; asked twice for the same ones, the working copy stays."""
+        if self._state is not None and torch.equal(self._state, weights):
+            return
+        self.off()
+        if bool((weights != 0).any()):
+            for layer in self._layers.values():
+                layer.merge(weights.to(layer.factors.A.device))
+        self._state = weights.clone()
+
+    def merge_adapter(self, factors: LoraFactors) -> None:
+        """One adapter that is not in the stack, on modules that are."""
+        self.off()
+        for name in factors.A:
+            layer = self._layers[name]
+            weight = layer.base.weight
+            layer.form = Merged((weight.float() + factors.delta(name).to(weight.device).float()).to(weight.dtype))
+
+    def per_sample(self, weights: Tensor) -> None:
+        """``weights [n, K]``, one row for each sample of the next batch."""
+        self.off()
+        for layer in self._layers.values():
+            layer.per_sample(weights.to(layer.factors.A.device))
+
+    def attend(self, selector: Selector, members: AdapterStack) -> None:
+        """A learned selector over some of the stack's adapters."""
+        self.off()
+        for name, factors in members.modules.items():
+            self._layers[name].form = Attended(selector, factors)
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """The base for the length of a block (features of the frozen base); the state comes back afterwards."""
+        kept = {name: layer.form for name, layer in self._layers.items()}
+        state = self._state
+        self.off()
+        try:
+            yield
+        finally:
+            for name, layer in self._layers.items():
+                layer.form = kept[name]
+            self._state = state
+
+    def detach(self) -> None:
+        """Put the original modules back."""
+        for name, layer in self._layers.items():
+            self._place(name, layer.base)
+        self._layers = {}
+
+    def _place(self, name: str, module: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self._model.get_submodule(parent), child, module)

@@ -1,0 +1,92 @@
+"""The trainable LoRA layer, and the frozen past folded into the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorabank.core.lora import AdapterStack, LoraFactors, lora_scaling
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear module with one trainable adapter: ``y = W x + b + s B A dropout(x)``.
+
+    Initialised as in LoRA (arXiv 2106.09685) and PEFT: A by ``kaiming_uniform(a=sqrt(5))``, B zero.
+
+    Args:
+        base: The module whose weight ``[d_out, d_in]`` is adapted; frozen here.
+        r: Rank.
+        scaling: s.
+        dropout: Probability with which an input of A is dropped while training.
+    """
+
+    def __init__(self, base: nn.Linear, r: int, scaling: float, dropout: float) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.scaling = scaling
+        self.dropout = dropout
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(r, base.in_features, device=device, dtype=torch.float32))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, device=device, dtype=torch.float32))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., d_in]`` to ``[..., d_out]``."""
+        h = F.linear(F.dropout(x, self.dropout, self.training).to(self.lora_A.dtype), self.lora_A)
+        out = self.base(x)
+        return out + F.linear(h * self.scaling, self.lora_B).to(out.dtype)
+
+
+def attach_adapter(
+    model: nn.Module,
+    target_modules: Sequence[str],
+    *,
+    r: int,
+    lora_alpha: float,
+    use_rslora: bool,
+    dropout: float,
+    initial: LoraFactors | None = None,
+) -> dict[str, LoraLinear]:
+    """Put a trainable adapter on each target module; everything else is frozen by the caller.
+
+    Args:
+        model: The base model; changed in place.
+        target_modules: Full names of linear modules.
+        r: Rank.
+        lora_alpha: Numerator of the scaling.
+        use_rslora: Whether s is ``lora_alpha / sqrt(r)``.
+        dropout: Dropout on the adapter's input.
+        initial: Factors to start from (a continued adapter); None for the usual initialisation.
+
+    Returns:
+        Module name to its layer.
+    """
+    layers = {}
+    for name in target_modules:
+        layer = LoraLinear(
+            model.get_submodule(name), r, lora_scaling(r, lora_alpha, use_rslora=use_rslora), dropout
+        )  # type: ignore[arg-type]
+        if initial is not None:
+            layer.lora_A.data.copy_(initial.A[name])
+            layer.lora_B.data.copy_(initial.B[name] * (initial.scaling[name] / layer.scaling))
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+        layers[name] = layer
+    return layers
+
+
+@torch.no_grad()
+def fold(model: nn.Module, stack: AdapterStack) -> None:
+    """Add the sum of all stacked delta weights to the model's weights, so that the past costs no forward time.
+
+    For the in-memory copy that is trained and thrown away: there is no way back.
+    """
+    weights = torch.ones(len(stack.names))
+    for name, factors in stack.modules.items():
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        weight.copy_((weight.float() + factors.delta(weights.to(factors.A.device)).to(weight.device)).to(weight.dtype))

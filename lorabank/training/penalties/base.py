@@ -1,0 +1,40 @@
+"""What a penalty sees and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FactorGroup:
+    """The new adapter on M modules of one shape, beside all earlier ones.
+
+    Attributes:
+        A_new: ``[M, r, d_in]``, trainable.
+        B_new: ``[M, d_out, r]``, trainable.
+        A_prev: ``[M, R, d_in]``, the stacked rows of every earlier ``lora_A``; an earlier adapter without a module
+            has zero rows there. R is 0 for the first task.
+        basis_prev: ``[M, Q, d_in]``, an orthonormal basis of the rows of ``A_prev``, padded with zero rows.
+    """
+
+    A_new: Tensor
+    B_new: Tensor
+    A_prev: Tensor
+    basis_prev: Tensor
+
+
+class Penalty(Protocol):
+    """A scalar that is added to the loss once per optimizer step.
+
+    ``default_weight`` is what a user gets who names no weight. The call must be differentiable in the new adapter only
+    and zero when there is no earlier adapter (for penalties on the relation to earlier ones).
+    """
+
+    default_weight: float
+
+    def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
+        """The penalty, without its weight, as a float32 scalar tensor."""

@@ -1,0 +1,25 @@
+"""The norm penalty of O-LoRA's reference implementation (arXiv 2310.14152, its ``lamda_2``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lorabank.training.penalties.base import FactorGroup
+
+
+class Norm:
+    """``sum_modules ||A_new||_2 + ||B_new||_2``: Frobenius norms, not squared; this is no weight decay."""
+
+    default_weight = 0.0
+
+    def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
+        """Sum over the new adapter's factors of all modules."""
+        norms = [
+            torch.linalg.vector_norm(factor.float(), dim=(1, 2)).sum()
+            for group in groups
+            for factor in (group.A_new, group.B_new)
+        ]
+        return torch.stack(norms).sum()

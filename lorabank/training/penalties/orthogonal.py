@@ -1,0 +1,56 @@
+"""Orthogonality penalties: the new adapter's input directions against those of all earlier adapters.
+
+O-LoRA (arXiv 2310.14152), as its reference implementation computes it, with ``A_prev [R, d_in]`` stacking all earlier
+``lora_A`` and the sum running over the adapted modules:
+
+    Orthogonal            sum_modules sum_ij | A_prev A_new^T |_ij
+
+It has no scale: it grows with modules, rank and tasks, and ``A_new -> 0`` satisfies it. The normalized form has:
+
+    OrthogonalNormalized  mean_modules tr( (A_new A_new^T)^-1 A_new Q^T Q A_new^T ) / r
+
+with Q an orthonormal basis of the rows of A_prev: the mean squared cosine of the principal angles between the two row
+spaces. It lies in [0, 1], is ``dim(Q) / d_in`` in expectation for a random A_new, and stays the same under every
+invertible recombination of A_new's rows, so it cannot be met by shrinking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lorabank.training.penalties.base import FactorGroup
+
+
+class Orthogonal:
+    """The reference's penalty (its ``lamda_1`` is 0.5 for the short orders)."""
+
+    default_weight = 0.5
+
+    def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
+        """Sum over all entries of ``|A_prev A_new^T|`` of all modules."""
+        return torch.stack([_cross(group.A_prev, group.A_new).abs().sum() for group in groups]).sum()
+
+
+class OrthogonalNormalized:
+    """Mean squared cosine between the row spaces of the new adapter and of all earlier ones."""
+
+    default_weight = 1.0
+
+    def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
+        """Mean over all modules; a module without earlier rows counts as 0."""
+        shares = []
+        for group in groups:
+            A = group.A_new.float()
+            projected = _cross(group.basis_prev, A)
+            gram = A @ A.mT
+            inside = torch.linalg.solve(gram, projected.mT @ projected)
+            shares.append(inside.diagonal(dim1=-2, dim2=-1).sum(-1) / A.shape[1])
+        return torch.cat(shares).mean()
+
+
+def _cross(previous: Tensor, new: Tensor) -> Tensor:
+    """``previous new^T`` in float32: ``[M, R, d_in], [M, r, d_in] -> [M, R, r]``."""
+    return previous.float() @ new.float().mT

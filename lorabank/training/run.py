@@ -1,0 +1,330 @@
+"""Training one adapter: from rows and the frozen past to factors and a head."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
+
+from lorabank.core import plugins
+from lorabank.core.config import TrainConfig
+from lorabank.core.errors import ConfigError, DivergedError
+from lorabank.core.lora import AdapterStack, LoraFactors, row_space, subspace_overlap
+from lorabank.core.observer import Observer
+from lorabank.core.records import BaseModelRecord
+from lorabank.core.seeding import seed_everything
+from lorabank.data.encoding import EncodedTexts, encode_texts, pad_batch
+from lorabank.models.heads import build_head, head_state, put_head
+from lorabank.models.loading import (
+    find_head_modules,
+    load_base,
+    quiet_transformers,
+    resolve_device,
+    resolve_target_modules,
+)
+from lorabank.models.resolving import locate_base
+from lorabank.training.checkpoints import newest_checkpoint
+from lorabank.training.groups import GroupedFactors
+from lorabank.training.layer import LoraLinear, attach_adapter, fold
+from lorabank.training.penalties.base import Penalty
+from lorabank.training.strategies import Strategy
+from lorabank.training.trainer import AdapterTrainer
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything that decides an adapter.
+
+    Attributes:
+        base: The bank's base model.
+        config: The settings.
+        strategy: The strategy that ``config.strategy`` names.
+        texts: Training texts.
+        label_ids: For each text the index of its label.
+        labels: Number of labels.
+        earlier: All ready adapters of the bank, stacked; None for the first task.
+        context: Names in ``earlier`` that are active while training.
+        continued: Name in ``earlier`` of the adapter that goes on training, or None.
+        work: Folder of the run's checkpoints.
+        resume: Whether to go on from the newest whole checkpoint.
+    """
+
+    base: BaseModelRecord
+    config: TrainConfig
+    strategy: Strategy
+    texts: Sequence[str]
+    label_ids: Sequence[int]
+    labels: int
+    earlier: AdapterStack | None
+    context: tuple[str, ...]
+    continued: str | None
+    work: Path
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """What training gives; tensors are float32 on the CPU.
+
+    Attributes:
+        factors: The new adapter.
+        head: State of the head modules by full parameter name.
+        head_modules: Names of the modules that are stored whole.
+        penalties: The weight of each penalty that was used.
+        head_digest: SHA-256 of the head as safetensors.
+        metrics: Last losses, overlap with each earlier adapter, capacity, rows cut.
+    """
+
+    factors: LoraFactors
+    head: dict[str, Tensor]
+    head_modules: tuple[str, ...]
+    target_modules: tuple[str, ...]
+    penalties: dict[str, float]
+    head_digest: str
+    steps: int
+    wall_seconds: float
+    device: str
+    metrics: dict[str, Any]
+
+
+def resolve_penalties(config: TrainConfig, strategy: Strategy) -> list[tuple[str, float, Penalty]]:
+    """Name, weight and object of each penalty that the settings ask for."""
+    chosen: list[tuple[str, float, Penalty]] = []
+    name = config.penalty or strategy.penalty
+    if name and name != "none":
+        penalty: Penalty = plugins.load(plugins.PENALTIES, name, "penalty")()
+        weight = penalty.default_weight if config.lambda_orth is None else config.lambda_orth
+        chosen.append((name, weight, penalty))
+    elif config.lambda_orth:
+        raise ConfigError(
+            f"lambda_orth = {config.lambda_orth} has no penalty to weigh: strategy {strategy.name!r} uses none",
+            hint="add --penalty orthogonal",
+            unchanged="nothing was changed",
+        )
+    if config.lambda_l2 > 0:
+        chosen.append(("norm", config.lambda_l2, plugins.load(plugins.PENALTIES, "norm", "penalty")()))
+    return chosen
+
+
+def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
+    """Train one adapter and its head.
+
+    The same job gives the same bytes on one CPU machine, resumed or not.
+
+    Raises:
+        DivergedError: If a loss or a trained tensor is not finite.
+        IncompatibleError: If the base is not the bank's.
+    """
+    config, device = job.config, resolve_device(job.config.device)
+    penalties = resolve_penalties(config, job.strategy)
+    seed_everything(config.seed)
+    base = load_base(job.base, num_labels=job.labels, device=device, dtype=torch.float32)
+    model = base.model
+    put_head(model, build_head(model, base.head_modules, job.labels, config.seed))
+    targets = resolve_target_modules(model, config.target_modules, base.head_modules)
+    if job.earlier and job.context:
+        fold(model, job.earlier.select(job.context))
+    layers = attach_adapter(
+        model,
+        targets,
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        use_rslora=config.use_rslora,
+        dropout=config.lora_dropout,
+        initial=_continued(job, targets),
+    )
+    encoded = encode_texts(base.tokenizer, job.texts, config.max_length)
+    groups = GroupedFactors(layers, job.earlier, with_basis=any(name == "orthogonal-normalized" for name, _, _ in penalties))
+    started = time.monotonic()
+    trainer = _trainer(job, model, base.tokenizer, encoded, penalties, groups, observer, device)
+    checkpoint = newest_checkpoint(job.work) if job.resume else None
+    observer.start(f"training ({config.strategy})", math.ceil(_steps(len(job.texts), config)))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        observer.finish()
+    factors = _factors(layers)
+    head = {name: _still(value) for name, value in head_state(model, base.head_modules).items()}
+    _check_finite({**{f"lora_A of {k}": v for k, v in factors.A.items()}, **head})
+    return TrainedAdapter(
+        factors=factors,
+        head=head,
+        head_modules=base.head_modules,
+        target_modules=targets,
+        penalties={name: weight for name, weight, _ in penalties},
+        head_digest=hashlib.sha256(save_tensors(head)).hexdigest(),
+        steps=int(trainer.state.global_step),
+        wall_seconds=time.monotonic() - started,
+        device=str(device),
+        metrics={
+            **{f"final_{name}": value for name, value in trainer.terms.items()},
+            "rows_cut": encoded.cut,
+            **overlap_report(factors, job.earlier),
+        },
+    )
+
+
+def trainable_size(base: BaseModelRecord, config: TrainConfig, labels: int) -> int:
+    """Trainable parameters of a task, from the base's shapes alone."""
+    model = _shapes(base)
+    head_modules = find_head_modules(model, set(), base.name)
+    targets = [model.get_submodule(name) for name in resolve_target_modules(model, config.target_modules, head_modules)]
+    adapter = sum(config.r * (module.in_features + module.out_features) for module in targets)
+    head = build_head(model, head_modules, labels, config.seed).state()
+    return adapter + sum(tensor.numel() for tensor in head.values())
+
+
+def _shapes(base: BaseModelRecord) -> PreTrainedModel:
+    with quiet_transformers(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(locate_base(base).path, local_files_only=True)
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    return model
+
+
+def overlap_report(new: LoraFactors, earlier: AdapterStack | None) -> dict[str, Any]:
+    """How far the new adapter overlaps each earlier one, and how much room is left.
+
+    Returns:
+        ``overlap``: adapter name to the mean over modules of the mean squared cosine of the principal angles;
+        ``capacity_left``: the smallest ``(d_in - rank of all A) / d_in`` over the modules.
+    """
+    overlap: dict[str, float] = {}
+    for k, name in enumerate(earlier.names if earlier else ()):
+        assert earlier is not None
+        shared = [
+            subspace_overlap(new.A[module], factors.A[factors.owner == k])
+            for module, factors in earlier.modules.items()
+            if module in new.A and bool((factors.owner == k).any())
+        ]
+        overlap[name] = sum(shared) / len(shared) if shared else 0.0
+    left = []
+    for module, a in new.A.items():
+        rows = [a] if earlier is None or module not in earlier.modules else [a, earlier.modules[module].A]
+        left.append(1 - row_space(torch.cat(rows)).shape[0] / a.shape[1])
+    return {"overlap": overlap, "capacity_left": min(left)}
+
+
+def _steps(rows: int, config: TrainConfig) -> float:
+    per_epoch = math.ceil(math.ceil(rows / config.batch_size) / config.gradient_accumulation_steps)
+    return per_epoch * config.epochs
+
+
+def _continued(job: TrainJob, targets: Sequence[str]) -> LoraFactors | None:
+    """The factors of the adapter that goes on training, checked against the settings."""
+    if job.continued is None or job.earlier is None:
+        return None
+    stack = job.earlier.select([job.continued])
+    if set(stack.modules) != set(targets):
+        raise ConfigError(
+            "strategy 'seqlora' goes on training the last adapter, which adapts other modules than --target-modules",
+            hint="leave --target-modules as it was, or use another --strategy",
+            unchanged="nothing was changed",
+        )
+    ranks = {factors.A.shape[0] for factors in stack.modules.values()}
+    if ranks != {job.config.r}:
+        raise ConfigError(
+            f"strategy 'seqlora' goes on training the last adapter of rank {max(ranks)}, not {job.config.r}",
+            hint=f"use --r {max(ranks)}, or another --strategy",
+            unchanged="nothing was changed",
+        )
+    return LoraFactors(
+        {name: factors.A for name, factors in stack.modules.items()},
+        {name: factors.B for name, factors in stack.modules.items()},
+        {name: float(factors.scale[0]) for name, factors in stack.modules.items()},
+    )
+
+
+def _trainer(
+    job: TrainJob,
+    model: nn.Module,
+    tokenizer: Any,
+    encoded: EncodedTexts,
+    penalties: Sequence[tuple[str, float, Penalty]],
+    groups: GroupedFactors,
+    observer: Observer,
+    device: torch.device,
+) -> AdapterTrainer:
+    config = job.config
+    rows = [{"ids": ids, "label": label} for ids, label in zip(encoded.ids, job.label_ids, strict=True)]
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        labels = torch.tensor([row["label"] for row in batch], dtype=torch.long)
+        return {**pad_batch(tokenizer, [row["ids"] for row in batch]), "labels": labels}
+
+    arguments = TrainingArguments(
+        output_dir=str(job.work),
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        lr_scheduler_type="constant",
+        optim="adamw_torch_fused",
+        seed=config.seed,
+        data_seed=config.seed,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        logging_steps=10,
+        logging_strategy="no" if config.report_to == "none" else "steps",
+        report_to=config.report_to,
+        disable_tqdm=True,
+        use_cpu=device.type == "cpu",
+        bf16=device.type == "cuda",
+        dataloader_pin_memory=device.type == "cuda",
+        remove_unused_columns=False,
+    )
+    lengths = [len(ids) for ids in encoded.ids]
+    return AdapterTrainer(
+        lengths=lengths,
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=collate,
+        task_loss=classification_loss,
+        penalties=penalties,
+        groups=groups,
+        observer=observer,
+    )
+
+
+def classification_loss(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Mean cross entropy of ``labels [n]`` under the model's logits ``[n, labels]``."""
+    labels = inputs["labels"]
+    logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+    return F.cross_entropy(logits.float(), labels)
+
+
+def _factors(layers: Mapping[str, LoraLinear]) -> LoraFactors:
+    return LoraFactors(
+        {name: _still(layer.lora_A) for name, layer in layers.items()},
+        {name: _still(layer.lora_B) for name, layer in layers.items()},
+        {name: layer.scaling for name, layer in layers.items()},
+    )
+
+
+def _still(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().cpu().contiguous().clone()
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise DivergedError(
+                f"training diverged: {name} is not finite",
+                unchanged="the adapter did not enter the bank",
+                hint="lower --learning-rate",
+            )

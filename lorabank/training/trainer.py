@@ -1,0 +1,166 @@
+"""transformers' Trainer with the penalties in its loss, a finite-loss check and verified checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback
+
+from lorabank.core.errors import DivergedError
+from lorabank.core.observer import Observer
+from lorabank.training.checkpoints import (
+    random_state,
+    read_facts,
+    read_tensors,
+    restore_random_state,
+    save_checkpoint,
+)
+from lorabank.training.penalties.base import FactorGroup, Penalty
+from lorabank.training.sampling import LengthPools
+
+TaskLoss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
+"""Mean loss of a batch, from the model and the batch (labels included)."""
+
+
+class AdapterTrainer(Trainer):
+    """Trains what ``requires_grad`` in the model under ``task loss + sum_p weight_p * penalty_p``.
+
+    The penalties are added once per optimizer step, whatever the gradient accumulation, and only when their weight is
+    not zero.
+
+    Args:
+        task_loss: The loss of one batch.
+        lengths: Tokens of each training row, by which batches are formed.
+        penalties: Name, weight and penalty.
+        groups: The adapter's factors for the penalties, with the live parameters.
+        observer: Gets loss and penalties after each optimizer step.
+        kwargs: Passed to `transformers.Trainer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        task_loss: TaskLoss,
+        lengths: Sequence[int],
+        penalties: Sequence[tuple[str, float, Penalty]],
+        groups: Callable[[], list[FactorGroup]],
+        observer: Observer,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._task_loss = task_loss
+        self._lengths = lengths
+        self._penalties = [entry for entry in penalties if entry[1] > 0]
+        self._groups = groups
+        self.terms: dict[str, float] = {}
+        self.loss_is_scaled_for_ga = False
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_Progress(self, observer))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthPools:
+        # state.epoch is a whole number when an epoch begins, and within the epoch that a resumed run goes on with
+        return LengthPools(
+            self._lengths, self.args.train_batch_size, self.args.seed, lambda: int(self.state.epoch or 0)
+        )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The batch's task loss, plus the penalties at the last batch of an optimizer step."""
+        loss = self._task_loss(model, inputs)
+        self.terms = {"loss": float(loss.detach())}
+        if self._penalties and self.accelerator.sync_gradients:
+            groups = self._groups()
+            for name, weight, penalty in self._penalties:
+                value = penalty(groups)
+                self.terms[name] = float(value.detach())
+                # Trainer divides by the number of accumulated batches; the penalty is once per step
+                loss = loss + weight * self.current_gradient_accumulation_steps * value
+        if not torch.isfinite(loss):
+            raise DivergedError(
+                f"training diverged at step {self.state.global_step + 1}: "
+                + ", ".join(f"{name} = {value}" for name, value in self.terms.items()),
+                unchanged="the adapter did not enter the bank",
+                hint="lower --learning-rate, or raise --batch-size",
+            )
+        return (loss, None) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Trackers get each term of the loss under its own name."""
+        super().log(logs | {f"train_{name}": value for name, value in self.terms.items()}, *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Replaces Trainer's checkpoints, which are written in place and partly pickled."""
+        if not self.args.should_save:
+            return
+        optimizer = self.optimizer.state_dict()
+        rng, rng_facts = random_state()
+        folder = Path(self._get_output_dir(trial=trial))
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        trainer_state = (folder / TRAINER_STATE_NAME).read_text()
+        (folder / TRAINER_STATE_NAME).unlink()
+        save_checkpoint(
+            folder,
+            self.state.global_step,
+            {"trainable": self._trainable(), "optimizer": _optimizer_tensors(optimizer), "rng": rng},
+            {
+                "optimizer": optimizer["param_groups"],
+                "scheduler": self.lr_scheduler.state_dict(),
+                "rng": rng_facts,
+                "trainer_state": json.loads(trainer_state),
+            },
+        )
+
+    def _trainable(self) -> dict[str, Tensor]:
+        model = self.accelerator.unwrap_model(self.model)
+        return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        stored = read_tensors(Path(resume_from_checkpoint), "trainable")
+        with torch.no_grad():
+            for name, parameter in self._trainable().items():
+                parameter.copy_(stored[name])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in read_tensors(folder, "optimizer").items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": read_facts(folder, "optimizer")})
+        self.lr_scheduler.load_state_dict(read_facts(folder, "scheduler"))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            restore_random_state(read_tensors(Path(checkpoint), "rng"), read_facts(Path(checkpoint), "rng"))
+
+
+class _Progress(TrainerCallback):
+    def __init__(self, trainer: AdapterTrainer, observer: Observer) -> None:
+        self._trainer = trainer
+        self._observer = observer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._observer.advance(state.global_step, self._trainer.terms)
+
+
+def _optimizer_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {
+        f"{index}.{name}": value
+        for index, entry in state["state"].items()
+        for name, value in entry.items()
+        if isinstance(value, Tensor)
+    }

@@ -1,0 +1,66 @@
+"""``compose``: a named composition, fitted and stored as one change of the bank."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from lorabank.bank.bank import Bank
+from lorabank.core import plugins
+from lorabank.core.config import ComposeConfig, validate
+from lorabank.core.errors import ConfigError, NotFoundError
+from lorabank.core.observer import Observer
+from lorabank.core.records import CompositionRecord, TaskRecord
+from lorabank.models.runtime import Runtime
+from lorabank.workflows.results import ComposeResult
+from lorabank.workflows.view import load_runtime, read_members
+
+
+def compose(bank: Bank, config: ComposeConfig, observer: Observer) -> ComposeResult:
+    """Fit a composition and store it."""
+    checked = validate(ComposeConfig, asdict(config))
+    if not checked.mode:
+        raise ConfigError("no mode is given", hint=f"--mode {'|'.join(plugins.COMPOSERS)}")
+    composer = plugins.load(plugins.COMPOSERS, checked.mode, "composer")
+    snapshot = bank.snapshot()
+    tasks = _members(snapshot.tasks, checked.tasks)
+    name = checked.name or checked.mode
+    loaded: list[Runtime] = []
+
+    def runtime() -> Runtime:
+        if not loaded:
+            loaded.append(
+                load_runtime(bank, snapshot, device=checked.device, dtype="float32", batch_size=checked.batch_size)
+            )
+        return loaded[0]
+
+    with bank.reserve("compose", name, {**asdict(checked), "replace": checked.replace}) as operation:
+        members = read_members(bank, snapshot, tasks, samples=True)
+        fitted = composer.fit(members, checked, runtime, observer)
+        record = CompositionRecord(
+            name=name,
+            mode=checked.mode,
+            members=tuple(member.task for member in members),
+            adapters=tuple(member.adapter for member in members),
+            parameters=fitted.parameters,
+            objects={role: operation.stage_blob(data) for role, data in fitted.objects.items()},
+        )
+        stored = operation.commit_composition(record, replace=checked.replace)
+    return ComposeResult(stored, fitted.report)
+
+
+def _members(tasks: tuple[TaskRecord, ...], chosen: str | None) -> list[TaskRecord]:
+    """The tasks named, in sequence order; all of them by default."""
+    if not tasks:
+        raise NotFoundError("the bank has no task to compose", hint="lorabank add-task NAME --data FILE")
+    if chosen is None:
+        return list(tasks)
+    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    known = {task.name for task in tasks}
+    for name in names:
+        if name not in known:
+            raise NotFoundError(
+                f"no task {name!r} to compose; there are {', '.join(sorted(known))}", hint="lorabank list"
+            )
+    if not names:
+        raise ConfigError("--tasks names no task", hint="--tasks a,b")
+    return [task for task in tasks if task.name in names]

@@ -1,0 +1,159 @@
+"""``eval``: the matrix of the state as trained and of compositions, every cell computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lorabank.bank.bank import Bank
+from lorabank.bank.snapshot import Snapshot
+from lorabank.core.config import EvalConfig
+from lorabank.core.errors import NotFoundError
+from lorabank.core.observer import Observer
+from lorabank.core.records import DatasetRecord, EvaluationRecord, TaskRecord
+from lorabank.data.loading import Rows, from_parquet
+from lorabank.evaluation.matrix import ScoreMatrix
+from lorabank.evaluation.run import Filled, Subject, fill_cells, wanted_cells
+from lorabank.models.loading import resolve_device, resolve_dtype
+from lorabank.workflows.results import MatrixReport
+from lorabank.workflows.view import evaluation_data, longest_text
+
+
+def evaluate(bank: Bank, config: EvalConfig, observer: Observer) -> tuple[MatrixReport, ...]:
+    """One report for each subject."""
+    session = _Session(bank, config, observer)
+    from lorabank.workflows.subjects import chosen_subjects
+
+    return tuple(session.report(name) for name in chosen_subjects(session.snapshot, config))
+
+
+def own_cell(bank: Bank, task: str, observer: Observer) -> EvaluationRecord:
+    """The score of a task as trained, at the last stage."""
+    session = _Session(bank, EvalConfig(), observer)
+    record = session.snapshot.task(task)
+    filled = session.fill(session.subject("as-trained"), [(record.position, record)])
+    return filled.records[0]
+
+
+class _Session:
+    """One call of ``eval``: the model is loaded when the first cell is missing, and only then."""
+
+    def __init__(self, bank: Bank, config: EvalConfig, observer: Observer) -> None:
+        self.bank = bank
+        self.config = config
+        self.observer = observer
+        self.snapshot: Snapshot = bank.snapshot()
+        if not self.snapshot.tasks:
+            raise NotFoundError("the bank has no task to score", hint="lorabank add-task NAME --data FILE")
+        self.tasks: tuple[TaskRecord, ...] = self.snapshot.tasks
+        self.data: dict[str, DatasetRecord] = evaluation_data(self.snapshot)
+        where = resolve_device(config.device)
+        self.settings: dict[str, Any] = {
+            "metric": "accuracy",
+            "dtype": str(resolve_dtype(config.dtype, where)).removeprefix("torch."),
+            "device": where.type,
+            "batch_size": config.batch_size,
+            "max_length": longest_text(self.snapshot),
+        }
+        self._runtime: Any = None
+
+    def subject(self, name: str) -> Subject:
+        """The subject of a name, on this session's model."""
+        from lorabank.workflows.subjects import make_subject
+
+        return make_subject(self.bank, self.snapshot, name, self.runtime, self.config.head_from)  # type: ignore[arg-type]
+
+    def runtime(self) -> Any:
+        """The model with all adapters and heads, loaded once."""
+        if self._runtime is None:
+            from lorabank.workflows.view import load_runtime
+
+            self._runtime = load_runtime(
+                self.bank,
+                self.snapshot,
+                device=self.config.device,
+                dtype=self.config.dtype,
+                batch_size=self.config.batch_size,
+                untrained_heads=self.config.forward_transfer,
+            )
+        return self._runtime
+
+    def fill(self, subject: Subject, cells: Sequence[tuple[int, TaskRecord]]) -> Filled:
+        """Score what is not stored."""
+        return fill_cells(
+            subject,
+            cells,
+            base=self.snapshot.base.fingerprint,
+            data={task: record.sha256 for task, record in self.data.items()},
+            rows=self._rows,
+            settings=self.settings,
+            stored=self.bank.evaluations,
+            keep=self.bank.add_evaluations,
+            observer=self.observer,
+        )
+
+    def _rows(self, task: str) -> Rows:
+        blob = self.data[task].blob
+        assert blob is not None
+        return from_parquet(self.bank.read_blob(blob))
+
+    def report(self, name: str) -> MatrixReport:
+        """Cells, scalars and routing of one subject."""
+        subject = self.subject(name)
+        config = self.config
+        cells = wanted_cells(self.tasks, matrix=config.forgetting_matrix, forward=config.forward_transfer)
+        filled = self.fill(subject, cells)
+        matrix = ScoreMatrix.from_records(self.tasks, filled.records)
+        computed, cached, routing = filled.computed, filled.cached, None
+        if subject.task_id == "routed":
+            oracle = self._oracle()
+            routing = _routing(self.tasks, filled, oracle)
+            computed, cached = computed + oracle.computed, cached + oracle.cached
+        return MatrixReport(
+            subject=name,
+            mode=subject.mode,
+            task_id=subject.task_id,
+            tasks=matrix.tasks,
+            values=_listed(matrix.values),
+            low=_listed(matrix.low),
+            high=_listed(matrix.high),
+            counts=[int(count) for count in matrix.counts],
+            scalars={key: _plain(value) for key, value in matrix.scalars(config.average).items()},
+            computed=computed,
+            cached=cached,
+            routing=routing,
+            settings={**self.settings, "head_from": config.head_from, "average": config.average},
+        )
+
+    def _oracle(self) -> Filled:
+        from lorabank.workflows.subjects import oracle_of
+
+        last = self.tasks[-1].position
+        return self.fill(oracle_of(self.bank, self.snapshot, self.runtime), [(last, task) for task in self.tasks])
+
+
+def _routing(tasks: Sequence[TaskRecord], filled: Filled, oracle: Filled) -> dict[str, Any]:
+    """Routed against oracle accuracy, and where the rows of each task went, at the last stage."""
+    last = tasks[-1].position
+    names = [task.name for task in tasks]
+    cells = {record.task: record for record in filled.records if record.stage == last}
+    confusion = [[int(cells[true].detail["routed"].get(to, 0)) for to in names] for true in names]
+    total = sum(map(sum, confusion))
+    return {
+        "routed": float(np.mean([cells[name].value for name in names])),
+        "oracle": float(np.mean([record.value for record in oracle.records])),
+        "accuracy": sum(confusion[i][i] for i in range(len(names))) / total,
+        "confusion": confusion,
+        "tasks": names,
+    }
+
+
+def _listed(values: Any) -> list[list[float | None]]:
+    return [[_plain(value) for value in row] for row in values]
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

@@ -1,0 +1,120 @@
+"""What the use cases return: frozen, plain values that turn into JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """What ``add_task`` would do.
+
+    Attributes:
+        settings: Every setting by name, defaults of strategy and penalty filled in.
+        tokens: ``mean``, ``p95`` and ``max`` tokens of a training text, before cutting.
+        rows_cut: Training rows longer than ``max_length``.
+        context: Tasks whose adapters stay active, frozen.
+        penalty: Weight of each penalty.
+        bank_exists: False when the bank would be made first.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    train_rows: int
+    eval_rows: int
+    labels: tuple[str, ...]
+    tokens: dict[str, float]
+    rows_cut: int
+    steps: int
+    trainable_parameters: int
+    adapter_bytes: int
+    context: tuple[str, ...]
+    penalty: dict[str, float]
+    bank_exists: bool
+
+
+@dataclass(frozen=True)
+class AddTaskResult:
+    """A task that is in the bank; ``score`` holds ``value``, ``n``, ``low`` and ``high`` on its evaluation rows."""
+
+    task: TaskRecord
+    adapter: AdapterRecord
+    datasets: tuple[DatasetRecord, ...]
+    score: dict[str, float]
+    bank: str
+    bank_created: bool
+
+
+@dataclass(frozen=True)
+class ComposeResult:
+    """A composition that is in the bank, and what its mode reports."""
+
+    composition: CompositionRecord
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MatrixReport:
+    """The matrix of one subject.
+
+    Attributes:
+        subject: ``"as-trained"`` or a composition's name.
+        mode: How it answers.
+        task_id: Whether the task id was given.
+        values: ``[T + 1][T]``, row 0 the untrained base; None where nothing was measured.
+        low: Lower ends of the 95 % intervals, same shape.
+        high: Upper ends.
+        scalars: Metric name to value; None where a score is missing.
+        computed: Cells that were computed now.
+        cached: Cells that were there.
+        routing: For a routed subject at the last stage: ``routed`` and ``oracle`` average accuracy, ``accuracy`` of
+            the routing, ``confusion[true][routed]`` counts and its ``tasks``.
+    """
+
+    subject: str
+    mode: str
+    task_id: Literal["given", "routed"]
+    tasks: tuple[str, ...]
+    values: list[list[float | None]]
+    low: list[list[float | None]]
+    high: list[list[float | None]]
+    counts: list[int]
+    scalars: dict[str, float | None]
+    computed: int
+    cached: int
+    routing: dict[str, Any] | None
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The label of one text: whose head gave it, and the weight of each task's adapter that answered."""
+
+    text: str
+    label: str
+    probability: float
+    task: str
+    task_id: Literal["given", "routed"]
+    adapters: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A PEFT folder that was written."""
+
+    path: str
+    files: tuple[str, ...]
+    kind: str
+    note: str
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """The demo's table and the files it wrote."""
+
+    rows: tuple[dict[str, Any], ...]
+    paths: tuple[str, ...]
+    seconds: float

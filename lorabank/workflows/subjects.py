@@ -1,0 +1,192 @@
+"""What can be scored: the state as trained, and compositions; heads by the task id or by a router."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorabank.bank.bank import Bank
+from lorabank.bank.snapshot import Snapshot
+from lorabank.compose.base import Composer, Member, known, state_weights
+from lorabank.compose.prototype import build_router
+from lorabank.core.config import EvalConfig
+from lorabank.core.records import CompositionRecord, TaskRecord
+from lorabank.evaluation.run import Labelled, Subject
+from lorabank.models.runtime import Answers, Plan, Runtime
+from lorabank.training.strategies import deployed_state, own_state
+from lorabank.workflows.view import load_composer, read_members
+
+SHRINKAGE = 0.1
+
+HeadSource = Literal["task", "kmeans", "gaussian"]
+
+
+class HeadRouter:
+    """Says which known task's head answers each text, for states that do not route themselves."""
+
+    def __init__(self, kind: HeadSource, members: Sequence[Member], runtime: Callable[[], Runtime]) -> None:
+        self._kind = kind
+        self._members = members
+        self._runtime = runtime
+
+    def route(self, stage: int, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Indices ``[n]`` into the members that the stage knows."""
+        router = build_router(self._kind, known(self._members, stage), SHRINKAGE)
+        return np.asarray(router.route(self._runtime().features(texts)), np.int64)
+
+    def identity(self, stage: int) -> Any:
+        """What decides the route."""
+        from hashlib import sha256
+
+        members = known(self._members, stage)
+        return [self._kind, [[m.task, sha256(m.statistics.to_bytes()).hexdigest()] for m in members]]
+
+
+class _Answering:
+    """Turns a plan and a choice of heads into labels; shared by all subjects."""
+
+    task_id: Literal["given", "routed"]
+
+    def __init__(self, snapshot: Snapshot, members: Sequence[Member], runtime: Callable[[], Runtime], router: HeadRouter | None) -> None:
+        self._snapshot = snapshot
+        self._members = members
+        self._runtime = runtime
+        self._router = router
+        self._index = {task.name: index for index, task in enumerate(snapshot.tasks)}
+        self.task_id = "routed" if router else "given"
+
+    def label(self, stage: int, task: TaskRecord, texts: Sequence[str], plan: Plan) -> Labelled:
+        """The labels of some texts of a task in the state of ``plan``."""
+        route = plan.route
+        if route is None and self._router and stage:
+            route = self._router.route(stage, texts)
+        if route is None:
+            answers = self._runtime().answer(texts, plan, self.head(stage, task))
+            return Labelled(tuple(task.labels[i] for i in answers.labels))
+        members = known(self._members, stage)
+        answers = self._runtime().answer(texts, plan, np.array([member.head for member in members])[route])
+        return routed_labels(answers, [members[k] for k in route])
+
+    def head(self, stage: int, task: TaskRecord) -> int:
+        """The task's head, or before the task is learnt the head that its training begins with."""
+        index = self._index[task.name]
+        return index if task.position <= stage else index + len(self._snapshot.tasks)
+
+    def head_identity(self, stage: int, task: TaskRecord) -> Any:
+        """Which head answers: a router, a trained head, or an untrained one."""
+        if self._router and stage:
+            return ["routed", self._router.identity(stage)]
+        adapter = self._snapshot.adapter_of(task.name)
+        if task.position <= stage:
+            return ["head", adapter.head_digest]
+        return ["untrained", len(task.labels), adapter.seed]
+
+
+def routed_labels(answers: Answers, members: Sequence[Member]) -> Labelled:
+    """Labels when text i was answered by ``members[i]``."""
+    labels = tuple(member.labels[label] for member, label in zip(members, answers.labels, strict=True))
+    return Labelled(labels, tuple(member.task for member in members))
+
+
+class AsTrained(_Answering):
+    """The state that training left: each task answered by the adapters deployed for it at that stage."""
+
+    name = "as-trained"
+    mode = "as-trained"
+
+    def state(self, stage: int, task: TaskRecord) -> tuple[str, ...]:
+        """Digests of the adapters that are active."""
+        stage_tasks = [other for other in self._snapshot.tasks if other.position <= stage]
+        adapters = [self._snapshot.adapter_of(other.name) for other in stage_tasks]
+        return deployed_state(adapters, self._snapshot.adapter_of(task.name))
+
+    def identity(self, stage: int, task: TaskRecord) -> Any:
+        """Active adapters and head."""
+        return ["sum", None, [[name, 1.0] for name in sorted(self.state(stage, task))], self.head_identity(stage, task)]
+
+    def answer(self, stage: int, task: TaskRecord, texts: Sequence[str]) -> Labelled:
+        """Label the texts in the deployed state."""
+        weights = state_weights(self._runtime().stack.names, dict.fromkeys(self.state(stage, task), 1.0))
+        return self.label(stage, task, texts, Plan(weights=weights))
+
+
+class Oracle(AsTrained):
+    """Every task in its own state with its own head: what perfect routing would give."""
+
+    name = "oracle"
+    mode = "oracle"
+
+    def state(self, stage: int, task: TaskRecord) -> tuple[str, ...]:
+        """The task's own state, whatever the stage."""
+        return own_state(self._snapshot.adapter_of(task.name))
+
+
+class Composed(_Answering):
+    """A stored composition."""
+
+    def __init__(
+        self,
+        record: CompositionRecord,
+        composer: Composer,
+        snapshot: Snapshot,
+        members: Sequence[Member],
+        runtime: Callable[[], Runtime],
+        router: HeadRouter | None,
+    ) -> None:
+        super().__init__(snapshot, members, runtime, router)
+        self.composer = composer
+        self.name = record.name
+        self.mode = record.mode
+        if composer.routed:
+            self.task_id = "routed"
+
+    def identity(self, stage: int, task: TaskRecord) -> Any:
+        """The composition's own identity at this stage, and the head."""
+        if not known(self._members, stage):
+            return ["sum", None, [], self.head_identity(0, task)]
+        head = None if self.composer.routed else self.head_identity(stage, task)
+        return [*self.composer.identity(stage), head]
+
+    def answer(self, stage: int, task: TaskRecord, texts: Sequence[str]) -> Labelled:
+        """Label the texts; before the first member is known the base answers."""
+        if not known(self._members, stage):
+            bare = Plan(weights=np.zeros(len(self._runtime().stack.names), np.float32))
+            return self.label(0, task, texts, bare)
+        return self.label(stage, task, texts, self.composer.plan(stage, texts))
+
+
+def all_members(bank: Bank, snapshot: Snapshot) -> list[Member]:
+    """Every ready task as a member."""
+    return read_members(bank, snapshot, snapshot.tasks, samples=False)
+
+
+def make_subject(
+    bank: Bank, snapshot: Snapshot, name: str, runtime: Callable[[], Runtime], head_from: HeadSource | Literal["auto"]
+) -> Subject:
+    """The subject of a name: ``"as-trained"`` or a composition."""
+    every = all_members(bank, snapshot)
+    if name == AsTrained.name:
+        return AsTrained(snapshot, every, runtime, _router(head_from, every, runtime))
+    record = snapshot.composition(name)
+    composer, members = load_composer(bank, snapshot, record, runtime)
+    router = None if composer.routed else _router(head_from, every, runtime)
+    return Composed(record, composer, snapshot, members, runtime, router)
+
+
+def chosen_subjects(snapshot: Snapshot, config: EvalConfig) -> list[str]:
+    """Names of what an evaluation scores: the state as trained unless compositions are named."""
+    if config.all:
+        return [AsTrained.name, *(composition.name for composition in snapshot.compositions)]
+    return list(config.compositions) or [AsTrained.name]
+
+
+def oracle_of(bank: Bank, snapshot: Snapshot, runtime: Callable[[], Runtime]) -> Oracle:
+    """The bound of every router."""
+    return Oracle(snapshot, [], runtime, None)
+
+
+def _router(head_from: str, members: Sequence[Member], runtime: Callable[[], Runtime]) -> HeadRouter | None:
+    return HeadRouter(head_from, members, runtime) if head_from in ("kmeans", "gaussian") else None  # type: ignore[arg-type]

@@ -1,0 +1,309 @@
+"""``add-task``: data, adapter, statistics and score of a new task, as one change of the bank."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lorabank.bank.bank import Bank
+from lorabank.bank.operations import Operation
+from lorabank.bank.snapshot import Snapshot
+from lorabank.core import plugins
+from lorabank.core.config import InitConfig, TrainConfig, validate
+from lorabank.core.errors import ConfigError, DataError, IncompatibleError
+from lorabank.core.observer import Observer
+from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
+from lorabank.data.loading import Rows, TaskData, load_task_data, sample_rows, to_parquet
+from lorabank.models.loading import describe_base, load_tokenizer, resolve_base
+from lorabank.workflows.results import AddTaskResult, TaskPlan
+
+CUT_LIMIT = 0.01
+"""Share of training rows that may be cut without ``--allow-cut``."""
+
+
+def init_bank(path: str | Path, config: InitConfig, observer: Observer) -> Bank:
+    """Make a bank; the base model is described, not loaded."""
+    resolved = resolve_base(config.base, config.revision)
+    bank = Bank.create(path, describe_base(resolved, config.task_type))
+    observer.notice(f"made a bank at {path} with the base model {resolved.name} ({resolved.source})")
+    return bank
+
+
+def open_or_init(path: str | Path, config: InitConfig, observer: Observer) -> tuple[Bank, bool]:
+    """The bank, made first when there is none; a named base must be the bank's."""
+    if not Bank.exists(path):
+        return init_bank(path, config, observer), True
+    bank = Bank.open(path)
+    base = bank.snapshot().base.name
+    if config.base not in (InitConfig().base, base):
+        raise IncompatibleError(
+            f"the bank at {path} has the base model {base!r}, not {config.base!r}",
+            unchanged="nothing was changed",
+            hint="leave out --base, or make another bank with --bank",
+        )
+    return bank, False
+
+
+def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig) -> TaskPlan:
+    """What ``add_task`` would do; nothing is trained or written, no weights are loaded into a model but the base's
+    shapes.
+    """
+    from lorabank.data.encoding import encode_texts
+    from lorabank.training.run import resolve_penalties, trainable_size
+
+    checked = validate(TrainConfig, asdict(config))
+    exists = Bank.exists(path)
+    snapshot = Bank.open(path).snapshot() if exists else None
+    base = snapshot.base if snapshot else describe_base(resolve_base(init.base, init.revision), init.task_type)
+    strategy = plugins.load(plugins.STRATEGIES, checked.strategy, "strategy")
+    data = load_task_data(checked)
+    encoded = encode_texts(load_tokenizer(base), data.train.texts, checked.max_length)
+    lengths = sorted(encoded.lengths)
+    earlier = _earlier(snapshot)
+    names = {adapter.digest: adapter.task for adapter in earlier}
+    size = trainable_size(base, checked, len(data.labels))
+    per_epoch = math.ceil(math.ceil(len(lengths) / checked.batch_size) / checked.gradient_accumulation_steps)
+    return TaskPlan(
+        name=name,
+        settings=asdict(checked),
+        train_rows=len(data.train),
+        eval_rows=len(data.eval),
+        labels=data.labels,
+        tokens={
+            "mean": sum(lengths) / len(lengths),
+            "p95": float(lengths[max(0, math.ceil(0.95 * len(lengths)) - 1)]),
+            "max": float(lengths[-1]),
+        },
+        rows_cut=encoded.cut,
+        steps=math.ceil(per_epoch * checked.epochs),
+        trainable_parameters=size,
+        adapter_bytes=4 * size,
+        context=tuple(names[digest] for digest in strategy.context(earlier) if digest in names),
+        penalty={penalty: weight for penalty, weight, _ in resolve_penalties(checked, strategy)},
+        bank_exists=exists,
+    )
+
+
+def add_task(
+    path: str | Path,
+    name: str,
+    config: TrainConfig | None,
+    *,
+    init: InitConfig,
+    resume: bool,
+    restart: bool,
+    observer: Observer,
+) -> AddTaskResult:
+    """Train a task's adapter and put it into the bank, whole or not at all."""
+    if config is None and not resume:
+        raise ConfigError("there is no data to train on", hint=f"lorabank add-task {name} --data FILE")
+    checked = validate(TrainConfig, asdict(config)) if config else None
+    data = _load(checked) if checked else None
+    if checked:
+        plugins.load(plugins.STRATEGIES, checked.strategy, "strategy")
+    bank, created = open_or_init(path, init, observer)
+    if restart:
+        bank.discard(name)
+    if resume:
+        operation = bank.resume("add-task", name)
+        checked, data = _same_run(operation, checked, data)
+    else:
+        assert checked is not None and data is not None
+        operation = bank.reserve("add-task", name, _stored(checked, data))
+    with operation:
+        assert checked is not None and data is not None
+        result = _train_and_commit(bank, operation, checked, data, resume, observer)
+    return AddTaskResult(*result, bank=str(path), bank_created=created)
+
+
+def _train_and_commit(
+    bank: Bank, operation: Operation, config: TrainConfig, data: TaskData, resume: bool, observer: Observer
+) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, float]]:
+    from lorabank.training.run import TrainJob, train_adapter
+    from lorabank.workflows.view import read_stack
+
+    snapshot = bank.snapshot()
+    _check_cut(snapshot.base, data.train, config)
+    earlier = _earlier(snapshot)
+    strategy = plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
+    continued = earlier[-1].digest if strategy.earlier == "continued" and earlier else None
+    label_ids = [data.labels.index(label) for label in data.train.labels]
+    job = TrainJob(
+        base=snapshot.base,
+        config=config,
+        strategy=strategy,
+        texts=data.train.texts,
+        label_ids=label_ids,
+        labels=len(data.labels),
+        earlier=read_stack(bank, earlier),
+        context=strategy.context(earlier),
+        continued=continued,
+        work=operation.work,
+        resume=resume,
+    )
+    trained = train_adapter(job, observer)
+    observer.notice("measuring the new task")
+    statistics = _statistics(snapshot.base, data.train.texts, config)
+    digest = operation.stage_adapter(_files(snapshot.base, trained, config))
+    chain = {"continued_from": continued} if continued else {}
+    adapter = AdapterRecord(
+        digest=digest,
+        task=operation.name,
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        use_rslora=config.use_rslora,
+        target_modules=trained.target_modules,
+        strategy=config.strategy,
+        penalties=trained.penalties,
+        context=job.context,
+        seed=config.seed,
+        steps=trained.steps,
+        wall_seconds=trained.wall_seconds,
+        device=trained.device,
+        bytes=0,
+        head_digest=trained.head_digest,
+        files={},
+        versions=_versions(),
+        config=asdict(config),
+        metrics={**trained.metrics, **chain},
+    )
+    task = TaskRecord(
+        name=operation.name,
+        position=0,
+        task_type=snapshot.base.task_type,
+        labels=data.labels,
+        state="training",
+        adapter=digest,
+        statistics=operation.stage_blob(statistics),
+    )
+    datasets = _datasets(operation, data, config, trained.metrics["rows_cut"])
+    stored = operation.commit_task(task, adapter, datasets)
+    score = _score(bank, stored.name, observer)
+    after = bank.snapshot()
+    kept = tuple(dataset for dataset in after.datasets if dataset.task == stored.name)
+    return stored, after.adapter_of(stored.name), kept, score
+
+
+def _score(bank: Bank, task: str, observer: Observer) -> dict[str, float]:
+    """The new task's own cell, computed the way ``eval`` does, so that ``eval`` finds it."""
+    from lorabank.workflows.evaluate import own_cell
+
+    record = own_cell(bank, task, observer)
+    return {"value": record.value, "n": record.n, "low": record.low, "high": record.high}
+
+
+def _load(config: TrainConfig) -> TaskData:
+    if not config.data:
+        raise ConfigError("there is no data to train on", hint="add --data FILE", unchanged="nothing was changed")
+    return load_task_data(config)
+
+
+def _earlier(snapshot: Snapshot | None) -> list[AdapterRecord]:
+    return [snapshot.adapter_of(task.name) for task in snapshot.tasks] if snapshot else []
+
+
+def _stored(config: TrainConfig, data: TaskData) -> dict[str, Any]:
+    """What a resumed run must find again: settings, and the rows they led to."""
+    return {"config": asdict(config), "train": data.train.sha256, "eval": data.eval.sha256}
+
+
+def _same_run(
+    operation: Operation, config: TrainConfig | None, data: TaskData | None
+) -> tuple[TrainConfig, TaskData]:
+    """The settings and rows of the interrupted run; settings given again must be the same."""
+    stored = validate(TrainConfig, operation.config["config"], where="the interrupted run")
+    if config and data and config.data:
+        differ = [key for key, value in asdict(config).items() if value != getattr(stored, key)]
+        if differ:
+            raise ConfigError(
+                f"--resume goes on with the settings of the interrupted run, but {', '.join(differ)} differ",
+                unchanged="the interrupted run is still there",
+                hint=f"lorabank add-task {operation.name} --resume, or --restart with the new settings",
+            )
+    data = _load(stored)
+    if (data.train.sha256, data.eval.sha256) != (operation.config["train"], operation.config["eval"]):
+        raise DataError(
+            f"{stored.data} is no longer what the interrupted run was trained on",
+            unchanged="the interrupted run is still there",
+            hint=f"lorabank add-task {operation.name} --data {stored.data} --restart",
+        )
+    return stored, data
+
+
+def _check_cut(base: BaseModelRecord, train: Rows, config: TrainConfig) -> None:
+    from lorabank.data.encoding import encode_texts
+
+    encoded = encode_texts(load_tokenizer(base), train.texts, config.max_length)
+    if not config.allow_cut and encoded.cut > CUT_LIMIT * len(train):
+        raise DataError(
+            f"{train.source}: {encoded.cut} of {len(train)} training texts are longer than {config.max_length} tokens "
+            f"(the longest has {max(encoded.lengths)}) and would be cut",
+            unchanged="nothing was changed",
+            hint=f"--max-length {max(encoded.lengths)}, or --allow-cut",
+        )
+
+
+def _statistics(base: BaseModelRecord, texts: Sequence[str], config: TrainConfig) -> bytes:
+    """Centroids, mean and scatter of the training texts under the frozen base (CoLoR fits them before training)."""
+    from lorabank.compose.routing import fit_statistics
+    from lorabank.models.features import extract_features
+    from lorabank.models.loading import load_base, resolve_device
+
+    loaded = load_base(base, device=resolve_device(config.device))
+    features = extract_features(loaded.model, loaded.tokenizer, texts, max_length=config.max_length)
+    return fit_statistics(features, config.clusters_per_task, config.seed).to_bytes()
+
+
+def _datasets(
+    operation: Operation, data: TaskData, config: TrainConfig, rows_cut: int
+) -> tuple[DatasetRecord, ...]:
+    """The three splits; of the training rows only the calibration sample is kept."""
+
+    def record(split: Any, rows: Rows, blob: str | None, *, dropped: int = 0, cut: int = 0) -> DatasetRecord:
+        return DatasetRecord(
+            task=operation.name,
+            split=split,
+            rows=len(rows),
+            columns=rows.columns,
+            sha256=rows.sha256,
+            source=rows.source,
+            rows_dropped=dropped,
+            rows_cut=cut,
+            blob=blob,
+        )
+
+    splits = [
+        record("train", data.train, None, cut=rows_cut),
+        record("eval", data.eval, operation.stage_blob(to_parquet(data.eval)), dropped=data.dropped),
+    ]
+    if config.keep_samples:
+        sample = sample_rows(data.train, config.keep_samples, config.seed)
+        splits.append(record("calibration", sample, operation.stage_blob(to_parquet(sample))))
+    return tuple(splits)
+
+
+def _files(base: BaseModelRecord, trained: Any, config: TrainConfig) -> dict[str, bytes]:
+    from lorabank.models.peft_folder import adapter_files
+
+    return adapter_files(
+        trained.factors,
+        trained.head,
+        base_model=base.name,
+        task_type=base.task_type,
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        use_rslora=config.use_rslora,
+        head_modules=trained.head_modules,
+        lora_dropout=config.lora_dropout,
+    )
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("lorabank", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}

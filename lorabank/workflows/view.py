@@ -1,0 +1,139 @@
+"""From records and files to what training, composition and evaluation work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from lorabank.bank.bank import Bank
+from lorabank.bank.snapshot import Snapshot
+from lorabank.compose.base import Composer, Member
+from lorabank.compose.routing import TaskStatistics
+from lorabank.core import plugins
+from lorabank.core.errors import NotFoundError
+from lorabank.core.lora import AdapterStack, LoraFactors
+from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
+from lorabank.data.loading import from_parquet
+from lorabank.data.rows import Rows
+from lorabank.models.heads import Head, build_head, load_head
+from lorabank.models.loading import load_base, resolve_device, resolve_dtype
+from lorabank.models.peft_folder import read_adapter
+from lorabank.models.runtime import Runtime
+from lorabank.training.strategies import own_state
+
+
+def adapters_in_order(snapshot: Snapshot) -> list[AdapterRecord]:
+    """The adapters of the bank's ready tasks, in sequence order."""
+    return [snapshot.adapter_of(task.name) for task in snapshot.tasks]
+
+
+def read_factors(bank: Bank, digests: Iterable[str]) -> dict[str, LoraFactors]:
+    """Verified factors by digest, each once."""
+    return {digest: read_adapter(bank.verified_adapter(digest))[0] for digest in dict.fromkeys(digests)}
+
+
+def read_stack(bank: Bank, adapters: Sequence[AdapterRecord]) -> AdapterStack | None:
+    """The adapters and all that they were trained on top of; None when there are none."""
+    digests = [digest for adapter in adapters for digest in own_state(adapter)]
+    return AdapterStack.build(read_factors(bank, digests)) if digests else None
+
+
+def read_rows_of(bank: Bank, snapshot: Snapshot, task: str, split: str) -> Rows | None:
+    """A split that the bank keeps, or None."""
+    dataset = snapshot.dataset(task, split)
+    return from_parquet(bank.read_blob(dataset.blob)) if dataset and dataset.blob else None
+
+
+def evaluation_data(snapshot: Snapshot) -> dict[str, DatasetRecord]:
+    """Task name to its evaluation split, for every ready task.
+
+    Raises:
+        NotFoundError: If a task keeps none.
+    """
+    found = {}
+    for task in snapshot.tasks:
+        dataset = snapshot.dataset(task.name, "eval")
+        if dataset is None or dataset.blob is None:
+            raise NotFoundError(f"task {task.name!r} keeps no evaluation rows", unchanged="nothing was changed")
+        found[task.name] = dataset
+    return found
+
+
+def read_members(bank: Bank, snapshot: Snapshot, tasks: Sequence[TaskRecord], *, samples: bool) -> list[Member]:
+    """What compositions see of some tasks; heads are numbered like the bank's ready tasks.
+
+    Args:
+        bank: The bank.
+        snapshot: Its state.
+        tasks: The members, in sequence order.
+        samples: Whether the calibration samples are wanted.
+    """
+    heads = {task.name: index for index, task in enumerate(snapshot.tasks)}
+    members = []
+    for task in tasks:
+        adapter = snapshot.adapter_of(task.name)
+        if task.statistics is None:
+            raise NotFoundError(f"task {task.name!r} keeps no routing statistics")
+        rows = read_rows_of(bank, snapshot, task.name, "calibration") if samples else None
+        members.append(
+            Member(
+                task=task.name,
+                position=task.position,
+                adapter=adapter.digest,
+                state=own_state(adapter),
+                head=heads[task.name],
+                labels=task.labels,
+                statistics=TaskStatistics.from_bytes(bank.read_blob(task.statistics)),
+                clusters=int(adapter.config.get("clusters_per_task", 5)),
+                texts=rows.texts if rows else (),
+                label_ids=tuple(task.labels.index(label) for label in rows.labels) if rows else (),
+            )
+        )
+    return members
+
+
+def longest_text(snapshot: Snapshot) -> int:
+    """Tokens of a text in this bank: the most that any task was trained with."""
+    return max(int(adapter.config.get("max_length", 128)) for adapter in adapters_in_order(snapshot))
+
+
+def load_runtime(
+    bank: Bank, snapshot: Snapshot, *, device: str, dtype: str, batch_size: int, untrained_heads: bool = False
+) -> Runtime:
+    """The base with every adapter and head of the ready tasks.
+
+    Args:
+        bank: The bank.
+        snapshot: Its state, with one task at least.
+        device: A name for `resolve_device`.
+        dtype: A name for `resolve_dtype`.
+        batch_size: Texts of a forward pass.
+        untrained_heads: Also the head that each task's training began with, at index ``T + i``.
+    """
+    where = resolve_device(device)
+    base = load_base(snapshot.base, device=where, dtype=resolve_dtype(dtype, where))
+    adapters = adapters_in_order(snapshot)
+    stack = AdapterStack.build(
+        read_factors(bank, (digest for adapter in adapters for digest in own_state(adapter))),
+        device=where,
+        dtype=base.model.dtype,
+    )
+    heads: list[Head] = []
+    for task, adapter in zip(snapshot.tasks, adapters, strict=True):
+        _, state, _ = read_adapter(bank.adapter_path(adapter.digest))
+        heads.append(load_head(base.model, base.head_modules, len(task.labels), state))
+    if untrained_heads:
+        for task, adapter in zip(snapshot.tasks, adapters, strict=True):
+            heads.append(build_head(base.model, base.head_modules, len(task.labels), adapter.seed))
+    return Runtime(base, stack, heads, max_length=longest_text(snapshot), batch_size=batch_size)
+
+
+def load_composer(
+    bank: Bank, snapshot: Snapshot, record: CompositionRecord, runtime: Callable[[], Runtime]
+) -> tuple[Composer, list[Member]]:
+    """A stored composition, ready to answer, and its members."""
+    members = read_members(bank, snapshot, [snapshot.task(name) for name in record.members], samples=False)
+    objects: Mapping[str, bytes] = {role: bank.read_blob(digest) for role, digest in record.objects.items()}
+    composer: Any = plugins.load(plugins.COMPOSERS, record.mode, "composer")
+    loaded: Composer = composer.load(record, objects, members, runtime)
+    return loaded, members
