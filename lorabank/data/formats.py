@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from pkgutil import resolve_name
 
 from lorabank.core.config import nearest
-from lorabank.core.errors import DataError, NotFoundError
+from lorabank.core.errors import ConfigError, DataError, NotFoundError
+from lorabank.core.plugins import load
 
 FORMATS = {
     ".jsonl": "lorabank.data.jsonl:read_jsonl",
@@ -49,7 +49,7 @@ def read_table(path: str | Path, columns: Sequence[str]) -> Table:
     """Read the wanted columns of a table file.
 
     Args:
-        path: A file whose suffix is in ``FORMATS``.
+        path: A file whose suffix, in small letters, is in ``FORMATS``.
         columns: Names of the columns to read.
 
     Returns:
@@ -66,16 +66,12 @@ def read_table(path: str | Path, columns: Sequence[str]) -> Table:
     if not file.is_file():
         kind = "a folder" if file.is_dir() else "not a regular file"
         raise DataError(f"{str(path)!r} is {kind}; a data file is needed", unchanged=UNCHANGED)
-    known = ", ".join(FORMATS)
-    if file.suffix.lower() not in FORMATS:
-        raise DataError(
-            f"{str(path)!r}: unknown format {file.suffix!r}; known: {known}",
-            unchanged=UNCHANGED,
-            hint=f"convert the file to one of {known}",
-        )
+    try:
+        reader: Reader = load(FORMATS, file.suffix.lower(), "format")
+    except ConfigError as error:
+        raise DataError(f"{str(path)!r}: {error.message}", unchanged=UNCHANGED, hint=error.hint) from error
     if file.stat().st_size == 0:
         raise DataError(f"{str(path)!r} is empty", unchanged=UNCHANGED)
-    reader: Reader = resolve_name(FORMATS[file.suffix.lower()])
     table = reader(file, tuple(columns))
     if not table.rows:
         raise DataError(f"{str(path)!r} has no rows", unchanged=UNCHANGED)
@@ -95,7 +91,7 @@ def missing_column(path: Path, column: str, present: Sequence[str], *, where: st
     return DataError(
         f"{str(path)!r}{place}: no column {column!r}; its columns are {shown}{more}.{nearest(column, list(present))}",
         unchanged=UNCHANGED,
-        hint="name the columns: --text-column COLUMN, --label-column COLUMN",
+        hint=None if where else "name the columns: --text-column COLUMN, --label-column COLUMN",
     )
 
 

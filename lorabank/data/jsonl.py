@@ -84,7 +84,9 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
         where += f", column {_column_of(error.token, line)}" if error.token else ""
         raise bad_row(path, where, str(error)) from error
     except json.JSONDecodeError as error:
-        raise bad_row(path, f"{where}, column {error.colno}", f"not JSON: {error.msg.lower()}") from error
+        raise bad_row(
+            path, f"{where}, column {error.colno}", f"not JSON: {error.msg.lower().removesuffix(' at')}"
+        ) from error
     except RecursionError as error:
         raise bad_row(path, where, "nested too deeply") from error
     if not isinstance(record, dict):

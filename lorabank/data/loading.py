@@ -172,13 +172,11 @@ def _label(cell: object) -> str:
     if isinstance(cell, bool):
         return "true" if cell else "false"
     if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))
-    if isinstance(cell, int):
-        return str(cell)
-    if not isinstance(cell, str):
+        cell = int(cell)
+    if not isinstance(cell, str | int):
         raise ValueError(f"expected a label (a string, integer or boolean), found {_shown(cell)}")
-    _check_characters(cell)
-    label = cell.strip()
+    label = str(cell).strip()
+    _check_characters(label)
     if not label:
         raise ValueError("the label is empty")
     if len(label) > MAX_LABEL_LENGTH:

@@ -1,0 +1,162 @@
+"""The HTML report: complete, offline, and safe with hostile text."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from types import SimpleNamespace
+from typing import Any
+
+from lorabank.bank.snapshot import Snapshot
+from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRecord, DatasetRecord, TaskRecord
+from lorabank.evaluation.report import render_report
+
+VOID = {"meta", "br", "img", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text, and fails on tags that do not match."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append(data.strip())
+
+
+def adapter(position: int, task: str, context: tuple[str, ...]) -> AdapterRecord:
+    return AdapterRecord(
+        digest=str(position) * 64,
+        task=task,
+        r=8,
+        lora_alpha=32.0,
+        use_rslora=False,
+        target_modules=("query",),
+        strategy="olora",
+        penalties={"orthogonal": 0.5},
+        context=context,
+        seed=0,
+        steps=120,
+        wall_seconds=33.25,
+        device="cpu",
+        bytes=1,
+        head_digest=None,
+        files={},
+    )
+
+
+def bank(label: str = "positive", *, tasks: bool = True) -> Snapshot:
+    base = BaseModelRecord(
+        "base/model", "hub", None, "c" * 64, "f" * 64, "t" * 64, "float32", "SEQ_CLS", 384, 22713216
+    )
+    if not tasks:
+        return Snapshot("id", 1, base, (), (), (), (), {})
+    return Snapshot(
+        id="9f3c2a",
+        format=1,
+        base=base,
+        tasks=tuple(TaskRecord(n, p, "SEQ_CLS", ("negative", label), "ready") for p, n in ((1, "one"), (3, "three"))),
+        removed_tasks=(TaskRecord("two", 2, "SEQ_CLS", ("a", "b"), "removed"),),
+        datasets=(DatasetRecord("one", "train", 480, ("text", "label"), "d" * 64, "one.jsonl", rows_cut=7),),
+        compositions=(CompositionRecord("mix", "manual", ("one", "three"), ("1", "3"), {"max_rank": 4}, {}),),
+        by_position={
+            1: adapter(1, "one", ()),
+            2: adapter(2, "two", ("1" * 64,)),
+            3: adapter(3, "three", ("1" * 64, "2" * 64)),
+        },
+    )
+
+
+def measured(**changes: Any) -> Any:
+    values = [[None, None], [0.875, None], [0.75, 0.9]]
+    one = {
+        "subject": "as-trained",
+        "mode": "as-trained",
+        "task_id": "given",
+        "tasks": ("one", "three"),
+        "values": values,
+        "low": [[None if v is None else v - 0.1 for v in row] for row in values],
+        "high": [[None if v is None else v + 0.05 for v in row] for row in values],
+        "counts": [40, 40],
+        "scalars": {"average_accuracy": 0.825, "backward_transfer": -0.125, "forward_transfer": None},
+        "routing": None,
+    }
+    return SimpleNamespace(**one | changes)
+
+
+def render(snapshot: Snapshot, *sections: Any) -> str:
+    return render_report(snapshot, sections, created_at="2026-01-02T03:04:05Z", version="1.2.3")
+
+
+def test_report_tells_lineage_and_scores() -> None:
+    texts = Page(render(bank(), measured())).texts
+    page = " ".join(texts)
+    for fact in ("base/model", "9f3c2a", "2026-01-02T03:04:05Z", "lorabank 1.2.3", "22,713,216", "f" * 64):
+        assert fact in page
+    assert "one, two" in texts, "trained beside the adapters of the tasks 'one' and 'two'"
+    assert "Removed: two (#2)." in page
+    assert "orthogonal = 0.5" in texts
+    assert "max_rank = 4" in texts
+    assert "-0.1250" in texts
+    assert "0.825" in texts
+    assert "[0.650, 0.800]" in texts
+
+
+def test_report_loads_and_runs_nothing() -> None:
+    html = render(bank(), measured(), measured(subject="mix", mode="manual"))
+    page = Page(html)
+    policy = {"http-equiv": "Content-Security-Policy", "content": "default-src 'none'; style-src 'unsafe-inline'"}
+    assert ("meta", policy) in page.tags
+    assert sum(tag == "svg" for tag, _ in page.tags) == 2
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "link", "img", "image", "iframe", "object", "embed", "base"}
+        for name, value in attributes.items():
+            assert name not in {"src", "srcset", "action", "data"}
+            assert not name.startswith("on")
+            if name in {"href", "xlink:href"}:
+                assert (value or "").startswith("#")
+    assert not re.search(r"url\((?!#)", html)
+
+
+def test_hostile_text_is_shown_not_obeyed() -> None:
+    hostile = "<script>alert(1)</script>\x1b[31m\u202e\u200b&"
+    html = render(bank(hostile), measured(scalars={hostile: 1.0}))
+    page = Page(html)
+    assert all(tag != "script" for tag, _ in page.tags)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e\u200b]", html)
+    assert "\\x1b[31m\\u202e\\u200b&" in " ".join(page.texts)
+
+
+def test_routing_is_shown_with_its_confusion() -> None:
+    routing = {
+        "oracle": 0.875,
+        "routed": 0.8125,
+        "accuracy": 0.95,
+        "confusion": [[38, 2], [3, 37]],
+        "tasks": ["one", "three"],
+    }
+    texts = Page(render(bank(), measured(mode="prototype", task_id="routed", routing=routing))).texts
+    assert "accuracy 0.812 routed, 0.875 with the true task" in " ".join(texts)
+    start = texts.index("rows of ↓ went to →")
+    assert texts[start + 1 : start + 9] == ["one", "three", "one", "38", "2", "three", "3", "37"]
+
+
+def test_an_empty_bank_has_a_report() -> None:
+    assert "0 tasks learnt on base/model" in " ".join(Page(render(bank(tasks=False))).texts)
