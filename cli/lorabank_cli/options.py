@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import types
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
@@ -69,30 +70,27 @@ def change_options(*, dry_run: bool, confirm: bool) -> list[Option]:
     return options
 
 
-def config_options(config: type[Any], section: str, *, required: frozenset[str], skip: frozenset[str]) -> list[Option]:
-    """One option for each field of a config class.
+def config_options(config: type[Any], section: str, names: Sequence[str], *, required: frozenset[str]) -> list[Option]:
+    """Options for fields of a config class.
 
     Args:
         config: A class of ``lorabank.core.config``.
         section: Heading in ``--help``.
+        names: The fields.
         required: Fields that must be given.
-        skip: Fields that the command declares by itself.
     """
     from lorabank.core.config import config_fields
 
     hints = get_type_hints(config)
-    return [
-        _config_option(f, hints[f.name], section, f.name in required)
-        for f in config_fields(config)
-        if f.name not in skip
-    ]
+    fields = {f.name: f for f in config_fields(config)}
+    return [_config_option(fields[name], hints[name], section, name in required) for name in names]
 
 
 def _config_option(field: Field[Any], hint: Any, section: str, required: bool) -> Option:
     kind, multiple = _kind(hint)
     dashed = field.name.replace("_", "-")
     flag = f"--{dashed[:-1] if multiple else dashed}"
-    shown = field.default if field.default not in (None, "", (), False) else None
+    shown = field.default if field.default not in (None, "", ()) and field.default is not False else None
     common: dict[str, Any] = {
         "section": section,
         "help": field.metadata["help"],

@@ -53,7 +53,8 @@ class Run:
         """
         from lorabank.core.config import config_fields, validate
 
-        values = {f.name: self.ctx.params[f.name] for f in config_fields(config)}
+        params = self.ctx.params
+        values = {f.name: params[f.name] for f in config_fields(config) if f.name in params}
         return validate(config, values, where=str(self.ctx.info_name))
 
     def settings(self) -> list[Setting]:
@@ -99,6 +100,7 @@ class Verb(click.Command):
     Args:
         examples: Lines that can be typed, without the leading ``lorabank``.
         configs: Section title to config class; each field becomes an option.
+        fields: Section title to the fields that become options, where not all do.
         required: Config fields that must be given.
         dry_run: Whether there is a ``--dry-run``.
         confirm: Whether there is a ``--yes``.
@@ -110,6 +112,7 @@ class Verb(click.Command):
         *args: Any,
         examples: Sequence[str],
         configs: dict[str, type[Any]] | None = None,
+        fields: dict[str, Sequence[str]] | None = None,
         required: Sequence[str] = (),
         dry_run: bool = False,
         confirm: bool = False,
@@ -124,8 +127,10 @@ class Verb(click.Command):
         for title, config in (configs or {}).items():
             from lorabank.core.config import config_fields
 
-            self.settings += tuple(f.name for f in config_fields(config))
-            self.params += config_options(config, title, required=frozenset(required), skip=frozenset(self.own))
+            names = (fields or {}).get(title) or [f.name for f in config_fields(config)]
+            self.settings += tuple(names)
+            declared = [name for name in names if name not in self.own]
+            self.params += config_options(config, title, declared, required=frozenset(required))
         self.params += [*options, *change_options(dry_run=dry_run, confirm=confirm), *shared_options()]
         for param in self.params:
             if param.name == "config":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorabank.core.config import ComposeConfig, InitConfig
+from lorabank.core.config import ComposeConfig
 from lorabank_cli.output import plain
 from lorabank_cli.settings import show_settings
 from lorabank_cli.text import command, outline, pairs, safe
@@ -37,7 +37,7 @@ def compose(run: Run) -> None:
         show_settings(run, f"would make composition {config.name or config.mode}", plan={"members": members})
         return
     with run.observer as observer:
-        result = api.compose(run.bank, config, init=InitConfig(), observer=observer)
+        result = api.compose(run.bank, config, observer)
     made = result.composition
     facts = pairs(
         [

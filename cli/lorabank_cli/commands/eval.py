@@ -51,7 +51,7 @@ def evaluate(run: Run, plot: str | None, csv: str | None, gates: tuple[str, ...]
     api.check_gates((), gates)  # a gate that cannot be read should not cost the evaluation first
     with run.observer as observer:
         reports = api.evaluate(run.bank, config, observer)
-    results = api.check_gates(reports, gates)
+    results = {report.subject: api.check_gates((report,), gates) for report in reports}
     run.output.data({"reports": reports, "gates": results}, _text(reports, results, wants_color(sys.stdout)))
     for report in reports:
         for save, target in ((api.save_plot, plot), (api.save_csv, csv)):

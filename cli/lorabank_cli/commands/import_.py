@@ -4,41 +4,42 @@ from __future__ import annotations
 
 import click
 
-from lorabank.core.config import InitConfig
+from lorabank.core.config import InitConfig, TrainConfig
 from lorabank_cli.text import pairs, safe, scored
 from lorabank_cli.verb import Run, verb
+
+DATA = ("data", "eval_data", "eval_fraction", "text_column", "label_column", "max_length", "allow_cut")
+KEPT = ("keep_samples", "clusters_per_task", "seed", "device")
 
 
 @verb(
     "import",
-    configs={"New bank": InitConfig},
-    examples=("import ./spam-adapter --task spam --labels ham,spam", "import ./a --task a --eval-data a.jsonl"),
+    configs={"Data": TrainConfig, "New bank": InitConfig},
+    fields={"Data": (*DATA, *KEPT)},
+    required=("data",),
+    examples=(
+        "import ./spam-adapter --task spam --data spam.jsonl",
+        "import ./spam-adapter --task spam --data spam.jsonl --labels ham,spam",
+    ),
 )
 @click.argument("source", help="PEFT folder with adapter_config.json and adapter_model.safetensors.")
 @click.option("--task", required=True, metavar="NAME", help="Name of the task in the bank.")
-@click.option("--labels", metavar="A,B,...", help="Labels in the order of the head's outputs.")
-@click.option("--eval-data", metavar="FILE", help="Evaluation rows to keep and to score.")
-@click.option("--text-column", default="text", show_default=True, help="Column that holds the text.")
-@click.option("--label-column", default="label", show_default=True, help="Column that holds the label.")
-def import_adapter(
-    run: Run, source: str, task: str, labels: str | None, eval_data: str | None, text_column: str, label_column: str
-) -> None:
+@click.option("--labels", metavar="A,B,...", help="Labels in the order of the head's outputs; default: the data's.")
+def import_adapter(run: Run, source: str, task: str, labels: str | None) -> None:
     """Add a LoRA adapter that was trained elsewhere.
 
-    It must fit the bank's base model; its files are checked and copied, never executed.
+    It must fit the bank's base model; its files are checked and copied, nothing in them is executed. The rows of
+    --data say what the task looks like: it is measured on a part of them and routed by the others.
     """
     from lorabank import api
 
-    names = tuple(part.strip() for part in labels.split(",")) if labels else None
     with run.observer as observer:
         result = api.import_adapter(
             run.bank,
             source,
             task,
-            labels=names,
-            eval_data=eval_data,
-            text_column=text_column,
-            label_column=label_column,
+            config=run.config(TrainConfig),
+            labels=[part.strip() for part in labels.split(",")] if labels else None,
             init=run.config(InitConfig),
             observer=observer,
         )

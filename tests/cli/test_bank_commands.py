@@ -1,0 +1,181 @@
+"""list, show, remove, verify, gc, db upgrade, doctor, report, export: looking after a bank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lorabank.bank.bank import Bank
+from lorabank.core.errors import ExistsError
+from lorabank.core.records import Finding
+
+
+def test_list_shows_tasks_with_the_score_they_had_when_learnt(run: Any, bank: Bank) -> None:
+    shown = run("list")
+    assert (shown.code, shown.err) == (0, "")
+    lines = shown.out.splitlines()
+    assert lines[0] == "bank bank, base tiny"
+    assert lines[2].split() == ["#", "task", "labels", "strategy", "r", "rows", "accuracy", "state"]
+    assert lines[3].split() == ["1", "sentiment", "no,", "yes", "olora", "8", "400", "0.8750", "ready"]
+    assert lines[4].split() == ["2", "spam", "no,", "yes", "olora", "8", "400", "0.9375", "ready"]
+    assert lines[7].split()[:4] == ["both", "manual", "sentiment,", "spam"]
+
+
+def test_list_as_json(run: Any, bank: Bank) -> None:
+    document = run("list", "--json").document
+    assert document["id"] == bank.id
+    assert document["base"]["name"] == "tiny"
+    assert [(t["position"], t["name"], t["accuracy"]) for t in document["tasks"]] == [
+        (1, "sentiment", 0.875),
+        (2, "spam", 0.9375),
+    ]
+    assert document["compositions"][0]["members"] == ["sentiment", "spam"]
+
+
+def test_an_empty_bank_says_what_to_do_next(run: Any, empty_folder: Path) -> None:
+    from dataclasses import replace
+
+    base = replace(_any_base(), name="tiny\x1b[2J")
+    Bank.create(empty_folder / "bank", base)
+    shown = run("list")
+    assert "no tasks yet\nnext: lorabank add-task NAME --data FILE" in shown.out
+    assert "tiny\\x1b[2J" in shown.out
+    assert run("list", "--json").document["tasks"] == []
+
+
+def _any_base() -> Any:
+    from lorabank.core.records import BaseModelRecord
+
+    return BaseModelRecord("tiny", "local", None, "c" * 64, "f" * 64, "7" * 64, "float32", "SEQ_CLS", 32, 1000)
+
+
+def test_no_bank(run: Any) -> None:
+    shown = run("list")
+    assert (shown.code, shown.out) == (3, "")
+    assert shown.err.splitlines()[0].startswith("error: no bank at bank")
+    assert "hint: lorabank add-task NAME --data FILE" in shown.err
+
+
+@pytest.mark.parametrize("words", [("-b", "team", "list"), ("list", "-b", "team"), ("--bank=team", "list")])
+def test_the_bank_may_stand_before_or_after_the_verb(run: Any, bank: Bank, words: tuple[str, ...]) -> None:
+    bank.path.rename("team")
+    assert run(*words).code == 0
+
+
+def test_the_bank_from_the_environment(run: Any, bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank.path.rename("team")
+    monkeypatch.setenv("LORABANK_BANK", "team")
+    assert run("list").code == 0
+    assert run("list", "-b", "bank").code == 3
+    assert run("-b", "bank", "list").code == 3
+
+
+def test_show_names_what_to_type_next(run: Any, api: Any) -> None:
+    api["show"] = {"task": {"name": "spam", "labels": ["ham", "spam"]}, "path": "bank/adapters/aa"}
+    shown = run("show", "spam")
+    assert "path  bank/adapters/aa" in shown.out
+    assert "lorabank predict --task spam TEXT" in shown.out
+    assert "lorabank export spam FOLDER" in shown.out
+    api["show"] = {"composition": {"name": "routed"}}
+    assert "lorabank predict --composition routed TEXT" in run("show", "routed").out
+    assert run("show", "routed", "--json").document == {"composition": {"name": "routed"}}
+
+
+def test_remove_asks_nobody_when_nobody_is_there(run: Any, bank: Bank) -> None:
+    shown = run("remove", "both")
+    assert shown.code == 2
+    assert "hint: add --yes" in shown.err
+    assert [c.name for c in bank.snapshot().compositions] == ["both"]
+
+
+@pytest.mark.parametrize(("answer", "code", "left"), [("y\n", 0, []), ("n\n", 130, ["both"]), ("", 130, ["both"])])
+def test_remove_asks_on_a_terminal(
+    run: Any, bank: Bank, monkeypatch: pytest.MonkeyPatch, answer: str, code: int, left: list[str]
+) -> None:
+    import io
+
+    stdin = io.StringIO(answer)
+    monkeypatch.setattr(stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert run("remove", "both").code == code
+    assert [c.name for c in bank.snapshot().compositions] == left
+
+
+def test_remove_with_cascade_shows_then_does(run: Any, bank: Bank) -> None:
+    refused = run("remove", "spam", "--yes")
+    assert refused.code == ExistsError.exit_code
+    planned = run("remove", "spam", "--cascade", "--dry-run", "--json").document
+    assert planned["dry_run"] is True
+    assert sorted(planned["removed"]) == ["both", "spam"]
+    assert len(bank.snapshot().tasks) == 2
+    done = run("remove", "spam", "--cascade", "--yes")
+    assert done.code == 0
+    assert [t.name for t in bank.snapshot().tasks] == ["sentiment"]
+    assert bank.snapshot().compositions == ()
+
+
+def test_verify_is_clean_or_exits_with_8(run: Any, bank: Bank) -> None:
+    assert run("verify", "--full").out.startswith("bank is clean (every file read)")
+    weights = next(bank.path.glob("adapters/*/adapter_model.safetensors"))
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    shown = run("verify", "--full", "--json")
+    assert shown.code == 8
+    assert shown.document["clean"] is False
+    assert shown.document["findings"]
+    assert "1 finding in bank" in shown.err
+
+
+def test_findings_are_escaped(run: Any, api: Any) -> None:
+    api["verify"] = (Finding("blob", "x\x1b[2J", "gone", "lorabank gc"),)
+    shown = run("verify")
+    assert "\x1b" not in shown.out
+    assert "x\\x1b[2J" in shown.out
+
+
+def test_gc_lists_before_it_deletes(run: Any, api: Any) -> None:
+    found = SimpleNamespace(paths=("blobs/aa/1", "staging/x"), bytes=1_500_000)
+    api["gc"] = lambda **_: found
+    planned = run("gc", "--dry-run")
+    assert planned.out == "would delete 2 paths, 1.5 MB\n  blobs/aa/1\n  staging/x\n"
+    refused = run("gc")
+    assert refused.code == 2
+    assert all(arguments["dry_run"] for _, arguments in api.calls)
+    done = run("gc", "--yes", "--grace-hours", "0")
+    assert done.out == "deleted 2 paths, 1.5 MB\n"
+    assert "blobs/aa/1" in done.err
+    assert api.called("gc") == {"path": Path("bank"), "dry_run": False, "grace_hours": 0.0}
+
+
+def test_gc_with_nothing_to_do_asks_nothing(run: Any, bank: Bank) -> None:
+    assert run("gc").out == "nothing to delete\n"
+
+
+def test_db_upgrade(run: Any, api: Any) -> None:
+    from lorabank.bank.database import UpgradeResult
+
+    api["upgrade"] = UpgradeResult(before="a1", after="a2", backup="bank/backups/a1.db")
+    shown = run("db", "upgrade")
+    assert shown.out.splitlines()[0] == "upgraded bank"
+    assert "backup  bank/backups/a1.db" in shown.out
+    api["upgrade"] = UpgradeResult(before="a2", after="a2", backup=None)
+    assert run("-b", "team", "db", "upgrade").out == "team is up to date (a2)\n"
+    assert run("db", "upgrade", "--dry-run", "--json").document["dry_run"] is True
+
+
+def test_doctor_report_and_export(run: Any, api: Any) -> None:
+    api["doctor"] = (("python", "3.11"), ("torch", "2.13"))
+    assert run("doctor").out == "python  3.11\ntorch   2.13\n"
+    assert run("doctor", "--json").document == {"python": "3.11", "torch": "2.13"}
+    api["report"] = lambda path, target: Path(target)
+    assert run("report").out == "wrote report.html\n"
+    assert run("report", "x.html", "--json").document == {"path": "x.html"}
+    from lorabank.workflows.results import ExportResult
+
+    api["export"] = ExportResult(path="out", files=("adapter_config.json",), kind="joined", note="2 adapters in one")
+    shown = run("export", "spam", "out", "--own")
+    assert "note   2 adapters in one" in shown.out
+    assert api.called("export")["own"] is True
