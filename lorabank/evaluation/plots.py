@@ -83,8 +83,8 @@ def _render(matrix: ScoreMatrix, title: str, format: str) -> bytes:
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
-    # The salt makes the ids inside an SVG repeatable, and different for the plots that share a page.
-    with rc_context({"svg.hashsalt": title, "font.family": "DejaVu Sans", "axes.unicode_minus": False}):
+    # The salt makes the ids inside an SVG repeatable: equal ids then stand for equal shapes, in one page too.
+    with rc_context({"svg.hashsalt": "lorabank", "font.family": "DejaVu Sans", "axes.unicode_minus": False}):
         metadata: dict[str, Any] = {"Date": None} if format == "svg" else {}
         _draw(matrix, title).savefig(buffer, format=format, dpi=200, bbox_inches="tight", metadata=metadata)
     return buffer.getvalue()

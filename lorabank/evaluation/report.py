@@ -86,7 +86,7 @@ def render_report(snapshot: Snapshot, measured: Sequence[Measured], *, created_a
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     return template.render(
         snapshot=snapshot,
-        tasks=[_task_row(snapshot, task.name) for task in snapshot.tasks],
+        tasks=_task_rows(snapshot),
         sections=[_section(one) for one in measured],
         summary=_SUMMARY,
         created_at=created_at,
@@ -94,19 +94,15 @@ def render_report(snapshot: Snapshot, measured: Sequence[Measured], *, created_a
     )
 
 
-def _task_row(snapshot: Snapshot, name: str) -> dict[str, Any]:
-    adapter = snapshot.adapter_of(name)
-    return {
-        "task": snapshot.task(name),
-        "adapter": adapter,
-        "train": snapshot.dataset(name, "train"),
-        "eval": snapshot.dataset(name, "eval"),
-        # The adapters that were active while this one was trained, by the task that each belongs to.
-        "context": [
-            snapshot.adapters[digest].task if digest in snapshot.adapters else digest[:12]
-            for digest in adapter.context
-        ],
-    }
+def _task_rows(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """Each task with its adapter and the tasks whose adapters were active while it was trained."""
+    task_of = {digest: adapter.task for digest, adapter in snapshot.adapters.items()}
+    rows = []
+    for task in snapshot.tasks:
+        adapter = snapshot.adapter_of(task.name)
+        context = [task_of.get(digest, digest[:12]) for digest in adapter.context]
+        rows.append({"task": task, "adapter": adapter, "context": context})
+    return rows
 
 
 def _section(one: Measured) -> dict[str, Any]:
@@ -115,7 +111,7 @@ def _section(one: Measured) -> dict[str, Any]:
     matrix = ScoreMatrix(tuple(one.tasks), one.values, one.counts, one.low, one.high)
     title = f"{one.subject} ({one.mode})" if one.mode != one.subject else one.subject
     # matplotlib has escaped every label in the drawing.
-    return {"measured": one, "matrix": matrix, "title": title, "svg": Markup(heatmap_svg(matrix, title))}
+    return {"measured": one, "matrix": matrix, "title": title, "svg": Markup(heatmap_svg(matrix))}
 
 
 def _visible(value: Any) -> Any:
