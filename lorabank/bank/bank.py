@@ -81,7 +81,7 @@ class Bank:
     def all_evaluations(self) -> list[EvaluationRecord]:
         """Every stored score, oldest first."""
         with reading(self._layout) as connection:
-            return read_evaluations(connection)
+            return read_evaluations(connection, self._layout)
 
     def add_evaluations(self, records: Iterable[EvaluationRecord]) -> None:
         """Store scores; one whose key is there already is left as it is.
@@ -97,7 +97,7 @@ class Bank:
     def operations(self) -> list[OperationRecord]:
         """Changes under way or interrupted, oldest first; ``alive`` says which."""
         with reading(self._layout) as connection:
-            return read_operations(connection)
+            return read_operations(connection, self._layout)
 
     def reserve(self, kind: str, name: str, config: Mapping[str, Any]) -> Operation:
         """Reserve a name before the work starts, so that nobody learns after an hour that it is taken.

@@ -140,7 +140,11 @@ def _context_member(connection: Connection, layout: Layout, digest: str) -> int:
         .order_by(tasks.c.state == "removed", adapters.c.id)
     ).first()
     if row is None or not layout.adapter(digest).is_dir():
-        raise _missing(f"adapter {digest[:12]}, which was active in training, is not in the bank any more")
+        raise IncompatibleError(
+            f"adapter {digest[:12]}, which was active in training, is not in the bank any more",
+            hint="train again: lorabank add-task NAME --restart",
+            unchanged="the bank was not changed",
+        )
     return int(row[0])
 
 

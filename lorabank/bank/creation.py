@@ -74,8 +74,11 @@ def _clear_unfinished(layout: Layout) -> None:
 
 def _write_manifest(layout: Layout, content: dict[str, object]) -> None:
     """Under a fresh name, synced, then renamed: it is there whole or not at all."""
-    draft = layout.root / "staging" / f"bank-{os.urandom(8).hex()}.json"
+    folder = layout.staging(os.urandom(16).hex())
+    folder.mkdir(mode=0o700)
+    draft = folder / layout.manifest.name
     write_new(draft, json.dumps(content, indent=2).encode() + b"\n")
     os.rename(draft, layout.manifest)
+    folder.rmdir()
     sync_folder(layout.root)
     sync_folder(layout.root.resolve().parent)

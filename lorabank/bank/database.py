@@ -203,7 +203,7 @@ def _known_revision(layout: Layout) -> str:
 def _refuse_live_operations(layout: Layout) -> None:
     with closing(_read_only(layout.database)) as connection:
         connection.row_factory = sqlite3.Row
-        for operation in read_operations(connection):
+        for operation in read_operations(connection, layout):
             if operation.alive:
                 raise busy(layout, operation.kind, operation.name, operation.pid, operation.host)
 

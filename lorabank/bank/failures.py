@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lorabank.core.errors import BusyError, DamagedError, LorabankError, StorageError
-
-_STORAGE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM))
 
 
 @contextmanager
@@ -23,7 +20,7 @@ def reported(path: Path, *, unchanged: str | None = None) -> Iterator[None]:
 
     Raises:
         BusyError: The database is locked by another process.
-        StorageError: No space, no permission, or an input/output error.
+        StorageError: No space, no permission, a folder that is gone, or an input/output error.
         DamagedError: SQLite finds the database malformed.
     """
     try:
@@ -31,8 +28,6 @@ def reported(path: Path, *, unchanged: str | None = None) -> Iterator[None]:
     except LorabankError:
         raise
     except OSError as error:
-        if error.errno not in _STORAGE:
-            raise
         raise StorageError(f"{error.filename or path}: {error.strerror}", unchanged=unchanged) from error
     except Exception as error:
         known = _database_error(error, path, unchanged)
@@ -52,6 +47,7 @@ def _database_error(error: Exception, path: Path, unchanged: str | None) -> Lora
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")):
         return StorageError(f"{path}: {cause}", hint="lorabank doctor", unchanged=unchanged)
     missing = name == "SQLITE_ERROR" and "no such" in str(cause)
-    if missing or name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA")):
+    undecodable = not name and "decode" in str(cause)  # sqlite3's own message for text that is not UTF-8
+    if missing or undecodable or name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA")):
         return DamagedError(f"{path}: {cause}", hint="lorabank verify --full", unchanged=unchanged)
     return None

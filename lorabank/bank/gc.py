@@ -35,6 +35,7 @@ def gc(layout: Layout, *, dry_run: bool, grace_hours: float) -> GcResult:
         return _result(layout, _garbage(layout, grace_hours))
     # Every writer holds the lock shared from its first staged file to its commit, so nothing is on its way now.
     with bank_lock(layout.lock, exclusive=True), reported(layout.root):
+        layout.make_folders()
         garbage = _garbage(layout, grace_hours)
         result = _result(layout, garbage)
         for path in garbage:
@@ -44,7 +45,7 @@ def gc(layout: Layout, *, dry_run: bool, grace_hours: float) -> GcResult:
 
 def _garbage(layout: Layout, grace_hours: float) -> list[Path]:
     with reading(layout) as connection:
-        operations = read_operations(connection)
+        operations = read_operations(connection, layout)
         for operation in operations:
             if operation.alive:
                 raise busy(layout, operation.kind, operation.name, operation.pid, operation.host)
@@ -64,7 +65,7 @@ def _garbage(layout: Layout, grace_hours: float) -> list[Path]:
 
 def _unreferenced(layout: Layout, live: LiveFiles) -> Iterator[Path]:
     """Adapters and blobs, by names that are digests: anything else was not put there by lorabank."""
-    for path in (layout.root / "adapters").iterdir():
+    for path in (layout.root / "adapters").glob("*"):
         if DIGEST.fullmatch(path.name) and path.name not in live.adapters:
             yield path
     for path in (layout.root / "blobs").glob("??/*"):
@@ -79,11 +80,11 @@ def _left_over(layout: Layout, operations: list[OperationRecord]) -> Iterator[Pa
         for operation in operations
         if operation.kind == RESUMABLE and holds_checkpoint(layout.work(operation.id))
     }
-    yield from (layout.root / "trash").iterdir()
-    for path in (layout.root / "staging").iterdir():
+    yield from layout.trash.glob("*")
+    for path in (layout.root / "staging").glob("*"):
         if OPERATION_ID.fullmatch(path.name):
             yield path
-    for path in (layout.root / "work").iterdir():
+    for path in (layout.root / "work").glob("*"):
         if OPERATION_ID.fullmatch(path.name) and path.name not in kept:
             yield path
 

@@ -75,9 +75,16 @@ class Layout:
         return self.root / "work" / _checked(operation, OPERATION_ID)
 
     def make_folders(self) -> None:
-        """Make the folders of the bank, private to the user; those that exist are left as they are."""
+        """Make the folders of the bank that are missing (copying tools drop empty ones), private to the user.
+
+        Raises:
+            DamagedError: One of them is a link: what is written or deleted would lie outside the bank.
+        """
         for name in FOLDERS:
-            (self.root / name).mkdir(mode=0o700, exist_ok=True)
+            folder = self.root / name
+            if folder.is_symlink():
+                raise DamagedError(f"{folder} is a link", unchanged="the bank was not changed")
+            folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def check_name(name: str) -> str:

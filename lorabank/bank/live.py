@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lorabank.bank.rows import IMMUTABLE, row_digest
 from lorabank.bank.store import StoredFile
+from lorabank.core.errors import DataError
 
 _USED_BLOBS = """
 SELECT statistics FROM tasks WHERE state = 'ready' AND statistics IS NOT NULL
@@ -61,9 +62,16 @@ def changed_rows(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     found = []
     for table, columns in IMMUTABLE.items():
         for row in connection.execute(f"SELECT * FROM {table}"):
-            if row_digest(table, row) != row["row_digest"]:
+            if not _is_unchanged(table, row):
                 found.append((table, str(row[columns[0]])[:80]))
     return found
+
+
+def _is_unchanged(table: str, row: sqlite3.Row) -> bool:
+    try:
+        return row_digest(table, dict(row)) == str(row["row_digest"])
+    except DataError:  # a flipped bit turned text into bytes, or a number into infinity
+        return False
 
 
 def recorded_files(connection: sqlite3.Connection, digest: str) -> list[StoredFile]:

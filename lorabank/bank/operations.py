@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from lorabank.bank.layout import Layout, check_name
 from lorabank.bank.locks import bank_lock, boot_id, host_name, is_alive, process_start
 from lorabank.bank.rows import operation_record, operation_row
 from lorabank.bank.store import Stage, check_space
-from lorabank.core.errors import ExistsError, NotFoundError
+from lorabank.core.errors import ExistsError, LorabankError, NotFoundError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, OperationRecord, TaskRecord
 
 if TYPE_CHECKING:
@@ -141,10 +141,12 @@ class Operation:
         if self._finished:
             return
         self._stage.discard()
-        if error is not None and self.kind == RESUMABLE and holds_checkpoint(self.work):
-            release(self._layout, self.id)
-        else:
-            drop(self._layout, self.id)
+        # What ended the block matters more than a reservation that cannot be dropped: it lapses with this process.
+        with suppress(LorabankError) if error else nullcontext():
+            if error and self.kind == RESUMABLE and holds_checkpoint(self.work):
+                release(self._layout, self.id)
+            else:
+                drop(self._layout, self.id)
 
     def _hold_lock(self) -> None:
         """From the first staged file to the commit, not while training: ``gc`` would wait for hours."""
@@ -188,6 +190,7 @@ def reserve(layout: Layout, kind: str, name: str, config: Mapping[str, Any]) -> 
         started_at=now(),
     )
     with bank_lock(layout.lock, exclusive=False):
+        layout.make_folders()
         check_space(layout.root, 0)
         with writing(layout) as connection:
             from lorabank.bank.schema import operations

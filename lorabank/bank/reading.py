@@ -90,25 +90,26 @@ def _connect(layout: Layout) -> sqlite3.Connection:
     if not layout.database.is_file():
         raise DamagedError(f"bank {layout.root}: bank.db is missing", hint="lorabank verify")
     address = layout.database.absolute().as_uri()
-    connection = sqlite3.connect(f"{address}?mode=rw", uri=True, isolation_level=None, timeout=30)
     try:
-        _harden(connection)
-        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-        return connection
+        return _hardened(f"{address}?mode=rw")
     except sqlite3.OperationalError:
-        connection.close()
         log = layout.database.with_name("bank.db-wal")
         if log.exists() and log.stat().st_size:
             raise
-    connection = sqlite3.connect(f"{address}?mode=ro&immutable=1", uri=True, isolation_level=None)
-    _harden(connection)
+        return _hardened(f"{address}?mode=ro&immutable=1")
+
+
+def _hardened(address: str) -> sqlite3.Connection:
+    """A connection with settings against a database that somebody else prepared."""
+    connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=30)
+    try:
+        for setting in ("query_only = ON", "trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
+            connection.execute(f"PRAGMA {setting}")
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.DatabaseError:
+        connection.close()
+        raise
     return connection
-
-
-def _harden(connection: sqlite3.Connection) -> None:
-    """Settings against a database that somebody else prepared."""
-    for setting in ("query_only = ON", "trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
-        connection.execute(f"PRAGMA {setting}")
 
 
 def read_revision(connection: sqlite3.Connection) -> str | None:
@@ -150,7 +151,16 @@ def newer_schema(layout: Layout, revision: str | None) -> IncompatibleError:
 
 
 def read_snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
-    """Everything that is in the bank, as of this transaction."""
+    """Everything that is in the bank, as of this transaction.
+
+    Raises:
+        DamagedError: A row cannot be read.
+    """
+    with _sound_rows(layout):
+        return _snapshot(connection, layout)
+
+
+def _snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
     manifest = read_manifest(layout)
     identity = connection.execute("SELECT bank_id FROM bank").fetchone()
     base = connection.execute("SELECT * FROM base_model").fetchone()
@@ -209,14 +219,35 @@ def _compositions(connection: sqlite3.Connection) -> tuple[CompositionRecord, ..
     return tuple(composition_record(row, members.get(row["id"], []), objects.get(row["id"], {})) for row in rows)
 
 
-def read_operations(connection: sqlite3.Connection) -> list[OperationRecord]:
-    """Changes under way, oldest first, each with whether its process lives."""
+def read_operations(connection: sqlite3.Connection, layout: Layout) -> list[OperationRecord]:
+    """Changes under way, oldest first, each with whether its process lives.
+
+    Raises:
+        DamagedError: A row cannot be read.
+    """
     from lorabank.bank.locks import is_alive
 
-    rows = connection.execute("SELECT * FROM operations ORDER BY started_at, id").fetchall()
-    return [operation_record(row, is_alive(operation_record(row, True), row["process_start"])) for row in rows]
+    with _sound_rows(layout):
+        rows = connection.execute("SELECT * FROM operations ORDER BY started_at, id").fetchall()
+        return [operation_record(row, is_alive(operation_record(row, True), row["process_start"])) for row in rows]
 
 
-def read_evaluations(connection: sqlite3.Connection) -> list[EvaluationRecord]:
-    """Every stored score, oldest first."""
-    return [evaluation_record(row) for row in connection.execute("SELECT * FROM evaluations ORDER BY rowid")]
+def read_evaluations(connection: sqlite3.Connection, layout: Layout) -> list[EvaluationRecord]:
+    """Every stored score, oldest first.
+
+    Raises:
+        DamagedError: A row cannot be read.
+    """
+    with _sound_rows(layout):
+        return [evaluation_record(row) for row in connection.execute("SELECT * FROM evaluations ORDER BY rowid")]
+
+
+@contextmanager
+def _sound_rows(layout: Layout) -> Iterator[None]:
+    """What a record cannot be made of was not written by lorabank, or was changed since."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise DamagedError(
+            f"{layout.database}: a row cannot be read ({error})", hint="lorabank verify --full"
+        ) from error

@@ -226,10 +226,13 @@ def adapter_problems(folder: Path, files: list[StoredFile], *, full: bool = True
     """What is wrong with an adapter folder: nothing, or one line each."""
     if not folder.is_dir() or folder.is_symlink():
         return ["the adapter's folder is missing"]
-    problems = [problem for file in files for problem in blob_problems(folder / file.name, file, full=full)]
+    return [problem for file in files for problem in blob_problems(folder / file.name, file, full=full)]
+
+
+def strangers(folder: Path, files: list[StoredFile]) -> list[str]:
+    """Names in an adapter folder that are not the adapter's; loading does not look at them."""
     known = {file.name for file in files}
-    strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
-    return problems + [f"{name[:80]!r} does not belong to the adapter" for name in strangers]
+    return sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
 
 
 def content_problems(path: Path) -> list[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 
 from lorabank.bank.layout import Layout
 from lorabank.bank.live import LiveFiles, changed_rows, live_files
+from lorabank.bank.locks import bank_lock
 from lorabank.bank.reading import read_evaluations, read_operations, read_snapshot, reading
-from lorabank.bank.store import adapter_digest, adapter_problems, blob_problems, content_problems
-from lorabank.core.errors import DamagedError, LorabankError
+from lorabank.bank.store import adapter_digest, adapter_problems, blob_problems, content_problems, strangers
+from lorabank.core.errors import DamagedError
 from lorabank.core.records import Finding
 
 _ADAPTER_HINT = "copy the folder back from another copy of the bank, or: lorabank remove {task} --cascade"
@@ -19,15 +21,18 @@ _DATABASE_HINT = "go back to a copy of the bank, or of bank.db in its folder bac
 
 def verify(layout: Layout, *, full: bool) -> list[Finding]:
     """Check a bank; see ``Bank.verify``."""
-    try:
-        with reading(layout) as connection:
-            findings = [*_database(connection, layout, full)]
-            if findings:
-                return findings
-            live = live_files(connection)
-    except DamagedError as error:
-        return [Finding("database", "bank", error.message, _DATABASE_HINT)]
-    return [*_adapters(layout, live, full), *_blobs(layout, live, full)]
+    with ExitStack() as lock:
+        with suppress(OSError):  # on a read-only medium there is nothing to lock against
+            lock.enter_context(bank_lock(layout.lock, exclusive=False))
+        try:
+            with reading(layout) as connection:
+                findings = [*_database(connection, layout, full)]
+                if findings:
+                    return findings
+                live = live_files(connection)
+        except DamagedError as error:
+            return [Finding("database", "bank", error.message, _DATABASE_HINT)]
+        return [*_adapters(layout, live, full), *_blobs(layout, live, full)]
 
 
 def _database(connection: sqlite3.Connection, layout: Layout, full: bool) -> Iterator[Finding]:
@@ -42,10 +47,10 @@ def _database(connection: sqlite3.Connection, layout: Layout, full: bool) -> Ite
         yield Finding("row", f"{table} {key!r}", "its columns no longer match their digest", _DATABASE_HINT)
     try:
         read_snapshot(connection, layout)
-        read_evaluations(connection)
-        read_operations(connection)
-    except (LorabankError, LookupError, TypeError, ValueError) as error:
-        yield Finding("database", "bank.db", f"a row cannot be read: {error}", _DATABASE_HINT)
+        read_evaluations(connection, layout)
+        read_operations(connection, layout)
+    except DamagedError as error:
+        yield Finding("database", "bank.db", error.message, _DATABASE_HINT)
 
 
 def _adapters(layout: Layout, live: LiveFiles, full: bool) -> Iterator[Finding]:
@@ -56,6 +61,8 @@ def _adapters(layout: Layout, live: LiveFiles, full: bool) -> Iterator[Finding]:
             continue
         folder = layout.adapter(digest)
         problems = adapter_problems(folder, files, full=full)
+        if not problems:
+            problems = [f"{name[:80]!r} does not belong to the adapter" for name in strangers(folder, files)]
         if full and not problems:
             problems = [problem for file in files for problem in content_problems(folder / file.name)]
         yield from (Finding("adapter", subject, problem, hint) for problem in problems)

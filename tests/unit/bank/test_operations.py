@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sqlite3
+from dataclasses import replace
+
+import pytest
+
+from lorabank.bank.bank import Bank
+from lorabank.bank.locks import process_start
+from lorabank.core.errors import (
+    BusyError,
+    ConfigError,
+    DataError,
+    ExistsError,
+    IncompatibleError,
+    NotFoundError,
+    StorageError,
+)
+from lorabank.core.records import CompositionRecord, TaskRecord
+
+
+def die_holding(bank: Bank, kind: str, name: str, *, checkpoint: bool = False) -> None:
+    """Reserve a name in a child process that is then killed."""
+    child = os.fork()
+    if child == 0:
+        operation = bank.reserve(kind, name, {"epochs": 3, "texts": ("a", "b")})
+        if checkpoint:
+            (operation.work / "checkpoint-50").mkdir()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_a_task_is_stored_as_given(bank, kit):
+    first = kit.add_task(bank, "sentiment")
+    second = kit.add_task(bank, "spam", weight=2.0, context=(first.adapter,))
+    snapshot = bank.snapshot()
+    assert snapshot.tasks == (first, second)
+    assert [(task.name, task.position, task.state) for task in snapshot.tasks] == [
+        ("sentiment", 1, "ready"),
+        ("spam", 2, "ready"),
+    ]
+    assert second.labels == ("no", "yes")
+    adapter = snapshot.adapter_of("spam")
+    files = kit.files(2.0, -2.0)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    content = [[name, hashes[name], len(files[name])] for name in sorted(files)]
+    digest = hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+    size = sum(map(len, files.values()))
+    assert adapter == replace(
+        kit.adapter, digest=digest, task="spam", context=(first.adapter,), files=hashes, bytes=size
+    )
+    assert snapshot.adapters == {first.adapter: snapshot.adapter_of("sentiment"), digest: adapter}
+    data = snapshot.dataset("spam", "eval")
+    assert (data.rows, data.columns, data.sha256, data.rows_dropped) == (80, ("text", "label"), "2" * 64, 0)
+    assert bank.read_blob(data.blob) == b"PAR1 rows of spam"
+    assert snapshot.dataset("spam", "train").rows_dropped == 2
+    assert snapshot.dataset("spam", "calibration") is None
+    folder = bank.verified_adapter(digest)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    assert folder == bank.adapter_path(digest) == bank.path / "adapters" / digest
+    assert bank.operations() == []
+    assert [list((bank.path / name).iterdir()) for name in ("staging", "work", "trash")] == [[], [], []]
+
+
+def test_a_composition_is_stored_as_given(bank, kit):
+    tasks = [kit.add_task(bank, name, weight=n) for n, name in enumerate(("a", "b", "c"), 1)]
+    stored = kit.compose(bank, "mix", ("a", "c"), content=kit.safetensors(0.25))
+    assert bank.snapshot().compositions == (stored,)
+    assert stored.members == ("a", "c")
+    assert stored.adapters == (tasks[0].adapter, tasks[2].adapter)
+    assert stored.parameters == {"weights": [1.0, 1.0]}
+    assert bank.read_blob(stored.objects["selector"]) == kit.safetensors(0.25)
+
+
+def test_names_are_looked_up_with_a_suggestion(bank, kit):
+    kit.add_task(bank, "sentiment")
+    with pytest.raises(NotFoundError, match="Did you mean 'sentiment'"):
+        bank.snapshot().task("sentimnt")
+    with pytest.raises(NotFoundError, match="no compositions yet"):
+        bank.snapshot().composition("mix")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "..",
+        "a/b",
+        "../x",
+        "A",
+        "-a",
+        "a-",
+        "a..b",
+        "é",
+        "a\n",
+        "\x1b[31m",
+        "x" * 65,
+        "con",
+        "nul.txt",
+        "as-trained",
+    ],
+)
+def test_names_that_are_refused(bank, kit, name):
+    before = kit.tree(bank.path)
+    with pytest.raises(ConfigError) as caught:
+        bank.reserve("add-task", name, {})
+    assert caught.value.message.isprintable()
+    assert kit.tree(bank.path) == before
+
+
+@pytest.mark.parametrize("name", ["a", "0", "spam-2", "x" * 64, "v1.0_final"])
+def test_names_that_are_accepted(bank, name):
+    with bank.reserve("add-task", name, {}) as operation:
+        assert operation.name == name
+
+
+def test_tasks_and_compositions_share_their_names(bank, kit):
+    kit.add_task(bank, "spam")
+    kit.compose(bank, "mix", ("spam",))
+    for kind in ("add-task", "compose"):
+        for name in ("spam", "mix"):
+            with pytest.raises(ExistsError, match=f"{name!r} already"):
+                bank.reserve(kind, name, {})
+    assert bank.operations() == []
+
+
+def test_a_composition_can_be_superseded(bank, kit):
+    kit.add_task(bank, "spam")
+    kit.compose(bank, "mix", ("spam",), content=b"old")
+    new = kit.compose(bank, "mix", ("spam",), content=b"new", replace=True)
+    assert bank.snapshot().compositions == (new,)
+    with pytest.raises(ExistsError):
+        bank.reserve("compose", "spam", {"replace": True})
+
+
+def test_one_writer_at_a_time(bank, kit):
+    kit.add_task(bank, "old")
+    with bank.reserve("add-task", "spam", {"seed": 1}) as operation:
+        (listed,) = bank.operations()
+        assert (listed.id, listed.kind, listed.name) == (operation.id, "add-task", "spam")
+        assert (listed.pid, listed.alive, listed.config) == (os.getpid(), True, {"seed": 1})
+        for attempt in (
+            lambda: bank.reserve("compose", "mix", {}),
+            lambda: bank.reserve("add-task", "spam", {}),
+            lambda: bank.remove("old"),
+            lambda: bank.gc(dry_run=False),
+            lambda: bank.resume("add-task", "spam"),
+            lambda: bank.discard("spam"),
+        ):
+            with pytest.raises(BusyError, match=f"process {os.getpid()} .* add-task 'spam'"):
+                attempt()
+        bank.add_evaluations([kit.evaluation()])
+        assert bank.snapshot().task("old").state == "ready"
+    assert bank.operations() == []
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_an_operation_without_a_commit_leaves_nothing(bank, kit, error):
+    before = kit.tree(bank.path)
+    try:
+        with bank.reserve("add-task", "spam", {}) as operation:
+            (operation.work / "notes").write_text("half")
+            operation.stage_blob(b"half")
+            if error:
+                raise error
+    except (ValueError, KeyboardInterrupt):
+        pass
+    assert set(kit.tree(bank.path)) == set(before)
+    assert bank.operations() == []
+    assert bank.snapshot().tasks == ()
+    kit.add_task(bank, "spam")
+
+
+def test_an_interrupted_training_with_a_checkpoint_can_be_resumed(bank, kit):
+    operation = bank.reserve("add-task", "spam", {"texts": ("a",)})
+    (operation.work / "checkpoint-50").mkdir()
+    (operation.work / "checkpoint-50" / "state").write_text("half")
+    operation.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    (left,) = bank.operations()
+    assert not left.alive
+    with pytest.raises(ExistsError, match="interrupted add-task 'spam'") as caught:
+        bank.reserve("add-task", "spam", {})
+    assert "--resume" in caught.value.hint
+    assert "--restart" in caught.value.hint
+    kit.add_task(bank, "products")  # another name is free
+    with bank.resume("add-task", "spam") as resumed:
+        assert resumed.id == operation.id
+        assert resumed.config == {"texts": ["a"]}
+        assert (resumed.work / "checkpoint-50" / "state").read_text() == "half"
+        assert bank.operations()[0].alive
+        kit.commit_task(resumed, "spam", weight=9.0)
+    assert [task.name for task in bank.snapshot().tasks] == ["products", "spam"]
+    assert not operation.work.exists()
+
+
+def test_a_killed_training_can_be_resumed_or_discarded(bank, kit):
+    die_holding(bank, "add-task", "spam", checkpoint=True)
+    assert [operation.alive for operation in bank.operations()] == [False]
+    with pytest.raises(ExistsError):
+        bank.reserve("add-task", "spam", {})
+    with pytest.raises(NotFoundError):
+        bank.resume("add-task", "products")
+    with bank.resume("add-task", "spam") as operation:
+        assert operation.config == {"epochs": 3, "texts": ["a", "b"]}
+        operation.work.joinpath("checkpoint-50").rmdir()
+    assert bank.operations() == []
+
+    die_holding(bank, "add-task", "spam", checkpoint=True)
+    bank.discard("spam")
+    assert list((bank.path / "work").iterdir()) == []
+    with pytest.raises(NotFoundError):
+        bank.discard("spam")
+    kit.add_task(bank, "spam")
+
+
+@pytest.mark.parametrize("kind", ["add-task", "compose"])
+def test_a_dead_reservation_without_checkpoints_lapses(bank, kit, kind):
+    die_holding(bank, kind, "spam")
+    kit.add_task(bank, "spam")
+    assert bank.operations() == []
+    bank.gc(dry_run=False)
+    assert list((bank.path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "alive"),
+    [
+        ("boot_id", "another boot", False),
+        ("process_start", 1, False),  # the process id came round again
+        ("host", "another-host", True),  # cannot be asked from here
+        ("pid", 0, False),
+    ],
+)
+def test_what_counts_as_alive(bank, column, value, alive):
+    operation = bank.reserve("compose", "mix", {})
+    with sqlite3.connect(bank.path / "bank.db") as connection:
+        connection.execute(f"UPDATE operations SET {column} = ?", (value,))
+    connection.close()
+    assert [found.alive for found in bank.operations()] == [alive]
+    operation.__exit__(None, None, None)
+
+
+def test_the_lease_of_another_host_ends(bank):
+    bank.reserve("compose", "mix", {})
+    with sqlite3.connect(bank.path / "bank.db") as connection:
+        connection.execute("UPDATE operations SET host = 'other', started_at = '2020-01-01T00:00:00+00:00'")
+    connection.close()
+    assert [found.alive for found in bank.operations()] == [False]
+
+
+def test_process_start_knows_living_dead_and_zombie_processes():
+    assert process_start(os.getpid()) > 0
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert process_start(child) == 0  # a zombie
+    os.waitpid(child, 0)
+    assert process_start(child) == 0
+
+
+def test_files_that_are_refused(bank, kit):
+    good = kit.safetensors(1.0)
+    cases = {
+        "NaN": ({"adapter_model.safetensors": kit.safetensors(1.0, float("nan"))}, DataError),
+        "infinite": ({"adapter_model.safetensors": kit.safetensors(float("-inf"))}, DataError),
+        "cut": ({"adapter_model.safetensors": good[:-1]}, DataError),
+        "trailing": ({"adapter_model.safetensors": good + b"x"}, DataError),
+        "config": ({"adapter_config.json": b"{"}, DataError),
+        "big config": ({"adapter_config.json": b"[" + b"1," * 150_000 + b"1]"}, DataError),
+        "path": ({"../evil": b""}, ConfigError),
+        "hidden": ({".evil": b""}, ConfigError),
+        "nested": ({"a/b": b""}, ConfigError),
+    }
+    with bank.reserve("add-task", "spam", {}) as operation:
+        for files, error in cases.values():
+            with pytest.raises(error):
+                operation.stage_adapter(files)
+        with pytest.raises(DataError, match="not finite"):
+            operation.stage_blob(kit.safetensors(float("nan"), name="centroids"))
+    assert list((bank.path / "adapters").iterdir()) == list((bank.path / "blobs").iterdir()) == []
+    assert not (bank.path.parent / "evil").exists()
+
+
+def test_what_a_commit_refers_to_must_be_there(bank, kit):
+    with bank.reserve("add-task", "spam", {}) as operation:
+        digest = operation.stage_adapter(kit.files(1.0))
+        task = TaskRecord("spam", 0, "SEQ_CLS", ("no", "yes"), "training")
+        adapter = replace(kit.adapter, digest=digest, task="spam")
+        for wrong_task, wrong_adapter in (
+            (replace(task, statistics="0" * 64), adapter),
+            (task, replace(adapter, digest="0" * 64)),
+            (task, replace(adapter, context=("0" * 64,))),
+        ):
+            with pytest.raises(IncompatibleError):
+                operation.commit_task(wrong_task, wrong_adapter, [])
+    assert bank.snapshot().tasks == ()
+    kit.add_task(bank, "real")
+    with bank.reserve("compose", "mix", {}) as operation:
+        for members, digests, objects in (
+            (("real",), ("0" * 64,), {}),
+            (("ghost",), (digest,), {}),
+            (("real",), (bank.snapshot().adapter_of("real").digest,), {"selector": "0" * 64}),
+        ):
+            with pytest.raises(IncompatibleError):
+                operation.commit_composition(CompositionRecord("mix", "manual", members, digests, {}, objects))
+    assert bank.snapshot().compositions == ()
+
+
+def test_values_that_are_not_finite_do_not_enter(bank, kit):
+    with bank.reserve("add-task", "spam", {}) as operation:
+        digest = operation.stage_adapter(kit.files(1.0))
+        task = TaskRecord("spam", 0, "SEQ_CLS", ("no",), "training")
+        for changes in ({"wall_seconds": float("nan")}, {"metrics": {"loss": float("inf")}}):
+            with pytest.raises(DataError):
+                operation.commit_task(task, replace(kit.adapter, digest=digest, **changes), [])
+    with pytest.raises(DataError, match="value"):
+        bank.add_evaluations([kit.evaluation(value=float("nan"))])
+    assert bank.snapshot().tasks == ()
+    assert bank.all_evaluations() == []
+
+
+def test_equal_content_is_stored_once_and_renewed(bank, kit):
+    first = kit.add_task(bank, "a")
+    folder = bank.adapter_path(first.adapter)
+    os.utime(folder, (1, 1))
+    second = kit.add_task(bank, "b")
+    assert second.adapter == first.adapter
+    assert len(list((bank.path / "adapters").iterdir())) == 1
+    assert folder.stat().st_mtime > 1_000_000
+    snapshot = bank.snapshot()
+    assert (snapshot.adapter_of("a").task, snapshot.adapter_of("b").task) == ("a", "b")
+    assert snapshot.adapters[first.adapter].task == "a"
+
+
+def test_a_sound_copy_replaces_a_damaged_one(bank, kit):
+    task = kit.add_task(bank, "a")
+    kit.overwrite(bank.adapter_path(task.adapter) / "adapter_model.safetensors", b"damaged")
+    assert bank.verify(full=True) != []
+    kit.add_task(bank, "b")
+    assert bank.verify(full=True) == []
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(bank, kit, monkeypatch):
+    import lorabank.bank.store as store
+
+    before = kit.tree(bank.path)
+    usage = store.shutil.disk_usage(bank.path)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage._replace(free=1024**2))
+    with pytest.raises(StorageError, match="MiB free") as caught:
+        bank.reserve("add-task", "spam", {})
+    assert caught.value.exit_code == 10
+    assert kit.tree(bank.path) == before
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "rename"])
+def test_an_io_error_while_storing_changes_nothing(bank, kit, monkeypatch, call):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with bank.reserve("add-task", "spam", {}) as operation, monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(StorageError, match="No space left"):
+            kit.commit_task(operation, "spam")
+    assert bank.snapshot().tasks == ()
+    assert bank.operations() == []
+    kit.add_task(bank, "spam")
+    assert bank.verify(full=True) == []
+
+
+def test_a_reservation_that_was_dropped_cannot_commit(bank, kit):
+    with bank.reserve("add-task", "spam", {}) as operation:
+        with sqlite3.connect(bank.path / "bank.db") as connection:
+            connection.execute("DELETE FROM operations")
+        connection.close()
+        with pytest.raises(NotFoundError, match="is gone"):
+            kit.commit_task(operation, "spam")
+    assert bank.snapshot().tasks == ()
+
+
+def test_evaluations_are_kept_once(bank, kit):
+    first, second = kit.evaluation("k1"), kit.evaluation("k2", task_id="routed", value=0)
+    bank.add_evaluations([first, second])
+    bank.add_evaluations([replace(first, value=0.1), kit.evaluation("k3")])
+    assert bank.all_evaluations() == [first, second, kit.evaluation("k3")]
+    assert bank.evaluations(["k2", "unknown"]) == {"k2": second}
