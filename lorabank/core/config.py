@@ -42,8 +42,7 @@ class TrainConfig:
     eval_fraction: float = _option(0.2, "Part of --data kept for evaluation without --eval-data.", gt=0, lt=1)
     text_column: str = _option("text", "Column that holds the text.")
     label_column: str = _option("label", "Column that holds the label.")
-    max_length: int = _option(128, "Tokens of a text; longer ones are cut and counted.", ge=4, le=131072)
-    allow_cut: bool = _option(False, "Accept that more than 1 % of the rows are cut.")
+    max_length: int = _option(256, "Tokens of a text; longer ones are cut and counted.", ge=4, le=131072)
     keep_samples: int = _option(256, "Training rows kept for attention composition; 0 for none.", ge=0)
     clusters_per_task: int = _option(5, "k-means centroids of the task for prototype routing.", ge=1, le=1024)
     strategy: str = _option("olora", "What earlier adapters do while this one is trained.")
@@ -57,7 +56,7 @@ class TrainConfig:
     target_modules: str = _option(
         "auto", "Adapted modules: 'auto' (query and value), 'all-linear', or names separated by commas."
     )
-    epochs: float = _option(5.0, "Passes over the training rows.", gt=0)
+    epochs: float = _option(4.0, "Passes over the training rows.", gt=0)
     batch_size: int = _option(16, "Rows of a step.", ge=1)
     gradient_accumulation_steps: int = _option(1, "Batches of one optimizer step.", ge=1)
     learning_rate: float = _option(1e-3, "Constant learning rate of AdamW.", gt=0)

@@ -83,6 +83,7 @@ class TrainedAdapter:
         head_modules: Names of the modules that are stored whole.
         penalties: The weight of each penalty that was used.
         head_digest: SHA-256 of the head as safetensors.
+        max_length: Tokens of a text: what was asked for, or the model's limit.
         metrics: Last losses, overlap with each earlier adapter, capacity, rows cut.
     """
 
@@ -92,6 +93,7 @@ class TrainedAdapter:
     target_modules: tuple[str, ...]
     penalties: dict[str, float]
     head_digest: str
+    max_length: int
     steps: int
     wall_seconds: float
     device: str
@@ -128,7 +130,8 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     """
     config, device = job.config, resolve_device(job.config.device)
     penalties = resolve_penalties(config, job.strategy)
-    seed_everything(config.seed)
+    # every task starts from other factors: with equal ones the new A would be the old one
+    seed_everything(config.seed * 1_000_003 + (len(job.earlier.names) if job.earlier else 0))
     base = load_base(job.base, num_labels=job.labels, device=device, dtype=torch.float32)
     model = base.model
     put_head(model, build_head(model, base.head_modules, job.labels, config.seed))
@@ -144,7 +147,10 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
         dropout=config.lora_dropout,
         initial=_continued(job, targets),
     )
-    encoded = encode_texts(base.tokenizer, job.texts, config.max_length)
+    max_length = min(config.max_length, base.max_length or config.max_length)
+    encoded = encode_texts(base.tokenizer, job.texts, max_length)
+    if encoded.cut:
+        observer.notice(f"{encoded.cut} of {len(job.texts)} training texts are cut to {max_length} tokens")
     groups = GroupedFactors(layers, job.earlier, with_basis=any(name == "orthogonal-normalized" for name, _, _ in penalties))
     started = time.monotonic()
     trainer = _trainer(job, model, base.tokenizer, encoded, penalties, groups, observer, device)
@@ -166,6 +172,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
         target_modules=targets,
         penalties={name: weight for name, weight, _ in penalties},
         head_digest=hashlib.sha256(save_tensors(head)).hexdigest(),
+        max_length=max_length,
         steps=int(trainer.state.global_step),
         wall_seconds=time.monotonic() - started,
         device=str(device),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,6 @@ from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord,
 from lorabank.data.loading import Rows, TaskData, load_task_data, sample_rows, to_parquet
 from lorabank.models.loading import describe_base, load_tokenizer, resolve_base
 from lorabank.workflows.results import AddTaskResult, TaskPlan
-
-CUT_LIMIT = 0.01
-"""Share of training rows that may be cut without ``--allow-cut``."""
-
 
 def init_bank(path: str | Path, config: InitConfig, observer: Observer) -> Bank:
     """Make a bank; the base model is described, not loaded."""
@@ -127,7 +123,6 @@ def _train_and_commit(
     from lorabank.workflows.view import read_stack
 
     snapshot = bank.snapshot()
-    _check_cut(snapshot.base, data.train, config)
     earlier = _earlier(snapshot)
     strategy = plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
     continued = earlier[-1].digest if strategy.earlier == "continued" and earlier else None
@@ -146,7 +141,7 @@ def _train_and_commit(
         resume=resume,
     )
     trained = train_adapter(job, observer)
-    observer.notice("measuring the new task")
+    config = replace(config, max_length=trained.max_length)
     statistics = _statistics(snapshot.base, data.train.texts, config)
     digest = operation.stage_adapter(_files(snapshot.base, trained, config))
     chain = {"continued_from": continued} if continued else {}
@@ -232,19 +227,6 @@ def _same_run(
             hint=f"lorabank add-task {operation.name} --data {stored.data} --restart",
         )
     return stored, data
-
-
-def _check_cut(base: BaseModelRecord, train: Rows, config: TrainConfig) -> None:
-    from lorabank.data.encoding import encode_texts
-
-    encoded = encode_texts(load_tokenizer(base), train.texts, config.max_length)
-    if not config.allow_cut and encoded.cut > CUT_LIMIT * len(train):
-        raise DataError(
-            f"{train.source}: {encoded.cut} of {len(train)} training texts are longer than {config.max_length} tokens "
-            f"(the longest has {max(encoded.lengths)}) and would be cut",
-            unchanged="nothing was changed",
-            hint=f"--max-length {max(encoded.lengths)}, or --allow-cut",
-        )
 
 
 def _statistics(base: BaseModelRecord, texts: Sequence[str], config: TrainConfig) -> bytes:

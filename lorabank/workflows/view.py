@@ -94,7 +94,7 @@ def read_members(bank: Bank, snapshot: Snapshot, tasks: Sequence[TaskRecord], *,
 
 def longest_text(snapshot: Snapshot) -> int:
     """Tokens of a text in this bank: the most that any task was trained with."""
-    return max(int(adapter.config.get("max_length", 128)) for adapter in adapters_in_order(snapshot))
+    return max(int(adapter.config.get("max_length", 256)) for adapter in adapters_in_order(snapshot))
 
 
 def load_runtime(

@@ -8,7 +8,7 @@ from lorabank.core.config import InitConfig, TrainConfig
 from lorabank_cli.text import pairs, safe, scored
 from lorabank_cli.verb import Run, verb
 
-DATA = ("data", "eval_data", "eval_fraction", "text_column", "label_column", "max_length", "allow_cut")
+DATA = ("data", "eval_data", "eval_fraction", "text_column", "label_column", "max_length")
 KEPT = ("keep_samples", "clusters_per_task", "seed", "device")
 
 
