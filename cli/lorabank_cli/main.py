@@ -19,7 +19,7 @@ COMMANDS = {
     "add-task": ("add_task:add_task", "Train an adapter for a new task and add it to the bank."),
     "compose": ("compose:compose", "Make several adapters answer together."),
     "eval": ("eval:evaluate", "Measure what the bank knows and what it forgot."),
-    "predict": ("predict:predict", "Label texts."),
+    "predict": ("predict:predict", "Label texts with a composition or one task."),
     "list": ("list:list_bank", "List tasks and compositions."),
     "show": ("show:show", "Show everything recorded about a task or composition."),
     "remove": ("remove:remove", "Remove a task or composition."),
@@ -106,8 +106,9 @@ class Lazy(click.Group):
                 raise
             from lorabank.core.config import nearest
 
-            meant = SYNONYMS.get(args[0].lower())
-            guess = f" Did you mean {meant!r}?" if meant in self.table else nearest(args[0], list(self.table))
+            typed = args[0].lower()
+            meant = SYNONYMS.get(typed)
+            guess = f" Did you mean {meant!r}?" if meant in self.table else nearest(typed, list(self.table))
             raise click.UsageError(f"No such command {args[0]!r}.{guess}", ctx) from None
         return name, command, [*self._given(ctx), *rest]
 

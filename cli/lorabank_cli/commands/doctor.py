@@ -8,7 +8,10 @@ from lorabank_cli.verb import Run, verb
 
 @verb("doctor", examples=("doctor", "doctor --json"))
 def doctor(run: Run) -> None:
-    """Show versions, devices and the bank's state: what belongs into a bug report."""
+    """Show versions, devices and the bank's state.
+
+    These facts belong into a bug report.
+    """
     from lorabank import api
 
     facts = api.doctor(run.bank)

@@ -54,11 +54,10 @@ def evaluate(run: Run, plot: str | None, csv: str | None, gates: tuple[str, ...]
     results = {report.subject: api.check_gates((report,), gates) for report in reports}
     run.output.data({"reports": reports, "gates": results}, _text(reports, results, wants_color(sys.stdout)))
     for report in reports:
-        for save, target in ((api.save_plot, plot), (api.save_csv, csv)):
-            if target is not None:
-                path = _target(target, report.subject, len(reports) > 1)
-                save(report, path)
-                run.output.notice(f"wrote {path}")
+        if plot is not None:
+            run.output.notice(f"wrote {api.save_plot(report, _target(plot, report.subject, len(reports) > 1))}")
+        if csv is not None:
+            run.output.notice(f"wrote {api.save_csv(report, _target(csv, report.subject, len(reports) > 1))}")
     checked = [gate for gates in results.values() for gate in gates]
     failed = [gate for gate in checked if not gate.passed]
     if failed:

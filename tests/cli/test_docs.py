@@ -1,0 +1,76 @@
+"""Every command has help, examples that parse, and a page whose help is that of the code."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from lorabank_cli.docs import commands, help_block, page_name, rewrite, with_help
+from lorabank_cli.main import COMMANDS, cli
+
+PAGES = Path(__file__).parents[2] / "docs" / "commands"
+ALL = dict(commands())
+VERBS = {path: command for path, command in ALL.items() if not isinstance(command, click.Group)}
+
+
+def test_every_verb_of_the_contract_is_there() -> None:
+    promised = {"init", "add-task", "compose", "eval", "predict", "list", "show", "remove", "export", "import"}
+    promised |= {"verify", "gc", "report", "demo", "doctor", "db upgrade"}
+    assert {path.removeprefix("lorabank ") for path in VERBS} == promised
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_help_is_written_and_agrees_with_the_table(path: str) -> None:
+    command = ALL[path]
+    assert command.help
+    name = path.split()[-1]
+    if name in COMMANDS:
+        assert command.help.splitlines()[0] == COMMANDS[name][1]
+    for param in command.params:
+        assert getattr(param, "help", None), f"{path}: {param.name} has no help"
+
+
+@pytest.mark.parametrize("path", VERBS)
+def test_examples_parse(path: str) -> None:
+    examples = VERBS[path].examples  # type: ignore[attr-defined]
+    assert examples
+    for example in examples:
+        words = shlex.split(example.split(" < ")[0])
+        assert f"lorabank {' '.join(words)}".startswith(path)
+        with cli.make_context("lorabank", words) as ctx:
+            group, rest = cli, [*ctx._protected_args, *ctx.args]
+            while True:
+                name, command, rest = group.resolve_command(ctx, rest)
+                assert command is not None
+                with command.make_context(name, list(rest), parent=ctx) as inner:
+                    if not isinstance(command, click.Group):
+                        break
+                    group, ctx, rest = command, inner, [*inner._protected_args, *inner.args]
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_the_page_shows_the_help_of_the_code(path: str) -> None:
+    page = PAGES / page_name(path)
+    assert page.is_file(), "run: python -m lorabank_cli.docs"
+    text = page.read_text(encoding="utf-8")
+    assert with_help(text, help_block(path, ALL[path])) == text, "stale; run: python -m lorabank_cli.docs"
+    assert text.startswith(f"# {path}\n\n")
+    prose = text.split("<!-- help -->")[0] + text.split("<!-- /help -->")[1]
+    assert len(prose.split()) > 25, "the page says no more than --help"
+
+
+def test_no_page_without_a_command() -> None:
+    assert {page.name for page in PAGES.glob("*.md")} == {page_name(path) for path in ALL}
+
+
+def test_rewriting_keeps_the_prose_and_is_stable(tmp_path: Path) -> None:
+    (tmp_path / "gc.md").write_text("# lorabank gc\n\nBefore.\n\n<!-- help -->\nold\n<!-- /help -->\n\nAfter.\n")
+    assert len(rewrite(tmp_path)) == len(ALL)
+    text = (tmp_path / "gc.md").read_text()
+    assert "Before." in text
+    assert text.endswith("After.\n")
+    assert "--grace-hours" in text
+    assert "old\n" not in text
+    assert rewrite(tmp_path) == []

@@ -1,0 +1,135 @@
+"""Every failure: one line that names the thing, the next command, its exit code; stdout stays for data."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from lorabank.core import errors
+
+
+def test_each_class_has_the_documented_exit_code(run: Any, api: Any) -> None:
+    documented = {
+        "LorabankError": 1,
+        "ConfigError": 2,
+        "NotFoundError": 3,
+        "ExistsError": 4,
+        "IncompatibleError": 5,
+        "DataError": 6,
+        "MissingExtraError": 7,
+        "DamagedError": 8,
+        "BusyError": 9,
+        "StorageError": 10,
+        "DivergedError": 11,
+        "GateError": 12,
+    }
+    found = {name for name, item in inspect.getmembers(errors, inspect.isclass) if item.__module__ == errors.__name__}
+    assert found == set(documented)
+    for name, code in documented.items():
+        api["show"] = getattr(errors, name)("it went wrong", unchanged="nothing was changed", hint="lorabank list")
+        shown = run("show", "x")
+        assert (shown.code, shown.out) == (code, "")
+        assert shown.err == "error: it went wrong\n  nothing was changed\n  hint: lorabank list\n"
+
+
+def test_with_json_the_error_is_the_one_document(run: Any, api: Any) -> None:
+    api["show"] = errors.DataError("a.jsonl:3: no \x1b[2J", hint="look")
+    shown = run("show", "x", "--json")
+    assert shown.code == 6
+    assert shown.document == {
+        "error": {
+            "kind": "DataError",
+            "exit_code": 6,
+            "message": "a.jsonl:3: no \x1b[2J",
+            "unchanged": None,
+            "hint": "look",
+        }
+    }
+    assert "\x1b" not in shown.out + shown.err
+
+
+@pytest.mark.parametrize("words", [("--json", "nonsense"), ("compose", "--json"), ("list", "--json", "--nonsense")])
+def test_usage_errors_are_documents_too(run: Any, words: tuple[str, ...]) -> None:
+    shown = run(*words)
+    assert shown.code == 2
+    assert shown.document["error"]["exit_code"] == 2
+
+
+def test_hostile_words_are_escaped(run: Any) -> None:
+    shown = run("li\x1b[2Jst")
+    assert "\x1b" not in shown.err
+    assert "li\\x1b[2Jst" in shown.err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS])
+def test_the_system_s_errors_are_storage_errors(run: Any, api: Any, number: int) -> None:
+    api["show"] = OSError(number, os.strerror(number), "bank/bank.db")
+    shown = run("show", "x")
+    assert shown.code == 10
+    assert shown.err.startswith(f"error: {os.strerror(number)} (bank/bank.db)\n")
+
+
+def test_out_of_memory_is_no_bug(run: Any, api: Any) -> None:
+    api["show"] = MemoryError()
+    assert run("show", "x").code == 10
+
+
+def test_a_bug_is_one_line_and_a_traceback_on_request(run: Any, api: Any) -> None:
+    api["show"] = ZeroDivisionError("division by zero")
+    shown = run("show", "x")
+    assert shown.code == 1
+    assert shown.err.startswith("error: internal error: ZeroDivisionError: division by zero\n")
+    assert "--debug" in shown.err
+    assert "Traceback" not in shown.err
+    assert "Traceback" in run("show", "x", "--debug").err
+    assert "Traceback" in run("--debug", "show", "x").err
+
+
+def test_ctrl_c(run: Any, api: Any) -> None:
+    api["show"] = KeyboardInterrupt()
+    shown = run("show", "x")
+    assert shown.code == 130
+    assert "error: interrupted" in shown.err
+
+
+def test_ctrl_c_in_training_says_how_to_go_on(run: Any, api: Any) -> None:
+    api["add_task"] = KeyboardInterrupt()
+    shown = run("add-task", "spam", "--data", "s.jsonl")
+    assert shown.code == 130
+    assert "the bank was not changed" in shown.err
+    assert "lorabank add-task spam --resume" in shown.err
+
+
+def _shell(line: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, env=environment, check=False, timeout=60
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_under_stdout_is_not_success() -> None:
+    shown = _shell('"$PYTHON" -m lorabank_cli --help > /dev/full')
+    assert shown.returncode == 10
+    assert "No space left on device" in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    shown = _shell('"$PYTHON" -m lorabank_cli --help | head -c 10 > /dev/null; echo "${PIPESTATUS[0]}"')
+    assert shown.stderr == ""
+    assert shown.stdout.strip() in {"0", "141"}  # 0 when everything fitted into the pipe before it was closed
+    closed = _shell('"$PYTHON" -m lorabank_cli --help > >(exec true); sleep 0; true')
+    assert "Traceback" not in closed.stderr
+
+
+def test_a_terminal_without_utf8_shows_escapes() -> None:
+    shown = _shell('PYTHONIOENCODING=latin-1 "$PYTHON" -m lorabank_cli -b 日本 list')
+    assert shown.returncode == 3
+    assert "no bank at \\u65e5\\u672c" in shown.stderr

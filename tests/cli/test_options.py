@@ -1,0 +1,247 @@
+"""Options are the fields of the configs; flags win over the environment, the environment over the file."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lorabank_cli.commands.add_task import add_task
+from lorabank_cli.commands.compose import compose
+from lorabank_cli.commands.eval import evaluate
+from lorabank_cli.commands.init import init
+from lorabank_cli.commands.predict import predict
+
+from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, PredictConfig, TrainConfig
+from lorabank.workflows.results import ComposeResult, TaskPlan
+
+PLAN = TaskPlan(
+    name="spam",
+    settings={"penalty": "orthogonal", "lambda_orth": 0.5, "r": 99},
+    train_rows=384,
+    eval_rows=96,
+    labels=("ham", "spam"),
+    tokens={"mean": 20.5, "p95": 40.0, "max": 60.0},
+    rows_cut=0,
+    steps=120,
+    trainable_parameters=36_864,
+    adapter_bytes=147_456,
+    context=("sentiment",),
+    penalty={"orthogonal": 0.5},
+    bank_exists=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "config"),
+    [
+        (init, InitConfig),
+        (add_task, TrainConfig),
+        (add_task, InitConfig),
+        (compose, ComposeConfig),
+        (evaluate, EvalConfig),
+        (predict, PredictConfig),
+    ],
+)
+def test_every_field_is_a_parameter_with_its_default(command: Any, config: Any) -> None:
+    params = {p.name: p for p in command.params}
+    for field in fields(config):
+        assert field.name in params
+        if field.name not in ("texts", "mode"):  # an argument, and the one that must be given
+            assert (params[field.name].default or None) == (field.default or None)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("--r 16", "r", 16),
+        ("--lora-alpha 64", "lora_alpha", 64.0),
+        ("--use-rslora", "use_rslora", True),
+        ("--no-use-rslora", "use_rslora", False),
+        ("--lambda-orth 0", "lambda_orth", 0.0),
+        ("--penalty none", "penalty", "none"),
+        ("--strategy seqlora", "strategy", "seqlora"),
+        ("--eval-data e.jsonl", "eval_data", "e.jsonl"),
+        ("--learning-rate 1e-4", "learning_rate", 1e-4),
+        ("--max-grad-norm 0", "max_grad_norm", 0.0),
+        ("--seed 4294967295", "seed", 4294967295),
+        ("--target-modules query,key", "target_modules", "query,key"),
+    ],
+)
+def test_an_option_becomes_its_field(run: Any, api: Any, words: str, name: str, value: object) -> None:
+    api["plan_task"] = PLAN
+    assert run("add-task", "spam", "--data", "s.jsonl", "--dry-run", *words.split()).code == 0
+    config = api.called("plan_task")["config"]
+    assert getattr(config, name) == value
+    assert type(getattr(config, name)) is type(value)
+
+
+def test_what_nobody_sets_has_the_default(run: Any, api: Any) -> None:
+    api["plan_task"] = PLAN
+    run("add-task", "spam", "--data", "s.jsonl", "--dry-run")
+    assert api.called("plan_task")["config"] == TrainConfig(data="s.jsonl")
+    assert api.called("plan_task")["init"] == InitConfig()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--r 0",
+        "--r 2.5",
+        "--epochs 0",
+        "--epochs nan",
+        "--learning-rate inf",
+        "--lora-dropout 1",
+        "--seed -1",
+        "--strategy ewc",
+    ],
+)
+def test_out_of_bounds_is_a_usage_error_that_names_the_option(run: Any, api: Any, words: str) -> None:
+    shown = run("add-task", "spam", "--data", "s.jsonl", *words.split())
+    assert shown.code == 2
+    assert words.split()[0] in shown.err.splitlines()[0]
+    assert api.calls == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "env", "file", "value", "source"),
+    [
+        (None, None, None, 8, "default"),
+        (None, None, 9, 9, "file lora.toml"),
+        (None, 10, 9, 10, "env LORABANK_ADD_TASK_R"),
+        (None, 10, None, 10, "env LORABANK_ADD_TASK_R"),
+        (11, 10, 9, 11, "flag"),
+        (11, None, 9, 11, "flag"),
+    ],
+)
+def test_flags_then_environment_then_file_then_default(
+    run: Any, api: Any, monkeypatch: pytest.MonkeyPatch, flag: Any, env: Any, file: Any, value: int, source: str
+) -> None:
+    api["plan_task"] = PLAN
+    words = ["add-task", "spam", "--data", "s.jsonl", "--dry-run", "--json"]
+    if flag:
+        words += ["--r", str(flag)]
+    if env:
+        monkeypatch.setenv("LORABANK_ADD_TASK_R", str(env))
+    if file:
+        Path("lora.toml").write_text(f"[add-task]\nr = {file}\n")
+        words += ["--config", "lora.toml"]
+    assert run(*words).document["settings"]["r"] == {"value": value, "source": source}
+    assert api.called("plan_task")["config"].r == value
+
+
+def test_a_dry_run_shows_what_the_strategy_fills_in_and_the_work(run: Any, api: Any) -> None:
+    api["plan_task"] = PLAN
+    shown = run("add-task", "spam", "--data", "s.jsonl", "--dry-run")
+    rows: dict[str, list[str]] = {}
+    for line in shown.out.splitlines():
+        if line.strip():
+            rows.setdefault(line.split()[0], line.split()[1:])
+    assert rows["penalty"] == ["orthogonal", "default"]
+    assert rows["lambda-orth"] == ["0.5", "default"]
+    assert rows["r"] == ["8", "default"]  # what was chosen is not replaced by the plan's
+    assert rows["data"] == ["s.jsonl", "flag"]
+    assert rows["steps"] == ["120"]
+    assert "mean 20.5, p95 40, max 60" in shown.out
+    assert shown.out.endswith("nothing was changed\n")
+
+
+def test_verbose_shows_settings_on_stderr(run: Any, api: Any) -> None:
+    api["plan_task"] = PLAN
+    shown = run("-v", "add-task", "spam", "--data", "s.jsonl", "--dry-run", "--json")
+    assert shown.document["steps"] == 120
+    assert any(line.split() == ["r", "8", "default"] for line in shown.err.splitlines())
+
+
+def test_the_whole_file_is_checked_and_every_mistake_named(run: Any, api: Any) -> None:
+    Path("lora.toml").write_text(
+        "\n".join(
+            [
+                "quite = true",
+                "[add-task]",
+                'strategie = "olora"',
+                "r = 8.5",
+                "epochs = true",
+                "lora_alpha = 16",
+                'learning-rate = "fast"',
+                "[evl]",
+                "all = true",
+                "[compose]",
+                'mode = "prototyp"',
+            ]
+        )
+    )
+    shown = run("add-task", "spam", "--data", "s.jsonl", "--config", "lora.toml", "--json")
+    assert shown.code == 2
+    message = shown.document["error"]["message"]
+    for part in [
+        "unknown key quite. Did you mean 'quiet'?",
+        "unknown key [add-task] strategie. Did you mean 'strategy'?",
+        "[add-task] r = 8.5: expected an integer",
+        "[add-task] epochs = True: expected a number",
+        "[add-task] learning-rate = 'fast': expected a number",
+        "unknown table [evl]. Did you mean 'eval'?",
+        "[compose] mode = 'prototyp': ",
+    ]:
+        assert part in message
+    assert "lora_alpha" not in message
+    assert api.calls == []
+
+
+def test_a_file_sets_shared_options_lists_and_required_options(run: Any, api: Any) -> None:
+    Path("lora.toml").write_text(
+        'bank = "team"\njson = true\n[compose]\nmode = "prototype"\n[eval]\ncomposition = ["a", "b"]\nall = false\n'
+    )
+    api["compose"] = _composed()
+    assert run("--config", "lora.toml", "compose").document["composition"]["name"] == "prototype"
+    assert api.called("compose")["path"] == Path("team")
+    api["check_gates"] = ()
+    api["evaluate"] = ()
+    assert run("eval", "--config", "lora.toml").code == 0
+    assert api.called("evaluate")["config"].compositions == ("a", "b")
+
+
+def _composed() -> ComposeResult:
+    from lorabank.core.records import CompositionRecord
+
+    record = CompositionRecord("prototype", "prototype", ("a", "b"), ("1" * 64, "2" * 64), {}, {})
+    return ComposeResult(record, {"routing": {"accuracy": 0.9}})
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "part"),
+    [
+        (None, 3, "no config file lora.toml"),
+        (b"[add-task\n", 2, "lora.toml: not TOML"),
+        (b"\xff\xfe", 2, "lora.toml: not TOML"),
+    ],
+)
+def test_a_file_that_cannot_be_read(run: Any, content: bytes | None, code: int, part: str) -> None:
+    if content is not None:
+        Path("lora.toml").write_bytes(content)
+    shown = run("--config", "lora.toml", "list")
+    assert shown.code == code
+    assert part in shown.err
+
+
+def test_compose_without_a_mode_lists_the_modes(run: Any) -> None:
+    shown = run("compose")
+    assert shown.code == 2
+    assert shown.err.splitlines()[0] == "error: Missing option '--mode'. Choose from: manual, attention, prototype"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("lsit", "list"), ("train", "add-task"), ("evaluate", "eval"), ("rm", "remove"), ("EVAL", "eval")],
+)
+def test_an_unknown_command_is_answered_with_the_nearest(run: Any, typed: str, meant: str) -> None:
+    shown = run(typed)
+    assert shown.code == 2
+    assert f"Did you mean '{meant}'?" in shown.err
+
+
+def test_an_unknown_option_is_answered_with_the_nearest(run: Any) -> None:
+    shown = run("add-task", "spam", "--learning-rat", "1")
+    assert shown.code == 2
+    assert "--learning-rate" in shown.err
