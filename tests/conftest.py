@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 # Before anything imports torch or huggingface_hub, which read their settings once. A hub cache of the developer's
 # would make "no network" mean different things on different machines, so the tests see an empty one.
@@ -44,3 +49,81 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", blocked(socket.socket.connect))
     monkeypatch.setattr(socket.socket, "connect_ex", blocked(socket.socket.connect_ex))
     monkeypatch.setattr(socket, "getaddrinfo", no_lookup)
+
+
+# ----------------------------------------------------------------------------------------------- tiny base models
+
+_WORDS = ["<s>", "<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
+_DECODERS = ("llama", "gpt_neox")
+
+SaveBase = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def save_base() -> SaveBase:
+    """``save_base(folder, kind="bert", auto=AutoModel, **config)``: a tiny random model and its tokenizer."""
+    import torch
+    import transformers
+
+    def save(folder: Path, kind: str = "bert", auto: type = transformers.AutoModel, **changes: object) -> Path:
+        torch.manual_seed(7)
+        auto.from_config(_tiny_config(kind, **changes)).save_pretrained(folder)  # type: ignore[attr-defined]
+        _letter_tokenizer(kind).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def make_base(tmp_path: Path, save_base: SaveBase) -> Callable[..., Path]:
+    """``make_base(kind, auto=AutoModel, name="base", **config)``: the same, in the test's own folder."""
+    return lambda kind, *auto, name="base", **changes: save_base(tmp_path / name, kind, *auto, **changes)
+
+
+def _tiny_config(kind: str, **changes: object) -> PreTrainedConfig:
+    import transformers
+
+    sizes: dict[str, object] = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 66,
+        "pad_token_id": 1,
+    }
+    if kind == "distilbert":
+        names = {
+            "hidden_size": "dim",
+            "num_hidden_layers": "n_layers",
+            "num_attention_heads": "n_heads",
+            "intermediate_size": "hidden_dim",
+        }
+        sizes = {names.get(key, key): value for key, value in sizes.items()}
+    classes = {
+        "bert": transformers.BertConfig,
+        "roberta": transformers.RobertaConfig,
+        "distilbert": transformers.DistilBertConfig,
+        "llama": transformers.LlamaConfig,
+        "gpt_neox": transformers.GPTNeoXConfig,
+    }
+    if kind in _DECODERS:
+        sizes |= {"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 2}
+    # Wide initial weights: with the usual 0.02 all texts would have nearly the same features and logits.
+    return classes[kind](**(sizes | {"initializer_range": 0.3} | changes))
+
+
+def _letter_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """One token per letter; encoders get <s> and </s>, decoders bring no pad token and add nothing."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(_WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    if kind not in _DECODERS:
+        special["pad_token"] = "<pad>"
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
