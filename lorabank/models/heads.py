@@ -129,7 +129,7 @@ def build_head(model: PreTrainedModel, head_modules: Sequence[str], num_labels: 
             for part in reversed(list(module.modules())):  # inner modules first
                 if callable(reset := getattr(part, "reset_parameters", None)):
                     reset()
-                shell._init_weights(part)  # type: ignore[no-untyped-call]
+                shell._init_weights(part)
             if any(bool(p.isnan().any()) for p in module.parameters()):
                 raise IncompatibleError(f"{type(model).__name__} does not initialise its head module {name!r}")
     return _finish(model, modules, num_labels)

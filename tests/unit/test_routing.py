@@ -138,6 +138,12 @@ class TestGaussian:
             assert np.isfinite(router.scores(np.concatenate(tasks))).all()
         assert router.route(np.concatenate(tasks)).tolist() == [0, 0, 0, 1, 1, 1]
 
+    def test_a_feature_that_never_varies(self) -> None:
+        tasks = [np.hstack([rows, np.full((40, 1), 0.5)]) for rows in random_tasks()]
+        router = GaussianRouter([fit_statistics(rows, 1, 0) for rows in tasks], 0.0)
+        without = GaussianRouter([fit_statistics(rows[:, :-1], 1, 0) for rows in tasks], 0.0)
+        np.testing.assert_allclose(router.scores(tasks[1]), without.scores(tasks[1][:, :-1]), rtol=1e-4, atol=1e-4)
+
     def test_tasks_of_one_row_each_go_to_the_nearest_mean(self) -> None:
         router = GaussianRouter([fit_statistics(row[None], 1, 0) for row in CORNERS[:3]], 0.1)
         assert router.route(CORNERS[:3] * 0.4).tolist() == [0, 1, 2]

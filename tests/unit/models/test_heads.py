@@ -178,6 +178,19 @@ def test_heads_of_one_size_are_not_padded(make_base, batch) -> None:
 
 
 @torch.inference_mode()
+def test_only_the_layer_that_makes_the_labels_is_padded(make_base, batch) -> None:
+    base = load(make_base("distilbert"))
+    # More labels than the inner layer (pre_classifier, 32 wide) has outputs.
+    heads = [build_head(base.model, base.head_modules, size, seed) for seed, size in enumerate((40, 3))]
+    put_head(base.model, heads[0])
+    single = base.model(**batch).logits
+    switch_heads(base.model, heads).select(torch.tensor([0, 1, 0, 1, 0, 1]))
+    logits = base.model(**batch).logits
+    assert logits.shape == (6, 40)
+    torch.testing.assert_close(logits[::2], single[::2], atol=1e-6, rtol=1e-6)
+
+
+@torch.inference_mode()
 def test_a_pooler_switches_with_its_head(make_base, batch) -> None:
     base = load(make_base("bert", auto=AutoModelForMaskedLM))
     assert base.head_modules == ("bert.pooler", "classifier")
