@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -63,10 +64,19 @@ def check_tensors(path: Path) -> tuple[TensorInfo, ...]:
         DataError: Naming the file, and the tensor that holds a NaN or an infinity.
     """
     with path.open("rb") as file:
-        tensors = _header(file, path.name)
-        for tensor in tensors:
-            if not _is_finite(file, tensor):
-                _refuse(path.name, f"tensor {tensor.name!r} holds values that are not finite")
+        return _checked(file, path.name)
+
+
+def check_tensor_bytes(data: bytes, name: str) -> tuple[TensorInfo, ...]:
+    """``check_tensors`` for a file that was read already; ``name`` stands in the messages."""
+    return _checked(BytesIO(data), name)
+
+
+def _checked(file: BinaryIO, name: str) -> tuple[TensorInfo, ...]:
+    tensors = _header(file, name)
+    for tensor in tensors:
+        if not _is_finite(file, tensor):
+            _refuse(name, f"tensor {tensor.name!r} holds values that are not finite")
     return tensors
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -60,11 +60,10 @@ def resolve_base(
         NotFoundError: There is no such folder, or no such model that can be reached.
         MissingExtraError: The default model is neither cached, nor reachable, nor installed.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if (folder := _from_folder(name)) is not None:
         if revision is not None:
             raise ConfigError(f"revision {revision!r} was given for {name!r}, which is a local folder")
-        return ResolvedBase(str(folder.resolve()), "local", folder.resolve())
+        return folder
     if (cached := _from_cache(name, revision)) is not None:
         return cached
     try:
@@ -92,6 +91,14 @@ def locate_base(record: BaseModelRecord) -> ResolvedBase:
         if package is None:
             raise
         return package
+
+
+def find_on_disk(name: str, revision: str | None = None) -> ResolvedBase | None:
+    """The files of a base model when ``resolve_base`` would need no network for them."""
+    with suppress(NotFoundError):
+        if (found := _from_folder(name) or _from_cache(name, revision)) is not None:
+            return found
+    return _from_package(name) if revision is None else None
 
 
 def hub_reachable(timeout: float = 1.5) -> bool:
@@ -122,6 +129,11 @@ def hub_reachable(timeout: float = 1.5) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type's name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _from_folder(name: str) -> ResolvedBase | None:
+    folder = Path(name).expanduser()
+    return ResolvedBase(str(folder.resolve()), "local", folder.resolve()) if folder.is_dir() else None
 
 
 def _from_cache(name: str, revision: str | None) -> ResolvedBase | None:

@@ -48,6 +48,11 @@ INCLORA = Strategy("inclora", "active", None)
 ISOLATED = Strategy("isolated", "off", None)
 SEQLORA = Strategy("seqlora", "continued", None)
 
+IMPORTED = "imported"
+"""What ``AdapterRecord.strategy`` says of an adapter that was trained elsewhere."""
+
+_ON_ITS_OWN = (ISOLATED.name, IMPORTED)
+
 
 def own_state(adapter: AdapterRecord) -> tuple[str, ...]:
     """The adapters of a task's own state: its context and itself, each with weight 1."""
@@ -67,15 +72,15 @@ def active_state(adapters: Sequence[AdapterRecord]) -> tuple[str, ...]:
 def deployed_state(adapters: Sequence[AdapterRecord], task: AdapterRecord) -> tuple[str, ...]:
     """The state that answers for ``task`` after the last of ``adapters`` was trained (the state *as trained*).
 
-    An isolated task keeps its own adapter. Any other task is answered by the newest adapter trained on top of it, with
-    that adapter's context; a task not learnt yet by the newest state there is.
+    An isolated or imported task keeps its own adapter. Any other task is answered by the newest adapter trained on
+    top of it, with that adapter's context; a task not learnt yet by the newest state there is.
 
     Args:
         adapters: Adapters of the stage, in sequence order; empty for the untrained base.
         task: The adapter of the task that is scored, part of ``adapters`` or later.
     """
     known = {adapter.digest for adapter in adapters}
-    if task.digest in known and task.strategy == ISOLATED.name:
+    if task.digest in known and task.strategy in _ON_ITS_OWN:
         return own_state(task)
-    shared = [adapter for adapter in adapters if adapter.strategy != ISOLATED.name]
+    shared = [adapter for adapter in adapters if adapter.strategy not in _ON_ITS_OWN]
     return own_state(shared[-1]) if shared else ()

@@ -64,7 +64,7 @@ class _Session:
         """The subject of a name, on this session's model."""
         from lorabank.workflows.subjects import make_subject
 
-        return make_subject(self.bank, self.snapshot, name, self.runtime, self.config.head_from)  # type: ignore[arg-type]
+        return make_subject(self.bank, self.snapshot, name, self.runtime, self.config.head_from)
 
     def runtime(self) -> Any:
         """The model with all adapters and heads, loaded once."""
@@ -106,33 +106,45 @@ class _Session:
         config = self.config
         cells = wanted_cells(self.tasks, matrix=config.forgetting_matrix, forward=config.forward_transfer)
         filled = self.fill(subject, cells)
-        matrix = ScoreMatrix.from_records(self.tasks, filled.records)
-        computed, cached, routing = filled.computed, filled.cached, None
-        if subject.task_id == "routed":
-            oracle = self._oracle()
-            routing = _routing(self.tasks, filled, oracle)
-            computed, cached = computed + oracle.computed, cached + oracle.cached
-        return MatrixReport(
-            subject=name,
-            mode=subject.mode,
-            task_id=subject.task_id,
-            tasks=matrix.tasks,
-            values=_listed(matrix.values),
-            low=_listed(matrix.low),
-            high=_listed(matrix.high),
-            counts=[int(count) for count in matrix.counts],
-            scalars={key: _plain(value) for key, value in matrix.scalars(config.average).items()},
-            computed=computed,
-            cached=cached,
-            routing=routing,
-            settings={**self.settings, "head_from": config.head_from, "average": config.average},
-        )
+        oracle = self._oracle() if subject.task_id == "routed" else None
+        settings = {**self.settings, "head_from": config.head_from, "average": config.average}
+        return matrix_report(subject, self.tasks, filled, oracle, settings)
 
     def _oracle(self) -> Filled:
         from lorabank.workflows.subjects import oracle_of
 
         last = self.tasks[-1].position
         return self.fill(oracle_of(self.bank, self.snapshot, self.runtime), [(last, task) for task in self.tasks])
+
+
+def matrix_report(
+    subject: Subject, tasks: Sequence[TaskRecord], filled: Filled, oracle: Filled | None, settings: dict[str, Any]
+) -> MatrixReport:
+    """What is told of a subject.
+
+    Args:
+        subject: What was scored.
+        tasks: The tasks in order.
+        filled: Its cells, as many as there are.
+        oracle: For a routed subject with a whole last row, the same row with perfect routing.
+        settings: ``average`` and what else decided the scores.
+    """
+    matrix = ScoreMatrix.from_records(tasks, filled.records)
+    return MatrixReport(
+        subject=subject.name,
+        mode=subject.mode,
+        task_id=subject.task_id,
+        tasks=matrix.tasks,
+        values=_listed(matrix.values),
+        low=_listed(matrix.low),
+        high=_listed(matrix.high),
+        counts=[int(count) for count in matrix.counts],
+        scalars={key: _plain(value) for key, value in matrix.scalars(settings["average"]).items()},
+        computed=filled.computed + (oracle.computed if oracle else 0),
+        cached=filled.cached + (oracle.cached if oracle else 0),
+        routing=_routing(tasks, filled, oracle) if oracle else None,
+        settings=settings,
+    )
 
 
 def _routing(tasks: Sequence[TaskRecord], filled: Filled, oracle: Filled) -> dict[str, Any]:

@@ -18,8 +18,16 @@ from lorabank.core.errors import ConfigError, DataError, IncompatibleError
 from lorabank.core.observer import Observer
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 from lorabank.data.loading import Rows, TaskData, load_task_data, sample_rows, to_parquet
-from lorabank.models.loading import describe_base, load_tokenizer, resolve_base
+from lorabank.models.loading import (
+    LoadedBase,
+    describe_base,
+    load_base,
+    load_tokenizer,
+    resolve_base,
+    resolve_device,
+)
 from lorabank.workflows.results import AddTaskResult, TaskPlan
+
 
 def init_bank(path: str | Path, config: InitConfig, observer: Observer) -> Bank:
     """Make a bank; the base model is described, not loaded."""
@@ -98,7 +106,7 @@ def add_task(
     if config is None and not resume:
         raise ConfigError("there is no data to train on", hint=f"lorabank add-task {name} --data FILE")
     checked = validate(TrainConfig, asdict(config)) if config else None
-    data = _load(checked) if checked else None
+    data = load_data(checked) if checked else None
     if checked:
         plugins.load(plugins.STRATEGIES, checked.strategy, "strategy")
     bank, created = open_or_init(path, init, observer)
@@ -142,7 +150,8 @@ def _train_and_commit(
     )
     trained = train_adapter(job, observer)
     config = replace(config, max_length=trained.max_length)
-    statistics = _statistics(snapshot.base, data.train.texts, config)
+    loaded = load_base(snapshot.base, device=resolve_device(config.device))
+    statistics = task_statistics(loaded, data.train.texts, config)
     digest = operation.stage_adapter(_files(snapshot.base, trained, config))
     chain = {"continued_from": continued} if continued else {}
     adapter = AdapterRecord(
@@ -162,7 +171,7 @@ def _train_and_commit(
         bytes=0,
         head_digest=trained.head_digest,
         files={},
-        versions=_versions(),
+        versions=package_versions(),
         config=asdict(config),
         metrics={**trained.metrics, **chain},
     )
@@ -175,23 +184,35 @@ def _train_and_commit(
         adapter=digest,
         statistics=operation.stage_blob(statistics),
     )
-    datasets = _datasets(operation, data, config, trained.metrics["rows_cut"])
+    datasets = dataset_records(operation, data, config, trained.metrics["rows_cut"])
+    return commit_and_score(bank, operation, task, adapter, datasets, observer)
+
+
+def commit_and_score(
+    bank: Bank,
+    operation: Operation,
+    task: TaskRecord,
+    adapter: AdapterRecord,
+    datasets: Sequence[DatasetRecord],
+    observer: Observer,
+) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, float]]:
+    """Make a task part of the bank and compute its own cell the way ``eval`` does, so that ``eval`` finds it.
+
+    Returns:
+        What is stored now: the task, its adapter, its data sets; and its score.
+    """
+    from lorabank.workflows.evaluate import own_cell
+
     stored = operation.commit_task(task, adapter, datasets)
-    score = _score(bank, stored.name, observer)
+    cell = own_cell(bank, stored.name, observer)
     after = bank.snapshot()
     kept = tuple(dataset for dataset in after.datasets if dataset.task == stored.name)
+    score = {"value": cell.value, "n": cell.n, "low": cell.low, "high": cell.high}
     return stored, after.adapter_of(stored.name), kept, score
 
 
-def _score(bank: Bank, task: str, observer: Observer) -> dict[str, float]:
-    """The new task's own cell, computed the way ``eval`` does, so that ``eval`` finds it."""
-    from lorabank.workflows.evaluate import own_cell
-
-    record = own_cell(bank, task, observer)
-    return {"value": record.value, "n": record.n, "low": record.low, "high": record.high}
-
-
-def _load(config: TrainConfig) -> TaskData:
+def load_data(config: TrainConfig) -> TaskData:
+    """The rows that the settings name."""
     if not config.data:
         raise ConfigError("there is no data to train on", hint="add --data FILE", unchanged="nothing was changed")
     return load_task_data(config)
@@ -206,9 +227,7 @@ def _stored(config: TrainConfig, data: TaskData) -> dict[str, Any]:
     return {"config": asdict(config), "train": data.train.sha256, "eval": data.eval.sha256}
 
 
-def _same_run(
-    operation: Operation, config: TrainConfig | None, data: TaskData | None
-) -> tuple[TrainConfig, TaskData]:
+def _same_run(operation: Operation, config: TrainConfig | None, data: TaskData | None) -> tuple[TrainConfig, TaskData]:
     """The settings and rows of the interrupted run; settings given again must be the same."""
     stored = validate(TrainConfig, operation.config["config"], where="the interrupted run")
     if config and data and config.data:
@@ -219,7 +238,7 @@ def _same_run(
                 unchanged="the interrupted run is still there",
                 hint=f"lorabank add-task {operation.name} --resume, or --restart with the new settings",
             )
-    data = _load(stored)
+    data = load_data(stored)
     if (data.train.sha256, data.eval.sha256) != (operation.config["train"], operation.config["eval"]):
         raise DataError(
             f"{stored.data} is no longer what the interrupted run was trained on",
@@ -229,18 +248,16 @@ def _same_run(
     return stored, data
 
 
-def _statistics(base: BaseModelRecord, texts: Sequence[str], config: TrainConfig) -> bytes:
+def task_statistics(base: LoadedBase, texts: Sequence[str], config: TrainConfig) -> bytes:
     """Centroids, mean and scatter of the training texts under the frozen base (CoLoR fits them before training)."""
     from lorabank.compose.routing import fit_statistics
     from lorabank.models.features import extract_features
-    from lorabank.models.loading import load_base, resolve_device
 
-    loaded = load_base(base, device=resolve_device(config.device))
-    features = extract_features(loaded.model, loaded.tokenizer, texts, max_length=config.max_length)
+    features = extract_features(base.model, base.tokenizer, texts, max_length=config.max_length)
     return fit_statistics(features, config.clusters_per_task, config.seed).to_bytes()
 
 
-def _datasets(
+def dataset_records(
     operation: Operation, data: TaskData, config: TrainConfig, rows_cut: int
 ) -> tuple[DatasetRecord, ...]:
     """The three splits; of the training rows only the calibration sample is kept."""
@@ -284,7 +301,8 @@ def _files(base: BaseModelRecord, trained: Any, config: TrainConfig) -> dict[str
     )
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Python and the packages that decide an adapter's bytes, as the adapter's record keeps them."""
     from importlib.metadata import version
 
     packages = ("lorabank", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
