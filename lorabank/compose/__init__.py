@@ -1,0 +1,1 @@
+"""Composition modes, one file each."""

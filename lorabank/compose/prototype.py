@@ -1,8 +1,8 @@
 """``prototype``: every text goes to the task whose training texts it resembles (CoLoR, arXiv 2311.17601).
 
-Features of the frozen base, L2-normalised; the router knows, per task, k-means centroids (``kmeans``, the paper's) or
-a mean beside one shared, shrunk covariance (``gaussian``). The routed task's own state and head answer. What the router
-needs was stored when each task was added, so a new task needs no old data.
+Features of the frozen base, L2-normalised; the router knows, per task, k-means centroids (``kmeans``, the paper's)
+or a mean beside one shared, shrunk covariance (``gaussian``). The routed task's own state and head answer. What the
+router needs was stored when each task was added, so a new task needs no old data.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Prototype:
     ) -> Prototype:
         """The stored statistics."""
         own = [
-            replace(member, statistics=TaskStatistics.from_bytes(objects[f"prototypes:{member.task}"])) for member in members
+            replace(member, statistics=TaskStatistics.from_bytes(objects[f"prototypes:{member.task}"]))
+            for member in members
         ]
         return cls(record.parameters["router"], record.parameters["shrinkage"], own, runtime)
 

@@ -1,0 +1,1 @@
+"""What every package may use: records, settings, errors, LoRA algebra."""

@@ -101,7 +101,8 @@ class EvalConfig:
     forgetting_matrix: bool = _option(False, "Score every task after every stage, not only after the last.")
     forward_transfer: bool = _option(False, "Score tasks before they are learnt, and the untrained base.")
     head_from: Literal["auto", "task", "kmeans", "gaussian"] = _option(
-        "auto", "Who picks the head: the task id, or a router; auto: the router of a routed composition, else the task id."
+        "auto",
+        "Who picks the head: the task id, or a router; auto: the router of a routed composition, else the task id.",
     )
     average: Literal["macro", "micro"] = _option("macro", "Mean over tasks, or over rows.")
     batch_size: int = _option(64, "Rows of a forward pass.", ge=1)
@@ -151,18 +152,13 @@ def validate(config: type[T], values: Mapping[str, Any], *, where: str = "settin
     from pydantic.fields import FieldInfo
 
     known = {f.name: f for f in fields(config)}  # type: ignore[arg-type]
-    problems = [
-        f"unknown key {key!r}.{nearest(key, list(known))}" for key in values if key not in known
-    ]
+    problems = [f"unknown key {key!r}.{nearest(key, list(known))}" for key in values if key not in known]
     hints = _type_hints(config)
-    model = create_model(
-        config.__name__,
-        __config__=ConfigDict(extra="ignore"),
-        **{
-            name: (hints[name], FieldInfo(default=f.default, **{k: v for k, v in f.metadata.items() if k != "help"}))
-            for name, f in known.items()
-        },
-    )
+    definitions: dict[str, Any] = {
+        name: (hints[name], FieldInfo(default=f.default, **{k: v for k, v in f.metadata.items() if k != "help"}))
+        for name, f in known.items()
+    }
+    model = create_model(config.__name__, __config__=ConfigDict(extra="ignore"), **definitions)
     try:
         checked = TypeAdapter(model).validate_python(dict(values))
     except ValidationError as error:

@@ -159,7 +159,7 @@ def compress(factors: LoraFactors, max_rank: int) -> Compressed:
     """The best approximation of rank ``max_rank`` of every delta weight (Eckart-Young).
 
     The ``d_out x d_in`` matrix is never formed: with ``s B = Q_B R_B`` and ``A^T = Q_A R_A`` the singular values of
-    ``s B A`` are those of the small ``R_B R_A^T``. Factors are split as ``B = Q_B U sqrt(S)``, ``A = sqrt(S) V^T Q_A^T``.
+    ``s B A`` are those of the small ``R_B R_A^T``; ``B = Q_B U sqrt(S)``, ``A = sqrt(S) V^T Q_A^T``.
     """
     A, B, errors = {}, {}, {}
     for module, a in factors.A.items():
@@ -183,7 +183,8 @@ def row_space(A: Tensor, *, tolerance: float = 1e-6) -> Tensor:
     if A.shape[0] == 0:
         return A.double()
     _, s, vh = torch.linalg.svd(A.double(), full_matrices=False)
-    return vh[s > tolerance * s[0]] if float(s[0]) > 0 else vh[:0]
+    basis: Tensor = vh[s > tolerance * s[0]] if float(s[0]) > 0 else vh[:0]
+    return basis
 
 
 def subspace_overlap(A: Tensor, other: Tensor) -> float:

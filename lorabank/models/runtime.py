@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorabank.core.lora import AdapterStack, LoraFactors
-from lorabank.data.encoding import EncodedTexts, encode_texts, length_batches, pad_batch
+from lorabank.models.encoding import EncodedTexts, encode_texts, length_batches, pad_batch
 from lorabank.models.features import extract_features
 from lorabank.models.heads import Head, HeadSelection, switch_heads
 from lorabank.models.loading import LoadedBase

@@ -1,0 +1,1 @@
+"""Training one adapter under a strategy and its penalties."""

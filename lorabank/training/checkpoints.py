@@ -26,7 +26,9 @@ _MANIFEST = "manifest.json"
 _KEPT = 2
 
 
-def save_checkpoint(work: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    work: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]
+) -> Path:
     """Write ``checkpoint-<step>`` and drop all but the newest two.
 
     Args:

@@ -37,7 +37,7 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
         h = F.linear(F.dropout(x, self.dropout, self.training).to(self.lora_A.dtype), self.lora_A)
-        out = self.base(x)
+        out: Tensor = self.base(x)
         return out + F.linear(h * self.scaling, self.lora_B).to(out.dtype)
 
 
@@ -67,9 +67,9 @@ def attach_adapter(
     """
     layers = {}
     for name in target_modules:
-        layer = LoraLinear(
-            model.get_submodule(name), r, lora_scaling(r, lora_alpha, use_rslora=use_rslora), dropout
-        )  # type: ignore[arg-type]
+        module = model.get_submodule(name)
+        assert isinstance(module, nn.Linear)
+        layer = LoraLinear(module, r, lora_scaling(r, lora_alpha, use_rslora=use_rslora), dropout)
         if initial is not None:
             layer.lora_A.data.copy_(initial.A[name])
             layer.lora_B.data.copy_(initial.B[name] * (initial.scaling[name] / layer.scaling))

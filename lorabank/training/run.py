@@ -24,7 +24,7 @@ from lorabank.core.lora import AdapterStack, LoraFactors, row_space, subspace_ov
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.seeding import seed_everything
-from lorabank.data.encoding import EncodedTexts, encode_texts, pad_batch
+from lorabank.models.encoding import EncodedTexts, encode_texts, pad_batch
 from lorabank.models.heads import build_head, head_state, put_head
 from lorabank.models.loading import (
     find_head_modules,
@@ -151,7 +151,8 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     encoded = encode_texts(base.tokenizer, job.texts, max_length)
     if encoded.cut:
         observer.notice(f"{encoded.cut} of {len(job.texts)} training texts are cut to {max_length} tokens")
-    groups = GroupedFactors(layers, job.earlier, with_basis=any(name == "orthogonal-normalized" for name, _, _ in penalties))
+    with_basis = any(name == "orthogonal-normalized" for name, _, _ in penalties)
+    groups = GroupedFactors(layers, job.earlier, with_basis=with_basis)
     started = time.monotonic()
     trainer = _trainer(job, model, base.tokenizer, encoded, penalties, groups, observer, device)
     checkpoint = newest_checkpoint(job.work) if job.resume else None
@@ -188,8 +189,9 @@ def trainable_size(base: BaseModelRecord, config: TrainConfig, labels: int) -> i
     """Trainable parameters of a task, from the base's shapes alone."""
     model = _shapes(base)
     head_modules = find_head_modules(model, set(), base.name)
-    targets = [model.get_submodule(name) for name in resolve_target_modules(model, config.target_modules, head_modules)]
-    adapter = sum(config.r * (module.in_features + module.out_features) for module in targets)
+    targets = resolve_target_modules(model, config.target_modules, head_modules)
+    shapes = [model.get_parameter(f"{name}.weight").shape for name in targets]
+    adapter = sum(config.r * (d_out + d_in) for d_out, d_in in shapes)
     head = build_head(model, head_modules, labels, config.seed).state()
     return adapter + sum(tensor.numel() for tensor in head.values())
 

@@ -104,6 +104,8 @@ class AdapterTrainer(Trainer):
         """Replaces Trainer's checkpoints, which are written in place and partly pickled."""
         if not self.args.should_save:
             return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
         optimizer = self.optimizer.state_dict()
         rng, rng_facts = random_state()
         folder = Path(self._get_output_dir(trial=trial))
@@ -135,6 +137,8 @@ class AdapterTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
         folder = Path(checkpoint)
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in read_tensors(folder, "optimizer").items():

@@ -40,9 +40,7 @@ def predict(bank: Bank, config: PredictConfig, observer: Observer) -> tuple[Pred
     if checked.task:
         snapshot.task(checked.task)
     name = checked.composition or (None if checked.task else _default(snapshot))
-    runtime = load_runtime(
-        bank, snapshot, device=checked.device, dtype="auto", batch_size=checked.batch_size
-    )
+    runtime = load_runtime(bank, snapshot, device=checked.device, dtype="auto", batch_size=checked.batch_size)
     members = all_members(bank, snapshot)
     last = snapshot.tasks[-1].position
     if name is None:

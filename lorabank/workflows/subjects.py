@@ -50,7 +50,9 @@ class _Answering:
 
     task_id: Literal["given", "routed"]
 
-    def __init__(self, snapshot: Snapshot, members: Sequence[Member], runtime: Callable[[], Runtime], router: HeadRouter | None) -> None:
+    def __init__(
+        self, snapshot: Snapshot, members: Sequence[Member], runtime: Callable[[], Runtime], router: HeadRouter | None
+    ) -> None:
         self._snapshot = snapshot
         self._members = members
         self._runtime = runtime
@@ -105,7 +107,12 @@ class AsTrained(_Answering):
 
     def identity(self, stage: int, task: TaskRecord) -> Any:
         """Active adapters and head."""
-        return ["sum", None, [[name, 1.0] for name in sorted(self.state(stage, task))], self.head_identity(stage, task)]
+        return [
+            "sum",
+            None,
+            [[name, 1.0] for name in sorted(self.state(stage, task))],
+            self.head_identity(stage, task),
+        ]
 
     def answer(self, stage: int, task: TaskRecord, texts: Sequence[str]) -> Labelled:
         """Label the texts in the deployed state."""

@@ -53,10 +53,8 @@ def open_or_init(path: str | Path, config: InitConfig, observer: Observer) -> tu
 
 
 def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig) -> TaskPlan:
-    """What ``add_task`` would do; nothing is trained or written, no weights are loaded into a model but the base's
-    shapes.
-    """
-    from lorabank.data.encoding import encode_texts
+    """What ``add_task`` would do; nothing is trained, written or loaded but the tokenizer and the base's shapes."""
+    from lorabank.models.encoding import encode_texts
     from lorabank.training.run import resolve_penalties, trainable_size
 
     checked = validate(TrainConfig, asdict(config))
@@ -103,29 +101,26 @@ def add_task(
     observer: Observer,
 ) -> AddTaskResult:
     """Train a task's adapter and put it into the bank, whole or not at all."""
-    if config is None and not resume:
+    given = _given(config)
+    if given is None and not resume:
         raise ConfigError("there is no data to train on", hint=f"lorabank add-task {name} --data FILE")
-    checked = validate(TrainConfig, asdict(config)) if config else None
-    data = load_data(checked) if checked else None
-    if checked:
-        plugins.load(plugins.STRATEGIES, checked.strategy, "strategy")
-    bank, created = open_or_init(path, init, observer)
+    bank, created = (Bank.open(path), False) if resume or restart else open_or_init(path, init, observer)
     if restart:
         bank.discard(name)
     if resume:
         operation = bank.resume("add-task", name)
-        checked, data = _same_run(operation, checked, data)
+        run = _same_run(operation, given)
     else:
-        assert checked is not None and data is not None
-        operation = bank.reserve("add-task", name, _stored(checked, data))
+        assert given is not None
+        operation = bank.reserve("add-task", name, _stored(*given))
+        run = given
     with operation:
-        assert checked is not None and data is not None
-        result = _train_and_commit(bank, operation, checked, data, resume, observer)
+        result = _train_and_commit(bank, operation, *run, resume=resume, observer=observer)
     return AddTaskResult(*result, bank=str(path), bank_created=created)
 
 
 def _train_and_commit(
-    bank: Bank, operation: Operation, config: TrainConfig, data: TaskData, resume: bool, observer: Observer
+    bank: Bank, operation: Operation, config: TrainConfig, data: TaskData, *, resume: bool, observer: Observer
 ) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, float]]:
     from lorabank.training.run import TrainJob, train_adapter
     from lorabank.workflows.view import read_stack
@@ -227,11 +222,20 @@ def _stored(config: TrainConfig, data: TaskData) -> dict[str, Any]:
     return {"config": asdict(config), "train": data.train.sha256, "eval": data.eval.sha256}
 
 
-def _same_run(operation: Operation, config: TrainConfig | None, data: TaskData | None) -> tuple[TrainConfig, TaskData]:
+def _given(config: TrainConfig | None) -> tuple[TrainConfig, TaskData] | None:
+    """Settings that were given, checked, and the rows they lead to; read before anything is changed."""
+    if config is None:
+        return None
+    checked = validate(TrainConfig, asdict(config))
+    plugins.load(plugins.STRATEGIES, checked.strategy, "strategy")
+    return checked, load_data(checked)
+
+
+def _same_run(operation: Operation, given: tuple[TrainConfig, TaskData] | None) -> tuple[TrainConfig, TaskData]:
     """The settings and rows of the interrupted run; settings given again must be the same."""
     stored = validate(TrainConfig, operation.config["config"], where="the interrupted run")
-    if config and data and config.data:
-        differ = [key for key, value in asdict(config).items() if value != getattr(stored, key)]
+    if given:
+        differ = [key for key, value in asdict(given[0]).items() if value != getattr(stored, key)]
         if differ:
             raise ConfigError(
                 f"--resume goes on with the settings of the interrupted run, but {', '.join(differ)} differ",

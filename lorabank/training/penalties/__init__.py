@@ -1,0 +1,1 @@
+"""Penalties, one file for each paper."""

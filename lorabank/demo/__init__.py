@@ -1,0 +1,1 @@
+"""The demo: four small real tasks, one after another."""

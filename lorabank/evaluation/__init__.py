@@ -1,0 +1,1 @@
+"""Scores, the matrix, its metrics and pictures."""
