@@ -39,6 +39,8 @@ def reported(path: Path, *, unchanged: str | None = None) -> Iterator[None]:
 def _database_error(error: Exception, path: Path, unchanged: str | None) -> LorabankError | None:
     """SQLite's error, also when SQLAlchemy wraps it (``orig``); None for what only a bug can cause."""
     cause = getattr(error, "orig", error)
+    if isinstance(cause, UnicodeDecodeError):  # sqlite3 cannot even give SQLite's message about a damaged schema
+        return DamagedError(f"{path}: text that is not UTF-8", hint="lorabank verify --full", unchanged=unchanged)
     if not isinstance(cause, sqlite3.Error):
         return None
     name = getattr(cause, "sqlite_errorname", "") or ""

@@ -70,7 +70,7 @@ def changed_rows(connection: sqlite3.Connection) -> list[tuple[str, str]]:
 def _is_unchanged(table: str, row: sqlite3.Row) -> bool:
     try:
         return row_digest(table, dict(row)) == str(row["row_digest"])
-    except DataError:  # a flipped bit turned text into bytes, or a number into infinity
+    except (DataError, LookupError):  # a flipped bit turned text into bytes, or renamed a column in the schema
         return False
 
 

@@ -106,7 +106,7 @@ def _hardened(address: str) -> sqlite3.Connection:
         for setting in ("query_only = ON", "trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
             connection.execute(f"PRAGMA {setting}")
         connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-    except sqlite3.DatabaseError:
+    except Exception:
         connection.close()
         raise
     return connection
