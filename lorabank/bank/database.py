@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabank.bank.failures import reported
+from lorabank.bank.failures import database_error, reported
 from lorabank.bank.layout import Layout
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.reading import (
@@ -27,7 +27,7 @@ from lorabank.bank.reading import (
     read_revision,
 )
 from lorabank.bank.store import check_space, sync_folder
-from lorabank.core.errors import BusyError, DamagedError, IncompatibleError, LorabankError
+from lorabank.core.errors import BusyError, DamagedError, IncompatibleError, LorabankError, StorageError
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -124,12 +124,14 @@ def upgrade_database(path: Path | str, *, dry_run: bool = False) -> UpgradeResul
             except LorabankError:
                 raise
             except Exception as error:
+                if isinstance(database_error(error, layout.root, None), BusyError | StorageError):
+                    raise
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
                 raise IncompatibleError(
-                    f"bank {layout.root}: the upgrade from schema {before} failed: {error}",
-                    hint=f"the bank is as it was; a copy lies at {backup}",
+                    f"bank {layout.root}: the upgrade from schema {before} failed: {reason}",
+                    hint=f"go on with the version that made the bank; a copy of bank.db lies at {backup}",
                     unchanged="the bank was not changed",
                 ) from error
-        _drop_old_backups(layout)
         return UpgradeResult(before, REVISIONS[-1], str(backup))
 
 
@@ -218,7 +220,7 @@ def busy(layout: Layout, kind: str, name: str, pid: int, host: str) -> BusyError
 
 
 def _back_up(layout: Layout, revision: str) -> Path:
-    """Copy the database with ``VACUUM INTO``, make the copy durable and check it."""
+    """Copy the database with ``VACUUM INTO``, make the copy durable, check it, and let the oldest go."""
     check_space(layout.root, layout.database.stat().st_size)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     target = layout.backups / f"{stamp}-{revision}.db"
@@ -235,12 +237,9 @@ def _back_up(layout: Layout, revision: str) -> Path:
         verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
     if verdict != "ok":
         raise DamagedError(f"{layout.database}: {verdict}", hint="lorabank verify --full")
+    for old in sorted(layout.backups.glob("*.db"))[:-KEPT_BACKUPS]:
+        old.unlink()
     return target
-
-
-def _drop_old_backups(layout: Layout) -> None:
-    for backup in sorted(layout.backups.glob("*.db"))[:-KEPT_BACKUPS]:
-        backup.unlink()
 
 
 def _read_only(database: Path) -> sqlite3.Connection:

@@ -30,14 +30,14 @@ def reported(path: Path, *, unchanged: str | None = None) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"{error.filename or path}: {error.strerror}", unchanged=unchanged) from error
     except Exception as error:
-        known = _database_error(error, path, unchanged)
+        known = database_error(error, path, unchanged)
         if known is None:
             raise
         raise known from error
 
 
-def _database_error(error: Exception, path: Path, unchanged: str | None) -> LorabankError | None:
-    """SQLite's error, also when SQLAlchemy wraps it (``orig``); None for what only a bug can cause."""
+def database_error(error: Exception, path: Path, unchanged: str | None) -> LorabankError | None:
+    """What to report for SQLite's error, also when SQLAlchemy wraps it; None for what only a bug can cause."""
     cause = getattr(error, "orig", error)
     if isinstance(cause, UnicodeDecodeError):  # sqlite3 cannot even give SQLite's message about a damaged schema
         return DamagedError(f"{path}: text that is not UTF-8", hint="lorabank verify --full", unchanged=unchanged)

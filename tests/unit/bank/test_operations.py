@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import sqlite3
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -380,6 +382,48 @@ def test_a_reservation_that_was_dropped_cannot_commit(bank, kit):
         with pytest.raises(NotFoundError, match="is gone"):
             kit.commit_task(operation, "spam")
     assert bank.snapshot().tasks == ()
+
+
+def in_processes(number: int, action: Callable[[int], int]) -> list[int]:
+    """Run an action in several processes at once; its results (exit codes; 99: it raised) in order."""
+    children = []
+    for label in range(number):
+        child = os.fork()
+        if child == 0:
+            result = 99
+            try:
+                result = action(label)
+            finally:
+                os._exit(result)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def test_no_writer_overwrites_another(bank, kit):
+    def write(label: int) -> int:
+        for number in range(10):
+            bank.add_evaluations([kit.evaluation(f"{label}-{number}"), kit.evaluation("shared")])
+            if bank.verify(full=True):
+                return 1
+        return 0
+
+    assert in_processes(6, write) == [0] * 6
+    assert {record.key for record in bank.all_evaluations()} == {
+        "shared",
+        *(f"{label}-{number}" for label in range(6) for number in range(10)),
+    }
+
+
+def test_one_of_many_processes_gets_a_name(bank):
+    def race(_: int) -> int:
+        try:
+            bank.reserve("add-task", "spam", {})
+        except BusyError:
+            return 1
+        time.sleep(1)  # alive for longer than the others take
+        return 0
+
+    assert sorted(in_processes(6, race)) == [0, 1, 1, 1, 1, 1]
 
 
 def test_evaluations_are_kept_once(bank, kit):
