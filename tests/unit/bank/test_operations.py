@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import sqlite3
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -415,13 +415,16 @@ def test_no_writer_overwrites_another(bank, kit):
 
 
 def test_one_of_many_processes_gets_a_name(bank):
+    everyone_tried = multiprocessing.get_context("fork").Barrier(6)
+
     def race(_: int) -> int:
+        lost = 0
         try:
             bank.reserve("add-task", "spam", {})
         except BusyError:
-            return 1
-        time.sleep(1)  # alive for longer than the others take
-        return 0
+            lost = 1
+        everyone_tried.wait(60)
+        return lost
 
     assert sorted(in_processes(6, race)) == [0, 1, 1, 1, 1, 1]
 
