@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from benchmarks.harness import Result, compare, from_comparison
@@ -16,6 +16,7 @@ from lorabank.core.observer import SilentObserver
 from lorabank.training.groups import GroupedFactors
 from lorabank.training.layer import attach_adapter, fold
 from lorabank.training.penalties.orthogonal import Orthogonal
+from lorabank.training.run import classification_loss
 from lorabank.training.trainer import AdapterTrainer
 
 EARLIER_TASKS = 15
@@ -57,15 +58,12 @@ def _olora(arguments: TrainingArguments) -> AdapterTrainer:
     return AdapterTrainer(
         model=model,
         args=arguments,
-        task_loss=_task_loss,
+        task_loss=classification_loss,
+        lengths=(),
         penalties=[("orthogonal", 0.5, Orthogonal())],
         groups=GroupedFactors(layers, earlier, with_basis=False),
         observer=SilentObserver(),
     )
-
-
-def _task_loss(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    return model(**inputs).loss
 
 
 def _step(trainer: Trainer, rows: dict[str, Tensor]) -> Callable[[], Any]:

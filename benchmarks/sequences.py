@@ -1,0 +1,114 @@
+"""``python -m benchmarks.sequences``: the README's table of strategies and compositions on the demo's four tasks.
+
+Every strategy learns sentiment, spam, products and tweets in this order, once per seed, each in a bank of its own;
+every composition is fitted on each bank and measured over the whole matrix. A run that is interrupted goes on where it
+stopped: finished tasks, compositions and cells are in the banks.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two processes side by side beat two threads
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import environment
+
+STRATEGIES = ("seqlora", "inclora", "olora", "isolated")
+COMPOSED = ("inclora", "olora", "isolated")
+"""Strategies whose adapters are composed; a `seqlora` bank holds snapshots of one adapter."""
+METRICS = ("average_accuracy", "learning_accuracy", "backward_transfer", "forgetting", "oracle", "routing_accuracy")
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Prints notices; losses are nobody's business here."""
+
+    def notice(self, message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+    def start(self, what: str, total: int) -> None:
+        """Say nothing."""
+
+    def advance(self, done: int, values: Any) -> None:
+        """Say nothing."""
+
+    def finish(self) -> None:
+        """Say nothing."""
+
+
+def run(folder: Path, strategy: str, seed: int, epochs: float | None) -> list[dict[str, Any]]:
+    """One sequence with its compositions: the rows of the demo's table."""
+    from lorabank.demo.run import COMPOSITIONS, compose_and_measure, copy_data, table_row, train_sequence
+
+    observer, bank = _Told(), folder / f"{strategy}-{seed}"
+    copy_data(folder / "data")
+    train_sequence(bank, folder / "data", strategy, seed=seed, epochs=epochs, observer=observer)
+    reports = compose_and_measure(bank, COMPOSITIONS if strategy in COMPOSED else (), seed=seed, observer=observer)
+    return [{"seed": seed, **table_row(strategy, report), "values": report.values} for report in reports]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Mean over the seeds, and the sample standard deviation, as Markdown."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["strategy"], row["answers"], row["task_id"]].append(row)
+    lines = [
+        "| trained by | answered by | task id | average accuracy | learning accuracy | backward transfer | forgetting "
+        "| oracle | routed right |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for (strategy, answers, task_id), group in groups.items():
+        cells = " | ".join(_cell([row[metric] for row in group]) for metric in METRICS)
+        lines.append(f"| {strategy} | {answers} | {task_id} | {cells} |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float | None]) -> str:
+    there = [value for value in values if value is not None and not math.isnan(value)]
+    if not there:
+        return ""
+    spread = f" ± {statistics.stdev(there):.3f}" if len(there) > 1 else ""
+    return f"{statistics.mean(there):.3f}{spread}"
+
+
+def main() -> int:
+    """Run what is asked for, or gather finished parts into one table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sequences", description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
+    parser.add_argument("--epochs", type=float, help="passes over each task; default: the demo's")
+    parser.add_argument("--folder", type=Path, default=Path("sequences"), help="banks and data")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows here, and the table to FILE.md")
+    arguments = parser.parse_args()
+    rows = [
+        row
+        for strategy in arguments.strategies
+        for seed in arguments.seeds
+        for row in run(arguments.folder, strategy, seed, arguments.epochs)
+    ]
+    print(table(rows))
+    if arguments.json:
+        where = environment()
+        arguments.json.write_text(json.dumps({"environment": where, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+        page = (
+            f"# Strategies and compositions on the demo's tasks, {where['date']}\n\n"
+            f"sentiment → spam → products → tweets, 480 training and 240 test rows each, all-MiniLM-L6-v2, mean ± "
+            f"standard deviation of seeds {', '.join(map(str, arguments.seeds))}. {where['processor']}. Made by "
+            f"`python -m benchmarks.sequences --json FILE`.\n\n{table(rows)}\n"
+        )
+        arguments.json.with_suffix(".md").write_text(page, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
