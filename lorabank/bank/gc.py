@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -66,10 +67,10 @@ def _garbage(layout: Layout, grace_hours: float) -> list[Path]:
 def _unreferenced(layout: Layout, live: LiveFiles) -> Iterator[Path]:
     """Adapters and blobs, by names that are digests: anything else was not put there by lorabank."""
     for path in (layout.root / "adapters").glob("*"):
-        if DIGEST.fullmatch(path.name) and path.name not in live.adapters:
+        if re.fullmatch(DIGEST, path.name) and path.name not in live.adapters:
             yield path
     for path in (layout.root / "blobs").glob("??/*"):
-        if DIGEST.fullmatch(path.name) and path.name not in live.blobs:
+        if re.fullmatch(DIGEST, path.name) and path.name not in live.blobs:
             yield path
 
 
@@ -82,10 +83,10 @@ def _left_over(layout: Layout, operations: list[OperationRecord]) -> Iterator[Pa
     }
     yield from layout.trash.glob("*")
     for path in (layout.root / "staging").glob("*"):
-        if OPERATION_ID.fullmatch(path.name):
+        if re.fullmatch(OPERATION_ID, path.name):
             yield path
     for path in (layout.root / "work").glob("*"):
-        if OPERATION_ID.fullmatch(path.name) and path.name not in kept:
+        if re.fullmatch(OPERATION_ID, path.name) and path.name not in kept:
             yield path
 
 

@@ -19,10 +19,11 @@ FOLDERS = ("adapters", "blobs", "staging", "work", "backups", "trash")
 DATABASE_FILES = ("bank.db", "bank.db-wal", "bank.db-shm", "bank.db-journal")
 ENTRIES = frozenset((*FOLDERS, *DATABASE_FILES, "bank.json", "lock"))
 
-DIGEST = re.compile(r"[0-9a-f]{64}")
-OPERATION_ID = re.compile(r"[0-9a-f]{32}")
-_SLUG = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# Texts, not compiled: the first use compiles and keeps them, and `lorabank list` uses none.
+DIGEST = r"[0-9a-f]{64}"
+OPERATION_ID = r"[0-9a-f]{32}"
+_SLUG = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
+_FILE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _DEVICES = frozenset(("con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))))
 _RESERVED = frozenset(("all", "as-trained", "auto", "base", "default", "none", "task"))
 
@@ -94,12 +95,12 @@ def check_name(name: str) -> str:
         ConfigError: The name is not a slug, or it is a reserved word.
     """
     lower = name.lower()
-    if not _SLUG.fullmatch(name) or ".." in name:
+    if not re.fullmatch(_SLUG, name) or ".." in name:
         slug = re.sub(r"[^a-z0-9]+", "-", lower).strip("-")[:64].strip("-")
         raise ConfigError(
             f"{name[:80]!r} cannot be a name: use a-z, 0-9, '.', '_' and '-', at most 64, "
             "with a letter or digit at both ends",
-            hint=f"for example {slug!r}" if slug and _SLUG.fullmatch(slug) else None,
+            hint=f"for example {slug!r}" if slug and re.fullmatch(_SLUG, slug) else None,
             unchanged="the bank was not changed",
         )
     if lower in _RESERVED or lower.split(".")[0] in _DEVICES:
@@ -117,12 +118,12 @@ def check_file_name(name: str) -> str:
     Raises:
         ConfigError: The name could leave the folder or be hidden.
     """
-    if not _FILE_NAME.fullmatch(name) or os.sep in name:
+    if not re.fullmatch(_FILE_NAME, name) or os.sep in name:
         raise ConfigError(f"{name[:80]!r} cannot be the name of an adapter file", unchanged="the bank was not changed")
     return name
 
 
-def _checked(value: str, pattern: re.Pattern[str]) -> str:
-    if not pattern.fullmatch(value):
+def _checked(value: str, pattern: str) -> str:
+    if not re.fullmatch(pattern, value):
         raise DamagedError(f"{value[:80]!r} is not a digest of this bank", hint="lorabank verify --full")
     return value

@@ -1,6 +1,6 @@
 """Files of a bank: written so that they are there whole or not at all, and never changed afterwards.
 
-The order is the write protocol's (docs/bank-format.md): write into ``staging/`` under exclusive creation, hash while
+The order is the write protocol's (docs/bank.md): write into ``staging/`` under exclusive creation, hash while
 writing, sync, re-open and check, sync the folder, rename into place, sync the parent. The row follows last.
 """
 
