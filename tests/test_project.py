@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -85,6 +86,12 @@ def test_public_names_resolve() -> None:
         lorabank.nonsense  # noqa: B018
 
 
+def test_tests_run_without_a_network() -> None:
+    for address in (("127.0.0.1", 9), ("example.org", 443)):
+        with pytest.raises(ConnectionError, match="tests run without a network"):
+            socket.create_connection(address, timeout=1)
+
+
 def test_the_version_is_in_the_changelog() -> None:
     assert re.search(rf"^## \[?{re.escape(lorabank.__version__)}\b", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
 
@@ -94,6 +101,8 @@ def test_source_keeps_the_house_rules(path: Path) -> None:
     tree, text = parsed(path), path.read_text(encoding="utf-8")
     assert text.count("\n") <= 400, "longer than 400 lines: split it"
     assert path.name != "utils.py"
+    for page in re.findall(r"docs/[\w/-]+\.md", text):
+        assert (ROOT / page).is_file(), f"names {page}, which is not there"
     assert not re.search(r"\b(TODO|FIXME|XXX)\b|NotImplementedError", text)
     used = calls(tree)
     if path.is_relative_to(ROOT / "lorabank"):
