@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -142,7 +143,10 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code (docs/errors.md).
     """
-    words = list(sys.argv[1:] if args is None else args)
+    if args is None:
+        args = sys.argv[1:]
+        gc.freeze()  # what the imports made lives to the end: walking it again costs 'list' a twentieth of its time
+    words = list(args)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 shows escapes, not a traceback
             stream.reconfigure(errors="backslashreplace")

@@ -51,7 +51,7 @@ class ConsoleObserver:
             )
             self._bar.__enter__()
         else:
-            click.echo(f"{self._what}: {total} steps", err=True)
+            click.echo(f"{self._what}: 0/{total}", err=True)
 
     def advance(self, done: int, values: Mapping[str, float]) -> None:
         """Show that ``done`` steps of the job are behind us."""

@@ -35,7 +35,10 @@ def show_settings(
         ),
     ]
     if plan:
-        lines += ["", pairs([(name.replace("_", " "), _shown(value)) for name, value in plan.items()], indent="")]
+        lines += [
+            "",
+            pairs([(name.replace("_", " "), _shown(value) or "none") for name, value in plan.items()], indent=""),
+        ]
     lines += ["", "nothing was changed"]
     run.output.data(document, "\n".join(lines))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
@@ -18,6 +17,8 @@ def safe(value: object) -> str:
     text = str(value)
     if text.isprintable():
         return text
+    import unicodedata
+
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(ord(c)) for c in text)
 
 
@@ -41,6 +42,10 @@ def terminal_width() -> int | None:
 
 def width(text: str) -> int:
     """Terminal columns that ``text`` takes: 2 for wide characters, 0 for combining ones."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
@@ -104,17 +109,18 @@ def outline(document: Mapping[str, Any], *, indent: str = "  ") -> str:
     simple: list[tuple[str, object]] = []
     blocks = []
     for name, value in document.items():
-        title = str(name).replace("_", " ")
         if isinstance(value, Mapping) and value:
-            blocks.append(f"{indent}{safe(title)}\n{outline(value, indent=indent + '  ')}")
+            blocks.append(f"{indent}{safe(name)}\n{outline(value, indent=indent + '  ')}")
         elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
-            blocks.append(f"{indent}{safe(title)}\n{_objects(value, indent + '  ')}")
+            blocks.append(f"{indent}{safe(name)}\n{_objects(value, indent + '  ')}")
         elif isinstance(value, list | tuple):
-            simple.append((title, ", ".join(map(str, value)) or None))
+            simple.append((str(name), ", ".join(map(str, value)) or None))
         elif isinstance(value, bool):
-            simple.append((title, "yes" if value else "no"))
+            simple.append((str(name), "yes" if value else "no"))
+        elif isinstance(value, float):
+            simple.append((str(name), f"{value:.6g}"))
         elif value not in ({}, ""):
-            simple.append((title, value))
+            simple.append((str(name), value))
     return "\n".join(part for part in [pairs(simple, indent=indent), *blocks] if part)
 
 
@@ -123,7 +129,7 @@ def _objects(rows: Sequence[Mapping[str, Any]], indent: str) -> str:
     cells = [
         [", ".join(map(str, v)) if isinstance(v := row.get(n), list | tuple) else v for n in names] for row in rows
     ]
-    lines = table([name.replace("_", " ") for name in names], cells)
+    lines = table(names, cells)
     return "\n".join(indent + line for line in lines.splitlines())
 
 

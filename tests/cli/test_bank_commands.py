@@ -17,7 +17,7 @@ def test_list_shows_tasks_with_the_score_they_had_when_learnt(run: Any, bank: Ba
     shown = run("list")
     assert (shown.code, shown.err) == (0, "")
     lines = shown.out.splitlines()
-    assert lines[0] == "bank bank, base tiny"
+    assert lines[0] == "bank at bank, base tiny"
     assert lines[2].split() == ["#", "task", "labels", "strategy", "r", "rows", "accuracy", "state"]
     assert lines[3].split() == ["1", "sentiment", "no,", "yes", "olora", "8", "400", "0.8750", "ready"]
     assert lines[4].split() == ["2", "spam", "no,", "yes", "olora", "8", "400", "0.9375", "ready"]

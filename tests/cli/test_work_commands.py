@@ -14,6 +14,7 @@ from lorabank.core.records import BaseModelRecord, CompositionRecord, DatasetRec
 from lorabank.workflows.results import AddTaskResult, ComposeResult, DemoResult, MatrixReport, Prediction
 
 BASE = BaseModelRecord("tiny", "local", None, "c" * 64, "f" * 64, "7" * 64, "float32", "SEQ_CLS", 32, 1000)
+NOTHING = SimpleNamespace(adapters={})
 
 
 def _added(records: Any, **changes: Any) -> AddTaskResult:
@@ -39,9 +40,9 @@ def test_init(run: Any, api: Any) -> None:
 
 
 def test_add_task_says_what_was_held_and_what_to_do_next(run: Any, api: Any, records: Any) -> None:
-    api["add_task"] = _added(
-        records, context=("b" * 64,), metrics={"overlap": {"sentiment": 0.0021}, "capacity_left": 0.958333}
-    )
+    metrics = {"overlap": {"b" * 64: 0.0021}, "capacity_left": 0.958333}
+    api["add_task"] = _added(records, context=("b" * 64,), metrics=metrics)
+    api["overview"] = SimpleNamespace(adapters={"b" * 64: records("sentiment")})
     shown = run("add-task", "spam", "--data", "s.jsonl", "--base", "./tiny")
     assert shown.out.splitlines() == [
         "added task spam (number 2) to bank",
@@ -61,6 +62,7 @@ def test_add_task_says_what_was_held_and_what_to_do_next(run: Any, api: Any, rec
 
 def test_the_first_task_holds_nothing(run: Any, api: Any, records: Any) -> None:
     api["add_task"] = _added(records)
+    api["overview"] = NOTHING
     assert "held      nothing: no earlier adapter was active" in run("add-task", "spam", "--data", "s.jsonl").out
     assert run("add-task", "spam", "--data", "s.jsonl", "--json").document["score"]["n"] == 96
 
@@ -75,10 +77,11 @@ def test_notices_go_to_stderr_and_quiet_silences_them(run: Any, api: Any, record
         return _added(records)
 
     api["add_task"] = work
+    api["overview"] = NOTHING
     shown = run("add-task", "spam", "--data", "s.jsonl")
     assert shown.out.startswith("added task spam")
     lines = shown.err.splitlines()
-    assert lines[:2] == ["made a bank at bank\\x1b[2J", "training spam: 40 steps"]
+    assert lines[:2] == ["made a bank at bank\\x1b[2J", "training spam: 0/40"]
     assert lines[2:] == [f"training spam: {step}/40  loss {1 / step:.4g}  orthogonal 0.5" for step in range(4, 41, 4)]
     assert run("add-task", "spam", "--data", "s.jsonl", "-q").err == ""
 
@@ -92,6 +95,7 @@ def test_on_a_terminal_there_is_one_bar_with_the_losses(run: Any, api: Any, reco
         return _added(records)
 
     api["add_task"] = work
+    api["overview"] = NOTHING
     terminal("stderr")
     shown = run("add-task", "spam", "--data", "s.jsonl")
     assert "training spam" in shown.err
@@ -103,6 +107,7 @@ def test_on_a_terminal_there_is_one_bar_with_the_losses(run: Any, api: Any, reco
 
 def test_resume_takes_the_stored_settings(run: Any, api: Any, records: Any) -> None:
     api["add_task"] = _added(records)
+    api["overview"] = NOTHING
     assert run("add-task", "spam", "--resume").code == 0
     assert api.called("add_task")["config"] is None
     assert run("add-task", "spam", "--resume", "--data", "s.jsonl").code == 0
@@ -123,7 +128,7 @@ def test_compose_shows_its_report(run: Any, api: Any) -> None:
     api["compose"] = ComposeResult(record, {"routing_accuracy": 0.91, "errors": [{"module": "query", "error": 0.01}]})
     shown = run("compose", "--mode", "prototype", "--name", "routed", "--router", "gaussian")
     assert shown.out.splitlines()[0] == "made composition routed in bank"
-    assert "routing accuracy  0.9100" in shown.out
+    assert "routing_accuracy  0.91\n" in shown.out
     assert "query   0.0100" in shown.out
     assert "lorabank eval --composition routed --forgetting-matrix" in shown.out
     config = api.called("compose")["config"]

@@ -58,7 +58,8 @@ def add_task(run: Run, name: str, resume: bool, restart: bool) -> None:
             unchanged="the bank was not changed",
             hint=f"{command('lorabank', 'add-task', name)} --resume goes on from the last checkpoint",
         ) from None
-    run.output.data(result, _text(result))
+    names = {digest: adapter.task for digest, adapter in api.overview(run.bank).adapters.items()}
+    run.output.data(result, _text(result, names))
 
 
 def _config(run: Run, name: str, resume: bool, restart: bool) -> TrainConfig | None:
@@ -79,25 +80,26 @@ def _config(run: Run, name: str, resume: bool, restart: bool) -> TrainConfig | N
     return None
 
 
-def _text(result: AddTaskResult) -> str:
+def _text(result: AddTaskResult, names: dict[str, str]) -> str:
     task, adapter, score = result.task, result.adapter, result.score
-    overlap, left = adapter.metrics.get("overlap", {}), adapter.metrics.get("capacity_left")
+    overlap = [f"{names[digest]} {value:.4f}" for digest, value in adapter.metrics.get("overlap", {}).items()]
+    left = adapter.metrics.get("capacity_left")
     items: list[tuple[str, object]] = [
         ("adapter", adapter.digest),
         ("accuracy", f"{scored(score)} (95 % interval, task id given)"),
         ("strategy", f"{adapter.strategy}, r {adapter.r}, {adapter.steps} steps, {adapter.wall_seconds:.0f} s"),
-        ("held", _held(adapter)),
-        ("overlap", ", ".join(f"{name} {value:.4f}" for name, value in overlap.items()) or None),
+        ("held", _held(adapter, names)),
+        ("overlap", ", ".join(overlap) or None),
         ("capacity left", None if left is None else f"{100 * left:.1f} % of the input space"),
         ("next", "lorabank eval --forgetting-matrix" if task.position > 1 else "lorabank add-task NAME --data FILE"),
     ]
     return f"added task {safe(task.name)} (number {task.position}) to {safe(result.bank)}\n{pairs(items)}"
 
 
-def _held(adapter: AdapterRecord) -> str:
+def _held(adapter: AdapterRecord, names: dict[str, str]) -> str:
     """Which earlier adapters were active and frozen, and what kept the new one apart from them."""
     if not adapter.context:
         return "nothing: no earlier adapter was active"
-    names = adapter.metrics.get("overlap") or [digest[:12] for digest in adapter.context]
+    earlier = ", ".join(names[digest] for digest in adapter.context)
     by = ", ".join(f"{name} {weight:g}" for name, weight in adapter.penalties.items()) or "no penalty"
-    return f"{', '.join(names)} (active, frozen; {by})"
+    return f"{earlier} (active, frozen; {by})"

@@ -85,8 +85,9 @@ def _text(reports: Sequence[MatrixReport], gates: Mapping[str, Sequence[Any]], c
 def _report(report: MatrixReport, color: bool) -> str:
     given = "given: each text is answered with its own task's head"
     routed = "not given: the router finds each text's task"
+    mode = f" ({safe(report.mode)})" if report.mode != report.subject else ""
     lines = [
-        f"{safe(report.subject)} ({safe(report.mode)}): accuracy [after task, on task]",
+        f"{safe(report.subject)}{mode}: accuracy [after task, on task]",
         heatmap(report.tasks, report.values, color=color, limit=terminal_width()),
         "",
         f"task id {given if report.task_id == 'given' else routed}",

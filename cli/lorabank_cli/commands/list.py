@@ -61,7 +61,7 @@ def _task(snapshot: Snapshot, task: TaskRecord, accuracy: float | None) -> dict[
 
 def _text(run: Run, snapshot: Snapshot, tasks: list[dict[str, Any]]) -> str:
     limit = terminal_width()
-    lines = [f"bank {safe(run.bank)}, base {safe(snapshot.base.name)}", ""]
+    lines = [f"bank at {safe(run.bank)}, base {safe(snapshot.base.name)}", ""]
     if not tasks:
         lines += ["no tasks yet", f"next: {command('lorabank', 'add-task', 'NAME', '--data', 'FILE')}"]
         return "\n".join(lines)
