@@ -165,7 +165,8 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
         observer.finish()
     factors = _factors(layers)
     head = {name: _still(value) for name, value in head_state(model, base.head_modules).items()}
-    _check_finite({**{f"lora_A of {k}": v for k, v in factors.A.items()}, **head})
+    trained = {f"lora_A of {name}": value for name, value in factors.A.items()} | head
+    _check_finite(trained | {f"lora_B of {name}": value for name, value in factors.B.items()})
     return TrainedAdapter(
         factors=factors,
         head=head,

@@ -60,7 +60,9 @@ class AdapterTrainer(Trainer):
         self._penalties = [entry for entry in penalties if entry[1] > 0]
         self._groups = groups
         self.terms: dict[str, float] = {}
-        self.loss_is_scaled_for_ga = False
+        # our loss is a mean: Trainer divides it by the accumulated batches, which it leaves out for a model that would
+        # take the number of items itself
+        self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
         self.add_callback(_Progress(self, observer))
 
