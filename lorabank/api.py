@@ -182,7 +182,7 @@ def export(path: str | Path, name: str, target: str | Path, *, own: bool = False
     Raises:
         ConfigError: The composition is no single adapter.
     """
-    from lorabank.workflows.exchange import export as run
+    from lorabank.workflows.export import export as run
 
     return run(path, name, Path(target), own=own)
 
@@ -212,7 +212,7 @@ def import_adapter(
         DataError: The folder's tensors are not exactly those of a LoRA adapter with a head.
         IncompatibleError: Its shapes do not fit the base.
     """
-    from lorabank.workflows.exchange import import_adapter as run
+    from lorabank.workflows.import_ import import_adapter as run
 
     return run(path, Path(source), task, config=config, labels=labels, init=init, observer=observer)
 

@@ -1,7 +1,8 @@
 """PEFT's folder format, in and out: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-What is written loads with plain ``PeftModel.from_pretrained`` and with servers that read PEFT folders. The config is
-built from a fixed list of fields, and of a config that is read only the same fields count.
+What is written loads with plain ``PeftModel.from_pretrained`` and with servers that read PEFT folders; the config is
+built from a fixed list of fields. What is read here was written here; `lorabank.models.foreign` reads the folders of
+others.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from lorabank.core.lora import LoraFactors, lora_scaling
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""What PEFT puts before the name of every tensor."""
 
 
 def adapter_files(
@@ -34,11 +36,13 @@ def adapter_files(
     use_rslora: bool,
     head_modules: Sequence[str],
     lora_dropout: float = 0.0,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
 ) -> dict[str, bytes]:
-    """File name to bytes of an adapter whose scaling is ``lora_alpha`` over ``r`` in every module.
+    """File name to bytes of an adapter whose scaling follows from ``lora_alpha`` and ``r``.
 
     Args:
-        factors: The adapter; its ``scaling`` must be what ``r`` and ``lora_alpha`` give.
+        factors: The adapter; its ``scaling`` must be what the settings give.
         head: Full parameter name to tensor of the modules stored whole.
         base_model: Hub id or path of the base, as PEFT writes it.
         task_type: PEFT's ``TaskType`` name.
@@ -47,12 +51,16 @@ def adapter_files(
         use_rslora: Whether the scaling is ``lora_alpha / sqrt(r)``.
         head_modules: Modules that PEFT must save and load whole.
         lora_dropout: As used while training.
+        rank_pattern: Module name to its rank where that is not ``r``.
+        alpha_pattern: Module name to its ``lora_alpha`` where that is another one.
     """
     config = _config(base_model, task_type, sorted(factors.A), head_modules) | {
         "r": r,
         "lora_alpha": int(lora_alpha) if float(lora_alpha).is_integer() else lora_alpha,
         "use_rslora": use_rslora,
         "lora_dropout": lora_dropout,
+        "rank_pattern": dict(rank_pattern or {}),
+        "alpha_pattern": dict(alpha_pattern or {}),
     }
     return _files(config, factors, head)
 
@@ -62,10 +70,18 @@ def combined_files(
     head: Mapping[str, Tensor],
     *,
     base_model: str,
-    task_type: str,
+    task_type: str | None,
     head_modules: Sequence[str],
 ) -> dict[str, bytes]:
-    """File name to bytes of an adapter with s = 1 and any rank per module (``rank_pattern``)."""
+    """File name to bytes of an adapter with s = 1 and any rank per module (``rank_pattern``).
+
+    Args:
+        factors: At least one module, as `AdapterStack.combine` or `compress` make it.
+        head: Full parameter name to tensor of the modules stored whole.
+        base_model: Hub id or path of the base, as PEFT writes it.
+        task_type: PEFT's ``TaskType`` name; None for an adapter without a head, as PEFT would look for one.
+        head_modules: Modules that PEFT must save and load whole.
+    """
     ranks = {module: a.shape[0] for module, a in factors.A.items()}
     most = max(ranks.values(), default=1)
     other = {module: rank for module, rank in ranks.items() if rank != most}
@@ -88,7 +104,7 @@ def read_adapter(folder: Path) -> tuple[LoraFactors, dict[str, Tensor], dict[str
     tensors = load_tensors((folder / WEIGHTS_FILE).read_bytes())
     A, B, head = {}, {}, {}
     for key, tensor in tensors.items():
-        name = key.removeprefix(_PREFIX)
+        name = key.removeprefix(PREFIX)
         if name == key:
             raise DataError(f"{folder / WEIGHTS_FILE}: tensor {key!r} is not part of an adapter")
         if name.endswith(".lora_A.weight"):
@@ -103,7 +119,7 @@ def read_adapter(folder: Path) -> tuple[LoraFactors, dict[str, Tensor], dict[str
 
 
 def _config(
-    base_model: str, task_type: str, target_modules: Sequence[str], head_modules: Sequence[str]
+    base_model: str, task_type: str | None, target_modules: Sequence[str], head_modules: Sequence[str]
 ) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
@@ -125,9 +141,9 @@ def _config(
 
 
 def _files(config: Mapping[str, Any], factors: LoraFactors, head: Mapping[str, Tensor]) -> dict[str, bytes]:
-    tensors = {f"{_PREFIX}{module}.lora_A.weight": a for module, a in factors.A.items()}
-    tensors |= {f"{_PREFIX}{module}.lora_B.weight": b for module, b in factors.B.items()}
-    tensors |= {f"{_PREFIX}{name}": value for name, value in head.items()}
+    tensors = {f"{PREFIX}{module}.lora_A.weight": a for module, a in factors.A.items()}
+    tensors |= {f"{PREFIX}{module}.lora_B.weight": b for module, b in factors.B.items()}
+    tensors |= {f"{PREFIX}{name}": value for name, value in head.items()}
     still = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     return {
         CONFIG_FILE: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
@@ -136,13 +152,10 @@ def _files(config: Mapping[str, Any], factors: LoraFactors, head: Mapping[str, T
 
 
 def _scaling(config: Mapping[str, Any], module: str, a: Tensor) -> float:
-    alpha = _pattern(config, "alpha_pattern", module, config["lora_alpha"])
+    alpha = by_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
     return lora_scaling(a.shape[0], alpha, use_rslora=bool(config.get("use_rslora")))
 
 
-def _pattern(config: Mapping[str, Any], field: str, module: str, default: float) -> float:
-    """PEFT's rule for literal names: a key fits a module that equals it or ends with ``.key``."""
-    for key, value in (config.get(field) or {}).items():
-        if module == key or module.endswith(f".{key}"):
-            return float(value)
-    return float(default)
+def by_pattern(pattern: Mapping[str, float], module: str, default: float) -> float:
+    """PEFT's rule for literal names: the first key that equals the module or ends it after a dot counts."""
+    return next((value for key, value in pattern.items() if f".{module}".endswith(f".{key}")), default)

@@ -1,0 +1,161 @@
+"""``export``: a task or a manual composition as one PEFT folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from lorabank.bank.bank import Bank
+from lorabank.bank.failures import reported
+from lorabank.bank.snapshot import Snapshot
+from lorabank.bank.store import sync_folder
+from lorabank.compose.weighted import Weighted
+from lorabank.core.errors import ConfigError, ExistsError, NotFoundError
+from lorabank.core.lora import AdapterStack, LoraFactors, compress
+from lorabank.core.records import CompositionRecord, TaskRecord
+from lorabank.models.peft_folder import combined_files, read_adapter
+from lorabank.training.strategies import own_state
+from lorabank.workflows.results import ExportResult
+from lorabank.workflows.upkeep import find_named, listed
+from lorabank.workflows.view import read_factors, read_members, read_stack
+
+_UNCHANGED = "nothing was written"
+
+
+def export(path: str | Path, name: str, target: Path, *, own: bool) -> ExportResult:
+    """Write a task or a manual composition as one PEFT folder, whole or not at all."""
+    bank = Bank.open(path)
+    snapshot = bank.snapshot()
+    record = find_named(snapshot, name)
+    target = Path(os.path.abspath(target))
+    _check_target(target, bank.path)
+    if isinstance(record, CompositionRecord):
+        if own:
+            raise ConfigError("--own is for tasks", hint=f"lorabank export {name} FOLDER", unchanged=_UNCHANGED)
+        files, kind, note = _export_composition(bank, snapshot, record)
+    else:
+        files, kind, note = _export_task(bank, snapshot, record, own)
+    write_folder(target, files)
+    return ExportResult(str(target), tuple(sorted(files)), kind, note)
+
+
+def _export_task(bank: Bank, snapshot: Snapshot, task: TaskRecord, own: bool) -> tuple[dict[str, bytes], str, str]:
+    adapter = snapshot.adapter_of(task.name)
+    folder = bank.verified_adapter(adapter.digest)
+    head = f"head of {len(task.labels)} labels in this order: {listed(task.labels)}"
+    if own or not adapter.context:
+        # The stored files need nothing but a copy, and a copy keeps r, lora_alpha and every bit.
+        files = {file: (folder / file).read_bytes() for file in adapter.files}
+        beneath = _names(snapshot, adapter.context)
+        alone = f"; without {listed(beneath)}, on top of which it was trained" if beneath else ""
+        return files, "adapter", f"r {adapter.r} on {snapshot.base.name}; {head}{alone}"
+    stack = read_stack(bank, [adapter])
+    assert stack is not None
+    joined = stack.combine(torch.ones(len(stack.names)))
+    _, tensors, config = read_adapter(folder)
+    files = combined_files(
+        joined,
+        tensors,
+        base_model=snapshot.base.name,
+        task_type=task.task_type,
+        head_modules=config["modules_to_save"],
+    )
+    members = listed(_names(snapshot, own_state(adapter)))
+    return files, "joined", f"{members} in one adapter, r {_rank(joined)} on {snapshot.base.name}; {head}"
+
+
+def _export_composition(
+    bank: Bank, snapshot: Snapshot, record: CompositionRecord
+) -> tuple[dict[str, bytes], str, str]:
+    if record.mode != Weighted.mode:
+        raise _no_single_adapter(record)
+    members = read_members(bank, snapshot, [snapshot.task(task) for task in record.members], samples=False)
+    stack = AdapterStack.build(read_factors(bank, record.adapters))
+    factors = Weighted(record.parameters["weights"], None, members, lambda: stack).adapter(members[-1].position)
+    if not factors.A:
+        raise ConfigError(
+            f"composition {record.name!r} has the weight 0 for every member: that is the bare base model",
+            unchanged=_UNCHANGED,
+        )
+    if record.parameters["max_rank"] is not None:
+        factors = compress(factors, record.parameters["max_rank"]).factors
+    files = combined_files(factors, {}, base_model=snapshot.base.name, task_type=None, head_modules=())
+    weights = ", ".join(f"{task}={weight:g}" for task, weight in record.parameters["weights"].items())
+    note = (
+        f"{weights} in one adapter, r {_rank(factors)} on {snapshot.base.name} as a sequence classifier; "
+        "it holds no head, as a sum of adapters has none of its own: take one from an exported task"
+    )
+    return files, "composition", note
+
+
+def _no_single_adapter(record: CompositionRecord) -> ConfigError:
+    """Why a composition whose weights depend on the input is no PEFT folder, and what is nearest to it."""
+    if record.mode == "prototype":
+        why = f"it picks one of {len(record.members)} adapters for each text"
+        hint = f"export the tasks one by one: lorabank export {record.members[0]} FOLDER"
+    else:
+        why = "its weights depend on the input"
+        hint = f"fixed weights can be exported: lorabank compose --mode manual --tasks {','.join(record.members)}"
+    return ConfigError(
+        f"composition {record.name!r} ({record.mode}) is no single adapter: {why}",
+        hint=hint,
+        unchanged=_UNCHANGED,
+    )
+
+
+def _check_target(target: Path, bank: Path) -> None:
+    """A folder that does not exist or is empty, no link, beside an existing parent, outside the bank.
+
+    Raises:
+        ExistsError: Something is there.
+        NotFoundError: There is no parent folder.
+        ConfigError: It lies in the bank.
+    """
+    with reported(target, unchanged=_UNCHANGED):
+        if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+            what = "a link" if target.is_symlink() else "a folder with files" if target.is_dir() else "a file"
+            raise ExistsError(f"{target} is {what}", hint="name a folder that does not exist", unchanged=_UNCHANGED)
+        if not target.parent.is_dir():
+            parent = target.parent
+            raise NotFoundError(f"there is no folder {parent}", hint=f"mkdir -p {parent}", unchanged=_UNCHANGED)
+        if target.resolve().is_relative_to(bank.resolve()):
+            raise ConfigError(f"{target} lies in the bank", hint="name a folder elsewhere", unchanged=_UNCHANGED)
+
+
+def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder whole or not at all: into a hidden one beside it, synced, then renamed.
+
+    Args:
+        target: A path that does not exist or is an empty folder.
+        files: File name to content.
+
+    Raises:
+        StorageError: No space, no permission, or an input/output error.
+    """
+    with reported(target, unchanged=_UNCHANGED):
+        temporary = target.with_name(f".{target.name}.{os.urandom(6).hex()}")
+        temporary.mkdir()
+        try:
+            for name, data in files.items():
+                with (temporary / name).open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            sync_folder(temporary)
+            os.rename(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_folder(target.parent)
+
+
+def _rank(factors: LoraFactors) -> int:
+    return max(a.shape[0] for a in factors.A.values())
+
+
+def _names(snapshot: Snapshot, digests: Sequence[str]) -> list[str]:
+    return [snapshot.adapters[digest].task for digest in digests]
