@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.failures import reported
 from lorabank.bank.snapshot import Snapshot
-from lorabank.bank.store import sync_folder
 from lorabank.compose.weighted import Weighted
-from lorabank.core.errors import ConfigError, ExistsError, NotFoundError
+from lorabank.core.errors import ConfigError
 from lorabank.core.lora import AdapterStack, LoraFactors, compress
 from lorabank.core.records import CompositionRecord, TaskRecord
 from lorabank.models.peft_folder import combined_files, read_adapter
 from lorabank.training.strategies import own_state
+from lorabank.workflows.folders import check_target, write_folder
 from lorabank.workflows.results import ExportResult
 from lorabank.workflows.upkeep import find_named, listed
 from lorabank.workflows.view import read_factors, read_members, read_stack
@@ -32,7 +30,7 @@ def export(path: str | Path, name: str, target: Path, *, own: bool) -> ExportRes
     snapshot = bank.snapshot()
     record = find_named(snapshot, name)
     target = Path(os.path.abspath(target))
-    _check_target(target, bank.path)
+    check_target(target, bank.path)
     if isinstance(record, CompositionRecord):
         if own:
             raise ConfigError("--own is for tasks", hint=f"lorabank export {name} FOLDER", unchanged=_UNCHANGED)
@@ -105,52 +103,6 @@ def _no_single_adapter(record: CompositionRecord) -> ConfigError:
         hint=hint,
         unchanged=_UNCHANGED,
     )
-
-
-def _check_target(target: Path, bank: Path) -> None:
-    """A folder that does not exist or is empty, no link, beside an existing parent, outside the bank.
-
-    Raises:
-        ExistsError: Something is there.
-        NotFoundError: There is no parent folder.
-        ConfigError: It lies in the bank.
-    """
-    with reported(target, unchanged=_UNCHANGED):
-        if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-            what = "a link" if target.is_symlink() else "a folder with files" if target.is_dir() else "a file"
-            raise ExistsError(f"{target} is {what}", hint="name a folder that does not exist", unchanged=_UNCHANGED)
-        if not target.parent.is_dir():
-            parent = target.parent
-            raise NotFoundError(f"there is no folder {parent}", hint=f"mkdir -p {parent}", unchanged=_UNCHANGED)
-        if target.resolve().is_relative_to(bank.resolve()):
-            raise ConfigError(f"{target} lies in the bank", hint="name a folder elsewhere", unchanged=_UNCHANGED)
-
-
-def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder whole or not at all: into a hidden one beside it, synced, then renamed.
-
-    Args:
-        target: A path that does not exist or is an empty folder.
-        files: File name to content.
-
-    Raises:
-        StorageError: No space, no permission, or an input/output error.
-    """
-    with reported(target, unchanged=_UNCHANGED):
-        temporary = target.with_name(f".{target.name}.{os.urandom(6).hex()}")
-        temporary.mkdir()
-        try:
-            for name, data in files.items():
-                with (temporary / name).open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            sync_folder(temporary)
-            os.rename(temporary, target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        sync_folder(target.parent)
 
 
 def _rank(factors: LoraFactors) -> int:

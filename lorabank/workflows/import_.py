@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from safetensors.torch import save as save_tensors
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.failures import reported
-from lorabank.bank.operations import Operation
-from lorabank.bank.snapshot import Snapshot
+from lorabank.bank.layout import check_name
+from lorabank.bank.operations import Operation, taken
 from lorabank.bank.store import MAX_CONFIG, StoredFile, adapter_digest
 from lorabank.bank.tensors import MAX_FILE, check_tensor_bytes
 from lorabank.core.config import InitConfig, TrainConfig, validate
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError
 from lorabank.core.observer import Observer
-from lorabank.core.records import AdapterRecord, DatasetRecord, TaskRecord
+from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 from lorabank.data.loading import TaskData
 from lorabank.models.encoding import encode_texts
 from lorabank.models.foreign import ForeignAdapter, check_effect, check_fits, largest_update, read_foreign
 from lorabank.models.heads import Head, load_head
-from lorabank.models.loading import LoadedBase, load_base, resolve_device
+from lorabank.models.loading import LoadedBase, describe_base, load_base, resolve_base, resolve_device
 from lorabank.models.peft_folder import CONFIG_FILE, WEIGHTS_FILE, adapter_files
 from lorabank.training.run import overlap_report
 from lorabank.training.strategies import IMPORTED
+from lorabank.workflows.folders import read_regular
 from lorabank.workflows.results import AddTaskResult
 from lorabank.workflows.train import (
     commit_and_score,
@@ -54,6 +52,27 @@ _PROBED = 16
 """Texts that are passed through the base with and without an imported adapter."""
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """An adapter that fits and works, and what the bank keeps of its data.
+
+    Attributes:
+        adapter: What was read.
+        head_modules: The base's modules that its head fills.
+        config: The settings, ``max_length`` cut to the base's limit.
+        statistics: The router's input.
+        rows_cut: Training rows that are longer.
+        largest_update: See `largest_update`.
+    """
+
+    adapter: ForeignAdapter
+    head_modules: tuple[str, ...]
+    config: TrainConfig
+    statistics: bytes
+    rows_cut: int
+    largest_update: float
+
+
 def import_adapter(
     path: str | Path,
     source: Path,
@@ -69,41 +88,74 @@ def import_adapter(
     data = load_data(checked)
     order = _label_order(data, labels, observer)
     adapter, digest = read_source(source)
+    base = _future_base(path, name, init, observer)
+    judged = _judge(adapter, base, data, order, checked)
+    facts: dict[str, Any] = {
+        "source": str(source),
+        "source_digest": digest,
+        "source_base": adapter.base_model[:256],
+        "largest_update": judged.largest_update,
+        "rows_cut": judged.rows_cut,
+    }
+    _warn(facts, base, observer)
     bank, created = open_or_init(path, init, observer)
     with bank.reserve("import", name, {"source": str(source), "digest": digest}) as operation:
-        facts = {"source": str(source), "source_digest": digest, "source_base": adapter.base_model}
-        result = _import(bank, operation, adapter, data, order, checked, facts, observer)
+        result = _commit(bank, operation, judged, data, order, facts, observer)
     return AddTaskResult(*result, bank=str(path), bank_created=created)
 
 
-def _import(
+def _future_base(path: str | Path, name: str, init: InitConfig, observer: Observer) -> BaseModelRecord:
+    """The base model that the adapter is to sit on; a name that cannot be used is told before the base is loaded.
+
+    Raises:
+        ConfigError: The name is no name.
+        ExistsError: The name is taken.
+    """
+    check_name(name)
+    if not Bank.exists(path):
+        return describe_base(resolve_base(init.base, init.revision), init.task_type)
+    snapshot = open_or_init(path, init, observer)[0].snapshot()
+    for kind, records in (("task", snapshot.tasks), ("composition", snapshot.compositions)):
+        if any(record.name == name for record in records):
+            raise taken(kind, name)
+    return snapshot.base
+
+
+def _judge(
+    adapter: ForeignAdapter, record: BaseModelRecord, data: TaskData, labels: tuple[str, ...], config: TrainConfig
+) -> _Judged:
+    """Put the adapter on the base and look at it; nothing is written."""
+    base = load_base(record, device=resolve_device(config.device))
+    check_fits(adapter, base, record.task_type)
+    head = _load_head(base, adapter, labels)
+    texts, max_length = data.train.texts, min(config.max_length, base.max_length or config.max_length)
+    config = replace(config, max_length=max_length)
+    statistics = task_statistics(base, texts, config)
+    check_effect(base, adapter.factors, head, texts[:_PROBED], max_length=max_length)
+    return _Judged(
+        adapter=adapter,
+        head_modules=base.head_modules,
+        config=config,
+        statistics=statistics,
+        rows_cut=encode_texts(base.tokenizer, texts, max_length).cut,
+        largest_update=largest_update(adapter.factors, base.model),
+    )
+
+
+def _commit(
     bank: Bank,
     operation: Operation,
-    adapter: ForeignAdapter,
+    judged: _Judged,
     data: TaskData,
     labels: tuple[str, ...],
-    config: TrainConfig,
     facts: dict[str, Any],
     observer: Observer,
 ) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, float]]:
-    snapshot = bank.snapshot()
-    device = resolve_device(config.device)
-    base = load_base(snapshot.base, device=device)
-    check_fits(adapter, base, snapshot.base.task_type)
-    head = _load_head(base, adapter, labels)
-    max_length = min(config.max_length, base.max_length or config.max_length)
-    statistics = task_statistics(base, data.train.texts, config)
-    check_effect(base, adapter.factors, head, data.train.texts[:_PROBED], max_length=max_length)
-    cut = encode_texts(base.tokenizer, data.train.texts, max_length).cut
-    facts |= {
-        "largest_update": largest_update(adapter.factors, base.model),
-        "rows_cut": cut,
-        **overlap_report(adapter.factors, read_stack(bank, adapters_in_order(snapshot))),
-    }
-    _warn(facts, snapshot, observer)
+    snapshot, adapter, config = bank.snapshot(), judged.adapter, judged.config
+    overlap = overlap_report(adapter.factors, read_stack(bank, adapters_in_order(snapshot)))
     settings = asdict(config)
     record = AdapterRecord(
-        digest=operation.stage_adapter(_files(snapshot, base, adapter)),
+        digest=operation.stage_adapter(_files(snapshot.base, judged)),
         task=operation.name,
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
@@ -115,13 +167,13 @@ def _import(
         seed=config.seed,
         steps=0,
         wall_seconds=0.0,
-        device=str(device),
+        device=str(resolve_device(config.device)),
         bytes=0,
         head_digest=hashlib.sha256(save_tensors(adapter.head)).hexdigest(),
         files={},
         versions=package_versions(),
-        config={name: settings[name] for name in _USED} | {"max_length": max_length},
-        metrics=facts,
+        config={name: settings[name] for name in _USED},
+        metrics={**facts, **overlap},
     )
     task = TaskRecord(
         name=operation.name,
@@ -130,9 +182,10 @@ def _import(
         labels=labels,
         state="training",
         adapter=record.digest,
-        statistics=operation.stage_blob(statistics),
+        statistics=operation.stage_blob(judged.statistics),
     )
-    return commit_and_score(bank, operation, task, record, dataset_records(operation, data, config, cut), observer)
+    datasets = dataset_records(operation, data, config, judged.rows_cut)
+    return commit_and_score(bank, operation, task, record, datasets, observer)
 
 
 def read_source(folder: Path) -> tuple[ForeignAdapter, str]:
@@ -147,38 +200,21 @@ def read_source(folder: Path) -> tuple[ForeignAdapter, str]:
     """
     if not folder.is_dir():
         raise NotFoundError(f"there is no folder {str(folder)!r}", hint="name a PEFT folder", unchanged=_UNCHANGED)
-    config = _read_file(folder / CONFIG_FILE, MAX_CONFIG)
-    weights = _read_file(folder / WEIGHTS_FILE, MAX_FILE)
+    config = read_regular(folder / CONFIG_FILE, MAX_CONFIG, unchanged=_UNCHANGED)
+    weights = read_regular(folder / WEIGHTS_FILE, MAX_FILE, unchanged=_UNCHANGED)
+    if config is None:
+        _refuse(f"{folder / CONFIG_FILE} is missing: the folder is no PEFT adapter")
+    if weights is None:
+        pickled = (folder / WEIGHTS_FILE).with_suffix(".bin")
+        if pickled.exists():
+            _refuse(f"{pickled} is a pickle, which could run code: it is never read", "save it as safetensors")
+        _refuse(f"{folder / WEIGHTS_FILE} is missing: the folder is no PEFT adapter")
     check_tensor_bytes(weights, WEIGHTS_FILE)
     files = [
         StoredFile(name, hashlib.sha256(data).hexdigest(), len(data))
         for name, data in ((CONFIG_FILE, config), (WEIGHTS_FILE, weights))
     ]
     return read_foreign(config, weights), adapter_digest(files)
-
-
-def _read_file(path: Path, limit: int) -> bytes:
-    """The content of a regular file; a pipe does not block, a link is not followed."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        pickled = path.with_suffix(".bin")
-        if path.name == WEIGHTS_FILE and pickled.exists():
-            _refuse(f"{pickled} is a pickle, which could run code: it is never read", "save it as safetensors")
-        _refuse(f"{path} is missing: the folder is no PEFT adapter")
-    except OSError as error:
-        if path.is_symlink():
-            _refuse(f"{path} is a link", "copy the files that the links lead to: cp -rL")
-        _refuse(f"{path} cannot be read: {error.strerror}")
-    with reported(path, unchanged=_UNCHANGED), os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            _refuse(f"{path} is no regular file")
-        # One byte more than allowed: the file may have grown since.
-        data = b"" if status.st_size > limit else file.read(limit + 1)
-        if status.st_size > limit or len(data) > limit:
-            _refuse(f"{path} is larger than {limit} bytes")
-        return data
 
 
 def _label_order(data: TaskData, labels: Sequence[str] | None, observer: Observer) -> tuple[str, ...]:
@@ -212,30 +248,32 @@ def _load_head(base: LoadedBase, adapter: ForeignAdapter, labels: tuple[str, ...
         ) from error
 
 
-def _warn(facts: Mapping[str, Any], snapshot: Snapshot, observer: Observer) -> None:
-    if facts["source_base"] != snapshot.base.name:
+def _warn(facts: Mapping[str, Any], base: BaseModelRecord, observer: Observer) -> None:
+    if facts["source_base"] != base.name:
         observer.notice(
-            f"the adapter names the base model {facts['source_base']!r}, the bank's is {snapshot.base.name!r}: "
-            "its shapes fit, whether its weights do shows in the accuracy"
+            f"the adapter names the base model {facts['source_base']!r}, the bank's is {base.name!r}: "
+            "the shapes fit, whether the weights do shows in the accuracy"
         )
     if facts["largest_update"] > 1:
         observer.notice(
             f"the adapter's update is up to {facts['largest_update']:.1f} times as large as the weights it is added to"
         )
     if facts["rows_cut"]:
-        observer.notice(f"{facts['rows_cut']} training texts are cut")
+        observer.notice(f"{facts['rows_cut']} training texts are longer than --max-length and are cut")
 
 
-def _files(snapshot: Snapshot, base: LoadedBase, adapter: ForeignAdapter) -> dict[str, bytes]:
+def _files(base: BaseModelRecord, judged: _Judged) -> dict[str, bytes]:
+    """The adapter in the bank's own form, whatever else its folder held."""
+    adapter = judged.adapter
     return adapter_files(
         adapter.factors,
         adapter.head,
-        base_model=snapshot.base.name,
-        task_type=snapshot.base.task_type,
+        base_model=base.name,
+        task_type=base.task_type,
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
         use_rslora=adapter.use_rslora,
-        head_modules=base.head_modules,
+        head_modules=judged.head_modules,
         lora_dropout=adapter.lora_dropout,
         rank_pattern=adapter.rank_pattern,
         alpha_pattern=adapter.alpha_pattern,

@@ -1,0 +1,92 @@
+"""Folders outside the bank: those of others are read with suspicion, our own are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from lorabank.bank.failures import reported
+from lorabank.bank.store import sync_folder
+from lorabank.core.errors import ConfigError, DataError, ExistsError, NotFoundError
+
+_UNWRITTEN = "nothing was written"
+
+
+def check_target(target: Path, bank: Path) -> None:
+    """A folder to be written must not exist or be empty, be no link, have a parent and lie outside the bank.
+
+    Raises:
+        ExistsError: Something is there.
+        NotFoundError: There is no parent folder.
+        ConfigError: It lies in the bank.
+    """
+    with reported(target, unchanged=_UNWRITTEN):
+        if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+            what = "a link" if target.is_symlink() else "a folder with files" if target.is_dir() else "a file"
+            raise ExistsError(f"{target} is {what}", hint="name a folder that does not exist", unchanged=_UNWRITTEN)
+        parent = target.parent
+        if not parent.is_dir():
+            raise NotFoundError(f"there is no folder {parent}", hint=f"mkdir -p {parent}", unchanged=_UNWRITTEN)
+        if target.resolve().is_relative_to(bank.resolve()):
+            raise ConfigError(f"{target} lies in the bank", hint="name a folder elsewhere", unchanged=_UNWRITTEN)
+
+
+def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder: into a hidden one beside it, synced, then renamed.
+
+    Args:
+        target: An absolute path that does not exist or is an empty folder.
+        files: File name to content.
+
+    Raises:
+        StorageError: No space, no permission, or an input/output error.
+    """
+    with reported(target, unchanged=_UNWRITTEN):
+        temporary = target.with_name(f".{target.name}.{os.urandom(6).hex()}")
+        temporary.mkdir()
+        try:
+            for name, data in files.items():
+                with (temporary / name).open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            sync_folder(temporary)
+            os.rename(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_folder(target.parent)
+
+
+def read_regular(path: Path, limit: int, *, unchanged: str) -> bytes | None:
+    """The content of a file that a stranger made; None where there is none.
+
+    A pipe does not block, a link is not followed, and of a file that grows no more than ``limit`` bytes are read.
+
+    Raises:
+        DataError: It is a link, no regular file, larger than ``limit``, or cannot be read.
+    """
+
+    def refuse(reason: str, hint: str | None = None) -> NoReturn:
+        raise DataError(f"{path} {reason}", hint=hint, unchanged=unchanged)
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if path.is_symlink():
+            refuse("is a link, which is not followed", "copy what it leads to: cp -rL")
+        refuse(f"cannot be read: {error.strerror}")
+    with reported(path, unchanged=unchanged), os.fdopen(descriptor, "rb", closefd=True) as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            refuse("is no regular file")
+        data = b"" if status.st_size > limit else file.read(limit + 1)
+        if status.st_size > limit or len(data) > limit:
+            refuse(f"is larger than {limit} bytes")
+        return data
