@@ -28,6 +28,11 @@ for name in [name for name in os.environ if name.startswith("LORABANK_") or name
     del os.environ[name]
 
 
+def pytest_unconfigure() -> None:
+    """Drop the empty cache; left to the interpreter's exit it would be a warning."""
+    _EMPTY_HUB.cleanup()
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Internet sockets answer as on a machine without a network; local ones (AF_UNIX) work."""

@@ -16,7 +16,7 @@ from lorabank.bank.layout import Layout, check_name
 from lorabank.bank.locks import bank_lock, boot_id, host_name, is_alive, process_start
 from lorabank.bank.rows import operation_record, operation_row
 from lorabank.bank.store import Stage, check_space
-from lorabank.core.errors import ExistsError, LorabankError, NotFoundError
+from lorabank.core.errors import DivergedError, ExistsError, LorabankError, NotFoundError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, OperationRecord, TaskRecord
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class Operation:
     """A change under way: the holder of a reserved name.
 
     A context manager. Without a commit the reservation is dropped at the end of the block; an ``add-task`` that was
-    interrupted keeps its reservation and ``work`` when a checkpoint lies there, so that it can be resumed.
+    interrupted keeps its reservation and ``work`` when a checkpoint lies there, so that it can be resumed. One that
+    diverged would diverge again, so it keeps nothing.
 
     Args:
         layout: Where the bank is.
@@ -143,7 +144,8 @@ class Operation:
         self._stage.discard()
         # What ended the block matters more than a reservation that cannot be dropped: it lapses with this process.
         with suppress(LorabankError) if error else nullcontext():
-            if error and self.kind == RESUMABLE and holds_checkpoint(self.work):
+            interrupted = error is not None and not isinstance(error, DivergedError)
+            if interrupted and self.kind == RESUMABLE and holds_checkpoint(self.work):
                 release(self._layout, self.id)
             else:
                 drop(self._layout, self.id)

@@ -1,0 +1,144 @@
+"""Real banks on a tiny base: three tasks of letters, trained in a second each, built once for each strategy."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lorabank import api
+from lorabank.bank.bank import Bank
+from lorabank.core.config import InitConfig, TrainConfig
+from lorabank.core.observer import Observer, SilentObserver
+from lorabank.core.records import AdapterRecord
+from lorabank.workflows.results import AddTaskResult
+
+TASKS = ("one", "two", "three")
+SETTINGS = {
+    "eval_fraction": 0.5, "epochs": 2, "batch_size": 4, "r": 2, "lora_alpha": 8.0, "learning_rate": 1e-2,
+    "keep_samples": 8, "clusters_per_task": 2, "device": "cpu",
+}  # fmt: skip
+
+
+def write_task(path: Path, labels: int, seed: int, rows: int = 24) -> Path:
+    """Rows whose label says which part of the alphabet their letters come from."""
+    chance = random.Random(seed)
+    alphabet = "abcdefghijklmnopqrstuvwxyz"
+    chosen = [alphabet[k * 26 // labels : (k + 1) * 26 // labels] for k in range(labels)]
+    lines = [
+        {"text": " ".join(chance.choices(chosen[i % labels], k=chance.randint(3, 8))), "label": f"part{i % labels}"}
+        for i in range(rows)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@dataclass
+class Lab:
+    """A base and data sets, and banks that are made of them once."""
+
+    base: Path
+    folder: Path
+    banks: dict[tuple[str, int], Path] = field(default_factory=dict)
+
+    def data(self, task: str) -> Path:
+        """The rows of a task: two labels, or three for every second task."""
+        path = self.folder / f"{task}.jsonl"
+        number = TASKS.index(task)
+        return path if path.exists() else write_task(path, labels=2 + number % 2, seed=number)
+
+    def settings(self, task: str, **config: Any) -> TrainConfig:
+        return TrainConfig(**({"data": str(self.data(task))} | SETTINGS | config))
+
+    def add(self, bank: Path, task: str, observer: Observer | None = None, **config: Any) -> AddTaskResult:
+        settings = self.settings(task, **config)
+        return api.add_task(
+            bank, task, settings, init=InitConfig(base=str(self.base)), observer=observer or SilentObserver()
+        )
+
+    def bank(self, strategy: str, tasks: int) -> Path:
+        """A bank that tests only read; `copy` gives one to change."""
+        if (strategy, tasks) not in self.banks:
+            path = self.folder / f"{strategy}-{tasks}"
+            if tasks == 0:
+                api.init_bank(path, InitConfig(base=str(self.base)))
+            else:
+                shutil.copytree(self.bank(strategy, tasks - 1), path)
+                self.add(path, TASKS[tasks - 1], strategy=strategy)
+            self.banks[strategy, tasks] = path
+        return self.banks[strategy, tasks]
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory, save_base: Callable[..., Path]) -> Lab:
+    folder = tmp_path_factory.mktemp("lab")
+    return Lab(save_base(folder / "base"), folder)
+
+
+@pytest.fixture
+def copy(lab: Lab, tmp_path: Path) -> Callable[[str, int], Path]:
+    """``copy(strategy, tasks)``: a bank of the test's own."""
+    return lambda strategy, tasks: Path(shutil.copytree(lab.bank(strategy, tasks), tmp_path / "bank"))
+
+
+@pytest.fixture
+def by_hand(lab: Lab) -> Callable[..., torch.Tensor]:
+    """``by_hand(bank, digests, head_of, texts)``: probabilities from plain transformers and plain safetensors.
+
+    The weights are ``W + sum_k w_k (lora_alpha / r) B_k A_k`` with the adapters of ``digests`` (a mapping gives
+    their w), the head is that of the adapter ``head_of``; one text at a time.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    def run(bank: Path, digests: Any, head_of: str, texts: list[str]) -> torch.Tensor:
+        weights = digests if isinstance(digests, dict) else dict.fromkeys(digests, 1.0)
+        head = load_file(bank / "adapters" / head_of / "adapter_model.safetensors")
+        labels = head["base_model.model.classifier.bias"].shape[0]
+        model = AutoModelForSequenceClassification.from_pretrained(lab.base, num_labels=labels).eval()
+        prefix = "base_model.model."
+        with torch.no_grad():
+            model.classifier.weight.copy_(head[f"{prefix}classifier.weight"])
+            model.classifier.bias.copy_(head[f"{prefix}classifier.bias"])
+            for digest, weight in weights.items():
+                tensors = load_file(bank / "adapters" / digest / "adapter_model.safetensors")
+                config = json.loads((bank / "adapters" / digest / "adapter_config.json").read_text())
+                for key, a in tensors.items():
+                    if key.endswith(".lora_A.weight"):
+                        module = key.removeprefix(prefix).removesuffix(".lora_A.weight")
+                        b = tensors[key.replace("lora_A", "lora_B")]
+                        scaling = config["lora_alpha"] / config["r"]
+                        model.get_submodule(module).weight += weight * scaling * (b @ a)
+            logits = [
+                model(
+                    input_ids=torch.tensor([[0, *(4 + ord(letter) - ord("a") for letter in text.split()), 2]])
+                ).logits
+                for text in texts
+            ]
+        return torch.cat(logits).softmax(-1)
+
+    return run
+
+
+@pytest.fixture
+def adapters() -> Callable[[Path], list[AdapterRecord]]:
+    """The adapters of a bank's tasks, in order."""
+
+    def read(bank: Path) -> list[AdapterRecord]:
+        snapshot = Bank.open(bank).snapshot()
+        return [snapshot.adapter_of(task.name) for task in snapshot.tasks]
+
+    return read
+
+
+@pytest.fixture
+def texts() -> list[str]:
+    chance = random.Random(99)
+    return [" ".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(2, 8))) for _ in range(12)]

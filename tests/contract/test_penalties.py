@@ -1,0 +1,96 @@
+"""What every penalty of the table promises."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lorabank.core import plugins
+from lorabank.training.penalties.base import FactorGroup, Penalty
+
+
+@pytest.fixture(params=sorted(plugins.PENALTIES))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def penalty(name: str) -> Penalty:
+    return plugins.load(plugins.PENALTIES, name, "penalty")()
+
+
+def group(modules: int = 3, d_in: int = 10, *, earlier: int = 4, seed: int = 0) -> FactorGroup:
+    torch.manual_seed(seed)
+    previous = torch.randn(modules, earlier, d_in)
+    basis = torch.linalg.qr(previous.mT)[0].mT if earlier else previous
+    new = torch.randn(modules, 2, d_in, requires_grad=True)
+    return FactorGroup(new, torch.randn(modules, 5, 2, requires_grad=True), previous.requires_grad_(), basis)
+
+
+def reordered(old: FactorGroup, order: list[int]) -> FactorGroup:
+    return FactorGroup(old.A_new[order], old.B_new[order], old.A_prev[order], old.basis_prev[order])
+
+
+def test_it_has_a_default_weight(penalty: Penalty) -> None:
+    assert math.isfinite(penalty.default_weight)
+    assert penalty.default_weight >= 0
+
+
+def test_it_is_a_float32_scalar_that_is_not_negative(penalty: Penalty) -> None:
+    value = penalty([group()])
+    assert value.shape == ()
+    assert value.dtype == torch.float32
+    assert float(value.detach()) >= 0
+
+
+def test_modules_and_groups_may_come_in_any_order(penalty: Penalty) -> None:
+    first, second = group(seed=1), group(d_in=7, seed=2)
+    value = penalty([first, second]).detach()
+    torch.testing.assert_close(penalty([second, reordered(first, [2, 0, 1])]).detach(), value)
+
+
+def test_a_group_may_be_split(penalty: Penalty) -> None:
+    """Which modules share a shape is the base's accident."""
+    whole = group()
+    parts = [reordered(whole, [0]), reordered(whole, [1, 2])]
+    torch.testing.assert_close(penalty(parts).detach(), penalty([whole]).detach())
+
+
+def test_the_first_task_pays_nothing_for_earlier_ones(penalty: Penalty) -> None:
+    without, beside = group(earlier=0), group()
+    beside = FactorGroup(without.A_new, without.B_new, beside.A_prev, beside.basis_prev)
+    alone, together = float(penalty([without]).detach()), float(penalty([beside]).detach())
+    assert alone in (0.0, together)  # a penalty on the new adapter itself does not know the earlier ones
+
+
+def test_rows_of_zeros_change_nothing(penalty: Penalty) -> None:
+    """Modules of one group may have fewer earlier rows than others; they are filled up with zeros."""
+    whole = group()
+    filled = FactorGroup(
+        whole.A_new,
+        whole.B_new,
+        torch.nn.functional.pad(whole.A_prev, (0, 0, 0, 3)),
+        torch.nn.functional.pad(whole.basis_prev, (0, 0, 0, 3)),
+    )
+    torch.testing.assert_close(penalty([filled]).detach(), penalty([whole]).detach())
+
+
+def test_its_gradient_is_finite_and_pulls_it_down(penalty: Penalty) -> None:
+    whole = group()
+    value = penalty([whole])
+    value.backward()
+    moved = []
+    for factor in (whole.A_new, whole.B_new):
+        slope = factor.grad if factor.grad is not None else torch.zeros_like(factor)
+        assert bool(torch.isfinite(slope).all())
+        moved.append(factor.detach() - 1e-3 * slope)
+    lower = penalty([FactorGroup(*moved, whole.A_prev.detach(), whole.basis_prev.detach())])
+    assert float(lower) < float(value.detach())
+
+
+def test_a_task_can_be_trained_under_it(lab, copy, name: str) -> None:
+    result = lab.add(copy("olora", 1), "two", penalty=name, lambda_orth=0.25)
+    assert result.adapter.penalties == {name: 0.25}
+    assert math.isfinite(result.adapter.metrics[f"final_{name}"])

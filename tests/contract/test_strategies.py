@@ -1,0 +1,100 @@
+"""What every strategy of the table promises, on real banks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lorabank import api
+from lorabank.bank.bank import Bank
+from lorabank.core import plugins
+from lorabank.core.config import EvalConfig, PredictConfig
+from lorabank.training.strategies import deployed_state
+
+WHOLE = EvalConfig(forgetting_matrix=True, device="cpu")
+
+
+@pytest.fixture(params=sorted(plugins.STRATEGIES))
+def strategy(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def contents(bank: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(bank)): file.read_bytes() for file in (bank / "adapters").rglob("*") if file.is_file()
+    }
+
+
+def test_a_table_entry_is_named_as_its_key(strategy: str) -> None:
+    assert plugins.load(plugins.STRATEGIES, strategy, "strategy").name == strategy
+
+
+def test_earlier_adapters_keep_their_bytes(lab, strategy: str) -> None:
+    before, after = contents(lab.bank(strategy, 1)), contents(lab.bank(strategy, 2))
+    assert len(before) == 2
+    assert len(after) == 4
+    assert before.items() <= after.items()
+
+
+def test_the_bank_is_clean_and_knows_what_was_active(lab, adapters, strategy: str) -> None:
+    bank = lab.bank(strategy, 2)
+    assert Bank.open(bank).verify(full=True) == []
+    first, second = adapters(bank)
+    assert (first.strategy, second.strategy) == (strategy, strategy)
+    assert first.context == ()
+    active = plugins.load(plugins.STRATEGIES, strategy, "strategy").earlier == "active"
+    assert second.context == ((first.digest,) if active else ())
+    assert list(second.metrics["overlap"]) == [first.digest]
+
+
+def test_two_tasks_with_one_seed_have_other_factors(lab, adapters, strategy: str) -> None:
+    first, second = adapters(lab.bank(strategy, 2))
+    assert first.seed == second.seed
+    assert first.digest != second.digest
+    if strategy != "seqlora":  # which goes on with the first one's factors
+        assert second.metrics["overlap"][first.digest] < 0.5
+
+
+def test_the_state_as_trained_answers_as_weights_summed_by_hand(lab, adapters, by_hand, texts, strategy: str) -> None:
+    bank = lab.bank(strategy, 2)
+    first, second = adapters(bank)
+    for task, own in (("one", first), ("two", second)):
+        expected = by_hand(bank, deployed_state([first, second], own), own.digest, texts)
+        found = api.predict(bank, PredictConfig(texts=tuple(texts), task=task, device="cpu"))
+        labels = Bank.open(bank).snapshot().task(task).labels
+        assert [one.label for one in found] == [labels[i] for i in expected.argmax(-1).tolist()]
+        assert [one.probability for one in found] == pytest.approx(expected.max(-1).values.tolist(), abs=1e-5)
+
+
+def test_the_matrix_of_a_stage_ignores_later_tasks(copy, lab, strategy: str, tmp_path: Path) -> None:
+    (before,) = api.evaluate(copy(strategy, 1), WHOLE)
+    (after,) = api.evaluate(lab.bank(strategy, 2), WHOLE)
+    assert after.values[1][0] == before.values[1][0]
+    assert after.values[1][1] is None
+    assert after.values[0] == [None, None]
+
+
+def test_a_score_is_the_share_of_right_answers(copy, adapters, by_hand, strategy: str) -> None:
+    from lorabank.data.loading import from_parquet
+
+    path = copy(strategy, 2)
+    (report,) = api.evaluate(path, WHOLE)
+    bank, records = Bank.open(path), adapters(path)
+    for column, task in enumerate(bank.snapshot().tasks):
+        rows = from_parquet(bank.read_blob(bank.snapshot().dataset(task.name, "eval").blob))
+        for stage in range(column + 1, 3):
+            state = deployed_state(records[:stage], records[column])
+            said = by_hand(path, state, records[column].digest, list(rows.texts)).argmax(-1).tolist()
+            right = sum(task.labels[i] == gold for i, gold in zip(said, rows.labels, strict=True))
+            assert report.values[stage][column] == right / len(rows)
+        assert report.counts[column] == len(rows)
+
+
+def test_an_isolated_task_scores_the_same_at_every_stage(copy) -> None:
+    (report,) = api.evaluate(copy("isolated", 3), WHOLE)
+    for task in range(3):
+        column = [row[task] for row in report.values[task + 1 :]]
+        assert column == [column[0]] * len(column)
+    assert report.scalars["backward_transfer"] == 0
+    assert report.scalars["forgetting"] == 0
