@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -143,14 +144,15 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code (docs/errors.md).
     """
-    if args is None:
-        args = sys.argv[1:]
-        gc.freeze()  # what the imports made lives to the end: walking it again costs 'list' a twentieth of its time
-    words = list(args)
+    words = list(sys.argv[1:] if args is None else args)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 shows escapes, not a traceback
             stream.reconfigure(errors="backslashreplace")
     output = Output(json="--json" in words, debug="--debug" in words)
+    if args is None:
+        gc.freeze()  # what the imports made lives to the end: walking it again costs 'list' a twentieth of its time
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup, which ignores it
+            signal.signal(signal.SIGINT, output.interrupt)
     try:
         code = cli.main(words, prog_name="lorabank", standalone_mode=False, obj=output)
         sys.stdout.flush()

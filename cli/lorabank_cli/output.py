@@ -47,6 +47,16 @@ class Output:
         self.quiet = quiet
         self.debug = debug
         self.written = False
+        self.interrupted = False
+
+    def interrupt(self, *_: object) -> None:
+        """Take Ctrl-C.
+
+        Python drops a KeyboardInterrupt that is raised in a destructor or a callback, so that work would go on; the
+        flag lets the next step of the work raise it again.
+        """
+        self.interrupted = True
+        raise KeyboardInterrupt
 
     def data(self, document: Any, text: str) -> None:
         """Write the result: ``document`` with ``--json``, else ``text`` (escaped by its maker)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from time import monotonic
 from typing import TYPE_CHECKING, Self
 
 import click
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
 
 _LINES = 10
-"""Plain lines of one job when stderr is a file or a pipe."""
+"""Plain lines of one job when stderr is a file or a pipe, beside its first step."""
+
+_SECONDS = 30.0
+"""The longest silence of a job that goes on."""
 
 
 class ConsoleObserver:
@@ -27,6 +31,7 @@ class ConsoleObserver:
         self._what = ""
         self._total = 0
         self._tenth = 0
+        self._shown = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -42,7 +47,7 @@ class ConsoleObserver:
     def start(self, what: str, total: int) -> None:
         """Begin a job of ``total`` steps."""
         self.finish()
-        self._what, self._total, self._tenth = safe(what), total, 0
+        self._what, self._total, self._tenth, self._shown = safe(what), total, 0, monotonic()
         if self._output.quiet:
             return
         if sys.stderr.isatty():
@@ -54,16 +59,22 @@ class ConsoleObserver:
             click.echo(f"{self._what}: 0/{total}", err=True)
 
     def advance(self, done: int, values: Mapping[str, float]) -> None:
-        """Show that ``done`` steps of the job are behind us."""
+        """Show that ``done`` steps of the job are behind us.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed and got lost.
+        """
+        if self._output.interrupted:
+            raise KeyboardInterrupt
         line = "  ".join(f"{safe(name)} {value:.4g}" for name, value in values.items())
         if self._bar is not None:
             # The bar wants increments and any item; the item is the text to show.
             self._bar.current_item = line  # type: ignore[assignment]
             self._bar.update(done - self._bar.pos)
         elif not self._output.quiet and self._total:
-            tenth = done * _LINES // self._total
-            if tenth > self._tenth:
-                self._tenth = tenth
+            tenth, now = done * _LINES // self._total, monotonic()
+            if tenth > self._tenth or done == 1 or now - self._shown > _SECONDS:
+                self._tenth, self._shown = tenth, now
                 click.echo(f"{self._what}: {done}/{self._total}  {line}".rstrip(), err=True)
 
     def finish(self) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import inspect
 import os
+import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -133,3 +135,45 @@ def test_a_terminal_without_utf8_shows_escapes() -> None:
     shown = _shell('PYTHONIOENCODING=latin-1 "$PYTHON" -m lorabank_cli -b 日本 list')
     assert shown.returncode == 3
     assert "no bank at \\u65e5\\u672c" in shown.stderr
+
+
+SWALLOWS_CTRL_C = """
+import sys, time
+import lorabank.api
+from lorabank_cli.main import main
+
+def add_task(path, name, config, *, observer, **_):
+    observer.start("training", 1000)
+    observer.advance(1, {"loss": 1.0})
+    try:
+        time.sleep(30)
+    except KeyboardInterrupt:
+        pass  # as in a destructor
+    observer.advance(2, {"loss": 1.0})
+    raise AssertionError("went on after Ctrl-C")
+
+lorabank.api.add_task = add_task
+sys.argv = ["lorabank", "add-task", "spam", "--data", "s.jsonl"]
+sys.exit(main())
+"""
+
+
+def test_a_ctrl_c_that_python_drops_still_ends_the_work() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", SWALLOWS_CTRL_C],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stderr is not None
+    with process.stderr:
+        while "1/1000" not in process.stderr.readline():
+            assert process.poll() is None
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.wait(timeout=20) == 130
+    assert "error: interrupted" in rest
+    assert "lorabank add-task spam --resume" in rest

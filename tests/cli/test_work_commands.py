@@ -82,7 +82,9 @@ def test_notices_go_to_stderr_and_quiet_silences_them(run: Any, api: Any, record
     assert shown.out.startswith("added task spam")
     lines = shown.err.splitlines()
     assert lines[:2] == ["made a bank at bank\\x1b[2J", "training spam: 0/40"]
-    assert lines[2:] == [f"training spam: {step}/40  loss {1 / step:.4g}  orthogonal 0.5" for step in range(4, 41, 4)]
+    assert lines[2:] == [
+        f"training spam: {step}/40  loss {1 / step:.4g}  orthogonal 0.5" for step in (1, *range(4, 41, 4))
+    ]
     assert run("add-task", "spam", "--data", "s.jsonl", "-q").err == ""
 
 
