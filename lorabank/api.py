@@ -11,14 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.observer import Observer, SilentObserver
-from lorabank.core.records import Finding
 
 if TYPE_CHECKING:
     from lorabank.bank.database import UpgradeResult
     from lorabank.bank.gc import GcResult
     from lorabank.bank.snapshot import Snapshot
+    from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, PredictConfig, TrainConfig
+    from lorabank.core.records import Finding
     from lorabank.evaluation.gates import GateResult
     from lorabank.workflows.results import (
         AddTaskResult,
@@ -46,13 +46,13 @@ def init_bank(path: str | Path, config: InitConfig, observer: Observer = _SILENT
         NotFoundError: There is no such base model.
         MissingExtraError: The base model is neither on the disk nor reachable.
     """
-    from lorabank.core.config import validate
+    from lorabank.core.config import InitConfig, validate
     from lorabank.workflows.train import init_bank as run
 
     return run(path, validate(InitConfig, asdict(config)), observer).snapshot()
 
 
-def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig = InitConfig()) -> TaskPlan:
+def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig | None = None) -> TaskPlan:
     """What `add_task` would do: settings, rows, tokens, steps, sizes. Nothing is written."""
     from lorabank.workflows.train import plan_task as run
 
@@ -64,7 +64,7 @@ def add_task(
     name: str,
     config: TrainConfig | None,
     *,
-    init: InitConfig = InitConfig(),
+    init: InitConfig | None = None,
     resume: bool = False,
     restart: bool = False,
     observer: Observer = _SILENT,
@@ -107,7 +107,7 @@ def compose(path: str | Path, config: ComposeConfig, observer: Observer = _SILEN
 def evaluate(path: str | Path, config: EvalConfig, observer: Observer = _SILENT) -> tuple[MatrixReport, ...]:
     """Score the state as trained and compositions; cells that were scored before are read, not computed."""
     from lorabank.bank.bank import Bank
-    from lorabank.core.config import validate
+    from lorabank.core.config import EvalConfig, validate
     from lorabank.workflows.evaluate import evaluate as run
 
     return run(Bank.open(path), validate(EvalConfig, asdict(config)), observer)
@@ -194,7 +194,7 @@ def import_adapter(
     *,
     config: TrainConfig,
     labels: Sequence[str] | None = None,
-    init: InitConfig = InitConfig(),
+    init: InitConfig | None = None,
     observer: Observer = _SILENT,
 ) -> AddTaskResult:
     """Take a PEFT LoRA folder into the bank as a task.
@@ -212,9 +212,10 @@ def import_adapter(
         DataError: The folder's tensors are not exactly those of a LoRA adapter with a head.
         IncompatibleError: Its shapes do not fit the base.
     """
+    from lorabank.core.config import InitConfig
     from lorabank.workflows.import_ import import_adapter as run
 
-    return run(path, Path(source), task, config=config, labels=labels, init=init, observer=observer)
+    return run(path, Path(source), task, config=config, labels=labels, init=init or InitConfig(), observer=observer)
 
 
 def verify(path: str | Path, *, full: bool = False) -> tuple[Finding, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabank.bank.bank import Bank
-from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
+from lorabank.core.config import ComposeConfig, EvalConfig, TrainConfig
 from lorabank.core.observer import Observer
 from lorabank.workflows.compose import compose
 from lorabank.workflows.evaluate import evaluate
@@ -85,7 +85,7 @@ def train_sequence(
             **settings,
         )
         restart = _interrupted(bank, task)
-        add_task(bank, task, config, init=InitConfig(), resume=False, restart=restart, observer=observer)
+        add_task(bank, task, config, init=None, resume=False, restart=restart, observer=observer)
 
 
 def compose_and_measure(

@@ -1,16 +1,35 @@
-"""Modules of one shape side by side, so that a penalty is a few batched products and no loop over modules."""
+"""Modules of one shape side by side, so that a penalty is a few batched products and no loop over modules.
+
+Of the past only the A factors are kept here, once: B is in the weights.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from lorabank.core.lora import AdapterStack, row_space
+from lorabank.core.lora import AdapterStack, LoraFactors, row_space, subspace_overlap
 from lorabank.training.layer import LoraLinear
 from lorabank.training.penalties.base import FactorGroup
+
+NOBODY = -1
+"""Owner of a row that only fills up a group."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Layers of one shape, and the earlier rows: ``A_prev [M, R, d_in]``, ``basis [M, Q, d_in]``, ``owner [M, R]``."""
+
+    layers: dict[str, LoraLinear]
+    A_prev: Tensor
+    basis: Tensor
+    owner: Tensor
 
 
 class GroupedFactors:
@@ -18,48 +37,86 @@ class GroupedFactors:
 
     Args:
         layers: The trainable layers by module name.
-        previous: All earlier adapters, None for the first task. Only their A is kept.
+        previous: All earlier adapters, None for the first task; not kept.
         with_basis: Whether an orthonormal basis of the earlier rows is needed (one SVD per module, once).
     """
 
     def __init__(self, layers: Mapping[str, LoraLinear], previous: AdapterStack | None, *, with_basis: bool) -> None:
+        self._names = previous.names if previous else ()
         by_shape: dict[tuple[torch.Size, torch.Size], list[str]] = defaultdict(list)
         for name, layer in layers.items():
             by_shape[layer.lora_A.shape, layer.lora_B.shape].append(name)
-        self._groups = [
-            (
-                [layers[name] for name in names],
-                _pad([_rows(previous, name, layers[name]) for name in names]),
-                _pad([_basis(previous, name, layers[name], with_basis) for name in names]),
-            )
-            for names in by_shape.values()
-        ]
+        self._groups = [_group(names, layers, previous, with_basis) for names in by_shape.values()]
 
     def __call__(self) -> list[FactorGroup]:
         """The groups with the parameters as they are now, part of the graph."""
         return [
             FactorGroup(
-                torch.stack([layer.lora_A for layer in layers]),
-                torch.stack([layer.lora_B for layer in layers]),
-                previous,
-                basis,
+                torch.stack([layer.lora_A for layer in group.layers.values()]),
+                torch.stack([layer.lora_B for layer in group.layers.values()]),
+                group.A_prev,
+                group.basis,
             )
-            for layers, previous, basis in self._groups
+            for group in self._groups
         ]
 
+    def report(self) -> dict[str, Any]:
+        """`overlap_report` of the adapter as it is now."""
+        new, rows = {}, {}
+        for group in self._groups:
+            for m, (name, layer) in enumerate(group.layers.items()):
+                known = group.owner[m] != NOBODY
+                new[name] = layer.lora_A.detach()
+                rows[name] = group.A_prev[m][known], group.owner[m][known]
+        return _report(new, self._names, rows)
 
-def _rows(previous: AdapterStack | None, name: str, layer: LoraLinear) -> Tensor:
-    if previous is None or name not in previous.modules:
-        return layer.lora_A.new_zeros(0, layer.lora_A.shape[1])
-    return previous.modules[name].A.to(layer.lora_A)
+
+def overlap_report(new: LoraFactors, earlier: AdapterStack | None) -> dict[str, Any]:
+    """How far an adapter overlaps each earlier one, and how much room is left.
+
+    Returns:
+        ``overlap``: earlier adapter to the mean, over the modules that both adapt, of the mean squared cosine of the
+        principal angles; ``capacity_left``: the smallest ``(d_in - rank of all A) / d_in`` over the modules, 0 when no
+        orthogonal direction is left.
+    """
+    rows = {name: (factors.A, factors.owner) for name, factors in earlier.modules.items()} if earlier else {}
+    return _report(new.A, earlier.names if earlier else (), rows)
 
 
-def _basis(previous: AdapterStack | None, name: str, layer: LoraLinear, wanted: bool) -> Tensor:
-    rows = _rows(previous, name, layer)
-    return row_space(rows).to(rows) if wanted else rows[:0]
+def _report(
+    new: Mapping[str, Tensor], names: Sequence[str], earlier: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, Any]:
+    shared: dict[str, list[float]] = {name: [] for name in names}
+    left = []
+    for module, a in new.items():
+        rows, owner = earlier.get(module, (a[:0], torch.zeros(0, dtype=torch.long)))
+        left.append(1 - row_space(torch.cat([a, rows.to(a)])).shape[0] / a.shape[1])
+        for k, name in enumerate(names):
+            if bool((owner == k).any()):
+                shared[name].append(subspace_overlap(a, rows[owner == k].to(a)))
+    overlap = {name: sum(values) / len(values) if values else 0.0 for name, values in shared.items()}
+    return {"overlap": overlap, "capacity_left": min(left)}
 
 
-def _pad(rows: list[Tensor]) -> Tensor:
-    """Stack ``[R_m, d]`` into ``[M, max R, d]`` with zero rows, detached."""
+def _group(
+    names: list[str], layers: Mapping[str, LoraLinear], previous: AdapterStack | None, with_basis: bool
+) -> _Group:
+    rows, owners = [], []
+    for name in names:
+        like = layers[name].lora_A
+        known = previous.modules.get(name) if previous else None
+        rows.append(like.new_zeros(0, like.shape[1]) if known is None else known.A.to(like).detach())
+        owners.append(torch.zeros(0, dtype=torch.long) if known is None else known.owner.cpu())
+    bases = [row_space(row).to(row) if with_basis else row[:0] for row in rows]
+    return _Group({name: layers[name] for name in names}, _stacked(rows), _stacked(bases), _stacked_owners(owners))
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    """``[R_m, d]`` as ``[M, max R, d]``, filled up with zero rows."""
     longest = max(row.shape[0] for row in rows)
-    return torch.stack([torch.nn.functional.pad(row.detach(), (0, 0, 0, longest - row.shape[0])) for row in rows])
+    return torch.stack([pad(row, (0, 0, 0, longest - row.shape[0])) for row in rows])
+
+
+def _stacked_owners(owners: list[Tensor]) -> Tensor:
+    longest = max(owner.shape[0] for owner in owners)
+    return torch.stack([pad(owner, (0, longest - owner.shape[0]), value=NOBODY) for owner in owners])

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DivergedError
-from lorabank.core.lora import AdapterStack, LoraFactors, row_space, subspace_overlap
+from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.seeding import seed_everything
@@ -53,7 +53,8 @@ class TrainJob:
         texts: Training texts.
         label_ids: For each text the index of its label.
         labels: Number of labels.
-        earlier: All ready adapters of the bank, stacked; None for the first task.
+        earlier: Reads all ready adapters of the bank, stacked; None for the first task. Called once: what training
+            needs of them is folded into the weights or copied, the rest is let go.
         context: Names in ``earlier`` that are active while training.
         continued: Name in ``earlier`` of the adapter that goes on training, or None.
         work: Folder of the run's checkpoints.
@@ -66,7 +67,7 @@ class TrainJob:
     texts: Sequence[str]
     label_ids: Sequence[int]
     labels: int
-    earlier: AdapterStack | None
+    earlier: Callable[[], AdapterStack | None]
     context: tuple[str, ...]
     continued: str | None
     work: Path
@@ -131,13 +132,14 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     config, device = job.config, resolve_device(job.config.device)
     penalties = resolve_penalties(config, job.strategy)
     # every task starts from other factors: with equal ones the new A would be the old one
-    seed_everything(config.seed * 1_000_003 + (len(job.earlier.names) if job.earlier else 0))
+    earlier = job.earlier()
+    seed_everything(config.seed * 1_000_003 + (len(earlier.names) if earlier else 0))
     base = load_base(job.base, num_labels=job.labels, device=device, dtype=torch.float32)
     model = base.model
     put_head(model, build_head(model, base.head_modules, job.labels, config.seed))
     targets = resolve_target_modules(model, config.target_modules, base.head_modules)
-    if job.earlier and job.context:
-        fold(model, job.earlier.select(job.context))
+    if earlier and job.context:
+        fold(model, earlier.select(job.context))
     layers = attach_adapter(
         model,
         targets,
@@ -145,14 +147,15 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
         lora_alpha=config.lora_alpha,
         use_rslora=config.use_rslora,
         dropout=config.lora_dropout,
-        initial=_continued(job, targets),
+        initial=_continued(job, earlier, targets),
     )
     max_length = min(config.max_length, base.max_length or config.max_length)
     encoded = encode_texts(base.tokenizer, job.texts, max_length)
     if encoded.cut:
         observer.notice(f"{encoded.cut} of {len(job.texts)} training texts are cut to {max_length} tokens")
     with_basis = any(name == "orthogonal-normalized" for name, _, _ in penalties)
-    groups = GroupedFactors(layers, job.earlier, with_basis=with_basis)
+    groups = GroupedFactors(layers, earlier, with_basis=with_basis)
+    del earlier
     started = time.monotonic()
     trainer = _trainer(job, model, base.tokenizer, encoded, penalties, groups, observer, device)
     checkpoint = newest_checkpoint(job.work) if job.resume else None
@@ -181,7 +184,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
         metrics={
             **{f"final_{name}": value for name, value in trainer.terms.items()},
             "rows_cut": encoded.cut,
-            **overlap_report(factors, job.earlier),
+            **groups.report(),
         },
     )
 
@@ -204,39 +207,16 @@ def _shapes(base: BaseModelRecord) -> PreTrainedModel:
     return model
 
 
-def overlap_report(new: LoraFactors, earlier: AdapterStack | None) -> dict[str, Any]:
-    """How far the new adapter overlaps each earlier one, and how much room is left.
-
-    Returns:
-        ``overlap``: adapter name to the mean over modules of the mean squared cosine of the principal angles;
-        ``capacity_left``: the smallest ``(d_in - rank of all A) / d_in`` over the modules.
-    """
-    overlap: dict[str, float] = {}
-    for k, name in enumerate(earlier.names if earlier else ()):
-        assert earlier is not None
-        shared = [
-            subspace_overlap(new.A[module], factors.A[factors.owner == k])
-            for module, factors in earlier.modules.items()
-            if module in new.A and bool((factors.owner == k).any())
-        ]
-        overlap[name] = sum(shared) / len(shared) if shared else 0.0
-    left = []
-    for module, a in new.A.items():
-        rows = [a] if earlier is None or module not in earlier.modules else [a, earlier.modules[module].A]
-        left.append(1 - row_space(torch.cat(rows)).shape[0] / a.shape[1])
-    return {"overlap": overlap, "capacity_left": min(left)}
-
-
 def _steps(rows: int, config: TrainConfig) -> float:
     per_epoch = math.ceil(math.ceil(rows / config.batch_size) / config.gradient_accumulation_steps)
     return per_epoch * config.epochs
 
 
-def _continued(job: TrainJob, targets: Sequence[str]) -> LoraFactors | None:
+def _continued(job: TrainJob, earlier: AdapterStack | None, targets: Sequence[str]) -> LoraFactors | None:
     """The factors of the adapter that goes on training, checked against the settings."""
-    if job.continued is None or job.earlier is None:
+    if job.continued is None or earlier is None:
         return None
-    stack = job.earlier.select([job.continued])
+    stack = earlier.select([job.continued])
     if set(stack.modules) != set(targets):
         raise ConfigError(
             "strategy 'seqlora' goes on training the last adapter, which adapts other modules than --target-modules",

@@ -25,7 +25,7 @@ from lorabank.models.foreign import ForeignAdapter, check_effect, check_fits, la
 from lorabank.models.heads import Head, load_head
 from lorabank.models.loading import LoadedBase, describe_base, load_base, resolve_base, resolve_device
 from lorabank.models.peft_folder import CONFIG_FILE, WEIGHTS_FILE, adapter_files
-from lorabank.training.run import overlap_report
+from lorabank.training.groups import overlap_report
 from lorabank.training.strategies import IMPORTED
 from lorabank.workflows.folders import read_regular
 from lorabank.workflows.results import AddTaskResult

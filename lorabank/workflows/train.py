@@ -37,8 +37,13 @@ def init_bank(path: str | Path, config: InitConfig, observer: Observer) -> Bank:
     return bank
 
 
-def open_or_init(path: str | Path, config: InitConfig, observer: Observer) -> tuple[Bank, bool]:
+def _described(config: InitConfig) -> BaseModelRecord:
+    return describe_base(resolve_base(config.base, config.revision), config.task_type)
+
+
+def open_or_init(path: str | Path, config: InitConfig | None, observer: Observer) -> tuple[Bank, bool]:
     """The bank, made first when there is none; a named base must be the bank's."""
+    config = config or InitConfig()
     if not Bank.exists(path):
         return init_bank(path, config, observer), True
     bank = Bank.open(path)
@@ -52,7 +57,7 @@ def open_or_init(path: str | Path, config: InitConfig, observer: Observer) -> tu
     return bank, False
 
 
-def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig) -> TaskPlan:
+def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig | None) -> TaskPlan:
     """What ``add_task`` would do; nothing is trained, written or loaded but the tokenizer and the base's shapes."""
     from lorabank.models.encoding import encode_texts
     from lorabank.training.run import resolve_penalties, trainable_size
@@ -60,7 +65,7 @@ def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig
     checked = validate(TrainConfig, asdict(config))
     exists = Bank.exists(path)
     snapshot = Bank.open(path).snapshot() if exists else None
-    base = snapshot.base if snapshot else describe_base(resolve_base(init.base, init.revision), init.task_type)
+    base = snapshot.base if snapshot else _described(init or InitConfig())
     strategy = plugins.load(plugins.STRATEGIES, checked.strategy, "strategy")
     data = load_task_data(checked)
     encoded = encode_texts(load_tokenizer(base), data.train.texts, checked.max_length)
@@ -95,7 +100,7 @@ def add_task(
     name: str,
     config: TrainConfig | None,
     *,
-    init: InitConfig,
+    init: InitConfig | None,
     resume: bool,
     restart: bool,
     observer: Observer,
@@ -137,7 +142,7 @@ def _train_and_commit(
         texts=data.train.texts,
         label_ids=label_ids,
         labels=len(data.labels),
-        earlier=read_stack(bank, earlier),
+        earlier=lambda: read_stack(bank, earlier),
         context=strategy.context(earlier),
         continued=continued,
         work=operation.work,

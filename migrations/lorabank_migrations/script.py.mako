@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+from alembic.util import CommandError
 ${imports if imports else ""}
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
@@ -21,4 +22,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """There is no way back: restore the copy in the bank's backups folder."""
-    raise NotImplementedError("restore the copy in the bank's backups folder")
+    raise CommandError("restore the copy in the bank's backups folder")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+from alembic.util import CommandError
 
 revision = "0001"
 down_revision = None
@@ -215,4 +216,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """There is no way back: restore the copy in the bank's backups folder."""
-    raise NotImplementedError("restore the copy in the bank's backups folder")
+    raise CommandError("restore the copy in the bank's backups folder")

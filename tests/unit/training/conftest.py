@@ -58,7 +58,7 @@ def job(base: BaseModelRecord, tmp_path: Path) -> Callable[..., TrainJob]:
             texts=texts,
             label_ids=labels,
             labels=2,
-            earlier=earlier,
+            earlier=lambda: earlier,
             context=context,
             continued=continued,
             work=tmp_path / work,
