@@ -228,6 +228,7 @@ def test_a_gate_or_plot_that_cannot_be_is_refused_before_the_work(run: Any, api:
     api["check_gates"] = _gates
     assert run("eval", "--gate", "backward_transfr>=0").code == 2
     assert run("eval", "--plot", "matrix.gif").code == 2
+    assert run("eval", "--csv", "nowhere/matrix.csv").code == 3
     assert "evaluate" not in [name for name, _ in api.calls]
 
 
@@ -236,6 +237,7 @@ def test_plots_and_tables_are_named_after_their_subject(run: Any, api: Any) -> N
     api["save_plot"] = lambda report, path: path
     api["save_csv"] = lambda report, path: path
     api["evaluate"] = (_report(),)
+    Path("out").mkdir()
     shown = run("eval", "--plot", "out/matrix.png")
     assert shown.err == "wrote out/matrix.png\n"
     api["evaluate"] = (_report(), _report("routed"))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorabank.core.config import EvalConfig
-from lorabank.core.errors import ConfigError, GateError
+from lorabank.core.errors import ConfigError, GateError, NotFoundError
 from lorabank_cli.heatmap import heatmap
 from lorabank_cli.output import plain
-from lorabank_cli.text import pairs, safe, table, terminal_width, wants_color
+from lorabank_cli.text import command, pairs, safe, table, terminal_width, wants_color
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ def evaluate(run: Run, plot: str | None, csv: str | None, gates: tuple[str, ...]
     """
     from lorabank import api
 
-    if plot is not None and Path(plot).suffix.lower() not in PLOTS:
-        raise ConfigError(f"--plot {plot}: not a .png or .svg file", unchanged="nothing was changed")
+    _check_targets(plot, csv)
     config = run.config(EvalConfig)
     api.check_gates((), gates)  # a gate that cannot be read should not cost the evaluation first
     with run.observer as observer:
@@ -62,6 +61,17 @@ def evaluate(run: Run, plot: str | None, csv: str | None, gates: tuple[str, ...]
     failed = [gate for gate in checked if not gate.passed]
     if failed:
         raise GateError(f"{len(failed)} of {len(checked)} gates failed")
+
+
+def _check_targets(plot: str | None, csv: str | None) -> None:
+    """Refuse a file that cannot be written before anything is computed for it."""
+    unchanged = "nothing was computed"
+    if plot is not None and Path(plot).suffix.lower() not in PLOTS:
+        raise ConfigError(f"--plot {plot}: not a .png or .svg file", unchanged=unchanged)
+    for target in (plot, csv):
+        if target is not None and not Path(target).parent.is_dir():
+            folder = Path(target).parent
+            raise NotFoundError(f"no folder {folder}", unchanged=unchanged, hint=command("mkdir", "-p", str(folder)))
 
 
 def _target(path: str, subject: str, several: bool) -> Path:
