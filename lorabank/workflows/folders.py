@@ -82,11 +82,17 @@ def read_regular(path: Path, limit: int, *, unchanged: str) -> bytes | None:
         if path.is_symlink():
             refuse("is a link, which is not followed", "copy what it leads to: cp -rL")
         refuse(f"cannot be read: {error.strerror}")
-    with reported(path, unchanged=unchanged), os.fdopen(descriptor, "rb", closefd=True) as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            refuse("is no regular file")
-        data = b"" if status.st_size > limit else file.read(limit + 1)
-        if status.st_size > limit or len(data) > limit:
-            refuse(f"is larger than {limit} bytes")
-        return data
+    try:
+        with reported(path, unchanged=unchanged):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                refuse("is no regular file")
+            if status.st_size > limit:
+                refuse(f"is larger than {limit} bytes")
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(limit + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > limit:  # it has grown meanwhile
+        refuse(f"is larger than {limit} bytes")
+    return data

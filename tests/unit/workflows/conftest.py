@@ -104,7 +104,7 @@ def logits() -> Callable[..., torch.Tensor]:
 
 @pytest.fixture
 def peft_logits() -> Callable[..., torch.Tensor]:
-    """``peft_logits(base, folder, labels)``: the same from plain transformers and PEFT; without a folder no adapter."""
+    """``peft_logits(base, folder, labels)``: the same from plain PEFT; without a folder no adapter."""
 
     def run(base: Path, folder: Path | None, labels: int) -> torch.Tensor:
         from peft import PeftModel

@@ -180,7 +180,7 @@ def test_what_is_no_single_adapter_is_refused(bank, compose, tmp_path) -> None:
 
 
 def test_an_unknown_name_names_the_nearest(bert_bank, tmp_path) -> None:
-    with pytest.raises(NotFoundError, match="no task or composition 'secnd'. Did you mean 'second'"):
+    with pytest.raises(NotFoundError, match=r"no task or composition 'secnd'\. Did you mean 'second'"):
         api.export(bert_bank, "secnd", tmp_path / "out")
 
 
