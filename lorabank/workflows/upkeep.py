@@ -141,8 +141,11 @@ def _bank_facts(path: Path) -> list[tuple[str, str]]:
         return [*facts, ("bank state", error.message + (f" ({error.hint})" if error.hint else ""))]
     from lorabank.bank.reading import REVISIONS
 
-    state = f"format {snapshot.format}, schema {REVISIONS[-1]}, {len(snapshot.tasks)} tasks, "
-    state += f"{len(snapshot.compositions)} compositions; quick check: {len(bank.verify(full=False)) or 'no'} findings"
+    found = len(bank.verify(full=False))
+    state = (
+        f"format {snapshot.format}, schema {REVISIONS[-1]}, {len(snapshot.tasks)} tasks, "
+        f"{len(snapshot.compositions)} compositions; quick check: {found or 'no'} finding{'' if found == 1 else 's'}"
+    )
     facts += [
         ("bank state", state),
         ("free space", f"{shutil.disk_usage(path).free / 2**30:.1f} GiB"),
