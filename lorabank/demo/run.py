@@ -19,7 +19,7 @@ from lorabank.workflows.results import DemoResult, MatrixReport
 from lorabank.workflows.train import add_task
 
 TASKS = ("sentiment", "spam", "products", "tweets")
-MAX_LENGTH = 128
+MAX_LENGTH = 96
 COMPOSITIONS = (
     ComposeConfig(mode="manual", name="manual", weights=",".join(f"{task}=0.25" for task in TASKS)),
     ComposeConfig(mode="attention", name="attention"),

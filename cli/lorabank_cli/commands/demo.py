@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from lorabank_cli.options import Finite
-from lorabank_cli.output import plain
-from lorabank_cli.text import outline, safe
+from lorabank_cli.text import command, safe, table
 from lorabank_cli.verb import Run, verb
+
+if TYPE_CHECKING:
+    from lorabank.workflows.results import DemoResult
+
+COLUMNS = (
+    ("trained by", "strategy"),
+    ("answered by", "answers"),
+    ("task id", "task_id"),
+    ("average accuracy", "average_accuracy"),
+    ("learning accuracy", "learning_accuracy"),
+    ("backward transfer", "backward_transfer"),
+    ("forgetting", "forgetting"),
+    ("oracle", "oracle"),
+    ("routed right", "routing_accuracy"),
+)
 
 
 @verb("demo", examples=("demo", "demo ./try --epochs 1"))
-@click.argument("target", default="lorabank-demo", help="Folder to write; made anew [default: lorabank-demo].")
+@click.argument("target", default="lorabank-demo", help="Folder to write; an interrupted demo goes on [default: lorabank-demo].")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything.")
 @click.option("--epochs", type=Finite(min=0, min_open=True), help="Passes over each task's rows.")
 def demo(run: Run, target: str, seed: int, epochs: float | None) -> None:
@@ -26,8 +40,20 @@ def demo(run: Run, target: str, seed: int, epochs: float | None) -> None:
 
     with run.observer as observer:
         result = api.demo(target, seed=seed, epochs=epochs, observer=observer)
-    run.output.data(result, _text(target, plain(result)))
+    run.output.data(result, _text(target, result))
 
 
-def _text(target: str, result: dict[str, Any]) -> str:
-    return f"demo in {safe(target)}\n{outline(result, indent='')}"
+def _text(target: str, result: DemoResult) -> str:
+    """One line per strategy and composition, then where everything lies."""
+    titles = [title for title, _ in COLUMNS]
+    rows = [[row[key] for _, key in COLUMNS] for row in result.rows]
+    return "\n".join(
+        [
+            table(titles, rows),
+            "",
+            "task id routed: nobody said which task a text belongs to; oracle: the same with perfect routing",
+            f"heat-maps, reports and banks are in {safe(target)} ({result.seconds:.0f} s):",
+            *(f"  {safe(path)}" for path in result.paths),
+            f"next: {command('--bank', f'{target}/olora', 'predict', 'A wonderful, moving film.')}",
+        ]
+    )
