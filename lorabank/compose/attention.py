@@ -160,7 +160,7 @@ def fit_selector(members: Sequence[Member], config: ComposeConfig, runtime: Runt
                         hint="lower --learning-rate",
                     )
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward(inputs=list(selector.parameters()))
                 optimizer.step()
                 done += 1
                 observer.advance(done, {"loss": float(task_loss.detach()), "l1": float(selector.l1().detach())})

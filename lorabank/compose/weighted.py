@@ -91,7 +91,7 @@ def parse_weights(text: str | None, tasks: Sequence[str]) -> dict[str, float]:
     """``"sentiment=0.7,spam=-0.3"`` as a mapping; None gives every task the weight 1.
 
     Raises:
-        ConfigError: For an unknown or missing task, or a weight that is no finite number.
+        ConfigError: For an unknown, missing or repeated task, or a weight that is no finite number.
     """
     if text is None:
         return dict.fromkeys(tasks, 1.0)
@@ -104,6 +104,8 @@ def parse_weights(text: str | None, tasks: Sequence[str]) -> dict[str, float]:
                 hint=f"members: {', '.join(tasks)}",
                 unchanged="nothing was changed",
             )
+        if task in weights:
+            raise ConfigError(f"--weights names {task!r} twice", unchanged="nothing was changed")
         try:
             weights[task] = float(number)
         except ValueError:

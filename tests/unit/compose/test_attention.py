@@ -1,0 +1,159 @@
+"""Fitting a selector: it finds the adapter that helps, and touches nothing else."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lorabank.compose.attention import Attention, fit_selector, sparsity
+from lorabank.compose.base import Member
+from lorabank.compose.routing import fit_statistics
+from lorabank.core.config import ComposeConfig
+from lorabank.core.errors import DivergedError, NotFoundError
+from lorabank.core.lora import AdapterStack
+from lorabank.core.observer import SilentObserver
+from lorabank.core.records import CompositionRecord
+from lorabank.models.heads import build_head
+from lorabank.models.loading import describe_base, load_base, resolve_base
+from lorabank.models.runtime import Plan, Runtime
+
+MODULES = {f"bert.encoder.layer.{i}.attention.self.value": (32, 32) for i in range(2)}
+TEXTS = tuple(f"{a} {b}" for a in "abcd" for b in "wxyz")
+
+
+@pytest.fixture
+def runtime(make_base, make_adapter) -> Runtime:
+    base = load_base(describe_base(resolve_base(str(make_base("bert")))), device="cpu", dtype="float32")
+    adapters = {name: make_adapter(MODULES, 2, 0.3, seed=i) for i, name in enumerate("xyz")}
+    heads = [build_head(base.model, base.head_modules, 2, seed) for seed in range(3)]
+    return Runtime(base, AdapterStack.build(adapters), heads, max_length=66, batch_size=8)
+
+
+@pytest.fixture
+def members(runtime) -> list[Member]:
+    """The labels are what the second adapter says: it is the one to be found."""
+    statistics = fit_statistics(np.eye(4, dtype=np.float32), 1, 0)
+    made = []
+    for k, (task, adapter) in enumerate(zip(("one", "two", "three"), "xyz", strict=True)):
+        said = runtime.answer(TEXTS, Plan(weights=np.array([0, 1, 0], np.float32)), k).labels
+        made.append(
+            Member(task, k + 1, adapter, (adapter,), k, ("no", "yes"), statistics, 1, TEXTS, tuple(said.tolist()))
+        )
+    return made
+
+
+CONFIG = ComposeConfig(mode="attention", epochs=3, batch_size=8, learning_rate=0.05, lambda_l1=0.0)
+
+
+class Losses(SilentObserver):
+    def __init__(self) -> None:
+        self.values: list[dict[str, float]] = []
+        self.total = 0
+
+    def start(self, what: str, total: int) -> None:
+        self.total = total
+
+    def advance(self, done: int, values) -> None:
+        self.values.append(dict(values))
+
+
+def test_fitting_moves_the_selector_alone(runtime, members) -> None:
+    def tensors() -> dict[str, torch.Tensor]:
+        state = {f"model {name}": tensor for name, tensor in runtime.base.model.state_dict().items()}
+        for module, factors in runtime.stack.modules.items():
+            state |= {f"A {module}": factors.A, f"B {module}": factors.B}
+        return {name: tensor.clone() for name, tensor in state.items()}
+
+    before = tensors()
+    selector = fit_selector(members, CONFIG, runtime, SilentObserver())
+    after = tensors()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(parameter.grad is None for parameter in runtime.base.model.parameters())
+    assert all(bool(u.any()) for u in selector.u.values())
+    assert not any(parameter.requires_grad for parameter in selector.parameters())
+
+
+def test_the_loss_falls_and_the_right_adapter_is_found(runtime, members) -> None:
+    observer = Losses()
+    selector = fit_selector(members, CONFIG, runtime, observer)
+    assert len(observer.values) == observer.total == 18  # 48 rows in batches of 8, three times
+    losses = [values["loss"] for values in observer.values]
+    assert sum(losses[-6:]) < sum(losses[:6])
+    attention = sparsity(selector, members, runtime)["attention"]
+    assert max(attention, key=attention.get) == "two"
+
+
+def test_a_stronger_l1_leaves_fewer_dense_parameters(runtime, members) -> None:
+    settings = {"epochs": 10, "batch_size": 8, "learning_rate": 0.01}
+    free, held = (
+        fit_selector(members, ComposeConfig(lambda_l1=weight, **settings), runtime, SilentObserver())
+        for weight in (0.0, 1.0)
+    )
+    assert float(held.l1()) < 0.2 * float(free.l1())
+
+
+def test_the_same_seed_gives_the_same_selector(runtime, members) -> None:
+    first, second = (fit_selector(members, CONFIG, runtime, SilentObserver()).tensors() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_sparsity_of_a_selector_that_treats_all_alike(runtime, members) -> None:
+    from lorabank.models.selector import Selector
+
+    report = sparsity(Selector(runtime.stack), members, runtime)
+    assert report["attention"] == pytest.approx(dict.fromkeys(("zero", "one", "two", "three"), 0.25))
+    assert report["effective_adapters"] == pytest.approx(4)
+    assert report["near_zero"] == 1.0
+
+
+def test_sparsity_of_a_selector_that_prefers_one(runtime, members) -> None:
+    """With u = 0 the attention is known: softmax of the tanh of the constants."""
+    from lorabank.models.selector import Selector
+
+    selector = Selector(runtime.stack)
+    with torch.no_grad():
+        for c in selector.c.values():
+            c.copy_(torch.tensor([9.0, -9.0, -9.0]))
+    weights = [math.exp(score) for score in (0, 1, -1, -1)]
+    share = [weight / sum(weights) for weight in weights]
+    report = sparsity(selector, members, runtime)
+    assert list(report["attention"].values()) == pytest.approx(share, abs=1e-6)
+    assert report["effective_adapters"] == pytest.approx(math.exp(-sum(p * math.log(p) for p in share)), abs=1e-5)
+
+
+def load(runtime, members, **config) -> Attention:
+    settings = ComposeConfig(mode="attention", epochs=1, batch_size=24, **config)
+    fitted = Attention.fit(members, settings, lambda: runtime, SilentObserver())
+    record = CompositionRecord("att", "attention", (), (), fitted.parameters, {})
+    return Attention.load(record, fitted.objects, members, lambda: runtime)
+
+
+def test_a_selector_for_every_stage_of_two_or_more(runtime, members) -> None:
+    composed = load(runtime, members)
+    assert composed.plan(1, []).weights.tolist() == [1, 0, 0]
+    assert composed.plan(2, []).members == ("x", "y")
+    assert composed.plan(3, []).members == ("x", "y", "z")
+    assert len({repr(composed.identity(stage)) for stage in (1, 2, 3)}) == 3
+
+
+def test_only_the_last_stage_when_asked(runtime, members) -> None:
+    composed = load(runtime, members, stages="last")
+    assert composed.plan(3, []).members == ("x", "y", "z")
+    with pytest.raises(NotFoundError, match="no selector for the stage after 'two'"):
+        composed.plan(2, [])
+
+
+def test_without_samples_there_is_nothing_to_fit_on(runtime, members) -> None:
+    bare = [members[0], Member("two", 2, "y", ("y",), 1, ("no", "yes"), members[1].statistics, 1)]
+    with pytest.raises(NotFoundError, match="'two' was added without calibration samples"):
+        load(runtime, bare)
+    assert load(runtime, bare[1:]).plan(2, []).weights.tolist() == [0, 1, 0]  # one adapter needs none
+
+
+def test_a_selector_that_diverges_is_refused(runtime, members) -> None:
+    with pytest.raises(DivergedError, match="the attention diverged at step 2"):
+        fit_selector(members, ComposeConfig(learning_rate=1e36, lambda_l1=1e5), runtime, SilentObserver())
+    assert not any(layer.form for layer in runtime.mixture._layers.values())

@@ -1,0 +1,121 @@
+"""Routing to the task whose texts a text resembles, with features given by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lorabank.compose.base import Member
+from lorabank.compose.prototype import Prototype
+from lorabank.compose.routing import TaskStatistics, fit_statistics
+from lorabank.core.config import ComposeConfig
+from lorabank.core.errors import NotFoundError
+from lorabank.core.observer import SilentObserver
+from lorabank.core.records import CompositionRecord
+
+FEATURES = {"east": (1.0, 0.0, 0.0), "north": (0.0, 1.0, 0.0), "up": (0.0, 0.0, 1.0), "between": (0.8, 0.6, 0.0)}
+STACK = ("x", "y", "z", "stranger")
+
+
+class FakeRuntime:
+    """A stack of names, and features from the table above."""
+
+    class stack:
+        names = STACK
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, ...]] = []
+
+    def features(self, texts) -> np.ndarray:
+        self.asked.append(tuple(texts))
+        return np.array([FEATURES[text.split()[0]] for text in texts], np.float32)
+
+
+def statistics_of(direction: str) -> TaskStatistics:
+    """Ten rows around a direction."""
+    noise = np.random.default_rng(sum(map(ord, direction))).normal(scale=0.05, size=(10, 3))
+    rows = np.array(FEATURES[direction]) + noise
+    return fit_statistics((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), 2, 0)
+
+
+@pytest.fixture
+def members() -> list[Member]:
+    """The second task was trained on top of the first."""
+    rows = [
+        ("first", 1, "x", ("x",), "east"),
+        ("second", 2, "y", ("x", "y"), "north"),
+        ("third", 4, "z", ("z",), "up"),
+    ]
+    return [
+        Member(
+            task=name,
+            position=position,
+            adapter=adapter,
+            state=state,
+            head=position,
+            labels=("no", "yes"),
+            statistics=statistics_of(direction),
+            clusters=2,
+            texts=(f"{direction} 1", f"{direction} 2"),
+            label_ids=(0, 1),
+        )
+        for name, position, adapter, state, direction in rows
+    ]
+
+
+def load(members: list[Member], runtime: FakeRuntime, **config) -> Prototype:
+    settings = ComposeConfig(**({"mode": "prototype", "clusters_per_task": 2} | config))
+    fitted = Prototype.fit(members, settings, lambda: runtime, SilentObserver())
+    record = CompositionRecord("routed", "prototype", (), (), fitted.parameters, {})
+    return Prototype.load(record, fitted.objects, members, lambda: runtime)
+
+
+@pytest.mark.parametrize("router", ["kmeans", "gaussian"])
+def test_every_text_gets_the_state_of_its_task(members, router: str) -> None:
+    plan = load(members, FakeRuntime(), router=router).plan(4, ["up", "east", "north", "between"])
+    assert plan.route.tolist() == [2, 0, 1, 0]
+    assert plan.weights.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("router", ["kmeans", "gaussian"])
+def test_a_stage_knows_no_later_task(members, router: str) -> None:
+    composed = load(members, FakeRuntime(), router=router)
+    assert composed.plan(1, ["up", "north"]).route.tolist() == [0, 0]
+    assert composed.plan(3, ["north", "east"]).route.tolist() == [1, 0]
+
+
+def test_equally_near_centroids_go_to_the_earlier_task(members) -> None:
+    same = [*members[:2], Member("twin", 3, "z", ("z",), 2, ("no", "yes"), members[0].statistics, 2)]
+    for order in (same, [same[2], *same[:2]]):
+        route = load(order, FakeRuntime()).plan(9, ["east"]).route
+        assert order[route[0]].task == order[0].task
+
+
+def test_stored_statistics_need_no_model(members) -> None:
+    runtime = FakeRuntime()
+    load(members, runtime)
+    load(members, runtime, router="gaussian", clusters_per_task=7)
+    assert runtime.asked == []
+
+
+def test_another_number_of_centroids_is_fitted_on_the_samples(members) -> None:
+    runtime = FakeRuntime()
+    composed = load(members, runtime, clusters_per_task=1)
+    assert runtime.asked == [member.texts for member in members]
+    assert composed.plan(4, ["up", "east", "north"]).route.tolist() == [2, 0, 1]
+
+
+def test_without_samples_the_number_of_centroids_is_fixed(members) -> None:
+    bare = [Member(m.task, m.position, m.adapter, m.state, m.head, m.labels, m.statistics, 2) for m in members]
+    with pytest.raises(NotFoundError, match="'first' keeps 2 centroids and no samples to find 3 in") as caught:
+        load(bare, FakeRuntime(), clusters_per_task=3)
+    assert caught.value.hint == "--clusters-per-task 2, or --router gaussian"
+
+
+def test_the_identity_differs_when_the_answers_may(members) -> None:
+    runtime = FakeRuntime()
+    configs = ({}, {"router": "gaussian"}, {"router": "gaussian", "shrinkage": 0.5}, {"clusters_per_task": 1})
+    identities = [repr(load(members, runtime, **config).identity(stage)) for config in configs for stage in (1, 2, 4)]
+    assert len(set(identities)) == 12
+    # the shrinkage means nothing to k-means
+    assert load(members, runtime, shrinkage=0.5).identity(4) == load(members, runtime).identity(4)
