@@ -370,6 +370,19 @@ def test_a_request_that_cannot_be_met_changes_nothing(
     assert tree(bank) == before
 
 
+def test_a_name_that_cannot_be_used_makes_no_bank_and_loads_no_model(
+    bank, source, bring_in, tmp_path, bert_bank, monkeypatch
+) -> None:
+    from lorabank.workflows import import_
+
+    monkeypatch.setattr(import_, "load_base", None)
+    with pytest.raises(ConfigError, match="cannot be a name"):
+        bring_in(source, "../x", path=tmp_path / "none", init=InitConfig(base=str(bert_bank.parent / "base")))
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(ExistsError, match="'second' already"):
+        bring_in(source, "second")
+
+
 def test_labels_that_do_not_fit_the_head_say_what_to_type(source, bring_in, rows) -> None:
     with pytest.raises(IncompatibleError, match="2 labels need") as refused:
         bring_in(source, data=rows("two.jsonl", ("no", "yes")))

@@ -162,13 +162,20 @@ def test_scores_of_a_replaced_composition_are_gone(bank, compose) -> None:
 
 
 def test_scores_of_other_settings_do_not_mix(bank) -> None:
-    evaluate(bank, batch_size=5)
-    (report,) = stored(bank).values()
-    assert report.settings["batch_size"] == 5  # two cells, against one of the last row at 64
-    assert [value is not None for value in report.values[2]] == [True, True]
+    """Of equally many cells the newest are shown; otherwise the most."""
+
+    def shown() -> tuple[int, int]:
+        (report,) = stored(bank).values()
+        return report.settings["batch_size"], sum(value is not None for row in report.values for value in row)
+
+    assert shown() == (64, 2)  # the own cells of both tasks
+    for batch_size in (5, 6):
+        evaluate(bank, batch_size=batch_size)
+        assert shown() == (batch_size, 2)
     evaluate(bank, forgetting_matrix=True)
-    (report,) = stored(bank).values()
-    assert report.settings["batch_size"] == 64
+    assert shown() == (64, 3)
+    evaluate(bank, batch_size=7)
+    assert shown() == (64, 3)
 
 
 def test_the_report_is_one_page_with_everything(bank, compose, tmp_path) -> None:

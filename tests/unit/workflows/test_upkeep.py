@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import pytest
 
@@ -19,7 +18,7 @@ def test_a_task_with_all_that_is_known_of_it(bank, compose) -> None:
     shown = api.show(bank, "second")
     snapshot = Bank.open(bank).snapshot()
     adapter = snapshot.adapter_of("second")
-    assert shown["task"] == asdict(snapshot.task("second"))
+    assert shown["task"] == snapshot.task("second")._asdict()
     assert shown["path"] == str(bank / "adapters" / adapter.digest)
     assert [dataset["split"] for dataset in shown["datasets"]] == ["train", "eval", "calibration"]
     assert {dataset["task"] for dataset in shown["datasets"]} == {"second"}
