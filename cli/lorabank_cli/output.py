@@ -15,8 +15,9 @@ from lorabank_cli.text import safe, wants_color
 
 def plain(value: Any) -> Any:
     """Records, tuples, paths and NaN as what JSON knows: objects, lists, strings and null."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    fields = getattr(value, "_fields", None) or getattr(value, "__dataclass_fields__", None)
+    if fields:
+        return {name: plain(getattr(value, name)) for name in fields}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -73,6 +73,11 @@ class Bank:
         with reading(self._layout) as connection:
             return read_snapshot(connection, self._layout)
 
+    def contents(self) -> tuple[Snapshot, list[EvaluationRecord]]:
+        """Everything in the bank and every stored score, oldest first, read in one transaction."""
+        with reading(self._layout) as connection:
+            return read_snapshot(connection, self._layout), read_evaluations(connection, self._layout)
+
     def evaluations(self, keys: Iterable[str]) -> dict[str, EvaluationRecord]:
         """The stored scores with these keys, by key."""
         wanted = set(keys)

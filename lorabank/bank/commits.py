@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Table, func, select
@@ -49,12 +48,12 @@ def insert_task(
     """Insert a task with its adapter and data sets; returns the task as stored."""
     _refuse_taken(connection, task.name)
     position = _next(connection, tasks.c.position)
-    stored = replace(
-        task, position=position, state="ready", adapter=adapter.digest, created_at=task.created_at or now()
+    stored = task._replace(
+        position=position, state="ready", adapter=adapter.digest, created_at=task.created_at or now()
     )
     files = _adapter_files(connection, stage, adapter.digest)
-    adapter = replace(
-        adapter, bytes=sum(file.bytes for file in files), created_at=adapter.created_at or stored.created_at
+    adapter = adapter._replace(
+        bytes=sum(file.bytes for file in files), created_at=adapter.created_at or stored.created_at
     )
     _insert_blobs(connection, layout, stage, [stored.statistics, *(split.blob for split in splits)])
     connection.execute(tasks.insert(), task_row(stored))
@@ -106,7 +105,7 @@ def mark_removed(connection: Connection, table: Table, condition: Any) -> None:
 
 
 def _dated(composition: CompositionRecord) -> CompositionRecord:
-    return replace(composition, state="ready", created_at=composition.created_at or now())
+    return composition._replace(state="ready", created_at=composition.created_at or now())
 
 
 def _insert(connection: Connection, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -176,7 +175,7 @@ def _missing(message: str) -> IncompatibleError:
 
 def insert_evaluations(layout: Layout, records: Sequence[EvaluationRecord]) -> None:
     """Insert scores in one short transaction; a key that is there already stays as it is."""
-    rows = [evaluation_row(replace(record, created_at=record.created_at or now())) for record in records]
+    rows = [evaluation_row(record._replace(created_at=record.created_at or now())) for record in records]
     if not rows:
         return
     with bank_lock(layout.lock, exclusive=False), writing(layout) as connection:

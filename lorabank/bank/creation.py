@@ -21,8 +21,6 @@ from lorabank.core.records import BaseModelRecord
 
 def create(layout: Layout, base: BaseModelRecord) -> str:
     """Make a bank and return its id; see ``Bank.create``."""
-    from dataclasses import replace
-
     with reported(layout.root, unchanged="no bank was made"):
         _refuse_other_content(layout.root)
         layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -34,7 +32,7 @@ def create(layout: Layout, base: BaseModelRecord) -> str:
             layout.make_folders()
             identifier, version, moment = os.urandom(16).hex(), __version__, now()
             bank = {"id": 1, "bank_id": identifier, "format": FORMAT, "created_at": moment, "created_with": version}
-            base = replace(base, created_at=base.created_at or moment)
+            base = base._replace(created_at=base.created_at or moment)
             create_database(layout, {"bank": sealed("bank", bank), "base_model": base_model_row(base)})
             _write_manifest(layout, {"format": FORMAT, "id": identifier, "created_with": version})
     return identifier

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from lorabank.core.errors import NotFoundError
 from lorabank.core.records import (
@@ -15,8 +15,7 @@ from lorabank.core.records import (
 )
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """Everything that is in a bank, read in one transaction.
 
     Attributes:
@@ -37,7 +36,7 @@ class Snapshot:
     removed_tasks: tuple[TaskRecord, ...]
     datasets: tuple[DatasetRecord, ...]
     compositions: tuple[CompositionRecord, ...]
-    by_position: dict[int, AdapterRecord] = field(repr=False)
+    by_position: dict[int, AdapterRecord]
 
     @property
     def adapters(self) -> dict[str, AdapterRecord]:

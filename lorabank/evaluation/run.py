@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -159,4 +159,4 @@ def score_cell(
 
 def _at(record: EvaluationRecord, subject: Subject, stage: int) -> EvaluationRecord:
     """A stored cell under the name and stage it was asked for: equal states share one cell."""
-    return replace(record, subject=subject.name, stage=stage, task_id=subject.task_id)
+    return record._replace(subject=subject.name, stage=stage, task_id=subject.task_id)

@@ -132,7 +132,7 @@ def _stored_cells(
             identity = subject.identity(stage, task)
             key = cell_key(snapshot.base.fingerprint, identity, data[task.name].sha256, settings)
             if key in stored:
-                records.append(replace(stored[key], subject=subject.name, stage=stage, task_id=subject.task_id))
+                records.append(stored[key]._replace(subject=subject.name, stage=stage, task_id=subject.task_id))
     return Filled(tuple(records), computed=0, cached=len(records))
 
 

@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -60,15 +59,15 @@ def show(path: str | Path, name: str) -> dict[str, Any]:
 def _task(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> dict[str, Any]:
     adapter = snapshot.adapter_of(task.name)
     task_of = {digest: other.task for digest, other in snapshot.adapters.items()}
-    shown = asdict(adapter) | {"context": [task_of[digest] for digest in adapter.context]}
+    shown = adapter._asdict() | {"context": [task_of[digest] for digest in adapter.context]}
     shown["metrics"] = {key: value for key, value in adapter.metrics.items() if key != "overlap"}
     overlap = {task_of.get(digest, digest): value for digest, value in adapter.metrics.get("overlap", {}).items()}
     if (chain := adapter.metrics.get("continued_from")) is not None:
         shown["metrics"]["continued_from"] = task_of.get(chain, chain)
     return {
-        "task": asdict(task),
+        "task": task._asdict(),
         "path": str(bank.adapter_path(adapter.digest)),
-        "datasets": [asdict(dataset) for dataset in snapshot.datasets if dataset.task == task.name],
+        "datasets": [dataset._asdict() for dataset in snapshot.datasets if dataset.task == task.name],
         "adapter": shown,
         "overlap": overlap,
         "compositions": [made.name for made in snapshot.compositions if task.name in made.members],
@@ -81,7 +80,7 @@ def _composition(bank: Bank, snapshot: Snapshot, record: CompositionRecord) -> d
         {"task": task, "adapter": digest, "strategy": snapshot.adapters[digest].strategy}
         for task, digest in zip(record.members, record.adapters, strict=True)
     ]
-    shown = asdict(record)
+    shown = record._asdict()
     del shown["members"], shown["adapters"]
     return {
         "composition": shown,

@@ -144,6 +144,9 @@ def adapter_record(task: str, digest: str = "a" * 64, **changes: Any) -> Adapter
         "bytes": 1000,
         "head_digest": None,
         "files": {},
+        "versions": {},
+        "config": {},
+        "metrics": {},
     }
     return AdapterRecord(**{**values, **changes})
 
@@ -191,7 +194,8 @@ def _add_task(bank: Bank, name: str, weight: float) -> None:
 
 
 def _score(task: str, stage: int, value: float, subject: str = "as-trained", key: str = "") -> EvaluationRecord:
-    return EvaluationRecord(key or f"key-{task}", subject, stage, task, "accuracy", value, 80, 0.7, 0.98, "given")
+    key = key or f"key-{task}"
+    return EvaluationRecord(key, subject, stage, task, "accuracy", value, 80, 0.7, 0.98, "given", {}, {})
 
 
 def _safetensors(*values: float) -> bytes:

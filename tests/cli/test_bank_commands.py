@@ -36,9 +36,7 @@ def test_list_as_json(run: Any, bank: Bank) -> None:
 
 
 def test_an_empty_bank_says_what_to_do_next(run: Any, empty_folder: Path) -> None:
-    from dataclasses import replace
-
-    base = replace(_any_base(), name="tiny\x1b[2J")
+    base = _any_base()._replace(name="tiny\x1b[2J")
     Bank.create(empty_folder / "bank", base)
     shown = run("list")
     assert "no tasks yet\nnext: lorabank add-task NAME --data FILE" in shown.out

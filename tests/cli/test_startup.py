@@ -64,3 +64,14 @@ def test_help_of_the_group_imports_no_command() -> None:
     assert "lorabank_cli.main" in loaded
     assert not {name for name in loaded if name.startswith("lorabank_cli.commands.")}
     assert not loaded & {"dataclasses", "json", "sqlite3", "lorabank.core.config"}
+
+
+def test_listing_makes_no_dataclass(bank: Bank) -> None:
+    """Each costs about a millisecond when it is made: what the bank stores are named tuples."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    shown = subprocess.run(
+        [sys.executable, "-c", PROBE, "list"], capture_output=True, text=True, env=environment, check=True, timeout=60
+    )
+    loaded = set(shown.stdout.splitlines()[-1].split())
+    assert "lorabank.core.records" in loaded
+    assert not loaded & {"dataclasses", "lorabank.core.config"}

@@ -18,9 +18,8 @@ def list_bank(run: Run) -> None:
     # Not through lorabank.api: its settings would take a fifth of the time that this command may cost.
     from lorabank.bank.bank import Bank
 
-    bank = Bank.open(run.bank)
-    snapshot = bank.snapshot()
-    scores = _scores(snapshot, bank.all_evaluations())
+    snapshot, evaluations = Bank.open(run.bank).contents()
+    scores = _scores(snapshot, evaluations)
     tasks = [_task(snapshot, task, scores.get(task.name)) for task in snapshot.tasks]
     document = {
         "bank": run.bank,

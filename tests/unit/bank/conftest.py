@@ -8,7 +8,6 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ class Kit:
         digest = operation.stage_adapter(self.files(weight, -2.0))
         stored: TaskRecord = operation.commit_task(
             TaskRecord(name, 0, "SEQ_CLS", ("no", "yes"), "training", statistics=statistics),
-            replace(self.adapter, digest=digest, task=name, context=context),
+            self.adapter._replace(digest=digest, task=name, context=context),
             [
                 DatasetRecord(name, "train", 400, ("text", "label"), "1" * 64, "train.jsonl", rows_dropped=2),
                 DatasetRecord(name, "eval", 80, ("text", "label"), "2" * 64, "train.jsonl", blob=rows),
@@ -129,7 +128,7 @@ class Kit:
             detail={"seconds": 0.5},
             created_at=MOMENT,
         )
-        return replace(record, **changes)
+        return record._replace(**changes)
 
     @staticmethod
     def tree(folder: Path) -> dict[str, bytes]:

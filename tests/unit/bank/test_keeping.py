@@ -7,7 +7,6 @@ import random
 import sqlite3
 import time
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -160,7 +159,7 @@ def test_flipped_bits_of_the_database_are_found_or_without_effect(filled, kit):
     generator = random.Random(7)
     database = filled.path / "bank.db"
     content = database.read_bytes()
-    truth = asdict(filled.snapshot())
+    truth = filled.snapshot()
     harmful = 0
     for _ in range(200):
         position, bit = generator.randrange(len(content)), generator.randrange(8)
@@ -170,7 +169,7 @@ def test_flipped_bits_of_the_database_are_found_or_without_effect(filled, kit):
         try:
             findings = Bank.open(filled.path).verify(full=True)
             if not findings:
-                assert asdict(filled.snapshot()) == truth, (position, bit)
+                assert filled.snapshot() == truth, (position, bit)
             harmful += bool(findings)
         except LorabankError:
             harmful += 1

@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -52,8 +51,8 @@ def test_a_task_is_stored_as_given(bank, kit):
     content = [[name, hashes[name], len(files[name])] for name in sorted(files)]
     digest = hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
     size = sum(map(len, files.values()))
-    assert adapter == replace(
-        kit.adapter, digest=digest, task="spam", context=(first.adapter,), files=hashes, bytes=size
+    assert adapter == kit.adapter._replace(
+        digest=digest, task="spam", context=(first.adapter,), files=hashes, bytes=size
     )
     assert snapshot.adapters == {first.adapter: snapshot.adapter_of("sentiment"), digest: adapter}
     data = snapshot.dataset("spam", "eval")
@@ -292,11 +291,11 @@ def test_what_a_commit_refers_to_must_be_there(bank, kit):
     with bank.reserve("add-task", "spam", {}) as operation:
         digest = operation.stage_adapter(kit.files(1.0))
         task = TaskRecord("spam", 0, "SEQ_CLS", ("no", "yes"), "training")
-        adapter = replace(kit.adapter, digest=digest, task="spam")
+        adapter = kit.adapter._replace(digest=digest, task="spam")
         for wrong_task, wrong_adapter in (
-            (replace(task, statistics="0" * 64), adapter),
-            (task, replace(adapter, digest="0" * 64)),
-            (task, replace(adapter, context=("0" * 64,))),
+            (task._replace(statistics="0" * 64), adapter),
+            (task, adapter._replace(digest="0" * 64)),
+            (task, adapter._replace(context=("0" * 64,))),
         ):
             with pytest.raises(IncompatibleError):
                 operation.commit_task(wrong_task, wrong_adapter, [])
@@ -319,7 +318,7 @@ def test_values_that_are_not_finite_do_not_enter(bank, kit):
         task = TaskRecord("spam", 0, "SEQ_CLS", ("no",), "training")
         for changes in ({"wall_seconds": float("nan")}, {"metrics": {"loss": float("inf")}}):
             with pytest.raises(DataError):
-                operation.commit_task(task, replace(kit.adapter, digest=digest, **changes), [])
+                operation.commit_task(task, kit.adapter._replace(digest=digest, **changes), [])
     with pytest.raises(DataError, match="value"):
         bank.add_evaluations([kit.evaluation(value=float("nan"))])
     assert bank.snapshot().tasks == ()
@@ -432,6 +431,6 @@ def test_one_of_many_processes_gets_a_name(bank):
 def test_evaluations_are_kept_once(bank, kit):
     first, second = kit.evaluation("k1"), kit.evaluation("k2", task_id="routed", value=0)
     bank.add_evaluations([first, second])
-    bank.add_evaluations([replace(first, value=0.1), kit.evaluation("k3")])
+    bank.add_evaluations([first._replace(value=0.1), kit.evaluation("k3")])
     assert bank.all_evaluations() == [first, second, kit.evaluation("k3")]
     assert bank.evaluations(["k2", "unknown"]) == {"k2": second}

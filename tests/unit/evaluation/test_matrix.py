@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -31,8 +29,9 @@ def cell(stage: int, name: str, value: float, **changes: object) -> EvaluationRe
         high=value + 0.1,
         task_id="given",
         settings={"batch_size": 64},
+        detail={},
     )
-    return dataclasses.replace(record, **changes)  # type: ignore[arg-type]
+    return record._replace(**changes)  # type: ignore[arg-type]
 
 
 TASKS = (task("first", 1), task("third", 3))  # the second was removed; positions are not given again

@@ -59,6 +59,9 @@ def adapter(position: int, task: str, context: tuple[str, ...]) -> AdapterRecord
         bytes=1,
         head_digest=None,
         files={},
+        versions={},
+        config={},
+        metrics={},
     )
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import subprocess
 import sys
@@ -298,4 +297,4 @@ def test_the_default_model() -> None:
     assert (base.head_modules, base.max_length) == (("classifier",), 512)
     assert logits(base, ["a text", "another"]).shape == (2, 4)
     with pytest.raises(IncompatibleError, match=r"other weights$"):
-        load_base(dataclasses.replace(record, fingerprint="0" * 64))
+        load_base(record._replace(fingerprint="0" * 64))

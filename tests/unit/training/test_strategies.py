@@ -22,7 +22,7 @@ def adapter(digest: str, strategy: str = "olora", context: tuple[str, ...] = (),
     return AdapterRecord(
         digest=digest, task=f"task-{digest}", r=8, lora_alpha=32.0, use_rslora=False, target_modules=(),
         strategy=strategy, penalties={}, context=context, seed=0, steps=1, wall_seconds=0.0, device="cpu", bytes=0,
-        head_digest=None, files={}, metrics=metrics,
+        head_digest=None, files={}, versions={}, config={}, metrics=metrics,
     )  # fmt: skip
 
 
