@@ -81,7 +81,7 @@ class ComposeConfig:
     clusters_per_task: int = _option(5, "prototype: centroids of each task.", ge=1, le=1024)
     shrinkage: float = _option(0.1, "prototype: shrinkage of the gaussian router's covariance.", ge=0, le=1)
     lambda_l1: float = _option(1e-3, "attention: weight of the L1 norm of the selector's dense parameters.", ge=0)
-    epochs: float = _option(3.0, "attention: passes over the calibration samples.", gt=0)
+    epochs: float = _option(2.0, "attention: passes over the calibration samples.", gt=0)
     learning_rate: float = _option(1e-2, "attention: learning rate of the selector.", gt=0)
     batch_size: int = _option(32, "attention: rows of a step.", ge=1)
     stages: Literal["all", "last"] = _option(

@@ -19,7 +19,8 @@ from lorabank.workflows.results import DemoResult, MatrixReport
 from lorabank.workflows.train import add_task
 
 TASKS = ("sentiment", "spam", "products", "tweets")
-MAX_LENGTH = 96
+SETTINGS: dict[str, Any] = {"learning_rate": 3e-3, "epochs": 4.0, "max_length": 64, "keep_samples": 96}
+"""Sized for two CPU cores: short texts, and few calibration samples for the attention."""
 COMPOSITIONS = (
     ComposeConfig(mode="manual", name="manual", weights=",".join(f"{task}=0.25" for task in TASKS)),
     ComposeConfig(mode="attention", name="attention"),
@@ -66,12 +67,11 @@ def copy_data(target: Path) -> None:
 
 
 def train_sequence(
-    bank: Path, data: Path, strategy: str, *, seed: int, epochs: float | None, observer: Observer, **settings: Any
+    bank: Path, data: Path, strategy: str, *, seed: int, epochs: float | None, observer: Observer
 ) -> None:
     """Add the four tasks that are not in the bank yet, in order."""
     there = {task.name for task in Bank.open(bank).snapshot().tasks} if Bank.exists(bank) else set()
-    if epochs is not None:
-        settings["epochs"] = epochs
+    settings = SETTINGS if epochs is None else SETTINGS | {"epochs": epochs}
     for task in TASKS:
         if task in there:
             continue
@@ -80,7 +80,6 @@ def train_sequence(
             data=str(data / task / "train.jsonl"),
             eval_data=str(data / task / "test.jsonl"),
             strategy=strategy,
-            max_length=MAX_LENGTH,
             seed=seed,
             **settings,
         )
