@@ -1,8 +1,8 @@
 """``python -m benchmarks.sequences``: the README's table of strategies and compositions on the demo's four tasks.
 
 Every strategy learns sentiment, spam, products and tweets in this order, once per seed, each in a bank of its own;
-compositions are fitted on the `olora` and `isolated` banks and measured over the whole matrix. A run that is interrupted goes on where it
-stopped: finished tasks, compositions and cells are in the banks.
+compositions are fitted on the `olora` and `isolated` banks and measured over the whole matrix. A run that is
+interrupted goes on where it stopped: finished tasks, compositions and cells are in the banks.
 """
 
 from __future__ import annotations

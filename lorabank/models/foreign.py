@@ -160,9 +160,7 @@ def largest_update(factors: LoraFactors, model: nn.Module) -> float:
 
 
 @torch.inference_mode()
-def check_effect(
-    base: LoadedBase, factors: LoraFactors, head: Head, texts: Sequence[str], *, max_length: int
-) -> None:
+def check_effect(base: LoadedBase, factors: LoraFactors, head: Head, texts: Sequence[str], *, max_length: int) -> None:
     """Pass some texts through the base with and without the adapter; the model keeps the head afterwards.
 
     Raises:

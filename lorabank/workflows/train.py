@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabank.bank.bank import Bank
+from lorabank.bank.layout import check_name
 from lorabank.bank.operations import Operation
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core import plugins
@@ -106,6 +107,7 @@ def add_task(
     observer: Observer,
 ) -> AddTaskResult:
     """Train a task's adapter and put it into the bank, whole or not at all."""
+    check_name(name)
     given = _given(config)
     if given is None and not resume:
         raise ConfigError("there is no data to train on", hint=f"lorabank add-task {name} --data FILE")
