@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import subspace_angles
 from torch import nn
 
 from lorabank.core.lora import AdapterStack
@@ -91,3 +92,22 @@ def test_the_groups_follow_the_parameters(layers, previous) -> None:
 def test_the_first_task_has_no_earlier_rows(layers) -> None:
     for group in GroupedFactors(layers, None, with_basis=True)():
         assert group.A_prev.shape[1] == group.basis_prev.shape[1] == 0
+
+
+def test_the_report_is_that_of_each_module_and_adapter(layers, previous) -> None:
+    """Mean squared cosine of the principal angles, over the modules that an adapter has; rows left in the tightest."""
+    expected = {}
+    for k, (name, r) in enumerate((("first", 3), ("second", 2))):
+        shares = []
+        for module, factors in previous.modules.items():
+            rows = factors.A[factors.owner == k].double().numpy()
+            if len(rows):
+                angles = subspace_angles(rows.T, layers[module].lora_A.detach().double().numpy().T)
+                shares.append(np.sum(np.cos(angles) ** 2) / min(r, 2))
+        expected[name] = np.mean(shares)
+    report = GroupedFactors(layers, previous, with_basis=False).report()
+    assert report["overlap"] == pytest.approx(expected, abs=1e-6)
+    assert report["capacity_left"] == pytest.approx((8 - 3 - 2 - 2) / 8)  # q and k hold all three adapters
+    first = GroupedFactors(layers, None, with_basis=False).report()
+    assert first["overlap"] == {}
+    assert first["capacity_left"] == pytest.approx((6 - 2) / 6)  # o is the narrowest
