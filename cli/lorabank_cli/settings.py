@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorabank_cli.text import pairs, safe, table, terminal_width
-from lorabank_cli.verb import Run
+from lorabank_cli.verb import Run, Setting
 
 
 def show_settings(
@@ -18,10 +18,10 @@ def show_settings(
         run: The call.
         headline: What would happen, in a few words.
         plan: Facts about the work, shown below the settings.
-        resolved: What stands in for the settings that nobody chose.
+        resolved: Settings as the work would use them; what was asked for stands beside the source where it differs.
     """
     plan, resolved = plan or {}, resolved or {}
-    settings = [s if s.value is not None else s._replace(value=resolved.get(s.name)) for s in run.settings()]
+    settings = [_used(s, resolved.get(s.name, s.value)) for s in run.settings()]
     document = {
         "dry_run": True,
         "settings": {s.name: {"value": s.value, "source": s.source} for s in settings},
@@ -41,6 +41,11 @@ def show_settings(
         ]
     lines += ["", "nothing was changed"]
     run.output.data(document, "\n".join(lines))
+
+
+def _used(setting: Setting, value: Any) -> Setting:
+    replaced = setting.value is not None and setting.value != value
+    return setting._replace(value=value, source=f"{setting.source} {setting.value}" if replaced else setting.source)
 
 
 def _row(name: str, value: Any, source: str) -> tuple[str, str, str]:

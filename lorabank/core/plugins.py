@@ -1,7 +1,8 @@
 """The tables of named parts: a new penalty, strategy or composition is one file and one line here.
 
 Values are ``"module:attribute"`` strings, so that ``--help`` and completion list the names without importing torch.
-Other packages add to a table by an entry point in the group ``lorabank.<table>``, for example ``lorabank.penalties``.
+Other packages add to a table by an entry point in the group ``lorabank.strategies``, ``lorabank.penalties`` or
+``lorabank.composers``.
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ COMPOSERS: dict[str, str] = {
 }
 
 
+_PLURALS = {"strategy": "strategies", "penalty": "penalties"}
+
+
 def load(table: Mapping[str, str], name: str, what: str) -> Any:
     """The object behind a name of a table.
 
     Args:
         table: One of the tables above.
-        name: A key of the table or of the entry-point group ``lorabank.<what>s``.
+        name: A key of the table, or an entry point of its group.
         what: What the table holds, in the singular, for the message.
 
     Raises:
@@ -48,9 +52,9 @@ def load(table: Mapping[str, str], name: str, what: str) -> Any:
         return _attribute(table[name])
     from importlib.metadata import entry_points
 
-    found = {point.name: point.value for point in entry_points(group=f"lorabank.{what}s")}
+    found = {point.name: point for point in entry_points(group=f"lorabank.{_PLURALS.get(what, f'{what}s')}")}
     if name in found:
-        return _attribute(found[name])
+        return found[name].load()
     known = [*table, *found]
     raise ConfigError(
         f"there is no {what} {name!r}.{nearest(name, known)}",

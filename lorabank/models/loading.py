@@ -130,7 +130,7 @@ def load_base(
     fresh = {key if isinstance(key, str) else key[0] for key in (*report["missing_keys"], *report["mismatched_keys"])}
     head_modules = find_head_modules(model, fresh, record.name)
     model.requires_grad_(False).eval().to(device)
-    return LoadedBase(model, tokenizer, head_modules, _max_length(model, tokenizer))
+    return LoadedBase(model, tokenizer, head_modules, input_limit(model, tokenizer))
 
 
 def load_tokenizer(base: ResolvedBase | BaseModelRecord) -> PreTrainedTokenizerBase:
@@ -313,7 +313,8 @@ def _share_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
         config.pad_token_id = tokenizer.pad_token_id
 
 
-def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+def input_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Most tokens of a text, special ones included; None where neither model nor tokenizer sets a limit."""
     from torch import nn
 
     limits = [tokenizer.model_max_length]

@@ -28,7 +28,9 @@ from lorabank.models.encoding import EncodedTexts, encode_texts, pad_batch
 from lorabank.models.heads import build_head, head_state, put_head
 from lorabank.models.loading import (
     find_head_modules,
+    input_limit,
     load_base,
+    load_tokenizer,
     quiet_transformers,
     resolve_device,
     resolve_target_modules,
@@ -189,15 +191,34 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     )
 
 
-def trainable_size(base: BaseModelRecord, config: TrainConfig, labels: int) -> int:
-    """Trainable parameters of a task, from the base's shapes alone."""
+@dataclass(frozen=True)
+class AdapterPlan:
+    """What can be told of an adapter before it is trained.
+
+    Attributes:
+        target_modules: Full names of the modules that it changes.
+        parameters: Trainable parameters, with the head's.
+        max_length: Tokens of a text: what was asked for, or the model's limit.
+    """
+
+    target_modules: tuple[str, ...]
+    parameters: int
+    max_length: int
+
+
+def plan_adapter(base: BaseModelRecord, config: TrainConfig, labels: int) -> AdapterPlan:
+    """Plan a task's adapter from the base's shapes and its tokenizer; no weight is loaded."""
     model = _shapes(base)
     head_modules = find_head_modules(model, set(), base.name)
     targets = resolve_target_modules(model, config.target_modules, head_modules)
     shapes = [model.get_parameter(f"{name}.weight").shape for name in targets]
     adapter = sum(config.r * (d_out + d_in) for d_out, d_in in shapes)
     head = build_head(model, head_modules, labels, config.seed).state()
-    return adapter + sum(tensor.numel() for tensor in head.values())
+    return AdapterPlan(
+        target_modules=targets,
+        parameters=adapter + sum(tensor.numel() for tensor in head.values()),
+        max_length=min(config.max_length, input_limit(model, load_tokenizer(base)) or config.max_length),
+    )
 
 
 def _shapes(base: BaseModelRecord) -> PreTrainedModel:

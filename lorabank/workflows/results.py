@@ -13,7 +13,8 @@ class TaskPlan:
     """What ``add_task`` would do.
 
     Attributes:
-        settings: Every setting by name, defaults of strategy and penalty filled in.
+        settings: Every setting by name, as the work would use it: penalty and weight filled in, names of modules in
+            place of ``auto``, ``max_length`` within the model's limit.
         tokens: ``mean``, ``p95`` and ``max`` tokens of a training text, before cutting.
         rows_cut: Training rows longer than ``max_length``.
         context: Tasks whose adapters stay active, frozen.

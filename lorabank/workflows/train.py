@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.layout import check_name
@@ -28,6 +28,10 @@ from lorabank.models.loading import (
     resolve_device,
 )
 from lorabank.workflows.results import AddTaskResult, TaskPlan
+
+if TYPE_CHECKING:
+    from lorabank.training.run import AdapterPlan
+    from lorabank.training.strategies import Strategy
 
 
 def init_bank(path: str | Path, config: InitConfig, observer: Observer) -> Bank:
@@ -61,7 +65,7 @@ def open_or_init(path: str | Path, config: InitConfig | None, observer: Observer
 def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig | None) -> TaskPlan:
     """What ``add_task`` would do; nothing is trained, written or loaded but the tokenizer and the base's shapes."""
     from lorabank.models.encoding import encode_texts
-    from lorabank.training.run import resolve_penalties, trainable_size
+    from lorabank.training.run import plan_adapter, resolve_penalties
 
     checked = validate(TrainConfig, asdict(config))
     exists = Bank.exists(path)
@@ -69,15 +73,16 @@ def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig
     base = snapshot.base if snapshot else _described(init or InitConfig())
     strategy = plugins.load(plugins.STRATEGIES, checked.strategy, "strategy")
     data = load_task_data(checked)
-    encoded = encode_texts(load_tokenizer(base), data.train.texts, checked.max_length)
+    adapter = plan_adapter(base, checked, len(data.labels))
+    encoded = encode_texts(load_tokenizer(base), data.train.texts, adapter.max_length)
     lengths = sorted(encoded.lengths)
     earlier = _earlier(snapshot)
     names = {adapter.digest: adapter.task for adapter in earlier}
-    size = trainable_size(base, checked, len(data.labels))
+    penalties = {penalty: weight for penalty, weight, _ in resolve_penalties(checked, strategy)}
     per_epoch = math.ceil(math.ceil(len(lengths) / checked.batch_size) / checked.gradient_accumulation_steps)
     return TaskPlan(
         name=name,
-        settings=asdict(checked),
+        settings=_filled_in(checked, strategy, penalties, adapter),
         train_rows=len(data.train),
         eval_rows=len(data.eval),
         labels=data.labels,
@@ -88,12 +93,27 @@ def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig
         },
         rows_cut=encoded.cut,
         steps=math.ceil(per_epoch * checked.epochs),
-        trainable_parameters=size,
-        adapter_bytes=4 * size,
+        trainable_parameters=adapter.parameters,
+        adapter_bytes=4 * adapter.parameters,
         context=tuple(names[digest] for digest in strategy.context(earlier) if digest in names),
-        penalty={penalty: weight for penalty, weight, _ in resolve_penalties(checked, strategy)},
+        penalty=penalties,
         bank_exists=exists,
     )
+
+
+def _filled_in(
+    config: TrainConfig, strategy: Strategy, penalties: Mapping[str, float], adapter: AdapterPlan
+) -> dict[str, Any]:
+    """The settings that lead to the same adapter with nothing left to strategy, penalty and model."""
+    penalty = config.penalty or strategy.penalty or "none"
+    endings = dict.fromkeys(name.rpartition(".")[2] for name in adapter.target_modules)
+    chosen = config.target_modules not in ("auto", "all-linear")
+    return asdict(config) | {
+        "penalty": penalty,
+        "lambda_orth": penalties.get(penalty) if config.lambda_orth is None else config.lambda_orth,
+        "target_modules": config.target_modules if chosen else ",".join(endings),
+        "max_length": adapter.max_length,
+    }
 
 
 def add_task(

@@ -18,7 +18,7 @@ from lorabank.workflows.results import ComposeResult, TaskPlan
 
 PLAN = TaskPlan(
     name="spam",
-    settings={"penalty": "orthogonal", "lambda_orth": 0.5, "r": 99},
+    settings={"penalty": "orthogonal", "lambda_orth": 0.5, "target_modules": "query,value", "max_length": 512},
     train_rows=384,
     eval_rows=96,
     labels=("ham", "spam"),
@@ -133,14 +133,16 @@ def test_flags_then_environment_then_file_then_default(
 
 def test_a_dry_run_shows_what_the_strategy_fills_in_and_the_work(run: Any, api: Any) -> None:
     api["plan_task"] = PLAN
-    shown = run("add-task", "spam", "--data", "s.jsonl", "--dry-run")
+    shown = run("add-task", "spam", "--data", "s.jsonl", "--dry-run", "--max-length", "4096")
     rows: dict[str, list[str]] = {}
     for line in shown.out.splitlines():
         if line.strip():
             rows.setdefault(line.split()[0], line.split()[1:])
     assert rows["penalty"] == ["orthogonal", "default"]
     assert rows["lambda-orth"] == ["0.5", "default"]
-    assert rows["r"] == ["8", "default"]  # what was chosen is not replaced by the plan's
+    assert rows["target-modules"] == ["query,value", "default", "auto"]
+    assert rows["max-length"] == ["512", "flag", "4096"]  # what will be used, and what was asked for
+    assert rows["r"] == ["8", "default"]
     assert rows["data"] == ["s.jsonl", "flag"]
     assert rows["steps"] == ["120"]
     assert "mean 20.5, p95 40, max 60" in shown.out

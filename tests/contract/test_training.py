@@ -151,5 +151,10 @@ def test_the_plan_is_what_happens(lab, copy) -> None:
     assert plan.steps == result.adapter.steps
     assert plan.penalty == result.adapter.penalties
     assert plan.context == ("one",)
+    assert plan.settings == result.adapter.config | {
+        "penalty": "orthogonal",
+        "lambda_orth": 0.5,
+        "target_modules": "query,value",
+    }
     # four bytes a parameter, and a few hundred for names
     assert 0 < result.adapter.bytes - plan.adapter_bytes < 4096

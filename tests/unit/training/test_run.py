@@ -10,7 +10,8 @@ from lorabank.core.errors import ConfigError
 from lorabank.core.lora import AdapterStack, subspace_overlap
 from lorabank.models.loading import describe_base, resolve_base
 from lorabank.training import run
-from lorabank.training.run import overlap_report, train_adapter, trainable_size
+from lorabank.training.groups import overlap_report
+from lorabank.training.run import plan_adapter, train_adapter
 
 ATTENTION = tuple(f"bert.encoder.layer.{i}.attention.self" for i in range(2))
 MODULES = {f"{layer}.{part}": (32, 32) for layer in ATTENTION for part in ("query", "value")}
@@ -198,13 +199,16 @@ def test_long_texts_are_cut_and_told(train, recorder) -> None:
     assert observer.notices == [f"{cut} of 22 training texts are cut to 6 tokens"]
 
 
-def test_texts_are_no_longer_than_the_model_can_read(train) -> None:
+def test_texts_are_no_longer_than_the_model_can_read(base, job, train) -> None:
     assert train(max_length=4096, epochs=0.2).max_length == 66
+    assert plan_adapter(base, job(max_length=4096).config, 2).max_length == 66
 
 
 def test_the_trainable_size_is_that_of_what_is_trained(base, job, train, factors_of) -> None:
     trained = train(epochs=0.2, r=3)
-    assert trainable_size(base, job(r=3).config, 2) == sum(tensor.numel() for tensor in factors_of(trained).values())
+    plan = plan_adapter(base, job(r=3).config, 2)
+    assert plan.parameters == sum(tensor.numel() for tensor in factors_of(trained).values())
+    assert plan.target_modules == trained.target_modules
 
 
 @pytest.mark.parametrize(("accumulation", "epochs"), [(1, 3), (4, 3), (1, 0.5), (4, 1.5)])
