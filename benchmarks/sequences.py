@@ -48,12 +48,15 @@ class _Told:
 
 def run(folder: Path, strategy: str, seed: int, epochs: float | None) -> list[dict[str, Any]]:
     """One sequence with its compositions: the rows of the demo's table."""
+    from lorabank.core.config import ComposeConfig
     from lorabank.demo.run import COMPOSITIONS, compose_and_measure, copy_data, table_row, train_sequence
 
     observer, bank = _Told(), folder / f"{strategy}-{seed}"
     copy_data(folder / "data")
     train_sequence(bank, folder / "data", strategy, seed=seed, epochs=epochs, observer=observer)
-    reports = compose_and_measure(bank, COMPOSITIONS if strategy in COMPOSED else (), seed=seed, observer=observer)
+    kmeans = ComposeConfig(mode="prototype", name="prototype-kmeans", router="kmeans")
+    compositions = (*COMPOSITIONS, kmeans) if strategy in COMPOSED else ()
+    reports = compose_and_measure(bank, compositions, seed=seed, observer=observer)
     return [{"seed": seed, **table_row(strategy, report), "values": report.values} for report in reports]
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lorabank.compose.base import Fitted, Member, known, state_weights
-from lorabank.compose.routing import GaussianRouter, KMeansRouter, TaskStatistics, fit_statistics
+from lorabank.compose.routing import Router, TaskStatistics, fit_statistics, make_router
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import NotFoundError
 from lorabank.core.observer import Observer
@@ -30,10 +30,9 @@ class Prototype:
     routed: ClassVar[bool] = True
 
     def __init__(
-        self, router: str, shrinkage: float, members: Sequence[Member], runtime: Callable[[], Runtime]
+        self, parameters: Mapping[str, Any], members: Sequence[Member], runtime: Callable[[], Runtime]
     ) -> None:
-        self._router = router
-        self._shrinkage = shrinkage
+        self._parameters = parameters
         self._members = members
         self._runtime = runtime
 
@@ -45,6 +44,7 @@ class Prototype:
         parameters = {
             "router": config.router,
             "shrinkage": config.shrinkage,
+            "own_covariance": config.own_covariance,
             "clusters_per_task": config.clusters_per_task,
         }
         objects = {}
@@ -68,12 +68,12 @@ class Prototype:
             replace(member, statistics=TaskStatistics.from_bytes(objects[f"prototypes:{member.task}"]))
             for member in members
         ]
-        return cls(record.parameters["router"], record.parameters["shrinkage"], own, runtime)
+        return cls(record.parameters, own, runtime)
 
     def plan(self, stage: int, texts: Sequence[str]) -> Plan:
         """Each text's routed state."""
         members = known(self._members, stage)
-        route = build_router(self._router, members, self._shrinkage).route(self._runtime().features(texts))
+        route = build_router(members, self._parameters).route(self._runtime().features(texts))
         names = self._runtime().stack.names
         states = np.stack([state_weights(names, dict.fromkeys(member.state, 1.0)) for member in members])
         return Plan(weights=states[route], route=np.asarray(route, np.int64))
@@ -83,16 +83,36 @@ class Prototype:
         members = known(self._members, stage)
         return [
             "prototype",
-            self._router,
-            self._shrinkage if self._router == "gaussian" else None,
-            [[member.task, list(member.state), _digest(member)] for member in members],
+            router_identity(self._parameters),
+            [[member.task, list(member.state), statistics_digest(member)] for member in members],
         ]
 
 
-def build_router(kind: str, members: Sequence[Member], shrinkage: float) -> KMeansRouter | GaussianRouter:
+def build_router(members: Sequence[Member], parameters: Mapping[str, Any]) -> Router:
     """A router over the members, in their order."""
-    statistics = [member.statistics for member in members]
-    return GaussianRouter(statistics, shrinkage) if kind == "gaussian" else KMeansRouter(statistics)
+    return make_router(
+        parameters["router"],
+        [member.statistics for member in members],
+        shrinkage=parameters["shrinkage"],
+        own_covariance=parameters["own_covariance"],
+    )
+
+
+def default_parameters(router: str) -> dict[str, Any]:
+    """What ``compose`` would store for a router of this name."""
+    config = ComposeConfig()
+    return {"router": router, "shrinkage": config.shrinkage, "own_covariance": config.own_covariance}
+
+
+def router_identity(parameters: Mapping[str, Any]) -> list[Any]:
+    """The parameters that change a route: k-means has none."""
+    shares = [parameters["shrinkage"], parameters["own_covariance"]]
+    return [parameters["router"], shares if parameters["router"] == "gaussian" else None]
+
+
+def statistics_digest(member: Member) -> str:
+    """SHA-256 of what the router knows of a member."""
+    return hashlib.sha256(member.statistics.to_bytes()).hexdigest()
 
 
 def _refit(member: Member, config: ComposeConfig, runtime: Runtime) -> TaskStatistics:
@@ -104,7 +124,3 @@ def _refit(member: Member, config: ComposeConfig, runtime: Runtime) -> TaskStati
             unchanged="nothing was changed",
         )
     return fit_statistics(runtime.features(member.texts), config.clusters_per_task, config.seed)
-
-
-def _digest(member: Member) -> str:
-    return hashlib.sha256(member.statistics.to_bytes()).hexdigest()

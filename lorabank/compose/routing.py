@@ -125,44 +125,77 @@ class KMeansRouter:
 
 
 class GaussianRouter:
-    """Linear discriminant analysis: one mean for each task, one shrunk covariance S for all, equal priors.
+    """Regularised discriminant analysis: a mean per task, a shrunk covariance that tasks share for the most part.
 
-    With S = (1 - l) * S_w + l * tr(S_w) / d * I, S_w being the pooled covariance within tasks, the score is
-    x^T S^-1 m - m^T S^-1 m / 2: the logarithm of the posterior up to a constant of the row.
+    With S_w the pooled covariance within tasks, S_t a task's own, and l, b from 0 to 1:
+
+        C_t = (1 - b) S_w + b S_t,   D_t = (1 - l) C_t + l tr(C_t)/d I,
+        score_t(x) = -(x - m_t)^T D_t^-1 (x - m_t) / 2 - log det(D_t) / 2
+
+    which is the logarithm of the posterior under equal priors, up to a constant of the row. b = 0 is linear
+    discriminant analysis with one covariance for all. A small b tells a wide task from a narrow one.
 
     Args:
         statistics: Of each task, in the order of the sequence.
-        shrinkage: l, from 0 to 1.
+        shrinkage: l.
+        own_covariance: b.
 
     Raises:
-        ConfigError: The shrinkage is out of bounds.
+        ConfigError: A share is out of bounds, or a covariance has no inverse (a shrinkage above 0 gives it one).
+
+    Source:
+        Friedman, Regularized Discriminant Analysis, Journal of the American Statistical Association 84 (1989).
     """
 
-    def __init__(self, statistics: Sequence[TaskStatistics], shrinkage: float = 0.1) -> None:
-        if not 0 <= shrinkage <= 1:
-            raise ConfigError(f"shrinkage = {shrinkage}: must be from 0 to 1")
-        means = np.stack([s.mean for s in statistics]).astype(np.float64)
-        within = sum(s.scatter.astype(np.float64) for s in statistics) / sum(s.n for s in statistics)
-        identity = np.eye(means.shape[1])
-        covariance = (1 - shrinkage) * within + shrinkage * np.trace(within) / len(identity) * identity
-        if not covariance.any():  # every task has one distinct row: nearest mean
-            covariance = identity
-        if shrinkage > 0:
-            self._weights = np.linalg.solve(covariance, means.T)
-        else:  # may be singular
-            self._weights = np.linalg.lstsq(covariance, means.T)[0]
-        self._offsets = -0.5 * (means.T * self._weights).sum(0)
+    def __init__(
+        self, statistics: Sequence[TaskStatistics], shrinkage: float = 0.1, own_covariance: float = 0.0
+    ) -> None:
+        for name, share in (("shrinkage", shrinkage), ("own_covariance", own_covariance)):
+            if not 0 <= share <= 1:
+                raise ConfigError(f"{name} = {share}: must be from 0 to 1")
+        self._means = np.stack([s.mean for s in statistics]).astype(np.float64)
+        scatter = np.sum([s.scatter.astype(np.float64) for s in statistics], axis=0)
+        within = np.asarray(scatter / sum(s.n for s in statistics))
+        if own_covariance == 0:
+            self._linear(_shrunk(within, shrinkage), invertible=shrinkage > 0)
+            return
+        own = [(1 - own_covariance) * within + own_covariance * s.scatter / s.n for s in statistics]
+        try:
+            factors = [np.linalg.cholesky(_shrunk(covariance, shrinkage)) for covariance in own]
+        except np.linalg.LinAlgError as error:
+            raise ConfigError(f"shrinkage = {shrinkage}: a task's covariance has no inverse, use more") from error
+        self._whiten: list[NDArray[np.float64]] | None = [np.linalg.inv(factor) for factor in factors]
+        self._halves = np.array([np.log(np.diag(factor)).sum() for factor in factors])
+
+    def _linear(self, covariance: NDArray[np.float64], *, invertible: bool) -> None:
+        self._whiten = None
+        solve = np.linalg.solve if invertible else lambda a, b: np.linalg.lstsq(a, b)[0]
+        self._weights = solve(covariance, self._means.T)
+        self._offsets = -0.5 * (self._means.T * self._weights).sum(0)
 
     def scores(self, features: Floats) -> NDArray[np.float64]:
         """[n, d] features to [n, T] scores."""
-        return np.asarray(np.asarray(features, np.float64) @ self._weights + self._offsets)
+        rows = np.asarray(features, np.float64)
+        if self._whiten is None:
+            return np.asarray(rows @ self._weights + self._offsets)
+        squares = [((rows - m) @ w.T) ** 2 for m, w in zip(self._means, self._whiten, strict=True)]
+        return np.asarray(np.stack([-0.5 * square.sum(1) for square in squares], axis=1) - self._halves)
 
     def route(self, features: Floats) -> NDArray[np.int64]:
         """[n, d] features to [n] indices of tasks."""
         return first_best(self.scores(features))
 
 
-def make_router(kind: str, statistics: Sequence[TaskStatistics], *, shrinkage: float = 0.1) -> Router:
+def _shrunk(covariance: NDArray[np.float64], shrinkage: float) -> NDArray[np.float64]:
+    """Drawn towards a multiple of the identity; the identity where nothing varies (the nearest mean then wins)."""
+    identity = np.eye(len(covariance))
+    shrunk = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / len(identity) * identity
+    return shrunk if shrunk.any() else identity
+
+
+def make_router(
+    kind: str, statistics: Sequence[TaskStatistics], *, shrinkage: float = 0.1, own_covariance: float = 0.0
+) -> Router:
     """The router called ``"kmeans"`` or ``"gaussian"``.
 
     Raises:
@@ -171,7 +204,7 @@ def make_router(kind: str, statistics: Sequence[TaskStatistics], *, shrinkage: f
     if kind == "kmeans":
         return KMeansRouter(statistics)
     if kind == "gaussian":
-        return GaussianRouter(statistics, shrinkage)
+        return GaussianRouter(statistics, shrinkage, own_covariance)
     raise ConfigError(f"router {kind!r} is not known; there are kmeans and gaussian")
 
 

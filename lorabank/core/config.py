@@ -80,6 +80,9 @@ class ComposeConfig:
     router: Literal["kmeans", "gaussian"] = _option("kmeans", "prototype: nearest centroid, or shared covariance.")
     clusters_per_task: int = _option(5, "prototype: centroids of each task.", ge=1, le=1024)
     shrinkage: float = _option(0.1, "prototype: shrinkage of the gaussian router's covariance.", ge=0, le=1)
+    own_covariance: float = _option(
+        0.1, "prototype: share of a task's own covariance in the gaussian router; 0: one for all.", ge=0, le=1
+    )
     lambda_l1: float = _option(1e-3, "attention: weight of the L1 norm of the selector's dense parameters.", ge=0)
     epochs: float = _option(2.0, "attention: passes over the calibration samples.", gt=0)
     learning_rate: float = _option(1e-2, "attention: learning rate of the selector.", gt=0)

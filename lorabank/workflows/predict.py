@@ -10,7 +10,7 @@ import numpy as np
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, state_weights
-from lorabank.compose.prototype import build_router
+from lorabank.compose.prototype import build_router, default_parameters
 from lorabank.core.config import PredictConfig, validate
 from lorabank.core.errors import ConfigError, NotFoundError
 from lorabank.core.observer import Observer
@@ -18,7 +18,7 @@ from lorabank.data.loading import read_rows
 from lorabank.models.runtime import Plan, Runtime
 from lorabank.training.strategies import deployed_state
 from lorabank.workflows.results import Prediction
-from lorabank.workflows.subjects import SHRINKAGE, all_members
+from lorabank.workflows.subjects import all_members
 from lorabank.workflows.view import adapters_in_order, load_composer, load_runtime
 
 
@@ -53,7 +53,7 @@ def predict(bank: Bank, config: PredictConfig, observer: Observer) -> tuple[Pred
     elif plan.route is not None:
         chosen = [own[k] for k in plan.route]
     else:
-        route = build_router("gaussian", own, SHRINKAGE).route(runtime.features(texts))
+        route = build_router(own, default_parameters("gaussian")).route(runtime.features(texts))
         chosen = [own[k] for k in route]
     return _predictions(runtime, texts, plan, chosen, members, composer, given=checked.task is not None)
 

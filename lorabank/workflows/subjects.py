@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, known, state_weights
-from lorabank.compose.prototype import build_router
+from lorabank.compose.prototype import build_router, default_parameters, router_identity, statistics_digest
 from lorabank.core.config import EvalConfig
 from lorabank.core.records import CompositionRecord, TaskRecord
 from lorabank.evaluation.run import Labelled, Subject
 from lorabank.models.runtime import Answers, Plan, Runtime
 from lorabank.training.strategies import deployed_state, own_state
 from lorabank.workflows.view import load_composer, read_members
-
-SHRINKAGE = 0.1
 
 HeadSource = Literal["task", "kmeans", "gaussian"]
 
@@ -34,15 +32,14 @@ class HeadRouter:
 
     def route(self, stage: int, texts: Sequence[str]) -> NDArray[np.int64]:
         """Indices ``[n]`` into the members that the stage knows."""
-        router = build_router(self._kind, known(self._members, stage), SHRINKAGE)
+        router = build_router(known(self._members, stage), default_parameters(self._kind))
         return np.asarray(router.route(self._runtime().features(texts)), np.int64)
 
     def identity(self, stage: int) -> Any:
         """What decides the route."""
-        from hashlib import sha256
-
         members = known(self._members, stage)
-        return [self._kind, [[m.task, sha256(m.statistics.to_bytes()).hexdigest()] for m in members]]
+        shares = router_identity(default_parameters(self._kind))
+        return [*shares, [[member.task, statistics_digest(member)] for member in members]]
 
 
 class _Answering:

@@ -148,6 +148,37 @@ class TestGaussian:
         router = GaussianRouter([fit_statistics(row[None], 1, 0) for row in CORNERS[:3]], 0.1)
         assert router.route(CORNERS[:3] * 0.4).tolist() == [0, 1, 2]
 
+    @pytest.mark.parametrize("own", [0.1, 0.5, 1.0])
+    def test_own_covariances_are_the_gaussian_densities(self, own: float) -> None:
+        """Against scipy's multivariate normal, with the covariance written out entry by entry."""
+        from scipy.stats import multivariate_normal
+
+        tasks, shrinkage = random_tasks((40, 90, 60)), 0.2
+        centred = [rows - rows.mean(0) for rows in tasks]
+        pooled = sum(x.T @ x for x in centred) / 190
+        queries = np.concatenate(tasks)[::7]
+        expected = []
+        for rows, x in zip(tasks, centred, strict=True):
+            mixed = (1 - own) * pooled + own * (x.T @ x) / len(rows)
+            shrunk = (1 - shrinkage) * mixed + shrinkage * np.eye(6) * np.mean(np.diag(mixed))
+            expected.append(multivariate_normal(rows.mean(0), shrunk).logpdf(queries) + 3 * np.log(2 * np.pi))
+        router = GaussianRouter([fit_statistics(rows, 1, 0) for rows in tasks], shrinkage, own)
+        np.testing.assert_allclose(router.scores(queries), np.stack(expected, 1), rtol=1e-4, atol=1e-4)
+
+    def test_a_wide_task_keeps_its_outliers(self) -> None:
+        """Equal means but for a little: the far rows belong to the task that varies more."""
+        rng = np.random.default_rng(0)
+        narrow, wide = rng.normal(0, 0.1, (200, 4)), rng.normal(0, 1.0, (200, 4)) + 0.05
+        statistics = [fit_statistics(rows, 1, 0) for rows in (narrow, wide)]
+        far = np.array([[2.0, -2.0, 2.0, -2.0], [-2.0, -2.0, -2.0, -2.0]])
+        assert GaussianRouter(statistics, 0.1, 0.5).route(far).tolist() == [1, 1]
+        assert GaussianRouter(statistics, 0.1, 0.0).route(far).tolist() != [1, 1]
+
+    def test_a_covariance_without_an_inverse(self) -> None:
+        rows = np.array([[1.0, 0.0], [2.0, 0.0]])
+        with pytest.raises(ConfigError, match="no inverse"):
+            GaussianRouter([fit_statistics(rows, 1, 0)], 0.0, 0.5)
+
     @pytest.mark.parametrize("shrinkage", [-0.1, 1.1, float("nan")])
     def test_shrinkage_out_of_bounds(self, shrinkage: float) -> None:
         with pytest.raises(ConfigError, match="shrinkage"):

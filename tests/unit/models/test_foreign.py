@@ -210,13 +210,17 @@ def without(*names: str) -> dict[str, torch.Tensor]:
         (lambda: good_tensors() | {f"{QUERY}.lora_A.weight": torch.ones(3, 32)}, r"shapes \[3, 32\] and \[32, 2\]"),
         (lambda: good_tensors() | {f"{QUERY}.lora_A.weight": torch.ones(64)}, "shapes"),
         (
-            lambda: good_tensors()
-            | {f"{QUERY}.lora_A.weight": torch.ones(4, 32), f"{QUERY}.lora_B.weight": torch.ones(32, 4)},
+            lambda: (
+                good_tensors()
+                | {f"{QUERY}.lora_A.weight": torch.ones(4, 32), f"{QUERY}.lora_B.weight": torch.ones(32, 4)}
+            ),
             r"has rank 4, adapter_config\.json says 2",
         ),
         (
-            lambda: good_tensors()
-            | {f"{QUERY}.lora_A.weight": torch.ones(0, 32), f"{QUERY}.lora_B.weight": torch.ones(32, 0)},
+            lambda: (
+                good_tensors()
+                | {f"{QUERY}.lora_A.weight": torch.ones(0, 32), f"{QUERY}.lora_B.weight": torch.ones(32, 0)}
+            ),
             "with r from 1",
         ),
         (lambda: good_tensors() | {f"{QUERY}.lora_A.weight": torch.ones(2, 32, dtype=torch.int8)}, "int8"),

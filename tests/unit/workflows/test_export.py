@@ -162,9 +162,7 @@ def test_what_is_no_single_adapter_is_refused(bank, compose, tmp_path) -> None:
     snapshot = Bank.open(bank).snapshot()
     adapters = tuple(snapshot.adapter_of(name).digest for name in ("first", "second"))
     with Bank.open(bank).reserve("compose", "attended", {}) as operation:
-        operation.commit_composition(
-            CompositionRecord("attended", "attention", ("first", "second"), adapters, {}, {})
-        )
+        operation.commit_composition(CompositionRecord("attended", "attention", ("first", "second"), adapters, {}, {}))
     compose("manual", name="nothing", weights="first=0,second=0")
     with pytest.raises(ConfigError, match="picks one of 2 adapters for each text") as routed:
         api.export(bank, "routed", tmp_path / "out")
