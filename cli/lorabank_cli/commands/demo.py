@@ -27,9 +27,7 @@ COLUMNS = (
 
 
 @verb("demo", examples=("demo", "demo ./try --epochs 1"))
-@click.argument(
-    "target", default="lorabank-demo", help="Folder to write; an interrupted demo goes on there."
-)
+@click.argument("target", default="lorabank-demo", help="Folder to write; an interrupted demo goes on there.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything.")
 @click.option("--epochs", type=Finite(min=0, min_open=True), help="Passes over each task's rows.")
 def demo(run: Run, target: str, seed: int, epochs: float | None) -> None:
