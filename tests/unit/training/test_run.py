@@ -54,6 +54,23 @@ def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
     assert same(factors_of(resumed), factors_of(whole))
 
 
+def test_every_epoch_has_each_row_once_in_an_order_of_its_own(train, monkeypatch, job) -> None:
+    seen: list[tuple[int, ...]] = []
+    original = run.classification_loss
+
+    def loss(model, inputs):
+        pairs = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+        seen.extend(tuple(ids[mask.bool()].tolist()) for ids, mask in pairs)
+        return original(model, inputs)
+
+    monkeypatch.setattr(run, "classification_loss", loss)
+    train(epochs=3)
+    epochs = [seen[i : i + 22] for i in (0, 22, 44)]
+    rows = sorted((0, *(4 + ord(letter) - ord("a") for letter in text.split()), 2) for text in job().texts)
+    assert [sorted(epoch) for epoch in epochs] == [rows] * 3
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
 def test_a_resumed_run_with_accumulation(train, factors_of, recorder) -> None:
     settings = {"save_steps": 1, "gradient_accumulation_steps": 4, "epochs": 4}
     whole = train(work="whole", **settings)
