@@ -59,7 +59,10 @@ class TrainConfig:
     epochs: float = _option(4.0, "Passes over the training rows.", gt=0)
     batch_size: int = _option(16, "Rows of a step.", ge=1)
     gradient_accumulation_steps: int = _option(1, "Batches of one optimizer step.", ge=1)
-    learning_rate: float = _option(1e-3, "Constant learning rate of AdamW.", gt=0)
+    learning_rate: float = _option(1e-3, "Learning rate of AdamW.", gt=0)
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = _option(
+        "constant", "What the learning rate does over the steps: stays (O-LoRA), or falls to 0."
+    )
     weight_decay: float = _option(0.0, "AdamW's weight decay.", ge=0)
     max_grad_norm: float = _option(1.0, "Gradient clipping; 0 for none.", ge=0)
     seed: int = _option(0, "Seed of initialisation, order and dropout.", ge=0, lt=2**32)

@@ -283,7 +283,7 @@ def _trainer(
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        lr_scheduler_type="constant",
+        lr_scheduler_type=config.lr_scheduler_type,
         optim="adamw_torch_fused",
         seed=config.seed,
         data_seed=config.seed,

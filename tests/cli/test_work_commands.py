@@ -289,13 +289,21 @@ def test_import(run: Any, api: Any, records: Any) -> None:
 
 
 def test_demo(run: Any, api: Any) -> None:
+    def row(strategy: str, answers: str, average: float, routed: float | None) -> dict[str, Any]:
+        scores = {"average_accuracy": average, "learning_accuracy": 0.9, "backward_transfer": -0.0125}
+        routing = {"oracle": None if routed is None else 0.88, "routing_accuracy": routed}
+        task_id = "given" if routed is None else "routed"
+        return {"strategy": strategy, "answers": answers, "task_id": task_id, **scores, "forgetting": 0.02, **routing}
+
     api["demo"] = DemoResult(
-        rows=({"method": "olora", "average_accuracy": 0.87}, {"method": "seqlora", "average_accuracy": 0.6}),
+        rows=(row("seqlora", "as-trained", 0.6, None), row("olora", "prototype", 0.87, 0.915)),
         paths=("lorabank-demo/olora.png",),
         seconds=301.0,
     )
     shown = run("demo", "--epochs", "1")
-    assert ["olora", "0.8700"] in [line.split() for line in shown.out.splitlines()]
+    lines = [line.split() for line in shown.out.splitlines()]
+    assert ["seqlora", "as-trained", "given", "0.6000", "0.9000", "-0.0125", "0.0200"] in lines
+    assert ["olora", "prototype", "routed", "0.8700", "0.9000", "-0.0125", "0.0200", "0.8800", "0.9150"] in lines
     assert "lorabank-demo/olora.png" in shown.out
     assert api.called("demo")["epochs"] == 1.0
     assert Path(api.called("demo")["target"]) == Path("lorabank-demo")
