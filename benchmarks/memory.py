@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -31,14 +31,14 @@ def measure() -> list[Result]:
     model = minilm()
     modules = query_and_value(model)
     factor_bytes = sum(4 * RANK * model.get_submodule(name).in_features for name in modules)
-    few, many = (_peak(random_stack(model, modules, tasks)) for tasks in (FEW, MANY))
+    few, many = (_peak(tasks, lambda tasks=tasks: random_stack(model, modules, tasks)) for tasks in (FEW, MANY))
     growth = (many - few) / (MANY - FEW)
     detail = {"tensor_bytes": {FEW: few, MANY: many}, "growth_bytes": growth, "factor_bytes": factor_bytes}
     what = f"growth of live tensors per earlier task ({FEW} to {MANY}), against its A factors"
     return [Result("memory", what, growth / factor_bytes, BAR, "x", detail)]
 
 
-def _peak(earlier: AdapterStack) -> int:
+def _peak(tasks: int, read: Callable[[], AdapterStack]) -> int:
     base = describe_base(resolve_base(DEFAULT_BASE))
     texts = [f"text number {number}" for number in range(16)]
     with tempfile.TemporaryDirectory() as work:
@@ -49,12 +49,11 @@ def _peak(earlier: AdapterStack) -> int:
             texts=texts,
             label_ids=[number % 2 for number in range(len(texts))],
             labels=2,
-            earlier=earlier,
-            context=earlier.names,
+            earlier=read,
+            context=tuple(f"task-{k}" for k in range(tasks)),
             continued=None,
             work=Path(work),
         )
-        del earlier
         observer = _LiveTensors()
         train_adapter(job, observer)
     return observer.most
