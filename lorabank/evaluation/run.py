@@ -124,7 +124,7 @@ def fill_cells(
             keep([there[key]])
             done += 1
             observer.advance(done, {"accuracy": there[key].value})
-        records.append(_at(there[key], subject, stage))
+        records.append(at(there[key], subject, stage, task))
     if missing:
         observer.finish()
     return Filled(tuple(records), done, len(cells) - done)
@@ -157,6 +157,6 @@ def score_cell(
     )
 
 
-def _at(record: EvaluationRecord, subject: Subject, stage: int) -> EvaluationRecord:
-    """A stored cell under the name and stage it was asked for: equal states share one cell."""
-    return record._replace(subject=subject.name, stage=stage, task_id=subject.task_id)
+def at(record: EvaluationRecord, subject: Subject, stage: int, task: TaskRecord) -> EvaluationRecord:
+    """A stored cell where it was asked for: equal states share one, and routed tasks with equal rows."""
+    return record._replace(subject=subject.name, stage=stage, task=task.name, task_id=subject.task_id)

@@ -122,7 +122,7 @@ def _stored_cells(
     stages: Sequence[int] | None = None,
 ) -> Filled:
     """The cells of a subject that are there, under its name."""
-    from lorabank.evaluation.run import Filled, cell_key, wanted_cells
+    from lorabank.evaluation.run import Filled, at, cell_key, wanted_cells
     from lorabank.workflows.view import evaluation_data
 
     data = evaluation_data(snapshot)
@@ -132,7 +132,7 @@ def _stored_cells(
             identity = subject.identity(stage, task)
             key = cell_key(snapshot.base.fingerprint, identity, data[task.name].sha256, settings)
             if key in stored:
-                records.append(stored[key]._replace(subject=subject.name, stage=stage, task_id=subject.task_id))
+                records.append(at(stored[key], subject, stage, task))
     return Filled(tuple(records), computed=0, cached=len(records))
 
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import BertForSequenceClassification, BertModel
 
 from lorabank import api
-from lorabank.core.config import ComposeConfig, EvalConfig, PredictConfig
+from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, PredictConfig
 from lorabank.core.errors import NotFoundError
 
 MATRIX = EvalConfig(forgetting_matrix=True, device="cpu")
@@ -84,6 +84,15 @@ def test_forward_transfer_fills_the_upper_triangle_and_the_untrained_row(copy) -
     assert whole.scalars["backward_transfer"] == pytest.approx(r[2][0] - r[1][0])
     for stage in (1, 2):
         assert r[stage][0] == lower.values[stage][0]
+
+
+def test_tasks_with_the_same_rows_share_routed_cells(copy, lab) -> None:
+    bank = copy("olora", 1)
+    api.add_task(bank, "again", lab.settings("one"), init=InitConfig(base=str(lab.base)))
+    api.compose(bank, ComposeConfig(mode="prototype", clusters_per_task=2, device="cpu"))
+    (report,) = api.evaluate(bank, EvalConfig(compositions=("prototype",), device="cpu"))
+    assert report.tasks == ("one", "again")
+    assert report.values[2][0] == report.values[2][1] is not None
 
 
 def test_another_setting_is_another_cell(copy) -> None:
