@@ -14,8 +14,6 @@ from lorabank.core.errors import IncompatibleError
 from lorabank.core.records import EvaluationRecord, TaskRecord
 from lorabank.evaluation.metrics import Values, compute_scalars
 
-_SHADES = " ░▒▓█"
-
 
 @dataclass(frozen=True, eq=False)
 class ScoreMatrix:
@@ -100,32 +98,6 @@ class ScoreMatrix:
     ) -> dict[str, float]:
         """Every metric by name; see ``compute_scalars``."""
         return compute_scalars(self.values, self.counts if average == "micro" else None, reference)
-
-    def table(self, *, decimals: int = 3, shades: bool = True) -> list[str]:
-        """The matrix as aligned lines of plain text, a heat-map for a terminal.
-
-        Args:
-            decimals: Digits after the point.
-            shades: Put a block of ``░▒▓█`` before each score, one step for a fifth of [0, 1].
-
-        Returns:
-            A header with the tasks, then a line for each measured row; cells without a score are empty.
-        """
-        rows = [("", *self.tasks)]
-        for index in self.measured_rows:
-            rows.append((self.row_labels[index], *(_cell(v, decimals, shades) for v in self.values[index])))
-        first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-        return [
-            "  ".join([row[0].ljust(first), *(c.rjust(w) for c, w in zip(row[1:], others, strict=True))]).rstrip()
-            for row in rows
-        ]
-
-
-def _cell(value: float, decimals: int, shades: bool) -> str:
-    if math.isnan(value):
-        return ""
-    block = _SHADES[min(max(int(value * len(_SHADES)), 0), len(_SHADES) - 1)] + " " if shades else ""
-    return f"{block}{value:.{decimals}f}"
 
 
 def _check_comparable(first: EvaluationRecord, other: EvaluationRecord) -> None:

@@ -98,17 +98,3 @@ def test_micro_scalars_weigh_by_rows() -> None:
     matrix = ScoreMatrix(("a", "b"), np.array([[NAN, NAN], [0.5, NAN], [0.6, 0.9]]), np.array([10, 30]))
     assert matrix.scalars()["average_accuracy"] == pytest.approx(0.75)
     assert matrix.scalars("micro")["average_accuracy"] == pytest.approx(33 / 40)
-
-
-def test_table_is_aligned_and_leaves_out_what_was_not_measured() -> None:
-    matrix = ScoreMatrix(("sentiment", "b"), np.array([[NAN, NAN], [0.81, NAN], [0.199, 1.0]]), np.array([1, 1]))
-    assert matrix.table(shades=False) == [
-        "                   sentiment      b",
-        "after 1 sentiment      0.810",
-        "after 2 b              0.199  1.000",
-    ]
-    assert matrix.table(decimals=2) == [
-        "                   sentiment       b",
-        "after 1 sentiment     █ 0.81",
-        "after 2 b               0.20  █ 1.00",
-    ]
