@@ -54,6 +54,6 @@ def _text(target: str, result: DemoResult) -> str:
             "task id routed: nobody said which task a text belongs to; oracle: the same with perfect routing",
             f"heat-maps, reports and banks are in {safe(target)} ({result.seconds:.0f} s):",
             *(f"  {safe(path)}" for path in result.paths),
-            f"next: {command('--bank', f'{target}/olora', 'predict', 'A wonderful, moving film.')}",
+            f"next: {command('lorabank', '--bank', f'{target}/olora', 'predict', 'A wonderful, moving film.')}",
         ]
     )
