@@ -88,7 +88,7 @@ class ComposeConfig:
     )
     lambda_l1: float = _option(1e-3, "attention: weight of the L1 norm of the selector's dense parameters.", ge=0)
     epochs: float = _option(2.0, "attention: passes over the calibration samples.", gt=0)
-    learning_rate: float = _option(1e-2, "attention: learning rate of the selector.", gt=0)
+    learning_rate: float = _option(1e-2, "attention: learning rate of the selector.", gt=0, le=10)
     batch_size: int = _option(32, "attention: rows of a step.", ge=1)
     stages: Literal["all", "last"] = _option(
         "all", "attention: fit one selector per stage (needed for a whole matrix), or for the last stage only."
