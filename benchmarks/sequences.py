@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two p
 import argparse
 import json
 import math
+import random
 import statistics
 import sys
 from collections import defaultdict
@@ -46,16 +47,32 @@ class _Told:
         """Say nothing."""
 
 
-def run(folder: Path, strategy: str, seed: int, epochs: float | None) -> list[dict[str, Any]]:
+def prepare(folder: Path, dev_rows: int) -> None:
+    """The demo's tasks as files; with ``dev_rows``, that many rows of each training file take the test file's place.
+
+    Settings are chosen on such rows, never on the test files.
+    """
+    from lorabank.demo.run import TASKS, copy_data
+
+    copy_data(folder)
+    if dev_rows:
+        for task in TASKS:
+            train = folder / task / "train.jsonl"
+            lines = train.read_text(encoding="utf-8").splitlines(keepends=True)
+            random.Random(0).shuffle(lines)
+            (folder / task / "test.jsonl").write_text("".join(lines[:dev_rows]), encoding="utf-8")
+            train.write_text("".join(lines[dev_rows:]), encoding="utf-8")
+
+
+def run(folder: Path, strategy: str, seed: int, changed: dict[str, Any], composed: bool) -> list[dict[str, Any]]:
     """One sequence with its compositions: the rows of the demo's table."""
     from lorabank.core.config import ComposeConfig
-    from lorabank.demo.run import COMPOSITIONS, compose_and_measure, copy_data, table_row, train_sequence
+    from lorabank.demo.run import COMPOSITIONS, compose_and_measure, table_row, train_sequence
 
     observer, bank = _Told(), folder / f"{strategy}-{seed}"
-    copy_data(folder / "data")
-    train_sequence(bank, folder / "data", strategy, seed=seed, epochs=epochs, observer=observer)
+    train_sequence(bank, folder / "data", strategy, seed=seed, changed=changed, observer=observer)
     kmeans = ComposeConfig(mode="prototype", name="prototype-kmeans", router="kmeans")
-    compositions = (*COMPOSITIONS, kmeans) if strategy in COMPOSED else ()
+    compositions = (*COMPOSITIONS, kmeans) if composed and strategy in COMPOSED else ()
     reports = compose_and_measure(bank, compositions, seed=seed, observer=observer)
     return [{"seed": seed, **table_row(strategy, report), "values": report.values} for report in reports]
 
@@ -84,20 +101,33 @@ def _cell(values: list[float | None]) -> str:
     return f"{statistics.mean(there):.3f}{spread}"
 
 
+def _number(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
 def main() -> int:
     """Run what is asked for, or gather finished parts into one table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sequences", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
-    parser.add_argument("--epochs", type=float, help="passes over each task; default: the demo's")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="other than the demo's: learning_rate=1e-3 epochs=4"
+    )
+    parser.add_argument("--dev", type=int, default=0, metavar="ROWS", help="score on rows cut from the training files")
+    parser.add_argument("--no-compose", action="store_true", help="the strategies only")
     parser.add_argument("--folder", type=Path, default=Path("sequences"), help="banks and data")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write rows here, and the table to FILE.md")
     arguments = parser.parse_args()
+    changed = {name: _number(value) for name, value in (pair.split("=", 1) for pair in arguments.set)}
+    prepare(arguments.folder / "data", arguments.dev)
     rows = [
         row
         for strategy in arguments.strategies
         for seed in arguments.seeds
-        for row in run(arguments.folder, strategy, seed, arguments.epochs)
+        for row in run(arguments.folder, strategy, seed, changed, not arguments.no_compose)
     ]
     print(table(rows))
     if arguments.json:

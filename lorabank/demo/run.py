@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -50,11 +50,12 @@ def demo(target: Path, *, seed: int, epochs: float | None, observer: Observer) -
 
     started = time.monotonic()
     copy_data(target / "data")
+    changed = {} if epochs is None else {"epochs": epochs}
     rows: list[dict[str, Any]] = []
     paths: list[str] = []
     for strategy, compositions in (("seqlora", ()), ("olora", COMPOSITIONS)):
         bank = target / strategy
-        train_sequence(bank, target / "data", strategy, seed=seed, epochs=epochs, observer=observer)
+        train_sequence(bank, target / "data", strategy, seed=seed, changed=changed, observer=observer)
         reports = compose_and_measure(bank, compositions, seed=seed, observer=observer)
         rows += [table_row(strategy, report) for report in reports]
         for report in reports:
@@ -72,11 +73,10 @@ def copy_data(target: Path) -> None:
 
 
 def train_sequence(
-    bank: Path, data: Path, strategy: str, *, seed: int, epochs: float | None, observer: Observer
+    bank: Path, data: Path, strategy: str, *, seed: int, changed: Mapping[str, Any], observer: Observer
 ) -> None:
-    """Add the four tasks that are not in the bank yet, in order."""
+    """Add the four tasks that are not in the bank yet, in order, with SETTINGS and what is changed in them."""
     there = {task.name for task in Bank.open(bank).snapshot().tasks} if Bank.exists(bank) else set()
-    settings = SETTINGS if epochs is None else SETTINGS | {"epochs": epochs}
     for task in TASKS:
         if task in there:
             continue
@@ -86,7 +86,7 @@ def train_sequence(
             eval_data=str(data / task / "test.jsonl"),
             strategy=strategy,
             seed=seed,
-            **settings,
+            **{**SETTINGS, **changed},
         )
         restart = _interrupted(bank, task)
         add_task(bank, task, config, init=None, resume=False, restart=restart, observer=observer)
