@@ -20,13 +20,16 @@ from lorabank.workflows.train import add_task
 
 TASKS = ("sentiment", "spam", "products", "tweets")
 SETTINGS: dict[str, Any] = {
-    "learning_rate": 2e-3,
+    "target_modules": "all-linear",
     "lr_scheduler_type": "linear",
     "epochs": 3.0,
     "max_length": 64,
     "keep_samples": 64,
 }
-"""Sized for two CPU cores: few passes (so a rate that falls), short texts, few samples for the attention."""
+"""Sized for two CPU cores: few passes (so every linear layer and a rate that falls), short texts, few samples.
+
+Chosen on rows cut from the training files: ``python -m benchmarks.sequences --dev 120 --no-compose --set ...``.
+"""
 COMPOSITIONS = (
     ComposeConfig(mode="manual", name="manual", weights=",".join(f"{task}=0.25" for task in TASKS)),
     ComposeConfig(mode="attention", name="attention"),
