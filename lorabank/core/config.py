@@ -15,6 +15,9 @@ from typing import Any, Literal, TypeVar
 from lorabank.core.errors import ConfigError
 
 DEFAULT_BASE = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+TaskTypeName = Literal["SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"]
+Scoring = Literal["auto", "likelihood", "generation", "perplexity"]
 
 T = TypeVar("T")
 
@@ -28,20 +31,39 @@ def _option(default: Any, help: str, **bounds: Any) -> Any:
 class InitConfig:
     """A new bank."""
 
-    base: str = _option(DEFAULT_BASE, "Base model: a Hugging Face id or a local folder.")
+    base: str | None = _option(
+        None,
+        f"Base model: a Hugging Face id or a local folder; default: {DEFAULT_BASE}, or for text to text "
+        f"{DEFAULT_LANGUAGE_MODEL}.",
+    )
     revision: str | None = _option(None, "Commit or tag of a hub model.")
-    task_type: Literal["SEQ_CLS"] = _option("SEQ_CLS", "PEFT task type of the bank.")
+    gguf_file: str | None = _option(None, "GGUF file in --base (a folder or hub id), or its path alone.")
+    task_type: Literal["auto", "SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"] = _option(
+        "auto", "PEFT task type of the bank; auto: what the base model was made for."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One task: its data, its adapter and how the adapter is trained."""
 
-    data: str = _option("", "Training rows: .jsonl, .csv or .parquet.")
+    data: str = _option("", "Training rows: .jsonl, .json, .csv, .parquet, or hf:OWNER/NAME[/CONFIG][:SPLIT].")
     eval_data: str | None = _option(None, "Evaluation rows; default: a part of --data.")
+    format: Literal[
+        "auto", "classification", "prompt-completion", "messages", "alpaca", "sharegpt", "text"
+    ] = _option("auto", "Form of the rows; auto: told by the columns.")
+    map: tuple[str, ...] = _option((), "Read a column under another name: --map old=new; may be repeated.")
     eval_fraction: float = _option(0.2, "Part of --data kept for evaluation without --eval-data.", gt=0, lt=1)
     text_column: str = _option("text", "Column that holds the text.")
     label_column: str = _option("label", "Column that holds the label.")
+    prompt_template: str | None = _option(
+        None, "Text to text: the prompt of a labelled text, with {text} and, if wanted, {labels}."
+    )
+    label_words: str | None = _option(None, "Text to text: words for labels, as 0=negative,1=positive.")
+    scoring: Scoring = _option(
+        "auto", "Text to text: likelihood (over the labels), generation (exact match) or perplexity."
+    )
+    max_new_tokens: int = _option(50, "Text to text: most tokens of a generated answer.", ge=1, le=4096)
     max_length: int = _option(256, "Tokens of a text; longer ones are cut and counted.", ge=4, le=131072)
     keep_samples: int = _option(256, "Training rows kept for attention composition; 0 for none.", ge=0)
     clusters_per_task: int = _option(5, "k-means centroids of the task for prototype routing.", ge=1, le=1024)
