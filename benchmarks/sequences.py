@@ -114,7 +114,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="other than the demo's: learning_rate=1e-3 epochs=4"
+        "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="settings unlike the demo's: epochs=4 r=16"
     )
     parser.add_argument("--dev", type=int, default=0, metavar="ROWS", help="score on rows cut from the training files")
     parser.add_argument("--no-compose", action="store_true", help="the strategies only")
