@@ -6,10 +6,12 @@ tuples because `lorabank list` pays for the making of these classes: as dataclas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 TaskState = Literal["training", "ready", "failed", "removed"]
-Split = Literal["train", "eval", "calibration"]
+Split = Literal["train", "eval", "calibration", "replay"]
 
 
 class BaseModelRecord(NamedTuple):
@@ -101,6 +103,8 @@ class AdapterRecord(NamedTuple):
     config: dict[str, Any]
     metrics: dict[str, Any]
     created_at: str = ""
+    objects: Mapping[str, str] = MappingProxyType({})
+    """Digests of blobs by role: facts of the training that later tasks need. They go with the task."""
 
 
 class CompositionRecord(NamedTuple):
