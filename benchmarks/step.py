@@ -13,10 +13,10 @@ from transformers import Trainer, TrainingArguments
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import ALPHA, DROPOUT, RANK, batch, minilm, query_and_value, random_stack
 from lorabank.core.observer import SilentObserver
+from lorabank.models.classification import Classification
 from lorabank.training.groups import GroupedFactors
 from lorabank.training.layer import attach_adapter, fold
 from lorabank.training.penalties.orthogonal import Orthogonal
-from lorabank.training.run import classification_loss
 from lorabank.training.trainer import AdapterTrainer
 
 EARLIER_TASKS = 15
@@ -58,7 +58,7 @@ def _olora(arguments: TrainingArguments) -> AdapterTrainer:
     return AdapterTrainer(
         model=model,
         args=arguments,
-        task_loss=classification_loss,
+        task_loss=Classification().loss,
         lengths=(),
         penalties=[("orthogonal", 0.5, Orthogonal())],
         groups=GroupedFactors(layers, earlier, with_basis=False),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorabank.bank.bank import Bank
     from lorabank.bank.snapshot import Snapshot
-    from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, PredictConfig, TrainConfig
+    from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
     from lorabank.core.errors import LorabankError
     from lorabank.core.observer import Observer, SilentObserver
 
@@ -22,6 +22,7 @@ _HOMES = {
     "Bank": "lorabank.bank.bank",
     "ComposeConfig": "lorabank.core.config",
     "EvalConfig": "lorabank.core.config",
+    "GenerateConfig": "lorabank.core.config",
     "InitConfig": "lorabank.core.config",
     "LorabankError": "lorabank.core.errors",
     "Observer": "lorabank.core.observer",
@@ -35,6 +36,7 @@ __all__ = [
     "Bank",
     "ComposeConfig",
     "EvalConfig",
+    "GenerateConfig",
     "InitConfig",
     "LorabankError",
     "Observer",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lorabank.bank.database import UpgradeResult
     from lorabank.bank.gc import GcResult
     from lorabank.bank.snapshot import Snapshot
-    from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, PredictConfig, TrainConfig
+    from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
     from lorabank.core.records import Finding
     from lorabank.evaluation.gates import GateResult
     from lorabank.workflows.results import (
@@ -47,7 +47,7 @@ def init_bank(path: str | Path, config: InitConfig, observer: Observer = _SILENT
         MissingExtraError: The base model is neither on the disk nor reachable.
     """
     from lorabank.core.config import InitConfig, validate
-    from lorabank.workflows.train import init_bank as run
+    from lorabank.workflows.bases import init_bank as run
 
     return run(path, validate(InitConfig, asdict(config)), observer).snapshot()
 
@@ -117,6 +117,14 @@ def predict(path: str | Path, config: PredictConfig, observer: Observer = _SILEN
     """Label texts with a composition, or with the state as trained for a task that is named."""
     from lorabank.bank.bank import Bank
     from lorabank.workflows.predict import predict as run
+
+    return run(Bank.open(path), config, observer)
+
+
+def generate(path: str | Path, config: GenerateConfig, observer: Observer = _SILENT) -> tuple[Prediction, ...]:
+    """Let a language model answer prompts with a composition, or as trained for a task that is named."""
+    from lorabank.bank.bank import Bank
+    from lorabank.workflows.predict import generate as run
 
     return run(Bank.open(path), config, observer)
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "compose": ("compose:compose", "Make several adapters answer together."),
     "eval": ("eval:evaluate", "Measure what the bank knows and what it forgot."),
     "predict": ("predict:predict", "Label texts with a composition or one task."),
+    "generate": ("generate:generate", "Let the bank's language model go on with prompts."),
     "list": ("list:list_bank", "List tasks and compositions."),
     "show": ("show:show", "Show everything recorded about a task or composition."),
     "remove": ("remove:remove", "Remove a task or composition."),

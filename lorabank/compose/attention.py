@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -134,8 +133,8 @@ def fit_selector(members: Sequence[Member], config: ComposeConfig, runtime: Runt
     """
     seed_everything(config.seed)
     texts = [text for member in members for text in member.texts]
-    labels = torch.tensor([label for member in members for label in member.label_ids])
-    heads = torch.tensor([member.head for member in members for _ in member.texts])
+    targets = [target for member in members for target in member.targets]
+    heads = np.array([member.head for member in members for _ in member.texts], np.int64)
     selector = _selector(members, runtime)
     runtime.enter(Plan(selector=selector, members=_digests(members)))
     runtime.base.model.eval()
@@ -148,10 +147,8 @@ def fit_selector(members: Sequence[Member], config: ComposeConfig, runtime: Runt
             for rows in torch.randperm(len(texts)).split(config.batch_size):
                 if done == steps:
                     break
-                inputs = runtime.inputs([texts[i] for i in rows.tolist()])
-                runtime.heads.select(heads[rows])
-                logits = runtime.base.model(**inputs).logits.float()
-                task_loss = F.cross_entropy(logits, labels[rows].to(logits.device))
+                batch = rows.tolist()
+                task_loss = runtime.loss([texts[i] for i in batch], [targets[i] for i in batch], heads[batch])
                 loss = task_loss + config.lambda_l1 * selector.l1()
                 if not torch.isfinite(loss):
                     raise DivergedError(
@@ -184,9 +181,8 @@ def sparsity(selector: Selector, members: Sequence[Member], runtime: Runtime) ->
     runtime.enter(Plan(selector=selector, members=_digests(members)))
     with selector.watched(seen):
         for member in members:
-            for text in member.texts[:per_member]:
-                runtime.heads.select(member.head)
-                runtime.base.model(**runtime.inputs([text]))
+            for text, target in list(zip(member.texts, member.targets, strict=True))[:per_member]:
+                runtime.loss([text], [target], member.head)
     runtime.mixture.off()
     every = torch.cat([attention.flatten(0, -2) for attention in seen]).double()
     mean: NDArray[np.float64] = every.mean(0).cpu().numpy()

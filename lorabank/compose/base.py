@@ -13,6 +13,7 @@ from lorabank.compose.routing import TaskStatistics
 from lorabank.core.config import ComposeConfig
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
+from lorabank.models.answering import AnswerForm
 from lorabank.models.runtime import Plan, Runtime
 
 
@@ -25,12 +26,12 @@ class Member:
         position: Its place in the sequence, from 1.
         adapter: Digest of its adapter.
         state: Digests of its own state: its adapter and the ones active while it was trained.
-        head: Index of its head in the runtime.
-        labels: Its labels.
+        head: Index of its head and form in the runtime.
+        form: How it is asked and answers.
         statistics: Features of its training rows under the frozen base.
         clusters: Centroids that were asked for when the task was added.
         texts: Calibration texts kept in the bank; empty where none are kept.
-        label_ids: Their labels, as indices into ``labels``.
+        targets: Their labels or completions.
     """
 
     task: str
@@ -38,11 +39,11 @@ class Member:
     adapter: str
     state: tuple[str, ...]
     head: int
-    labels: tuple[str, ...]
+    form: AnswerForm
     statistics: TaskStatistics
     clusters: int
     texts: tuple[str, ...] = ()
-    label_ids: tuple[int, ...] = ()
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class Composer(Protocol):
 def known(members: Sequence[Member], stage: int) -> list[Member]:
     """The members that a stage knows."""
     return [member for member in members if member.position <= stage]
+
+
+def longest(members: Sequence[Member]) -> int:
+    """Tokens that a router reads of a text: the most that any member was trained with."""
+    return max(member.form.max_length for member in members)
 
 
 def state_weights(names: Sequence[str], state: Mapping[str, float]) -> NDArray[np.float32]:

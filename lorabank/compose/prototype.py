@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lorabank.compose.base import Fitted, Member, known, state_weights
+from lorabank.compose.base import Fitted, Member, known, longest, state_weights
 from lorabank.compose.routing import Router, TaskStatistics, fit_statistics, make_router
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import NotFoundError
@@ -73,7 +73,8 @@ class Prototype:
     def plan(self, stage: int, texts: Sequence[str]) -> Plan:
         """Each text's routed state."""
         members = known(self._members, stage)
-        route = build_router(members, self._parameters).route(self._runtime().features(texts))
+        features = self._runtime().features(texts, longest(members))
+        route = build_router(members, self._parameters).route(features)
         names = self._runtime().stack.names
         states = np.stack([state_weights(names, dict.fromkeys(member.state, 1.0)) for member in members])
         return Plan(weights=states[route], route=np.asarray(route, np.int64))
@@ -83,7 +84,7 @@ class Prototype:
         members = known(self._members, stage)
         return [
             "prototype",
-            router_identity(self._parameters),
+            [*router_identity(self._parameters), longest(members)],
             [[member.task, list(member.state), statistics_digest(member)] for member in members],
         ]
 
@@ -123,4 +124,5 @@ def _refit(member: Member, config: ComposeConfig, runtime: Runtime) -> TaskStati
             hint=f"--clusters-per-task {member.clusters}, or --router gaussian",
             unchanged="nothing was changed",
         )
-    return fit_statistics(runtime.features(member.texts), config.clusters_per_task, config.seed)
+    features = runtime.features(member.texts, member.form.max_length)
+    return fit_statistics(features, config.clusters_per_task, config.seed)

@@ -132,6 +132,9 @@ class EvalConfig:
         "auto",
         "Who picks the head: the task id, or a router; auto: the router of a routed composition, else the task id.",
     )
+    metric: Literal["auto", "accuracy", "exact_match", "token_f1", "rouge_l", "inverse_perplexity"] = _option(
+        "auto", "Score of a row; auto: accuracy for labels, exact_match for generated text."
+    )
     average: Literal["macro", "micro"] = _option("macro", "Mean over tasks, or over rows.")
     batch_size: int = _option(64, "Rows of a forward pass.", ge=1)
     device: str = _option("auto", "auto, cpu, cuda or cuda:N.")
@@ -148,6 +151,21 @@ class PredictConfig:
     composition: str | None = _option(None, "Composition that answers; default: the only one, or the last routed one.")
     task: str | None = _option(None, "Task whose head answers (the task id is given).")
     batch_size: int = _option(64, "Rows of a forward pass.", ge=1)
+    device: str = _option("auto", "auto, cpu, cuda or cuda:N.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Prompts that a language model goes on with, in the state of a composition or of one task."""
+
+    texts: tuple[str, ...] = _option((), "Prompt; may be repeated.")
+    data: str | None = _option(None, "File whose text column holds prompts: .jsonl, .csv or .parquet.")
+    text_column: str = _option("text", "Column that holds the prompt.")
+    composition: str | None = _option(None, "Composition that answers; default: the only one, or the last routed one.")
+    task: str | None = _option(None, "Task whose adapter and prompt template answer (the task id is given).")
+    max_new_tokens: int = _option(50, "Most tokens of an answer.", ge=1, le=32768)
+    raw: bool = _option(False, "Take the text as the whole prompt: no template of the task, no chat template.")
+    batch_size: int = _option(16, "Prompts of a forward pass.", ge=1)
     device: str = _option("auto", "auto, cpu, cuda or cuda:N.")
 
 

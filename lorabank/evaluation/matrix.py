@@ -70,9 +70,11 @@ class ScoreMatrix:
         values, low, high = (np.full((size + 1, size), np.nan) for _ in range(3))
         counts = np.zeros(size, dtype=np.int64)
         first: EvaluationRecord | None = None
+        of_task: dict[str, EvaluationRecord] = {}
         for record in records:
             first = first or record
             _check_comparable(first, record)
+            _check_comparable(of_task.setdefault(record.task, record), record)
             if record.stage not in row_of or record.task not in column_of:
                 raise ValueError(f"no cell for task {record.task!r} at stage {record.stage}")
             cell = row_of[record.stage], column_of[record.task]
@@ -101,8 +103,10 @@ class ScoreMatrix:
 
 
 def _check_comparable(first: EvaluationRecord, other: EvaluationRecord) -> None:
-    """Scores of different subjects, metrics or settings say nothing about forgetting."""
+    """Scores of different subjects or settings, or of one task by different metrics, say nothing about forgetting."""
     for field in ("subject", "metric", "task_id", "settings"):
+        if field == "metric" and first.task != other.task:
+            continue  # labels of one task beside generated text of another
         one, two = getattr(first, field), getattr(other, field)
         if one != two:
             raise IncompatibleError(

@@ -9,27 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
 from lorabank.core.observer import Observer
 from lorabank.core.records import EvaluationRecord, TaskRecord
 from lorabank.data.rows import Rows
-from lorabank.evaluation.metrics import wilson_interval
+from lorabank.evaluation.scoring import Said, score_rows
 
-KEY_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """What a subject said about n texts.
-
-    Attributes:
-        labels: The label of each text.
-        routed: For a routed subject the task each text was sent to, else empty.
-    """
-
-    labels: tuple[str, ...]
-    routed: tuple[str, ...] = ()
+KEY_FORMAT = 2
 
 
 class Subject(Protocol):
@@ -50,8 +35,8 @@ class Subject(Protocol):
     def identity(self, stage: int, task: TaskRecord) -> Any:
         """JSON value with the digest of everything that decides the answers: adapters, weights, router, head."""
 
-    def answer(self, stage: int, task: TaskRecord, texts: Sequence[str]) -> Labelled:
-        """Label the texts of a task as the model was after position ``stage`` (0: the untrained base)."""
+    def answer(self, stage: int, task: TaskRecord, rows: Rows) -> Said:
+        """Answer rows of a task as the model was after position ``stage`` (0: the untrained base)."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +74,7 @@ def fill_cells(
     base: str,
     data: Mapping[str, str],
     rows: Callable[[str], Rows],
+    metrics: Mapping[str, str],
     settings: Mapping[str, Any],
     stored: Callable[[Sequence[str]], Mapping[str, EvaluationRecord]],
     keep: Callable[[Sequence[EvaluationRecord]], None],
@@ -102,7 +88,8 @@ def fill_cells(
         base: Fingerprint of the base model.
         data: Task name to the digest of its evaluation rows.
         rows: Reads the evaluation rows of a task; asked only for what is computed.
-        settings: What else decides a score: metric, dtype, lengths, batch size, device.
+        metrics: Task name to the metric that its rows are scored by.
+        settings: What else decides a score: choice of metric, dtype, batch size, device.
         stored: Looks up cells by key.
         keep: Stores new cells; called after each one, so that an interrupted run loses one cell at most.
         observer: Gets the progress.
@@ -120,10 +107,11 @@ def fill_cells(
     for stage, task in cells:
         key = keys[stage, task.name]
         if key not in there:
-            there[key] = score_cell(subject, stage, task, rows(task.name), key, settings)
+            metric = metrics[task.name]
+            there[key] = score_cell(subject, stage, task, rows(task.name), metric, key, settings)
             keep([there[key]])
             done += 1
-            observer.advance(done, {"accuracy": there[key].value})
+            observer.advance(done, {metric: there[key].value})
         records.append(at(there[key], subject, stage, task))
     if missing:
         observer.finish()
@@ -131,14 +119,13 @@ def fill_cells(
 
 
 def score_cell(
-    subject: Subject, stage: int, task: TaskRecord, rows: Rows, key: str, settings: Mapping[str, Any]
+    subject: Subject, stage: int, task: TaskRecord, rows: Rows, metric: str, key: str, settings: Mapping[str, Any]
 ) -> EvaluationRecord:
-    """Accuracy of one subject on one task at one stage, with Wilson's 95 % interval."""
+    """Score of one subject on one task at one stage, with its 95 % interval."""
     started = time.monotonic()
-    said = subject.answer(stage, task, rows.texts)
-    correct = int(np.sum([label == gold for label, gold in zip(said.labels, rows.labels, strict=True)]))
-    low, high = wilson_interval(correct, len(rows))
-    detail: dict[str, Any] = {"correct": correct, "seconds": time.monotonic() - started}
+    said = subject.answer(stage, task, rows)
+    score = score_rows(metric, said, rows.labels)
+    detail: dict[str, Any] = {**score.detail, "seconds": time.monotonic() - started}
     if said.routed:
         detail["routed"] = {name: said.routed.count(name) for name in dict.fromkeys(said.routed)}
     return EvaluationRecord(
@@ -146,11 +133,11 @@ def score_cell(
         subject=subject.name,
         stage=stage,
         task=task.name,
-        metric="accuracy",
-        value=correct / len(rows),
+        metric=metric,
+        value=score.value,
         n=len(rows),
-        low=low,
-        high=high,
+        low=score.low,
+        high=score.high,
         task_id=subject.task_id,
         settings=dict(settings),
         detail=detail,

@@ -25,21 +25,26 @@ class EncodedTexts:
     cut: int
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int) -> EncodedTexts:
+def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int | Sequence[int]) -> EncodedTexts:
     """Tokenise with the tokenizer's special tokens.
 
     Args:
         tokenizer: A transformers tokenizer.
         texts: The texts.
-        max_length: Longest row in tokens, special tokens included.
+        max_length: Longest row in tokens, special tokens included; one for all texts, or one for each.
     """
     if not texts:
         return EncodedTexts((), (), 0)
-    whole = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
-    lengths = tuple(len(ids) for ids in whole)
-    cut = sum(length > max_length for length in lengths)
-    ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"] if cut else whole
-    return EncodedTexts(tuple(ids), lengths, cut)
+    limits = [max_length] * len(texts) if isinstance(max_length, int) else max_length
+    ids = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+    lengths = tuple(len(row) for row in ids)
+    long = [i for i, (length, limit) in enumerate(zip(lengths, limits, strict=True)) if length > limit]
+    for limit in {limits[i] for i in long}:
+        rows = [i for i in long if limits[i] == limit]
+        shortened = tokenizer([texts[i] for i in rows], truncation=True, max_length=limit)["input_ids"]
+        for i, row in zip(rows, shortened, strict=True):
+            ids[i] = row
+    return EncodedTexts(tuple(ids), lengths, len(long))
 
 
 def pad_batch(tokenizer: Any, ids: Sequence[list[int]]) -> dict[str, Tensor]:

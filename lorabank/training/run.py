@@ -8,14 +8,15 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+import transformers
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
+from transformers import AutoConfig, PreTrainedModel, TrainingArguments
 
 from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
@@ -24,7 +25,6 @@ from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.seeding import seed_everything
-from lorabank.models.encoding import EncodedTexts, encode_texts, pad_batch
 from lorabank.models.heads import build_head, head_state, put_head
 from lorabank.models.loading import (
     find_head_modules,
@@ -36,6 +36,7 @@ from lorabank.models.loading import (
     resolve_target_modules,
 )
 from lorabank.models.resolving import locate_base
+from lorabank.models.task_types import Examples, TaskType
 from lorabank.training.checkpoints import newest_checkpoint
 from lorabank.training.groups import GroupedFactors
 from lorabank.training.layer import LoraLinear, attach_adapter, fold
@@ -52,9 +53,10 @@ class TrainJob:
         base: The bank's base model.
         config: The settings.
         strategy: The strategy that ``config.strategy`` names.
-        texts: Training texts.
-        label_ids: For each text the index of its label.
-        labels: Number of labels.
+        texts: Training texts: what is classified, or prompts.
+        targets: For each text its label or completion.
+        labels: The task's labels; empty for free text.
+        template: Prompt of a text, with ``{text}``; None where the text is the prompt.
         earlier: Reads all ready adapters of the bank, stacked; None for the first task. Called once: what training
             needs of them is folded into the weights or copied, the rest is let go.
         context: Names in ``earlier`` that are active while training.
@@ -67,12 +69,13 @@ class TrainJob:
     config: TrainConfig
     strategy: Strategy
     texts: Sequence[str]
-    label_ids: Sequence[int]
-    labels: int
+    targets: Sequence[str]
+    labels: tuple[str, ...]
     earlier: Callable[[], AdapterStack | None]
     context: tuple[str, ...]
     continued: str | None
     work: Path
+    template: str | None = None
     resume: bool = False
 
 
@@ -85,9 +88,9 @@ class TrainedAdapter:
         head: State of the head modules by full parameter name.
         head_modules: Names of the modules that are stored whole.
         penalties: The weight of each penalty that was used.
-        head_digest: SHA-256 of the head as safetensors.
+        head_digest: SHA-256 of the head as safetensors, None for a model without one.
         max_length: Tokens of a text: what was asked for, or the model's limit.
-        metrics: Last losses, overlap with each earlier adapter, capacity, rows cut.
+        metrics: Last losses, overlap with each earlier adapter, capacity, rows cut and dropped.
     """
 
     factors: LoraFactors
@@ -95,7 +98,7 @@ class TrainedAdapter:
     head_modules: tuple[str, ...]
     target_modules: tuple[str, ...]
     penalties: dict[str, float]
-    head_digest: str
+    head_digest: str | None
     max_length: int
     steps: int
     wall_seconds: float
@@ -136,9 +139,11 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     # every task starts from other factors: with equal ones the new A would be the old one
     earlier = job.earlier()
     seed_everything(config.seed * 1_000_003 + (len(earlier.names) if earlier else 0))
-    base = load_base(job.base, num_labels=job.labels, device=device, dtype=torch.float32)
+    base = load_base(job.base, num_labels=max(len(job.labels), 1), device=device, dtype=torch.float32)
     model = base.model
-    put_head(model, build_head(model, base.head_modules, job.labels, config.seed))
+    task_type: TaskType = plugins.load(plugins.TASK_TYPES, job.base.task_type, "task type")()
+    if task_type.has_head:
+        put_head(model, build_head(model, base.head_modules, len(job.labels), config.seed))
     targets = resolve_target_modules(model, config.target_modules, base.head_modules)
     if earlier and job.context:
         fold(model, earlier.select(job.context))
@@ -152,16 +157,20 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
         initial=_continued(job, earlier, targets),
     )
     max_length = min(config.max_length, base.max_length or config.max_length)
-    encoded = encode_texts(base.tokenizer, job.texts, max_length)
-    if encoded.cut:
-        observer.notice(f"{encoded.cut} of {len(job.texts)} training texts are cut to {max_length} tokens")
+    examples = task_type.encode(
+        base.tokenizer, job.texts, job.targets, labels=job.labels, template=job.template, max_length=max_length
+    )
+    fates = ((examples.cut, "cut to"), (examples.dropped, "dropped: their answers do not fit into"))
+    for count, fate in fates:
+        if count:
+            observer.notice(f"{count} of {len(job.texts)} training texts are {fate} {max_length} tokens")
     with_basis = any(name == "orthogonal-normalized" for name, _, _ in penalties)
     groups = GroupedFactors(layers, earlier, with_basis=with_basis)
     del earlier
     started = time.monotonic()
-    trainer = _trainer(job, model, base.tokenizer, encoded, penalties, groups, observer, device)
+    trainer = _trainer(job, model, base.tokenizer, task_type, examples, penalties, groups, observer, device)
     checkpoint = newest_checkpoint(job.work) if job.resume else None
-    observer.start(f"training ({config.strategy})", math.ceil(_steps(len(job.texts), config)))
+    observer.start(f"training ({config.strategy})", math.ceil(_steps(len(examples.rows), config)))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -178,14 +187,15 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
         head_modules=base.head_modules,
         target_modules=targets,
         penalties={name: weight for name, weight, _ in penalties},
-        head_digest=hashlib.sha256(save_tensors(head)).hexdigest(),
+        head_digest=hashlib.sha256(save_tensors(head)).hexdigest() if head else None,
         max_length=max_length,
         steps=int(trainer.state.global_step),
         wall_seconds=time.monotonic() - started,
         device=str(device),
         metrics={
             **{f"final_{name}": value for name, value in trainer.terms.items()},
-            "rows_cut": encoded.cut,
+            "rows_cut": examples.cut,
+            "rows_dropped": examples.dropped,
             **groups.report(),
         },
     )
@@ -209,11 +219,12 @@ class AdapterPlan:
 def plan_adapter(base: BaseModelRecord, config: TrainConfig, labels: int) -> AdapterPlan:
     """Plan a task's adapter from the base's shapes and its tokenizer; no weight is loaded."""
     model = _shapes(base)
-    head_modules = find_head_modules(model, set(), base.name)
+    task_type: TaskType = plugins.load(plugins.TASK_TYPES, base.task_type, "task type")()
+    head_modules = find_head_modules(model, set(), base.name) if task_type.has_head else ()
     targets = resolve_target_modules(model, config.target_modules, head_modules)
     shapes = [model.get_parameter(f"{name}.weight").shape for name in targets]
     adapter = sum(config.r * (d_out + d_in) for d_out, d_in in shapes)
-    head = build_head(model, head_modules, labels, config.seed).state()
+    head = build_head(model, head_modules, labels, config.seed).state() if task_type.has_head else {}
     return AdapterPlan(
         target_modules=targets,
         parameters=adapter + sum(tensor.numel() for tensor in head.values()),
@@ -222,9 +233,10 @@ def plan_adapter(base: BaseModelRecord, config: TrainConfig, labels: int) -> Ada
 
 
 def _shapes(base: BaseModelRecord) -> PreTrainedModel:
+    auto = getattr(transformers, plugins.load(plugins.TASK_TYPES, base.task_type, "task type").auto_class)
     with quiet_transformers(), torch.device("meta"):
         config = AutoConfig.from_pretrained(locate_base(base).path, local_files_only=True)
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+        model: PreTrainedModel = auto.from_config(config)
     return model
 
 
@@ -262,19 +274,14 @@ def _trainer(
     job: TrainJob,
     model: nn.Module,
     tokenizer: Any,
-    encoded: EncodedTexts,
+    task_type: TaskType,
+    examples: Examples,
     penalties: Sequence[tuple[str, float, Penalty]],
     groups: GroupedFactors,
     observer: Observer,
     device: torch.device,
 ) -> AdapterTrainer:
     config = job.config
-    rows = [{"ids": ids, "label": label} for ids, label in zip(encoded.ids, job.label_ids, strict=True)]
-
-    def collate(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        labels = torch.tensor([row["label"] for row in batch], dtype=torch.long)
-        return {**pad_batch(tokenizer, [row["ids"] for row in batch]), "labels": labels}
-
     arguments = TrainingArguments(
         output_dir=str(job.work),
         per_device_train_batch_size=config.batch_size,
@@ -298,25 +305,17 @@ def _trainer(
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
     )
-    lengths = [len(ids) for ids in encoded.ids]
     return AdapterTrainer(
-        lengths=lengths,
+        lengths=[min(length, config.max_length) for length in examples.lengths],
         model=model,
         args=arguments,
-        train_dataset=rows,
-        data_collator=collate,
-        task_loss=classification_loss,
+        train_dataset=examples.rows,
+        data_collator=partial(task_type.collate, tokenizer),
+        task_loss=task_type.loss,
         penalties=penalties,
         groups=groups,
         observer=observer,
     )
-
-
-def classification_loss(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Mean cross entropy of ``labels [n]`` under the model's logits ``[n, labels]``."""
-    labels = inputs["labels"]
-    logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
-    return F.cross_entropy(logits.float(), labels)
 
 
 def _factors(layers: Mapping[str, LoraLinear]) -> LoraFactors:

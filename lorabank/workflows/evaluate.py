@@ -11,15 +11,16 @@ import numpy as np
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.config import EvalConfig
-from lorabank.core.errors import NotFoundError
+from lorabank.core.errors import ConfigError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import DatasetRecord, EvaluationRecord, TaskRecord
 from lorabank.data.loading import Rows, from_parquet
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.run import Filled, Subject, fill_cells, wanted_cells
+from lorabank.evaluation.scoring import DEFAULT_METRICS, INVERSE_PERPLEXITY
 from lorabank.models.loading import resolve_device, resolve_dtype
 from lorabank.workflows.results import MatrixReport
-from lorabank.workflows.view import evaluation_data, longest_text
+from lorabank.workflows.view import evaluation_data, form_of
 
 
 def evaluate(bank: Bank, config: EvalConfig, observer: Observer) -> tuple[MatrixReport, ...]:
@@ -52,12 +53,13 @@ class _Session:
         self.data: dict[str, DatasetRecord] = evaluation_data(self.snapshot)
         where = resolve_device(config.device)
         self.settings: dict[str, Any] = {
-            "metric": "accuracy",
             "dtype": str(resolve_dtype(config.dtype, where)).removeprefix("torch."),
             "device": where.type,
             "batch_size": config.batch_size,
-            "max_length": longest_text(self.snapshot),
         }
+        usual = {task.name: DEFAULT_METRICS[self._scoring(task)] for task in self.tasks}
+        self.metrics = usual if config.metric == "auto" else {task.name: self._metric(task) for task in self.tasks}
+        self.settings["metric"] = "auto" if self.metrics == usual else config.metric
         self._runtime: Any = None
 
     def subject(self, name: str) -> Subject:
@@ -89,11 +91,26 @@ class _Session:
             base=self.snapshot.base.fingerprint,
             data={task: record.sha256 for task, record in self.data.items()},
             rows=self._rows,
+            metrics=self.metrics,
             settings=self.settings,
             stored=self.bank.evaluations,
             keep=self.bank.add_evaluations,
             observer=self.observer,
         )
+
+    def _scoring(self, task: TaskRecord) -> str:
+        return form_of(task, self.snapshot.adapter_of(task.name)).scoring
+
+    def _metric(self, task: TaskRecord) -> str:
+        """What was chosen to score the task's cells by, if it can be."""
+        scoring, chosen = self._scoring(task), self.config.metric
+        if (chosen == INVERSE_PERPLEXITY) != (scoring == "perplexity"):
+            raise ConfigError(
+                f"task {task.name!r} is scored by {scoring}, which has no {chosen}",
+                hint=f"--metric auto ({DEFAULT_METRICS[scoring]})",
+                unchanged="nothing was changed",
+            )
+        return chosen
 
     def _rows(self, task: str) -> Rows:
         blob = self.data[task].blob

@@ -23,20 +23,15 @@ from lorabank.data.loading import TaskData
 from lorabank.models.encoding import encode_texts
 from lorabank.models.foreign import ForeignAdapter, check_effect, check_fits, largest_update, read_foreign
 from lorabank.models.heads import Head, load_head
-from lorabank.models.loading import LoadedBase, describe_base, load_base, resolve_base, resolve_device
+from lorabank.models.loading import LoadedBase, load_base, resolve_device
 from lorabank.models.peft_folder import CONFIG_FILE, WEIGHTS_FILE, adapter_files
 from lorabank.training.groups import overlap_report
 from lorabank.training.strategies import IMPORTED
+from lorabank.workflows.bases import described, open_or_init
 from lorabank.workflows.folders import read_regular
 from lorabank.workflows.results import AddTaskResult
-from lorabank.workflows.train import (
-    commit_and_score,
-    dataset_records,
-    load_data,
-    open_or_init,
-    package_versions,
-    task_statistics,
-)
+from lorabank.workflows.task_data import dataset_records, load_data, task_statistics
+from lorabank.workflows.train import commit_and_score, package_versions
 from lorabank.workflows.upkeep import listed
 from lorabank.workflows.view import adapters_in_order, read_stack
 
@@ -85,10 +80,10 @@ def import_adapter(
 ) -> AddTaskResult:
     """Judge a PEFT folder and put it into the bank as a task, whole or not at all."""
     checked = validate(TrainConfig, asdict(config))
-    data = load_data(checked)
+    base = _future_base(path, name, init, observer)
+    data = load_data(checked, base)
     order = _label_order(data, labels, observer)
     adapter, digest = read_source(source)
-    base = _future_base(path, name, init, observer)
     judged = _judge(adapter, base, data, order, checked)
     facts: dict[str, Any] = {
         "source": str(source),
@@ -113,7 +108,7 @@ def _future_base(path: str | Path, name: str, init: InitConfig, observer: Observ
     """
     check_name(name)
     if not Bank.exists(path):
-        return describe_base(resolve_base(init.base, init.revision), init.task_type)
+        return described(init)
     snapshot = open_or_init(path, init, observer)[0].snapshot()
     for kind, records in (("task", snapshot.tasks), ("composition", snapshot.compositions)):
         if any(record.name == name for record in records):

@@ -1,24 +1,27 @@
-"""``predict``: labels for new texts, with the adapters that answered."""
+"""``predict`` and ``generate``: answers to new texts, with the adapters that gave them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
-from lorabank.compose.base import Composer, Member, state_weights
+from lorabank.compose.base import Composer, Member, longest, state_weights
 from lorabank.compose.prototype import build_router, default_parameters
-from lorabank.core.config import PredictConfig, validate
-from lorabank.core.errors import ConfigError, NotFoundError
+from lorabank.core.config import GenerateConfig, PredictConfig, validate
+from lorabank.core.errors import ConfigError, IncompatibleError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.data.loading import read_rows
 from lorabank.models.runtime import Plan, Runtime
 from lorabank.training.strategies import deployed_state
 from lorabank.workflows.results import Prediction
 from lorabank.workflows.subjects import all_members
+from lorabank.workflows.task_data import render_chat
 from lorabank.workflows.view import adapters_in_order, load_composer, load_runtime
 
 
@@ -28,34 +31,75 @@ def predict(bank: Bank, config: PredictConfig, observer: Observer) -> tuple[Pred
     Without a composition the state as trained answers, and the task must be named. A composition that does not route
     needs a task too, or the gaussian router picks the head.
     """
-    checked = validate(PredictConfig, asdict(config))
-    texts = list(checked.texts)
-    if checked.data:
-        texts += read_rows(checked.data, text_column=checked.text_column, label_column=None).texts
+    return _answer(bank, validate(PredictConfig, asdict(config)), asked=None)
+
+
+def generate(bank: Bank, config: GenerateConfig, observer: Observer) -> tuple[Prediction, ...]:
+    """One generated text per prompt, in order; who answers is found as in `predict`.
+
+    Raises:
+        IncompatibleError: The bank's base is a classifier.
+    """
+    checked = validate(GenerateConfig, asdict(config))
+    base = bank.snapshot().base
+    if base.task_type == "SEQ_CLS":
+        raise IncompatibleError(
+            f"the bank's base {base.name!r} is a classifier, which generates nothing",
+            hint="lorabank predict, or make a bank with a language model: lorabank -b NEW init --task-type CAUSAL_LM",
+        )
+    wanted = {"scoring": "generation", "max_new_tokens": checked.max_new_tokens}
+    return _answer(bank, checked, asked=wanted | ({"template": None} if checked.raw else {}))
+
+
+def _answer(
+    bank: Bank, config: PredictConfig | GenerateConfig, asked: Mapping[str, Any] | None
+) -> tuple[Prediction, ...]:
+    """Answer the texts; ``asked`` is what is other than in the tasks' own forms."""
+    texts = list(config.texts)
+    if config.data:
+        texts += read_rows(config.data, text_column=config.text_column, label_column=None).texts
     if not texts:
-        raise ConfigError("there is no text to label", hint='lorabank predict --text "..." or --data FILE')
+        verb = "predict" if asked is None else "generate"
+        raise ConfigError("there is no text to answer", hint=f'lorabank {verb} "..." or --data FILE')
     snapshot = bank.snapshot()
     if not snapshot.tasks:
         raise NotFoundError("the bank has no task", hint="lorabank add-task NAME --data FILE")
-    if checked.task:
-        snapshot.task(checked.task)
-    name = checked.composition or (None if checked.task else _default(snapshot))
-    runtime = load_runtime(bank, snapshot, device=checked.device, dtype="auto", batch_size=checked.batch_size)
+    if config.task:
+        snapshot.task(config.task)
+    name = config.composition or (None if config.task else _default(snapshot))
+    if not getattr(config, "raw", False):
+        texts = _prompts(snapshot, texts, [config.task] if config.task else _tasks(snapshot, name))
+    runtime = load_runtime(
+        bank, snapshot, device=config.device, dtype="auto", batch_size=config.batch_size, asked=asked
+    )
     members = all_members(bank, snapshot)
     last = snapshot.tasks[-1].position
     if name is None:
-        assert checked.task is not None
-        return _as_trained(snapshot, members, runtime, texts, checked.task)
+        assert config.task is not None
+        return _as_trained(snapshot, members, runtime, texts, config.task)
     composer, own = load_composer(bank, snapshot, snapshot.composition(name), lambda: runtime)
     plan = composer.plan(last, texts)
-    if checked.task:
-        chosen = [member for member in members if member.task == checked.task] * len(texts)
+    if config.task:
+        chosen = [member for member in members if member.task == config.task] * len(texts)
     elif plan.route is not None:
         chosen = [own[k] for k in plan.route]
     else:
-        route = build_router(own, default_parameters("gaussian")).route(runtime.features(texts))
+        features = runtime.features(texts, longest(own))
+        route = build_router(own, default_parameters("gaussian")).route(features)
         chosen = [own[k] for k in route]
-    return _predictions(runtime, texts, plan, chosen, members, composer, given=checked.task is not None)
+    return _predictions(runtime, texts, plan, chosen, members, composer, given=config.task is not None)
+
+
+def _tasks(snapshot: Snapshot, composition: str | None) -> Sequence[str]:
+    return snapshot.composition(composition).members if composition else [task.name for task in snapshot.tasks]
+
+
+def _prompts(snapshot: Snapshot, texts: list[str], tasks: Sequence[str]) -> list[str]:
+    """Texts as these tasks' rows were: a user's message in the chat template where all were conversations."""
+    formats = {snapshot.adapter_of(task).config.get("format") for task in tasks}
+    if not formats <= {"messages", "sharegpt"}:
+        return texts
+    return [render_chat(snapshot.base, [{"role": "user", "content": text}]) for text in texts]
 
 
 def _as_trained(
@@ -94,8 +138,8 @@ def _predictions(
     return tuple(
         Prediction(
             text=text,
-            label=member.labels[int(answers.labels[i])],
-            probability=float(answers.probabilities[i]),
+            label=answers.said[i],
+            probability=None if math.isnan(answers.probabilities[i]) else float(answers.probabilities[i]),
             task=member.task,
             task_id="given" if given else "routed",
             adapters=_answered(plan, i, runtime, members),

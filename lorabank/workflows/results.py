@@ -16,7 +16,9 @@ class TaskPlan:
         settings: Every setting by name, as the work would use it: penalty and weight filled in, names of modules in
             place of ``auto``, ``max_length`` within the model's limit.
         tokens: ``mean``, ``p95`` and ``max`` tokens of a training text, before cutting.
+        example: A training row as the model sees it: text or prompt, and label or completion.
         rows_cut: Training rows longer than ``max_length``.
+        rows_dropped: Training rows whose completion does not fit into ``max_length``.
         context: Tasks whose adapters stay active, frozen.
         penalty: Weight of each penalty.
         bank_exists: False when the bank would be made first.
@@ -27,8 +29,10 @@ class TaskPlan:
     train_rows: int
     eval_rows: int
     labels: tuple[str, ...]
+    example: tuple[str, str]
     tokens: dict[str, float]
     rows_cut: int
+    rows_dropped: int
     steps: int
     trainable_parameters: int
     adapter_bytes: int
@@ -92,11 +96,16 @@ class MatrixReport:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The label of one text: whose head gave it, and the weight of each task's adapter that answered."""
+    """The label of one text (or the text that was generated) and whose head gave it.
+
+    Attributes:
+        probability: The label's among its task's labels; None for a generated text.
+        adapters: Weight of each task's adapter that answered.
+    """
 
     text: str
     label: str
-    probability: float
+    probability: float | None
     task: str
     task_id: Literal["given", "routed"]
     adapters: dict[str, float]

@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
-from lorabank.compose.base import Composer, Member, known, state_weights
+from lorabank.compose.base import Composer, Member, known, longest, state_weights
 from lorabank.compose.prototype import build_router, default_parameters, router_identity, statistics_digest
 from lorabank.core.config import EvalConfig
 from lorabank.core.records import CompositionRecord, TaskRecord
-from lorabank.evaluation.run import Labelled, Subject
-from lorabank.models.runtime import Answers, Plan, Runtime
+from lorabank.data.rows import Rows
+from lorabank.evaluation.run import Subject
+from lorabank.evaluation.scoring import Said
+from lorabank.models.answering import AnswerForm
+from lorabank.models.runtime import Plan, Runtime
 from lorabank.training.strategies import deployed_state, own_state
-from lorabank.workflows.view import load_composer, read_members
+from lorabank.workflows.view import form_of, load_composer, read_members, routing_texts
 
 HeadSource = Literal["task", "kmeans", "gaussian"]
 
@@ -32,18 +35,19 @@ class HeadRouter:
 
     def route(self, stage: int, texts: Sequence[str]) -> NDArray[np.int64]:
         """Indices ``[n]`` into the members that the stage knows."""
-        router = build_router(known(self._members, stage), default_parameters(self._kind))
-        return np.asarray(router.route(self._runtime().features(texts)), np.int64)
+        members = known(self._members, stage)
+        router = build_router(members, default_parameters(self._kind))
+        return np.asarray(router.route(self._runtime().features(texts, longest(members))), np.int64)
 
     def identity(self, stage: int) -> Any:
         """What decides the route."""
         members = known(self._members, stage)
         shares = router_identity(default_parameters(self._kind))
-        return [*shares, [[member.task, statistics_digest(member)] for member in members]]
+        return [*shares, longest(members), [[member.task, statistics_digest(member)] for member in members]]
 
 
 class _Answering:
-    """Turns a plan and a choice of heads into labels; shared by all subjects."""
+    """Turns a plan and a choice of heads into answers; shared by all subjects."""
 
     task_id: Literal["given", "routed"]
 
@@ -57,37 +61,41 @@ class _Answering:
         self._index = {task.name: index for index, task in enumerate(snapshot.tasks)}
         self.task_id = "routed" if router else "given"
 
-    def label(self, stage: int, task: TaskRecord, texts: Sequence[str], plan: Plan) -> Labelled:
-        """The labels of some texts of a task in the state of ``plan``."""
+    def said(self, stage: int, task: TaskRecord, rows: Rows, plan: Plan) -> Said:
+        """What is said to the rows of a task in the state of ``plan``."""
         route = plan.route
         if route is None and self._router and stage:
-            route = self._router.route(stage, texts)
-        if route is None:
-            answers = self._runtime().answer(texts, plan, self.head(stage, task))
-            return Labelled(tuple(task.labels[i] for i in answers.labels))
+            route = self._router.route(stage, routing_texts(rows))
         members = known(self._members, stage)
-        answers = self._runtime().answer(texts, plan, np.array([member.head for member in members])[route])
-        return routed_labels(answers, [members[k] for k in route])
+        routed = () if route is None else tuple(members[k].task for k in route)
+        form = self.form(task)
+        if form.scoring == "perplexity":
+            own = self.head(stage, task)
+            likelihoods, tokens = self._runtime().log_likelihoods(rows.texts, rows.labels, plan, own)
+            return Said((), routed, likelihoods, tokens)
+        heads = self.head(stage, task) if route is None else np.array([member.head for member in members])[route]
+        return Said(self._runtime().answer(rows.texts, plan, heads).said, routed)
+
+    def form(self, task: TaskRecord) -> AnswerForm:
+        """How the task is asked."""
+        return form_of(task, self._snapshot.adapter_of(task.name))
 
     def head(self, stage: int, task: TaskRecord) -> int:
         """The task's head, or before the task is learnt the head that its training begins with."""
         index = self._index[task.name]
-        return index if task.position <= stage else index + len(self._snapshot.tasks)
+        trained = task.position <= stage or self._snapshot.adapter_of(task.name).head_digest is None
+        return index if trained else index + len(self._snapshot.tasks)
 
     def head_identity(self, stage: int, task: TaskRecord) -> Any:
-        """Which head answers: a router, a trained head, or an untrained one."""
-        if self._router and stage:
-            return ["routed", self._router.identity(stage)]
+        """Which head answers, and in which form: a router's choice, a trained head, or an untrained one."""
         adapter = self._snapshot.adapter_of(task.name)
-        if task.position <= stage:
-            return ["head", adapter.head_digest]
-        return ["untrained", len(task.labels), adapter.seed]
-
-
-def routed_labels(answers: Answers, members: Sequence[Member]) -> Labelled:
-    """Labels when text i was answered by ``members[i]``."""
-    labels = tuple(member.labels[label] for member, label in zip(members, answers.labels, strict=True))
-    return Labelled(labels, tuple(member.task for member in members))
+        form = self.form(task).identity()
+        if self._router and stage:
+            known_forms = [member.form.identity() for member in known(self._members, stage)]
+            return ["routed", self._router.identity(stage), known_forms]
+        if task.position <= stage or adapter.head_digest is None:
+            return ["head", adapter.head_digest, form]
+        return ["untrained", adapter.seed, form]
 
 
 class AsTrained(_Answering):
@@ -111,10 +119,10 @@ class AsTrained(_Answering):
             self.head_identity(stage, task),
         ]
 
-    def answer(self, stage: int, task: TaskRecord, texts: Sequence[str]) -> Labelled:
-        """Label the texts in the deployed state."""
+    def answer(self, stage: int, task: TaskRecord, rows: Rows) -> Said:
+        """Answer the rows in the deployed state."""
         weights = state_weights(self._runtime().stack.names, dict.fromkeys(self.state(stage, task), 1.0))
-        return self.label(stage, task, texts, Plan(weights=weights))
+        return self.said(stage, task, rows, Plan(weights=weights))
 
 
 class Oracle(AsTrained):
@@ -151,15 +159,16 @@ class Composed(_Answering):
         """The composition's own identity at this stage, and the head."""
         if not known(self._members, stage):
             return ["sum", None, [], self.head_identity(0, task)]
-        head = None if self.composer.routed else self.head_identity(stage, task)
+        forms = [member.form.identity() for member in known(self._members, stage)]
+        head = forms if self.composer.routed else self.head_identity(stage, task)
         return [*self.composer.identity(stage), head]
 
-    def answer(self, stage: int, task: TaskRecord, texts: Sequence[str]) -> Labelled:
-        """Label the texts; before the first member is known the base answers."""
+    def answer(self, stage: int, task: TaskRecord, rows: Rows) -> Said:
+        """Answer the rows; before the first member is known the base answers."""
         if not known(self._members, stage):
             bare = Plan(weights=np.zeros(len(self._runtime().stack.names), np.float32))
-            return self.label(0, task, texts, bare)
-        return self.label(stage, task, texts, self.composer.plan(stage, texts))
+            return self.said(0, task, rows, bare)
+        return self.said(stage, task, rows, self.composer.plan(stage, routing_texts(rows)))
 
 
 def all_members(bank: Bank, snapshot: Snapshot) -> list[Member]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,83 +15,59 @@ from lorabank.bank.operations import Operation
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core import plugins
 from lorabank.core.config import InitConfig, TrainConfig, validate
-from lorabank.core.errors import ConfigError, DataError, IncompatibleError
+from lorabank.core.errors import ConfigError, DataError
 from lorabank.core.observer import Observer
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
-from lorabank.data.loading import Rows, TaskData, load_task_data, sample_rows, to_parquet
-from lorabank.models.loading import (
-    LoadedBase,
-    describe_base,
-    load_base,
-    load_tokenizer,
-    resolve_base,
-    resolve_device,
-)
+from lorabank.data.loading import TaskData, example_row
+from lorabank.models.loading import load_base, resolve_device
+from lorabank.workflows.bases import future_base, open_or_init
 from lorabank.workflows.results import AddTaskResult, TaskPlan
+from lorabank.workflows.task_data import (
+    dataset_records,
+    encode_rows,
+    load_data,
+    recorded_scoring,
+    settled,
+    task_statistics,
+)
 
 if TYPE_CHECKING:
     from lorabank.training.run import AdapterPlan
     from lorabank.training.strategies import Strategy
 
 
-def init_bank(path: str | Path, config: InitConfig, observer: Observer) -> Bank:
-    """Make a bank; the base model is described, not loaded."""
-    resolved = resolve_base(config.base, config.revision)
-    bank = Bank.create(path, describe_base(resolved, config.task_type))
-    observer.notice(f"made a bank at {path} with the base model {resolved.name} ({resolved.source})")
-    return bank
-
-
-def _described(config: InitConfig) -> BaseModelRecord:
-    return describe_base(resolve_base(config.base, config.revision), config.task_type)
-
-
-def open_or_init(path: str | Path, config: InitConfig | None, observer: Observer) -> tuple[Bank, bool]:
-    """The bank, made first when there is none; a named base must be the bank's."""
-    config = config or InitConfig()
-    if not Bank.exists(path):
-        return init_bank(path, config, observer), True
-    bank = Bank.open(path)
-    base = bank.snapshot().base.name
-    if config.base not in (InitConfig().base, base):
-        raise IncompatibleError(
-            f"the bank at {path} has the base model {base!r}, not {config.base!r}",
-            unchanged="nothing was changed",
-            hint="leave out --base, or make another bank with --bank",
-        )
-    return bank, False
-
-
 def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig | None) -> TaskPlan:
     """What ``add_task`` would do; nothing is trained, written or loaded but the tokenizer and the base's shapes."""
-    from lorabank.models.encoding import encode_texts
     from lorabank.training.run import plan_adapter, resolve_penalties
 
     checked = validate(TrainConfig, asdict(config))
     exists = Bank.exists(path)
     snapshot = Bank.open(path).snapshot() if exists else None
-    base = snapshot.base if snapshot else _described(init or InitConfig())
+    base = future_base(path, checked, init or InitConfig())
     strategy = plugins.load(plugins.STRATEGIES, checked.strategy, "strategy")
-    data = load_task_data(checked)
+    data = load_data(checked, base)
     adapter = plan_adapter(base, checked, len(data.labels))
-    encoded = encode_texts(load_tokenizer(base), data.train.texts, adapter.max_length)
-    lengths = sorted(encoded.lengths)
+    examples = encode_rows(base, data, adapter.max_length)
+    lengths = sorted(examples.lengths)
     earlier = _earlier(snapshot)
     names = {adapter.digest: adapter.task for adapter in earlier}
     penalties = {penalty: weight for penalty, weight, _ in resolve_penalties(checked, strategy)}
-    per_epoch = math.ceil(math.ceil(len(lengths) / checked.batch_size) / checked.gradient_accumulation_steps)
+    per_epoch = math.ceil(math.ceil(len(examples.rows) / checked.batch_size) / checked.gradient_accumulation_steps)
     return TaskPlan(
         name=name,
-        settings=_filled_in(checked, strategy, penalties, adapter),
+        settings=_filled_in(checked, data, strategy, penalties, adapter)
+        | {"base": base.name, "revision": base.revision, "task_type": base.task_type},
         train_rows=len(data.train),
         eval_rows=len(data.eval),
         labels=data.labels,
+        example=example_row(data),
         tokens={
             "mean": sum(lengths) / len(lengths),
             "p95": float(lengths[max(0, math.ceil(0.95 * len(lengths)) - 1)]),
             "max": float(lengths[-1]),
         },
-        rows_cut=encoded.cut,
+        rows_cut=examples.cut,
+        rows_dropped=examples.dropped,
         steps=math.ceil(per_epoch * checked.epochs),
         trainable_parameters=adapter.parameters,
         adapter_bytes=4 * adapter.parameters,
@@ -102,13 +78,16 @@ def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig
 
 
 def _filled_in(
-    config: TrainConfig, strategy: Strategy, penalties: Mapping[str, float], adapter: AdapterPlan
+    config: TrainConfig, data: TaskData, strategy: Strategy, penalties: Mapping[str, float], adapter: AdapterPlan
 ) -> dict[str, Any]:
     """The settings that lead to the same adapter with nothing left to strategy, penalty and model."""
     penalty = config.penalty or strategy.penalty or "none"
     endings = dict.fromkeys(name.rpartition(".")[2] for name in adapter.target_modules)
     chosen = config.target_modules not in ("auto", "all-linear")
     return asdict(config) | {
+        "format": data.form,
+        "prompt_template": data.prompt_template,
+        "scoring": recorded_scoring(data),
         "penalty": penalty,
         "lambda_orth": penalties.get(penalty) if config.lambda_orth is None else config.lambda_orth,
         "target_modules": config.target_modules if chosen else ",".join(endings),
@@ -128,15 +107,19 @@ def add_task(
 ) -> AddTaskResult:
     """Train a task's adapter and put it into the bank, whole or not at all."""
     check_name(name)
-    given = _given(config)
+    init = init or InitConfig()
+    given = _given(path, config, init)
     if given is None and not resume:
         raise ConfigError("there is no data to train on", hint=f"lorabank add-task {name} --data FILE")
-    bank, created = (Bank.open(path), False) if resume or restart else open_or_init(path, init, observer)
+    if given and not resume and not restart:
+        bank, created = open_or_init(path, init, observer, form=given[1].form)
+    else:
+        bank, created = Bank.open(path), False
     if restart:
         bank.discard(name)
     if resume:
         operation = bank.resume("add-task", name)
-        run = _same_run(operation, given)
+        run = _same_run(bank, operation, given)
     else:
         assert given is not None
         operation = bank.reserve("add-task", name, _stored(*given))
@@ -150,20 +133,20 @@ def _train_and_commit(
     bank: Bank, operation: Operation, config: TrainConfig, data: TaskData, *, resume: bool, observer: Observer
 ) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, float]]:
     from lorabank.training.run import TrainJob, train_adapter
-    from lorabank.workflows.view import read_stack
+    from lorabank.workflows.view import read_stack, routing_texts
 
     snapshot = bank.snapshot()
     earlier = _earlier(snapshot)
     strategy = plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
     continued = earlier[-1].digest if strategy.earlier == "continued" and earlier else None
-    label_ids = [data.labels.index(label) for label in data.train.labels]
     job = TrainJob(
         base=snapshot.base,
         config=config,
         strategy=strategy,
         texts=data.train.texts,
-        label_ids=label_ids,
-        labels=len(data.labels),
+        targets=data.train.labels,
+        labels=data.labels,
+        template=data.prompt_template,
         earlier=lambda: read_stack(bank, earlier),
         context=strategy.context(earlier),
         continued=continued,
@@ -171,9 +154,9 @@ def _train_and_commit(
         resume=resume,
     )
     trained = train_adapter(job, observer)
-    config = replace(config, max_length=trained.max_length)
+    config = settled(config, data, trained.max_length)
     loaded = load_base(snapshot.base, device=resolve_device(config.device))
-    statistics = task_statistics(loaded, data.train.texts, config)
+    statistics = task_statistics(loaded, routing_texts(data.train), config)
     digest = operation.stage_adapter(_files(snapshot.base, trained, config))
     chain = {"continued_from": continued} if continued else {}
     adapter = AdapterRecord(
@@ -205,8 +188,10 @@ def _train_and_commit(
         state="training",
         adapter=digest,
         statistics=operation.stage_blob(statistics),
+        prompt_template=data.prompt_template,
     )
-    datasets = dataset_records(operation, data, config, trained.metrics["rows_cut"])
+    cut, dropped = trained.metrics["rows_cut"], trained.metrics["rows_dropped"]
+    datasets = dataset_records(operation, data, config, cut, dropped)
     return commit_and_score(bank, operation, task, adapter, datasets, observer)
 
 
@@ -233,13 +218,6 @@ def commit_and_score(
     return stored, after.adapter_of(stored.name), kept, score
 
 
-def load_data(config: TrainConfig) -> TaskData:
-    """The rows that the settings name."""
-    if not config.data:
-        raise ConfigError("there is no data to train on", hint="add --data FILE", unchanged="nothing was changed")
-    return load_task_data(config)
-
-
 def _earlier(snapshot: Snapshot | None) -> list[AdapterRecord]:
     return [snapshot.adapter_of(task.name) for task in snapshot.tasks] if snapshot else []
 
@@ -249,16 +227,18 @@ def _stored(config: TrainConfig, data: TaskData) -> dict[str, Any]:
     return {"config": asdict(config), "train": data.train.sha256, "eval": data.eval.sha256}
 
 
-def _given(config: TrainConfig | None) -> tuple[TrainConfig, TaskData] | None:
+def _given(path: str | Path, config: TrainConfig | None, init: InitConfig) -> tuple[TrainConfig, TaskData] | None:
     """Settings that were given, checked, and the rows they lead to; read before anything is changed."""
     if config is None:
         return None
     checked = validate(TrainConfig, asdict(config))
     plugins.load(plugins.STRATEGIES, checked.strategy, "strategy")
-    return checked, load_data(checked)
+    return checked, load_data(checked, future_base(path, checked, init))
 
 
-def _same_run(operation: Operation, given: tuple[TrainConfig, TaskData] | None) -> tuple[TrainConfig, TaskData]:
+def _same_run(
+    bank: Bank, operation: Operation, given: tuple[TrainConfig, TaskData] | None
+) -> tuple[TrainConfig, TaskData]:
     """The settings and rows of the interrupted run; settings given again must be the same."""
     stored = validate(TrainConfig, operation.config["config"], where="the interrupted run")
     if given:
@@ -269,7 +249,7 @@ def _same_run(operation: Operation, given: tuple[TrainConfig, TaskData] | None) 
                 unchanged="the interrupted run is still there",
                 hint=f"lorabank add-task {operation.name} --resume, or --restart with the new settings",
             )
-    data = load_data(stored)
+    data = load_data(stored, bank.snapshot().base)
     if (data.train.sha256, data.eval.sha256) != (operation.config["train"], operation.config["eval"]):
         raise DataError(
             f"{stored.data} is no longer what the interrupted run was trained on",
@@ -277,43 +257,6 @@ def _same_run(operation: Operation, given: tuple[TrainConfig, TaskData] | None) 
             hint=f"lorabank add-task {operation.name} --data {stored.data} --restart",
         )
     return stored, data
-
-
-def task_statistics(base: LoadedBase, texts: Sequence[str], config: TrainConfig) -> bytes:
-    """Centroids, mean and scatter of the training texts under the frozen base (CoLoR fits them before training)."""
-    from lorabank.compose.routing import fit_statistics
-    from lorabank.models.features import extract_features
-
-    features = extract_features(base.model, base.tokenizer, texts, max_length=config.max_length)
-    return fit_statistics(features, config.clusters_per_task, config.seed).to_bytes()
-
-
-def dataset_records(
-    operation: Operation, data: TaskData, config: TrainConfig, rows_cut: int
-) -> tuple[DatasetRecord, ...]:
-    """The three splits; of the training rows only the calibration sample is kept."""
-
-    def record(split: Any, rows: Rows, blob: str | None, *, dropped: int = 0, cut: int = 0) -> DatasetRecord:
-        return DatasetRecord(
-            task=operation.name,
-            split=split,
-            rows=len(rows),
-            columns=rows.columns,
-            sha256=rows.sha256,
-            source=rows.source,
-            rows_dropped=dropped,
-            rows_cut=cut,
-            blob=blob,
-        )
-
-    splits = [
-        record("train", data.train, None, cut=rows_cut),
-        record("eval", data.eval, operation.stage_blob(to_parquet(data.eval)), dropped=data.dropped),
-    ]
-    if config.keep_samples:
-        sample = sample_rows(data.train, config.keep_samples, config.seed)
-        splits.append(record("calibration", sample, operation.stage_blob(to_parquet(sample))))
-    return tuple(splits)
 
 
 def _files(base: BaseModelRecord, trained: Any, config: TrainConfig) -> dict[str, bytes]:

@@ -59,7 +59,10 @@ def show(path: str | Path, name: str) -> dict[str, Any]:
 def _task(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> dict[str, Any]:
     adapter = snapshot.adapter_of(task.name)
     task_of = {digest: other.task for digest, other in snapshot.adapters.items()}
-    shown = adapter._asdict() | {"context": [task_of[digest] for digest in adapter.context]}
+    shown = adapter._asdict() | {
+        "objects": dict(adapter.objects),
+        "context": [task_of[digest] for digest in adapter.context],
+    }
     shown["metrics"] = {key: value for key, value in adapter.metrics.items() if key != "overlap"}
     overlap = {task_of.get(digest, digest): value for digest, value in adapter.metrics.get("overlap", {}).items()}
     if (chain := adapter.metrics.get("continued_from")) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lorabank.bank.bank import Bank
@@ -15,10 +16,13 @@ from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
 from lorabank.data.loading import from_parquet
 from lorabank.data.rows import Rows
+from lorabank.models.answering import Answerer, AnswerForm
+from lorabank.models.head_answers import HeadAnswerer
 from lorabank.models.heads import Head, build_head, load_head
 from lorabank.models.loading import load_base, resolve_device, resolve_dtype
 from lorabank.models.peft_folder import read_adapter
 from lorabank.models.runtime import Runtime
+from lorabank.models.text_answers import TextAnswerer
 from lorabank.training.strategies import own_state
 
 
@@ -82,23 +86,42 @@ def read_members(bank: Bank, snapshot: Snapshot, tasks: Sequence[TaskRecord], *,
                 adapter=adapter.digest,
                 state=own_state(adapter),
                 head=heads[task.name],
-                labels=task.labels,
+                form=form_of(task, adapter),
                 statistics=TaskStatistics.from_bytes(bank.read_blob(task.statistics)),
                 clusters=int(adapter.config.get("clusters_per_task", 5)),
                 texts=rows.texts if rows else (),
-                label_ids=tuple(task.labels.index(label) for label in rows.labels) if rows else (),
+                targets=rows.labels if rows else (),
             )
         )
     return members
 
 
-def longest_text(snapshot: Snapshot) -> int:
-    """Tokens of a text in this bank: the most that any task was trained with."""
-    return max(int(adapter.config.get("max_length", 256)) for adapter in adapters_in_order(snapshot))
+def form_of(task: TaskRecord, adapter: AdapterRecord) -> AnswerForm:
+    """How a task is asked and answers, from its records."""
+    config = adapter.config
+    return AnswerForm(
+        labels=task.labels,
+        max_length=int(config.get("max_length", 256)),
+        scoring="classification" if task.task_type == "SEQ_CLS" else config["scoring"],
+        template=task.prompt_template,
+        max_new_tokens=int(config.get("max_new_tokens", 50)),
+    )
+
+
+def routing_texts(rows: Rows) -> tuple[str, ...]:
+    """What a router reads of rows: the texts; of plain language modelling, which has no prompt, what is modelled."""
+    return tuple(text or label for text, label in zip(rows.texts, rows.labels or rows.texts, strict=True))
 
 
 def load_runtime(
-    bank: Bank, snapshot: Snapshot, *, device: str, dtype: str, batch_size: int, untrained_heads: bool = False
+    bank: Bank,
+    snapshot: Snapshot,
+    *,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    untrained_heads: bool = False,
+    asked: Mapping[str, Any] | None = None,
 ) -> Runtime:
     """The base with every adapter and head of the ready tasks.
 
@@ -109,6 +132,7 @@ def load_runtime(
         dtype: A name for `resolve_dtype`.
         batch_size: Texts of a forward pass.
         untrained_heads: Also the head that each task's training began with, at index ``T + i``.
+        asked: Fields of every task's form that are other than recorded (free text instead of a label).
     """
     where = resolve_device(device)
     base = load_base(snapshot.base, device=where, dtype=resolve_dtype(dtype, where))
@@ -118,14 +142,20 @@ def load_runtime(
         device=where,
         dtype=base.model.dtype,
     )
+    recorded = [form_of(task, adapter) for task, adapter in zip(snapshot.tasks, adapters, strict=True)]
+    forms = [replace(form, **(asked or {})) for form in recorded]
+    if snapshot.base.task_type != "SEQ_CLS":
+        answerer: Answerer = TextAnswerer(base, snapshot.base.task_type, forms, batch_size)
+        return Runtime(base, stack, answerer, batch_size=batch_size)
     heads: list[Head] = []
-    for task, adapter in zip(snapshot.tasks, adapters, strict=True):
+    for form, adapter in zip(forms, adapters, strict=True):
         _, state, _ = read_adapter(bank.adapter_path(adapter.digest))
-        heads.append(load_head(base.model, base.head_modules, len(task.labels), state))
+        heads.append(load_head(base.model, base.head_modules, len(form.labels), state))
     if untrained_heads:
-        for task, adapter in zip(snapshot.tasks, adapters, strict=True):
-            heads.append(build_head(base.model, base.head_modules, len(task.labels), adapter.seed))
-    return Runtime(base, stack, heads, max_length=longest_text(snapshot), batch_size=batch_size)
+        for form, adapter in zip(forms, adapters, strict=True):
+            heads.append(build_head(base.model, base.head_modules, len(form.labels), adapter.seed))
+        forms = [*forms, *forms]
+    return Runtime(base, stack, HeadAnswerer(base, heads, forms, batch_size), batch_size=batch_size)
 
 
 def load_composer(

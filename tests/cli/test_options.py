@@ -10,10 +10,11 @@ import pytest
 from lorabank_cli.commands.add_task import add_task
 from lorabank_cli.commands.compose import compose
 from lorabank_cli.commands.eval import evaluate
+from lorabank_cli.commands.generate import generate
 from lorabank_cli.commands.init import init
 from lorabank_cli.commands.predict import predict
 
-from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, PredictConfig, TrainConfig
+from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.workflows.results import ComposeResult, TaskPlan
 
 PLAN = TaskPlan(
@@ -22,8 +23,10 @@ PLAN = TaskPlan(
     train_rows=384,
     eval_rows=96,
     labels=("ham", "spam"),
+    example=("You have won a prize", "spam"),
     tokens={"mean": 20.5, "p95": 40.0, "max": 60.0},
     rows_cut=0,
+    rows_dropped=0,
     steps=120,
     trainable_parameters=36_864,
     adapter_bytes=147_456,
@@ -42,6 +45,7 @@ PLAN = TaskPlan(
         (compose, ComposeConfig),
         (evaluate, EvalConfig),
         (predict, PredictConfig),
+        (generate, GenerateConfig),
     ],
 )
 def test_every_field_is_a_parameter_with_its_default(command: Any, config: Any) -> None:

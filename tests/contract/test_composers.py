@@ -26,14 +26,14 @@ def compose(bank: Path, mode: str, **config: object) -> ComposeResult:
     return api.compose(bank, ComposeConfig(**({"mode": mode, "clusters_per_task": 2, "device": "cpu"} | config)))
 
 
-def answers(path: Path, name: str, stage: int, texts: list[str]) -> tuple[list[int], list[float]]:
+def answers(path: Path, name: str, stage: int, texts: list[str]) -> tuple[tuple[str, ...], list[float]]:
     """Labels and probabilities under the first task's head."""
     bank = Bank.open(path)
     snapshot = bank.snapshot()
     runtime = load_runtime(bank, snapshot, device="cpu", dtype="float32", batch_size=5)
     composer, _ = load_composer(bank, snapshot, snapshot.composition(name), lambda: runtime)
     found = runtime.answer(texts, composer.plan(stage, texts), 0)
-    return found.labels.tolist(), found.probabilities.tolist()
+    return found.said, found.probabilities.tolist()
 
 
 def test_the_mode_is_the_key_of_the_table(mode: str) -> None:

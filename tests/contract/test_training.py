@@ -151,7 +151,12 @@ def test_the_plan_is_what_happens(lab, copy) -> None:
     assert plan.steps == result.adapter.steps
     assert plan.penalty == result.adapter.penalties
     assert plan.context == ("one",)
+    base = Bank.open(bank).snapshot().base
     assert plan.settings == result.adapter.config | {
+        "map": (),
+        "base": base.name,
+        "revision": None,
+        "task_type": "SEQ_CLS",
         "penalty": "orthogonal",
         "lambda_orth": 0.5,
         "target_modules": "query,value",

@@ -16,11 +16,14 @@ from lorabank.core.errors import DivergedError, NotFoundError
 from lorabank.core.lora import AdapterStack
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import CompositionRecord
+from lorabank.models.answering import AnswerForm
+from lorabank.models.head_answers import HeadAnswerer
 from lorabank.models.heads import build_head
 from lorabank.models.loading import describe_base, load_base, resolve_base
 from lorabank.models.runtime import Plan, Runtime
 
 MODULES = {f"bert.encoder.layer.{i}.attention.self.value": (32, 32) for i in range(2)}
+FORM = AnswerForm(("no", "yes"), 66)
 TEXTS = tuple(f"{a} {b}" for a in "abcd" for b in "wxyz")
 
 
@@ -29,7 +32,8 @@ def runtime(make_base, make_adapter) -> Runtime:
     base = load_base(describe_base(resolve_base(str(make_base("bert")))), device="cpu", dtype="float32")
     adapters = {name: make_adapter(MODULES, 2, 0.3, seed=i) for i, name in enumerate("xyz")}
     heads = [build_head(base.model, base.head_modules, 2, seed) for seed in range(3)]
-    return Runtime(base, AdapterStack.build(adapters), heads, max_length=66, batch_size=8)
+    answerer = HeadAnswerer(base, heads, [FORM] * 3, batch_size=8)
+    return Runtime(base, AdapterStack.build(adapters), answerer, batch_size=8)
 
 
 @pytest.fixture
@@ -38,10 +42,8 @@ def members(runtime) -> list[Member]:
     statistics = fit_statistics(np.eye(4, dtype=np.float32), 1, 0)
     made = []
     for k, (task, adapter) in enumerate(zip(("one", "two", "three"), "xyz", strict=True)):
-        said = runtime.answer(TEXTS, Plan(weights=np.array([0, 1, 0], np.float32)), k).labels
-        made.append(
-            Member(task, k + 1, adapter, (adapter,), k, ("no", "yes"), statistics, 1, TEXTS, tuple(said.tolist()))
-        )
+        said = runtime.answer(TEXTS, Plan(weights=np.array([0, 1, 0], np.float32)), k).said
+        made.append(Member(task, k + 1, adapter, (adapter,), k, FORM, statistics, 1, TEXTS, said))
     return made
 
 
@@ -147,7 +149,7 @@ def test_only_the_last_stage_when_asked(runtime, members) -> None:
 
 
 def test_without_samples_there_is_nothing_to_fit_on(runtime, members) -> None:
-    bare = [members[0], Member("two", 2, "y", ("y",), 1, ("no", "yes"), members[1].statistics, 1)]
+    bare = [members[0], Member("two", 2, "y", ("y",), 1, FORM, members[1].statistics, 1)]
     with pytest.raises(NotFoundError, match="'two' was added without calibration samples"):
         load(runtime, bare)
     assert load(runtime, bare[1:]).plan(2, []).weights.tolist() == [0, 1, 0]  # one adapter needs none

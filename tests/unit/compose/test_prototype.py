@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,8 +14,10 @@ from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import NotFoundError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import CompositionRecord
+from lorabank.models.answering import AnswerForm
 
 FEATURES = {"east": (1.0, 0.0, 0.0), "north": (0.0, 1.0, 0.0), "up": (0.0, 0.0, 1.0), "between": (0.8, 0.6, 0.0)}
+FORM = AnswerForm(("no", "yes"), 66)
 STACK = ("x", "y", "z", "stranger")
 
 
@@ -26,7 +30,7 @@ class FakeRuntime:
     def __init__(self) -> None:
         self.asked: list[tuple[str, ...]] = []
 
-    def features(self, texts) -> np.ndarray:
+    def features(self, texts, max_length: int) -> np.ndarray:
         self.asked.append(tuple(texts))
         return np.array([FEATURES[text.split()[0]] for text in texts], np.float32)
 
@@ -53,11 +57,11 @@ def members() -> list[Member]:
             adapter=adapter,
             state=state,
             head=position,
-            labels=("no", "yes"),
+            form=FORM,
             statistics=statistics_of(direction),
             clusters=2,
             texts=(f"{direction} 1", f"{direction} 2"),
-            label_ids=(0, 1),
+            targets=("no", "yes"),
         )
         for name, position, adapter, state, direction in rows
     ]
@@ -85,7 +89,7 @@ def test_a_stage_knows_no_later_task(members, router: str) -> None:
 
 
 def test_equally_near_centroids_go_to_the_earlier_task(members) -> None:
-    same = [*members[:2], Member("twin", 3, "z", ("z",), 2, ("no", "yes"), members[0].statistics, 2)]
+    same = [*members[:2], Member("twin", 3, "z", ("z",), 2, FORM, members[0].statistics, 2)]
     for order in (same, [same[2], *same[:2]]):
         route = load(order, FakeRuntime()).plan(9, ["east"]).route
         assert order[route[0]].task == order[0].task
@@ -106,7 +110,7 @@ def test_another_number_of_centroids_is_fitted_on_the_samples(members) -> None:
 
 
 def test_without_samples_the_number_of_centroids_is_fixed(members) -> None:
-    bare = [Member(m.task, m.position, m.adapter, m.state, m.head, m.labels, m.statistics, 2) for m in members]
+    bare = [Member(m.task, m.position, m.adapter, m.state, m.head, m.form, m.statistics, 2) for m in members]
     with pytest.raises(NotFoundError, match="'first' keeps 2 centroids and no samples to find 3 in") as caught:
         load(bare, FakeRuntime(), clusters_per_task=3)
     assert caught.value.hint == "--clusters-per-task 2, or --router gaussian"
@@ -119,3 +123,8 @@ def test_the_identity_differs_when_the_answers_may(members) -> None:
     assert len(set(identities)) == 12
     # the shrinkage means nothing to k-means
     assert load(members, runtime, shrinkage=0.5).identity(4) == load(members, runtime).identity(4)
+
+
+def test_a_router_reads_as_much_as_the_longest_member_was_trained_with(members) -> None:
+    longer = [replace(members[0], form=replace(FORM, max_length=99)), *members[1:]]
+    assert load(longer, FakeRuntime()).identity(4) != load(members, FakeRuntime()).identity(4)

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from lorabank.core.lora import AdapterStack, LoraFactors
+from lorabank.models.answering import AnswerForm
+from lorabank.models.head_answers import HeadAnswerer
 from lorabank.models.heads import build_head
 from lorabank.models.loading import describe_base, load_base, resolve_base
 from lorabank.models.runtime import Plan, Runtime
 from lorabank.models.selector import Selector
 
 MODULES = {f"bert.encoder.layer.{i}.attention.self.{part}": (32, 32) for i in range(2) for part in ("query", "value")}
+FORMS = [AnswerForm(("0", "1"), 66), AnswerForm(("0", "1", "2", "3"), 66)]
 TEXTS = ["a b c", "z", "q w e r t y", "n o", "m m m m m m m m m m", "h i j"]
 
 
@@ -32,7 +35,8 @@ def adapters(make_adapter) -> dict[str, LoraFactors]:
 def runtime(folder, adapters) -> Runtime:
     base = load_base(describe_base(resolve_base(str(folder))), device="cpu", dtype="float32")
     heads = [build_head(base.model, base.head_modules, labels, seed) for labels, seed in ((2, 1), (4, 2))]
-    return Runtime(base, AdapterStack.build(adapters), heads, max_length=66, batch_size=4)
+    answerer = HeadAnswerer(base, heads, FORMS, batch_size=4)
+    return Runtime(base, AdapterStack.build(adapters), answerer, batch_size=4)
 
 
 def plainly(folder, runtime: Runtime, adapters: dict[str, LoraFactors], weights, head: int, text: str) -> Tensor:
@@ -51,7 +55,7 @@ def plainly(folder, runtime: Runtime, adapters: dict[str, LoraFactors], weights,
 
 
 def check(found, expected: list[Tensor]) -> None:
-    assert found.labels.tolist() == [int(one.argmax()) for one in expected]
+    assert found.said == tuple(str(int(one.argmax())) for one in expected)
     np.testing.assert_allclose(found.probabilities, [float(one.max()) for one in expected], atol=1e-5)
 
 
@@ -84,6 +88,26 @@ def test_a_selector_whose_attention_is_known(folder, runtime, adapters) -> None:
     check(found, [plainly(folder, runtime, adapters, (0.5, 0.0), 0, text) for text in TEXTS])
 
 
+def test_every_form_cuts_texts_to_its_own_length(folder, runtime, adapters) -> None:
+    long = " ".join("qwertyuiop" * 3)
+    short = AnswerForm(("0", "1"), 6)
+    runtime.answerer.forms = (short, FORMS[1])
+    plan = Plan(weights=np.zeros(2, np.float32))
+    found = runtime.answer([long, long], plan, np.array([0, 1]))
+    check(
+        found, [plainly(folder, runtime, adapters, (0, 0), head, text) for head, text in ((0, "q w e r"), (1, long))]
+    )
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_each_rows_own_head(folder, runtime, adapters) -> None:
+    heads, targets = np.array([0, 1, 1]), ["1", "3", "0"]
+    runtime.enter(Plan(weights=np.array([1, 0], np.float32)))
+    found = runtime.loss(TEXTS[:3], targets, heads)
+    rows = zip(heads.tolist(), targets, TEXTS[:3], strict=True)
+    expected = [-plainly(folder, runtime, adapters, (1, 0), head, text)[int(gold)].log() for head, gold, text in rows]
+    assert float(found.detach()) == pytest.approx(float(sum(expected)) / 3, abs=1e-5)
+
+
 def test_states_do_not_leak_into_each_other(runtime) -> None:
     base = Plan(weights=np.zeros(2, np.float32))
     before = runtime.answer(TEXTS, base, 0)
@@ -91,20 +115,20 @@ def test_states_do_not_leak_into_each_other(runtime) -> None:
     runtime.answer(TEXTS, Plan(selector=Selector(runtime.stack), members=("a", "b")), 1)
     after = runtime.answer(TEXTS, base, 0)
     assert np.array_equal(after.probabilities, before.probabilities)
-    assert np.array_equal(after.labels, before.labels)
+    assert after.said == before.said
 
 
 def test_features_are_those_of_the_bare_base_in_any_state(runtime) -> None:
-    expected = runtime.features(TEXTS)
+    expected = runtime.features(TEXTS, 66)
     runtime.answer(TEXTS[:2], Plan(weights=np.ones(2, np.float32)), 0)
-    again = runtime.features(TEXTS[::-1])  # other texts, so they are computed
+    again = runtime.features(TEXTS[::-1], 66)  # other texts, so they are computed
     np.testing.assert_allclose(again[::-1], expected, atol=1e-6)
 
 
 def test_features_are_computed_once(runtime, monkeypatch) -> None:
-    first = runtime.features(TEXTS)
+    first = runtime.features(TEXTS, 66)
     monkeypatch.setattr(type(runtime.base.model.base_model), "forward", lambda *_, **__: pytest.fail("ran again"))
-    assert runtime.features(list(TEXTS)) is first
+    assert runtime.features(list(TEXTS), 66) is first
 
 
 def test_the_base_is_never_written_to(runtime, folder) -> None:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from lorabank.core.errors import ConfigError
 from lorabank.core.lora import AdapterStack, subspace_overlap
+from lorabank.models.classification import Classification
 from lorabank.models.loading import describe_base, resolve_base
-from lorabank.training import run
 from lorabank.training.groups import overlap_report
 from lorabank.training.run import plan_adapter, train_adapter
 
@@ -56,14 +56,14 @@ def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
 
 def test_every_epoch_has_each_row_once_in_an_order_of_its_own(train, monkeypatch, job) -> None:
     seen: list[tuple[int, ...]] = []
-    original = run.classification_loss
+    original = Classification.loss
 
-    def loss(model, inputs):
+    def loss(self, model, inputs):
         pairs = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
         seen.extend(tuple(ids[mask.bool()].tolist()) for ids, mask in pairs)
-        return original(model, inputs)
+        return original(self, model, inputs)
 
-    monkeypatch.setattr(run, "classification_loss", loss)
+    monkeypatch.setattr(Classification, "loss", loss)
     train(epochs=3)
     epochs = [seen[i : i + 22] for i in (0, 22, 44)]
     rows = sorted((0, *(4 + ord(letter) - ord("a") for letter in text.split()), 2) for text in job().texts)
@@ -117,13 +117,13 @@ def test_only_the_new_adapter_and_the_head_learn(train, monkeypatch, make_adapte
     adapter = make_adapter(MODULES, 2, 1.0, seed=1)
     before = {name: (a.clone(), adapter.B[name].clone()) for name, a in adapter.A.items()}
     learning: set[str] = set()
-    original = run.classification_loss
+    original = Classification.loss
 
-    def loss(model, inputs):
+    def loss(self, model, inputs):
         learning.update(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-        return original(model, inputs)
+        return original(self, model, inputs)
 
-    monkeypatch.setattr(run, "classification_loss", loss)
+    monkeypatch.setattr(Classification, "loss", loss)
     stack = AdapterStack.build({"a": adapter})
     train(earlier=stack, context=("a",), epochs=1)
     factors = {f"{name}.lora_{letter}" for name in MODULES for letter in "AB"}
@@ -158,7 +158,7 @@ def test_training_begins_at_the_base_with_its_context(
         for name in context:
             for module in adapters[name].A:
                 plain.get_submodule(module).weight += adapters[name].delta(module)
-        for text, label in zip(the_job.texts, the_job.label_ids, strict=True):
+        for text, label in zip(the_job.texts, map(int, the_job.targets), strict=True):
             ids = [0, *(4 + ord(letter) - ord("a") for letter in text.split()), 2]
             logits = plain(input_ids=torch.tensor([ids])).logits
             losses.append(float(F.cross_entropy(logits, torch.tensor([label]))))

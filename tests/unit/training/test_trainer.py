@@ -10,8 +10,8 @@ from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DivergedError
 from lorabank.core.lora import AdapterStack
+from lorabank.models.classification import Classification
 from lorabank.models.loading import describe_base, resolve_base
-from lorabank.training import run
 from lorabank.training.checkpoints import read_tensors
 from lorabank.training.run import resolve_penalties, train_adapter
 from lorabank.training.strategies import OLORA
@@ -48,7 +48,7 @@ def momentum(train, recorder, tmp_path, *, steps: int, **config) -> dict[int, to
 # Six batches an epoch: four in one step leave two for the next.
 @pytest.mark.parametrize(("batches", "steps"), [(1, 1), (3, 1), (6, 2), (4, 2)])
 def test_a_penalty_counts_once_per_step(every_sum, monkeypatch, train, recorder, tmp_path, batches, steps) -> None:
-    monkeypatch.setattr(run, "classification_loss", lambda model, inputs: 0 * model.classifier.weight.sum())
+    monkeypatch.setattr(Classification, "loss", lambda self, model, inputs: 0 * model.classifier.weight.sum())
     found = momentum(
         train,
         recorder,
@@ -69,7 +69,7 @@ def test_a_penalty_counts_once_per_step(every_sum, monkeypatch, train, recorder,
 def test_the_task_loss_is_the_mean_over_accumulated_batches(
     monkeypatch, train, recorder, tmp_path, batches, steps
 ) -> None:
-    monkeypatch.setattr(run, "classification_loss", lambda model, inputs: model.classifier.weight.sum())
+    monkeypatch.setattr(Classification, "loss", lambda self, model, inputs: model.classifier.weight.sum())
     found = momentum(train, recorder, tmp_path, steps=steps, gradient_accumulation_steps=batches)
     (head,) = [value for value in found.values() if value.any()]
     expected = sum(0.1 * 0.9**t for t in range(steps))

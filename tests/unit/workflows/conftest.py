@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,9 +95,9 @@ def logits() -> Callable[..., torch.Tensor]:
         weights = torch.tensor([state.get(name, 0.0) for name in runtime.stack.names])
         runtime.enter(Plan(weights=weights.numpy()))
         names = [record.name for record in snapshot.tasks]
-        runtime.heads.select(names.index(task))
+        runtime.base.model.eval()
         with torch.inference_mode():
-            answer = runtime.base.model.eval()(**runtime.inputs(TEXTS)).logits
+            answer = runtime.answerer.logits(TEXTS, np.full(len(TEXTS), names.index(task)))
         return answer[:, : len(snapshot.task(task).labels)]
 
     return run

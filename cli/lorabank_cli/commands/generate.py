@@ -1,0 +1,48 @@
+"""``lorabank generate``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from lorabank.core.config import GenerateConfig
+from lorabank_cli.text import safe
+from lorabank_cli.verb import Run, verb
+
+if TYPE_CHECKING:
+    from lorabank.workflows.results import Prediction
+
+
+@verb(
+    "generate",
+    configs={"Answering": GenerateConfig},
+    examples=(
+        "generate --task summaries 'The council met on Monday ...'",
+        "generate --composition routed 'What is LoRA?' --max-new-tokens 100",
+        "generate --task summaries --raw 'Once upon a time'",
+        "generate - < prompts.txt",
+    ),
+)
+@click.argument("texts", nargs=-1, metavar="[TEXT]...", help="Prompt; '-' reads one prompt per line from stdin.")
+def generate(run: Run) -> None:
+    """Let the bank's language model go on with prompts.
+
+    Greedy decoding in the state of a composition or of one task, with the task's prompt template and, where it was
+    trained on conversations, the chat template. Prints the text alone; --json also says who answered.
+    """
+    from lorabank import api
+
+    params = run.ctx.params
+    if params["texts"] == ("-",):
+        params["texts"] = tuple(line.rstrip("\r\n") for line in sys.stdin if line.strip())
+    if not params["texts"] and not params["data"]:
+        raise click.UsageError("Missing a TEXT, '-' or '--data'.")
+    with run.observer as observer:
+        answers = api.generate(run.bank, run.config(GenerateConfig), observer)
+    run.output.data({"answers": answers}, "\n".join(map(_shown, answers)))
+
+
+def _shown(answer: Prediction) -> str:
+    return "\n".join(map(safe, answer.label.split("\n")))

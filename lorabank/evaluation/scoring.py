@@ -1,0 +1,87 @@
+"""From what was said to the rows of a task to one score with its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorabank.evaluation.metrics import wilson_interval
+from lorabank.evaluation.text_metrics import TEXT_METRICS
+
+_Z95 = 1.959963984540054
+ACCURACY = "accuracy"
+INVERSE_PERPLEXITY = "inverse_perplexity"
+DEFAULT_METRICS = {
+    "classification": ACCURACY,
+    "likelihood": ACCURACY,
+    "generation": "exact_match",
+    "perplexity": INVERSE_PERPLEXITY,
+}
+"""Scoring of a task to the metric of its cells."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a subject said to n rows.
+
+    Attributes:
+        answers: A label or a text for each row; empty where its likelihood was asked for.
+        routed: For a routed subject the task each row was sent to, else empty.
+        log_likelihoods: For perplexity, float64 ``[n]``: of each row's text.
+        tokens: For perplexity, int64 ``[n]``: tokens of each row.
+    """
+
+    answers: tuple[str, ...]
+    routed: tuple[str, ...] = ()
+    log_likelihoods: NDArray[np.float64] | None = None
+    tokens: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value in [0, 1] with its 95 % interval and what else is worth keeping."""
+
+    value: float
+    low: float
+    high: float
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def score_rows(metric: str, said: Said, gold: Sequence[str]) -> Score:
+    """Score answers.
+
+    Args:
+        metric: ``accuracy`` (the very label), a name in ``TEXT_METRICS``, or ``inverse_perplexity``: exp of the mean
+            log-likelihood of a token, in (0, 1] and higher when better, so that it can stand in a matrix.
+        said: n answers, or n likelihoods.
+        gold: n labels or texts.
+
+    Returns:
+        Wilson's interval for right-or-wrong metrics, the normal one for the others.
+    """
+    if metric == INVERSE_PERPLEXITY:
+        assert said.log_likelihoods is not None
+        assert said.tokens is not None
+        return _perplexity(said.log_likelihoods, said.tokens)
+    same: Callable[[str, str], float] = TEXT_METRICS[metric] if metric != ACCURACY else lambda a, b: float(a == b)
+    values = np.array([same(answer, right) for answer, right in zip(said.answers, gold, strict=True)])
+    mean = float(values.mean())
+    if set(values.tolist()) <= {0.0, 1.0}:
+        correct = int(values.sum())
+        return Score(mean, *wilson_interval(correct, len(values)), {"correct": correct})
+    half = _Z95 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 1.0
+    return Score(mean, max(0.0, mean - half), min(1.0, mean + half))
+
+
+def _perplexity(likelihoods: NDArray[np.float64], tokens: NDArray[np.int64]) -> Score:
+    """``exp(m)``, m the mean log-likelihood of a token; the interval is that of m, rows taken as independent."""
+    mean = float(likelihoods.sum() / tokens.sum())
+    residual = (likelihoods - mean * tokens) / tokens.mean()
+    half = _Z95 * float(residual.std(ddof=1)) / math.sqrt(len(tokens)) if len(tokens) > 1 else 0.0
+    detail = {"perplexity": math.exp(-mean), "tokens": int(tokens.sum())}
+    return Score(math.exp(mean), math.exp(mean - half), min(1.0, math.exp(mean + half)), detail)

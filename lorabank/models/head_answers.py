@@ -1,0 +1,82 @@
+"""Answers of a sequence classifier: one head per task behind one switch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lorabank.core.errors import ConfigError
+from lorabank.models.answering import AnswerForm, Answers, Enter
+from lorabank.models.encoding import encode_texts, length_batches, pad_batch
+from lorabank.models.heads import Head, switch_heads
+from lorabank.models.loading import LoadedBase
+
+
+class HeadAnswerer:
+    """All heads of a bank on one body.
+
+    Args:
+        base: The loaded base; its head is replaced by a switch.
+        heads: Every head, in the order in which they are asked for.
+        forms: The form of each head.
+        batch_size: Texts of a forward pass.
+    """
+
+    def __init__(self, base: LoadedBase, heads: Sequence[Head], forms: Sequence[AnswerForm], batch_size: int) -> None:
+        self.forms = tuple(forms)
+        self._base = base
+        self._batch_size = batch_size
+        self._selection = switch_heads(base.model, heads)
+        self._encoded: dict[tuple[tuple[str, ...], tuple[int, ...]], tuple[list[int], ...]] = {}
+
+    def answer(self, texts: Sequence[str], heads: NDArray[np.int64], enter: Enter, *, shared: bool) -> Answers:
+        """The most probable label of each text in its head; see `Answerer`."""
+        best = np.zeros(len(texts), np.int64)
+        probabilities = np.zeros(len(texts), np.float32)
+        ids = self._ids(texts, heads)
+        for rows in length_batches([len(row) for row in ids], self._batch_size):
+            enter(rows)
+            self._selection.select(torch.from_numpy(heads[rows]))
+            top = self._base.model(**self._inputs([ids[i] for i in rows])).logits.float().softmax(-1).max(-1)
+            best[rows] = top.indices.cpu().numpy()
+            probabilities[rows] = top.values.cpu().numpy()
+        said = tuple(self.forms[head].labels[label] for head, label in zip(heads.tolist(), best.tolist(), strict=True))
+        return Answers(said, probabilities)
+
+    def log_likelihoods(
+        self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64], enter: Enter
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """A classifier has none.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError("a classifier has no perplexity", hint="--metric accuracy")
+
+    def loss(self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
+        """Mean cross entropy of the labels in their heads."""
+        logits = self.logits(texts, heads)
+        labels = [self.forms[head].labels.index(target) for head, target in zip(heads.tolist(), targets, strict=True)]
+        return F.cross_entropy(logits, torch.tensor(labels, device=logits.device))
+
+    def logits(self, texts: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
+        """Logits ``[n, widest head]`` of one batch in float32; -inf where a row's head has no such label."""
+        self._selection.select(torch.from_numpy(heads))
+        logits: Tensor = self._base.model(**self._inputs(self._ids(texts, heads))).logits.float()
+        return logits
+
+    def _ids(self, texts: Sequence[str], heads: NDArray[np.int64]) -> tuple[list[int], ...]:
+        limits = tuple(self.forms[head].max_length for head in heads.tolist())
+        key = (tuple(texts), limits)
+        if key not in self._encoded:
+            self._encoded[key] = encode_texts(self._base.tokenizer, texts, limits).ids
+        return self._encoded[key]
+
+    def _inputs(self, ids: Sequence[list[int]]) -> dict[str, Tensor]:
+        padded = pad_batch(self._base.tokenizer, ids)
+        return {name: tensor.to(self._base.model.device) for name, tensor in padded.items()}

@@ -1,0 +1,142 @@
+"""Answers of a language model: each task's prompt and label words, or free text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lorabank.core import plugins
+from lorabank.models.answering import AnswerForm, Answers, Enter
+from lorabank.models.generating import generate
+from lorabank.models.likelihood import completion_log_likelihoods, label_log_likelihoods
+from lorabank.models.loading import LoadedBase
+from lorabank.models.prompting import encode_labels, encode_prompts
+from lorabank.models.task_types import TaskType
+
+
+class TextAnswerer:
+    """All tasks of a bank on one language model.
+
+    Args:
+        base: The loaded base.
+        task_type: ``"CAUSAL_LM"`` or ``"SEQ_2_SEQ_LM"``.
+        forms: The form of each task, in the order in which they are asked for.
+        batch_size: Rows of a forward pass.
+    """
+
+    def __init__(self, base: LoadedBase, task_type: str, forms: Sequence[AnswerForm], batch_size: int) -> None:
+        self.forms = tuple(forms)
+        self._base = base
+        self._type: TaskType = plugins.load(plugins.TASK_TYPES, task_type, "task type")()
+        self._batch_size = batch_size
+
+    def answer(self, texts: Sequence[str], heads: NDArray[np.int64], enter: Enter, *, shared: bool) -> Answers:
+        """The likeliest label of each text, or what is generated; see `Answerer`."""
+        said = [""] * len(texts)
+        probabilities = np.full(len(texts), np.nan, np.float32)
+        for form, rows in self._groups(heads):
+            own = _Rows(enter, rows)
+            asked = [texts[i] for i in rows]
+            if form.scoring != "likelihood":
+                for i, text in zip(rows, self._generated(form, asked, own), strict=True):
+                    said[i] = text
+                continue
+            scores = self._label_scores(form, asked, own, shared)
+            best = scores.argmax(1)
+            share = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
+            for k, i in enumerate(rows):
+                said[i] = form.labels[best[k]]
+                probabilities[i] = share[k, best[k]]
+        return Answers(tuple(said), probabilities)
+
+    def log_likelihoods(
+        self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64], enter: Enter
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Log-likelihood and tokens of each target; see `Answerer`."""
+        likelihoods, tokens = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
+        for form, rows in self._groups(heads):
+            examples = self._type.encode(
+                self._base.tokenizer,
+                [texts[i] for i in rows],
+                [targets[i] for i in rows],
+                labels=form.labels,
+                template=form.template,
+                max_length=form.max_length,
+            )
+            likelihoods[rows], tokens[rows] = completion_log_likelihoods(
+                self._base.model,
+                self._base.tokenizer,
+                [list(row["prompt"]) for row in examples.rows],
+                [list(row["completion"]) for row in examples.rows],
+                batch_size=self._batch_size,
+                enter=_Rows(enter, rows),
+            )
+        return likelihoods, tokens
+
+    def loss(self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
+        """Mean cross entropy of the answers' tokens."""
+        encoded = [
+            row
+            for form, rows in self._groups(heads)
+            for row in self._type.encode(
+                self._base.tokenizer,
+                [texts[i] for i in rows],
+                [targets[i] for i in rows],
+                labels=form.labels,
+                template=form.template,
+                max_length=form.max_length,
+            ).rows
+        ]
+        inputs = self._type.collate(self._base.tokenizer, encoded)
+        on_device = {name: tensor.to(self._base.model.device) for name, tensor in inputs.items()}
+        return self._type.loss(self._base.model, on_device)
+
+    def _groups(self, heads: NDArray[np.int64]) -> Iterator[tuple[AnswerForm, list[int]]]:
+        """Each form that is asked for, with its rows."""
+        for head in np.unique(heads).tolist():
+            yield self.forms[head], np.flatnonzero(heads == head).tolist()
+
+    def _label_scores(
+        self, form: AnswerForm, texts: Sequence[str], enter: Enter, shared: bool
+    ) -> NDArray[np.float64]:
+        labels = encode_labels(self._base.tokenizer, form.labels, glued=self._glued(form))
+        room = form.max_length - max(len(ids) for ids in labels)
+        prompts = encode_prompts(self._base.tokenizer, texts, form.template, room).ids
+        return label_log_likelihoods(
+            self._base.model,
+            self._base.tokenizer,
+            prompts,
+            labels,
+            batch_size=self._batch_size,
+            enter=enter,
+            share_prefix=shared,
+        )
+
+    def _generated(self, form: AnswerForm, texts: Sequence[str], enter: Enter) -> list[str]:
+        prompts = encode_prompts(self._base.tokenizer, texts, form.template, form.max_length).ids
+        return generate(
+            self._base.model,
+            self._base.tokenizer,
+            prompts,
+            max_new_tokens=form.max_new_tokens,
+            batch_size=self._batch_size,
+            enter=enter,
+        )
+
+    def _glued(self, form: AnswerForm) -> bool:
+        """Whether an answer follows its prompt after a blank."""
+        return self._type.glued and form.template is not None
+
+
+class _Rows:
+    """Row numbers of a group as row numbers of all texts."""
+
+    def __init__(self, enter: Enter, rows: Sequence[int]) -> None:
+        self._enter = enter
+        self._rows = rows
+
+    def __call__(self, batch: Sequence[int]) -> None:
+        self._enter([self._rows[i] for i in batch])

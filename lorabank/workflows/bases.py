@@ -1,0 +1,76 @@
+"""The base model of a bank: described from settings, checked, and the bank made on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lorabank.bank.bank import Bank
+from lorabank.core.config import InitConfig, TrainConfig
+from lorabank.core.errors import IncompatibleError
+from lorabank.core.observer import Observer
+from lorabank.core.records import BaseModelRecord
+from lorabank.data.loading import detect_form
+from lorabank.models.loading import default_base, describe_base, resolve_base
+
+
+def init_bank(path: str | Path, config: InitConfig, observer: Observer) -> Bank:
+    """Make a bank; the base model is described, not loaded."""
+    return _make(path, described(config, observer), observer)
+
+
+def described(
+    config: InitConfig, observer: Observer | None = None, *, form: str = "classification"
+) -> BaseModelRecord:
+    """The base model that the settings name; without one the default of the task type, or of the data's form."""
+    task_type = config.task_type
+    if config.base is None and config.gguf_file is None and task_type == "auto":
+        task_type = "SEQ_CLS" if form == "classification" else "CAUSAL_LM"
+    resolved = resolve_base(
+        config.base or (None if config.gguf_file else default_base(task_type)),
+        config.revision,
+        gguf_file=config.gguf_file,
+        notice=observer.notice if observer else None,
+    )
+    return describe_base(resolved, task_type)
+
+
+def open_or_init(
+    path: str | Path, config: InitConfig, observer: Observer, *, form: str = "classification"
+) -> tuple[Bank, bool]:
+    """The bank, made first when there is none; a named base must be the bank's."""
+    if not Bank.exists(path):
+        return _make(path, described(config, observer, form=form), observer), True
+    bank = Bank.open(path)
+    check_base(path, bank.snapshot().base, config)
+    return bank, False
+
+
+def check_base(path: str | Path, base: BaseModelRecord, config: InitConfig) -> None:
+    """Refuse a named base model or task type that is not the bank's."""
+    named = config.gguf_file or config.base
+    if named is not None and base.name not in (named, str(Path(named).expanduser().resolve())):
+        difference = f"the base model {base.name!r}, not {named!r}"
+    elif config.task_type not in ("auto", base.task_type):
+        difference = f"the task type {base.task_type}, not {config.task_type}"
+    else:
+        return
+    raise IncompatibleError(
+        f"the bank at {path} has {difference}",
+        unchanged="nothing was changed",
+        hint="leave out --base and --task-type, or make another bank with --bank",
+    )
+
+
+def _make(path: str | Path, base: BaseModelRecord, observer: Observer) -> Bank:
+    bank = Bank.create(path, base)
+    observer.notice(f"made a bank at {path} with the base model {base.name} ({base.source}, {base.task_type})")
+    return bank
+
+
+def future_base(path: str | Path, config: TrainConfig, init: InitConfig) -> BaseModelRecord:
+    """The base model of the bank, or of the bank that would be made; nothing is written."""
+    if not Bank.exists(path):
+        return described(init, form=detect_form(config))
+    base = Bank.open(path).snapshot().base
+    check_base(path, base, init)
+    return base

@@ -1,0 +1,103 @@
+"""A task's rows on a base model: read, encoded, looked at by the frozen base, and recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lorabank.bank.operations import Operation
+from lorabank.core import plugins
+from lorabank.core.config import TrainConfig, validate
+from lorabank.core.errors import ConfigError, IncompatibleError
+from lorabank.core.records import BaseModelRecord, DatasetRecord
+from lorabank.data.loading import Rows, TaskData, load_task_data, sample_rows, to_parquet
+from lorabank.models.loading import LoadedBase, load_tokenizer
+from lorabank.models.prompting import fill_labels
+
+if TYPE_CHECKING:
+    from lorabank.models.task_types import Examples, TaskType
+
+
+def encode_rows(base: BaseModelRecord, data: TaskData, max_length: int) -> Examples:
+    """The training rows as the base's task type encodes them."""
+    task_type: TaskType = plugins.load(plugins.TASK_TYPES, base.task_type, "task type")()
+    return task_type.encode(
+        load_tokenizer(base),
+        data.train.texts,
+        data.train.labels,
+        labels=data.labels,
+        template=data.prompt_template,
+        max_length=max_length,
+    )
+
+
+def load_data(config: TrainConfig, base: BaseModelRecord) -> TaskData:
+    """The rows that the settings name, as tasks of this base have them; the labels stand in the template."""
+    if not config.data:
+        raise ConfigError("there is no data to train on", hint="add --data FILE", unchanged="nothing was changed")
+    data = load_task_data(config, task_type=base.task_type, render_chat=partial(render_chat, base))
+    if data.prompt_template is None:
+        return data
+    return replace(data, prompt_template=fill_labels(data.prompt_template, data.labels))
+
+
+def render_chat(base: BaseModelRecord, messages: Sequence[Mapping[str, str]]) -> str:
+    """A conversation with the tokenizer's own chat template, up to where the assistant answers."""
+    tokenizer = load_tokenizer(base)
+    if not tokenizer.chat_template:
+        raise IncompatibleError(
+            f"the tokenizer of {base.name!r} has no chat template, which conversations need",
+            hint="bring prompt and completion columns, or use an instruct model: --base",
+            unchanged="nothing was changed",
+        )
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+
+
+def settled(config: TrainConfig, data: TaskData, max_length: int) -> TrainConfig:
+    """The settings as the adapter's record keeps them: what the data and the model decided is filled in."""
+    decided = {"format": data.form, "scoring": recorded_scoring(data), "max_length": max_length}
+    return validate(TrainConfig, asdict(config) | decided)
+
+
+def recorded_scoring(data: TaskData) -> str:
+    """The setting ``scoring`` of these rows: a classifier's is not chosen, it stays at ``auto``."""
+    return "auto" if data.scoring == "classification" else data.scoring
+
+
+def task_statistics(base: LoadedBase, texts: Sequence[str], config: TrainConfig) -> bytes:
+    """Centroids, mean and scatter of the training texts under the frozen base (CoLoR fits them before training)."""
+    from lorabank.compose.routing import fit_statistics
+    from lorabank.models.features import extract_features
+
+    features = extract_features(base.model, base.tokenizer, texts, max_length=config.max_length)
+    return fit_statistics(features, config.clusters_per_task, config.seed).to_bytes()
+
+
+def dataset_records(
+    operation: Operation, data: TaskData, config: TrainConfig, rows_cut: int, rows_dropped: int = 0
+) -> tuple[DatasetRecord, ...]:
+    """The three splits; of the training rows only the calibration sample is kept."""
+
+    def record(split: Any, rows: Rows, blob: str | None, *, dropped: int = 0, cut: int = 0) -> DatasetRecord:
+        return DatasetRecord(
+            task=operation.name,
+            split=split,
+            rows=len(rows),
+            columns=rows.columns,
+            sha256=rows.sha256,
+            source=rows.source,
+            rows_dropped=dropped,
+            rows_cut=cut,
+            blob=blob,
+        )
+
+    splits = [
+        record("train", data.train, None, cut=rows_cut, dropped=rows_dropped),
+        record("eval", data.eval, operation.stage_blob(to_parquet(data.eval)), dropped=data.dropped),
+    ]
+    if config.keep_samples:
+        sample = sample_rows(data.train, config.keep_samples, config.seed)
+        splits.append(record("calibration", sample, operation.stage_blob(to_parquet(sample))))
+    return tuple(splits)
