@@ -23,6 +23,7 @@ from lorabank.bank.rows import (
 from lorabank.bank.schema import (
     adapter_context,
     adapter_files,
+    adapter_objects,
     adapters,
     blobs,
     composition_members,
@@ -55,7 +56,8 @@ def insert_task(
     adapter = adapter._replace(
         bytes=sum(file.bytes for file in files), created_at=adapter.created_at or stored.created_at
     )
-    _insert_blobs(connection, layout, stage, [stored.statistics, *(split.blob for split in splits)])
+    kept = [stored.statistics, *(split.blob for split in splits), *adapter.objects.values()]
+    _insert_blobs(connection, layout, stage, kept)
     connection.execute(tasks.insert(), task_row(stored))
     connection.execute(adapters.insert(), adapter_row(adapter, position))
     _insert(
@@ -66,6 +68,8 @@ def insert_task(
     members = [_context_member(connection, layout, digest) for digest in adapter.context]
     rows = ({"adapter": position, "ordinal": n, "member": member} for n, member in enumerate(members))
     _insert(connection, adapter_context, rows)
+    objects = sorted(adapter.objects.items())
+    _insert(connection, adapter_objects, ({"adapter": position, "role": role, "blob": blob} for role, blob in objects))
     first = _next(connection, datasets.c.id)
     for number, split in enumerate(splits, start=first):
         connection.execute(datasets.insert(), dataset_row(split, number, position))

@@ -117,6 +117,7 @@ def upgrade_database(path: Path | str, *, dry_run: bool = False) -> UpgradeResul
         if before == REVISIONS[-1]:
             return UpgradeResult(before, before, None)
         _refuse_live_operations(layout)
+        layout.make_folders()
         backup = _back_up(layout, before)
         with _engine(layout.database, foreign_keys=False).begin() as connection:
             try:

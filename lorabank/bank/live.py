@@ -1,7 +1,7 @@
 """Which stored files the bank needs: those that a row in use refers to.
 
 Rows of removed tasks and compositions are lineage and need no files, except that an adapter stays for as long as a
-later adapter, which was trained on top of it, is in use.
+later adapter, which was trained on top of it, is in use; its objects go with its task.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ UNION SELECT blob FROM datasets JOIN tasks ON tasks.position = datasets.task
     WHERE tasks.state = 'ready' AND blob IS NOT NULL
 UNION SELECT blob FROM composition_objects JOIN compositions ON compositions.id = composition
     WHERE compositions.state = 'ready'
+UNION SELECT blob FROM adapter_objects JOIN tasks ON tasks.position = adapter
+    WHERE tasks.state = 'ready'
 """
 _USED_ADAPTERS = """
 SELECT position FROM tasks WHERE state = 'ready'

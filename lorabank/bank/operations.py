@@ -90,7 +90,8 @@ class Operation:
 
         Args:
             task: The task; its position and state are set here.
-            adapter: Its adapter; files, size and time are taken from what was staged.
+            adapter: Its adapter; files, size and time are taken from what was staged. Each digest in its objects
+                must have been staged, or be in the bank.
             datasets: Its data sets.
 
         Returns:

@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 from lorabank.bank.failures import reported
 from lorabank.bank.layout import FORMAT, Layout
@@ -26,7 +26,7 @@ from lorabank.core.records import AdapterRecord, CompositionRecord, EvaluationRe
 APPLICATION_ID = 0x4C6F5242
 """``LoRB``, in the header of ``bank.db``."""
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Schema revisions that this version knows, oldest first; the last is the head of the migrations."""
 
 
@@ -197,11 +197,25 @@ def _adapters(connection: sqlite3.Connection) -> dict[int, AdapterRecord]:
         "JOIN adapters ON adapters.id = adapter_context.member ORDER BY adapter_context.adapter, ordinal"
     ):
         context.setdefault(adapter, []).append(digest)
+    objects = _objects(connection, "adapter")
     rows = connection.execute(
         "SELECT adapters.*, tasks.name AS task_name FROM adapters JOIN tasks ON tasks.position = adapters.id "
         "ORDER BY adapters.id"
     )
-    return {row["id"]: adapter_record(row, files.get(row["id"], {}), context.get(row["id"], [])) for row in rows}
+    return {
+        row["id"]: adapter_record(
+            row, files.get(row["id"], {}), context.get(row["id"], []), objects.get(row["id"], {})
+        )
+        for row in rows
+    }
+
+
+def _objects(connection: sqlite3.Connection, owner: Literal["adapter", "composition"]) -> dict[int, dict[str, str]]:
+    """Digests of blobs by role, for each adapter or composition."""
+    found: dict[int, dict[str, str]] = {}
+    for key, role, blob in connection.execute(f"SELECT {owner}, role, blob FROM {owner}_objects ORDER BY role"):
+        found.setdefault(key, {})[role] = blob
+    return found
 
 
 def _compositions(connection: sqlite3.Connection) -> tuple[CompositionRecord, ...]:
@@ -212,9 +226,7 @@ def _compositions(connection: sqlite3.Connection) -> tuple[CompositionRecord, ..
         "ORDER BY composition, ordinal"
     ):
         members.setdefault(composition, []).append((task, digest))
-    objects: dict[int, dict[str, str]] = {}
-    for composition, role, blob in connection.execute("SELECT composition, role, blob FROM composition_objects"):
-        objects.setdefault(composition, {})[role] = blob
+    objects = _objects(connection, "composition")
     rows = connection.execute("SELECT * FROM compositions WHERE state = 'ready' ORDER BY id")
     return tuple(composition_record(row, members.get(row["id"], []), objects.get(row["id"], {})) for row in rows)
 

@@ -41,6 +41,7 @@ IMMUTABLE: dict[str, tuple[str, ...]] = {
     ),
     "adapter_files": ("adapter", "name", "sha256", "bytes"),
     "adapter_context": ("adapter", "ordinal", "member"),
+    "adapter_objects": ("adapter", "role", "blob"),
     "compositions": ("id", "name", "mode", "parameters", "created_at"),
     "composition_members": ("composition", "ordinal", "adapter"),
     "composition_objects": ("composition", "role", "blob"),
@@ -156,7 +157,7 @@ _ADAPTER_JSON = ("penalties", "versions", "config", "metrics")
 
 
 def adapter_row(record: AdapterRecord, position: int) -> dict[str, Any]:
-    """A row of ``adapters``; files and context have tables of their own."""
+    """A row of ``adapters``; files, context and objects have tables of their own."""
     row = {column: getattr(record, column) for column in _ADAPTER_PLAIN}
     row |= {column: canonical(getattr(record, column)) for column in (*_ADAPTER_JSON, "target_modules")}
     # SQLite gives REAL columns back as floats and booleans as integers: the digest must see the same.
@@ -170,7 +171,9 @@ def adapter_row(record: AdapterRecord, position: int) -> dict[str, Any]:
     return sealed("adapters", row)
 
 
-def adapter_record(row: Row, files: Mapping[str, str], context: Sequence[str]) -> AdapterRecord:
+def adapter_record(
+    row: Row, files: Mapping[str, str], context: Sequence[str], objects: Mapping[str, str]
+) -> AdapterRecord:
     """An adapter from its row joined with the name of its task (column ``task_name``)."""
     return AdapterRecord(
         task=row["task_name"],
@@ -178,6 +181,7 @@ def adapter_record(row: Row, files: Mapping[str, str], context: Sequence[str]) -
         target_modules=tuple(json.loads(row["target_modules"])),
         context=tuple(context),
         files=dict(files),
+        objects=dict(objects),
         **{column: row[column] for column in _ADAPTER_PLAIN},
         **{column: json.loads(row[column]) for column in _ADAPTER_JSON},
     )

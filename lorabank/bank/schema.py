@@ -134,7 +134,7 @@ datasets = Table(
     _blob("blob", nullable=True),
     _seal(),
     UniqueConstraint("task", "split"),
-    CheckConstraint("split IN ('train', 'eval', 'calibration')", name="split"),
+    CheckConstraint("split IN ('train', 'eval', 'calibration', 'replay')", name="split"),
 )
 
 adapters = Table(
@@ -177,6 +177,15 @@ adapter_context = Table(
     _reference("adapter", "adapters.id", primary_key=True),
     Column("ordinal", Integer, primary_key=True, nullable=False),
     _reference("member", "adapters.id"),
+    _seal(),
+)
+
+adapter_objects = Table(
+    "adapter_objects",
+    metadata,
+    _reference("adapter", "adapters.id", primary_key=True),
+    Column("role", Text, primary_key=True, nullable=False),
+    _blob("blob"),
     _seal(),
 )
 

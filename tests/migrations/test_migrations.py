@@ -23,6 +23,8 @@ from lorabank.core.records import BaseModelRecord
 
 BASE = BaseModelRecord("tiny", "local", None, "c" * 64, "f" * 64, "7" * 64, "float32", "SEQ_CLS", 32, 1000)
 
+REVISIONS = reading.REVISIONS
+HEAD = REVISIONS[-1]
 NEXT = '''"""A schema to come."""
 
 import os
@@ -31,8 +33,8 @@ import signal
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "next"
+down_revision = "{head}"
 branch_labels = None
 depends_on = None
 
@@ -58,10 +60,10 @@ def next_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         folder = tmp_path / "later 100% release"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(script_location(), folder)
-        (folder / "versions" / "r0002_next.py").write_text(NEXT.format(end=end))
+        (folder / "versions" / "r9999_next.py").write_text(NEXT.format(head=HEAD, end=end))
         monkeypatch.setattr(database, "script_location", lambda: folder)
         for module in (database, reading):
-            monkeypatch.setattr(module, "REVISIONS", ("0001", "0002"))
+            monkeypatch.setattr(module, "REVISIONS", (*REVISIONS, "next"))
 
     return install
 
@@ -136,7 +138,7 @@ def test_an_upgrade_of_a_current_bank_does_nothing(bank):
     before = (bank.path / "bank.db").read_bytes()
     for dry_run in (True, False):
         result = upgrade_database(bank.path, dry_run=dry_run)
-        assert (result.before, result.after, result.backup) == ("0001", "0001", None)
+        assert (result.before, result.after, result.backup) == (HEAD, HEAD, None)
     assert (bank.path / "bank.db").read_bytes() == before
     assert list((bank.path / "backups").iterdir()) == []
 
@@ -149,20 +151,20 @@ def test_upgrade_needs_a_bank(tmp_path):
 
 def test_an_older_bank_is_refused_then_upgraded_with_a_backup(bank, next_schema):
     next_schema()
-    with pytest.raises(IncompatibleError, match="has schema 0001, this lorabank needs 0002") as caught:
+    with pytest.raises(IncompatibleError, match=f"has schema {HEAD}, this lorabank needs next") as caught:
         Bank.open(bank.path)
     assert caught.value.hint == "lorabank db upgrade"
     planned = upgrade_database(bank.path, dry_run=True)
-    assert (planned.before, planned.after, planned.backup) == ("0001", "0002", None)
-    assert query(bank, "SELECT * FROM alembic_version") == [("0001",)]
+    assert (planned.before, planned.after, planned.backup) == (HEAD, "next", None)
+    assert query(bank, "SELECT * FROM alembic_version") == [(HEAD,)]
 
     result = upgrade_database(bank.path)
-    assert (result.before, result.after) == ("0001", "0002")
-    assert query(bank, "SELECT * FROM alembic_version") == [("0002",)]
+    assert (result.before, result.after) == (HEAD, "next")
+    assert query(bank, "SELECT * FROM alembic_version") == [("next",)]
     assert "colour" in str(query(bank, "SELECT sql FROM sqlite_master WHERE name = 'tasks'"))
     assert Bank.open(bank.path).verify(full=True) == []
     with closing(sqlite3.connect(result.backup)) as copy:
-        assert copy.execute("SELECT * FROM alembic_version").fetchall() == [("0001",)]
+        assert copy.execute("SELECT * FROM alembic_version").fetchall() == [(HEAD,)]
         assert copy.execute("SELECT name FROM base_model").fetchall() == [("tiny",)]
     assert upgrade_database(bank.path).backup is None
 
@@ -184,21 +186,21 @@ def test_a_newer_bank_is_refused_and_left_alone(bank):
 def test_a_failed_upgrade_leaves_the_old_schema_and_a_backup(bank, next_schema, end):
     before = query(bank, "SELECT name, sql FROM sqlite_master")
     next_schema(end)
-    with pytest.raises(IncompatibleError, match="the upgrade from schema 0001 failed"):
+    with pytest.raises(IncompatibleError, match=f"the upgrade from schema {HEAD} failed"):
         upgrade_database(bank.path)
     assert query(bank, "SELECT name, sql FROM sqlite_master") == before
-    assert query(bank, "SELECT * FROM alembic_version") == [("0001",)]
+    assert query(bank, "SELECT * FROM alembic_version") == [(HEAD,)]
     assert len(list((bank.path / "backups").iterdir())) == 1
     next_schema()
     upgrade_database(bank.path)  # nothing half-done is in the way
-    assert query(bank, "SELECT * FROM alembic_version") == [("0002",)]
+    assert query(bank, "SELECT * FROM alembic_version") == [("next",)]
 
 
 def test_an_upgrade_that_breaks_references_is_rolled_back(bank, next_schema):
     next_schema("op.execute(\"INSERT INTO adapter_context VALUES (8, 1, 9, 'x')\")")
     with pytest.raises(DamagedError, match="2 rows refer"):
         upgrade_database(bank.path)
-    assert query(bank, "SELECT * FROM alembic_version") == [("0001",)]
+    assert query(bank, "SELECT * FROM alembic_version") == [(HEAD,)]
     assert query(bank, "SELECT count(*) FROM adapter_context") == [(0,)]
 
 
@@ -214,7 +216,7 @@ def test_a_killed_upgrade_leaves_the_old_schema(bank, next_schema):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert query(bank, "SELECT name, sql FROM sqlite_master") == before
     next_schema()
-    assert upgrade_database(bank.path).after == "0002"
+    assert upgrade_database(bank.path).after == "next"
 
 
 def test_three_backups_are_kept(bank, next_schema):
@@ -258,7 +260,7 @@ def test_nothing_is_upgraded_while_another_process_writes(bank, next_schema, mon
     monkeypatch.setattr(bank_lock.__wrapped__, "__kwdefaults__", {"timeout": 0.05})
     with bank_lock(bank.path / "lock", exclusive=False), pytest.raises(BusyError, match="holds the lock"):
         upgrade_database(bank.path)
-    assert query(bank, "SELECT * FROM alembic_version") == [("0001",)]
+    assert query(bank, "SELECT * FROM alembic_version") == [(HEAD,)]
 
 
 def test_two_processes_upgrade_at_once(bank, next_schema):
@@ -274,7 +276,7 @@ def test_two_processes_upgrade_at_once(bank, next_schema):
                 os._exit(result)
         children.append(child)
     assert sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children) == [10, 20]
-    assert query(bank, "SELECT * FROM alembic_version") == [("0002",)]
+    assert query(bank, "SELECT * FROM alembic_version") == [("next",)]
 
 
 def test_paths_with_odd_characters(tmp_path):

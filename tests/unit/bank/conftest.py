@@ -78,7 +78,7 @@ class Kit:
         return {"adapter_config.json": self.config, "adapter_model.safetensors": self.safetensors(*weights)}
 
     def add_task(self, bank: Bank, name: str, *, weight: float = 1.0, context: tuple[str, ...] = ()) -> TaskRecord:
-        """A task with an adapter of one weight, a statistics blob and two data sets."""
+        """A task with an adapter of one weight and one object, a statistics blob and two data sets."""
         with bank.reserve("add-task", name, {"seed": 7}) as operation:
             return self.commit_task(operation, name, weight=weight, context=context)
 
@@ -87,10 +87,11 @@ class Kit:
     ) -> TaskRecord:
         statistics = operation.stage_blob(self.safetensors(weight, 0.5, name="centroids"))
         rows = operation.stage_blob(f"PAR1 rows of {name}".encode())
+        inputs = operation.stage_blob(self.safetensors(weight, 0.75, name="inputs"))
         digest = operation.stage_adapter(self.files(weight, -2.0))
         stored: TaskRecord = operation.commit_task(
             TaskRecord(name, 0, "SEQ_CLS", ("no", "yes"), "training", statistics=statistics),
-            self.adapter._replace(digest=digest, task=name, context=context),
+            self.adapter._replace(digest=digest, task=name, context=context, objects={"inputs": inputs}),
             [
                 DatasetRecord(name, "train", 400, ("text", "label"), "1" * 64, "train.jsonl", rows_dropped=2),
                 DatasetRecord(name, "eval", 80, ("text", "label"), "2" * 64, "train.jsonl", blob=rows),

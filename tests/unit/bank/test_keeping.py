@@ -37,7 +37,7 @@ def test_a_sound_bank_has_no_findings(filled):
 
 def test_every_missing_file_is_found_and_named(filled):
     files = stored_files(filled)
-    assert len(files) == 3 * 2 + 3 * 2 + 1  # adapters, statistics and rows, one selector
+    assert len(files) == 3 * 2 + 3 * 3 + 1  # adapters; statistics, rows and inputs; one selector
     for path in files:
         hidden = path.with_name("hidden")
         path.rename(hidden)
@@ -116,7 +116,7 @@ def test_a_damaged_blob_is_not_read(filled, kit):
 
 TABLES = (
     "bank", "base_model", "blobs", "tasks", "datasets", "adapters", "adapter_files", "adapter_context",
-    "compositions", "composition_members", "composition_objects", "evaluations", "operations",
+    "adapter_objects", "compositions", "composition_members", "composition_objects", "evaluations", "operations",
 )  # fmt: skip
 
 
@@ -214,12 +214,14 @@ def test_collection_deletes_what_nothing_refers_to(filled, kit):
     snapshot = filled.snapshot()
     assert filled.gc(dry_run=False, grace_hours=0).paths == ()
     filled.remove("c", cascade=True)
+    inputs = snapshot.adapter_of("c").objects["inputs"]
+    blobs = (snapshot.task("c").statistics, snapshot.dataset("c", "eval").blob, inputs)
     expected = {
         f"adapters/{snapshot.adapter_of('c').digest}",
-        *(f"blobs/{blob[:2]}/{blob}" for blob in (snapshot.task("c").statistics, snapshot.dataset("c", "eval").blob)),
+        *(f"blobs/{blob[:2]}/{blob}" for blob in blobs),
     }
     size = sum(map(len, kit.files(3.0, -2.0).values())) + len(kit.safetensors(3.0, 0.5, name="centroids"))
-    size += len(b"PAR1 rows of c")
+    size += len(b"PAR1 rows of c") + len(kit.safetensors(3.0, 0.75, name="inputs"))
     assert filled.gc(dry_run=False).paths == ()  # younger than the grace
     planned = filled.gc(dry_run=True, grace_hours=0)
     assert (set(planned.paths), planned.bytes) == (expected, size)
@@ -238,6 +240,25 @@ def test_an_adapter_stays_while_a_later_one_was_trained_on_it(filled):
     assert filled.verified_adapter(below).is_dir()
     filled.remove("b")
     assert f"adapters/{below}" in filled.gc(dry_run=False, grace_hours=0).paths
+
+
+def test_objects_of_an_adapter_go_with_its_task(filled, kit):
+    """Even where the adapter itself stays below a later one; what another task names too stays."""
+    snapshot = filled.snapshot()
+    inputs = {name: snapshot.adapter_of(name).objects["inputs"] for name in ("a", "c")}
+    kit.add_task(filled, "like-c", weight=3.0)
+    for name in ("a", "c"):
+        filled.remove(name, cascade=True)
+    removed = {task.name: filled.snapshot().by_position[task.position] for task in filled.snapshot().removed_tasks}
+    assert {name: adapter.objects for name, adapter in removed.items()} == {
+        name: {"inputs": digest} for name, digest in inputs.items()
+    }
+    filled.gc(dry_run=False, grace_hours=0)
+    assert filled.verified_adapter(removed["a"].digest).is_dir()
+    with pytest.raises(DamagedError, match="No such file"):
+        filled.read_blob(inputs["a"])
+    assert filled.read_blob(inputs["c"]) == kit.safetensors(3.0, 0.75, name="inputs")
+    assert filled.verify(full=True) == []
 
 
 def test_grace_counts_from_the_age_of_the_file(filled):
