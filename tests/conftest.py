@@ -59,7 +59,11 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 # ----------------------------------------------------------------------------------------------- tiny base models
 
 _WORDS = ["<s>", "<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
-_DECODERS = ("llama", "gpt_neox")
+_DECODERS = ("llama", "qwen2", "gpt_neox")
+_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
 
 SaveBase = Callable[..., Path]
 
@@ -83,6 +87,34 @@ def save_base() -> SaveBase:
 def make_base(tmp_path: Path, save_base: SaveBase) -> Callable[..., Path]:
     """``make_base(kind, auto=AutoModel, name="base", **config)``: the same, in the test's own folder."""
     return lambda kind, *auto, name="base", **changes: save_base(tmp_path / name, kind, *auto, **changes)
+
+
+@pytest.fixture(scope="session")
+def save_language_model() -> SaveBase:
+    """``save_language_model(folder, kind="llama", **config)``: a tiny random text-to-text model and its tokenizer.
+
+    ``"llama"``, ``"qwen2"`` and ``"gpt_neox"`` are causal, ``"t5"`` is an encoder-decoder. One token is one byte, so
+    every text has tokens and comes back from them. A causal model's tokenizer writes <s> before a text and brings no
+    pad token, T5's writes </s> behind it; both have a chat template, which writes <s> itself.
+    """
+    import torch
+    import transformers
+
+    def save(folder: Path, kind: str = "llama", **changes: object) -> Path:
+        torch.manual_seed(7)
+        auto = transformers.AutoModelForSeq2SeqLM if kind == "t5" else transformers.AutoModelForCausalLM
+        sizes = {"vocab_size": 272, "max_position_embeddings": 512} | changes
+        auto.from_config(_tiny_config(kind, **sizes)).save_pretrained(folder)
+        _byte_tokenizer(kind).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def make_language_model(tmp_path: Path, save_language_model: SaveBase) -> Callable[..., Path]:
+    """``make_language_model(kind="llama", name="base", **config)``: the same, in the test's own folder."""
+    return lambda kind="llama", *, name="base", **changes: save_language_model(tmp_path / name, kind, **changes)
 
 
 def _tiny_config(kind: str, **changes: object) -> PreTrainedConfig:
@@ -110,10 +142,25 @@ def _tiny_config(kind: str, **changes: object) -> PreTrainedConfig:
         "roberta": transformers.RobertaConfig,
         "distilbert": transformers.DistilBertConfig,
         "llama": transformers.LlamaConfig,
+        "qwen2": transformers.Qwen2Config,
         "gpt_neox": transformers.GPTNeoXConfig,
+        "t5": transformers.T5Config,
     }
+    if kind == "t5":
+        names = {
+            "hidden_size": "d_model",
+            "num_hidden_layers": "num_layers",
+            "num_attention_heads": "num_heads",
+            "intermediate_size": "d_ff",
+        }
+        sizes = {names.get(key, key): value for key, value in (sizes | changes).items()}
+        del sizes["max_position_embeddings"]  # its positions are relative, there may be any number
+        sizes |= {"d_kv": 16, "eos_token_id": 2, "decoder_start_token_id": 1}
+        return transformers.T5Config(**sizes)
     if kind in _DECODERS:
         sizes |= {"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 2}
+    if kind == "qwen2":
+        sizes["num_key_value_heads"] = 1  # its default fits no small model
     # Wide initial weights: with the usual 0.02 all texts would have nearly the same features and logits.
     return classes[kind](**(sizes | {"initializer_range": 0.3} | changes))
 
@@ -132,3 +179,21 @@ def _letter_tokenizer(kind: str) -> PreTrainedTokenizerFast:
             single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
         )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def _byte_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """One token per byte, 260 in all; see ``save_language_model``."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*_WORDS[:4], *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    around = "<s> $A"
+    if kind == "t5":
+        special["pad_token"] = "<pad>"
+        around = "$A </s>"
+    tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=[("<s>", 0), ("</s>", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=_CHAT_TEMPLATE, **special)
