@@ -133,6 +133,11 @@ def _objects(rows: Sequence[Mapping[str, Any]], indent: str) -> str:
     return "\n".join(indent + line for line in lines.splitlines())
 
 
+def named(metric: str) -> str:
+    """A metric's name for people: ``exact match``."""
+    return metric.replace("_", " ")
+
+
 def scored(score: Mapping[str, float]) -> str:
     """An accuracy with its interval: ``"0.9083 [0.8432, 0.9482] on 120 rows"``."""
     return f"{score['value']:.4f} [{score['low']:.4f}, {score['high']:.4f}] on {score['n']:.0f} rows"

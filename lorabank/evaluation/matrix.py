@@ -26,6 +26,7 @@ class ScoreMatrix:
         counts: Evaluation rows of each task, int64 [T]; 0 where no score of the task is known.
         low: Lower ends of the confidence intervals [T + 1, T], or None.
         high: Upper ends, or None.
+        metric: What the scores are; several names where tasks are scored by different ones.
     """
 
     tasks: tuple[str, ...]
@@ -33,6 +34,7 @@ class ScoreMatrix:
     counts: npt.NDArray[np.int64]
     low: Values | None = None
     high: Values | None = None
+    metric: str = "accuracy"
 
     def __post_init__(self) -> None:
         tasks = len(self.tasks)
@@ -82,7 +84,8 @@ class ScoreMatrix:
                 raise ValueError(f"two scores for task {record.task!r} at stage {record.stage}")
             values[cell], low[cell], high[cell] = record.value, record.low, record.high
             counts[cell[1]] = record.n
-        return cls(tuple(column_of), values, counts, low, high)
+        metrics = dict.fromkeys(record.metric for record in of_task.values())
+        return cls(tuple(column_of), values, counts, low, high, ", ".join(metrics) or cls.metric)
 
     @property
     def row_labels(self) -> tuple[str, ...]:

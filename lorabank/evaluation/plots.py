@@ -102,7 +102,7 @@ def _draw(matrix: ScoreMatrix, title: str) -> Figure:
     axes.set_xlim(0, len(matrix.tasks))
     axes.set_ylim(len(rows), 0)
     _draw_cells(axes, matrix.values[rows])
-    _draw_bar(bar)
+    _draw_bar(bar, matrix.metric)
     _outline_learnt(axes, rows)
     _label(axes, matrix, rows, title)
     return figure
@@ -126,14 +126,14 @@ def _draw_cells(axes: Axes, values: Values) -> None:
             )
 
 
-def _draw_bar(bar: Axes) -> None:
+def _draw_bar(bar: Axes, metric: str) -> None:
     """The colour scale, as shapes: matplotlib's own is a bitmap, which a page that may load nothing does not show."""
     steps = np.linspace(0, 1, 65)
     bar.pcolormesh([0, 1], steps, steps[:-1, None], cmap="viridis", vmin=0, vmax=1, edgecolors="face", linewidth=0.3)
     bar.set_xticks([])
     bar.yaxis.tick_right()
     bar.yaxis.set_label_position("right")
-    bar.set_ylabel("accuracy", fontsize=9, color=_INK)
+    bar.set_ylabel(metric.replace("_", " "), fontsize=9, color=_INK)
     bar.tick_params(length=0, labelsize=8, colors=_INK)
     bar.set_frame_on(False)
 

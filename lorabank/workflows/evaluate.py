@@ -61,6 +61,9 @@ class _Session:
         self.metrics = usual if config.metric == "auto" else {task.name: self._metric(task) for task in self.tasks}
         self.settings["metric"] = "auto" if self.metrics == usual else config.metric
         self._runtime: Any = None
+        if len(set(self.metrics.values())) > 1:
+            named = ", ".join(f"{task} by {metric}" for task, metric in self.metrics.items())
+            observer.notice(f"tasks are scored by different metrics ({named}): averages mix them")
 
     def subject(self, name: str) -> Subject:
         """The subject of a name, on this session's model."""
@@ -161,6 +164,7 @@ def matrix_report(
         cached=filled.cached + (oracle.cached if oracle else 0),
         routing=_routing(tasks, filled, oracle) if oracle else None,
         settings=settings,
+        metric=matrix.metric,
     )
 
 

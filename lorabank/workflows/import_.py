@@ -145,7 +145,7 @@ def _commit(
     labels: tuple[str, ...],
     facts: dict[str, Any],
     observer: Observer,
-) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, float]]:
+) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
     snapshot, adapter, config = bank.snapshot(), judged.adapter, judged.config
     overlap = overlap_report(adapter.factors, read_stack(bank, adapters_in_order(snapshot)))
     settings = asdict(config)

@@ -43,12 +43,16 @@ class TaskPlan:
 
 @dataclass(frozen=True)
 class AddTaskResult:
-    """A task that is in the bank; ``score`` holds ``value``, ``n``, ``low`` and ``high`` on its evaluation rows."""
+    """A task that is in the bank.
+
+    Attributes:
+        score: ``metric``, ``value``, ``n``, ``low`` and ``high`` on its evaluation rows.
+    """
 
     task: TaskRecord
     adapter: AdapterRecord
     datasets: tuple[DatasetRecord, ...]
-    score: dict[str, float]
+    score: dict[str, Any]
     bank: str
     bank_created: bool
 
@@ -77,6 +81,7 @@ class MatrixReport:
         cached: Cells that were there.
         routing: For a routed subject at the last stage: ``routed`` and ``oracle`` average accuracy, ``accuracy`` of
             the routing, ``confusion[true][routed]`` counts and its ``tasks``.
+        metric: What the values are; several names where tasks are scored by different ones.
     """
 
     subject: str
@@ -92,6 +97,7 @@ class MatrixReport:
     cached: int
     routing: dict[str, Any] | None
     settings: dict[str, Any]
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True)

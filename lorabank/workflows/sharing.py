@@ -147,7 +147,7 @@ def _distinct(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _matrix(report: MatrixReport) -> ScoreMatrix:
     values, low, high = (np.array(cells, np.float64) for cells in (report.values, report.low, report.high))
-    return ScoreMatrix(report.tasks, values, np.array(report.counts), low, high)
+    return ScoreMatrix(report.tasks, values, np.array(report.counts), low, high, report.metric)
 
 
 @contextmanager

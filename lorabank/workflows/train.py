@@ -131,7 +131,7 @@ def add_task(
 
 def _train_and_commit(
     bank: Bank, operation: Operation, config: TrainConfig, data: TaskData, *, resume: bool, observer: Observer
-) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, float]]:
+) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
     from lorabank.training.run import TrainJob, train_adapter
     from lorabank.workflows.view import read_stack, routing_texts
 
@@ -202,7 +202,7 @@ def commit_and_score(
     adapter: AdapterRecord,
     datasets: Sequence[DatasetRecord],
     observer: Observer,
-) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, float]]:
+) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
     """Make a task part of the bank and compute its own cell the way ``eval`` does, so that ``eval`` finds it.
 
     Returns:
@@ -214,7 +214,7 @@ def commit_and_score(
     cell = own_cell(bank, stored.name, observer)
     after = bank.snapshot()
     kept = tuple(dataset for dataset in after.datasets if dataset.task == stored.name)
-    score = {"value": cell.value, "n": cell.n, "low": cell.low, "high": cell.high}
+    score = {"metric": cell.metric, "value": cell.value, "n": cell.n, "low": cell.low, "high": cell.high}
     return stored, after.adapter_of(stored.name), kept, score
 
 

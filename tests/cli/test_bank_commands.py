@@ -18,9 +18,9 @@ def test_list_shows_tasks_with_the_score_they_had_when_learnt(run: Any, bank: Ba
     assert (shown.code, shown.err) == (0, "")
     lines = shown.out.splitlines()
     assert lines[0] == "bank at bank, base tiny"
-    assert lines[2].split() == ["#", "task", "labels", "strategy", "r", "rows", "accuracy", "state"]
-    assert lines[3].split() == ["1", "sentiment", "no,", "yes", "olora", "8", "400", "0.8750", "ready"]
-    assert lines[4].split() == ["2", "spam", "no,", "yes", "olora", "8", "400", "0.9375", "ready"]
+    assert lines[2].split() == ["#", "task", "labels", "strategy", "r", "rows", "score", "metric", "state"]
+    assert lines[3].split() == ["1", "sentiment", "no,", "yes", "olora", "8", "400", "0.8750", "accuracy", "ready"]
+    assert lines[4].split() == ["2", "spam", "no,", "yes", "olora", "8", "400", "0.9375", "accuracy", "ready"]
     assert lines[7].split()[:4] == ["both", "manual", "sentiment,", "spam"]
 
 
@@ -28,7 +28,7 @@ def test_list_as_json(run: Any, bank: Bank) -> None:
     document = run("list", "--json").document
     assert document["id"] == bank.id
     assert document["base"]["name"] == "tiny"
-    assert [(t["position"], t["name"], t["accuracy"]) for t in document["tasks"]] == [
+    assert [(t["position"], t["name"], t["score"]) for t in document["tasks"]] == [
         (1, "sentiment", 0.875),
         (2, "spam", 0.9375),
     ]

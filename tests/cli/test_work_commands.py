@@ -22,7 +22,7 @@ def _added(records: Any, **changes: Any) -> AddTaskResult:
         task=TaskRecord("spam", 2, "SEQ_CLS", ("ham", "spam"), "ready", adapter="a" * 64),
         adapter=records("spam", **changes),
         datasets=(DatasetRecord("spam", "eval", 96, ("text", "label"), "1" * 64, "s.jsonl"),),
-        score={"value": 0.9583, "n": 96, "low": 0.8985, "high": 0.9837},
+        score={"metric": "accuracy", "value": 0.9583, "n": 96, "low": 0.8985, "high": 0.9837},
         bank="bank",
         bank_created=False,
     )
@@ -202,7 +202,7 @@ def test_eval_shows_routing(run: Any, api: Any) -> None:
     api["check_gates"] = _gates
     shown = run("eval", "--composition", "routed")
     assert "task id not given: the router finds each text's task" in shown.out
-    assert "accuracy with known tasks (oracle)  0.8750" in shown.out
+    assert "score with known tasks (oracle)  0.8750" in shown.out
     assert shown.out.splitlines()[-2].split() == ["sentiment", "90", "6"]
 
 

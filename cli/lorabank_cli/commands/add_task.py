@@ -9,7 +9,7 @@ import click
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank_cli.output import plain
 from lorabank_cli.settings import show_settings
-from lorabank_cli.text import command, pairs, safe, scored
+from lorabank_cli.text import command, named, pairs, safe, scored
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _text(result: AddTaskResult, names: dict[str, str]) -> str:
     left = adapter.metrics.get("capacity_left")
     items: list[tuple[str, object]] = [
         ("adapter", adapter.digest),
-        ("accuracy", f"{scored(score)} (95 % interval, task id given)"),
+        (named(score["metric"]), f"{scored(score)} (95 % interval, task id given)"),
         ("strategy", f"{adapter.strategy}, r {adapter.r}, {adapter.steps} steps, {adapter.wall_seconds:.0f} s"),
         ("held", _held(adapter, names)),
         ("overlap", ", ".join(overlap) or None),

@@ -13,7 +13,7 @@ from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, GateError, NotFoundError
 from lorabank_cli.heatmap import heatmap
 from lorabank_cli.output import plain
-from lorabank_cli.text import command, pairs, safe, table, terminal_width, wants_color
+from lorabank_cli.text import command, named, pairs, safe, table, terminal_width, wants_color
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ PLOTS = (".png", ".svg")
 def evaluate(run: Run, plot: str | None, csv: str | None, gates: tuple[str, ...]) -> None:
     """Measure what the bank knows and what it forgot.
 
-    A cell [after task i, on task j] is the accuracy on the evaluation rows of j when tasks 1 to i were known. Cells
+    A cell [after task i, on task j] is the score on the evaluation rows of j when tasks 1 to i were known. Cells
     are kept in the bank: what was measured before is not computed again. With several subjects the file names of
     --plot and --csv get the subject's name.
     """
@@ -97,7 +97,7 @@ def _report(report: MatrixReport, color: bool) -> str:
     routed = "not given: the router finds each text's task"
     mode = f" ({safe(report.mode)})" if report.mode != report.subject else ""
     lines = [
-        f"{safe(report.subject)}{mode}: accuracy [after task, on task]",
+        f"{safe(report.subject)}{mode}: {named(report.metric)} [after task, on task]",
         heatmap(report.tasks, report.values, color=color, limit=terminal_width()),
         "",
         f"task id {given if report.task_id == 'given' else routed}",
@@ -123,13 +123,13 @@ def _last_row(report: MatrixReport) -> str:
             report.tasks, report.values[-1], report.low[-1], report.high[-1], report.counts, strict=True
         )
     ]
-    return table(("after the last task", "accuracy", "95 % interval", "rows"), rows)
+    return table(("after the last task", named(report.metric), "95 % interval", "rows"), rows)
 
 
 def _routing(routing: dict[str, Any]) -> str:
     facts = [
-        ("accuracy with routed tasks", routing.get("routed")),
-        ("accuracy with known tasks (oracle)", routing.get("oracle")),
+        ("score with routed tasks", routing.get("routed")),
+        ("score with known tasks (oracle)", routing.get("oracle")),
         ("texts routed to their task", routing.get("accuracy")),
     ]
     text = pairs(facts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from lorabank.core.config import InitConfig, TrainConfig
-from lorabank_cli.text import pairs, safe, scored
+from lorabank_cli.text import named, pairs, safe, scored
 from lorabank_cli.verb import Run, verb
 
 DATA = ("data", "eval_data", "eval_fraction", "text_column", "label_column", "max_length")
@@ -47,7 +47,7 @@ def import_adapter(run: Run, source: str, task: str, labels: str | None) -> None
         [
             ("adapter", result.adapter.digest),
             ("labels", ", ".join(result.task.labels)),
-            ("accuracy", f"{scored(result.score)} (95 % interval, task id given)" if result.score else None),
+            (named(result.score["metric"]), f"{scored(result.score)} (95 % interval, task id given)"),
             ("next", "lorabank compose --mode prototype"),
         ]
     )

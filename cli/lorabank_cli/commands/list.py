@@ -32,17 +32,17 @@ def list_bank(run: Run) -> None:
     run.output.data(document, _text(run, snapshot, tasks))
 
 
-def _scores(snapshot: Snapshot, evaluations: list[EvaluationRecord]) -> dict[str, float]:
-    """The accuracy of each task right after it was learnt, with its own head, where it was measured."""
+def _scores(snapshot: Snapshot, evaluations: list[EvaluationRecord]) -> dict[str, EvaluationRecord]:
+    """The cell of each task right after it was learnt, asked as itself, where it was measured."""
     position = {task.name: task.position for task in snapshot.tasks}
     return {
-        e.task: e.value
+        e.task: e
         for e in sorted(evaluations, key=lambda e: e.created_at)
-        if (e.subject, e.stage, e.task_id, e.metric) == ("as-trained", position.get(e.task), "given", "accuracy")
+        if (e.subject, e.stage, e.task_id) == ("as-trained", position.get(e.task), "given")
     }
 
 
-def _task(snapshot: Snapshot, task: TaskRecord, accuracy: float | None) -> dict[str, Any]:
+def _task(snapshot: Snapshot, task: TaskRecord, cell: EvaluationRecord | None) -> dict[str, Any]:
     adapter = snapshot.adapters[task.adapter] if task.adapter else None
     train = snapshot.dataset(task.name, "train")
     return {
@@ -52,7 +52,8 @@ def _task(snapshot: Snapshot, task: TaskRecord, accuracy: float | None) -> dict[
         "strategy": adapter.strategy if adapter else None,
         "r": adapter.r if adapter else None,
         "rows": train.rows if train else None,
-        "accuracy": accuracy,
+        "score": cell.value if cell else None,
+        "metric": cell.metric if cell else None,
         "state": task.state,
         "adapter": task.adapter,
     }
@@ -64,7 +65,7 @@ def _text(run: Run, snapshot: Snapshot, tasks: list[dict[str, Any]]) -> str:
     if not tasks:
         lines += ["no tasks yet", f"next: {command('lorabank', 'add-task', 'NAME', '--data', 'FILE')}"]
         return "\n".join(lines)
-    columns = ("position", "name", "labels", "strategy", "r", "rows", "accuracy", "state")
+    columns = ("position", "name", "labels", "strategy", "r", "rows", "score", "metric", "state")
     rows = [[", ".join(t[c]) if c == "labels" else t[c] for c in columns] for t in tasks]
     lines += [table(("#", "task", *columns[2:]), rows, limit=limit), ""]
     if snapshot.compositions:
