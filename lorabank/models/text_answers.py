@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,42 +56,29 @@ class TextAnswerer:
     def log_likelihoods(
         self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64], enter: Enter
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Log-likelihood and tokens of each target; see `Answerer`."""
+        """Log-likelihood and tokens of each target, 0 of both where it does not fit; see `Answerer`."""
         likelihoods, tokens = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
         for form, rows in self._groups(heads):
-            examples = self._type.encode(
-                self._base.tokenizer,
-                [texts[i] for i in rows],
-                [targets[i] for i in rows],
-                labels=form.labels,
-                template=form.template,
-                max_length=form.max_length,
-            )
-            likelihoods[rows], tokens[rows] = completion_log_likelihoods(
+            pairs = self._encoded(form, [texts[i] for i in rows], [targets[i] for i in rows])
+            whole = [rows[pair["index"]] for pair in pairs]
+            likelihoods[whole], tokens[whole] = completion_log_likelihoods(
                 self._base.model,
                 self._base.tokenizer,
-                [list(row["prompt"]) for row in examples.rows],
-                [list(row["completion"]) for row in examples.rows],
+                [pair["prompt"] for pair in pairs],
+                [pair["completion"] for pair in pairs],
                 batch_size=self._batch_size,
-                enter=_Rows(enter, rows),
+                enter=_Rows(enter, whole),
             )
         return likelihoods, tokens
 
     def loss(self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
         """Mean cross entropy of the answers' tokens."""
-        encoded = [
-            row
+        pairs = [
+            pair
             for form, rows in self._groups(heads)
-            for row in self._type.encode(
-                self._base.tokenizer,
-                [texts[i] for i in rows],
-                [targets[i] for i in rows],
-                labels=form.labels,
-                template=form.template,
-                max_length=form.max_length,
-            ).rows
+            for pair in self._encoded(form, [texts[i] for i in rows], [targets[i] for i in rows])
         ]
-        inputs = self._type.collate(self._base.tokenizer, encoded)
+        inputs = self._type.collate(self._base.tokenizer, pairs)
         on_device = {name: tensor.to(self._base.model.device) for name, tensor in inputs.items()}
         return self._type.loss(self._base.model, on_device)
 
@@ -99,12 +87,26 @@ class TextAnswerer:
         for head in np.unique(heads).tolist():
             yield self.forms[head], np.flatnonzero(heads == head).tolist()
 
-    def _label_scores(
-        self, form: AnswerForm, texts: Sequence[str], enter: Enter, shared: bool
-    ) -> NDArray[np.float64]:
+    def _encoded(
+        self, form: AnswerForm, texts: Sequence[str], targets: Sequence[str]
+    ) -> tuple[Mapping[str, Any], ...]:
+        """Prompt and completion as training encodes them."""
+        return self._type.encode(
+            self._base.tokenizer,
+            texts,
+            targets,
+            labels=form.labels,
+            template=form.template,
+            max_length=form.max_length,
+        ).rows
+
+    def _prompts(self, form: AnswerForm, texts: Sequence[str], room: int) -> tuple[list[int], ...]:
+        return encode_prompts(self._base.tokenizer, texts, form.template, room, end=not self._type.glued).ids
+
+    def _label_scores(self, form: AnswerForm, texts: Sequence[str], enter: Enter, shared: bool) -> NDArray[np.float64]:
         labels = encode_labels(self._base.tokenizer, form.labels, glued=self._glued(form))
         room = form.max_length - max(len(ids) for ids in labels)
-        prompts = encode_prompts(self._base.tokenizer, texts, form.template, room).ids
+        prompts = self._prompts(form, texts, room)
         return label_log_likelihoods(
             self._base.model,
             self._base.tokenizer,
@@ -116,7 +118,7 @@ class TextAnswerer:
         )
 
     def _generated(self, form: AnswerForm, texts: Sequence[str], enter: Enter) -> list[str]:
-        prompts = encode_prompts(self._base.tokenizer, texts, form.template, form.max_length).ids
+        prompts = self._prompts(form, texts, form.max_length)
         return generate(
             self._base.model,
             self._base.tokenizer,
