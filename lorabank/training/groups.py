@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lorabank.core.lora import AdapterStack, LoraFactors, row_space, subspace_overlap
+from lorabank.training.importance import Anchor
 from lorabank.training.layer import LoraLinear
 from lorabank.training.penalties.base import FactorGroup
 
@@ -24,12 +25,16 @@ NOBODY = -1
 
 @dataclass(frozen=True)
 class _Group:
-    """Layers of one shape, and the earlier rows: ``A_prev [M, R, d_in]``, ``basis [M, Q, d_in]``, ``owner [M, R]``."""
+    """Layers of one shape, and the earlier rows: ``A_prev [M, R, d_in]``, ``basis [M, Q, d_in]``, ``owner [M, R]``.
+
+    ``held`` is empty, or A and B of the anchor and then of the importance, each ``[M, ...]``.
+    """
 
     layers: dict[str, LoraLinear]
     A_prev: Tensor
     basis: Tensor
     owner: Tensor
+    held: tuple[Tensor, ...] = ()
 
 
 class GroupedFactors:
@@ -39,14 +44,23 @@ class GroupedFactors:
         layers: The trainable layers by module name.
         previous: All earlier adapters, None for the first task; not kept.
         with_basis: Whether an orthonormal basis of the earlier rows is needed (one SVD per module, once).
+        anchor: Where an adapter that goes on training started, and the importance of its entries, of the same rank.
+            With another scaling both are converted as the layers' B was.
     """
 
-    def __init__(self, layers: Mapping[str, LoraLinear], previous: AdapterStack | None, *, with_basis: bool) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, LoraLinear],
+        previous: AdapterStack | None,
+        *,
+        with_basis: bool,
+        anchor: Anchor | None = None,
+    ) -> None:
         self._names = previous.names if previous else ()
         by_shape: dict[tuple[torch.Size, torch.Size], list[str]] = defaultdict(list)
         for name, layer in layers.items():
             by_shape[layer.lora_A.shape, layer.lora_B.shape].append(name)
-        self._groups = [_group(names, layers, previous, with_basis) for names in by_shape.values()]
+        self._groups = [_group(names, layers, previous, with_basis, anchor) for names in by_shape.values()]
 
     def __call__(self) -> list[FactorGroup]:
         """The groups with the parameters as they are now, part of the graph."""
@@ -56,6 +70,7 @@ class GroupedFactors:
                 torch.stack([layer.lora_B for layer in group.layers.values()]),
                 group.A_prev,
                 group.basis,
+                *group.held,
             )
             for group in self._groups
         ]
@@ -99,7 +114,11 @@ def _report(
 
 
 def _group(
-    names: list[str], layers: Mapping[str, LoraLinear], previous: AdapterStack | None, with_basis: bool
+    names: list[str],
+    layers: Mapping[str, LoraLinear],
+    previous: AdapterStack | None,
+    with_basis: bool,
+    anchor: Anchor | None,
 ) -> _Group:
     rows, owners = [], []
     for name in names:
@@ -108,7 +127,21 @@ def _group(
         rows.append(like.new_zeros(0, like.shape[1]) if known is None else known.A.to(like).detach())
         owners.append(torch.zeros(0, dtype=torch.long) if known is None else known.owner.cpu())
     bases = [row_space(row).to(row) if with_basis else row[:0] for row in rows]
-    return _Group({name: layers[name] for name in names}, _stacked(rows), _stacked(bases), _stacked_owners(owners))
+    held = tuple(torch.stack(part) for part in zip(*(_held(layers[n], n, anchor) for n in names), strict=True))
+    return _Group({n: layers[n] for n in names}, _stacked(rows), _stacked(bases), _stacked_owners(owners), held)
+
+
+def _held(layer: LoraLinear, name: str, anchor: Anchor | None) -> tuple[Tensor, ...]:
+    """Anchor and importance of one module in the layer's own scaling: ``B = c B*`` makes ``F = F* / c^2``."""
+    if anchor is None:
+        return ()
+    A, B = layer.lora_A.detach(), layer.lora_B.detach()
+    if name not in anchor.factors.A or name not in anchor.importance.A:
+        return A.clone(), B.clone(), torch.zeros_like(A), torch.zeros_like(B)
+    c = anchor.factors.scaling[name] / layer.scaling
+    kept = anchor.factors.A[name], c * anchor.factors.B[name]
+    importance = anchor.importance.A[name], anchor.importance.B[name] / c**2
+    return tuple(tensor.to(A) for tensor in (*kept, *importance))
 
 
 def _stacked(rows: list[Tensor]) -> Tensor:

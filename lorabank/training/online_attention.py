@@ -1,0 +1,229 @@
+r"""AM-LoRA as the paper trains it (arXiv 2409.19611): selector and new adapter together, older adapters frozen.
+
+While task t is learnt, an adapted module with input x computes
+
+    h_k = s_k B_k A_k x  (k < t, frozen),   h_t = s_t B_t A_t dropout(x)  (trained),   h_0 = 0
+    a = softmax(tanh(z_0), ..., tanh(z_t)),   z_k = u_k . h_k + c_k,   y = W x + b + sum_{k >= 1} a_k h_k
+    L = task loss + lambda sum |u|
+
+with one z per token. The task loss reaches A_t, B_t (through h_t and through z_t) and every u_k, c_k, c_0; A_k and B_k
+of k < t never change. The equations are those of `lorabank.models.selector`, where it is said what is known of the
+paper; what a trained selector answers afterwards is exactly a `Mixture` attending over all t adapters.
+
+The selector may start from the one that an earlier task ended with: u_k, c_k, c_0 of the adapters that it knew, zeros
+for the others. The first task has nothing to select from: it is trained as a plain adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorabank.core.lora import AdapterStack, StackedFactors, lora_scaling
+from lorabank.models.selector import Selector
+from lorabank.training.layer import LoraLinear
+from lorabank.training.penalties.base import FactorGroup
+
+SELECTOR = "online_selector"
+"""Name under which the selector is a part of the model, so that it is optimised and checkpointed with it."""
+
+
+class AttendedLoraLinear(LoraLinear):
+    """The new adapter's layer, beside the earlier ones under attention.
+
+    Args:
+        name: Full module name.
+        base: The module that is adapted; frozen here.
+        earlier: Its earlier adapters, which may be none of it (R = 0), on the module's device in float32.
+        selector: Over all earlier adapters and the new one, which comes last; not a part of this module.
+        r: Rank of the new adapter.
+        scaling: s of the new adapter.
+        dropout: On the input of the new adapter alone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base: nn.Linear,
+        earlier: StackedFactors,
+        selector: Selector,
+        *,
+        r: int,
+        scaling: float,
+        dropout: float,
+    ) -> None:
+        super().__init__(base, r, scaling, dropout)
+        self._name = name
+        self._earlier = earlier
+        self._selector = (selector,)  # in a tuple: the model owns it, not each layer
+        newest = selector.c[name.replace(".", "/")].shape[0] - 1
+        self._owner = torch.cat([earlier.owner, torch.full((r,), newest, device=earlier.owner.device)])
+        self._scale = torch.cat([earlier.scale, torch.full((r,), scaling, device=earlier.scale.device)])
+
+    @property
+    def weight(self) -> Tensor:
+        """The base module's weight, which some models ask for (T5's feed-forward its dtype)."""
+        return self.base.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., d_in]`` to ``[..., d_out]``."""
+        dropped = F.dropout(x, self.dropout, self.training).to(self.lora_A.dtype)
+        h = torch.cat([F.linear(x.to(self._earlier.A.dtype), self._earlier.A), F.linear(dropped, self.lora_A)], -1)
+        factors = StackedFactors(
+            torch.cat([self._earlier.A, self.lora_A]),
+            torch.cat([self._earlier.B, self.lora_B], dim=1),
+            self._owner,
+            self._scale,
+        )
+        out: Tensor = self.base(x)
+        return out + _attended(self._selector[0], self._name, factors, h).to(out.dtype)
+
+
+class AttendedLinear(nn.Module):
+    """A module that earlier adapters change and the new one does not: attention over frozen adapters alone.
+
+    Args:
+        name: Full module name.
+        base: The module itself; frozen here.
+        earlier: Its earlier adapters.
+        selector: As for `AttendedLoraLinear`.
+    """
+
+    def __init__(self, name: str, base: nn.Linear, earlier: StackedFactors, selector: Selector) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self._name = name
+        self._earlier = earlier
+        self._selector = (selector,)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base module's weight, which some models ask for (T5's feed-forward its dtype)."""
+        return self.base.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., d_in]`` to ``[..., d_out]``."""
+        h = F.linear(x.to(self._earlier.A.dtype), self._earlier.A)
+        out: Tensor = self.base(x)
+        return out + _attended(self._selector[0], self._name, self._earlier, h).to(out.dtype)
+
+
+class SelectorL1:
+    """``sum |u|`` of a selector as a penalty; of the factor groups it needs nothing.
+
+    Args:
+        selector: The selector that is trained.
+    """
+
+    default_weight = 1e-3
+
+    def __init__(self, selector: Selector) -> None:
+        self._selector = selector
+
+    def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
+        """The L1 norm of the dense parameters, float32."""
+        return self._selector.l1().float()
+
+
+def attach_attended_adapter(
+    model: nn.Module,
+    target_modules: Sequence[str],
+    earlier: AdapterStack,
+    *,
+    r: int,
+    lora_alpha: float,
+    use_rslora: bool,
+    dropout: float,
+    warm: Mapping[str, Tensor] | None = None,
+    warm_names: Sequence[str] = (),
+) -> tuple[dict[str, LoraLinear], Selector]:
+    """Put a trainable adapter and the attention over it and all earlier ones on a model, changed in place.
+
+    The earlier adapters must not be in the model's weights already. Everything but the new factors and the selector is
+    frozen by the caller, as with `attach_adapter`; the selector becomes the model's submodule `SELECTOR`.
+
+    Args:
+        model: The base model.
+        target_modules: Full names of the linear modules that the new adapter changes.
+        earlier: One adapter or more, in sequence order, float32 on the model's device.
+        r: Rank of the new adapter.
+        lora_alpha: Numerator of its scaling.
+        use_rslora: Whether its s is ``lora_alpha / sqrt(r)``.
+        dropout: Dropout on its input.
+        warm: Stored tensors of an earlier task's selector (`Selector.tensors`) to start from.
+        warm_names: The adapters that selector knew, in its order.
+
+    Returns:
+        Module name to the new adapter's layer, for the target modules; and the selector over ``earlier.names`` and the
+        new adapter, in this order.
+    """
+    scaling = lora_scaling(r, lora_alpha, use_rslora=use_rslora)
+    bases = {name: _linear(model, name) for name in dict.fromkeys([*target_modules, *earlier.modules])}
+    known_of = {name: earlier.modules.get(name) or _nothing(base) for name, base in bases.items()}
+    names = (*earlier.names, "")  # the new adapter has no name yet
+    selector = Selector(AdapterStack(names, known_of))
+    if warm is not None:
+        warm_start(selector, names, warm, warm_names)
+    layers: dict[str, LoraLinear] = {}
+    for name, base in bases.items():
+        known = known_of[name]
+        layer: nn.Module
+        if name in target_modules:
+            layer = layers[name] = AttendedLoraLinear(
+                name, base, known, selector, r=r, scaling=scaling, dropout=dropout
+            )
+        else:
+            layer = AttendedLinear(name, base, known, selector)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+    model.add_module(SELECTOR, selector)
+    return layers, selector
+
+
+@torch.no_grad()
+def warm_start(
+    selector: Selector, names: Sequence[str], stored: Mapping[str, Tensor], stored_names: Sequence[str]
+) -> None:
+    """Start from an earlier selector where it knew the module and the adapter; what it did not know stays as it is.
+
+    Args:
+        selector: Changed in place.
+        names: Its adapters, in order.
+        stored: `Selector.tensors` of the earlier one.
+        stored_names: The adapters of the earlier one, in order.
+    """
+    shared = [(i, stored_names.index(name)) for i, name in enumerate(names) if name in stored_names]
+    to, of = [i for i, _ in shared], [j for _, j in shared]
+    for key, zero in selector.c_zero.items():
+        module = key.replace("/", ".")
+        if f"c_zero:{module}" in stored:
+            zero.copy_(stored[f"c_zero:{module}"])
+            selector.u[key][to] = stored[f"u:{module}"][of].to(selector.u[key])
+            selector.c[key][to] = stored[f"c:{module}"][of].to(selector.c[key])
+
+
+def _attended(selector: Selector, name: str, factors: StackedFactors, h: Tensor) -> Tensor:
+    """``sum_k a_k h_k [..., d_out]`` from ``h = A_all x [..., R]``; scores in the factors' precision always."""
+    h = h.to(factors.A.dtype)
+    attention = selector.attention(name, factors, h)[..., 1:]
+    return F.linear(h * factors.row_weights(attention), factors.B)
+
+
+def _nothing(base: nn.Linear) -> StackedFactors:
+    """No adapter at all on a module."""
+    like = torch.zeros(0, device=base.weight.device)
+    return StackedFactors(
+        like.new_zeros(0, base.in_features),
+        like.new_zeros(base.out_features, 0),
+        torch.zeros(0, dtype=torch.long, device=like.device),
+        like,
+    )
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Linear)
+    return module
