@@ -1,0 +1,117 @@
+"""What a language model answers when it always takes the likeliest token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig
+
+from lorabank.models.batches import Enter, check_prompts, evaluating, pad_left, prompt_batches
+from lorabank.models.encoding import length_batches, pad_batch
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    enter: Enter,
+) -> list[str]:
+    """Greedy answers.
+
+    Nothing but the model's own probabilities counts: what its ``generation_config`` says about sampling, beams,
+    penalties, forced tokens or lengths is left aside; its end tokens and the tokenizer's both end an answer.
+
+    Args:
+        model: A causal or encoder-decoder language model of transformers.
+        tokenizer: Its tokenizer, which has a pad token.
+        prompts: Token ids of n prompts.
+        max_new_tokens: Most tokens of an answer, at least 1.
+        batch_size: Prompts of a forward pass; prompts of similar length go together, longest first.
+        enter: Called before every forward pass with the row number of each of its rows; a row whose answer has ended
+            stays in its batch.
+
+    Returns:
+        n texts without special tokens and outer blanks.
+
+    Raises:
+        DataError: A prompt has no tokens.
+    """
+    check_prompts(prompts)
+    texts = [""] * len(prompts)
+    causal = not model.config.is_encoder_decoder
+    lengths = [len(prompt) for prompt in prompts]
+    batches = prompt_batches(model, lengths, batch_size) if causal else length_batches(lengths, batch_size)
+    with evaluating(model), _greedy(model, tokenizer, max_new_tokens):
+        for rows in batches:
+            own = [prompts[i] for i in rows]
+            inputs = pad_left(tokenizer, own, model.device) if causal else pad_batch(tokenizer, own)
+            answers = _answer(model, inputs, rows, enter)
+            for i, ids in zip(rows, answers[:, inputs["input_ids"].shape[1] if causal else 1 :].tolist(), strict=True):
+                texts[i] = _text(tokenizer, ids, model.generation_config.eos_token_id)
+    return texts
+
+
+def _answer(model: Any, inputs: dict[str, Tensor], rows: Sequence[int], enter: Enter) -> Tensor:
+    """Token ids of one batch as ``model.generate`` gives them: prompt (or start token), answer, padding."""
+
+    def before(*_: object) -> None:
+        enter(rows)
+
+    if model.config.is_encoder_decoder:
+        enter(rows)  # the encoder is a module of its own: the hook does not see it
+    hook = model.register_forward_pre_hook(before)
+    try:
+        # Positions are made from the mask there, step by step.
+        ids = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        answers: Tensor = model.generate(**ids)
+        return answers
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Iterator[None]:
+    """Plain greedy decoding as the model's own settings for the length of a block.
+
+    Settings given to ``model.generate`` would be filled up with the model's own, sampling and penalties included.
+    """
+    own = model.generation_config
+    ends = end_tokens(model, tokenizer)
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=ends or None,
+        pad_token_id=int(tokenizer.pad_token_id),
+        decoder_start_token_id=_start_token(model),
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer: those of the model's ``generation_config``, and the tokenizer's."""
+    own = model.generation_config.eos_token_id
+    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+    return sorted(int(token) for token in ends)
+
+
+def _start_token(model: Any) -> int | None:
+    """What a decoder starts from; older checkpoints say it in their configuration only."""
+    own: int | None = model.generation_config.decoder_start_token_id
+    return getattr(model.config, "decoder_start_token_id", None) if own is None else own
+
+
+def _text(tokenizer: Any, ids: Sequence[int], ends: Sequence[int] | None) -> str:
+    """The words before the first end token."""
+    end = next((k for k, token in enumerate(ids) if token in (ends or ())), len(ids))
+    text: str = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.strip()
