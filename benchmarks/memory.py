@@ -19,8 +19,9 @@ from lorabank.core.config import DEFAULT_BASE, TrainConfig
 from lorabank.core.lora import AdapterStack
 from lorabank.core.observer import SilentObserver
 from lorabank.models.loading import describe_base, resolve_base
-from lorabank.training.run import TrainJob, train_adapter
-from lorabank.training.strategies import OLORA
+from lorabank.training.job import TrainJob
+from lorabank.training.run import train_adapter
+from lorabank.training.strategies.presets import OLORA
 
 FEW, MANY = 2, 32
 BAR = 1.05

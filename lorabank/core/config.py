@@ -16,8 +16,6 @@ from lorabank.core.errors import ConfigError
 
 DEFAULT_BASE = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-TaskTypeName = Literal["SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"]
-Scoring = Literal["auto", "likelihood", "generation", "perplexity"]
 
 T = TypeVar("T")
 
@@ -60,7 +58,7 @@ class TrainConfig:
         None, "Text to text: the prompt of a labelled text, with {text} and, if wanted, {labels}."
     )
     label_words: str | None = _option(None, "Text to text: words for labels, as 0=negative,1=positive.")
-    scoring: Scoring = _option(
+    scoring: Literal["auto", "likelihood", "generation", "perplexity"] = _option(
         "auto", "Text to text: likelihood (over the labels), generation (exact match) or perplexity."
     )
     max_new_tokens: int = _option(50, "Text to text: most tokens of a generated answer.", ge=1, le=4096)
@@ -69,8 +67,10 @@ class TrainConfig:
     clusters_per_task: int = _option(5, "k-means centroids of the task for prototype routing.", ge=1, le=1024)
     strategy: str = _option("olora", "What earlier adapters do while this one is trained.")
     penalty: str | None = _option(None, "Penalty on the new adapter; default: the strategy's own.")
-    lambda_orth: float | None = _option(None, "Weight of the orthogonality penalty; default: the penalty's.", ge=0)
+    lambda_orth: float | None = _option(None, "Weight of the penalty; default: the penalty's own.", ge=0)
     lambda_l2: float = _option(0.0, "Weight of the norm penalty of O-LoRA (its lambda_2).", ge=0)
+    lambda_l1: float = _option(1e-3, "amlora: weight of the L1 norm of the selector's dense parameters.", ge=0)
+    replay_rows: int = _option(200, "replay: rows of earlier tasks that are trained on again.", ge=1)
     r: int = _option(8, "Rank of the adapter.", ge=1, le=1024)
     lora_alpha: float = _option(32.0, "Numerator of the scaling lora_alpha / r.", gt=0)
     lora_dropout: float = _option(0.1, "Dropout on the input of the new adapter.", ge=0, lt=1)

@@ -21,15 +21,24 @@ TASK_TYPES: dict[str, str] = {
 }
 
 STRATEGIES: dict[str, str] = {
-    "olora": "lorabank.training.strategies:OLORA",
-    "inclora": "lorabank.training.strategies:INCLORA",
-    "isolated": "lorabank.training.strategies:ISOLATED",
-    "seqlora": "lorabank.training.strategies:SEQLORA",
+    "olora": "lorabank.training.strategies.presets:OLORA",
+    "inclora": "lorabank.training.strategies.presets:INCLORA",
+    "nlora": "lorabank.training.strategies.presets:NLORA",
+    "inflora": "lorabank.training.strategies.inflora:INFLORA",
+    "amlora": "lorabank.training.strategies.amlora:AMLORA",
+    "isolated": "lorabank.training.strategies.presets:ISOLATED",
+    "seqlora": "lorabank.training.strategies.presets:SEQLORA",
+    "ewc": "lorabank.training.strategies.ewc:EWC",
+    "replay": "lorabank.training.strategies.replay:REPLAY",
+    "joint": "lorabank.training.strategies.replay:JOINT",
 }
 
 PENALTIES: dict[str, str] = {
     "orthogonal": "lorabank.training.penalties.orthogonal:Orthogonal",
     "orthogonal-normalized": "lorabank.training.penalties.orthogonal:OrthogonalNormalized",
+    "l1": "lorabank.training.penalties.l1:L1",
+    "l1-released": "lorabank.training.penalties.l1:L1Released",
+    "ewc": "lorabank.training.penalties.ewc:EWC",
     "norm": "lorabank.training.penalties.norm:Norm",
 }
 

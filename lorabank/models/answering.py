@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Enter = Callable[[Sequence[int]], None]
-"""Called before every forward pass with the row number of each of the batch's rows (repeated where one is expanded)."""
+"""Called before every forward pass with the number of each of the batch's rows (repeated where one is expanded)."""
 
 
 @dataclass(frozen=True)

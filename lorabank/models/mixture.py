@@ -63,6 +63,11 @@ class MixedLoraLinear(nn.Module):
         self.factors = factors
         self.form: Merged | PerSample | Attended | None = None
 
+    @property
+    def weight(self) -> Tensor:
+        """The base module's weight, which some models ask for (T5's feed-forward its dtype)."""
+        return self.base.weight
+
     def merge(self, weights: Tensor) -> None:
         """Constant ``weights [K]``: build the working copy, in float32, rounded once."""
         delta = self.factors.delta(weights)
@@ -115,6 +120,11 @@ class Mixture:
         for layer in self._layers.values():
             layer.form = None
         self._state = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The base module's weight, which some models ask for (T5's feed-forward its dtype)."""
+        return self.base.weight
 
     def merge(self, weights: Tensor) -> None:
         """Constant ``weights [K]``; asked twice for the same ones, the working copy stays."""

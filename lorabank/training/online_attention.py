@@ -63,11 +63,6 @@ class AttendedLoraLinear(LoraLinear):
         self._owner = torch.cat([earlier.owner, torch.full((r,), newest, device=earlier.owner.device)])
         self._scale = torch.cat([earlier.scale, torch.full((r,), scaling, device=earlier.scale.device)])
 
-    @property
-    def weight(self) -> Tensor:
-        """The base module's weight, which some models ask for (T5's feed-forward its dtype)."""
-        return self.base.weight
-
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
         dropped = F.dropout(x, self.dropout, self.training).to(self.lora_A.dtype)

@@ -3,126 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, TrainingArguments
+from torch import Tensor
+from transformers import TrainingArguments
 
 from lorabank.core import plugins
-from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DivergedError
 from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.observer import Observer
-from lorabank.core.records import BaseModelRecord
 from lorabank.core.seeding import seed_everything
-from lorabank.models.heads import build_head, head_state, put_head
-from lorabank.models.loading import (
-    find_head_modules,
-    input_limit,
-    load_base,
-    load_tokenizer,
-    quiet_transformers,
-    resolve_device,
-    resolve_target_modules,
-)
-from lorabank.models.resolving import locate_base
+from lorabank.models.heads import Head, build_head, put_head
+from lorabank.models.loading import LoadedBase, load_base, resolve_device, resolve_target_modules
 from lorabank.models.task_types import Examples, TaskType
 from lorabank.training.checkpoints import newest_checkpoint
 from lorabank.training.groups import GroupedFactors
-from lorabank.training.layer import LoraLinear, attach_adapter, fold
+from lorabank.training.job import TrainedAdapter, TrainJob
+from lorabank.training.layer import LoraLinear
 from lorabank.training.penalties.base import Penalty
-from lorabank.training.strategies import Strategy
+from lorabank.training.planning import planned_steps, resolve_penalties
+from lorabank.training.replaying import MixedTask, add_replayed, keep_heads
+from lorabank.training.strategies.base import Start
 from lorabank.training.trainer import AdapterTrainer
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """Everything that decides an adapter.
-
-    Attributes:
-        base: The bank's base model.
-        config: The settings.
-        strategy: The strategy that ``config.strategy`` names.
-        texts: Training texts: what is classified, or prompts.
-        targets: For each text its label or completion.
-        labels: The task's labels; empty for free text.
-        template: Prompt of a text, with ``{text}``; None where the text is the prompt.
-        earlier: Reads all ready adapters of the bank, stacked; None for the first task. Called once: what training
-            needs of them is folded into the weights or copied, the rest is let go.
-        context: Names in ``earlier`` that are active while training.
-        continued: Name in ``earlier`` of the adapter that goes on training, or None.
-        work: Folder of the run's checkpoints.
-        resume: Whether to go on from the newest whole checkpoint.
-    """
-
-    base: BaseModelRecord
-    config: TrainConfig
-    strategy: Strategy
-    texts: Sequence[str]
-    targets: Sequence[str]
-    labels: tuple[str, ...]
-    earlier: Callable[[], AdapterStack | None]
-    context: tuple[str, ...]
-    continued: str | None
-    work: Path
-    template: str | None = None
-    resume: bool = False
-
-
-@dataclass(frozen=True)
-class TrainedAdapter:
-    """What training gives; tensors are float32 on the CPU.
-
-    Attributes:
-        factors: The new adapter.
-        head: State of the head modules by full parameter name.
-        head_modules: Names of the modules that are stored whole.
-        penalties: The weight of each penalty that was used.
-        head_digest: SHA-256 of the head as safetensors, None for a model without one.
-        max_length: Tokens of a text: what was asked for, or the model's limit.
-        metrics: Last losses, overlap with each earlier adapter, capacity, rows cut and dropped.
-    """
-
-    factors: LoraFactors
-    head: dict[str, Tensor]
-    head_modules: tuple[str, ...]
-    target_modules: tuple[str, ...]
-    penalties: dict[str, float]
-    head_digest: str | None
-    max_length: int
-    steps: int
-    wall_seconds: float
-    device: str
-    metrics: dict[str, Any]
-
-
-def resolve_penalties(config: TrainConfig, strategy: Strategy) -> list[tuple[str, float, Penalty]]:
-    """Name, weight and object of each penalty that the settings ask for."""
-    chosen: list[tuple[str, float, Penalty]] = []
-    name = config.penalty or strategy.penalty
-    if name and name != "none":
-        penalty: Penalty = plugins.load(plugins.PENALTIES, name, "penalty")()
-        weight = penalty.default_weight if config.lambda_orth is None else config.lambda_orth
-        chosen.append((name, weight, penalty))
-    elif config.lambda_orth:
-        raise ConfigError(
-            f"lambda_orth = {config.lambda_orth} has no penalty to weigh: strategy {strategy.name!r} uses none",
-            hint="add --penalty orthogonal",
-            unchanged="nothing was changed",
-        )
-    if config.lambda_l2 > 0:
-        chosen.append(("norm", config.lambda_l2, plugins.load(plugins.PENALTIES, "norm", "penalty")()))
-    return chosen
 
 
 def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
@@ -140,45 +48,37 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     earlier = job.earlier()
     seed_everything(config.seed * 1_000_003 + (len(earlier.names) if earlier else 0))
     base = load_base(job.base, num_labels=max(len(job.labels), 1), device=device, dtype=torch.float32)
-    model = base.model
-    task_type: TaskType = plugins.load(plugins.TASK_TYPES, job.base.task_type, "task type")()
-    if task_type.has_head:
-        put_head(model, build_head(model, base.head_modules, len(job.labels), config.seed))
-    targets = resolve_target_modules(model, config.target_modules, base.head_modules)
-    if earlier and job.context:
-        fold(model, earlier.select(job.context))
-    layers = attach_adapter(
-        model,
-        targets,
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        use_rslora=config.use_rslora,
-        dropout=config.lora_dropout,
-        initial=_continued(job, earlier, targets),
-    )
     max_length = min(config.max_length, base.max_length or config.max_length)
-    examples = task_type.encode(
-        base.tokenizer, job.texts, job.targets, labels=job.labels, template=job.template, max_length=max_length
+    task, own = _set_up(job, base)
+    targets = resolve_target_modules(base.model, config.target_modules, base.head_modules)
+    rows = _encoded(job, base.tokenizer, max_length, observer)
+    start = Start(
+        model=base.model,
+        targets=targets,
+        config=config,
+        earlier=earlier.select(job.context) if earlier and job.context else None,
+        initial=_continued(job, earlier, targets),
+        objects=job.objects,
+        batches=partial(_batches, task, base, [row for row in rows.rows if not row.get("heads")], config.batch_size),
+        loss=task.loss,
     )
-    fates = ((examples.cut, "cut to"), (examples.dropped, "dropped: their answers do not fit into"))
-    for count, fate in fates:
-        if count:
-            observer.notice(f"{count} of {len(job.texts)} training texts are {fate} {max_length} tokens")
+    begun = job.strategy.begin(start)
+    penalties += begun.penalties
     with_basis = any(name == "orthogonal-normalized" for name, _, _ in penalties)
-    groups = GroupedFactors(layers, earlier, with_basis=with_basis)
+    groups = GroupedFactors(begun.layers, earlier, with_basis=with_basis, anchor=begun.anchor)
     del earlier
     started = time.monotonic()
-    trainer = _trainer(job, model, base.tokenizer, task_type, examples, penalties, groups, observer, device)
+    trainer = _trainer(job, base, task, rows, penalties, groups, observer, device)
     checkpoint = newest_checkpoint(job.work) if job.resume else None
-    observer.start(f"training ({config.strategy})", math.ceil(_steps(len(examples.rows), config)))
+    observer.start(f"training ({config.strategy})", planned_steps(len(rows.rows), config))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         observer.finish()
-    factors = _factors(layers)
-    head = {name: _still(value) for name, value in head_state(model, base.head_modules).items()}
+    factors = _factors(begun.layers)
+    head = {name: _still(value) for name, value in own.state().items()} if own else {}
     trained = {f"lora_A of {name}": value for name, value in factors.A.items()} | head
     _check_finite(trained | {f"lora_B of {name}": value for name, value in factors.B.items()})
     return TrainedAdapter(
@@ -194,55 +94,47 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
         device=str(device),
         metrics={
             **{f"final_{name}": value for name, value in trainer.terms.items()},
-            "rows_cut": examples.cut,
-            "rows_dropped": examples.dropped,
+            "rows_cut": rows.cut,
+            "rows_dropped": rows.dropped,
+            **({"rows_replayed": sum(bool(row["heads"]) for row in rows.rows)} if job.replayed else {}),
             **groups.report(),
         },
+        objects=job.strategy.finish(start, begun),
     )
 
 
-@dataclass(frozen=True)
-class AdapterPlan:
-    """What can be told of an adapter before it is trained.
-
-    Attributes:
-        target_modules: Full names of the modules that it changes.
-        parameters: Trainable parameters, with the head's.
-        max_length: Tokens of a text: what was asked for, or the model's limit.
-    """
-
-    target_modules: tuple[str, ...]
-    parameters: int
-    max_length: int
+def _set_up(job: TrainJob, base: LoadedBase) -> tuple[MixedTask, Head | None]:
+    """The rows' common task, and the new head, which is on the model now; None for a language model."""
+    task_type: TaskType = plugins.load(plugins.TASK_TYPES, job.base.task_type, "task type")()
+    if not task_type.has_head:
+        return MixedTask(task_type, None), None
+    own = build_head(base.model, base.head_modules, len(job.labels), job.config.seed)
+    if job.replayed:
+        return MixedTask(task_type, keep_heads(base.model, base.head_modules, own, job.replayed)), own
+    put_head(base.model, own)
+    return MixedTask(task_type, None), own
 
 
-def plan_adapter(base: BaseModelRecord, config: TrainConfig, labels: int) -> AdapterPlan:
-    """Plan a task's adapter from the base's shapes and its tokenizer; no weight is loaded."""
-    model = _shapes(base)
-    task_type: TaskType = plugins.load(plugins.TASK_TYPES, base.task_type, "task type")()
-    head_modules = find_head_modules(model, set(), base.name) if task_type.has_head else ()
-    targets = resolve_target_modules(model, config.target_modules, head_modules)
-    shapes = [model.get_parameter(f"{name}.weight").shape for name in targets]
-    adapter = sum(config.r * (d_out + d_in) for d_out, d_in in shapes)
-    head = build_head(model, head_modules, labels, config.seed).state() if task_type.has_head else {}
-    return AdapterPlan(
-        target_modules=targets,
-        parameters=adapter + sum(tensor.numel() for tensor in head.values()),
-        max_length=min(config.max_length, input_limit(model, load_tokenizer(base)) or config.max_length),
+def _encoded(job: TrainJob, tokenizer: Any, max_length: int, observer: Observer) -> Examples:
+    """The task's own rows, then the replayed ones."""
+    task_type: TaskType = plugins.load(plugins.TASK_TYPES, job.base.task_type, "task type")()
+    examples = task_type.encode(
+        tokenizer, job.texts, job.targets, labels=job.labels, template=job.template, max_length=max_length
     )
+    fates = ((examples.cut, "cut to"), (examples.dropped, "dropped: their answers do not fit into"))
+    for count, fate in fates:
+        if count:
+            observer.notice(f"{count} of {len(job.texts)} training texts are {fate} {max_length} tokens")
+    return add_replayed(task_type, tokenizer, examples, job.replayed) if job.replayed else examples
 
 
-def _shapes(base: BaseModelRecord) -> PreTrainedModel:
-    auto = getattr(transformers, plugins.load(plugins.TASK_TYPES, base.task_type, "task type").auto_class)
-    with quiet_transformers(), torch.device("meta"):
-        config = AutoConfig.from_pretrained(locate_base(base).path, local_files_only=True)
-        model: PreTrainedModel = auto.from_config(config)
-    return model
-
-
-def _steps(rows: int, config: TrainConfig) -> float:
-    per_epoch = math.ceil(math.ceil(rows / config.batch_size) / config.gradient_accumulation_steps)
-    return per_epoch * config.epochs
+def _batches(
+    task: MixedTask, base: LoadedBase, rows: Sequence[Mapping[str, Any]], size: int
+) -> Iterator[dict[str, Tensor]]:
+    """Rows in their order, as inputs on the model's device."""
+    for first in range(0, len(rows), size):
+        batch = task.collate(base.tokenizer, rows[first : first + size])
+        yield {name: tensor.to(base.model.device) for name, tensor in batch.items()}
 
 
 def _continued(job: TrainJob, earlier: AdapterStack | None, targets: Sequence[str]) -> LoraFactors | None:
@@ -252,14 +144,16 @@ def _continued(job: TrainJob, earlier: AdapterStack | None, targets: Sequence[st
     stack = earlier.select([job.continued])
     if set(stack.modules) != set(targets):
         raise ConfigError(
-            "strategy 'seqlora' goes on training the last adapter, which adapts other modules than --target-modules",
+            f"strategy {job.strategy.name!r} goes on training the last adapter, which adapts other modules than "
+            "--target-modules",
             hint="leave --target-modules as it was, or use another --strategy",
             unchanged="nothing was changed",
         )
     ranks = {factors.A.shape[0] for factors in stack.modules.values()}
     if ranks != {job.config.r}:
         raise ConfigError(
-            f"strategy 'seqlora' goes on training the last adapter of rank {max(ranks)}, not {job.config.r}",
+            f"strategy {job.strategy.name!r} goes on training the last adapter of rank {max(ranks)}, not "
+            f"{job.config.r}",
             hint=f"use --r {max(ranks)}, or another --strategy",
             unchanged="nothing was changed",
         )
@@ -272,9 +166,8 @@ def _continued(job: TrainJob, earlier: AdapterStack | None, targets: Sequence[st
 
 def _trainer(
     job: TrainJob,
-    model: nn.Module,
-    tokenizer: Any,
-    task_type: TaskType,
+    base: LoadedBase,
+    task: MixedTask,
     examples: Examples,
     penalties: Sequence[tuple[str, float, Penalty]],
     groups: GroupedFactors,
@@ -307,11 +200,11 @@ def _trainer(
     )
     return AdapterTrainer(
         lengths=[min(length, config.max_length) for length in examples.lengths],
-        model=model,
+        model=base.model,
         args=arguments,
         train_dataset=examples.rows,
-        data_collator=partial(task_type.collate, tokenizer),
-        task_loss=task_type.loss,
+        data_collator=partial(task.collate, base.tokenizer),
+        task_loss=task.loss,
         penalties=penalties,
         groups=groups,
         observer=observer,

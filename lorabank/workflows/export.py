@@ -15,7 +15,7 @@ from lorabank.core.errors import ConfigError
 from lorabank.core.lora import AdapterStack, LoraFactors, compress
 from lorabank.core.records import CompositionRecord, TaskRecord
 from lorabank.models.peft_folder import combined_files, read_adapter
-from lorabank.training.strategies import own_state
+from lorabank.training.strategies.states import SELECTOR, own_state
 from lorabank.workflows.folders import check_target, write_folder
 from lorabank.workflows.results import ExportResult
 from lorabank.workflows.upkeep import find_named, listed
@@ -51,6 +51,12 @@ def _export_task(bank: Bank, snapshot: Snapshot, task: TaskRecord, own: bool) ->
         beneath = _names(snapshot, adapter.context)
         alone = f"; without {listed(beneath)}, on top of which it was trained" if beneath else ""
         return files, "adapter", f"r {adapter.r} on {snapshot.base.name}; {head}{alone}"
+    if SELECTOR in adapter.objects:
+        raise ConfigError(
+            f"task {task.name!r} is answered by attention over several adapters, which no single adapter is",
+            hint=f"lorabank export {task.name} FOLDER --own writes its own adapter alone",
+            unchanged=_UNCHANGED,
+        )
     stack = read_stack(bank, [adapter])
     assert stack is not None
     joined = stack.combine(torch.ones(len(stack.names)))

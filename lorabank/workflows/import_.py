@@ -26,7 +26,7 @@ from lorabank.models.heads import Head, load_head
 from lorabank.models.loading import LoadedBase, load_base, resolve_device
 from lorabank.models.peft_folder import CONFIG_FILE, WEIGHTS_FILE, adapter_files
 from lorabank.training.groups import overlap_report
-from lorabank.training.strategies import IMPORTED
+from lorabank.training.strategies.states import IMPORTED
 from lorabank.workflows.bases import described, open_or_init
 from lorabank.workflows.folders import read_regular
 from lorabank.workflows.results import AddTaskResult

@@ -11,16 +11,16 @@ import numpy as np
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
-from lorabank.compose.base import Composer, Member, longest, state_weights
+from lorabank.compose.base import Composer, Member, longest
 from lorabank.compose.prototype import build_router, default_parameters
 from lorabank.core.config import GenerateConfig, PredictConfig, validate
 from lorabank.core.errors import ConfigError, IncompatibleError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.data.loading import read_rows
 from lorabank.models.runtime import Plan, Runtime
-from lorabank.training.strategies import deployed_state
+from lorabank.training.strategies.states import answering
 from lorabank.workflows.results import Prediction
-from lorabank.workflows.subjects import all_members
+from lorabank.workflows.subjects import all_members, state_plan
 from lorabank.workflows.task_data import render_chat
 from lorabank.workflows.view import adapters_in_order, load_composer, load_runtime
 
@@ -76,7 +76,7 @@ def _answer(
     last = snapshot.tasks[-1].position
     if name is None:
         assert config.task is not None
-        return _as_trained(snapshot, members, runtime, texts, config.task)
+        return _as_trained(bank, snapshot, members, runtime, texts, config.task)
     composer, own = load_composer(bank, snapshot, snapshot.composition(name), lambda: runtime)
     plan = composer.plan(last, texts)
     if config.task:
@@ -103,10 +103,9 @@ def _prompts(snapshot: Snapshot, texts: list[str], tasks: Sequence[str]) -> list
 
 
 def _as_trained(
-    snapshot: Snapshot, members: Sequence[Member], runtime: Runtime, texts: Sequence[str], task: str
+    bank: Bank, snapshot: Snapshot, members: Sequence[Member], runtime: Runtime, texts: Sequence[str], task: str
 ) -> tuple[Prediction, ...]:
-    state = deployed_state(adapters_in_order(snapshot), snapshot.adapter_of(task))
-    plan = Plan(weights=state_weights(runtime.stack.names, dict.fromkeys(state, 1.0)))
+    plan = state_plan(bank, answering(adapters_in_order(snapshot), snapshot.adapter_of(task)), runtime)
     chosen = [member for member in members if member.task == task] * len(texts)
     return _predictions(runtime, texts, plan, chosen, members, None, given=True)
 

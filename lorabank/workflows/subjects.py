@@ -7,19 +7,21 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.torch import load as load_tensors
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, known, longest, state_weights
 from lorabank.compose.prototype import build_router, default_parameters, router_identity, statistics_digest
 from lorabank.core.config import EvalConfig
-from lorabank.core.records import CompositionRecord, TaskRecord
+from lorabank.core.records import AdapterRecord, CompositionRecord, TaskRecord
 from lorabank.data.rows import Rows
 from lorabank.evaluation.run import Subject
 from lorabank.evaluation.scoring import Said
 from lorabank.models.answering import AnswerForm
 from lorabank.models.runtime import Plan, Runtime
-from lorabank.training.strategies import deployed_state, own_state
+from lorabank.models.selector import Selector
+from lorabank.training.strategies.states import SELECTOR, answering, needed, own_state
 from lorabank.workflows.view import form_of, load_composer, read_members, routing_texts
 
 HeadSource = Literal["task", "kmeans", "gaussian"]
@@ -52,8 +54,14 @@ class _Answering:
     task_id: Literal["given", "routed"]
 
     def __init__(
-        self, snapshot: Snapshot, members: Sequence[Member], runtime: Callable[[], Runtime], router: HeadRouter | None
+        self,
+        bank: Bank,
+        snapshot: Snapshot,
+        members: Sequence[Member],
+        runtime: Callable[[], Runtime],
+        router: HeadRouter | None,
     ) -> None:
+        self._bank = bank
         self._snapshot = snapshot
         self._members = members
         self._runtime = runtime
@@ -98,31 +106,39 @@ class _Answering:
         return ["untrained", adapter.seed, form]
 
 
+def state_plan(bank: Bank, adapter: AdapterRecord | None, runtime: Runtime) -> Plan:
+    """The state that training an adapter left: a sum, or the attention that it was trained with."""
+    if adapter and SELECTOR in adapter.objects:
+        members = needed(adapter)
+        selector = Selector(runtime.stack.select(members))
+        tensors = load_tensors(bank.read_blob(adapter.objects[SELECTOR]))
+        return Plan(selector=selector.load_tensors(tensors), members=members)
+    state = dict.fromkeys(own_state(adapter), 1.0) if adapter else {}
+    return Plan(weights=state_weights(runtime.stack.names, state))
+
+
 class AsTrained(_Answering):
     """The state that training left: each task answered by the adapters deployed for it at that stage."""
 
     name = "as-trained"
     mode = "as-trained"
 
-    def state(self, stage: int, task: TaskRecord) -> tuple[str, ...]:
-        """Digests of the adapters that are active."""
+    def newest(self, stage: int, task: TaskRecord) -> AdapterRecord | None:
+        """The adapter whose state answers; None for the untrained base."""
         stage_tasks = [other for other in self._snapshot.tasks if other.position <= stage]
         adapters = [self._snapshot.adapter_of(other.name) for other in stage_tasks]
-        return deployed_state(adapters, self._snapshot.adapter_of(task.name))
+        return answering(adapters, self._snapshot.adapter_of(task.name))
 
     def identity(self, stage: int, task: TaskRecord) -> Any:
-        """Active adapters and head."""
-        return [
-            "sum",
-            None,
-            [[name, 1.0] for name in sorted(self.state(stage, task))],
-            self.head_identity(stage, task),
-        ]
+        """Active adapters (and the selector that they were trained with), and head."""
+        adapter, head = self.newest(stage, task), self.head_identity(stage, task)
+        if adapter and SELECTOR in adapter.objects:
+            return ["attention", list(needed(adapter)), adapter.objects[SELECTOR], head]
+        return ["sum", None, [[name, 1.0] for name in sorted(own_state(adapter) if adapter else ())], head]
 
     def answer(self, stage: int, task: TaskRecord, rows: Rows) -> Said:
         """Answer the rows in the deployed state."""
-        weights = state_weights(self._runtime().stack.names, dict.fromkeys(self.state(stage, task), 1.0))
-        return self.said(stage, task, rows, Plan(weights=weights))
+        return self.said(stage, task, rows, state_plan(self._bank, self.newest(stage, task), self._runtime()))
 
 
 class Oracle(AsTrained):
@@ -131,9 +147,9 @@ class Oracle(AsTrained):
     name = "oracle"
     mode = "oracle"
 
-    def state(self, stage: int, task: TaskRecord) -> tuple[str, ...]:
-        """The task's own state, whatever the stage."""
-        return own_state(self._snapshot.adapter_of(task.name))
+    def newest(self, stage: int, task: TaskRecord) -> AdapterRecord:
+        """The task's own adapter, whatever the stage."""
+        return self._snapshot.adapter_of(task.name)
 
 
 class Composed(_Answering):
@@ -143,12 +159,13 @@ class Composed(_Answering):
         self,
         record: CompositionRecord,
         composer: Composer,
+        bank: Bank,
         snapshot: Snapshot,
         members: Sequence[Member],
         runtime: Callable[[], Runtime],
         router: HeadRouter | None,
     ) -> None:
-        super().__init__(snapshot, members, runtime, router)
+        super().__init__(bank, snapshot, members, runtime, router)
         self.composer = composer
         self.name = record.name
         self.mode = record.mode
@@ -182,11 +199,11 @@ def make_subject(
     """The subject of a name: ``"as-trained"`` or a composition."""
     every = all_members(bank, snapshot)
     if name == AsTrained.name:
-        return AsTrained(snapshot, every, runtime, _router(head_from, every, runtime))
+        return AsTrained(bank, snapshot, every, runtime, _router(head_from, every, runtime))
     record = snapshot.composition(name)
     composer, members = load_composer(bank, snapshot, record, runtime)
     router = None if composer.routed else _router(head_from, every, runtime)
-    return Composed(record, composer, snapshot, members, runtime, router)
+    return Composed(record, composer, bank, snapshot, members, runtime, router)
 
 
 def chosen_subjects(snapshot: Snapshot, config: EvalConfig) -> list[str]:
@@ -198,7 +215,7 @@ def chosen_subjects(snapshot: Snapshot, config: EvalConfig) -> list[str]:
 
 def oracle_of(bank: Bank, snapshot: Snapshot, runtime: Callable[[], Runtime]) -> Oracle:
     """The bound of every router."""
-    return Oracle(snapshot, [], runtime, None)
+    return Oracle(bank, snapshot, [], runtime, None)
 
 
 def _router(head_from: str, members: Sequence[Member], runtime: Callable[[], Runtime]) -> HeadRouter | None:

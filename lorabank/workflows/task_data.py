@@ -76,9 +76,15 @@ def task_statistics(base: LoadedBase, texts: Sequence[str], config: TrainConfig)
 
 
 def dataset_records(
-    operation: Operation, data: TaskData, config: TrainConfig, rows_cut: int, rows_dropped: int = 0
+    operation: Operation,
+    data: TaskData,
+    config: TrainConfig,
+    rows_cut: int,
+    rows_dropped: int = 0,
+    *,
+    replay: str = "none",
 ) -> tuple[DatasetRecord, ...]:
-    """The three splits; of the training rows only the calibration sample is kept."""
+    """The splits; of the training rows only the calibration sample is kept, and what a strategy replays."""
 
     def record(split: Any, rows: Rows, blob: str | None, *, dropped: int = 0, cut: int = 0) -> DatasetRecord:
         return DatasetRecord(
@@ -100,4 +106,10 @@ def dataset_records(
     if config.keep_samples:
         sample = sample_rows(data.train, config.keep_samples, config.seed)
         splits.append(record("calibration", sample, operation.stage_blob(to_parquet(sample))))
+    if replay != "none":
+        from lorabank.training.reservoir import keep_rows
+
+        budget = len(data.train) if replay == "all" else config.replay_rows
+        kept = keep_rows(data.train, budget, task=operation.name, seed=config.seed).rows
+        splits.append(record("replay", kept, operation.stage_blob(to_parquet(kept))))
     return tuple(splits)

@@ -32,13 +32,14 @@ from lorabank.workflows.task_data import (
 )
 
 if TYPE_CHECKING:
-    from lorabank.training.run import AdapterPlan
-    from lorabank.training.strategies import Strategy
+    from lorabank.training.planning import AdapterPlan
+    from lorabank.training.strategies.base import Strategy
 
 
 def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig | None) -> TaskPlan:
     """What ``add_task`` would do; nothing is trained, written or loaded but the tokenizer and the base's shapes."""
-    from lorabank.training.run import plan_adapter, resolve_penalties
+    from lorabank.training.planning import plan_adapter, planned_steps, resolve_penalties
+    from lorabank.workflows.recall import rows_replayed
 
     checked = validate(TrainConfig, asdict(config))
     exists = Bank.exists(path)
@@ -52,7 +53,6 @@ def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig
     earlier = _earlier(snapshot)
     names = {adapter.digest: adapter.task for adapter in earlier}
     penalties = {penalty: weight for penalty, weight, _ in resolve_penalties(checked, strategy)}
-    per_epoch = math.ceil(math.ceil(len(examples.rows) / checked.batch_size) / checked.gradient_accumulation_steps)
     return TaskPlan(
         name=name,
         settings=_filled_in(checked, data, strategy, penalties, adapter)
@@ -68,7 +68,7 @@ def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig
         },
         rows_cut=examples.cut,
         rows_dropped=examples.dropped,
-        steps=math.ceil(per_epoch * checked.epochs),
+        steps=planned_steps(len(examples.rows) + rows_replayed(snapshot, strategy, checked), checked),
         trainable_parameters=adapter.parameters,
         adapter_bytes=4 * adapter.parameters,
         context=tuple(names[digest] for digest in strategy.context(earlier) if digest in names),
@@ -132,7 +132,9 @@ def add_task(
 def _train_and_commit(
     bank: Bank, operation: Operation, config: TrainConfig, data: TaskData, *, resume: bool, observer: Observer
 ) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
-    from lorabank.training.run import TrainJob, train_adapter
+    from lorabank.training.job import TrainJob
+    from lorabank.training.run import train_adapter
+    from lorabank.workflows.recall import read_objects, read_replayed
     from lorabank.workflows.view import read_stack, routing_texts
 
     snapshot = bank.snapshot()
@@ -147,6 +149,8 @@ def _train_and_commit(
         targets=data.train.labels,
         labels=data.labels,
         template=data.prompt_template,
+        replayed=read_replayed(bank, snapshot, strategy, config),
+        objects=read_objects(bank, earlier, strategy),
         earlier=lambda: read_stack(bank, earlier),
         context=strategy.context(earlier),
         continued=continued,
@@ -179,6 +183,7 @@ def _train_and_commit(
         versions=package_versions(),
         config=asdict(config),
         metrics={**trained.metrics, **chain},
+        objects={role: operation.stage_blob(value) for role, value in trained.objects.items()},
     )
     task = TaskRecord(
         name=operation.name,
@@ -191,7 +196,7 @@ def _train_and_commit(
         prompt_template=data.prompt_template,
     )
     cut, dropped = trained.metrics["rows_cut"], trained.metrics["rows_dropped"]
-    datasets = dataset_records(operation, data, config, cut, dropped)
+    datasets = dataset_records(operation, data, config, cut, dropped, replay=strategy.replay)
     return commit_and_score(bank, operation, task, adapter, datasets, observer)
 
 

@@ -23,7 +23,7 @@ from lorabank.models.loading import load_base, resolve_device, resolve_dtype
 from lorabank.models.peft_folder import read_adapter
 from lorabank.models.runtime import Runtime
 from lorabank.models.text_answers import TextAnswerer
-from lorabank.training.strategies import own_state
+from lorabank.training.strategies.states import needed, own_state
 
 
 def adapters_in_order(snapshot: Snapshot) -> list[AdapterRecord]:
@@ -38,7 +38,7 @@ def read_factors(bank: Bank, digests: Iterable[str]) -> dict[str, LoraFactors]:
 
 def read_stack(bank: Bank, adapters: Sequence[AdapterRecord]) -> AdapterStack | None:
     """The adapters and all that they were trained on top of; None when there are none."""
-    digests = [digest for adapter in adapters for digest in own_state(adapter)]
+    digests = [digest for adapter in adapters for digest in needed(adapter)]
     return AdapterStack.build(read_factors(bank, digests)) if digests else None
 
 
@@ -138,7 +138,7 @@ def load_runtime(
     base = load_base(snapshot.base, device=where, dtype=resolve_dtype(dtype, where))
     adapters = adapters_in_order(snapshot)
     stack = AdapterStack.build(
-        read_factors(bank, (digest for adapter in adapters for digest in own_state(adapter))),
+        read_factors(bank, (digest for adapter in adapters for digest in needed(adapter))),
         device=where,
         dtype=base.model.dtype,
     )

@@ -10,7 +10,7 @@ from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core import plugins
 from lorabank.core.config import EvalConfig, PredictConfig
-from lorabank.training.strategies import deployed_state
+from lorabank.training.strategies.states import deployed_state
 
 WHOLE = EvalConfig(forgetting_matrix=True, device="cpu")
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
+from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
 from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.records import BaseModelRecord
 from lorabank.models.loading import describe_base, resolve_base
-from lorabank.training.run import TrainedAdapter, TrainJob, train_adapter
-from lorabank.training.strategies import INCLORA, ISOLATED, OLORA, SEQLORA
+from lorabank.training.job import TrainedAdapter, TrainJob
+from lorabank.training.run import train_adapter
 
-STRATEGIES = {strategy.name: strategy for strategy in (OLORA, INCLORA, ISOLATED, SEQLORA)}
+STRATEGIES = {name: plugins.load(plugins.STRATEGIES, name, "strategy") for name in plugins.STRATEGIES}
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ from lorabank.core.lora import AdapterStack, subspace_overlap
 from lorabank.models.classification import Classification
 from lorabank.models.loading import describe_base, resolve_base
 from lorabank.training.groups import overlap_report
-from lorabank.training.run import plan_adapter, train_adapter
+from lorabank.training.planning import plan_adapter
+from lorabank.training.run import train_adapter
 
 ATTENTION = tuple(f"bert.encoder.layer.{i}.attention.self" for i in range(2))
 MODULES = {f"{layer}.{part}": (32, 32) for layer in ATTENTION for part in ("query", "value")}

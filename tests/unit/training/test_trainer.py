@@ -13,8 +13,9 @@ from lorabank.core.lora import AdapterStack
 from lorabank.models.classification import Classification
 from lorabank.models.loading import describe_base, resolve_base
 from lorabank.training.checkpoints import read_tensors
-from lorabank.training.run import resolve_penalties, train_adapter
-from lorabank.training.strategies import OLORA
+from lorabank.training.planning import resolve_penalties
+from lorabank.training.run import train_adapter
+from lorabank.training.strategies.presets import OLORA
 
 MODULES = {f"bert.encoder.layer.{i}.attention.self.{part}": (32, 32) for i in range(2) for part in ("query", "value")}
 

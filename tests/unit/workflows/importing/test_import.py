@@ -12,7 +12,7 @@ import torch
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import EvalConfig, InitConfig, TrainConfig
-from lorabank.training.strategies import own_state
+from lorabank.training.strategies.states import own_state
 from lorabank.workflows.import_ import read_source
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -96,7 +96,7 @@ def test_it_answers_alone_whatever_is_learnt_later(bank, source, bring_in, rows)
     later = api.add_task(bank, "later", settings).adapter
     assert guest.digest in later.context
     snapshot = Bank.open(bank).snapshot()
-    from lorabank.training.strategies import deployed_state
+    from lorabank.training.strategies.states import deployed_state
 
     adapters = [snapshot.adapter_of(task.name) for task in snapshot.tasks]
     assert deployed_state(adapters, guest) == (guest.digest,)

@@ -1,0 +1,103 @@
+"""What goes into training an adapter, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lorabank.core.config import TrainConfig
+from lorabank.core.lora import AdapterStack, LoraFactors
+from lorabank.core.records import BaseModelRecord
+from lorabank.training.strategies.base import Recorded, Strategy
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Rows of an earlier task, asked in its own form.
+
+    Attributes:
+        texts: Texts or prompts.
+        targets: For each text its label or completion.
+        labels: The task's labels; empty for free text.
+        template: Prompt of a text, with ``{text}``; None where the text is the prompt.
+        max_length: Most tokens of a row, as that task had them.
+        head: State of the task's head, which is not trained again; empty for a model without heads.
+    """
+
+    texts: Sequence[str]
+    targets: Sequence[str]
+    labels: tuple[str, ...]
+    template: str | None
+    max_length: int
+    head: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything that decides an adapter.
+
+    Attributes:
+        base: The bank's base model.
+        config: The settings.
+        strategy: The strategy that ``config.strategy`` names.
+        texts: Training texts: what is classified, or prompts.
+        targets: For each text its label or completion.
+        labels: The task's labels; empty for free text.
+        template: Prompt of a text, with ``{text}``; None where the text is the prompt.
+        earlier: Reads all ready adapters of the bank, stacked; None for the first task. Called once: what training
+            needs of them is folded into the weights or copied, the rest is let go.
+        context: Names in ``earlier`` that are active while training.
+        continued: Name in ``earlier`` of the adapter that goes on training, or None.
+        work: Folder of the run's checkpoints.
+        replayed: Rows of earlier tasks that are trained on again.
+        objects: Role to what each earlier task recorded under it, in sequence order.
+        resume: Whether to go on from the newest whole checkpoint.
+    """
+
+    base: BaseModelRecord
+    config: TrainConfig
+    strategy: Strategy
+    texts: Sequence[str]
+    targets: Sequence[str]
+    labels: tuple[str, ...]
+    earlier: Callable[[], AdapterStack | None]
+    context: tuple[str, ...]
+    continued: str | None
+    work: Path
+    template: str | None = None
+    replayed: tuple[Replayed, ...] = ()
+    objects: Mapping[str, Sequence[Recorded]] = field(default_factory=dict)
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """What training gives; tensors are float32 on the CPU.
+
+    Attributes:
+        factors: The new adapter.
+        head: State of the head modules by full parameter name.
+        head_modules: Names of the modules that are stored whole.
+        penalties: The weight of each penalty that was used.
+        head_digest: SHA-256 of the head as safetensors, None for a model without one.
+        max_length: Tokens of a text: what was asked for, or the model's limit.
+        objects: Role to the bytes of what later tasks need.
+        metrics: Last losses, overlap with each earlier adapter, capacity, rows cut and dropped.
+    """
+
+    factors: LoraFactors
+    head: dict[str, Tensor]
+    head_modules: tuple[str, ...]
+    target_modules: tuple[str, ...]
+    penalties: dict[str, float]
+    head_digest: str | None
+    max_length: int
+    steps: int
+    wall_seconds: float
+    device: str
+    metrics: dict[str, Any]
+    objects: dict[str, bytes]

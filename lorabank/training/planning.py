@@ -1,0 +1,91 @@
+"""What can be told of an adapter before it is trained: penalties, sizes, steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+
+from lorabank.core import plugins
+from lorabank.core.config import TrainConfig
+from lorabank.core.errors import ConfigError
+from lorabank.core.records import BaseModelRecord
+from lorabank.models.heads import build_head
+from lorabank.models.loading import (
+    find_head_modules,
+    input_limit,
+    load_tokenizer,
+    quiet_transformers,
+    resolve_target_modules,
+)
+from lorabank.models.resolving import locate_base
+from lorabank.models.task_types import TaskType
+from lorabank.training.penalties.base import Penalty
+from lorabank.training.strategies.base import Strategy
+
+
+def resolve_penalties(config: TrainConfig, strategy: Strategy) -> list[tuple[str, float, Penalty]]:
+    """Name, weight and object of each penalty that the settings ask for."""
+    chosen: list[tuple[str, float, Penalty]] = []
+    name = config.penalty or strategy.penalty
+    if name and name != "none":
+        penalty: Penalty = plugins.load(plugins.PENALTIES, name, "penalty")()
+        weight = penalty.default_weight if config.lambda_orth is None else config.lambda_orth
+        chosen.append((name, weight, penalty))
+    elif config.lambda_orth:
+        raise ConfigError(
+            f"lambda_orth = {config.lambda_orth} has no penalty to weigh: strategy {strategy.name!r} uses none",
+            hint="add --penalty orthogonal",
+            unchanged="nothing was changed",
+        )
+    if config.lambda_l2 > 0:
+        chosen.append(("norm", config.lambda_l2, plugins.load(plugins.PENALTIES, "norm", "penalty")()))
+    return chosen
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """What can be told of an adapter before it is trained.
+
+    Attributes:
+        target_modules: Full names of the modules that it changes.
+        parameters: Trainable parameters, with the head's.
+        max_length: Tokens of a text: what was asked for, or the model's limit.
+    """
+
+    target_modules: tuple[str, ...]
+    parameters: int
+    max_length: int
+
+
+def plan_adapter(base: BaseModelRecord, config: TrainConfig, labels: int) -> AdapterPlan:
+    """Plan a task's adapter from the base's shapes and its tokenizer; no weight is loaded."""
+    model = _shapes(base)
+    task_type: TaskType = plugins.load(plugins.TASK_TYPES, base.task_type, "task type")()
+    head_modules = find_head_modules(model, set(), base.name) if task_type.has_head else ()
+    targets = resolve_target_modules(model, config.target_modules, head_modules)
+    shapes = [model.get_parameter(f"{name}.weight").shape for name in targets]
+    adapter = sum(config.r * (d_out + d_in) for d_out, d_in in shapes)
+    head = build_head(model, head_modules, labels, config.seed).state() if task_type.has_head else {}
+    return AdapterPlan(
+        target_modules=targets,
+        parameters=adapter + sum(tensor.numel() for tensor in head.values()),
+        max_length=min(config.max_length, input_limit(model, load_tokenizer(base)) or config.max_length),
+    )
+
+
+def _shapes(base: BaseModelRecord) -> PreTrainedModel:
+    auto = getattr(transformers, plugins.load(plugins.TASK_TYPES, base.task_type, "task type").auto_class)
+    with quiet_transformers(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(locate_base(base).path, local_files_only=True)
+        model: PreTrainedModel = auto.from_config(config)
+    return model
+
+
+def planned_steps(rows: int, config: TrainConfig) -> int:
+    """Optimizer steps of a run over so many rows."""
+    per_epoch = math.ceil(math.ceil(rows / config.batch_size) / config.gradient_accumulation_steps)
+    return math.ceil(per_epoch * config.epochs)

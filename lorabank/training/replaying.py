@@ -1,0 +1,62 @@
+"""Rows of several tasks in one training run, each asked in its own task's form and judged by its own head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lorabank.models.heads import Head, HeadSelection, load_head, switch_heads
+from lorabank.models.task_types import Examples, TaskType
+from lorabank.training.job import Replayed
+
+_HEADS = "heads"
+
+
+class MixedTask:
+    """A task type for rows of several tasks: `collate` keeps whose head a row is for, `loss` chooses it.
+
+    Args:
+        task_type: What the rows are in common.
+        selection: The heads' switch; None for a model without heads.
+    """
+
+    def __init__(self, task_type: TaskType, selection: HeadSelection | None) -> None:
+        self._type = task_type
+        self._selection = selection
+
+    def collate(self, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """The task type's batch, with ``heads [n]``."""
+        batch = self._type.collate(tokenizer, rows)
+        return batch if self._selection is None else {**batch, _HEADS: torch.tensor([row[_HEADS] for row in rows])}
+
+    def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """The task type's loss, each row under its own head."""
+        if self._selection is not None:
+            self._selection.select(inputs[_HEADS])
+        return self._type.loss(model, {name: value for name, value in inputs.items() if name != _HEADS})
+
+
+def keep_heads(
+    model: PreTrainedModel, head_modules: Sequence[str], own: Head, replayed: Sequence[Replayed]
+) -> HeadSelection:
+    """Give the model the new task's head (number 0) beside those of the replayed tasks, which are frozen."""
+    heads = [load_head(model, head_modules, len(task.labels), task.head) for task in replayed]
+    for head in heads:
+        for module in head.modules.values():
+            module.requires_grad_(False)
+    return switch_heads(model, [own, *heads])
+
+
+def add_replayed(task_type: TaskType, tokenizer: Any, own: Examples, replayed: Sequence[Replayed]) -> Examples:
+    """The new task's examples and those of the replayed tasks, each with the number of its head."""
+    parts = [own]
+    for task in replayed:
+        encode = partial(task_type.encode, tokenizer, labels=task.labels, template=task.template)
+        parts.append(encode(task.texts, task.targets, max_length=task.max_length))
+    rows = tuple({**row, _HEADS: head} for head, part in enumerate(parts) for row in part.rows)
+    return Examples(rows, tuple(n for part in parts for n in part.lengths), own.cut, own.dropped)

@@ -1,0 +1,48 @@
+"""AM-LoRA online (arXiv 2409.19611): the selector and the new adapter learn together, older adapters are frozen.
+
+The mathematics stand in `lorabank.training.online_attention`. The state after task t is the attention over all t
+adapters; it is recorded with the adapter. The first task has nothing to select from and is a plain adapter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from lorabank.training.online_attention import SELECTOR as SUBMODULE
+from lorabank.training.online_attention import SelectorL1, attach_attended_adapter
+from lorabank.training.strategies.base import Begun, Start, Strategy
+from lorabank.training.strategies.states import SELECTOR
+
+
+@dataclass(frozen=True)
+class _AMLoRA(Strategy):
+    def begin(self, start: Start) -> Begun:
+        """The new adapter and a selector that starts from the last one."""
+        if start.earlier is None:
+            return super().begin(start)
+        config, before = start.config, start.objects.get(SELECTOR, ())[-1:]
+        layers, selector = attach_attended_adapter(
+            start.model,
+            start.targets,
+            start.earlier,
+            r=config.r,
+            lora_alpha=config.lora_alpha,
+            use_rslora=config.use_rslora,
+            dropout=config.lora_dropout,
+            warm=load_tensors(before[0].data) if before else None,
+            warm_names=before[0].adapters if before else (),
+        )
+        penalty = SelectorL1(selector)
+        return Begun(layers, (("l1 of the selector", config.lambda_l1, penalty),))
+
+    def finish(self, start: Start, begun: Begun) -> dict[str, bytes]:
+        """The selector, over the earlier adapters in order and the new one."""
+        if start.earlier is None:
+            return {}
+        return {SELECTOR: save_tensors(start.model.get_submodule(SUBMODULE).tensors())}
+
+
+AMLORA = _AMLoRA("amlora", "attended", reads=(SELECTOR,))

@@ -1,0 +1,123 @@
+"""What a strategy is: what earlier adapters do while a new one is trained, what holds it, what later tasks need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lorabank.core.records import AdapterRecord
+from lorabank.training.strategies.states import active_state
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from lorabank.core.config import TrainConfig
+    from lorabank.core.lora import AdapterStack, LoraFactors
+    from lorabank.training.importance import Anchor
+    from lorabank.training.layer import LoraLinear
+    from lorabank.training.penalties.base import Penalty
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What an earlier task recorded under a role: the bytes, and the adapters of its state, its own one last."""
+
+    adapters: tuple[str, ...]
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a strategy finds when an adapter begins.
+
+    Attributes:
+        model: The base with the task's head, nothing attached yet; the strategy changes it in place.
+        targets: Full names of the modules to adapt.
+        config: The settings.
+        earlier: The adapters that are to be active, frozen, in sequence order; None where there are none.
+        initial: The factors of the adapter that goes on training, or None.
+        objects: Role to what each earlier task recorded under it, in sequence order.
+        batches: Gives the task's own training rows in order, as inputs on the model's device.
+        loss: Mean loss of a batch.
+    """
+
+    model: PreTrainedModel
+    targets: Sequence[str]
+    config: TrainConfig
+    earlier: AdapterStack | None
+    initial: LoraFactors | None
+    objects: Mapping[str, Sequence[Recorded]]
+    batches: Callable[[], Iterable[dict[str, Tensor]]]
+    loss: Callable[[nn.Module, dict[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An adapter that is ready to be trained.
+
+    Attributes:
+        layers: Its layers by module name.
+        penalties: Name, weight and penalty of what the strategy itself adds to the loss.
+        anchor: What holds an adapter that goes on training, for penalties that ask for it.
+    """
+
+    layers: dict[str, LoraLinear]
+    penalties: tuple[tuple[str, float, Penalty], ...] = ()
+    anchor: Anchor | None = None
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A named preset, and for methods that are more than a preset two steps to override.
+
+    Attributes:
+        name: Its key in ``STRATEGIES``.
+        earlier: ``"active"`` (frozen, added to the base), ``"attended"`` (frozen, under a learned attention),
+            ``"off"``, or ``"continued"`` (the last adapter's factors are where the new one starts).
+        penalty: Name of the default penalty, or None.
+        replay: Rows of earlier tasks that are trained on again: none, a reservoir of ``replay_rows``, or all.
+        needs: Roles of the objects that earlier tasks must have recorded.
+        reads: Roles of the objects that are used where they are.
+    """
+
+    name: str
+    earlier: Literal["active", "attended", "off", "continued"]
+    penalty: str | None = None
+    replay: Literal["none", "reservoir", "all"] = "none"
+    needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+
+    def context(self, earlier: Sequence[AdapterRecord]) -> tuple[str, ...]:
+        """Digests of the adapters that are active while the next one is trained.
+
+        Args:
+            earlier: The bank's ready adapters in sequence order.
+        """
+        if self.earlier not in ("active", "attended") or not earlier:
+            return ()
+        return active_state(earlier)
+
+    def begin(self, start: Start) -> Begun:
+        """Put a trainable adapter on the model, by default beside the folded past."""
+        from lorabank.training.layer import attach_adapter, fold
+
+        if start.earlier:
+            fold(start.model, start.earlier)
+        config = start.config
+        return Begun(
+            attach_adapter(
+                start.model,
+                start.targets,
+                r=config.r,
+                lora_alpha=config.lora_alpha,
+                use_rslora=config.use_rslora,
+                dropout=config.lora_dropout,
+                initial=start.initial,
+            )
+        )
+
+    def finish(self, start: Start, begun: Begun) -> dict[str, bytes]:
+        """After training, role to the bytes of what later tasks need; by default nothing."""
+        return {}

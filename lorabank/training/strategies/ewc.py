@@ -1,0 +1,46 @@
+"""EWC on an adapter that goes on training (Kirkpatrick et al. 2017, arXiv 1612.00796; online: arXiv 1805.06370).
+
+The adapter starts from the last one and is held where it was, entry by entry, by the importances of all tasks before
+(`lorabank.training.penalties.ewc`). When the task is learnt, its own importances are added to them and recorded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from lorabank.training.importance import (
+    Anchor,
+    accumulated,
+    diagonal_fisher,
+    fisher_from_bytes,
+    fisher_to_bytes,
+)
+from lorabank.training.strategies.base import Begun, Start, Strategy
+
+ROLE = "importance"
+
+
+@dataclass(frozen=True)
+class _EWC(Strategy):
+    def begin(self, start: Start) -> Begun:
+        """The last adapter goes on; its factors and importances are the anchor."""
+        begun = super().begin(start)
+        if start.initial is None:
+            return begun
+        return replace(begun, anchor=Anchor(start.initial, fisher_from_bytes(start.objects[ROLE][-1].data)))
+
+    def finish(self, start: Start, begun: Begun) -> dict[str, bytes]:
+        """The importances of this task, added to the earlier ones."""
+
+        def summed(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+            terms = (inputs["labels"] != -100).sum()  # rows of a classifier, labelled tokens of a language model
+            return start.loss(model, inputs) * terms
+
+        own = diagonal_fisher(start.model, begun.layers, start.batches(), summed)
+        before = begun.anchor.importance if begun.anchor else None
+        return {ROLE: fisher_to_bytes(accumulated(before, own))}
+
+
+EWC = _EWC("ewc", "continued", "ewc", needs=(ROLE,))

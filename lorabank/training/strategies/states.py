@@ -1,0 +1,60 @@
+"""Which adapters answer: a task's own state, what is active after a task, and the state *as trained*."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lorabank.core.records import AdapterRecord
+
+IMPORTED = "imported"
+"""What ``AdapterRecord.strategy`` says of an adapter that was trained elsewhere."""
+
+SELECTOR = "selector"
+"""Role of the selector that an adapter was trained together with."""
+
+_ON_ITS_OWN = ("isolated", IMPORTED)
+
+
+def own_state(adapter: AdapterRecord) -> tuple[str, ...]:
+    """The adapters of a task's own state, each with weight 1: its context and itself.
+
+    An adapter that was trained under attention over its context was never part of their sum: it stands alone.
+    """
+    return (adapter.digest,) if SELECTOR in adapter.objects else needed(adapter)
+
+
+def needed(adapter: AdapterRecord) -> tuple[str, ...]:
+    """Every adapter without which a task cannot be answered as it was trained."""
+    return (*adapter.context, adapter.digest)
+
+
+def active_state(adapters: Sequence[AdapterRecord]) -> tuple[str, ...]:
+    """Every adapter that counts after the last one: all, but of a chain that goes on only the newest snapshot."""
+    kept: list[str] = []
+    for adapter in adapters:
+        kept = [digest for digest in kept if digest != adapter.metrics.get("continued_from")]
+        kept.append(adapter.digest)
+    return tuple(kept)
+
+
+def deployed_state(adapters: Sequence[AdapterRecord], task: AdapterRecord) -> tuple[str, ...]:
+    """The state that answers for ``task`` after the last of ``adapters`` was trained (the state *as trained*).
+
+    An isolated or imported task keeps its own adapter. Any other task is answered by the newest adapter trained on
+    top of it, with that adapter's context; a task not learnt yet by the newest state there is.
+
+    Args:
+        adapters: Adapters of the stage, in sequence order; empty for the untrained base.
+        task: The adapter of the task that is scored, part of ``adapters`` or later.
+    """
+    answers = answering(adapters, task)
+    return own_state(answers) if answers else ()
+
+
+def answering(adapters: Sequence[AdapterRecord], task: AdapterRecord) -> AdapterRecord | None:
+    """The adapter whose state answers for ``task``; arguments as in `deployed_state`, None for the untrained base."""
+    known = {adapter.digest for adapter in adapters}
+    if task.digest in known and task.strategy in _ON_ITS_OWN:
+        return task
+    shared = [adapter for adapter in adapters if adapter.strategy not in _ON_ITS_OWN]
+    return shared[-1] if shared else None
