@@ -10,37 +10,46 @@ from lorabank.core.errors import DataError
 from lorabank.data.formats import UNCHANGED, Table, bad_row, check_row_limit, missing_column
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> Table:
-    """Read a CSV file; every cell is a string, blank lines are skipped.
+class Csv:
+    """A CSV file whose first line names the columns; every cell is a string, blank lines are skipped.
 
-    Args:
-        path: The file; its first line names the columns.
-        columns: Names of the columns to read.
-
-    Returns:
-        The cells, each row with the line on which it starts.
-
-    Raises:
-        DataError: A column is missing, quotes are broken or a row has another number of cells; names the line.
+    Every method raises DataError where the file is not that, with the line.
     """
-    table = Table(columns=tuple(columns))
-    reader = csv.reader(_lines(path), strict=True)
-    header = _next_row(path, reader)
-    if header is None:
-        return table
-    indices = _indices(path, header, columns)
-    while True:
-        line = reader.line_num + 1
-        cells = _next_row(path, reader)
-        if cells is None:
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def columns(self) -> tuple[str, ...]:
+        """The cells of the header."""
+        return tuple(_next_row(self.path, csv.reader(_lines(self.path), strict=True)) or ())
+
+    def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Table:
+        """The cells of these columns, each row with the line on which it starts; None for an optional one not there.
+
+        Raises:
+            DataError: A column is missing or stands twice, quotes are broken or a row has another number of cells.
+        """
+        table = Table(columns=(*columns, *optional))
+        reader = csv.reader(_lines(self.path), strict=True)
+        header = _next_row(self.path, reader)
+        if header is None:
             return table
-        if not cells:
-            continue
-        if len(cells) != len(header):
-            raise bad_row(path, f"line {line}", f"{len(cells)} cells, but the header names {len(header)} columns")
-        table.lines.append(line)
-        table.rows.append(tuple(cells[index] for index in indices))
-        check_row_limit(path, len(table.rows))
+        wanted = [column for column in table.columns if column in columns or column in header]
+        indices = dict(zip(wanted, _indices(self.path, header, wanted), strict=True))
+        places = [indices.get(column) for column in table.columns]
+        while True:
+            line = reader.line_num + 1
+            cells = _next_row(self.path, reader)
+            if cells is None:
+                return table
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                problem = f"{len(cells)} cells, but the header names {len(header)} columns"
+                raise bad_row(self.path, f"line {line}", problem)
+            table.lines.append(line)
+            table.rows.append(tuple(None if place is None else cells[place] for place in places))
+            check_row_limit(self.path, len(table.rows))
 
 
 def _lines(path: Path) -> Iterator[str]:

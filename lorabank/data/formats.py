@@ -1,23 +1,25 @@
-"""Table files: one reader for each suffix, and what every reader hands over.
+"""Table files: one reader for each suffix, one for the hub, and what every reader hands over.
 
-A reader is a function ``(path, columns) -> Table`` in a file of its own, named in ``FORMATS``. It answers for the
-syntax of its format; the meaning of the cells (what a text or a label may be) is checked once, in ``loading.py``.
+A reader is a class in a file of its own, named in ``FORMATS``. It answers for the syntax of its format; the meaning
+of the cells (what a text or a label may be) is checked once for all formats, by the forms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
 from lorabank.core.plugins import load
 
 FORMATS = {
-    ".jsonl": "lorabank.data.jsonl:read_jsonl",
-    ".csv": "lorabank.data.delimited:read_csv",
-    ".parquet": "lorabank.data.parquet:read_parquet",
+    ".jsonl": "lorabank.data.jsonl:JsonLines",
+    ".json": "lorabank.data.json_list:JsonList",
+    ".csv": "lorabank.data.delimited:Csv",
+    ".parquet": "lorabank.data.parquet:Parquet",
 }
 
 MAX_ROWS = 5_000_000
@@ -30,8 +32,8 @@ class Table:
     """The wanted columns of a file, as they stand there.
 
     Attributes:
-        columns: Names of the columns that were read.
-        unit: What ``lines`` counts: ``"line"`` of a text file or ``"row"`` of a Parquet file, from 1.
+        columns: Names of the columns that were read, as the file has them.
+        unit: What ``lines`` counts, from 1: ``"line"`` of a text file, ``"entry"`` of a JSON list, or ``"row"``.
         lines: Where each row starts.
         rows: One tuple of cells for each row, in the order of ``columns``.
     """
@@ -42,60 +44,76 @@ class Table:
     rows: list[tuple[object, ...]] = field(default_factory=list)
 
 
-Reader = Callable[[Path, Sequence[str]], Table]
+class Reader(Protocol):
+    """A file that was opened for its columns; made from its path."""
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns there are, without reading the rows; of JSON the keys of the first object."""
+
+    def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Table:
+        """The cells of ``columns``, which must be there, then of ``optional``, None where they are not."""
 
 
-def read_table(path: str | Path, columns: Sequence[str]) -> Table:
-    """Read the wanted columns of a table file.
+def open_reader(source: str | Path) -> Reader:
+    """The reader of a table file or of a data set of the hub.
 
     Args:
-        path: A file whose suffix, in small letters, is in ``FORMATS``.
-        columns: Names of the columns to read.
-
-    Returns:
-        At least one row.
+        source: A file whose suffix, in small letters, is in ``FORMATS``, or ``hf:OWNER/NAME[/CONFIG][:SPLIT]``.
 
     Raises:
         NotFoundError: There is no such file.
-        DataError: The file is empty, of another kind, or broken; names the line.
+        DataError: The file is empty or of another kind.
+        ConfigError, MissingExtraError: As ``lorabank.data.hub.HubDataset``.
     """
-    file = Path(path)
+    if str(source).startswith("hf:"):
+        from lorabank.data.hub import HubDataset
+
+        return HubDataset(str(source))
+    file = Path(source)
     if not file.exists():
-        raise NotFoundError(f"no such file: {str(path)!r}", unchanged=UNCHANGED, hint="check the path given to --data")
+        names_hub = len(file.parts) == 2 and not file.suffix
+        hint = f"a data set of the hub is named hf:{source}" if names_hub else "check the path given to --data"
+        raise NotFoundError(f"no such file: {str(source)!r}", unchanged=UNCHANGED, hint=hint)
     # A pipe or a device would block for ever, so only regular files are opened.
     if not file.is_file():
         kind = "a folder" if file.is_dir() else "not a regular file"
-        raise DataError(f"{str(path)!r} is {kind}; a data file is needed", unchanged=UNCHANGED)
+        raise DataError(f"{str(source)!r} is {kind}; a data file is needed", unchanged=UNCHANGED)
     try:
-        reader: Reader = load(FORMATS, file.suffix.lower(), "format")
+        reader = load(FORMATS, file.suffix.lower(), "format")
     except ConfigError as error:
-        raise DataError(f"{str(path)!r}: {error.message}", unchanged=UNCHANGED, hint=error.hint) from error
+        raise DataError(f"{str(source)!r}: {error.message}", unchanged=UNCHANGED, hint=error.hint) from error
     if file.stat().st_size == 0:
-        raise DataError(f"{str(path)!r} is empty", unchanged=UNCHANGED)
-    table = reader(file, tuple(columns))
-    if not table.rows:
-        raise DataError(f"{str(path)!r} has no rows", unchanged=UNCHANGED)
-    return table
+        raise DataError(f"{str(source)!r} is empty", unchanged=UNCHANGED)
+    opened: Reader = reader(file)
+    return opened
 
 
-def bad_row(path: Path, where: str, problem: str, *, hint: str | None = None) -> DataError:
+def bad_row(source: str | Path, where: str, problem: str, *, hint: str | None = None) -> DataError:
     """The error for one place in a file, ``where`` being for example ``"line 3"``."""
-    return DataError(f"{str(path)!r}, {where}: {problem}", unchanged=UNCHANGED, hint=hint)
+    return DataError(f"{str(source)!r}, {where}: {problem}", unchanged=UNCHANGED, hint=hint)
 
 
-def missing_column(path: Path, column: str, present: Sequence[str], *, where: str = "") -> DataError:
+def missing_column(
+    source: str | Path, column: str, present: Sequence[str], *, where: str = "", hint: str | None = None
+) -> DataError:
     """The error for a wanted column that a file (or the row at ``where``) does not have."""
-    shown = ", ".join(repr(name) for name in present[:20]) or "none"
-    more = f" and {len(present) - 20} more" if len(present) > 20 else ""
     place = f", {where}" if where else ""
+    usual = None if where else "name the columns: --text-column COLUMN, --label-column COLUMN"
     return DataError(
-        f"{str(path)!r}{place}: no column {column!r}; its columns are {shown}{more}.{nearest(column, list(present))}",
+        f"{str(source)!r}{place}: no column {column!r}; its columns are {listed_columns(present)}."
+        f"{nearest(column, list(present))}",
         unchanged=UNCHANGED,
-        hint=None if where else "name the columns: --text-column COLUMN, --label-column COLUMN",
+        hint=hint or usual,
     )
 
 
-def check_row_limit(path: Path, rows: int) -> None:
+def listed_columns(present: Sequence[str]) -> str:
+    """The first twenty names, in quotes, and how many more there are."""
+    shown = ", ".join(repr(name) for name in present[:20]) or "none"
+    return shown + (f" and {len(present) - 20} more" if len(present) > 20 else "")
+
+
+def check_row_limit(source: str | Path, rows: int) -> None:
     """Refuse a file with more rows than can be held in memory with their texts."""
     if rows > MAX_ROWS:
-        raise DataError(f"{str(path)!r} has more than {MAX_ROWS:,} rows", unchanged=UNCHANGED)
+        raise DataError(f"{str(source)!r} has more than {MAX_ROWS:,} rows", unchanged=UNCHANGED)

@@ -1,43 +1,65 @@
-"""From a file to the rows of a task: what a text and a label may be, and the two splits."""
+"""From a file to the rows of a task: form, labels, template, and the two splits."""
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
-from lorabank.core.config import TrainConfig, nearest
-from lorabank.core.errors import DataError
-from lorabank.data.formats import UNCHANGED, bad_row, read_table
+from lorabank.core.config import TrainConfig
+from lorabank.core.errors import ConfigError, DataError, IncompatibleError
+from lorabank.data.detection import check_columns, choose_form, fitting_forms
+from lorabank.data.formats import UNCHANGED
+from lorabank.data.forms import RenderChat, read_cells, read_form
+from lorabank.data.labels import check_labels, label_list, label_words, replace_labels
 from lorabank.data.parquet import from_parquet, to_parquet
-from lorabank.data.rows import Rows, sample_rows, shuffled_key
+from lorabank.data.rows import Rows, sample_rows
+from lorabank.data.sheets import Sheet, open_sheet
+from lorabank.data.splits import check_overlap, split_rows
+from lorabank.data.templates import DEFAULT_TEMPLATE, check_template, fill_labels, fill_text
 
-__all__ = ["Rows", "TaskData", "from_parquet", "load_task_data", "read_rows", "sample_rows", "to_parquet"]
-
-MAX_LABELS = 10_000
-MAX_LABEL_LENGTH = 256
+__all__ = [
+    "Rows",
+    "TaskData",
+    "detect_form",
+    "example_row",
+    "from_parquet",
+    "load_task_data",
+    "read_rows",
+    "sample_rows",
+    "split_rows",
+    "to_parquet",
+]
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """The two splits of a task; no text stands in both.
+    """The two splits of a task; no text or prompt stands in both.
 
     Attributes:
-        labels: Every label of the training rows, in alphabetical order; in numerical order if all are integers.
+        labels: Every label of the training rows, in alphabetical order; in numerical order if all are integers; label
+            words in the order of their labels. Empty where answers are generated or a perplexity is measured.
         train: Training rows.
         eval: Evaluation rows; each label is one of ``labels``.
         dropped: Repetitions of an evaluation row that a split of our own left out (they would count twice).
+        form: A key of ``lorabank.data.forms.FORMS``.
+        prompt_template: In text to text, makes the prompt of a labelled text; its labels are filled in. None for the
+            other forms, whose texts are whole prompts, and for a classifier.
+        scoring: ``"classification"``, or in text to text ``"likelihood"``, ``"generation"`` or ``"perplexity"``.
     """
 
     labels: tuple[str, ...]
     train: Rows
     eval: Rows
     dropped: int = 0
+    form: str = "classification"
+    prompt_template: str | None = None
+    scoring: str = "classification"
 
 
 def read_rows(path: str | Path, *, text_column: str, label_column: str | None) -> Rows:
-    """Read texts, and labels if asked, from a ``.jsonl``, ``.csv`` or ``.parquet`` file.
+    """Read texts, and labels if asked, from a table file or a data set of the hub.
 
     Labels are kept as strings without surrounding blanks: integers in decimal, booleans as ``true`` and ``false``.
     A whole number stored as a float (pandas makes ``1`` into ``1.0`` where a cell was missing) is the integer; any
@@ -55,197 +77,165 @@ def read_rows(path: str | Path, *, text_column: str, label_column: str | None) -
         NotFoundError: There is no such file.
         DataError: The file is empty or broken, a column is missing, or a cell is wrong; names line and column.
     """
-    columns = (text_column,) if label_column is None else (text_column, label_column)
-    table = read_table(path, columns)
-    texts, labels = [], []
-    for line, cells in zip(table.lines, table.rows, strict=True):
-        try:
-            column = text_column
-            texts.append(_text(cells[0]))
-            if label_column is not None:
-                column = label_column
-                labels.append(_label(cells[1]))
-        except ValueError as error:
-            raise bad_row(Path(path), f"{table.unit} {line}, column {column!r}", str(error)) from error
-    return Rows(
-        texts=tuple(texts),
-        labels=tuple(labels),
-        source=str(path),
-        columns=columns,
-        lines=tuple(table.lines),
-        unit=table.unit,
-    )
+    from lorabank.data.plain_forms import CLASSIFICATION, UNLABELLED
+
+    sheet = open_sheet(path)
+    if label_column is None:
+        return replace(read_cells(sheet, UNLABELLED, (text_column,), _no_chat), labels=())
+    return read_cells(sheet, CLASSIFICATION, (text_column, label_column), _no_chat)
 
 
-def load_task_data(config: TrainConfig) -> TaskData:
+def detect_form(config: TrainConfig) -> str:
+    """The form of the training rows, told by the columns of ``data`` or given as ``format``; no row is read.
+
+    Args:
+        config: ``data``, ``format``, ``map``, ``text_column`` and ``label_column`` are read.
+
+    Returns:
+        A key of ``lorabank.data.forms.FORMS``.
+
+    Raises:
+        NotFoundError: The file is missing.
+        ConfigError: No file is named, or a renaming is wrong.
+        DataError: No form has these columns, or several have.
+    """
+    return choose_form(_open(config.data, config), config)
+
+
+def load_task_data(
+    config: TrainConfig, *, task_type: str = "SEQ_CLS", render_chat: RenderChat | None = None
+) -> TaskData:
     """Read a task's training and evaluation rows.
 
     Without ``eval_data`` a part of the training file is set aside: ``eval_fraction`` of each label's distinct texts
-    (rounded, at least one where the label has two), chosen by ``seed``. Rows with equal texts go to the same side.
+    (rounded, at least one where the label has two), chosen by ``seed``; of free completions ``eval_fraction`` of the
+    distinct prompts. Rows with equal texts or prompts go to the same side.
 
     Args:
-        config: ``data``, ``eval_data``, ``eval_fraction``, ``text_column``, ``label_column`` and ``seed`` are read.
+        config: The fields that say which data, and what is made of them.
+        task_type: PEFT's name; ``"SEQ_CLS"`` takes labelled texts alone.
+        render_chat: Messages to the string that the model reads before it answers; None where the base model has no
+            chat template.
 
     Returns:
         The splits, each in the order of its file.
 
     Raises:
         NotFoundError: A file is missing.
+        ConfigError: A setting does not go with the form, a template has no ``{text}``, or label words are wrong.
+        IncompatibleError: The rows are conversations, and the base model has no chat template.
         DataError: A row is wrong, there are fewer than two labels or too few texts, or the evaluation file has a
             label or a text that it must not have; names file, line and column.
     """
-    rows = read_rows(config.data, text_column=config.text_column, label_column=config.label_column)
-    labels = _label_list(rows)
-    if config.eval_data is None:
-        train, evaluation, dropped = split_rows(rows, config.eval_fraction, config.seed)
-        return TaskData(labels=labels, train=train, eval=evaluation, dropped=dropped)
-    evaluation = read_rows(config.eval_data, text_column=config.text_column, label_column=config.label_column)
-    _check_labels(evaluation, labels)
-    _check_overlap(rows, evaluation)
-    return TaskData(labels=labels, train=rows, eval=evaluation)
+    sheet = _open(config.data, config)
+    form = _form_for(sheet, config, task_type)
+    scoring = _scoring(config, form, task_type)
+    _check_settings(config, form, task_type)
+    free = form != "classification" and scoring != "likelihood"
+    render = render_chat or _no_chat
+    rows = read_form(sheet, form, config, render, free=free)
+    labels = () if free else label_list(rows, **_label_hint(form))
+    evaluation = None
+    if config.eval_data is not None:
+        evaluation = read_form(_open_evaluation(config, form), form, config, render, free=free)
+        if not free:
+            check_labels(evaluation, labels)
+        check_overlap(rows, evaluation)
+    if config.label_words is not None:
+        words = label_words(config.label_words, labels)
+        labels = tuple(words.values())
+        rows = replace_labels(rows, words)
+        evaluation = None if evaluation is None else replace_labels(evaluation, words)
+    dropped = 0
+    if evaluation is None:
+        rows, evaluation, dropped = split_rows(rows, config.eval_fraction, config.seed)
+    template = None
+    if form == "classification" and task_type != "SEQ_CLS":
+        template = fill_labels(config.prompt_template or DEFAULT_TEMPLATE, labels)
+    return TaskData(
+        labels=labels if scoring in ("classification", "likelihood") else (),
+        train=rows,
+        eval=evaluation,
+        dropped=dropped,
+        form=form,
+        prompt_template=template,
+        scoring=scoring,
+    )
 
 
-def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows, int]:
-    """Set a part of labelled rows aside for evaluation.
+def example_row(data: TaskData) -> tuple[str, str]:
+    """The first training row as the model meets it: prompt and completion, or text and label of a classifier."""
+    text, label = data.train.texts[0], data.train.labels[0]
+    return (fill_text(data.prompt_template, text) if data.prompt_template else text), label
 
-    Args:
-        rows: Rows with labels.
-        fraction: Part of each label's distinct texts that is set aside, in (0, 1).
-        seed: Seed of the choice, in [0, 2**64).
 
-    Returns:
-        Training rows (every label is among them), evaluation rows, and how many repetitions of an evaluation row
-        were dropped.
+def _open(source: str, config: TrainConfig) -> Sheet:
+    if not source:
+        raise ConfigError("there is no data to train on", hint="add --data FILE", unchanged=UNCHANGED)
+    return open_sheet(source, config.map)
 
-    Raises:
-        DataError: No label has two distinct texts.
-    """
-    by_text: dict[str, list[int]] = defaultdict(list)
-    for index, text in enumerate(rows.texts):
-        by_text[text].append(index)
-    by_label: dict[str, list[str]] = defaultdict(list)
-    for text, indices in by_text.items():
-        by_label[rows.labels[indices[0]]].append(text)
 
-    aside: set[str] = set()
-    for texts in by_label.values():
-        texts.sort(key=lambda text: shuffled_key(text, seed))
-        aside.update(texts[: min(max(1, round(fraction * len(texts))), len(texts) - 1)])
-    _return_lost_labels(rows, by_text, aside)
-    if not aside:
+def _open_evaluation(config: TrainConfig, form: str) -> Sheet:
+    sheet = _open(config.eval_data or "", config)
+    if form != "classification":  # whose readers say the same
+        check_columns(sheet, config, form)
+    return sheet
+
+
+def _form_for(sheet: Sheet, config: TrainConfig, task_type: str) -> str:
+    """The form that is read; a classifier takes labelled texts, and what they lack is said by their reader."""
+    if task_type != "SEQ_CLS":
+        return choose_form(sheet, config)
+    if config.format == "auto":
+        fitting = fitting_forms(sheet, config)
+        others = [name for name in fitting if name not in ("classification", "text")]
+        form = others[0] if others and "classification" not in fitting else "classification"
+    else:
+        form = config.format
+    if form != "classification":
         raise DataError(
-            f"{rows.source!r}: too few rows to set some aside for evaluation ({len(rows)} rows, no label with two"
-            " different texts)",
+            f"{sheet.source!r} has the form {form}, and a classifier learns labelled texts alone",
             unchanged=UNCHANGED,
-            hint="give evaluation rows with --eval-data FILE",
+            hint="text to text is learnt in a bank of its own, made with --task-type CAUSAL_LM",
         )
-    train = [index for index, text in enumerate(rows.texts) if text not in aside]
-    held = [index for index, text in enumerate(rows.texts) if text in aside]
-    once = list({(rows.texts[index], rows.labels[index]): index for index in reversed(held)}.values())
-    return rows.take(train), rows.take(sorted(once)), len(held) - len(once)
+    return form
 
 
-def _return_lost_labels(rows: Rows, by_text: dict[str, list[int]], aside: set[str]) -> None:
-    """Take texts back from ``aside`` until every label is among the training rows.
-
-    Needed only where one text has several labels: it was set aside under the first, and took the last row of
-    another label with it.
-    """
-    trained = {label for text, label in zip(rows.texts, rows.labels, strict=True) if text not in aside}
-    for text, indices in by_text.items():
-        own = {rows.labels[index] for index in indices}
-        if text in aside and not own <= trained:
-            aside.discard(text)
-            trained |= own
-
-
-def _text(cell: object) -> str:
-    if not isinstance(cell, str):
-        raise ValueError(f"expected a text, found {_shown(cell)}")
-    _check_characters(cell)
-    if not cell.strip():
-        raise ValueError("the text is empty")
-    return cell
-
-
-def _label(cell: object) -> str:
-    if isinstance(cell, bool):
-        return "true" if cell else "false"
-    if isinstance(cell, float) and cell.is_integer():
-        cell = int(cell)
-    if not isinstance(cell, str | int):
-        raise ValueError(f"expected a label (a string, integer or boolean), found {_shown(cell)}")
-    label = str(cell).strip()
-    _check_characters(label)
-    if not label:
-        raise ValueError("the label is empty")
-    if len(label) > MAX_LABEL_LENGTH:
-        raise ValueError(f"the label has {len(label)} characters; {MAX_LABEL_LENGTH} is the limit")
-    return label
-
-
-def _check_characters(cell: str) -> None:
-    """Refuse what later fails far from here: NUL in tokenizers, lone surrogates when written as UTF-8."""
-    if "\x00" in cell:
-        raise ValueError(f"a NUL character at position {cell.index(chr(0)) + 1}")
-    try:
-        cell.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"a lone surrogate at position {error.start + 1}") from error
-
-
-def _shown(cell: object) -> str:
-    if cell is None:
-        return "nothing (null)"
-    if isinstance(cell, bool | int | float):
-        return f"{cell!r}"[:40]
-    if isinstance(cell, list):
-        return "a list"
-    return "an object" if isinstance(cell, dict) else type(cell).__name__
-
-
-def _label_list(rows: Rows) -> tuple[str, ...]:
-    labels = set(rows.labels)
-    if len(labels) < 2:
-        only = next(iter(labels))
-        raise DataError(
-            f"{rows.source!r}: every row has the label {only!r}; at least two labels are needed",
+def _scoring(config: TrainConfig, form: str, task_type: str) -> str:
+    if task_type == "SEQ_CLS":
+        return "classification"
+    if config.scoring == "auto":
+        return {"classification": "likelihood", "text": "perplexity"}.get(form, "generation")
+    if form == "text" and config.scoring != "perplexity":
+        raise ConfigError(
+            f"plain text has no answers, so --scoring {config.scoring} has nothing to compare",
             unchanged=UNCHANGED,
-            hint="name another column with --label-column COLUMN",
+            hint="--scoring perplexity",
         )
-    if len(labels) > MAX_LABELS:
-        raise DataError(
-            f"{rows.source!r}: {len(labels):,} different labels in the column {rows.columns[1]!r};"
-            f" {MAX_LABELS:,} is the limit",
-            unchanged=UNCHANGED,
-            hint="name another column with --label-column COLUMN",
-        )
-    if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels):
-        return tuple(sorted(labels, key=lambda label: (int(label), label)))
-    return tuple(sorted(labels))
+    return config.scoring
 
 
-def _check_labels(evaluation: Rows, labels: tuple[str, ...]) -> None:
-    known = set(labels)
-    for index, label in enumerate(evaluation.labels):
-        if label not in known:
-            shown = ", ".join(repr(name) for name in labels[:20]) + (", ..." if len(labels) > 20 else "")
-            where = f"{evaluation.unit} {evaluation.lines[index]}, column {evaluation.columns[1]!r}"
-            raise bad_row(
-                Path(evaluation.source),
-                where,
-                f"the label {label!r} is not among the training labels {shown}.{nearest(label, list(labels))}",
-            )
+def _check_settings(config: TrainConfig, form: str, task_type: str) -> None:
+    """Refuse settings that would do nothing, and a template that cannot work."""
+    given = {"prompt-template": config.prompt_template, "label-words": config.label_words}
+    if task_type == "SEQ_CLS":
+        given["scoring"] = None if config.scoring == "auto" else config.scoring
+    useless = next((name for name, value in given.items() if value is not None), None)
+    if useless and (task_type == "SEQ_CLS" or form != "classification"):
+        whom = "text to text, and the bank is a classifier's" if task_type == "SEQ_CLS" else "labelled texts"
+        found = "" if task_type == "SEQ_CLS" else f", and the rows have the form {form}"
+        raise ConfigError(f"--{useless} is for {whom}{found}", unchanged=UNCHANGED, hint=f"leave out --{useless}")
+    if config.prompt_template is not None:
+        check_template(config.prompt_template)
 
 
-def _check_overlap(train: Rows, evaluation: Rows) -> None:
-    first_line = {text: index for index, text in reversed(list(enumerate(train.texts)))}
-    shared = [index for index, text in enumerate(evaluation.texts) if text in first_line]
-    if shared:
-        twin = first_line[evaluation.texts[shared[0]]]
-        count = f"{len(shared)} evaluation rows repeat" if len(shared) > 1 else "an evaluation row repeats"
-        raise DataError(
-            f"{count} a training text, the first in {evaluation.where(shared[0])}, as {train.where(twin)}",
-            unchanged=UNCHANGED,
-            hint="remove these rows from one file, or leave out --eval-data to have a part of --data set aside",
-        )
+def _label_hint(form: str) -> dict[str, str]:
+    return {} if form == "classification" else {"hint": "completions that are no labels: --scoring generation"}
+
+
+def _no_chat(_: Sequence[Mapping[str, str]]) -> NoReturn:
+    raise IncompatibleError(
+        "the rows are conversations, and the base model has no chat template to write them with",
+        unchanged=UNCHANGED,
+        hint="bring prompt and completion columns, or use an instruct model: --base",
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +12,60 @@ from lorabank.data.formats import UNCHANGED, Table, check_row_limit, missing_col
 from lorabank.data.rows import Rows
 
 
-def read_parquet(path: Path, columns: Sequence[str]) -> Table:
-    """Read the wanted columns of a Parquet file; dictionary-encoded columns are decoded.
+class Parquet:
+    """A Parquet file; dictionary-encoded columns are decoded.
 
-    Args:
-        path: The file.
-        columns: Names of top-level columns of strings, integers, floats or booleans.
-
-    Returns:
-        The cells as Python values, each with its row number from 1.
-
-    Raises:
-        DataError: The file is broken, or a column is missing or of another type.
+    Every method raises DataError where the file is broken.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def columns(self) -> tuple[str, ...]:
+        """The top-level columns; only the footer is read."""
+        with self._opened() as file:
+            return tuple(file.schema_arrow.names)
+
+    def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Table:
+        """The cells of these columns as Python values, each row with its number from 1.
+
+        Strings, integers, floats and booleans are read, and lists of structs (conversations); None stands for an
+        optional column that is not there.
+
+        Raises:
+            DataError: A column is missing, stands twice or is of another type.
+        """
+        with self._opened() as file:
             names = file.schema_arrow.names
-            for column in columns:
+            wanted = (*columns, *(column for column in optional if column in names))
+            for column in wanted:
                 if column not in names:
-                    raise missing_column(path, column, names)
+                    raise missing_column(self.path, column, names)
                 if names.count(column) > 1:
-                    raise DataError(f"{str(path)!r}: the column {column!r} stands twice", unchanged=UNCHANGED)
-                _check_type(path, column, file.schema_arrow.field(column).type)
-            check_row_limit(path, file.metadata.num_rows)
-            table = file.read(columns=list(dict.fromkeys(columns)))
-            cells = [table.column(column).to_pylist() for column in columns]
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{str(path)!r} is not a readable Parquet file: {reason}", unchanged=UNCHANGED) from error
-    rows = list(zip(*cells, strict=True))
-    return Table(columns=tuple(columns), unit="row", lines=list(range(1, len(rows) + 1)), rows=rows)
+                    raise DataError(f"{str(self.path)!r}: the column {column!r} stands twice", unchanged=UNCHANGED)
+                _check_type(self.path, column, file.schema_arrow.field(column).type)
+            check_row_limit(self.path, file.metadata.num_rows)
+            table = file.read(columns=list(dict.fromkeys(wanted)))
+            empty = [None] * table.num_rows
+            present = table.column_names
+            cells = [
+                table.column(column).to_pylist() if column in present else empty for column in (*columns, *optional)
+            ]
+        rows = list(zip(*cells, strict=True))
+        return Table(columns=(*columns, *optional), unit="row", lines=list(range(1, len(rows) + 1)), rows=rows)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(self.path) as file:
+                yield file
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            message = f"{str(self.path)!r} is not a readable Parquet file: {reason}"
+            raise DataError(message, unchanged=UNCHANGED) from error
 
 
 def _check_type(path: Path, column: str, type_: Any) -> None:
@@ -51,7 +73,10 @@ def _check_type(path: Path, column: str, type_: Any) -> None:
 
     value = type_.value_type if kinds.is_dictionary(type_) else type_
     strings = kinds.is_string(value) or kinds.is_large_string(value) or kinds.is_string_view(value)
-    if not (strings or kinds.is_integer(value) or kinds.is_floating(value) or kinds.is_boolean(value)):
+    listed = kinds.is_list(value) or kinds.is_large_list(value)
+    conversations = listed and kinds.is_struct(value.value_type)
+    numbers = kinds.is_integer(value) or kinds.is_floating(value) or kinds.is_boolean(value)
+    if not (strings or numbers or conversations):
         raise DataError(
             f"{str(path)!r}: the column {column!r} holds {type_}; expected strings, integers or booleans",
             unchanged=UNCHANGED,

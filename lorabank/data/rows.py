@@ -14,13 +14,18 @@ from functools import cached_property
 class Rows:
     """Checked rows of one file, in its order.
 
+    Of a labelled text, ``texts`` and ``labels`` hold what their names say. In text to text they hold prompt and
+    completion: where no prompt template makes the prompt of a labelled text, the text is the whole prompt, and of
+    plain text the prompt is empty.
+
     Attributes:
-        texts: The texts, none of them blank.
-        labels: One label for each text; empty where no label column was asked for.
+        texts: The texts or prompts; none is blank, but of plain text all are empty.
+        labels: One label or completion for each text; empty where no label column was asked for.
         source: The file's name as it was given.
-        columns: The columns that were read: text, then label.
-        lines: Where each row starts in the file (row number in a Parquet file), from 1.
-        unit: What ``lines`` counts: ``"line"`` or ``"row"``.
+        columns: The columns that were read, as the file names them: text, then label.
+        lines: Where each row starts in the file, from 1.
+        unit: What ``lines`` counts: ``"line"``, ``"entry"`` (of a JSON list) or ``"row"``.
+        free: Whether ``labels`` are free completions, not labels of a list; no share of theirs is kept in a sample.
     """
 
     texts: tuple[str, ...]
@@ -29,6 +34,7 @@ class Rows:
     columns: tuple[str, ...]
     lines: tuple[int, ...]
     unit: str = "row"
+    free: bool = False
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -52,7 +58,15 @@ class Rows:
             columns=self.columns,
             lines=tuple(self.lines[i] for i in kept),
             unit=self.unit,
+            free=self.free,
         )
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """What training and evaluation rows must not share: each row's text or prompt, or all of a plain text."""
+        if "" not in self.texts:
+            return self.texts
+        return tuple(text or label for text, label in zip(self.texts, self.labels or self.texts, strict=True))
 
     def where(self, index: int) -> str:
         """The place of a row in words, for example ``'data.csv' line 7``."""
@@ -69,7 +83,7 @@ def shuffled_key(text: str, seed: int) -> bytes:
 
 
 def sample_rows(rows: Rows, n: int, seed: int) -> Rows:
-    """A seeded sample in which each label keeps its share.
+    """A seeded sample in which each label keeps its share; free completions have no shares.
 
     Args:
         rows: Rows, with or without labels.
@@ -81,10 +95,10 @@ def sample_rows(rows: Rows, n: int, seed: int) -> Rows:
     """
     if n >= len(rows):
         return rows
-    labels = rows.labels or ("",) * len(rows)
+    labels = rows.labels if rows.labels and not rows.free else ("",) * len(rows)
     quotas = _quotas(Counter(labels), n)
     chosen = []
-    for index in sorted(range(len(rows)), key=lambda i: (shuffled_key(rows.texts[i], seed), i)):
+    for index in sorted(range(len(rows)), key=lambda i: (shuffled_key(rows.keys[i], seed), i)):
         if quotas[labels[index]] > 0:
             quotas[labels[index]] -= 1
             chosen.append(index)

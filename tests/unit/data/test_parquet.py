@@ -43,6 +43,7 @@ def test_labels_of_every_type_become_strings(tmp_path: Path, cells: pa.Array, la
         ({"text": ["a", "b"], "label": [0.0, 1.5]}, "row 2, column 'label'"),
         ({"text": [1, 2], "label": [0, 1]}, "row 1, column 'text': expected a text, found 1"),
         ({"text": ["a"], "label": [[0]]}, "the column 'label' holds list"),
+        ({"text": [[{"role": "user"}]], "label": [0]}, "row 1, column 'text': expected a text, found a list"),
         ({"text": ["a"], "lable": [0]}, "no column 'label'; its columns are 'text', 'lable'. Did you mean 'lable'?"),
         ({"text": pa.array([], pa.string()), "label": pa.array([], pa.int64())}, "has no rows"),
     ],

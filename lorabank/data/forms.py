@@ -1,0 +1,106 @@
+"""The forms in which people bring rows: which columns each has, and how a row becomes a prompt and a completion.
+
+A form is one object, named in ``FORMS``. Every form ends in the same two strings for each row (`Rows`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lorabank.core.config import TrainConfig
+from lorabank.core.plugins import load
+from lorabank.data.cells import BadCell
+from lorabank.data.formats import bad_row
+from lorabank.data.rows import Rows
+from lorabank.data.sheets import Sheet
+
+FORMS = {
+    "classification": "lorabank.data.plain_forms:CLASSIFICATION",
+    "prompt-completion": "lorabank.data.plain_forms:PROMPT_COMPLETION",
+    "messages": "lorabank.data.chat_forms:MESSAGES",
+    "alpaca": "lorabank.data.plain_forms:ALPACA",
+    "sharegpt": "lorabank.data.chat_forms:SHAREGPT",
+    "text": "lorabank.data.plain_forms:TEXT",
+}
+
+RenderChat = Callable[[Sequence[Mapping[str, str]]], str]
+"""Messages (``role``, ``content``) to the string that a model reads before it answers."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of rows.
+
+    Attributes:
+        columns: The columns that make it this form. ``text`` and ``label`` stand for ``--text-column`` and
+            ``--label-column``.
+        row: From the cells of a row by column, and the way to render a conversation, to prompt and completion (of a
+            labelled text: text and label). Raises BadCell; without a ``column`` it is about the first.
+        optional: Columns that are read where they are there.
+    """
+
+    columns: tuple[str, ...]
+    row: Callable[[Mapping[str, object], RenderChat], tuple[str, str]]
+    optional: tuple[str, ...] = ()
+
+    def in_sheet(self, config: TrainConfig) -> tuple[str, ...]:
+        """``columns`` under the names that the settings give them."""
+        chosen = {"text": config.text_column, "label": config.label_column}
+        return tuple(chosen.get(column, column) for column in self.columns)
+
+
+def load_form(name: str) -> Form:
+    """The form of this name.
+
+    Raises:
+        ConfigError: There is no such form; the nearest one is proposed.
+    """
+    form: Form = load(FORMS, name, "form")
+    return form
+
+
+def read_form(sheet: Sheet, name: str, config: TrainConfig, render_chat: RenderChat, *, free: bool = False) -> Rows:
+    """Read all rows of a sheet in one form.
+
+    Args:
+        sheet: The opened file.
+        name: A key of ``FORMS``.
+        config: ``text_column`` and ``label_column`` are read.
+        render_chat: Renders conversations.
+        free: Whether the completions are no list of labels.
+
+    Raises:
+        DataError: A column is missing or a cell is wrong; names line and column.
+    """
+    form = load_form(name)
+    return read_cells(sheet, form, form.in_sheet(config), render_chat, free=free)
+
+
+def read_cells(
+    sheet: Sheet, form: Form, columns: Sequence[str], render_chat: RenderChat, *, free: bool = False
+) -> Rows:
+    """As `read_form`, with the form itself and what its columns are called in the sheet."""
+    table = sheet.read(columns, form.optional)
+    # Names as the form knows them: those of the file, then of the sheet, then of the form.
+    own = (*form.columns, *sheet.renamed(table.columns)[len(columns) :])
+    prompts, completions = [], []
+    for line, cells in zip(table.lines, table.rows, strict=True):
+        try:
+            prompt, completion = form.row(dict(zip(own, cells, strict=True)), render_chat)
+        except BadCell as error:
+            column = table.columns[own.index(error.column or own[0])]
+            place = f", {error.place}" if error.place else ""
+            where = f"{table.unit} {line}, column {column!r}{place}"
+            raise bad_row(sheet.source, where, error.problem, hint=error.hint) from error
+        prompts.append(prompt)
+        completions.append(completion)
+    return Rows(
+        texts=tuple(prompts),
+        labels=tuple(completions),
+        source=sheet.source,
+        columns=table.columns[: len(columns)],
+        lines=tuple(table.lines),
+        unit=table.unit,
+        free=free,
+    )

@@ -1,0 +1,108 @@
+"""A table whose columns may be read under other names (``--map old=new``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from lorabank.core.errors import ConfigError, DataError
+from lorabank.data.formats import UNCHANGED, Reader, Table, missing_column, open_reader
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A file, and what its columns are called here.
+
+    Attributes:
+        source: The file's name as it was given.
+        reader: Reads it.
+        origin: For each renamed column: its new name to the one in the file.
+    """
+
+    source: str
+    reader: Reader
+    origin: Mapping[str, str]
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The columns, under their new names where they have one."""
+        return self.renamed(self.reader.columns())
+
+    def renamed(self, columns: Sequence[str]) -> tuple[str, ...]:
+        """What columns of the file are called here."""
+        new_names = {old: new for new, old in self.origin.items()}
+        return tuple(new_names.get(column, column) for column in columns)
+
+    def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Table:
+        """At least one row.
+
+        Args:
+            columns: New names of the columns to read.
+            optional: New names of columns that may be absent; one that was renamed away is left out.
+
+        Returns:
+            The cells; ``Table.columns`` has the names of the file.
+
+        Raises:
+            DataError: There is no row, a column is missing, or the file is broken; names the line.
+        """
+        hidden = set(self.origin.values()) - set(self.origin)
+        for column in hidden.intersection(columns):
+            raise missing_column(self.source, column, self.columns)
+        there = [column for column in optional if column not in hidden]
+        table = self.reader.read(self._in_file(columns), self._in_file(there))
+        if not table.rows:
+            raise DataError(f"{self.source!r} has no rows", unchanged=UNCHANGED)
+        return table
+
+    def _in_file(self, columns: Sequence[str]) -> tuple[str, ...]:
+        return tuple(self.origin.get(column, column) for column in columns)
+
+
+def open_sheet(source: str | Path, renames: Sequence[str] = ()) -> Sheet:
+    """Open a table file or a data set of the hub.
+
+    Args:
+        source: A file, or ``hf:OWNER/NAME[/CONFIG][:SPLIT]``.
+        renames: ``old=new`` for each column that is read under another name.
+
+    Raises:
+        NotFoundError: There is no such file.
+        ConfigError: A renaming is not of this form, or two are about one column.
+        DataError: The file is empty or of another kind, a renamed column is not there, or its new name is taken.
+    """
+    sheet = Sheet(str(source), open_reader(source), _origin(renames))
+    if not sheet.origin:
+        return sheet
+    present = sheet.reader.columns()
+    for new, old in sheet.origin.items():
+        if old not in present:
+            raise missing_column(source, old, present, hint="name a column of the file: --map COLUMN=NEW")
+        if new in present and new not in sheet.origin.values():
+            raise DataError(
+                f"{str(source)!r} has a column {new!r} already, so {old!r} cannot be read under this name",
+                unchanged=UNCHANGED,
+                hint=f"give that column another name too: --map {new}=other_{new}",
+            )
+    return sheet
+
+
+def _origin(renames: Sequence[str]) -> dict[str, str]:
+    """New name to old name."""
+    pairs = []
+    for rename in renames:
+        old, _, new = (part.strip() for part in rename.partition("="))
+        if not old or not new:
+            raise ConfigError(
+                f"--map {rename!r} renames nothing",
+                unchanged=UNCHANGED,
+                hint="write --map old=new, once for each column",
+            )
+        pairs.append((old, new))
+    for which, names in (("renamed", [old for old, _ in pairs]), ("given as a new name", [new for _, new in pairs])):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"--map: the column {twice!r} is {which} twice", unchanged=UNCHANGED)
+    return {new: old for old, new in pairs}
