@@ -37,7 +37,6 @@ PENALTIES: dict[str, str] = {
     "orthogonal": "lorabank.training.penalties.orthogonal:Orthogonal",
     "orthogonal-normalized": "lorabank.training.penalties.orthogonal:OrthogonalNormalized",
     "l1": "lorabank.training.penalties.l1:L1",
-    "l1-released": "lorabank.training.penalties.l1:L1Released",
     "ewc": "lorabank.training.penalties.ewc:EWC",
     "norm": "lorabank.training.penalties.norm:Norm",
 }

@@ -42,6 +42,39 @@ def write_task(path: Path, labels: int, seed: int, rows: int = 24) -> Path:
 
 
 @dataclass
+class Attended:
+    """Adapters under a selector's attention: ``h_k = s B_k A_k x``, ``a = softmax(tanh(u_k . h_k + c_k))``, c_0."""
+
+    digests: tuple[str, ...]
+    selector: dict[str, torch.Tensor]
+
+    def hook(self, bank: Path, model: torch.nn.Module) -> None:
+        """Add ``sum_k a_k h_k`` to every adapted module's output, one adapter and one token at a time."""
+        adapters = []
+        for digest in self.digests:
+            config = json.loads((bank / "adapters" / digest / "adapter_config.json").read_text())
+            tensors = load_file(bank / "adapters" / digest / "adapter_model.safetensors")
+            adapters.append((tensors, config["lora_alpha"] / config["r"]))
+        for module in {key.split(":", 1)[1] for key in self.selector}:
+            model.get_submodule(module).register_forward_hook(self._adder(module, adapters))
+
+    def _adder(self, module: str, adapters: list[Any]) -> Callable[..., torch.Tensor]:
+        u, c, zero = (self.selector[f"{kind}:{module}"] for kind in ("u", "c", "c_zero"))
+
+        def add(_: Any, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+            added = torch.zeros_like(out)
+            for token, x in enumerate(inputs[0][0]):
+                key = f"base_model.model.{module}.lora_"
+                h = [s * t[f"{key}B.weight"] @ (t[f"{key}A.weight"] @ x) for t, s in adapters]
+                scores = [zero[0], *(u[k] @ h[k] + c[k] for k in range(len(h)))]
+                a = torch.softmax(torch.tanh(torch.stack(scores)), 0)
+                added[0, token] = sum(a[k + 1] * h[k] for k in range(len(h)))
+            return out + added
+
+        return add
+
+
+@dataclass
 class Lab:
     """A base and data sets, and banks that are made of them once."""
 
@@ -94,12 +127,14 @@ def by_hand(lab: Lab) -> Callable[..., torch.Tensor]:
     """``by_hand(bank, digests, head_of, texts)``: probabilities from plain transformers and plain safetensors.
 
     The weights are ``W + sum_k w_k (lora_alpha / r) B_k A_k`` with the adapters of ``digests`` (a mapping gives
-    their w), the head is that of the adapter ``head_of``; one text at a time.
+    their w; `Attended` gives them by AM-LoRA's equations), the head is that of the adapter ``head_of``; one text at a
+    time.
     """
     from transformers import AutoModelForSequenceClassification
 
     def run(bank: Path, digests: Any, head_of: str, texts: list[str]) -> torch.Tensor:
-        weights = digests if isinstance(digests, dict) else dict.fromkeys(digests, 1.0)
+        attended = digests if isinstance(digests, Attended) else None
+        weights = digests if isinstance(digests, dict) else dict.fromkeys(() if attended else digests, 1.0)
         head = load_file(bank / "adapters" / head_of / "adapter_model.safetensors")
         labels = head["base_model.model.classifier.bias"].shape[0]
         model = AutoModelForSequenceClassification.from_pretrained(lab.base, num_labels=labels).eval()
@@ -116,6 +151,8 @@ def by_hand(lab: Lab) -> Callable[..., torch.Tensor]:
                         b = tensors[key.replace("lora_A", "lora_B")]
                         scaling = config["lora_alpha"] / config["r"]
                         model.get_submodule(module).weight += weight * scaling * (b @ a)
+            if attended:
+                attended.hook(bank, model)
             logits = [
                 model(
                     input_ids=torch.tensor([[0, *(4 + ord(letter) - ord("a") for letter in text.split()), 2]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -25,12 +26,16 @@ def group(modules: int = 3, d_in: int = 10, *, earlier: int = 4, seed: int = 0) 
     torch.manual_seed(seed)
     previous = torch.randn(modules, earlier, d_in)
     basis = torch.linalg.qr(previous.mT)[0].mT if earlier else previous
-    new = torch.randn(modules, 2, d_in, requires_grad=True)
-    return FactorGroup(new, torch.randn(modules, 5, 2, requires_grad=True), previous.requires_grad_(), basis)
+    A, B = torch.randn(modules, 2, d_in), torch.randn(modules, 5, 2)
+    held = (A + torch.randn_like(A), B + torch.randn_like(B), torch.rand_like(A), torch.rand_like(B))
+    return FactorGroup(
+        A.requires_grad_(), B.requires_grad_(), previous.requires_grad_(), basis, *(held if earlier else ())
+    )
 
 
 def reordered(old: FactorGroup, order: list[int]) -> FactorGroup:
-    return FactorGroup(old.A_new[order], old.B_new[order], old.A_prev[order], old.basis_prev[order])
+    parts = (getattr(old, field.name) for field in fields(old))
+    return FactorGroup(*(None if part is None else part[order] for part in parts))
 
 
 def test_it_has_a_default_weight(penalty: Penalty) -> None:
@@ -60,7 +65,7 @@ def test_a_group_may_be_split(penalty: Penalty) -> None:
 
 def test_the_first_task_pays_nothing_for_earlier_ones(penalty: Penalty) -> None:
     without, beside = group(earlier=0), group()
-    beside = FactorGroup(without.A_new, without.B_new, beside.A_prev, beside.basis_prev)
+    beside = replace(beside, A_new=without.A_new, B_new=without.B_new)
     alone, together = float(penalty([without]).detach()), float(penalty([beside]).detach())
     assert alone in (0.0, together)  # a penalty on the new adapter itself does not know the earlier ones
 
@@ -68,11 +73,10 @@ def test_the_first_task_pays_nothing_for_earlier_ones(penalty: Penalty) -> None:
 def test_rows_of_zeros_change_nothing(penalty: Penalty) -> None:
     """Modules of one group may have fewer earlier rows than others; they are filled up with zeros."""
     whole = group()
-    filled = FactorGroup(
-        whole.A_new,
-        whole.B_new,
-        torch.nn.functional.pad(whole.A_prev, (0, 0, 0, 3)),
-        torch.nn.functional.pad(whole.basis_prev, (0, 0, 0, 3)),
+    filled = replace(
+        whole,
+        A_prev=torch.nn.functional.pad(whole.A_prev, (0, 0, 0, 3)),
+        basis_prev=torch.nn.functional.pad(whole.basis_prev, (0, 0, 0, 3)),
     )
     torch.testing.assert_close(penalty([filled]).detach(), penalty([whole]).detach())
 
@@ -86,8 +90,8 @@ def test_its_gradient_is_finite_and_pulls_it_down(penalty: Penalty) -> None:
         slope = factor.grad if factor.grad is not None else torch.zeros_like(factor)
         assert bool(torch.isfinite(slope).all())
         moved.append(factor.detach() - 1e-3 * slope)
-    lower = penalty([FactorGroup(*moved, whole.A_prev.detach(), whole.basis_prev.detach())])
-    assert float(lower) < float(value.detach())
+    lower = penalty([replace(whole, A_new=moved[0], B_new=moved[1])])
+    assert float(lower.detach()) < float(value.detach())
 
 
 def test_a_task_can_be_trained_under_it(lab, copy, name: str) -> None:

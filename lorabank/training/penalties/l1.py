@@ -3,13 +3,12 @@
 Two tasks collide where both delta weights are not zero. If each has a share p of entries that are not zero, a share of
 about p^2 collides, so the paper asks for sparsity and looks at no earlier adapter:
 
-    L1           sum_modules || B A ||_1    the paper's ``lambda ||Delta W||_1``: the whole d_out x d_in product
-    L1Released   sum_modules || A B ||_1    what the released code is reported to compute: the small r x r product
+    L1   sum_modules || B A ||_1    the paper's ``lambda ||Delta W||_1``: all entries of the d_out x d_in product
 
-The two are not the same quantity (PKU-YuanGroup/N-LoRA, issue 2, unanswered). ``A B`` exists only where d_in = d_out,
-which holds for the query and value projections that the authors adapt. Both leave the scaling s out, as they do. Their
-lambdas, 0.4 to 1.2, were tuned for the r x r sum and mean nothing for the other, which has thousands of times as many
-terms. The released code could not be read here; the form above is that of the issue and of the paper's accounts.
+The released code is reported (PKU-YuanGroup/N-LoRA, issue 2, unanswered) to sum over the small r x r product ``A B``
+instead, which is another quantity and exists only where d_in = d_out. The authors' lambdas, 0.4 to 1.2, were tuned for
+that one and mean nothing here, where thousands of times as many terms are summed. The scaling s is left out, as the
+authors do.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorabank.core.errors import ConfigError
 from lorabank.training.penalties.base import FactorGroup
 
 
@@ -32,29 +30,6 @@ class L1:
     def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
         """Sum over all entries of ``|B A|`` of all modules; no more than one product is in memory at a time."""
         return torch.stack([_delta_l1(group.A_new.float(), group.B_new.float()) for group in groups]).sum()
-
-
-class L1Released:
-    """The released code's penalty, for square modules."""
-
-    default_weight = 0.4
-
-    def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
-        """Sum over all entries of ``|A B|`` (r x r) of all modules.
-
-        Raises:
-            ConfigError: A module has unequal input and output widths.
-        """
-        for group in groups:
-            d_in, d_out = group.A_new.shape[2], group.B_new.shape[1]
-            if d_in != d_out:
-                raise ConfigError(
-                    f"penalty 'l1-released' is defined for square modules, not for {d_in} inputs and {d_out} outputs",
-                    hint="--penalty l1, or --target-modules with square modules only",
-                    unchanged="the bank was not changed",
-                )
-        with _exact(groups[0].A_new):
-            return torch.stack([(group.A_new.float() @ group.B_new.float()).abs().sum() for group in groups]).sum()
 
 
 class _DeltaL1(torch.autograd.Function):

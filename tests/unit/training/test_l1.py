@@ -7,9 +7,8 @@ import itertools
 import pytest
 import torch
 
-from lorabank.core.errors import ConfigError
 from lorabank.training.penalties.base import FactorGroup
-from lorabank.training.penalties.l1 import L1, L1Released
+from lorabank.training.penalties.l1 import L1
 
 
 def random_group(modules: int, d_in: int, d_out: int, *, seed: int, r: int = 3) -> FactorGroup:
@@ -41,29 +40,6 @@ def test_l1_is_the_sum_over_every_entry_of_the_delta_weights() -> None:
         torch.testing.assert_close(group.B_new.grad.double(), B.grad, rtol=1e-5, atol=1e-5)
 
 
-def test_l1_released_is_the_sum_over_the_small_product() -> None:
-    group = random_group(2, 5, 5, seed=3)
-    total = 0.0
-    A, B = group.A_new.detach().double(), group.B_new.detach().double()
-    for m, j, k in itertools.product(range(2), range(3), range(3)):
-        total += abs(sum(float(A[m, j, d]) * float(B[m, d, k]) for d in range(5)))
-    assert float(L1Released()([group]).detach()) == pytest.approx(total, rel=1e-6)
-
-
-def test_the_two_differ() -> None:
-    """For A = e_1 and B = e_2 the delta weight has one entry, and ``A B`` is zero."""
-    A, B = torch.zeros(1, 1, 4), torch.zeros(1, 4, 1)
-    A[0, 0, 0] = B[0, 1, 0] = 1
-    group = FactorGroup(A, B, A[:, :0], A[:, :0])
-    assert (float(L1()([group])), float(L1Released()([group]))) == (1.0, 0.0)
-
-
-def test_l1_released_refuses_modules_that_are_not_square() -> None:
-    with pytest.raises(ConfigError, match="4 inputs and 6 outputs") as caught:
-        L1Released()([random_group(1, 4, 6, seed=4)])
-    assert "--penalty l1" in str(caught.value.hint)
-
-
 def test_the_gradient_moves_a_new_adapter_to_sparsity() -> None:
     group = random_group(1, 6, 6, seed=5)
     optimizer = torch.optim.Adam([group.A_new, group.B_new], lr=0.02)
@@ -80,12 +56,11 @@ def test_the_gradient_moves_a_new_adapter_to_sparsity() -> None:
     assert float(delta.abs().max()) < 0.02
 
 
-@pytest.mark.parametrize("penalty", [L1(), L1Released()])
-def test_a_bfloat16_adapter_is_judged_in_float32(penalty) -> None:
+def test_a_bfloat16_adapter_is_judged_in_float32() -> None:
     exact = random_group(2, 6, 6, seed=6)
     rough = FactorGroup(*(t.detach().bfloat16() for t in (exact.A_new, exact.B_new, exact.A_prev, exact.basis_prev)))
     same = FactorGroup(*(t.float() for t in (rough.A_new, rough.B_new, rough.A_prev, rough.basis_prev)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = penalty([rough])
+        value = L1()([rough])
     assert value.dtype == torch.float32
-    assert float(value) == pytest.approx(float(penalty([same])), rel=1e-5)
+    assert float(value) == pytest.approx(float(L1()([same])), rel=1e-5)
