@@ -55,8 +55,8 @@ def rouge_l(said: str, gold: str) -> float:
     Its words are runs of ASCII letters and digits: texts in other scripts score 0.
 
     Source:
-        Lin, ROUGE: A Package for Automatic Evaluation of Summaries, https://aclanthology.org/W04-1013; with stemming as
-        in Super-NaturalInstructions.
+        Lin, ROUGE: A Package for Automatic Evaluation of Summaries, https://aclanthology.org/W04-1013; with stemming,
+        as in Super-NaturalInstructions.
 
     Raises:
         MissingExtraError: The package is not installed.

@@ -44,10 +44,10 @@ def label_log_likelihoods(
 ) -> NDArray[np.float64]:
     """Log-likelihood of every label behind every prompt.
 
-    A causal model gets the labels as a tree behind the prompt, in one forward pass (`lorabank.models.label_tree`); one
-    that cannot take it gets n x L rows behind an expanded cache, and one with a recurrent state plain passes. An encoder
-    runs once per prompt, its decoder once over n x L rows. Batches are made by length, longest first, and made smaller
-    where their logits would not fit.
+    A causal model gets the labels as a tree behind the prompt, in one forward pass (`lorabank.models.label_tree`).
+    One that cannot take it gets n x L rows behind an expanded cache, one with a recurrent state plain passes. An
+    encoder runs once per prompt, its decoder once over n x L rows. Batches are made by length, longest first, and
+    made smaller where their logits would not fit.
 
     Args:
         model: A causal or encoder-decoder language model of transformers.

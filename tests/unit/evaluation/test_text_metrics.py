@@ -87,4 +87,4 @@ def test_rouge_without_its_package_says_what_to_install(monkeypatch: pytest.Monk
 
 
 def test_the_table_names_every_metric() -> None:
-    assert TEXT_METRICS == {"exact_match": exact_match, "token_f1": token_f1, "rouge_l": rouge_l}
+    assert {"exact_match": exact_match, "token_f1": token_f1, "rouge_l": rouge_l} == TEXT_METRICS

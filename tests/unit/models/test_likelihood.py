@@ -276,6 +276,16 @@ def test_half_precision(dtype: torch.dtype) -> None:
     np.testing.assert_allclose(found, expected, atol=0.25)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", EVERY)
+def test_on_a_gpu(name: str) -> None:
+    model, labels = tiny(name), LABELS["beginning alike"]
+    expected = plain_table(model, INSTRUCTED, labels)
+    found = score(model.to("cuda"), INSTRUCTED, labels, share_prefix=True)
+    np.testing.assert_allclose(found, expected, atol=1e-2)
+
+
 def test_dropout_is_off_and_the_model_goes_on_training() -> None:
     model, labels = tiny("gpt2, learned positions"), LABELS["with an end"]
     expected = plain_table(model, PROMPTS, labels)
