@@ -89,7 +89,7 @@ def config_options(config: type[Any], section: str, names: Sequence[str], *, req
 def _config_option(field: Field[Any], hint: Any, section: str, required: bool) -> Option:
     kind, multiple = _kind(hint)
     dashed = field.name.replace("_", "-")
-    flag = f"--{dashed[:-1] if multiple else dashed}"
+    flag = "--" + (dashed.removesuffix("s") if multiple else dashed)
     shown = field.default if field.default not in (None, "", ()) and field.default is not False else None
     common: dict[str, Any] = {
         "section": section,

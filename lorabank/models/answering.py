@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-Enter = Callable[[Sequence[int]], None]
-"""Called before every forward pass with the number of each of the batch's rows (repeated where one is expanded)."""
+from lorabank.models.batches import Enter
 
+__all__ = ["AnswerForm", "Answerer", "Answers", "Enter"]
 
 @dataclass(frozen=True)
 class AnswerForm:

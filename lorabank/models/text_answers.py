@@ -118,7 +118,9 @@ class TextAnswerer:
         )
 
     def _generated(self, form: AnswerForm, texts: Sequence[str], enter: Enter) -> list[str]:
-        prompts = self._prompts(form, texts, form.max_length)
+        limit = self._base.max_length
+        room = form.max_length if limit is None else min(form.max_length, limit - form.max_new_tokens)
+        prompts = self._prompts(form, texts, room)
         return generate(
             self._base.model,
             self._base.tokenizer,

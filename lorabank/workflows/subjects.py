@@ -22,7 +22,7 @@ from lorabank.models.answering import AnswerForm
 from lorabank.models.runtime import Plan, Runtime
 from lorabank.models.selector import Selector
 from lorabank.training.strategies.states import SELECTOR, answering, needed, own_state
-from lorabank.workflows.view import form_of, load_composer, read_members, routing_texts
+from lorabank.workflows.view import form_of, load_composer, read_members
 
 HeadSource = Literal["task", "kmeans", "gaussian"]
 
@@ -73,7 +73,7 @@ class _Answering:
         """What is said to the rows of a task in the state of ``plan``."""
         route = plan.route
         if route is None and self._router and stage:
-            route = self._router.route(stage, routing_texts(rows))
+            route = self._router.route(stage, rows.keys)
         members = known(self._members, stage)
         routed = () if route is None else tuple(members[k].task for k in route)
         form = self.form(task)
@@ -185,7 +185,7 @@ class Composed(_Answering):
         if not known(self._members, stage):
             bare = Plan(weights=np.zeros(len(self._runtime().stack.names), np.float32))
             return self.said(0, task, rows, bare)
-        return self.said(stage, task, rows, self.composer.plan(stage, routing_texts(rows)))
+        return self.said(stage, task, rows, self.composer.plan(stage, rows.keys))
 
 
 def all_members(bank: Bank, snapshot: Snapshot) -> list[Member]:

@@ -135,7 +135,7 @@ def _train_and_commit(
     from lorabank.training.job import TrainJob
     from lorabank.training.run import train_adapter
     from lorabank.workflows.recall import read_objects, read_replayed
-    from lorabank.workflows.view import read_stack, routing_texts
+    from lorabank.workflows.view import read_stack
 
     snapshot = bank.snapshot()
     earlier = _earlier(snapshot)
@@ -160,7 +160,7 @@ def _train_and_commit(
     trained = train_adapter(job, observer)
     config = settled(config, data, trained.max_length)
     loaded = load_base(snapshot.base, device=resolve_device(config.device))
-    statistics = task_statistics(loaded, routing_texts(data.train), config)
+    statistics = task_statistics(loaded, data.train.keys, config)
     digest = operation.stage_adapter(_files(snapshot.base, trained, config))
     chain = {"continued_from": continued} if continued else {}
     adapter = AdapterRecord(

@@ -108,11 +108,6 @@ def form_of(task: TaskRecord, adapter: AdapterRecord) -> AnswerForm:
     )
 
 
-def routing_texts(rows: Rows) -> tuple[str, ...]:
-    """What a router reads of rows: the texts; of plain language modelling, which has no prompt, what is modelled."""
-    return tuple(text or label for text, label in zip(rows.texts, rows.labels or rows.texts, strict=True))
-
-
 def load_runtime(
     bank: Bank,
     snapshot: Snapshot,

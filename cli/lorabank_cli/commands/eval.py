@@ -93,7 +93,7 @@ def _text(reports: Sequence[MatrixReport], gates: Mapping[str, Sequence[Any]], c
 
 
 def _report(report: MatrixReport, color: bool) -> str:
-    given = "given: each text is answered with its own task's head"
+    given = "given: each text is answered as its own task"
     routed = "not given: the router finds each text's task"
     mode = f" ({safe(report.mode)})" if report.mode != report.subject else ""
     lines = [
