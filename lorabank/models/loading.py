@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from lorabank.core import plugins
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, MissingExtraError
 from lorabank.core.records import BaseModelRecord
-from lorabank.models.fingerprint import chat_template_hash, config_hash, read_json, tokenizer_hash, weight_facts
-from lorabank.models.resolving import ResolvedBase, first_line, locate_base, resolve_base
+from lorabank.models.architecture import check_able, infer_task_type, load_config, made_for, read_config
+from lorabank.models.fingerprint import chat_template_hash, config_hash, tokenizer_hash, weight_facts
+from lorabank.models.quiet import first_line, quiet_transformers
+from lorabank.models.resolving import ResolvedBase, default_base, locate_base, resolve_base
 from lorabank.models.targets import resolve_target_modules
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lorabank.models.task_types import TaskType
+
 __all__ = [
     "LoadedBase",
     "ResolvedBase",
+    "default_base",
     "describe_base",
+    "find_head_modules",
+    "infer_task_type",
+    "input_limit",
     "load_base",
     "load_tokenizer",
+    "quiet_transformers",
     "resolve_base",
     "resolve_device",
     "resolve_dtype",
@@ -31,15 +38,20 @@ __all__ = [
 ]
 
 
+_PUT_BACK = "put back the model that the bank was made with, or make a new bank: lorabank -b NEW init"
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedBase:
     """A base model in memory, frozen and in eval mode.
 
     Attributes:
-        model: The sequence classifier; its head is a placeholder until ``put_head`` or ``switch_heads``.
+        model: A sequence classifier, whose head is a placeholder until ``put_head`` or ``switch_heads``, or a
+            language model.
         tokenizer: Its tokenizer, with a pad token, padding on the right.
-        head_modules: Smallest module names that hold every weight the base does not bring: the task's head.
-        max_length: Most tokens of a text, None where the model sets no limit.
+        head_modules: Smallest module names that hold every weight the base does not bring: the task's head. Empty
+            for a language model.
+        max_length: As `input_limit` gives it.
     """
 
     model: PreTrainedModel
@@ -48,21 +60,25 @@ class LoadedBase:
     max_length: int | None
 
 
-def describe_base(resolved: ResolvedBase, task_type: str = "SEQ_CLS") -> BaseModelRecord:
+def describe_base(resolved: ResolvedBase, task_type: str = "auto") -> BaseModelRecord:
     """Describe a base model from its files; no model is built.
 
     Args:
         resolved: Where the files lie.
-        task_type: PEFT's name of the task type; ``"SEQ_CLS"``.
+        task_type: PEFT's name of the task type, or ``"auto"`` for the one that `infer_task_type` tells.
 
     Raises:
+        ConfigError: The task type is not known.
         DataError: A file is missing or broken.
-        IncompatibleError: The model needs remote code, or transformers has no classifier for it.
+        IncompatibleError: The model needs remote code, or transformers has no class for it and the task type.
     """
-    if task_type != "SEQ_CLS":
-        raise ConfigError(f"task type {task_type!r} is not known; there is SEQ_CLS")
     config = read_config(resolved.path)
-    hidden_size = _hidden_size(resolved)
+    understood = load_config(resolved)
+    if task_type == "auto":
+        task_type = made_for(understood)
+    elif task_type not in plugins.TASK_TYPES:
+        raise ConfigError(f"task type {task_type!r} is not known; there are {', '.join(plugins.TASK_TYPES)}")
+    check_able(understood, task_type, resolved.name)
     weights = weight_facts(resolved.path)
     return BaseModelRecord(
         name=resolved.name,
@@ -75,7 +91,7 @@ def describe_base(resolved: ResolvedBase, task_type: str = "SEQ_CLS") -> BaseMod
         dtype=weights.dtype,
         quantisation=(config.get("quantization_config") or {}).get("quant_method"),
         task_type=task_type,
-        hidden_size=hidden_size,
+        hidden_size=int(understood.get_text_config().hidden_size),
         parameters=weights.parameters,
     )
 
@@ -87,24 +103,27 @@ def load_base(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = "float32",
 ) -> LoadedBase:
-    """Load a bank's base model as a sequence classifier, after checking that it is the recorded one.
+    """Load a bank's base model for its task type, after checking that it is the recorded one.
 
     Nothing is fetched beyond what ``resolve_base`` fetches, no remote code runs, only safetensors are read, and
     the global random state is left as it was.
 
     Args:
         record: The bank's base model.
-        num_labels: Outputs of the placeholder head.
+        num_labels: Outputs of a classifier's placeholder head.
         device: A torch device, or a name for ``resolve_device``.
         dtype: A torch dtype, or a name for ``resolve_dtype``.
 
     Raises:
-        IncompatibleError: The files are not the recorded ones, or hold no weights for a part of the body.
+        IncompatibleError: The files are not the recorded ones, or hold no weights for a part of a classifier's body
+            or of a language model.
         NotFoundError: The model cannot be found; MissingExtraError, DataError as in ``resolve_base``.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
+    import transformers
 
+    task_type: type[TaskType] = plugins.load(plugins.TASK_TYPES, record.task_type, "task type")
+    head = {"num_labels": num_labels, "problem_type": "single_label_classification"} if task_type.has_head else {}
     resolved = locate_base(record)
     _check_same(record, describe_base(resolved, record.task_type))
     device = resolve_device(device) if isinstance(device, str) else device
@@ -112,15 +131,14 @@ def load_base(
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            model, report = AutoModelForSequenceClassification.from_pretrained(
+            model, report = getattr(transformers, task_type.auto_class).from_pretrained(
                 resolved.path,
-                num_labels=num_labels,
-                problem_type="single_label_classification",
+                **head,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
-                ignore_mismatched_sizes=True,  # a head of another size; the body is checked below
+                ignore_mismatched_sizes=True,  # a head of another size; all else is checked below
                 output_loading_info=True,
             )
         except ImportError as error:
@@ -128,7 +146,9 @@ def load_base(
     tokenizer = load_tokenizer(resolved)
     _share_padding(model, tokenizer, record.name)
     fresh = {key if isinstance(key, str) else key[0] for key in (*report["missing_keys"], *report["mismatched_keys"])}
-    head_modules = find_head_modules(model, fresh, record.name)
+    head_modules = find_head_modules(model, fresh, record.name) if task_type.has_head else ()
+    if fresh and not task_type.has_head:
+        raise IncompatibleError(f"base model {record.name!r} has no weights of the right shape for {min(fresh)}")
     model.requires_grad_(False).eval().to(device)
     return LoadedBase(model, tokenizer, head_modules, input_limit(model, tokenizer))
 
@@ -137,18 +157,24 @@ def load_tokenizer(base: ResolvedBase | BaseModelRecord) -> PreTrainedTokenizerB
     """Load the tokenizer alone; it has a pad token (the end token where it brought none) and pads on the right.
 
     Args:
-        base: A resolved base, or a record, whose tokenizer hash is then checked.
+        base: A resolved base, or a record, whose hashes of it are then checked.
 
     Raises:
         DataError: There is no tokenizer, or it is broken.
-        IncompatibleError: It is not the recorded one, needs remote code, or has no token to pad with.
+        IncompatibleError: It or its chat template is not the recorded one, it needs remote code, or it has no token
+            to pad with.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
     resolved = locate_base(base) if isinstance(base, BaseModelRecord) else base
-    found = tokenizer_hash(resolved.path)
-    if isinstance(base, BaseModelRecord) and found != base.tokenizer_hash:
-        raise IncompatibleError(f"base model {base.name!r} is not the one of this bank: its tokenizer differs")
+    found, template = tokenizer_hash(resolved.path), chat_template_hash(resolved.path)
+    if isinstance(base, BaseModelRecord) and (found, template) != (base.tokenizer_hash, base.chat_template_hash):
+        what = "tokenizer" if found != base.tokenizer_hash else "chat template"
+        raise IncompatibleError(
+            f"base model {base.name!r} is not the one of this bank: its {what} differs",
+            unchanged="the bank was not changed",
+            hint=_PUT_BACK,
+        )
     read_config(resolved.path)
     with quiet_transformers():
         try:
@@ -203,43 +229,6 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.float32 if name == "float32" else torch.bfloat16
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No load report, no progress bar, errors only; the settings are put back at the end."""
-    import logging as levels
-
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(levels.ERROR)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The model's config.json; refused when it, or the tokenizer's, could make transformers run code from elsewhere.
-
-    Raises:
-        DataError: There is none, it is broken, or the folder holds an adapter.
-        IncompatibleError: It asks for remote code.
-    """
-    path = folder / "config.json"
-    if (folder / "adapter_config.json").exists():  # transformers would follow it to another base model
-        raise DataError(f"{folder} holds an adapter, not a base model", hint="--base with the model under the adapter")
-    if not path.is_file():
-        raise DataError(f"{folder} is not a model folder: it holds no config.json")
-    config = read_json(path)
-    _refuse_code(config, path)
-    if (tokenizer := folder / "tokenizer_config.json").is_file():
-        _refuse_code(read_json(tokenizer), tokenizer)
-    return config
-
-
 def find_head_modules(model: PreTrainedModel, fresh: set[str], name: str) -> tuple[str, ...]:
     """The smallest modules that hold the head: what stands beside the body, and a pooler without weights.
 
@@ -264,43 +253,19 @@ def find_head_modules(model: PreTrainedModel, fresh: set[str], name: str) -> tup
     return (*dict.fromkeys(poolers), *heads)
 
 
-def _refuse_code(settings: Any, path: Path) -> None:
-    """Refuse keys that make transformers import code: ``auto_map``, or attention kernels named by a hub id."""
-    if isinstance(settings, dict):
-        for key, value in settings.items():
-            kernel = key.lstrip("_").startswith("attn_implementation") and isinstance(value, str | dict)
-            if key == "auto_map" or kernel:
-                raise IncompatibleError(f"{path}: {key!r} asks for code from elsewhere, which is never run")
-            _refuse_code(value, path)
-    elif isinstance(settings, list):
-        for value in settings:
-            _refuse_code(value, path)
-
-
-def _hidden_size(resolved: ResolvedBase) -> int:
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-
-    with quiet_transformers():
-        try:
-            config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False, local_files_only=True)
-        except Exception as error:  # unknown model types and checks of single fields raise different things
-            raise IncompatibleError(f"base model {resolved.name!r}: {first_line(error)}") from error
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise IncompatibleError(
-            f"base model {resolved.name!r} (type {config.model_type!r}) has no sequence classifier in transformers"
-        )
-    return int(config.get_text_config().hidden_size)
-
-
 def _check_same(record: BaseModelRecord, found: BaseModelRecord) -> None:
-    facts = {"weights": "fingerprint", "config.json": "config_hash", "tokenizer": "tokenizer_hash"}
+    facts = {
+        "weights": "fingerprint",
+        "config.json": "config_hash",
+        "tokenizer": "tokenizer_hash",
+        "chat template": "chat_template_hash",
+    }
     differ = [what for what, field in facts.items() if getattr(record, field) != getattr(found, field)]
     if differ:
         raise IncompatibleError(
             f"base model {record.name!r} is not the one of this bank: other {' and '.join(differ)}",
             unchanged="the bank was not changed",
-            hint="put back the model that the bank was made with, or make a new bank: lorabank -b NEW init",
+            hint=_PUT_BACK,
         )
 
 
@@ -311,10 +276,16 @@ def _share_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
         raise IncompatibleError(f"base model {name!r} has {rows} embeddings for a tokenizer of {tokens} tokens")
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         config.pad_token_id = tokenizer.pad_token_id
+    if (generation := getattr(model, "generation_config", None)) is not None:
+        generation.pad_token_id = tokenizer.pad_token_id
 
 
 def input_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Most tokens of a text, special ones included; None where neither model nor tokenizer sets a limit."""
+    """Most tokens that the model takes, special ones included; None where neither it nor its tokenizer sets a limit.
+
+    A causal model's limit is on prompt and answer together, an encoder-decoder's on each of them. T5 counts positions
+    relatively and takes any number; its tokenizer may name the number that it was trained with.
+    """
     from torch import nn
 
     limits = [tokenizer.model_max_length]

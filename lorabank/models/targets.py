@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 QUERY_VALUE = (
     ("query", "value"),  # BERT, RoBERTa, ELECTRA, ALBERT, ViT
-    ("q_proj", "v_proj"),  # Llama, Mistral, Qwen, Gemma, OPT, GPT-J
+    ("q_proj", "v_proj"),  # Llama, Mistral, Qwen, Gemma, OPT, BART, GPT-J
     ("query_proj", "value_proj"),  # DeBERTa v2 and v3
     ("q_lin", "v_lin"),  # DistilBERT
-    ("q", "v"),  # T5, MPNet
+    ("q", "v"),  # T5 (encoder, decoder and the attention between them), MPNet
     ("query_key_value",),  # GPT-NeoX, Falcon, BLOOM: one matrix for all three
     ("qkv_proj",),  # Phi-3
     ("Wqkv",),  # ModernBERT, MPT
@@ -24,6 +24,9 @@ QUERY_VALUE = (
 
 def resolve_target_modules(model: nn.Module, spec: str, head_modules: tuple[str, ...]) -> tuple[str, ...]:
     """The full names of the linear layers that get an adapter, in the model's order.
+
+    A language model's last layer, from hidden states to words, gets none, as in PEFT: it often shares its weights
+    with the embeddings.
 
     Args:
         model: The base model.
@@ -38,7 +41,12 @@ def resolve_target_modules(model: nn.Module, spec: str, head_modules: tuple[str,
     from torch import nn
 
     heads = tuple(f"{head}." for head in head_modules)
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not f"{n}.".startswith(heads)]
+    output = _output_layer(model)
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not output and not f"{name}.".startswith(heads)
+    ]
     endings = sorted({name.rpartition(".")[2] for name in linear})
     if not linear:
         raise IncompatibleError(f"{type(model).__name__} has no torch.nn.Linear layers to adapt outside its head")
@@ -61,6 +69,12 @@ def resolve_target_modules(model: nn.Module, spec: str, head_modules: tuple[str,
             hint="--target-modules auto",
         )
     return tuple(name for name in linear if any(_ends_with(name, word) for word in wanted))
+
+
+def _output_layer(model: nn.Module) -> nn.Module | None:
+    """The layer that makes a language model's logits, None for another kind of model."""
+    find = getattr(model, "get_output_embeddings", None)
+    return find() if callable(find) else None
 
 
 def _ends_with(name: str, ending: str) -> bool:

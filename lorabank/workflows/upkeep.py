@@ -12,7 +12,7 @@ from typing import Any
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
-from lorabank.core.config import DEFAULT_BASE, nearest
+from lorabank.core.config import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL, nearest
 from lorabank.core.errors import LorabankError, NotFoundError
 from lorabank.core.records import CompositionRecord, OperationRecord, TaskRecord
 
@@ -134,7 +134,12 @@ def _devices() -> str:
 def _bank_facts(path: Path) -> list[tuple[str, str]]:
     facts = [("bank", str(path.resolve()))]
     if not Bank.exists(path):
-        return [*facts, ("bank state", "there is none"), ("base model", _reach(DEFAULT_BASE, None))]
+        return [
+            *facts,
+            ("bank state", "there is none"),
+            ("base model", _reach(DEFAULT_BASE, None)),
+            ("language model", _reach(DEFAULT_LANGUAGE_MODEL, None)),
+        ]
     try:
         bank = Bank.open(path)
         snapshot = bank.snapshot()

@@ -156,7 +156,7 @@ def test_a_body_of_another_shape_is_refused(make_base) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("what", ["weights", "config.json", "tokenizer"])
+@pytest.mark.parametrize("what", ["weights", "config.json", "tokenizer", "chat template"])
 def test_another_base_than_the_recorded_one_is_refused(make_base, what: str) -> None:
     folder = make_base("bert")
     record = describe_base(resolve_base(str(folder)))
@@ -167,12 +167,14 @@ def test_another_base_than_the_recorded_one_is_refused(make_base, what: str) -> 
         path.write_bytes(data)
     elif what == "config.json":
         edit_json(folder / "config.json", layer_norm_eps=1e-5)
-    else:
+    elif what == "tokenizer":
         edit_json(folder / "tokenizer_config.json", model_max_length=20)
+    else:
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
     with pytest.raises(IncompatibleError, match=f"other {what}$"):
         load_base(record)
-    if what == "tokenizer":
-        with pytest.raises(IncompatibleError, match="its tokenizer differs"):
+    if what in ("tokenizer", "chat template"):
+        with pytest.raises(IncompatibleError, match=f"its {what} differs"):
             load_tokenizer(record)
 
 
@@ -248,8 +250,8 @@ def test_dtype_and_task_type(make_base) -> None:
     assert load(folder, dtype="bfloat16").model.dtype == torch.bfloat16
     assert load(folder, dtype="auto").model.dtype == torch.float32
     assert load(folder, dtype=torch.float16).model.dtype == torch.float16
-    with pytest.raises(ConfigError, match="CAUSAL_LM"):
-        describe_base(resolve_base(str(folder)), "CAUSAL_LM")
+    with pytest.raises(ConfigError, match="'TOKEN_CLS' is not known; there are SEQ_CLS, CAUSAL_LM, SEQ_2_SEQ_LM"):
+        describe_base(resolve_base(str(folder)), "TOKEN_CLS")
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

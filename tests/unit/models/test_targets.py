@@ -38,6 +38,62 @@ def test_a_pooler_that_belongs_to_the_head_is_left_alone(make_base) -> None:
     assert "bert.pooler.dense" not in resolve_target_modules(base.model, "all-linear", base.head_modules)
 
 
+T5_ATTENTION = [
+    *(f"encoder.block.{layer}.layer.0.SelfAttention" for layer in range(2)),
+    *(
+        f"decoder.block.{layer}.layer.{part}"
+        for layer in range(2)
+        for part in ("0.SelfAttention", "1.EncDecAttention")
+    ),
+]
+LANGUAGE_MODELS = {
+    "llama": (QUERY_VALUE["llama"], 14),
+    "qwen2": (QUERY_VALUE["llama"], 14),
+    "gpt_neox": (QUERY_VALUE["gpt_neox"], 8),
+    # Encoder, decoder and the attention between them, as O-LoRA adapts T5; all in all 2 * (4 + 2) + 2 * (4 + 4 + 2).
+    "t5": ([f"{module}.{name}" for module in T5_ATTENTION for name in ("q", "v")], 32),
+}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
+def test_language_models(make_language_model, kind: str, tied: bool) -> None:
+    base = load_base(describe_base(resolve_base(str(make_language_model(kind, tie_word_embeddings=tied)))))
+    names, count = LANGUAGE_MODELS[kind]
+    expected = list(dict.fromkeys(name.format(layer) for layer in range(2) for name in names))
+    assert list(resolve_target_modules(base.model, "auto", ())) == expected
+    every = resolve_target_modules(base.model, "all-linear", ())
+    assert len(every) == count
+    assert set(expected) <= set(every)
+
+
+@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
+def test_all_linear_are_the_layers_that_peft_adapts(make_language_model, kind: str) -> None:
+    import peft
+
+    base = load_base(describe_base(resolve_base(str(make_language_model(kind)))))
+    ours = resolve_target_modules(base.model, "all-linear", ())
+    task_type = "SEQ_2_SEQ_LM" if kind == "t5" else "CAUSAL_LM"
+    theirs = peft.get_peft_model(base.model, peft.LoraConfig(task_type=task_type, target_modules="all-linear"))
+    adapted = [name for name, module in theirs.get_base_model().named_modules() if hasattr(module, "lora_A")]
+    assert list(ours) == adapted
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_the_layer_that_makes_the_words_is_never_adapted(make_language_model, kind: str) -> None:
+    base = load_base(describe_base(resolve_base(str(make_language_model(kind)))))
+    assert isinstance(base.model.lm_head, nn.Linear)
+    with pytest.raises(ConfigError, match="target_modules 'lm_head': no linear layer has that name"):
+        resolve_target_modules(base.model, "lm_head", ())
+
+
+def test_a_model_of_other_layers_than_linear_ones() -> None:
+    config = transformers.GPT2Config(vocab_size=8, n_positions=8, n_embd=4, n_layer=1, n_head=1)
+    for spec in ("auto", "all-linear", "c_attn"):
+        with pytest.raises(IncompatibleError, match=r"GPT2LMHeadModel has no torch\.nn\.Linear layers"):
+            resolve_target_modules(transformers.GPT2LMHeadModel(config), spec, ())
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
