@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,9 @@ class Attended:
 
 @dataclass
 class Lab:
-    """A base and data sets, and banks that are made of them once."""
+    """A base of one kind and data sets, and banks that are made of them once."""
 
+    kind: str
     base: Path
     folder: Path
     banks: dict[tuple[str, int], Path] = field(default_factory=dict)
@@ -110,10 +112,30 @@ class Lab:
         return self.banks[strategy, tasks]
 
 
+KINDS = ("bert", "llama", "t5")
+"""A classifier, a causal language model and an encoder-decoder."""
+
+
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory, save_base: Callable[..., Path]) -> Lab:
-    folder = tmp_path_factory.mktemp("lab")
-    return Lab(save_base(folder / "base"), folder)
+def make_lab(
+    tmp_path_factory: pytest.TempPathFactory,
+    save_base: Callable[..., Path],
+    save_language_model: Callable[..., Path],
+) -> Callable[[str], Lab]:
+    """``make_lab(kind)``: the same for each kind of base; a module overrides ``lab`` with it to test them all."""
+
+    @cache
+    def make(kind: str) -> Lab:
+        folder = tmp_path_factory.mktemp(kind)
+        base = save_base(folder / "base") if kind == "bert" else save_language_model(folder / "base", kind)
+        return Lab(kind, base, folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lab(make_lab: Callable[[str], Lab]) -> Lab:
+    return make_lab("bert")
 
 
 @pytest.fixture
@@ -130,18 +152,13 @@ def by_hand(lab: Lab) -> Callable[..., torch.Tensor]:
     their w; `Attended` gives them by AM-LoRA's equations), the head is that of the adapter ``head_of``; one text at a
     time.
     """
-    from transformers import AutoModelForSequenceClassification
 
     def run(bank: Path, digests: Any, head_of: str, texts: list[str]) -> torch.Tensor:
         attended = digests if isinstance(digests, Attended) else None
         weights = digests if isinstance(digests, dict) else dict.fromkeys(() if attended else digests, 1.0)
-        head = load_file(bank / "adapters" / head_of / "adapter_model.safetensors")
-        labels = head["base_model.model.classifier.bias"].shape[0]
-        model = AutoModelForSequenceClassification.from_pretrained(lab.base, num_labels=labels).eval()
         prefix = "base_model.model."
+        model, answer = PLAIN[lab.kind](lab.base, bank, head_of)
         with torch.no_grad():
-            model.classifier.weight.copy_(head[f"{prefix}classifier.weight"])
-            model.classifier.bias.copy_(head[f"{prefix}classifier.bias"])
             for digest, weight in weights.items():
                 tensors = load_file(bank / "adapters" / digest / "adapter_model.safetensors")
                 config = json.loads((bank / "adapters" / digest / "adapter_config.json").read_text())
@@ -153,15 +170,56 @@ def by_hand(lab: Lab) -> Callable[..., torch.Tensor]:
                         model.get_submodule(module).weight += weight * scaling * (b @ a)
             if attended:
                 attended.hook(bank, model)
-            logits = [
-                model(
-                    input_ids=torch.tensor([[0, *(4 + ord(letter) - ord("a") for letter in text.split()), 2]])
-                ).logits
-                for text in texts
-            ]
-        return torch.cat(logits).softmax(-1)
+            return torch.stack([answer(text) for text in texts]).softmax(-1)
 
     return run
+
+
+def _plain_classifier(base: Path, bank: Path, head_of: str) -> tuple[Any, Callable[[str], torch.Tensor]]:
+    """The model with the head of one adapter, and the logits of a text."""
+    from transformers import AutoModelForSequenceClassification
+
+    head = load_file(bank / "adapters" / head_of / "adapter_model.safetensors")
+    bias, weight = (head[f"base_model.model.classifier.{name}"] for name in ("bias", "weight"))
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(bias)).eval()
+    with torch.no_grad():
+        model.classifier.weight.copy_(weight)
+        model.classifier.bias.copy_(bias)
+
+    def answer(text: str) -> torch.Tensor:
+        ids = [0, *(4 + ord(letter) - ord("a") for letter in text.split()), 2]
+        return model(input_ids=torch.tensor([ids])).logits[0]
+
+    return model, answer
+
+
+def _plain_language_model(base: Path, bank: Path, head_of: str) -> tuple[Any, Callable[[str], torch.Tensor]]:
+    """The model, and the log-likelihood of each label of the task behind a text: one plain pass for each."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    snapshot = Bank.open(bank).snapshot()
+    (task,) = (task for task in snapshot.tasks if snapshot.adapter_of(task.name).digest == head_of)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    causal = snapshot.base.task_type == "CAUSAL_LM"
+    model = (AutoModelForCausalLM if causal else AutoModelForSeq2SeqLM).from_pretrained(base).eval()
+
+    def answer(text: str) -> torch.Tensor:
+        prompt = tokenizer(f"{text}\nOption: {', '.join(task.labels)}\nAnswer:")["input_ids"]
+        scores = []
+        for label in task.labels:
+            words = f" {label}" if causal else label
+            ids = [*tokenizer(words, add_special_tokens=False)["input_ids"], 2]
+            if causal:
+                logits = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+            else:
+                logits = model(input_ids=torch.tensor([prompt]), labels=torch.tensor([ids])).logits[0]
+            scores.append(logits.log_softmax(-1)[range(len(ids)), ids].sum())
+        return torch.stack(scores)
+
+    return model, answer
+
+
+PLAIN = {"bert": _plain_classifier, "llama": _plain_language_model, "t5": _plain_language_model}
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,12 @@ from lorabank.core.config import ComposeConfig, EvalConfig, PredictConfig
 from lorabank.core.errors import ExistsError, NotFoundError
 from lorabank.workflows.results import ComposeResult
 from lorabank.workflows.view import load_composer, load_runtime
+from tests.contract.conftest import KINDS, Lab
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def lab(request: pytest.FixtureRequest, make_lab: Callable[[str], Lab]) -> Lab:
+    return make_lab(request.param)
 
 
 @pytest.fixture(params=sorted(plugins.COMPOSERS))

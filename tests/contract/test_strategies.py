@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ from lorabank.core import plugins
 from lorabank.core.config import EvalConfig, PredictConfig
 from lorabank.core.records import AdapterRecord
 from lorabank.training.strategies.states import answering, deployed_state
-from tests.contract.conftest import Attended
+from tests.contract.conftest import KINDS, Attended, Lab
 
 WHOLE = EvalConfig(forgetting_matrix=True, device="cpu")
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def lab(request: pytest.FixtureRequest, make_lab: Callable[[str], Lab]) -> Lab:
+    return make_lab(request.param)
 
 
 @pytest.fixture(params=sorted(plugins.STRATEGIES))
