@@ -19,7 +19,7 @@ class BaseModelRecord(NamedTuple):
 
     Attributes:
         name: Hub id or path as the user gave it.
-        source: Where the weights came from: ``"hub"``, ``"local"`` or ``"package"``.
+        source: Where the weights came from: ``"hub"``, ``"local"``, ``"package"`` or ``"gguf"`` (a file, converted).
         revision: Commit of a hub model, None otherwise.
         config_hash: SHA-256 of the canonical ``config.json``.
         fingerprint: SHA-256 over every tensor's name, dtype, shape and bytes.
@@ -27,7 +27,7 @@ class BaseModelRecord(NamedTuple):
         chat_template_hash: SHA-256 of the chat template, None where there is none.
         dtype: The dtype of the weights, for example ``"float32"``.
         quantisation: None for a float base.
-        task_type: PEFT's ``TaskType`` name: ``"SEQ_CLS"``.
+        task_type: PEFT's ``TaskType`` name: ``"SEQ_CLS"``, ``"CAUSAL_LM"`` or ``"SEQ_2_SEQ_LM"``.
         hidden_size: Width of the last hidden state.
         parameters: Number of weights.
     """

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
+from lorabank.core.templates import DEFAULT_TEMPLATE, check_template, fill_labels, fill_text
 from lorabank.data.detection import check_columns, choose_form, fitting_forms
 from lorabank.data.formats import UNCHANGED
 from lorabank.data.forms import RenderChat, read_cells, read_form
@@ -17,7 +18,6 @@ from lorabank.data.parquet import from_parquet, to_parquet
 from lorabank.data.rows import Rows, sample_rows
 from lorabank.data.sheets import Sheet, open_sheet
 from lorabank.data.splits import check_overlap, split_rows
-from lorabank.data.templates import DEFAULT_TEMPLATE, check_template, fill_labels, fill_text
 
 __all__ = [
     "Rows",

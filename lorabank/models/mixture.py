@@ -121,11 +121,6 @@ class Mixture:
             layer.form = None
         self._state = None
 
-    @property
-    def weight(self) -> Tensor:
-        """The base module's weight, which some models ask for (T5's feed-forward its dtype)."""
-        return self.base.weight
-
     def merge(self, weights: Tensor) -> None:
         """Constant ``weights [K]``; asked twice for the same ones, the working copy stays."""
         if self._state is not None and torch.equal(self._state, weights):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorabank.core.errors import ConfigError, DataError, IncompatibleError
+from lorabank.core.errors import DataError, IncompatibleError
+from lorabank.core.templates import check_template, fill_labels
 from lorabank.models.task_types import Examples
 
-DEFAULT_TEMPLATE = "{text}\nOption: {labels}\nAnswer:"
-_TEXT, _LABELS = "{text}", "{labels}"
+_TEXT = "{text}"
 
 
 @dataclass(frozen=True)
@@ -25,25 +25,6 @@ class EncodedPrompts:
 
     ids: tuple[list[int], ...]
     cut: int
-
-
-def check_template(template: str) -> None:
-    """Refuse a template that says nothing about the text.
-
-    Raises:
-        ConfigError: It has no ``{text}``.
-    """
-    if _TEXT not in template:
-        raise ConfigError(
-            f"the prompt template {template!r} has no {_TEXT}",
-            hint="put {text} where the text goes, as in --prompt-template '{text} Answer:'",
-            unchanged="nothing was changed",
-        )
-
-
-def fill_labels(template: str, labels: Sequence[str]) -> str:
-    """The template with its labels, separated by commas, in place of ``{labels}``."""
-    return template.replace(_LABELS, ", ".join(labels))
 
 
 def encode_prompts(
@@ -294,7 +275,7 @@ def _fit(tokenizer: Any, template: str, text: str, room: int, begin: Sequence[in
         return _bodies(tokenizer, [template.replace(_TEXT, text[:size])], begin)[0]
 
     size = len(text)
-    if not tokenizer.is_fast or template.count(_TEXT) > 1:
+    if not tokenizer.is_fast:
         size = bisect_right(range(size), room, key=lambda k: len(body(k))) - 1
     else:
         size = _token_start(tokenizer, template, text, size, len(body(size)) - room)

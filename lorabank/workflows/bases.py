@@ -47,7 +47,7 @@ def open_or_init(
 
 def check_base(path: str | Path, base: BaseModelRecord, config: InitConfig) -> None:
     """Refuse a named base model or task type that is not the bank's."""
-    named = config.gguf_file or config.base
+    named = "/".join(part.rstrip("/") for part in (config.base, config.gguf_file) if part) or None
     if named is not None and base.name not in (named, str(Path(named).expanduser().resolve())):
         difference = f"the base model {base.name!r}, not {named!r}"
     elif config.task_type not in ("auto", base.task_type):

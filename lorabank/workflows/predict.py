@@ -21,7 +21,7 @@ from lorabank.models.runtime import Plan, Runtime
 from lorabank.training.strategies.states import answering
 from lorabank.workflows.results import Prediction
 from lorabank.workflows.subjects import all_members, state_plan
-from lorabank.workflows.task_data import render_chat
+from lorabank.workflows.task_data import ChatTemplate
 from lorabank.workflows.view import adapters_in_order, load_composer, load_runtime
 
 
@@ -99,7 +99,8 @@ def _prompts(snapshot: Snapshot, texts: list[str], tasks: Sequence[str]) -> list
     formats = {snapshot.adapter_of(task).config.get("format") for task in tasks}
     if not formats <= {"messages", "sharegpt"}:
         return texts
-    return [render_chat(snapshot.base, [{"role": "user", "content": text}]) for text in texts]
+    render = ChatTemplate(snapshot.base)
+    return [render([{"role": "user", "content": text}]) for text in texts]
 
 
 def _as_trained(

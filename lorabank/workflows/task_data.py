@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.operations import Operation
@@ -14,9 +14,10 @@ from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.records import BaseModelRecord, DatasetRecord
 from lorabank.data.loading import Rows, TaskData, load_task_data, sample_rows, to_parquet
 from lorabank.models.loading import LoadedBase, load_tokenizer
-from lorabank.models.prompting import fill_labels
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from lorabank.models.task_types import Examples, TaskType
 
 
@@ -37,22 +38,38 @@ def load_data(config: TrainConfig, base: BaseModelRecord) -> TaskData:
     """The rows that the settings name, as tasks of this base have them; the labels stand in the template."""
     if not config.data:
         raise ConfigError("there is no data to train on", hint="add --data FILE", unchanged="nothing was changed")
-    data = load_task_data(config, task_type=base.task_type, render_chat=partial(render_chat, base))
-    if data.prompt_template is None:
-        return data
-    return replace(data, prompt_template=fill_labels(data.prompt_template, data.labels))
+    return load_task_data(config, task_type=base.task_type, render_chat=ChatTemplate(base))
 
 
-def render_chat(base: BaseModelRecord, messages: Sequence[Mapping[str, str]]) -> str:
-    """A conversation with the tokenizer's own chat template, up to where the assistant answers."""
-    tokenizer = load_tokenizer(base)
-    if not tokenizer.chat_template:
+class ChatTemplate:
+    """Renders conversations with the chat template of a base's own tokenizer, which is loaded when one comes.
+
+    Args:
+        base: The bank's base model.
+    """
+
+    def __init__(self, base: BaseModelRecord) -> None:
+        self._base = base
+
+    def __call__(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A conversation up to where the assistant answers.
+
+        Raises:
+            IncompatibleError: The tokenizer has no chat template.
+        """
+        chat = [dict(message) for message in messages]
+        return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        tokenizer = load_tokenizer(self._base)
+        if tokenizer.chat_template:
+            return tokenizer
         raise IncompatibleError(
-            f"the tokenizer of {base.name!r} has no chat template, which conversations need",
+            f"the tokenizer of {self._base.name!r} has no chat template, which conversations need",
             hint="bring prompt and completion columns, or use an instruct model: --base",
             unchanged="nothing was changed",
         )
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
 
 
 def settled(config: TrainConfig, data: TaskData, max_length: int) -> TrainConfig:

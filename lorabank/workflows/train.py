@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,10 @@ from lorabank.workflows.task_data import (
 if TYPE_CHECKING:
     from lorabank.training.planning import AdapterPlan
     from lorabank.training.strategies.base import Strategy
+
+
+_SHOWN = 300
+"""Characters of an example."""
 
 
 def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig | None) -> TaskPlan:
@@ -138,6 +143,9 @@ def _train_and_commit(
     from lorabank.workflows.view import read_stack
 
     snapshot = bank.snapshot()
+    if snapshot.base.task_type != "SEQ_CLS":
+        prompt, answer = (json.dumps(text[:_SHOWN], ensure_ascii=False) for text in example_row(data))
+        observer.notice(f"rows of the form {data.form}, scored by {data.scoring}; the first: {prompt} -> {answer}")
     earlier = _earlier(snapshot)
     strategy = plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
     continued = earlier[-1].digest if strategy.earlier == "continued" and earlier else None

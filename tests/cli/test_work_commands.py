@@ -174,7 +174,7 @@ def test_eval_shows_matrix_intervals_and_every_scalar(run: Any, api: Any) -> Non
         "1 sentiment    0.9000",
         "2 spam         0.8000 0.9500",
         "",
-        "task id given: each text is answered with its own task's head",
+        "task id given: each text is answered as its own task",
         "3 cells computed, 0 known before",
         "",
         "after the last task  accuracy  95 % interval     rows",

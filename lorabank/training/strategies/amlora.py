@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from lorabank.models.selector import Selector
 from lorabank.training.online_attention import SELECTOR as SUBMODULE
 from lorabank.training.online_attention import SelectorL1, attach_attended_adapter
 from lorabank.training.strategies.base import Begun, Start, Strategy
@@ -42,7 +43,9 @@ class _AMLoRA(Strategy):
         """The selector, over the earlier adapters in order and the new one."""
         if start.earlier is None:
             return {}
-        return {SELECTOR: save_tensors(start.model.get_submodule(SUBMODULE).tensors())}
+        selector = start.model.get_submodule(SUBMODULE)
+        assert isinstance(selector, Selector)
+        return {SELECTOR: save_tensors(selector.tensors())}
 
 
 AMLORA = _AMLoRA("amlora", "attended", reads=(SELECTOR,))

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorabank.core.errors import ConfigError, DataError
+from lorabank.core.templates import DEFAULT_TEMPLATE, check_template, fill_labels, fill_text
 from lorabank.data.labels import label_list, label_words
 from lorabank.data.rows import Rows
-from lorabank.data.templates import DEFAULT_TEMPLATE, check_template, fill_labels, fill_text
 
 
 def test_words_come_in_the_order_of_the_labels() -> None:

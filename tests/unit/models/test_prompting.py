@@ -7,14 +7,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
+from lorabank.core.templates import DEFAULT_TEMPLATE
 from lorabank.models.prompting import (
-    DEFAULT_TEMPLATE,
-    check_template,
     encode_completions,
     encode_labels,
     encode_pairs,
     encode_prompts,
-    fill_labels,
 )
 
 CORPUS = ["a great film with a plot positive negative", "Option: positive, negative\nAnswer: great", "dull café 😀"]
@@ -88,16 +86,7 @@ def tokens(tokenizer: Any, rows: Any) -> list[list[str]]:
 # ----------------------------------------------------------------------------------------------------- templates
 
 
-def test_slots_are_replaced_literally() -> None:
-    assert fill_labels('{"t": "{text}", "of": "{labels}"}', ["x", "y"]) == '{"t": "{text}", "of": "x, y"}'
-    assert fill_labels(DEFAULT_TEMPLATE, ["good", "bad"]) == "{text}\nOption: good, bad\nAnswer:"
-    check_template('{"json": "{text}"}')
-
-
 def test_a_template_without_text_is_refused(tokenizers) -> None:
-    with pytest.raises(ConfigError, match=r"'Option: \{labels\}' has no \{text\}") as caught:
-        check_template("Option: {labels}")
-    assert "--prompt-template" in str(caught.value.hint)
     with pytest.raises(ConfigError, match=r"no \{text\}"):
         encode_prompts(tokenizers["gpt-2"], ["x"], "Answer:", 9)
 
@@ -233,13 +222,12 @@ class _Slow:
         return self._tokenizer(*args, **kwargs)
 
 
-@pytest.mark.parametrize(("slow", "template"), [(True, TEMPLATE), (False, "{text} Again: {text}\nAnswer:")])
-def test_without_offsets_or_with_two_slots_the_cut_is_searched(tokenizers, slow, template) -> None:
-    tokenizer = tokenizers["gpt-2"]
+def test_without_offsets_the_cut_is_searched(tokenizers) -> None:
+    tokenizer, template = tokenizers["gpt-2"], TEMPLATE
     text = "a great film with a great plot"
     whole = len(tokenizer.tokenize(template.replace("{text}", text)))
     for budget in range(len(tokenizer.tokenize(template.replace("{text}", ""))), whole):
-        (ids,) = encode_prompts(_Slow(tokenizer) if slow else tokenizer, [text], template, budget).ids
+        (ids,) = encode_prompts(_Slow(tokenizer), [text], template, budget).ids
         filled = [template.replace("{text}", text[:k]) for k in range(len(text) + 1)]
         counts = [len(tokenizer.tokenize(prompt)) for prompt in filled]
         assert tokenizer.decode(ids) in filled

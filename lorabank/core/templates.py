@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from lorabank.core.errors import ConfigError
-from lorabank.data.cells import BadCell, check_characters
-from lorabank.data.formats import UNCHANGED
 
 DEFAULT_TEMPLATE = "{text}\nOption: {labels}\nAnswer:"
 
+_UNCHANGED = "nothing was changed"
 _SLOTS = ("{text}", "{labels}")
 _ANY_SLOT = re.compile(r"\{\s*(\w+)\s*\}")
 
@@ -23,19 +22,18 @@ def check_template(template: str) -> None:
         ConfigError: Naming the slot.
     """
     hint = 'for example --prompt-template "{text} Is it {labels}? Answer:"'
-    try:
-        check_characters(template)
-    except BadCell as error:
-        raise ConfigError(f"the prompt template holds {error.problem}", unchanged=UNCHANGED) from error
+    if "\x00" in template:
+        where = template.index("\x00") + 1
+        raise ConfigError(f"the prompt template holds a NUL character at position {where}", unchanged=_UNCHANGED)
     for match in _ANY_SLOT.finditer(template):
         meant = get_close_matches(match[1].casefold(), ["text", "labels"], n=1, cutoff=0.8)
         if meant and match[0] not in _SLOTS:
             message = f"the prompt template has no slot {match[0]!r}. Did you mean '{{{meant[0]}}}'?"
-            raise ConfigError(message, unchanged=UNCHANGED, hint=hint)
+            raise ConfigError(message, unchanged=_UNCHANGED, hint=hint)
     count = template.count("{text}")
     if count != 1:
         problem = "has no {text}, so it would ask the same of every text" if not count else "has {text} more than once"
-        raise ConfigError(f"the prompt template {problem}", unchanged=UNCHANGED, hint=hint)
+        raise ConfigError(f"the prompt template {problem}", unchanged=_UNCHANGED, hint=hint)
 
 
 def fill_labels(template: str, labels: Sequence[str]) -> str:
