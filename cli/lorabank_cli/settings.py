@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lorabank_cli.output import plain
 from lorabank_cli.text import pairs, safe, table, terminal_width
 from lorabank_cli.verb import Run, Setting
 
@@ -44,7 +45,7 @@ def show_settings(
 
 
 def _used(setting: Setting, value: Any) -> Setting:
-    replaced = setting.value is not None and setting.value != value
+    replaced = setting.value is not None and plain(setting.value) != plain(value)
     return setting._replace(value=value, source=f"{setting.source} {setting.value}" if replaced else setting.source)
 
 

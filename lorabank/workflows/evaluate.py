@@ -26,6 +26,9 @@ from lorabank.workflows.view import evaluation_data, form_of
 def evaluate(bank: Bank, config: EvalConfig, observer: Observer) -> tuple[MatrixReport, ...]:
     """One report for each subject."""
     session = _Session(bank, config, observer)
+    if len(set(session.metrics.values())) > 1:
+        named = ", ".join(f"{task} by {metric}" for task, metric in session.metrics.items())
+        observer.notice(f"tasks are scored by different metrics ({named}): averages mix them")
     from lorabank.workflows.subjects import chosen_subjects
 
     return tuple(session.report(name) for name in chosen_subjects(session.snapshot, config))
@@ -61,9 +64,6 @@ class _Session:
         self.metrics = usual if config.metric == "auto" else {task.name: self._metric(task) for task in self.tasks}
         self.settings["metric"] = "auto" if self.metrics == usual else config.metric
         self._runtime: Any = None
-        if len(set(self.metrics.values())) > 1:
-            named = ", ".join(f"{task} by {metric}" for task, metric in self.metrics.items())
-            observer.notice(f"tasks are scored by different metrics ({named}): averages mix them")
 
     def subject(self, name: str) -> Subject:
         """The subject of a name, on this session's model."""
