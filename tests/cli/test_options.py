@@ -98,7 +98,7 @@ def test_what_nobody_sets_has_the_default(run: Any, api: Any) -> None:
         "--learning-rate inf",
         "--lora-dropout 1",
         "--seed -1",
-        "--strategy ewc",
+        "--strategy olara",
     ],
 )
 def test_out_of_bounds_is_a_usage_error_that_names_the_option(run: Any, api: Any, words: str) -> None:
