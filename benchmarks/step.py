@@ -29,7 +29,7 @@ def measure() -> list[Result]:
     rows = batch(16, 64)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(output_dir=folder, use_cpu=True, report_to="none", learning_rate=1e-3)
-        forms = {"peft": _step(_peft(arguments), rows), "olora": _step(_olora(arguments), rows)}
+        forms = {"peft": trainer_step(_peft(arguments), rows), "olora": trainer_step(_olora(arguments), rows)}
         comparison = compare(forms, baseline="peft", rounds=ROUNDS)["olora"]
     what = f"O-LoRA step, {EARLIER_TASKS} earlier tasks, against plain PEFT LoRA"
     return [from_comparison("step", what, comparison, BAR)]
@@ -66,7 +66,8 @@ def _olora(arguments: TrainingArguments) -> AdapterTrainer:
     )
 
 
-def _step(trainer: Trainer, rows: dict[str, Tensor]) -> Callable[[], Any]:
+def trainer_step(trainer: Trainer, rows: dict[str, Tensor]) -> Callable[[], Any]:
+    """One training step and AdamW, as a call."""
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
 
