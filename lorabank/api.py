@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         ExportResult,
         MatrixReport,
         Prediction,
+        SequencePlan,
+        SequenceResult,
         TaskPlan,
     )
 
@@ -268,3 +270,52 @@ def demo(
     from lorabank.demo.run import demo as run
 
     return run(Path(target), seed=seed, epochs=epochs, observer=observer)
+
+
+def plan_sequence(
+    file: str | Path,
+    *,
+    out: str | Path | None = None,
+    size: str | None = None,
+    dev: bool = False,
+    only: Sequence[str] = (),
+    observer: Observer = _SILENT,
+) -> SequencePlan:
+    """What `run_sequence` would do, and its protocol card so far. Nothing is written."""
+    from lorabank.workflows.sequence import plan_sequence as run
+    from lorabank.workflows.sequence_job import prepare_sequence
+
+    return run(prepare_sequence(file, out=out, size=size, dev=dev, only=only, observer=observer))
+
+
+def run_sequence(
+    file: str | Path,
+    *,
+    out: str | Path | None = None,
+    size: str | None = None,
+    dev: bool = False,
+    only: Sequence[str] = (),
+    observer: Observer = _SILENT,
+) -> SequenceResult:
+    """Run an experiment: every strategy on every order and seed, composed and measured, and one table of it all.
+
+    A run that was interrupted goes on where it stopped, in the middle of a training too.
+
+    Args:
+        file: The TOML file: docs/sequences.md.
+        out: The folder of banks and results; default: the experiment's name.
+        size: A table of the file's ``[sizes]`` that is laid over the rest.
+        dev: Score on the rows that settings are chosen on, not on the evaluation rows.
+        only: Strategies to run; all by default. Processes with different ones can share a folder.
+        observer: Gets notices, an estimate of the time that is left, and progress.
+
+    Raises:
+        ConfigError: Keys or values of the file do not fit; all of them are named.
+        DataError: A row is wrong, or a text that is scored on is trained on.
+        ExistsError: The folder was begun with other settings.
+        LorabankError: As `add_task`, `compose` and `evaluate`.
+    """
+    from lorabank.workflows.sequence import run_sequence as run
+    from lorabank.workflows.sequence_job import prepare_sequence
+
+    return run(prepare_sequence(file, out=out, size=size, dev=dev, only=only, observer=observer), observer)

@@ -32,6 +32,7 @@ COMMANDS = {
     "gc": ("gc:gc", "Delete files that nothing refers to."),
     "report": ("report:report", "Write one HTML file about the bank."),
     "demo": ("demo:demo", "Run the whole story on four small tasks."),
+    "sequence": ("sequence:sequence", "Compare strategies over orders and seeds."),
     "doctor": ("doctor:doctor", "Show versions, devices and the bank's state."),
     "db": ("db:db", "Look after the bank's database."),
 }

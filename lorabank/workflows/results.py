@@ -134,3 +134,110 @@ class DemoResult:
     rows: tuple[dict[str, Any], ...]
     paths: tuple[str, ...]
     seconds: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over runs.
+
+    Attributes:
+        half: Half of the 95 % t-interval; None of a single run.
+    """
+
+    mean: float
+    half: float | None
+    runs: int
+
+
+@dataclass(frozen=True)
+class SequenceRow:
+    """What one way to train and to answer reached, over all orders and seeds.
+
+    Attributes:
+        strategy: What trained the adapters.
+        answers: The subject: ``"as-trained"`` or a composition.
+        scalars: Metric to its mean; None where a score is missing. ``oracle`` and ``routing_accuracy`` (the share of
+            rows that were routed to their task) are of routed subjects alone.
+        tasks: Task to its score after the last task.
+    """
+
+    strategy: str
+    answers: str
+    mode: str
+    task_id: Literal["given", "routed"]
+    runs: int
+    scalars: dict[str, Interval | None]
+    tasks: dict[str, Interval | None]
+
+
+@dataclass(frozen=True)
+class SequenceRun:
+    """The matrix of one subject in one bank of a sequence."""
+
+    order: int
+    strategy: str
+    seed: int
+    report: MatrixReport
+
+
+@dataclass(frozen=True)
+class SequenceCell:
+    """One bank of a sequence, and what is left to do in it.
+
+    Attributes:
+        learnt: Tasks that are in the bank.
+        to_learn: Tasks that are not.
+        interrupted: The task whose training was interrupted and goes on.
+        to_compose: Compositions that are not in the bank.
+        scores: Stored scores.
+    """
+
+    order: int
+    strategy: str
+    seed: int
+    bank: str
+    learnt: tuple[str, ...]
+    to_learn: tuple[str, ...]
+    interrupted: str | None
+    to_compose: tuple[str, ...]
+    scores: int
+
+
+@dataclass(frozen=True)
+class SequencePlan:
+    """What ``run_sequence`` would do.
+
+    Attributes:
+        steps: Optimizer steps that are left.
+        card: The protocol card as far as it is known.
+        card_lines: The same for people: name and value.
+    """
+
+    name: str
+    folder: str
+    cells: tuple[SequenceCell, ...]
+    steps: int
+    card: dict[str, Any]
+    card_lines: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class SequenceResult:
+    """A sequence's table under its protocol card.
+
+    Attributes:
+        card: Everything that a reader of the numbers must know.
+        card_lines: The same for people: name and value.
+        rows: The table.
+        runs: Every matrix.
+        paths: Files that were written.
+    """
+
+    name: str
+    folder: str
+    card: dict[str, Any]
+    card_lines: tuple[tuple[str, str], ...]
+    rows: tuple[SequenceRow, ...]
+    runs: tuple[SequenceRun, ...]
+    paths: tuple[str, ...]
+    seconds: float

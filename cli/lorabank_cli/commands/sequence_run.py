@@ -1,0 +1,114 @@
+"""``lorabank sequence run``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from lorabank_cli.text import command, named, pairs, safe, table, terminal_width
+from lorabank_cli.verb import Run, verb
+
+if TYPE_CHECKING:
+    from lorabank.workflows.results import Interval, SequencePlan, SequenceResult
+
+TITLES = {"routing_accuracy": "routed right"}
+
+
+@verb(
+    "run",
+    dry_run=True,
+    examples=(
+        "sequence run experiment.toml --dry-run",
+        "sequence run experiment.toml",
+        "sequence run experiment.toml --size small --out ./try",
+        "sequence run experiment.toml --dev --only olora --json",
+    ),
+)
+@click.argument("file", help="TOML file with tasks, orders, strategies, compositions and seeds.")
+@click.option("--out", metavar="DIR", help="Folder of banks and results; default: the experiment's name.")
+@click.option("--size", metavar="NAME", help="Lay the file's table [sizes.NAME] over the rest.")
+@click.option("--dev", is_flag=True, help="Score on the rows that settings are chosen on, in a folder of their own.")
+@click.option("--only", multiple=True, metavar="STRATEGY", help="Run this strategy; may be repeated; default: all.")
+def run_sequence(run: Run, file: str, out: str | None, size: str | None, dev: bool, only: tuple[str, ...]) -> None:
+    """Run the experiment of a TOML file, or go on with it.
+
+    Every strategy learns every order of the tasks once for each seed, each in a bank of its own; compositions are
+    made, everything is scored, and one table of means and intervals stands below the protocol card that it needs.
+    What is done is not done again: the same command goes on with an interrupted run.
+    """
+    from lorabank import api
+    from lorabank_cli.failures import Interrupted
+
+    if run.dry_run:
+        with run.observer as observer:
+            plan = api.plan_sequence(file, out=out, size=size, dev=dev, only=only, observer=observer)
+        run.output.data({"dry_run": True, "plan": plan}, _planned(plan))
+        return
+    try:
+        with run.observer as observer:
+            result = api.run_sequence(file, out=out, size=size, dev=dev, only=only, observer=observer)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted", unchanged="what was done is kept", hint="the same command goes on from there"
+        ) from None
+    run.output.data(result, _text(result))
+
+
+def _planned(plan: SequencePlan) -> str:
+    header = ("order", "strategy", "seed", "learnt", "to learn", "to compose", "scores")
+    rows = [
+        (
+            cell.order,
+            cell.strategy,
+            cell.seed,
+            ", ".join(cell.learnt),
+            ", ".join(f"{task} (goes on)" if task == cell.interrupted else task for task in cell.to_learn),
+            ", ".join(cell.to_compose),
+            cell.scores,
+        )
+        for cell in plan.cells
+    ]
+    parts = [
+        f"would run {safe(plan.name)} in {safe(plan.folder)}",
+        _card(plan.card_lines),
+        table(header, rows, limit=terminal_width()),
+        f"{plan.steps} steps to train\n\nnothing was changed",
+    ]
+    return "\n\n".join(parts)
+
+
+def _text(result: SequenceResult) -> str:
+    rows = result.rows
+    scalars = [name for name in (rows[0].scalars if rows else ()) if any(row.scalars[name] for row in rows)]
+    header = ["trained by", "answered by", "task id", "runs", *(TITLES.get(name, named(name)) for name in scalars)]
+    lines = [
+        [row.strategy, row.answers, row.task_id, row.runs, *(_mean(row.scalars[name]) for name in scalars)]
+        for row in rows
+    ]
+    parts = [
+        _card(result.card_lines),
+        table(header, lines, limit=terminal_width()),
+        "± is half of the 95 % t-interval over orders and seeds; task id routed: nobody said which task a text\n"
+        "belongs to; oracle: the same with perfect routing; routed right: texts that went to their task",
+        f"written to {safe(result.folder)} ({result.seconds:.0f} s):\n"
+        + "\n".join(f"  {safe(path)}" for path in result.paths),
+        f"next: {command('lorabank', 'report', '--bank', _first_bank(result), 'report.html')}",
+    ]
+    return "\n\n".join(parts)
+
+
+def _card(lines: Sequence[tuple[str, str]]) -> str:
+    return pairs(lines, indent="")
+
+
+def _mean(value: Interval | None) -> str:
+    if value is None:
+        return ""
+    return f"{value.mean:.4f}" if value.half is None else f"{value.mean:.4f} ± {value.half:.4f}"
+
+
+def _first_bank(result: SequenceResult) -> str:
+    run = result.runs[0]
+    return f"{result.folder}/banks/order{run.order}/{run.strategy}/seed{run.seed}"

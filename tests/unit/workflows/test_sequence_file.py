@@ -1,0 +1,207 @@
+"""The TOML file of a sequence: what it says, and every mistake named at once with its table."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lorabank.core.errors import ConfigError, NotFoundError
+from lorabank.core.sequence_file import read_sequence
+
+SOUND = """
+name = "letters"
+base = "org/model"
+orders = [["one", "two"], ["two", "one"]]
+strategies = ["seqlora", "strong"]
+seeds = [3, 4]
+selection = "on rows cut from train"
+max_train_rows = 30
+
+[train]
+epochs = 2
+r = 4
+max_length = 32
+
+[strategy.strong]
+strategy = "olora"
+r = 8
+epochs = 3
+
+[tasks.one]
+data = "rows/one.jsonl"
+eval_data = "/elsewhere/one.jsonl"
+epochs = 5
+
+[tasks.two]
+data = "${LETTERS}/two.jsonl"
+map = ["body=text"]
+
+[[compositions]]
+mode = "prototype"
+
+[[compositions]]
+mode = "manual"
+name = "sum"
+on = ["strong"]
+
+[evaluation]
+batch_size = 16
+forward_transfer = true
+
+[sizes.small]
+seeds = [3]
+train = { epochs = 1 }
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """``write(text, (old, new), ...)``: the file, with parts replaced."""
+    monkeypatch.setenv("LETTERS", "/data/letters")
+
+    def run(*changes: tuple[str, str], text: str = SOUND) -> Path:
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "experiment.toml").write_text(text)
+        return tmp_path / "experiment.toml"
+
+    return run
+
+
+def test_the_task_wins_over_the_strategy_and_the_strategy_over_train(write: Callable[..., Path]) -> None:
+    config = read_sequence(write())
+    one, two = config.training("one", "strong", seed=3), config.training("two", "strong", seed=4)
+    assert (one.strategy, one.epochs, one.r, one.max_length, one.seed) == ("olora", 5.0, 8, 32, 3)
+    assert (two.strategy, two.epochs, two.r, two.map, two.seed) == ("olora", 3.0, 8, ("body=text",), 4)
+    plain = config.training("two", "seqlora")
+    assert (plain.strategy, plain.epochs, plain.r) == ("seqlora", 2.0, 4)
+
+
+def test_paths_are_relative_to_the_file_and_filled_from_the_environment(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = write()
+    config = read_sequence(file)
+    assert config.training("one").data == str(tmp_path / "rows" / "one.jsonl")
+    assert config.training("one").eval_data == "/elsewhere/one.jsonl"
+    assert config.training("two").data == "/data/letters/two.jsonl"
+    assert config.init.base == "org/model", "no such folder beside the file: a hub id"
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    assert read_sequence(file).init.base == str(tmp_path / "org" / "model")
+
+
+def test_hub_data_sets_are_no_paths(write: Callable[..., Path]) -> None:
+    config = read_sequence(write(('"rows/one.jsonl"', '"hf:org/set:train"')))
+    assert config.training("one").data == "hf:org/set:train"
+
+
+def test_cells_and_compositions(write: Callable[..., Path]) -> None:
+    config = read_sequence(write())
+    cells = [tuple(cell) for cell in config.cells]
+    assert sorted(cells) == sorted((o, s, seed) for o in (1, 2) for s in ("seqlora", "strong") for seed in (3, 4))
+    assert cells[:2] == [(1, "seqlora", 3), (1, "strong", 3)]
+    assert config.order(config.cells[-1]) == ("two", "one")
+    assert [(c.name, c.mode, c.seed) for c in config.composed("strong", 7)] == [
+        ("prototype", "prototype", 7), ("sum", "manual", 7),
+    ]  # fmt: skip
+    assert [c.name for c in config.composed("seqlora", 0)] == ["prototype"]
+    assert config.evaluation.batch_size == 16
+    assert config.evaluation.forgetting_matrix
+    assert config.evaluation.all
+
+
+def test_a_size_is_laid_over_the_file(write: Callable[..., Path]) -> None:
+    config = read_sequence(write(), "small")
+    assert config.name == "letters-small"
+    assert config.settings.seeds == (3,)
+    assert config.training("two", "seqlora").epochs == 1.0
+    assert config.training("two", "seqlora").r == 4, "what the size does not name stays"
+    with pytest.raises(ConfigError, match=r"no table \[sizes.smal\]. Did you mean 'small'\?") as caught:
+        read_sequence(write(), "smal")
+    assert caught.value.hint == "--size small"
+
+
+def test_every_mistake_is_named_with_its_table(write: Callable[..., Path]) -> None:
+    file = write(
+        ("max_train_rows = 30", "max_train_row = 30"),
+        ("max_length = 32", "max_lenght = 32\nseed = 1"),
+        ("epochs = 3", "epochs = -3\nprompt_template = 'x'"),
+        ('map = ["body=text"]', 'dev_dat = "x"'),
+        ('mode = "prototype"', 'mode = "prototyp"\nrouter = "kmean"'),
+        ("batch_size = 16", "batch_sise = 16\nall = true"),
+    )
+    with pytest.raises(ConfigError) as caught:
+        read_sequence(file)
+    message = caught.value.message
+    assert message.startswith(f"{file}: ")
+    assert "above the tables: unknown key 'max_train_row'. Did you mean 'max_train_rows'?" in message
+    assert "[train]: unknown key 'max_lenght'. Did you mean 'max_length'?" in message
+    assert "[train] seed: seeds = [...] stands above the tables" in message
+    assert "[strategy.strong]: epochs = -3" in message
+    assert "[strategy.strong] prompt_template: it is the same for every strategy" in message
+    assert "[tasks.two]: unknown key 'dev_dat'. Did you mean 'dev_data'?" in message
+    assert "[[compositions]] 1: router = 'kmean'" in message
+    assert "[evaluation]: unknown key 'batch_sise'. Did you mean 'batch_size'?" in message
+    assert "[evaluation] all: everything is scored" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (('selection = "on rows cut from train"', ""), "selection is missing"),
+        (('name = "letters"', ""), "name is missing"),
+        (('name = "letters"', 'name = "../x"'), "name '../x'"),
+        (("seeds = [3, 4]", "seeds = [3, 3]"), "seeds names one twice"),
+        (("seeds = [3, 4]", "seeds = []"), "seeds names nothing"),
+        (("seeds = [3, 4]", "seeds = [-1]"), "a seed is not in 0"),
+        (('["two", "one"]', '["two", "on"]'), "order 2: there is no table [tasks.on]. Did you mean 'one'?"),
+        (('["two", "one"]', '["two"]'), "order 2 has other tasks than order 1"),
+        (('["two", "one"]', '["two", "two", "one"]'), "order 2 names a task twice"),
+        (('["seqlora", "strong"]', '["seqlor", "strong"]'), "no strategy 'seqlor'. Did you mean 'seqlora'?"),
+        (('strategy = "olora"', 'strategy = "olor"'), "there is no strategy 'olor'."),
+        (('on = ["strong"]', 'on = ["stron"]'), "[[compositions]] 2: on 'stron', which is not run. Did you mean"),
+        (('name = "sum"', 'name = "prototype"'), "the name 'prototype' stands twice"),
+        (('mode = "prototype"', 'mode = "prototyp"'), "there is no mode 'prototyp'. Did you mean 'prototype'?"),
+        (('data = "rows/one.jsonl"', ""), "[tasks.one] names no data"),
+        (("[tasks.one]", "[tasks.One]"), "[tasks.One] cannot be a name"),
+        (("${LETTERS}", "${NOT_SET_ANYWHERE}"), "the environment variable NOT_SET_ANYWHERE is not set"),
+    ],
+)
+def test_what_must_be_there_and_fit(write: Callable[..., Path], change: tuple[str, str], problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_sequence(write(change))
+    assert problem in caught.value.message
+    assert caught.value.unchanged
+
+
+def test_files_that_are_none(write: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no sequence file"):
+        read_sequence(tmp_path / "absent.toml")
+    with pytest.raises(ConfigError, match="not TOML"):
+        read_sequence(write(text="name = "))
+    with pytest.raises(ConfigError, match=r"\[train\] is no table"):
+        read_sequence(write(text="train = 3\n"))
+    with pytest.raises(ConfigError, match=r"tasks is no table of tables"):
+        read_sequence(write(text="tasks = 3\n"))
+
+
+BENCHMARKS = sorted((Path(__file__).parents[3] / "benchmarks" / "continual").glob("*.toml"))
+
+
+@pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: file.stem)
+def test_the_benchmarks_files_can_be_read_in_every_size(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CL_BENCHMARK", "/data")
+    sizes = tomllib.loads(file.read_text())["sizes"]
+    assert {"small", "full"} <= sizes.keys()
+    for size in sizes:
+        config = read_sequence(file, size)
+        assert config.document == json.loads(json.dumps(config.document))
+        for cell in config.cells:
+            for task in config.order(cell):
+                assert config.training(task, cell.strategy, seed=cell.seed).data.startswith("/data/")

@@ -1,0 +1,349 @@
+"""A sequence on a tiny base: what plain add-task, compose and eval give, killed in the middle, gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorabank import api
+from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
+from lorabank.core.errors import ConfigError, DataError, ExistsError, IncompatibleError
+from lorabank.core.observer import SilentObserver
+from lorabank.workflows.results import SequenceResult, SequenceRow
+
+TASKS = {"one": ("no", "yes"), "two": ("x", "y", "z")}
+TRAIN = {
+    "epochs": 2.0, "r": 2, "batch_size": 8, "learning_rate": 0.01, "device": "cpu", "clusters_per_task": 2,
+    "keep_samples": 8, "save_steps": 2, "max_length": 16,
+}  # fmt: skip
+
+EXPERIMENT = """
+name = "letters"
+base = "base"
+orders = [["one", "two"], ["two", "one"]]
+strategies = ["seqlora", "olora"]
+selection = "not chosen"
+
+[train]
+{train}
+
+[tasks.one]
+data = "one.jsonl"
+eval_data = "one-test.jsonl"
+
+[tasks.two]
+data = "two.jsonl"
+eval_data = "two-test.jsonl"
+
+[[compositions]]
+mode = "prototype"
+on = ["olora"]
+
+[evaluation]
+device = "cpu"
+"""
+
+
+class Told(SilentObserver):
+    """Keeps notices; presses Ctrl-C at the n-th step of the n-th job."""
+
+    def __init__(self, job: int = 0, step: int = 0) -> None:
+        self.notices: list[str] = []
+        self.jobs: list[str] = []
+        self._at = (job, step)
+
+    def notice(self, message: str) -> None:
+        self.notices.append(message)
+
+    def start(self, what: str, total: int) -> None:
+        self.jobs.append(what)
+
+    def advance(self, done: int, values: Mapping[str, float]) -> None:
+        if (len(self.jobs), done) == self._at:
+            raise KeyboardInterrupt
+
+
+def write_rows(path: Path, labels: tuple[str, ...], rows: int, seed: int) -> None:
+    chance = random.Random(seed)
+    size = 26 // len(labels)
+    alphabet = "abcdefghijklmnopqrstuvwxyz"
+    lines = [
+        {"text": " ".join(chance.choices(alphabet[k * size : (k + 1) * size], k=8)), "label": labels[k]}
+        for k in (row % len(labels) for row in range(rows))
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, save_base: Callable[..., Path]) -> Path:
+    """A folder with a base, rows, the file ``letters.toml``, and its whole run in ``letters``."""
+    folder = tmp_path_factory.mktemp("sequence")
+    save_base(folder / "base")
+    for seed, (name, labels) in enumerate(TASKS.items()):
+        write_rows(folder / f"{name}.jsonl", labels, 24, seed)
+        write_rows(folder / f"{name}-test.jsonl", labels, 12, 10 + seed)
+    train = "\n".join(f"{key} = {json.dumps(value)}" for key, value in TRAIN.items())
+    (folder / "letters.toml").write_text(EXPERIMENT.format(train=train))
+    api.run_sequence(folder / "letters.toml", out=folder / "letters")
+    return folder
+
+
+@pytest.fixture
+def copy(lab: Path, tmp_path: Path) -> Path:
+    """The same to change: data, file and run."""
+    return Path(shutil.copytree(lab, tmp_path / "lab"))
+
+
+def page(folder: Path) -> str:
+    return (folder / "letters" / "table.md").read_text()
+
+
+def by_name(rows: tuple[SequenceRow, ...]) -> dict[tuple[str, str], SequenceRow]:
+    return {(row.strategy, row.answers): row for row in rows}
+
+
+def changed(file: Path, *changes: tuple[str, str]) -> Path:
+    text = file.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    file.write_text(text)
+    return file
+
+
+def test_the_numbers_are_those_of_add_task_compose_and_eval(lab: Path, tmp_path: Path) -> None:
+    averages, routed = [], []
+    for number, order in enumerate((("one", "two"), ("two", "one"))):
+        bank = tmp_path / f"bank{number}"
+        for task in order:
+            config = TrainConfig(
+                data=str(lab / f"{task}.jsonl"),
+                eval_data=str(lab / f"{task}-test.jsonl"),
+                strategy="olora",
+                **TRAIN,  # type: ignore[arg-type]
+            )
+            api.add_task(bank, task, config, init=InitConfig(base=str(lab / "base")))
+        api.compose(bank, ComposeConfig(mode="prototype"))
+        plain, composed = api.evaluate(bank, EvalConfig(all=True, forgetting_matrix=True, device="cpu"))
+        averages.append(plain.scalars["average_accuracy"])
+        routed.append(composed.scalars["average_accuracy"])
+    result = api.run_sequence(lab / "letters.toml", out=lab / "letters")
+    rows = by_name(result.rows)
+    assert list(rows) == [("seqlora", "as-trained"), ("olora", "as-trained"), ("olora", "prototype")]
+    for name, values in (("as-trained", averages), ("prototype", routed)):
+        found = rows["olora", name].scalars["average_accuracy"]
+        assert found is not None
+        assert (found.mean, found.runs) == (pytest.approx(sum(values) / 2), 2)
+
+
+def test_a_second_run_does_nothing_again(lab: Path) -> None:
+    before, told = page(lab), Told()
+    result = api.run_sequence(lab / "letters.toml", out=lab / "letters", observer=told)
+    assert told.jobs == [], "nothing is trained or scored"
+    assert page(lab) == before
+    assert all(Path(path).is_file() for path in result.paths)
+
+
+def test_results_hold_card_matrices_and_pictures(lab: Path) -> None:
+    document = json.loads((lab / "letters" / "results.json").read_text())
+    assert document["settings"]["train"]["epochs"] == 2.0
+    assert len(document["runs"]) == 2 * 3
+    matrix = document["runs"][0]["report"]["values"]
+    assert matrix[0] == [None, None]
+    assert matrix[1][1] is None
+    assert all(isinstance(value, float) for value in matrix[2])
+    names = sorted(path.relative_to(lab / "letters" / "plots") for path in (lab / "letters").rglob("*.png"))
+    assert names == [Path("olora/as-trained.png"), Path("olora/prototype.png"), Path("seqlora/as-trained.png")]
+
+
+def test_the_card_tells_the_protocol_and_stands_above_the_numbers(lab: Path) -> None:
+    text = page(lab)
+    card, _, table = text.partition("## Means")
+    for fact in (
+        "order 1: one → two", "order 2: two → one", "2 epochs", "learning rate 0.01 (constant)", "batch 8", "r 2",
+        "not chosen", "evaluation rows", "24 training rows", "12 scored rows", "0 cut, 0 dropped", "the text alone",
+        "labels: x, y, z", "seeds: 0", "cpu, float32", "torch ", "python ", "4 of 4 measured", "orthogonal 0.5",
+    ):  # fmt: skip
+        assert fact in card, fact
+    assert "olora | prototype | routed" in table
+    document = json.loads((lab / "letters" / "results.json").read_text())["card"]
+    rows = [json.loads(line) for line in (lab / "one.jsonl").read_text().splitlines()]
+    canonical = "".join(
+        json.dumps({"label": r["label"], "text": r["text"]}, separators=(",", ":")) + "\n" for r in rows
+    )
+    assert document["rows"]["one"]["train_sha256"] == hashlib.sha256(canonical.encode()).hexdigest()
+    assert document["base"]["fingerprint"] == api.overview(lab / "letters/banks/order1/olora/seed0").base.fingerprint
+
+
+# Jobs of the first bank: train one, score it, train two, score it, score the rest; then those of the second.
+@pytest.mark.parametrize(("job", "step", "trainings"), [(1, 3, 4), (3, 5, 3), (5, 1, 2), (8, 4, 1), (11, 2, 0)])
+def test_killed_in_the_middle_it_goes_on_to_the_same_table(
+    lab: Path, copy: Path, job: int, step: int, trainings: int
+) -> None:
+    shutil.rmtree(copy / "letters")
+    file = changed(copy / "letters.toml", (', ["two", "one"]]', "]"))
+    with pytest.raises(KeyboardInterrupt):
+        api.run_sequence(file, out=copy / "letters", observer=Told(job, step))
+    again = Told()
+    result = api.run_sequence(file, out=copy / "letters", observer=again)
+    assert sum(what.startswith("training") for what in again.jobs) == trainings, "what is done is not done again"
+    # The uninterrupted run has a second order too: the first order's matrices and adapters must be the same.
+    runs = json.loads((lab / "letters" / "results.json").read_text())["runs"]
+    whole = {(run["strategy"], run["report"]["subject"]): run["report"] for run in runs if run["order"] == 1}
+    for run in result.runs:
+        assert run.report.values == whole[run.strategy, run.report.subject]["values"]
+        assert run.report.scalars == whole[run.strategy, run.report.subject]["scalars"]
+    assert len(result.runs) == len(whole) == 3
+    for strategy in ("seqlora", "olora"):
+        assert tensors(copy, strategy) == tensors(lab, strategy)
+    before = page(copy)
+    api.run_sequence(file, out=copy / "letters")
+    assert page(copy) == before
+
+
+def tensors(folder: Path, strategy: str) -> list[str]:
+    bank = api.overview(folder / "letters" / "banks" / "order1" / strategy / "seed0")
+    return [bank.adapter_of(task.name).files["adapter_model.safetensors"] for task in bank.tasks]
+
+
+def test_an_interrupted_training_is_resumed_not_begun_anew(copy: Path) -> None:
+    shutil.rmtree(copy / "letters")
+    with pytest.raises(KeyboardInterrupt):
+        api.run_sequence(copy / "letters.toml", out=copy / "letters", observer=Told(1, 4))
+    plan = api.plan_sequence(copy / "letters.toml", out=copy / "letters")
+    assert plan.cells[0].interrupted == "one"
+    assert plan.cells[0].to_learn == ("one", "two")
+
+    class Steps(Told):
+        first: int | None = None
+
+        def advance(self, done: int, values: Mapping[str, float]) -> None:
+            if self.first is None:
+                self.first = done
+
+    told = Steps()
+    api.run_sequence(copy / "letters.toml", out=copy / "letters", only=("seqlora",), observer=told)
+    assert told.first == 3, "there was a checkpoint of step 2"
+
+
+def test_the_plan_says_what_is_left_and_writes_nothing(copy: Path, tree: Callable[[Path], Any]) -> None:
+    shutil.rmtree(copy / "letters" / "banks" / "order2" / "olora")
+    before = tree(copy)
+    plan = api.plan_sequence(copy / "letters.toml", out=copy / "letters")
+    assert tree(copy) == before
+    cells = {(cell.order, cell.strategy): cell for cell in plan.cells}
+    assert cells[1, "olora"].learnt == ("one", "two")
+    assert cells[1, "olora"].to_compose == ()
+    assert cells[1, "olora"].scores > 0
+    assert cells[2, "olora"].to_learn == ("two", "one")
+    assert cells[2, "olora"].to_compose == ("prototype",)
+    assert plan.steps == 2 * 6, "24 rows in batches of 8, twice, for each of two tasks"
+    assert ("banks", "0 of 4 measured") in plan.card_lines
+
+
+def test_other_settings_in_the_same_folder_are_refused(copy: Path) -> None:
+    changed(copy / "letters.toml", ("epochs = 2.0", "epochs = 3.0"), ('mode = "prototype"', 'mode = "manual"'))
+    with pytest.raises(ExistsError) as caught:
+        api.run_sequence(copy / "letters.toml", out=copy / "letters")
+    assert "train.epochs is 3.0, was 2.0" in caught.value.message
+    assert "compositions is " in caught.value.message
+    assert caught.value.hint == "name another folder: --out DIR"
+
+
+def test_more_seeds_strategies_and_compositions_go_on(copy: Path) -> None:
+    more = 'mode = "manual"\non = ["olora"]\n\n[evaluation]'
+    changed(
+        copy / "letters.toml",
+        ('["seqlora", "olora"]', '["seqlora", "olora", "isolated"]\nseeds = [0]'),
+        ("[evaluation]", f"[[compositions]]\n{more}"),
+        ('"not chosen"', '"still not chosen"'),
+    )
+    told = Told()
+    result = api.run_sequence(copy / "letters.toml", out=copy / "letters", observer=told)
+    assert sum(what.startswith("training") for what in told.jobs) == 4, "two tasks in two orders, isolated"
+    assert ("olora", "manual") in by_name(result.rows)
+    assert result.card["selection"] == "still not chosen"
+
+
+def test_a_folder_of_something_else_is_not_touched(copy: Path) -> None:
+    with pytest.raises(ExistsError, match="holds no sequence"):
+        api.run_sequence(copy / "letters.toml", out=copy / "base")
+    assert not (copy / "base" / "sequence.json").exists()
+
+
+def test_changed_rows_are_refused(copy: Path) -> None:
+    write_rows(copy / "two.jsonl", TASKS["two"], 24, 77)
+    with pytest.raises(DataError, match="the rows of task 'two' are no longer those"):
+        api.run_sequence(copy / "letters.toml", out=copy / "letters")
+
+
+def test_another_base_is_refused(copy: Path, save_base: Callable[..., Path]) -> None:
+    shutil.rmtree(copy / "base")
+    save_base(copy / "base", hidden_size=16)
+    with pytest.raises(IncompatibleError, match="the base model is no longer"):
+        api.run_sequence(copy / "letters.toml", out=copy / "letters")
+
+
+def test_dev_runs_have_a_folder_of_their_own(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed(copy / "letters.toml", ("[train]", "dev_fraction = 0.25\n[train]"))
+    monkeypatch.chdir(copy)
+    shutil.rmtree("letters")
+    result = api.run_sequence("letters.toml", dev=True, only=("seqlora",))
+    assert Path(result.folder).name == "letters-dev"
+    assert ("scored on", "rows to choose settings on") in result.card_lines
+    assert result.card["rows"]["one"]["train"] == 18
+    assert result.card["rows"]["one"]["eval"] == 6
+    with pytest.raises(ExistsError, match="scored on other rows"):
+        api.run_sequence("letters.toml", out="letters-dev")
+
+
+def test_only_some_strategies(copy: Path) -> None:
+    shutil.rmtree(copy / "letters")
+    result = api.run_sequence(copy / "letters.toml", out=copy / "letters", only=["seqlora"])
+    assert {row.strategy for row in result.rows} == {"seqlora"}
+    assert ("banks", "2 of 4 measured") in result.card_lines
+    with pytest.raises(ConfigError, match=r"has no strategy 'olor'\. Did you mean 'olora'\?"):
+        api.run_sequence(copy / "letters.toml", out=copy / "letters", only=["olor"])
+
+
+def test_what_goes_wrong_is_told_with_its_cell(copy: Path) -> None:
+    shutil.rmtree(copy / "letters")
+    changed(copy / "letters.toml", ("[tasks.one]", '[strategy.olora]\npenalty = "nonsense"\n\n[tasks.one]'))
+    with pytest.raises(ConfigError, match=r"order 1, olora, seed 0: there is no penalty 'nonsense'"):
+        api.run_sequence(copy / "letters.toml", out=copy / "letters")
+    assert "as-trained" in page(copy), "what was measured before has its table"
+
+
+def test_notices_name_the_cell_and_estimate_the_rest(copy: Path) -> None:
+    shutil.rmtree(copy / "letters")
+    told = Told()
+    result: SequenceResult = api.run_sequence(copy / "letters.toml", out=copy / "letters", observer=told)
+    cells = [line for line in told.notices if line.startswith("[")]
+    assert cells[0] == "[1/4] order 1, seqlora, seed 0: learning one"
+    assert cells[-1].startswith("[4/4] order 2, olora, seed 0: composing and scoring (about ")
+    assert len(cells) == 4 * 3
+    assert result.seconds > 0
+
+
+def test_a_language_model(copy: Path, make_language_model: Callable[..., Path]) -> None:
+    model = make_language_model()
+    changed(
+        copy / "letters.toml",
+        ('base = "base"', f"base = {json.dumps(str(model))}\nmax_train_rows = 8\nmax_eval_rows = 4"),
+        ('orders = [["one", "two"], ["two", "one"]]', 'orders = [["one", "two"]]'),
+        ('strategies = ["seqlora", "olora"]', 'strategies = ["olora"]'),
+        ("max_length = 16", 'max_length = 128\nprompt_template = "{labels}? one: {text}"'),
+        ("epochs = 2.0", "epochs = 1.0"),
+    )
+    result = api.run_sequence(copy / "letters.toml", out=copy / "lm")
+    assert result.card["base"]["task_type"] == "CAUSAL_LM"
+    assert result.card["prompts"]["two"] == "x, y, z? one: {text}"
+    assert result.card["notes"] == ["one: its prompt names the task, which tells a router the answer"]
+    assert set(by_name(result.rows)) == {("olora", "as-trained"), ("olora", "prototype")}
