@@ -82,6 +82,6 @@ def _perplexity(likelihoods: NDArray[np.float64], tokens: NDArray[np.int64]) -> 
     """``exp(m)``, m the mean log-likelihood of a token; the interval is that of m, rows taken as independent."""
     mean = float(likelihoods.sum() / tokens.sum())
     residual = (likelihoods - mean * tokens) / tokens.mean()
-    half = _Z95 * float(residual.std(ddof=1)) / math.sqrt(len(tokens)) if len(tokens) > 1 else 0.0
+    half = _Z95 * float(residual.std(ddof=1)) / math.sqrt(len(tokens)) if len(tokens) > 1 else math.inf
     detail = {"perplexity": math.exp(-mean), "tokens": int(tokens.sum())}
     return Score(math.exp(mean), math.exp(mean - half), min(1.0, math.exp(mean + half)), detail)
