@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lorabank.core import plugins
+from lorabank.core.errors import ConfigError, DataError
 from lorabank.models.answering import AnswerForm, Answers, Enter
 from lorabank.models.generating import generate
 from lorabank.models.likelihood import completion_log_likelihoods, label_log_likelihoods
@@ -72,12 +74,15 @@ class TextAnswerer:
         return likelihoods, tokens
 
     def loss(self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
-        """Mean cross entropy of the answers' tokens."""
-        pairs = [
-            pair
-            for form, rows in self._groups(heads)
-            for pair in self._encoded(form, [texts[i] for i in rows], [targets[i] for i in rows])
-        ]
+        """Mean cross entropy of the answers' tokens; rows that do not fit count for nothing, as in training."""
+        pairs: list[Mapping[str, Any]] = []
+        for form, rows in self._groups(heads):
+            try:
+                pairs += self._encoded(form, [texts[i] for i in rows], [targets[i] for i in rows])
+            except DataError:
+                continue  # none of these rows fits
+        if not pairs:
+            return torch.zeros((), device=self._base.model.device)
         inputs = self._type.collate(self._base.tokenizer, pairs)
         on_device = {name: tensor.to(self._base.model.device) for name, tensor in inputs.items()}
         return self._type.loss(self._base.model, on_device)
@@ -119,6 +124,7 @@ class TextAnswerer:
 
     def _generated(self, form: AnswerForm, texts: Sequence[str], enter: Enter) -> list[str]:
         limit = self._base.max_length
+        check_answer_length(form.max_new_tokens, limit)
         room = form.max_length if limit is None else min(form.max_length, limit - form.max_new_tokens)
         prompts = self._prompts(form, texts, room)
         return generate(
@@ -133,6 +139,24 @@ class TextAnswerer:
     def _glued(self, form: AnswerForm) -> bool:
         """Whether an answer follows its prompt after a blank."""
         return self._type.glued and form.template is not None
+
+
+def check_answer_length(max_new_tokens: int, limit: int | None) -> None:
+    """Refuse answers that would fill the model's whole window.
+
+    Args:
+        max_new_tokens: Most tokens of an answer.
+        limit: Tokens that the model takes; None for any number.
+
+    Raises:
+        ConfigError: Nothing is left for a prompt.
+    """
+    if limit is not None and max_new_tokens >= limit:
+        raise ConfigError(
+            f"max_new_tokens = {max_new_tokens} leaves no room for a prompt: the base model takes {limit} tokens",
+            hint=f"--max-new-tokens {max(1, limit // 2)}",
+            unchanged="nothing was changed",
+        )
 
 
 class _Rows:

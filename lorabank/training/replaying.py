@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lorabank.core.errors import DataError
 from lorabank.models.heads import Head, HeadSelection, load_head, switch_heads
 from lorabank.models.task_types import Examples, TaskType
 from lorabank.training.job import Replayed
@@ -57,6 +58,9 @@ def add_replayed(task_type: TaskType, tokenizer: Any, own: Examples, replayed: S
     parts = [own]
     for task in replayed:
         encode = partial(task_type.encode, tokenizer, labels=task.labels, template=task.template)
-        parts.append(encode(task.texts, task.targets, max_length=task.max_length))
+        try:
+            parts.append(encode(task.texts, task.targets, max_length=task.max_length))
+        except DataError:
+            parts.append(Examples((), (), 0))  # none of these rows fits, as when the task was learnt
     rows = tuple({**row, _HEADS: head} for head, part in enumerate(parts) for row in part.rows)
     return Examples(rows, tuple(n for part in parts for n in part.lengths), own.cut, own.dropped)

@@ -15,13 +15,14 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from lorabank.core import plugins
-from lorabank.core.errors import ConfigError, DivergedError
+from lorabank.core.errors import ConfigError, DataError, DivergedError
 from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.observer import Observer
 from lorabank.core.seeding import seed_everything
 from lorabank.models.heads import Head, build_head, put_head
 from lorabank.models.loading import LoadedBase, load_base, resolve_device, resolve_target_modules
 from lorabank.models.task_types import Examples, TaskType
+from lorabank.models.text_answers import check_answer_length
 from lorabank.training.checkpoints import newest_checkpoint
 from lorabank.training.groups import GroupedFactors
 from lorabank.training.job import TrainedAdapter, TrainJob
@@ -49,6 +50,8 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     seed_everything(config.seed * 1_000_003 + (len(earlier.names) if earlier else 0))
     base = load_base(job.base, num_labels=max(len(job.labels), 1), device=device, dtype=torch.float32)
     max_length = min(config.max_length, base.max_length or config.max_length)
+    if not base.head_modules and not job.labels and any(job.texts):
+        check_answer_length(config.max_new_tokens, base.max_length)
     task, own = _set_up(job, base)
     targets = resolve_target_modules(base.model, config.target_modules, base.head_modules)
     rows = _encoded(job, base.tokenizer, max_length, observer)
@@ -121,6 +124,13 @@ def _encoded(job: TrainJob, tokenizer: Any, max_length: int, observer: Observer)
     examples = task_type.encode(
         tokenizer, job.texts, job.targets, labels=job.labels, template=job.template, max_length=max_length
     )
+    if job.labels and examples.dropped:
+        raise DataError(
+            f"{examples.dropped} of {len(job.texts)} training texts have a label that does not fit into {max_length} "
+            "tokens beside its prompt",
+            hint="raise --max-length, or --scoring generation for completions that are no labels",
+            unchanged="nothing was changed",
+        )
     fates = ((examples.cut, "cut to"), (examples.dropped, "dropped: their answers do not fit into"))
     for count, fate in fates:
         if count:
