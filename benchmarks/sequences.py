@@ -67,13 +67,13 @@ def prepare(folder: Path, dev_rows: int) -> None:
 def run(folder: Path, strategy: str, seed: int, changed: dict[str, Any], composed: bool) -> list[dict[str, Any]]:
     """One sequence with its compositions: the rows of the demo's table."""
     from lorabank.core.config import ComposeConfig
-    from lorabank.demo.run import COMPOSITIONS, compose_and_measure, table_row, train_sequence
+    from lorabank.demo.run import COMPOSITIONS, measure, table_row, train_sequence
 
     observer, bank = _Told(), folder / f"{strategy}-{seed}"
     train_sequence(bank, folder / "data", strategy, seed=seed, changed=changed, observer=observer)
     kmeans = ComposeConfig(mode="prototype", name="prototype-kmeans", router="kmeans")
     compositions = (*COMPOSITIONS, kmeans) if composed and strategy in COMPOSED else ()
-    reports = compose_and_measure(bank, compositions, seed=seed, observer=observer)
+    reports = measure(bank, compositions, seed=seed, observer=observer)
     return [{"seed": seed, **table_row(strategy, report), "values": report.values} for report in reports]
 
 

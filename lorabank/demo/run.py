@@ -10,13 +10,10 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from lorabank.bank.bank import Bank
 from lorabank.core.config import ComposeConfig, EvalConfig, TrainConfig
 from lorabank.core.observer import Observer
-from lorabank.workflows.compose import compose
-from lorabank.workflows.evaluate import evaluate
 from lorabank.workflows.results import DemoResult, MatrixReport
-from lorabank.workflows.train import add_task
+from lorabank.workflows.sequence_bank import compose_and_measure, learn, learnt_tasks
 
 TASKS = ("sentiment", "spam", "products", "tweets")
 SETTINGS: dict[str, Any] = {
@@ -59,7 +56,7 @@ def demo(target: Path, *, seed: int, epochs: float | None, observer: Observer) -
     for strategy, compositions in (("seqlora", ()), ("olora", COMPOSITIONS)):
         bank = target / strategy
         train_sequence(bank, target / "data", strategy, seed=seed, changed=changed, observer=observer)
-        reports = compose_and_measure(bank, compositions, seed=seed, observer=observer)
+        reports = measure(bank, compositions, seed=seed, observer=observer)
         rows += [table_row(strategy, report) for report in reports]
         for report in reports:
             name = strategy if report.subject == "as-trained" else f"{strategy}-{report.subject}"
@@ -79,7 +76,7 @@ def train_sequence(
     bank: Path, data: Path, strategy: str, *, seed: int, changed: Mapping[str, Any], observer: Observer
 ) -> None:
     """Add the four tasks that are not in the bank yet, in order, with SETTINGS and what is changed in them."""
-    there = {task.name for task in Bank.open(bank).snapshot().tasks} if Bank.exists(bank) else set()
+    there = learnt_tasks(bank)
     for task in TASKS:
         if task in there:
             continue
@@ -91,21 +88,15 @@ def train_sequence(
             seed=seed,
             **{**SETTINGS, **changed},
         )
-        restart = _interrupted(bank, task)
-        add_task(bank, task, config, init=None, resume=False, restart=restart, observer=observer)
+        learn(bank, task, config, None, observer)
 
 
-def compose_and_measure(
+def measure(
     bank: Path, compositions: Sequence[ComposeConfig], *, seed: int, observer: Observer
 ) -> tuple[MatrixReport, ...]:
     """Add the compositions that are not there yet; the whole matrix of the state as trained and of each."""
-    opened = Bank.open(bank)
-    there = {composition.name for composition in opened.snapshot().compositions}
-    for config in compositions:
-        if config.name not in there:
-            observer.notice(f"composing: {config.name}")
-            compose(opened, replace(config, seed=seed), observer)
-    return evaluate(opened, EvalConfig(all=True, forgetting_matrix=True), observer)
+    seeded = [replace(config, seed=seed) for config in compositions]
+    return compose_and_measure(bank, seeded, EvalConfig(all=True, forgetting_matrix=True), observer)
 
 
 def table_row(strategy: str, report: MatrixReport) -> dict[str, Any]:
@@ -124,9 +115,3 @@ def table_row(strategy: str, report: MatrixReport) -> dict[str, Any]:
     if report.routing:
         row |= {"oracle": report.routing["oracle"], "routing_accuracy": report.routing["accuracy"]}
     return row
-
-
-def _interrupted(bank: Path, task: str) -> bool:
-    return Bank.exists(bank) and any(
-        operation.name == task and not operation.alive for operation in Bank.open(bank).operations()
-    )
