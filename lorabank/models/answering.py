@@ -14,6 +14,7 @@ from lorabank.models.batches import Enter
 
 __all__ = ["AnswerForm", "Answerer", "Answers", "Enter"]
 
+
 @dataclass(frozen=True)
 class AnswerForm:
     """One task's way of asking and answering.

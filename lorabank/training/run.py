@@ -6,6 +6,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -66,6 +67,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
         loss=task.loss,
     )
     begun = job.strategy.begin(start)
+    start = replace(start, earlier=None, initial=None, objects={})  # what training needs of the past is in the layers
     penalties += begun.penalties
     with_basis = any(name == "orthogonal-normalized" for name, _, _ in penalties)
     groups = GroupedFactors(begun.layers, earlier, with_basis=with_basis, anchor=begun.anchor)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from lorabank.core.lora import AdapterStack, StackedFactors
 from lorabank.models.selector import Selector
 from lorabank.training.online_attention import SELECTOR as SUBMODULE
 from lorabank.training.online_attention import SelectorL1, attach_attended_adapter
@@ -28,7 +30,7 @@ class _AMLoRA(Strategy):
         layers, selector = attach_attended_adapter(
             start.model,
             start.targets,
-            start.earlier,
+            _on(start.earlier, start.model.device),
             r=config.r,
             lora_alpha=config.lora_alpha,
             use_rslora=config.use_rslora,
@@ -41,11 +43,15 @@ class _AMLoRA(Strategy):
 
     def finish(self, start: Start, begun: Begun) -> dict[str, bytes]:
         """The selector, over the earlier adapters in order and the new one."""
-        if start.earlier is None:
-            return {}
-        selector = start.model.get_submodule(SUBMODULE)
-        assert isinstance(selector, Selector)
-        return {SELECTOR: save_tensors(selector.tensors())}
+        selector = getattr(start.model, SUBMODULE, None)
+        return {SELECTOR: save_tensors(selector.tensors())} if isinstance(selector, Selector) else {}
+
+
+def _on(stack: AdapterStack, device: torch.device) -> AdapterStack:
+    """The earlier adapters where the model is: unlike those of other strategies they are not folded into it."""
+    parts = {name: (f.A, f.B, f.owner, f.scale) for name, f in stack.modules.items()}
+    moved = {name: StackedFactors(*(part.to(device) for part in own)) for name, own in parts.items()}
+    return AdapterStack(stack.names, moved)
 
 
 AMLORA = _AMLoRA("amlora", "attended", reads=(SELECTOR,))

@@ -119,5 +119,10 @@ class Strategy:
         )
 
     def finish(self, start: Start, begun: Begun) -> dict[str, bytes]:
-        """After training, role to the bytes of what later tasks need; by default nothing."""
+        """After training, role to the bytes of what later tasks need; by default nothing.
+
+        Args:
+            start: As `begin` saw it, without the past: ``earlier``, ``initial`` and ``objects`` are empty.
+            begun: What `begin` gave, trained.
+        """
         return {}

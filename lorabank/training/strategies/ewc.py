@@ -6,17 +6,20 @@ The adapter starts from the last one and is held where it was, entry by entry, b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from lorabank.training.importance import (
     Anchor,
+    Importance,
     accumulated,
     diagonal_fisher,
     fisher_from_bytes,
     fisher_to_bytes,
 )
+from lorabank.training.layer import LoraLinear
 from lorabank.training.strategies.base import Begun, Start, Strategy
 
 ROLE = "importance"
@@ -39,8 +42,15 @@ class _EWC(Strategy):
             return start.loss(model, inputs) * terms
 
         own = diagonal_fisher(start.model, begun.layers, start.batches(), summed)
-        before = begun.anchor.importance if begun.anchor else None
+        before = _rescaled(begun.anchor, begun.layers) if begun.anchor else None
         return {ROLE: fisher_to_bytes(accumulated(before, own))}
+
+
+def _rescaled(anchor: Anchor, layers: Mapping[str, LoraLinear]) -> Importance:
+    """The earlier importances in the scaling of the layers: ``B = c B*`` makes ``F = F* / c^2``."""
+    before = anchor.importance
+    c = {name: anchor.factors.scaling[name] / layer.scaling for name, layer in layers.items()}
+    return Importance(before.A, {name: value / c.get(name, 1.0) ** 2 for name, value in before.B.items()})
 
 
 EWC = _EWC("ewc", "continued", "ewc", needs=(ROLE,))
