@@ -16,7 +16,19 @@ VERBS = {path: command for path, command in ALL.items() if not isinstance(comman
 
 
 def test_every_verb_of_the_contract_is_there() -> None:
-    promised = {"init", "add-task", "compose", "eval", "predict", "list", "show", "remove", "export", "import", "generate"}
+    promised = {
+        "init",
+        "add-task",
+        "compose",
+        "eval",
+        "predict",
+        "list",
+        "show",
+        "remove",
+        "export",
+        "import",
+        "generate",
+    }
     promised |= {"verify", "gc", "report", "demo", "doctor", "db upgrade", "sequence run"}
     assert {path.removeprefix("lorabank ") for path in VERBS} == promised
 
