@@ -13,8 +13,10 @@ from importlib.resources import files
 from typing import Any, Protocol
 
 from lorabank.bank.snapshot import Snapshot
+from lorabank.core.records import AdapterRecord, TaskRecord
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.plots import heatmap_svg
+from lorabank.evaluation.scoring import DEFAULT_METRICS
 
 # C0, DEL, C1, soft hyphen, zero-width and bidirectional marks: invisible, or able to reorder what is read.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
@@ -36,6 +38,10 @@ class Measured(Protocol):
     @property
     def task_id(self) -> str:
         """``"given"`` or ``"routed"``."""
+
+    @property
+    def metric(self) -> str:
+        """What the scores are."""
 
     @property
     def tasks(self) -> Sequence[str]:
@@ -82,7 +88,8 @@ def render_report(snapshot: Snapshot, measured: Sequence[Measured], *, created_a
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.finalize = _visible
-    environment.filters |= {"score": _score, "short": lambda digest: (digest or "")[:12], "pairs": _pairs}
+    filters: dict[str, Any] = {"score": _score, "short": _short, "pairs": _pairs, "named": _named}
+    environment.filters |= filters
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     return template.render(
         snapshot=snapshot,
@@ -101,14 +108,28 @@ def _task_rows(snapshot: Snapshot) -> list[dict[str, Any]]:
     for task in snapshot.tasks:
         adapter = snapshot.adapter_of(task.name)
         context = [task_of.get(digest, digest[:12]) for digest in adapter.context]
-        rows.append({"task": task, "adapter": adapter, "context": context})
+        rows.append({"task": task, "adapter": adapter, "context": context, "asked": _asked(task, adapter)})
     return rows
+
+
+def _asked(task: TaskRecord, adapter: AdapterRecord) -> dict[str, Any] | None:
+    """How a language model is asked and scored; None for a classifier, which has no such choice."""
+    if task.task_type == "SEQ_CLS":
+        return None
+    scoring = adapter.config["scoring"]
+    return {
+        "form": adapter.config["format"],
+        "scoring": scoring,
+        "metric": DEFAULT_METRICS[scoring],
+        "max_length": adapter.config["max_length"],
+        "max_new_tokens": adapter.config["max_new_tokens"] if scoring == "generation" else None,
+    }
 
 
 def _section(one: Measured) -> dict[str, Any]:
     from markupsafe import Markup
 
-    matrix = ScoreMatrix(tuple(one.tasks), one.values, one.counts, one.low, one.high)
+    matrix = ScoreMatrix(tuple(one.tasks), one.values, one.counts, one.low, one.high, one.metric)
     title = f"{one.subject} ({one.mode})" if one.mode != one.subject else one.subject
     # matplotlib has escaped every label in the drawing.
     return {"measured": one, "matrix": matrix, "title": title, "svg": Markup(heatmap_svg(matrix))}
@@ -124,6 +145,15 @@ def _visible(value: Any) -> Any:
 def _score(value: float | None, decimals: int = 3) -> str:
     """A number, or an en dash where there is none."""
     return "–" if value is None or math.isnan(value) else f"{value:.{decimals}f}"
+
+
+def _short(digest: str | None) -> str:
+    return (digest or "")[:12]
+
+
+def _named(metric: str) -> str:
+    """``exact match`` for ``exact_match``."""
+    return metric.replace("_", " ")
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -2,13 +2,13 @@
 
 Trusted is nothing: a config can ask for other weights, other code or endless patterns, and a tensor file can bring
 tensors that PEFT would load over the base model's own. So the config counts field by field, the set of tensors must be
-exactly that of a plain LoRA adapter with a head, and what passes is written anew in lorabank's own form.
+exactly that of a plain LoRA adapter, with a head if it is a classifier's, and what passes is written anew in
+lorabank's own form. `lorabank.models.foreign_fit` compares it with the base model.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,10 @@ from typing import Any, NoReturn
 
 import torch
 from safetensors.torch import load as load_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorabank.core.errors import DataError, IncompatibleError
-from lorabank.core.lora import AdapterStack, LoraFactors, lora_scaling
-from lorabank.models.encoding import encode_texts, pad_batch
-from lorabank.models.heads import Head, head_state, put_head
-from lorabank.models.loading import LoadedBase
-from lorabank.models.mixture import Mixture
+from lorabank.core.errors import DataError
+from lorabank.core.lora import LoraFactors, lora_scaling
 from lorabank.models.peft_folder import CONFIG_FILE, PREFIX, WEIGHTS_FILE, by_pattern
 
 MAX_RANK = 1024
@@ -50,11 +46,12 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class ForeignAdapter:
-    """A plain LoRA adapter with a head; tensors are float32.
+    """A plain LoRA adapter, a classifier's with its head; tensors are float32.
 
     Attributes:
         factors: The adapter.
         head: Full parameter name to tensor of every module that was saved whole.
+        modules_to_save: The modules that the config says are saved whole.
         task_type: PEFT's name, None where the config names none.
         base_model: What the config calls its base model: text, never a path to follow.
         r: Rank of the modules that ``rank_pattern`` does not name.
@@ -68,6 +65,7 @@ class ForeignAdapter:
 
     factors: LoraFactors
     head: dict[str, Tensor]
+    modules_to_save: tuple[str, ...]
     task_type: str | None
     base_model: str
     r: int
@@ -98,7 +96,9 @@ def read_foreign(config: bytes, weights: bytes) -> ForeignAdapter:
         _refuse_field(fields, "use_rslora", "is neither true nor false")
     ranks = {key: _count(fields, "rank_pattern", value) for key, value in _pattern(fields, "rank_pattern").items()}
     alphas = {key: _number(fields, "alpha_pattern", value) for key, value in _pattern(fields, "alpha_pattern").items()}
-    A, B, head = _split(load_tensors(weights), _saved_modules(fields))
+    saved = () if fields.get("modules_to_save") in (None, []) else _names(fields, "modules_to_save")
+    own = _OWN_HEADS if fields.get("task_type") == "SEQ_CLS" else ()
+    A, B, head = _split(load_tensors(weights), (*own, *saved))
     rank_of = {module: a.shape[0] for module, a in A.items()}
     alpha_of = {module: by_pattern(alphas, module, alpha) for module in A}
     for module, rank in rank_of.items():
@@ -108,6 +108,7 @@ def read_foreign(config: bytes, weights: bytes) -> ForeignAdapter:
     return ForeignAdapter(
         factors=LoraFactors(A, B, scaling),
         head=head,
+        modules_to_save=saved,
         task_type=fields.get("task_type"),
         base_model=str(fields.get("base_model_name_or_path") or ""),
         r=r,
@@ -118,66 +119,6 @@ def read_foreign(config: bytes, weights: bytes) -> ForeignAdapter:
         rank_pattern={module: rank for module, rank in rank_of.items() if rank != r},
         alpha_pattern={module: value for module, value in alpha_of.items() if value != alpha},
     )
-
-
-def check_fits(adapter: ForeignAdapter, base: LoadedBase, task_type: str) -> None:
-    """Compare an adapter with the base model that it is to sit on.
-
-    Raises:
-        IncompatibleError: It is for another task type, or a module or shape is not the base's.
-        DataError: Tensors are missing or too many for its own ``target_modules`` and for the base's head.
-    """
-    if adapter.task_type not in (None, task_type):
-        _misfit(f"it was trained for {adapter.task_type[:40]!r}, this bank's tasks are {task_type}")
-    heads = tuple(f"{name}." for name in base.head_modules)
-    linear = {
-        name: module
-        for name, module in base.model.named_modules()
-        if isinstance(module, nn.Linear) and not f"{name}.".startswith(heads)
-    }
-    for module, a in adapter.factors.A.items():
-        if module not in linear:
-            _misfit(f"it adapts {module!r}, and the base has no linear module of that name outside its head")
-        found = adapter.factors.B[module].shape[0], a.shape[1]
-        wanted = linear[module].out_features, linear[module].in_features
-        if found != wanted:
-            _misfit(f"its delta weight of {module!r} has the shape {list(found)}, the base's weight {list(wanted)}")
-    wanted_modules = {n for n in linear if any(f".{n}".endswith(f".{target}") for target in adapter.target_modules)}
-    _check_same("LoRA tensors of module", set(adapter.factors.A), wanted_modules)
-    _check_same("head tensor", set(adapter.head), set(head_state(base.model, base.head_modules)))
-
-
-def largest_update(factors: LoraFactors, model: nn.Module) -> float:
-    """The largest ``||s B A||_F / ||W||_F`` of a module: far above 1 the adapter drowns the base model."""
-    ratios = []
-    for name, a in factors.A.items():
-        b = factors.B[name].double()
-        # ||B A||_F^2 = tr(B^T B A A^T), from two r x r matrices
-        square = float(((b.T @ b) * (a.double() @ a.double().T)).sum())
-        weight = float(model.get_parameter(f"{name}.weight").double().norm())
-        ratios.append(abs(factors.scaling[name]) * math.sqrt(max(square, 0.0)) / max(weight, 1e-30))
-    return max(ratios)
-
-
-@torch.inference_mode()
-def check_effect(base: LoadedBase, factors: LoraFactors, head: Head, texts: Sequence[str], *, max_length: int) -> None:
-    """Pass some texts through the base with and without the adapter; the model keeps the head afterwards.
-
-    Raises:
-        DataError: The adapter changes no logit, or makes one that is not finite.
-    """
-    put_head(base.model, head)
-    inputs = pad_batch(base.tokenizer, encode_texts(base.tokenizer, texts, max_length).ids)
-    inputs = {name: tensor.to(base.model.device) for name, tensor in inputs.items()}
-    without: Tensor = base.model(**inputs).logits
-    mixture = Mixture(base.model, AdapterStack.build({"adapter": factors}, device=base.model.device))
-    mixture.merge(torch.ones(1))
-    logits: Tensor = base.model(**inputs).logits
-    mixture.detach()
-    if not bool(logits.isfinite().all()):
-        _refuse(f"{WEIGHTS_FILE}: with this adapter the base's logits are not finite")
-    if torch.equal(without, logits):
-        _refuse(f"{WEIGHTS_FILE}: the adapter changes no logit of {len(texts)} texts")
 
 
 def _parse(config: bytes) -> dict[str, Any]:
@@ -216,11 +157,6 @@ def _check_plain(fields: Mapping[str, Any]) -> None:
     for name in ("task_type", "base_model_name_or_path"):
         if not isinstance(fields.get(name), str | None):
             _refuse_field(fields, name, "is not text")
-
-
-def _saved_modules(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    own = _OWN_HEADS if fields.get("task_type") == "SEQ_CLS" else ()
-    return (*own, *(_names(fields, "modules_to_save") if fields.get("modules_to_save") is not None else ()))
 
 
 def _split(
@@ -293,14 +229,6 @@ def _number(fields: Mapping[str, Any], field: str, value: Any, *, low: float = 1
     return float(value)
 
 
-def _check_same(what: str, found: set[str], wanted: set[str]) -> None:
-    for name in sorted(found - wanted):
-        _refuse(f"{WEIGHTS_FILE}: {what} {name!r} is there and does not belong to what {CONFIG_FILE} and base ask for")
-    for name in sorted(wanted - found):
-        missing = f"{len(wanted - found)} of {len(wanted)}"
-        _refuse(f"{WEIGHTS_FILE}: {what} {name!r} is missing ({missing})")
-
-
 def _refuse_field(fields: Mapping[str, Any], field: str, reason: str) -> NoReturn:
     shown = json.dumps(fields[field])[:80] if field in fields else "missing"
     _refuse(f"{CONFIG_FILE}: field {field[:80]!r} ({shown}) {reason}")
@@ -308,7 +236,3 @@ def _refuse_field(fields: Mapping[str, Any], field: str, reason: str) -> NoRetur
 
 def _refuse(message: str) -> NoReturn:
     raise DataError(message, unchanged=_UNCHANGED)
-
-
-def _misfit(reason: str) -> NoReturn:
-    raise IncompatibleError(f"the adapter does not fit this bank's base model: {reason}", unchanged=_UNCHANGED)

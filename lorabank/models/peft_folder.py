@@ -79,7 +79,8 @@ def combined_files(
         factors: At least one module, as `AdapterStack.combine` or `compress` make it.
         head: Full parameter name to tensor of the modules stored whole.
         base_model: Hub id or path of the base, as PEFT writes it.
-        task_type: PEFT's ``TaskType`` name; None for an adapter without a head, as PEFT would look for one.
+        task_type: PEFT's ``TaskType`` name; None for a classifier's adapter without a head, as PEFT would look for
+            one.
         head_modules: Modules that PEFT must save and load whole.
     """
     ranks = {module: a.shape[0] for module, a in factors.A.items()}

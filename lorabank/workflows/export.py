@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,13 +45,13 @@ def export(path: str | Path, name: str, target: Path, *, own: bool) -> ExportRes
 def _export_task(bank: Bank, snapshot: Snapshot, task: TaskRecord, own: bool) -> tuple[dict[str, bytes], str, str]:
     adapter = snapshot.adapter_of(task.name)
     folder = bank.verified_adapter(adapter.digest)
-    head = f"head of {len(task.labels)} labels in this order: {listed(task.labels)}"
+    form = _form(task)
     if own or not adapter.context:
         # The stored files need nothing but a copy, and a copy keeps r, lora_alpha and every bit.
         files = {file: (folder / file).read_bytes() for file in adapter.files}
         beneath = _names(snapshot, adapter.context)
         alone = f"; without {listed(beneath)}, on top of which it was trained" if beneath else ""
-        return files, "adapter", f"r {adapter.r} on {snapshot.base.name}; {head}{alone}"
+        return files, "adapter", f"r {adapter.r} on {snapshot.base.name}; {form}{alone}"
     if SELECTOR in adapter.objects:
         raise ConfigError(
             f"task {task.name!r} is answered by attention over several adapters, which no single adapter is",
@@ -66,10 +67,10 @@ def _export_task(bank: Bank, snapshot: Snapshot, task: TaskRecord, own: bool) ->
         tensors,
         base_model=snapshot.base.name,
         task_type=task.task_type,
-        head_modules=config["modules_to_save"],
+        head_modules=config["modules_to_save"] or (),
     )
     members = listed(_names(snapshot, own_state(adapter)))
-    return files, "joined", f"{members} in one adapter, r {_rank(joined)} on {snapshot.base.name}; {head}"
+    return files, "joined", f"{members} in one adapter, r {_rank(joined)} on {snapshot.base.name}; {form}"
 
 
 def _export_composition(
@@ -87,13 +88,26 @@ def _export_composition(
         )
     if record.parameters["max_rank"] is not None:
         factors = compress(factors, record.parameters["max_rank"]).factors
-    files = combined_files(factors, {}, base_model=snapshot.base.name, task_type=None, head_modules=())
+    headless = snapshot.base.task_type == "SEQ_CLS"  # PEFT would look for a head that the files do not hold
+    task_type = None if headless else snapshot.base.task_type
+    files = combined_files(factors, {}, base_model=snapshot.base.name, task_type=task_type, head_modules=())
     weights = ", ".join(f"{task}={weight:g}" for task, weight in record.parameters["weights"].items())
-    note = (
-        f"{weights} in one adapter, r {_rank(factors)} on {snapshot.base.name} as a sequence classifier; "
-        "it holds no head, as a sum of adapters has none of its own: take one from an exported task"
-    )
+    note = f"{weights} in one adapter, r {_rank(factors)} on {snapshot.base.name}"
+    if headless:
+        note += (
+            " as a sequence classifier; it holds no head, as a sum of adapters has none of its own: "
+            "take one from an exported task"
+        )
     return files, "composition", note
+
+
+def _form(task: TaskRecord) -> str:
+    """What the user of a task's folder must know beside it: the outputs of its head, or how it is asked."""
+    if task.task_type == "SEQ_CLS":
+        return f"head of {len(task.labels)} labels in this order: {listed(task.labels)}"
+    template = task.prompt_template
+    asked = "the text is the prompt" if template is None else f"prompt {json.dumps(template, ensure_ascii=False)}"
+    return f"{asked}; answers {listed(task.labels)}" if task.labels else asked
 
 
 def _no_single_adapter(record: CompositionRecord) -> ConfigError:

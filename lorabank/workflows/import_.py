@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,22 +16,23 @@ from lorabank.bank.layout import check_name
 from lorabank.bank.operations import Operation, taken
 from lorabank.bank.store import MAX_CONFIG, StoredFile, adapter_digest
 from lorabank.bank.tensors import MAX_FILE, check_tensor_bytes
+from lorabank.core import plugins
 from lorabank.core.config import InitConfig, TrainConfig, validate
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
-from lorabank.data.loading import TaskData
-from lorabank.models.encoding import encode_texts
-from lorabank.models.foreign import ForeignAdapter, check_effect, check_fits, largest_update, read_foreign
+from lorabank.data.loading import TaskData, example_row
+from lorabank.models.foreign import ForeignAdapter, read_foreign
+from lorabank.models.foreign_fit import check_effect, check_fits, largest_update
 from lorabank.models.heads import Head, load_head
 from lorabank.models.loading import LoadedBase, load_base, resolve_device
 from lorabank.models.peft_folder import CONFIG_FILE, WEIGHTS_FILE, adapter_files
 from lorabank.training.groups import overlap_report
 from lorabank.training.strategies.states import IMPORTED
-from lorabank.workflows.bases import described, open_or_init
+from lorabank.workflows.bases import future_base, open_or_init
 from lorabank.workflows.folders import read_regular
 from lorabank.workflows.results import AddTaskResult
-from lorabank.workflows.task_data import dataset_records, load_data, task_statistics
+from lorabank.workflows.task_data import dataset_records, encode_rows, load_data, settled, task_statistics
 from lorabank.workflows.train import commit_and_score, package_versions
 from lorabank.workflows.upkeep import listed
 from lorabank.workflows.view import adapters_in_order, read_stack
@@ -38,13 +40,16 @@ from lorabank.workflows.view import adapters_in_order, read_stack
 _UNCHANGED = "nothing was changed"
 
 _USED = (
-    "data", "eval_data", "eval_fraction", "text_column", "label_column", "max_length", "keep_samples",
-    "clusters_per_task", "seed", "device",
+    "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "prompt_template",
+    "label_words", "scoring", "max_new_tokens", "max_length", "keep_samples", "clusters_per_task", "seed", "device",
 )  # fmt: skip
 """The settings that say something of a task whose adapter is not trained here."""
 
+_SHOWN = 300
+"""Characters of an example."""
+
 _PROBED = 16
-"""Texts that are passed through the base with and without an imported adapter."""
+"""Rows that are passed through the base with and without an imported adapter."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,11 @@ class _Judged:
 
     Attributes:
         adapter: What was read.
-        head_modules: The base's modules that its head fills.
-        config: The settings, ``max_length`` cut to the base's limit.
+        head_modules: The base's modules that its head fills; none of a language model.
+        config: The settings, what the data and the base decided filled in.
         statistics: The router's input.
         rows_cut: Training rows that are longer.
+        rows_dropped: Training rows whose answer does not fit.
         largest_update: See `largest_update`.
     """
 
@@ -65,6 +71,7 @@ class _Judged:
     config: TrainConfig
     statistics: bytes
     rows_cut: int
+    rows_dropped: int
     largest_update: float
 
 
@@ -79,11 +86,14 @@ def import_adapter(
     observer: Observer,
 ) -> AddTaskResult:
     """Judge a PEFT folder and put it into the bank as a task, whole or not at all."""
+    check_name(name)
     checked = validate(TrainConfig, asdict(config))
-    base = _future_base(path, name, init, observer)
+    adapter, digest = read_source(source)
+    if not Bank.exists(path):
+        init = _as_trained(adapter, init)
+    base = _future_base(path, name, checked, init)
     data = load_data(checked, base)
     order = _label_order(data, labels, observer)
-    adapter, digest = read_source(source)
     judged = _judge(adapter, base, data, order, checked)
     facts: dict[str, Any] = {
         "source": str(source),
@@ -91,29 +101,35 @@ def import_adapter(
         "source_base": adapter.base_model[:256],
         "largest_update": judged.largest_update,
         "rows_cut": judged.rows_cut,
+        "rows_dropped": judged.rows_dropped,
     }
     _warn(facts, base, observer)
-    bank, created = open_or_init(path, init, observer)
+    bank, created = open_or_init(path, init, observer, form=data.form)
     with bank.reserve("import", name, {"source": str(source), "digest": digest}) as operation:
         result = _commit(bank, operation, judged, data, order, facts, observer)
     return AddTaskResult(*result, bank=str(path), bank_created=created)
 
 
-def _future_base(path: str | Path, name: str, init: InitConfig, observer: Observer) -> BaseModelRecord:
-    """The base model that the adapter is to sit on; a name that cannot be used is told before the base is loaded.
+def _as_trained(adapter: ForeignAdapter, init: InitConfig) -> InitConfig:
+    """The settings of a bank that is made now: where they leave the task type open, the adapter's own."""
+    if init.task_type != "auto" or adapter.task_type not in plugins.TASK_TYPES:
+        return init
+    return validate(InitConfig, asdict(init) | {"task_type": adapter.task_type})
+
+
+def _future_base(path: str | Path, name: str, config: TrainConfig, init: InitConfig) -> BaseModelRecord:
+    """The base model that the adapter is to sit on; a name that is taken is told before the base is loaded.
 
     Raises:
-        ConfigError: The name is no name.
         ExistsError: The name is taken.
     """
-    check_name(name)
-    if not Bank.exists(path):
-        return described(init)
-    snapshot = open_or_init(path, init, observer)[0].snapshot()
-    for kind, records in (("task", snapshot.tasks), ("composition", snapshot.compositions)):
-        if any(record.name == name for record in records):
-            raise taken(kind, name)
-    return snapshot.base
+    base = future_base(path, config, init)
+    if Bank.exists(path):
+        snapshot = Bank.open(path).snapshot()
+        for kind, records in (("task", snapshot.tasks), ("composition", snapshot.compositions)):
+            if any(record.name == name for record in records):
+                raise taken(kind, name)
+    return base
 
 
 def _judge(
@@ -122,17 +138,18 @@ def _judge(
     """Put the adapter on the base and look at it; nothing is written."""
     base = load_base(record, device=resolve_device(config.device))
     check_fits(adapter, base, record.task_type)
-    head = _load_head(base, adapter, labels)
-    texts, max_length = data.train.texts, min(config.max_length, base.max_length or config.max_length)
-    config = replace(config, max_length=max_length)
-    statistics = task_statistics(base, texts, config)
-    check_effect(base, adapter.factors, head, texts[:_PROBED], max_length=max_length)
+    head = _load_head(base, adapter, labels) if base.head_modules else None
+    config = settled(config, data, min(config.max_length, base.max_length or config.max_length))
+    examples = encode_rows(record, data, config.max_length)
+    statistics = task_statistics(base, data.train.keys, config)
+    check_effect(base, record.task_type, adapter.factors, head, examples.rows[:_PROBED])
     return _Judged(
         adapter=adapter,
         head_modules=base.head_modules,
         config=config,
         statistics=statistics,
-        rows_cut=encode_texts(base.tokenizer, texts, max_length).cut,
+        rows_cut=examples.cut,
+        rows_dropped=examples.dropped,
         largest_update=largest_update(adapter.factors, base.model),
     )
 
@@ -164,7 +181,7 @@ def _commit(
         wall_seconds=0.0,
         device=str(resolve_device(config.device)),
         bytes=0,
-        head_digest=hashlib.sha256(save_tensors(adapter.head)).hexdigest(),
+        head_digest=hashlib.sha256(save_tensors(adapter.head)).hexdigest() if adapter.head else None,
         files={},
         versions=package_versions(),
         config={name: settings[name] for name in _USED},
@@ -178,8 +195,9 @@ def _commit(
         state="training",
         adapter=record.digest,
         statistics=operation.stage_blob(judged.statistics),
+        prompt_template=data.prompt_template,
     )
-    datasets = dataset_records(operation, data, config, judged.rows_cut)
+    datasets = dataset_records(operation, data, config, judged.rows_cut, judged.rows_dropped)
     return commit_and_score(bank, operation, task, record, datasets, observer)
 
 
@@ -191,7 +209,7 @@ def read_source(folder: Path) -> tuple[ForeignAdapter, str]:
 
     Raises:
         NotFoundError: There is no such folder.
-        DataError: A file is missing, no regular file, too large, or not what a LoRA adapter with a head consists of.
+        DataError: A file is missing, no regular file, too large, or not what a LoRA adapter consists of.
     """
     if not folder.is_dir():
         raise NotFoundError(f"there is no folder {str(folder)!r}", hint="name a PEFT folder", unchanged=_UNCHANGED)
@@ -213,12 +231,22 @@ def read_source(folder: Path) -> tuple[ForeignAdapter, str]:
 
 
 def _label_order(data: TaskData, labels: Sequence[str] | None, observer: Observer) -> tuple[str, ...]:
-    """The labels in the order of the head's outputs.
+    """The labels in the order of the head's outputs; without a head they are words, whose order says nothing.
 
     Raises:
-        ConfigError: A label stands twice.
+        ConfigError: A label stands twice, or labels are given for a language model.
         DataError: The rows have a label that the head does not know.
     """
+    if data.scoring != "classification":
+        if labels is not None:
+            raise ConfigError(
+                "--labels: a language model's adapter has no head whose outputs could be named",
+                hint="leave it out; other words for the data's labels: --label-words 0=negative,1=positive",
+                unchanged=_UNCHANGED,
+            )
+        prompt, answer = (json.dumps(text[:_SHOWN], ensure_ascii=False) for text in example_row(data))
+        observer.notice(f"rows of the form {data.form}, scored by {data.scoring}; the first: {prompt} -> {answer}")
+        return data.labels
     if labels is None:
         observer.notice(f"labels in the order of the head's outputs, taken from the data: {listed(data.labels)}")
         return data.labels
@@ -255,6 +283,8 @@ def _warn(facts: Mapping[str, Any], base: BaseModelRecord, observer: Observer) -
         )
     if facts["rows_cut"]:
         observer.notice(f"{facts['rows_cut']} training texts are longer than --max-length and are cut")
+    if facts["rows_dropped"]:
+        observer.notice(f"{facts['rows_dropped']} training rows are left out: their answer alone exceeds --max-length")
 
 
 def _files(base: BaseModelRecord, judged: _Judged) -> dict[str, bytes]:

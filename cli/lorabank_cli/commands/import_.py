@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank_cli.text import named, pairs, safe, scored
 from lorabank_cli.verb import Run, verb
 
-DATA = ("data", "eval_data", "eval_fraction", "text_column", "label_column", "max_length")
+DATA = ("data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "max_length")
+ASKED = ("prompt_template", "label_words", "scoring", "max_new_tokens")
 KEPT = ("keep_samples", "clusters_per_task", "seed", "device")
 
 
 @verb(
     "import",
     configs={"Data": TrainConfig, "New bank": InitConfig},
-    fields={"Data": (*DATA, *KEPT)},
+    fields={"Data": (*DATA, *ASKED, *KEPT)},
     required=("data",),
     examples=(
         "import ./spam-adapter --task spam --data spam.jsonl",
         "import ./spam-adapter --task spam --data spam.jsonl --labels ham,spam",
+        "import ./chat-adapter --task chat --data chats.jsonl --format messages",
     ),
 )
 @click.argument("source", help="PEFT folder with adapter_config.json and adapter_model.safetensors.")
 @click.option("--task", required=True, metavar="NAME", help="Name of the task in the bank.")
-@click.option("--labels", metavar="A,B,...", help="Labels in the order of the head's outputs; default: the data's.")
+@click.option("--labels", metavar="A,B,...", help="Labels in the order of a head's outputs; default: the data's.")
 def import_adapter(run: Run, source: str, task: str, labels: str | None) -> None:
     """Add a LoRA adapter that was trained elsewhere.
 
     It must fit the bank's base model; its files are checked and copied, nothing in them is executed. The rows of
-    --data say what the task looks like: it is measured on a part of them and routed by the others.
+    --data say what the task looks like: it is measured on a part of them and routed by the others. A language model's
+    adapter is asked with --prompt-template, as in its training.
     """
     from lorabank import api
 
@@ -43,10 +48,12 @@ def import_adapter(run: Run, source: str, task: str, labels: str | None) -> None
             init=run.config(InitConfig),
             observer=observer,
         )
+    template = result.task.prompt_template
     facts = pairs(
         [
             ("adapter", result.adapter.digest),
-            ("labels", ", ".join(result.task.labels)),
+            ("labels", ", ".join(result.task.labels) or None),
+            ("prompt", template and json.dumps(template, ensure_ascii=False)),
             (named(result.score["metric"]), f"{scored(result.score)} (95 % interval, task id given)"),
             ("next", "lorabank compose --mode prototype"),
         ]

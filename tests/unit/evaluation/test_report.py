@@ -93,6 +93,7 @@ def measured(**changes: Any) -> Any:
         "subject": "as-trained",
         "mode": "as-trained",
         "task_id": "given",
+        "metric": "accuracy",
         "tasks": ("one", "three"),
         "values": values,
         "low": [[None if v is None else v - 0.1 for v in row] for row in values],
@@ -159,6 +160,57 @@ def test_routing_is_shown_with_its_confusion() -> None:
     assert "accuracy 0.812 routed, 0.875 with the true task" in " ".join(texts)
     start = texts.index("rows of ↓ went to →")
     assert texts[start + 1 : start + 9] == ["one", "three", "one", "38", "2", "three", "3", "37"]
+
+
+def text_to_text() -> Snapshot:
+    """A causal language model with a labelled task, one of prompts and completions, and one of plain text."""
+    forms = (
+        ("labelled", "classification", "likelihood", "{text}\nOption: no, <b>yes</b>\nAnswer:", ("no", "<b>yes</b>")),
+        ("asked", "messages", "generation", None, ()),
+        ("read", "text", "perplexity", None, ()),
+    )
+    tasks, adapters = [], {}
+    for position, (name, form, scoring, template, labels) in enumerate(forms, start=1):
+        tasks.append(TaskRecord(name, position, "CAUSAL_LM", labels, "ready", prompt_template=template))
+        config = {"format": form, "scoring": scoring, "max_length": 256 + position, "max_new_tokens": 30 + position}
+        adapters[position] = adapter(position, name, ())._replace(config=config)
+    base = bank().base._replace(task_type="CAUSAL_LM")
+    return bank()._replace(base=base, tasks=tuple(tasks), by_position=adapters)
+
+
+def test_a_language_models_tasks_tell_how_they_are_asked() -> None:
+    html = render(text_to_text(), measured(metric="exact_match"))
+    texts = Page(html).texts
+    start = texts.index("new tokens") + 1
+    template = "{text}\nOption: no, <b>yes</b>\nAnswer:"
+    assert texts[start : start + 8] == [
+        "labelled", "CAUSAL_LM", "classification", template, "likelihood", "accuracy", "257", "–",
+    ]  # fmt: skip
+    assert texts[start + 8 : start + 16] == [
+        "asked", "CAUSAL_LM", "messages", "the text is the prompt", "generation", "exact match", "258", "32",
+    ]  # fmt: skip
+    assert texts[start + 16 : start + 24] == [
+        "read", "CAUSAL_LM", "text", "none: the whole text is learnt", "perplexity", "inverse perplexity", "259", "–",
+    ]  # fmt: skip
+    assert "free text" in texts
+    # what the scores of the matrix are
+    assert texts[texts.index("given") + 1] == "exact match"
+
+
+def test_classifiers_have_no_prompts() -> None:
+    assert "How the tasks are asked" not in Page(render(bank(), measured())).texts
+
+
+def test_routing_is_told_in_the_metric() -> None:
+    routing = {
+        "oracle": 0.5,
+        "routed": 0.25,
+        "accuracy": 1.0,
+        "confusion": [[1, 0], [0, 1]],
+        "tasks": ["one", "three"],
+    }
+    texts = Page(render(bank(), measured(metric="token_f1", task_id="routed", routing=routing))).texts
+    assert "token f1 0.250 routed, 0.500 with the true task" in " ".join(texts)
 
 
 def test_an_empty_bank_has_a_report() -> None:
