@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,7 @@ def _answer(
     if config.task:
         snapshot.task(config.task)
     name = config.composition or (None if config.task else _default(snapshot))
+    given = texts
     if not getattr(config, "raw", False):
         texts = _prompts(snapshot, texts, [config.task] if config.task else _tasks(snapshot, name))
     runtime = load_runtime(
@@ -76,7 +77,7 @@ def _answer(
     last = snapshot.tasks[-1].position
     if name is None:
         assert config.task is not None
-        return _as_trained(bank, snapshot, members, runtime, texts, config.task)
+        return _with_texts(_as_trained(bank, snapshot, members, runtime, texts, config.task), given)
     composer, own = load_composer(bank, snapshot, snapshot.composition(name), lambda: runtime)
     plan = composer.plan(last, texts)
     if config.task:
@@ -87,7 +88,13 @@ def _answer(
         features = runtime.features(texts, longest(own))
         route = build_router(own, default_parameters("gaussian")).route(features)
         chosen = [own[k] for k in route]
-    return _predictions(runtime, texts, plan, chosen, members, composer, given=config.task is not None)
+    found = _predictions(runtime, texts, plan, chosen, members, composer, given=config.task is not None)
+    return _with_texts(found, given)
+
+
+def _with_texts(predictions: Sequence[Prediction], texts: Sequence[str]) -> tuple[Prediction, ...]:
+    """The answers beside the texts as they were given, before a chat template was put around them."""
+    return tuple(replace(one, text=text) for one, text in zip(predictions, texts, strict=True))
 
 
 def _tasks(snapshot: Snapshot, composition: str | None) -> Sequence[str]:

@@ -202,7 +202,7 @@ def make_subject(
         return AsTrained(bank, snapshot, every, runtime, _router(head_from, every, runtime))
     record = snapshot.composition(name)
     composer, members = load_composer(bank, snapshot, record, runtime)
-    router = None if composer.routed else _router(head_from, every, runtime)
+    router = None if composer.routed else _router(head_from, members, runtime)
     return Composed(record, composer, bank, snapshot, members, runtime, router)
 
 
