@@ -47,9 +47,9 @@ class TrainConfig:
 
     data: str = _option("", "Training rows: .jsonl, .json, .csv, .parquet, or hf:OWNER/NAME[/CONFIG][:SPLIT].")
     eval_data: str | None = _option(None, "Evaluation rows; default: a part of --data.")
-    format: Literal[
-        "auto", "classification", "prompt-completion", "messages", "alpaca", "sharegpt", "text"
-    ] = _option("auto", "Form of the rows; auto: told by the columns.")
+    format: Literal["auto", "classification", "prompt-completion", "messages", "alpaca", "sharegpt", "text"] = _option(
+        "auto", "Form of the rows; auto: told by the columns."
+    )
     map: tuple[str, ...] = _option((), "Read a column under another name: --map old=new; may be repeated.")
     eval_fraction: float = _option(0.2, "Part of --data kept for evaluation without --eval-data.", gt=0, lt=1)
     text_column: str = _option("text", "Column that holds the text.")
