@@ -129,7 +129,7 @@ def _asked(task: TaskRecord, adapter: AdapterRecord) -> dict[str, Any] | None:
 def _section(one: Measured) -> dict[str, Any]:
     from markupsafe import Markup
 
-    matrix = ScoreMatrix(tuple(one.tasks), one.values, one.counts, one.low, one.high, one.metric)
+    matrix = ScoreMatrix(tuple(one.tasks), one.values, one.counts, one.low, one.high, _named(one.metric))
     title = f"{one.subject} ({one.mode})" if one.mode != one.subject else one.subject
     # matplotlib has escaped every label in the drawing.
     return {"measured": one, "matrix": matrix, "title": title, "svg": Markup(heatmap_svg(matrix))}
@@ -152,8 +152,8 @@ def _short(digest: str | None) -> str:
 
 
 def _named(metric: str) -> str:
-    """``exact match`` for ``exact_match``."""
-    return metric.replace("_", " ")
+    """``exact match`` for ``exact_match``, and one word for several metrics."""
+    return "mixed scores" if "," in metric else metric.replace("_", " ")
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

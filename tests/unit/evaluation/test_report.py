@@ -197,6 +197,12 @@ def test_a_language_models_tasks_tell_how_they_are_asked() -> None:
     assert texts[texts.index("given") + 1] == "exact match"
 
 
+def test_different_metrics_are_told_in_a_word() -> None:
+    texts = Page(render(text_to_text(), measured(metric="accuracy, exact_match, inverse_perplexity"))).texts
+    assert texts[texts.index("given") + 1] == "mixed scores"
+    assert not any("accuracy, exact" in text for text in texts)
+
+
 def test_classifiers_have_no_prompts() -> None:
     assert "How the tasks are asked" not in Page(render(bank(), measured())).texts
 
