@@ -14,6 +14,7 @@ from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.records import BaseModelRecord, DatasetRecord
 from lorabank.data.loading import Rows, TaskData, load_task_data, sample_rows, to_parquet
 from lorabank.models.loading import LoadedBase, load_tokenizer
+from lorabank.models.prompting import encode_labels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +39,11 @@ def load_data(config: TrainConfig, base: BaseModelRecord) -> TaskData:
     """The rows that the settings name, as tasks of this base have them; the labels stand in the template."""
     if not config.data:
         raise ConfigError("there is no data to train on", hint="add --data FILE", unchanged="nothing was changed")
-    return load_task_data(config, task_type=base.task_type, render_chat=ChatTemplate(base))
+    data = load_task_data(config, task_type=base.task_type, render_chat=ChatTemplate(base))
+    task_type: TaskType = plugins.load(plugins.TASK_TYPES, base.task_type, "task type")()
+    if data.labels and not task_type.has_head:  # labels that this model cannot tell apart are refused before anything
+        encode_labels(load_tokenizer(base), data.labels, glued=task_type.glued and data.prompt_template is not None)
+    return data
 
 
 class ChatTemplate:
