@@ -214,7 +214,7 @@ def import_adapter(
         source: A local PEFT folder with ``adapter_model.safetensors``.
         task: Name of the new task.
         config: Its data: rows to measure it on and to route by.
-        labels: Labels in the order of the head's outputs; default: the data's labels in order.
+        labels: A classifier's labels in the order of its head's outputs; default: the data's labels in order.
         init: Base model of a bank that is made now.
         observer: Gets notices.
 

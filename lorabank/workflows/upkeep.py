@@ -95,7 +95,7 @@ def _composition(bank: Bank, snapshot: Snapshot, record: CompositionRecord) -> d
 
 def _scores(bank: Bank, wanted: Callable[[str, str], bool]) -> list[dict[str, Any]]:
     """Stored cells, oldest first."""
-    names = ("subject", "stage", "task", "value", "low", "high", "n", "task_id", "created_at")
+    names = ("subject", "stage", "task", "metric", "value", "low", "high", "n", "task_id", "created_at")
     return [
         {name: getattr(record, name) for name in names}
         for record in bank.all_evaluations()
