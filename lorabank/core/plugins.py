@@ -36,6 +36,7 @@ STRATEGIES: dict[str, str] = {
 PENALTIES: dict[str, str] = {
     "orthogonal": "lorabank.training.penalties.orthogonal:Orthogonal",
     "orthogonal-normalized": "lorabank.training.penalties.orthogonal:OrthogonalNormalized",
+    "frobenius": "lorabank.training.penalties.frobenius:Frobenius",
     "l1": "lorabank.training.penalties.l1:L1",
     "ewc": "lorabank.training.penalties.ewc:EWC",
     "norm": "lorabank.training.penalties.norm:Norm",
