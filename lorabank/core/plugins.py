@@ -22,6 +22,7 @@ TASK_TYPES: dict[str, str] = {
 
 STRATEGIES: dict[str, str] = {
     "olora": "lorabank.training.strategies.presets:OLORA",
+    "olora-projected": "lorabank.training.strategies.projected:PROJECTED",
     "inclora": "lorabank.training.strategies.presets:INCLORA",
     "nlora": "lorabank.training.strategies.presets:NLORA",
     "inflora": "lorabank.training.strategies.inflora:INFLORA",

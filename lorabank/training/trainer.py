@@ -41,6 +41,7 @@ class AdapterTrainer(Trainer):
         lengths: Tokens of each training row, by which batches are formed.
         penalties: Name, weight and penalty.
         groups: The adapter's factors for the penalties, with the live parameters.
+        after_step: Called after each optimizer step, before it counts as done.
         observer: Gets loss and penalties after each optimizer step.
         kwargs: Passed to `transformers.Trainer`.
     """
@@ -53,6 +54,7 @@ class AdapterTrainer(Trainer):
         penalties: Sequence[tuple[str, float, Penalty]],
         groups: Callable[[], list[FactorGroup]],
         observer: Observer,
+        after_step: Callable[[], None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -65,7 +67,7 @@ class AdapterTrainer(Trainer):
         # take the number of items itself
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Progress(self, observer))
+        self.add_callback(_AfterStep(self, observer, after_step))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthPools:
         # state.epoch is a whole number when an epoch begins, and within the epoch that a resumed run goes on with
@@ -167,12 +169,15 @@ class AdapterTrainer(Trainer):
             restore_random_state(read_tensors(Path(checkpoint), "rng"), read_facts(Path(checkpoint), "rng"))
 
 
-class _Progress(TrainerCallback):
-    def __init__(self, trainer: AdapterTrainer, observer: Observer) -> None:
+class _AfterStep(TrainerCallback):
+    def __init__(self, trainer: AdapterTrainer, observer: Observer, after_step: Callable[[], None] | None) -> None:
         self._trainer = trainer
         self._observer = observer
+        self._after_step = after_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._after_step is not None:
+            self._after_step()
         self._observer.advance(state.global_step, self._trainer.terms)
 
 
