@@ -31,7 +31,7 @@ class Arena:
 
     def joined(self) -> Tensor:
         """The block ``[M, ...]`` with its values as they are now, part of the graph of every parameter."""
-        if any(one.data_ptr() != part.data_ptr() for one, part in zip(self._parameters, self._block, strict=True)):
+        if [parameter.data_ptr() for parameter in self._parameters] != self._places:
             self._adopt()  # someone gave a parameter other data, on another device perhaps
         block: Tensor = _Joined.apply(self._block, *self._parameters)  # type: ignore[no-untyped-call]
         return block
@@ -40,6 +40,7 @@ class Arena:
         self._block = torch.stack([parameter.detach() for parameter in self._parameters])
         for parameter, part in zip(self._parameters, self._block, strict=True):
             parameter.data = part
+        self._places = [parameter.data_ptr() for parameter in self._parameters]
 
 
 class _Joined(torch.autograd.Function):

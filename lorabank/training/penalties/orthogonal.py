@@ -56,20 +56,20 @@ class OrthogonalNormalized:
 
 
 class _CrossL1(torch.autograd.Function):
-    """``sum |previous new^T|``; of the products only the signs are kept."""
+    """``sum |previous new^T|`` with its gradient, while the earlier rows are in the cache."""
 
     @staticmethod
     def forward(ctx: Any, previous: Tensor, new: Tensor) -> Tensor:
         products = _cross(previous, new)
         total = products.abs().sum()
-        ctx.save_for_backward(previous, products.sign_())
+        ctx.save_for_backward(products.sign_().mT @ previous)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        previous, signs = ctx.saved_tensors
-        return None, signs.mul(gradients[0]).mT @ previous
+        (slope,) = ctx.saved_tensors
+        return None, gradients[0] * slope
 
 
 def _cross_l1(previous: Tensor, new: Tensor) -> Tensor:
