@@ -22,6 +22,7 @@ TASK_TYPES: dict[str, str] = {
 
 STRATEGIES: dict[str, str] = {
     "olora": "lorabank.training.strategies.presets:OLORA",
+    "olora-projected": "lorabank.training.strategies.projected:PROJECTED",
     "inclora": "lorabank.training.strategies.presets:INCLORA",
     "nlora": "lorabank.training.strategies.presets:NLORA",
     "inflora": "lorabank.training.strategies.inflora:INFLORA",
@@ -36,6 +37,7 @@ STRATEGIES: dict[str, str] = {
 PENALTIES: dict[str, str] = {
     "orthogonal": "lorabank.training.penalties.orthogonal:Orthogonal",
     "orthogonal-normalized": "lorabank.training.penalties.orthogonal:OrthogonalNormalized",
+    "frobenius": "lorabank.training.penalties.frobenius:Frobenius",
     "l1": "lorabank.training.penalties.l1:L1",
     "ewc": "lorabank.training.penalties.ewc:EWC",
     "norm": "lorabank.training.penalties.norm:Norm",

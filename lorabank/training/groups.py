@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lorabank.core.lora import AdapterStack, LoraFactors, row_space, subspace_overlap
+from lorabank.training.arena import Arena
 from lorabank.training.importance import Anchor
 from lorabank.training.layer import LoraLinear
 from lorabank.training.penalties.base import FactorGroup
@@ -25,12 +26,16 @@ NOBODY = -1
 
 @dataclass(frozen=True)
 class _Group:
-    """Layers of one shape, and the earlier rows: ``A_prev [M, R, d_in]``, ``basis [M, Q, d_in]``, ``owner [M, R]``.
+    """Layers of one shape and their factors, ``A [M, r, d_in]`` and ``B [M, d_out, r]``, beside the earlier rows.
+
+    Of these ``A_prev`` is ``[M, R, d_in]``, ``basis [M, Q, d_in]``, ``owner [M, R]``.
 
     ``held`` is empty, or A and B of the anchor and then of the importance, each ``[M, ...]``.
     """
 
     layers: dict[str, LoraLinear]
+    A: Arena
+    B: Arena
     A_prev: Tensor
     basis: Tensor
     owner: Tensor
@@ -41,7 +46,7 @@ class GroupedFactors:
     """Builds the groups of a penalty from the live parameters and the frozen earlier ``lora_A``.
 
     Args:
-        layers: The trainable layers by module name.
+        layers: The trainable layers by module name; their parameters move into the groups' blocks.
         previous: All earlier adapters, None for the first task; not kept.
         with_basis: Whether an orthonormal basis of the earlier rows is needed (one SVD per module, once).
         anchor: Where an adapter that goes on training started, and the importance of its entries, of the same rank.
@@ -65,13 +70,7 @@ class GroupedFactors:
     def __call__(self) -> list[FactorGroup]:
         """The groups with the parameters as they are now, part of the graph."""
         return [
-            FactorGroup(
-                torch.stack([layer.lora_A for layer in group.layers.values()]),
-                torch.stack([layer.lora_B for layer in group.layers.values()]),
-                group.A_prev,
-                group.basis,
-                *group.held,
-            )
+            FactorGroup(group.A.joined(), group.B.joined(), group.A_prev, group.basis, *group.held)
             for group in self._groups
         ]
 
@@ -120,6 +119,7 @@ def _group(
     with_basis: bool,
     anchor: Anchor | None,
 ) -> _Group:
+    own = {name: layers[name] for name in names}
     rows, owners = [], []
     for name in names:
         like = layers[name].lora_A
@@ -128,7 +128,15 @@ def _group(
         owners.append(torch.zeros(0, dtype=torch.long) if known is None else known.owner.cpu())
     bases = [row_space(row).to(row) if with_basis else row[:0] for row in rows]
     held = tuple(torch.stack(part) for part in zip(*(_held(layers[n], n, anchor) for n in names), strict=True))
-    return _Group({n: layers[n] for n in names}, _stacked(rows), _stacked(bases), _stacked_owners(owners), held)
+    return _Group(
+        own,
+        Arena([layer.lora_A for layer in own.values()]),
+        Arena([layer.lora_B for layer in own.values()]),
+        _stacked(rows),
+        _stacked(bases),
+        _stacked_owners(owners),
+        held,
+    )
 
 
 def _held(layer: LoraLinear, name: str, anchor: Anchor | None) -> tuple[Tensor, ...]:

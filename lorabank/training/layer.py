@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorabank.core.lora import AdapterStack, LoraFactors, lora_scaling
+from lorabank.training.lora_function import lora_linear
 
 
 class LoraLinear(nn.Module):
@@ -41,9 +41,8 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
-        h = F.linear(F.dropout(x, self.dropout, self.training).to(self.lora_A.dtype), self.lora_A)
-        out: Tensor = self.base(x)
-        return out + F.linear(h * self.scaling, self.lora_B).to(out.dtype)
+        p = self.dropout if self.training else 0.0
+        return lora_linear(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.scaling, p)
 
 
 def attach_adapter(

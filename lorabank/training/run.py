@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -73,7 +73,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     groups = GroupedFactors(begun.layers, earlier, with_basis=with_basis, anchor=begun.anchor)
     del earlier
     started = time.monotonic()
-    trainer = _trainer(job, base, task, rows, penalties, groups, observer, device)
+    trainer = _trainer(job, base, task, rows, penalties, groups, begun.after_step, observer, device)
     checkpoint = newest_checkpoint(job.work) if job.resume else None
     observer.start(f"training ({config.strategy})", planned_steps(len(rows.rows), config))
     try:
@@ -183,6 +183,7 @@ def _trainer(
     examples: Examples,
     penalties: Sequence[tuple[str, float, Penalty]],
     groups: GroupedFactors,
+    after_step: Callable[[], None] | None,
     observer: Observer,
     device: torch.device,
 ) -> AdapterTrainer:
@@ -219,6 +220,7 @@ def _trainer(
         task_loss=task.loss,
         penalties=penalties,
         groups=groups,
+        after_step=after_step,
         observer=observer,
     )
 

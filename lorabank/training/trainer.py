@@ -1,8 +1,9 @@
-"""transformers' Trainer with the penalties in its loss, a finite-loss check and verified checkpoints."""
+"""transformers' Trainer with the penalties, a finite-loss check and verified checkpoints."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,14 @@ class AdapterTrainer(Trainer):
     """Trains what ``requires_grad`` in the model under ``task loss + sum_p weight_p * penalty_p``.
 
     The penalties are added once per optimizer step, whatever the gradient accumulation, and only when their weight is
-    not zero.
+    not zero. They have a graph of their own, outside of autocast, whose gradients are added to those of the task loss.
 
     Args:
         task_loss: The loss of one batch.
         lengths: Tokens of each training row, by which batches are formed.
         penalties: Name, weight and penalty.
         groups: The adapter's factors for the penalties, with the live parameters.
+        after_step: Called after each optimizer step, before it counts as done.
         observer: Gets loss and penalties after each optimizer step.
         kwargs: Passed to `transformers.Trainer`.
     """
@@ -52,6 +54,7 @@ class AdapterTrainer(Trainer):
         penalties: Sequence[tuple[str, float, Penalty]],
         groups: Callable[[], list[FactorGroup]],
         observer: Observer,
+        after_step: Callable[[], None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -64,7 +67,7 @@ class AdapterTrainer(Trainer):
         # take the number of items itself
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Progress(self, observer))
+        self.add_callback(_AfterStep(self, observer, after_step))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthPools:
         # state.epoch is a whole number when an epoch begins, and within the epoch that a resumed run goes on with
@@ -79,24 +82,36 @@ class AdapterTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The batch's task loss, plus the penalties at the last batch of an optimizer step."""
+        """The batch's task loss."""
         loss = self._task_loss(model, inputs)
-        self.terms = {"loss": float(loss.detach())}
-        if self._penalties and self.accelerator.sync_gradients:
-            groups = self._groups()
-            for name, weight, penalty in self._penalties:
-                value = penalty(groups)
-                self.terms[name] = float(value.detach())
-                # Trainer divides by the number of accumulated batches; the penalty is once per step
-                loss = loss + weight * self.current_gradient_accumulation_steps * value
-        if not torch.isfinite(loss):
+        self.terms = {}
+        self._keep_term("loss", loss)
+        return (loss, None) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Gradients of the batch's task loss, and after the last batch of an optimizer step those of the penalties."""
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        if not self._penalties or not self.accelerator.sync_gradients:
+            return loss
+        groups = self._groups()
+        penalized = torch.zeros((), device=loss.device)
+        for name, weight, penalty in self._penalties:
+            value = penalty(groups)
+            self._keep_term(name, value)
+            penalized = penalized + weight * value
+        if penalized.requires_grad:  # a method may fix what the penalty is about
+            penalized.backward()
+        return loss + penalized.detach()
+
+    def _keep_term(self, name: str, value: Tensor) -> None:
+        self.terms[name] = float(value.detach())
+        if not math.isfinite(self.terms[name]):
             raise DivergedError(
                 f"training diverged at step {self.state.global_step + 1}: "
                 + ", ".join(f"{name} = {value}" for name, value in self.terms.items()),
                 unchanged="the adapter did not enter the bank",
                 hint="lower --learning-rate, or raise --batch-size",
             )
-        return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Trackers get each term of the loss under its own name."""
@@ -154,12 +169,15 @@ class AdapterTrainer(Trainer):
             restore_random_state(read_tensors(Path(checkpoint), "rng"), read_facts(Path(checkpoint), "rng"))
 
 
-class _Progress(TrainerCallback):
-    def __init__(self, trainer: AdapterTrainer, observer: Observer) -> None:
+class _AfterStep(TrainerCallback):
+    def __init__(self, trainer: AdapterTrainer, observer: Observer, after_step: Callable[[], None] | None) -> None:
         self._trainer = trainer
         self._observer = observer
+        self._after_step = after_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._after_step is not None:
+            self._after_step()
         self._observer.advance(state.global_step, self._trainer.terms)
 
 

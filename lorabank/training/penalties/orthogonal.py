@@ -5,6 +5,8 @@ O-LoRA (arXiv 2310.14152), as its reference implementation computes it, with ``A
 
     Orthogonal            sum_modules sum_ij | A_prev A_new^T |_ij
 
+with the gradient ``sign(A_prev A_new^T)^T A_prev`` at A_new: two batched products for all modules of one shape.
+
 It has no scale: it grows with modules, rank and tasks, and ``A_new -> 0`` satisfies it. The normalized form has:
 
     OrthogonalNormalized  mean_modules tr( (A_new A_new^T)^-1 A_new Q^T Q A_new^T ) / r
@@ -17,9 +19,11 @@ invertible recombination of A_new's rows, so it cannot be met by shrinking.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lorabank.training.penalties.base import FactorGroup
 
@@ -31,7 +35,7 @@ class Orthogonal:
 
     def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
         """Sum over all entries of ``|A_prev A_new^T|`` of all modules."""
-        return torch.stack([_cross(group.A_prev, group.A_new).abs().sum() for group in groups]).sum()
+        return torch.stack([_cross_l1(group.A_prev.float(), group.A_new.float()) for group in groups]).sum()
 
 
 class OrthogonalNormalized:
@@ -49,6 +53,28 @@ class OrthogonalNormalized:
             inside = torch.linalg.solve(gram, projected.mT @ projected)
             shares.append(inside.diagonal(dim1=-2, dim2=-1).sum(-1) / A.shape[1])
         return torch.cat(shares).mean()
+
+
+class _CrossL1(torch.autograd.Function):
+    """``sum |previous new^T|`` with its gradient, while the earlier rows are in the cache."""
+
+    @staticmethod
+    def forward(ctx: Any, previous: Tensor, new: Tensor) -> Tensor:
+        products = _cross(previous, new)
+        total = products.abs().sum()
+        ctx.save_for_backward(products.sign_().mT @ previous)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (slope,) = ctx.saved_tensors
+        return None, gradients[0] * slope
+
+
+def _cross_l1(previous: Tensor, new: Tensor) -> Tensor:
+    value: Tensor = _CrossL1.apply(previous, new)  # type: ignore[no-untyped-call]
+    return value
 
 
 def _cross(previous: Tensor, new: Tensor) -> Tensor:

@@ -61,11 +61,13 @@ class Begun:
         layers: Its layers by module name.
         penalties: Name, weight and penalty of what the strategy itself adds to the loss.
         anchor: What holds an adapter that goes on training, for penalties that ask for it.
+        after_step: Called after every optimizer step, or None.
     """
 
     layers: dict[str, LoraLinear]
     penalties: tuple[tuple[str, float, Penalty], ...] = ()
     anchor: Anchor | None = None
+    after_step: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
