@@ -12,7 +12,6 @@ import tempfile
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
 from torch import Tensor, nn
@@ -20,8 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import ALPHA, DROPOUT, RANK, random_stack
+from benchmarks.published import attach_published, published_penalty
 from benchmarks.step import trainer_step
-from lorabank.core.lora import StackedFactors
 from lorabank.core.observer import SilentObserver
 from lorabank.models.causal_lm import CausalLM
 from lorabank.models.targets import resolve_target_modules
@@ -53,7 +52,8 @@ def measure() -> list[Result]:
     return [result]
 
 
-def _model() -> LlamaForCausalLM:
+def smollm2() -> LlamaForCausalLM:
+    """The shape of SmolLM2-135M, always the same random weights."""
     torch.manual_seed(0)
     shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152}
     heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
@@ -83,25 +83,18 @@ class _PublishedLoss(_SameLoss):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().compute_loss(model, inputs)
-        orthogonal = torch.zeros(())
-        for name, earlier in model.named_parameters():
-            if "lora_A" in name:
-                for other, new in model.named_parameters():
-                    if "loranew_A" in other and name.split("lora_A")[0] == other.split("loranew_A")[0]:
-                        orthogonal = orthogonal + torch.abs(torch.mm(earlier, new.T)).sum()
-                        break
-        return loss + LAMBDA * orthogonal
+        return loss + LAMBDA * published_penalty(model)
 
 
 def _peft(arguments: TrainingArguments) -> Trainer:
     config = PeftConfig(
         r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    return _SameLoss(model=get_peft_model(_model(), config), args=arguments)
+    return _SameLoss(model=get_peft_model(smollm2(), config), args=arguments)
 
 
 def _olora(arguments: TrainingArguments) -> Trainer:
-    model = _model()
+    model = smollm2()
     modules = resolve_target_modules(model, "all-linear", ())
     earlier = random_stack(model, modules, EARLIER_TASKS)
     fold(model, earlier)
@@ -119,31 +112,8 @@ def _olora(arguments: TrainingArguments) -> Trainer:
 
 
 def _published(arguments: TrainingArguments) -> Trainer:
-    model = _model()
+    model = smollm2()
     modules = resolve_target_modules(model, "all-linear", ())
     earlier = random_stack(model, modules, EARLIER_TASKS)
-    model.requires_grad_(False)
-    for name in modules:
-        parent, _, child = name.rpartition(".")
-        layer = _PublishedLinear(model.get_submodule(name), earlier.modules[name])
-        setattr(model.get_submodule(parent), child, layer)
+    attach_published(model, modules, earlier)
     return _PublishedLoss(model=model, args=arguments)
-
-
-class _PublishedLinear(nn.Module):
-    """``W x + s B_prev A_prev d(x) + s B_new A_new d(x)``, d one dropout for both."""
-
-    def __init__(self, base: nn.Module, earlier: StackedFactors) -> None:
-        super().__init__()
-        self.base = base
-        self.lora_A = nn.Parameter(earlier.A.clone(), requires_grad=False)
-        self.lora_B = nn.Parameter(earlier.B.clone(), requires_grad=False)
-        self.loranew_A = nn.Parameter(torch.randn(RANK, earlier.A.shape[1]) / earlier.A.shape[1] ** 0.5)
-        self.loranew_B = nn.Parameter(torch.zeros(earlier.B.shape[0], RANK))
-
-    def forward(self, x: Tensor) -> Tensor:
-        dropped = F.dropout(x, DROPOUT, self.training)
-        past = F.linear(F.linear(dropped, self.lora_A), self.lora_B)
-        new = F.linear(F.linear(dropped, self.loranew_A), self.loranew_B)
-        out: Tensor = self.base(x) + ALPHA / RANK * (past + new)
-        return out
