@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorabank.training.lora_function import lora_linear
+from lorabank.training.lora_function import keep_mask, lora_linear
 
 D_IN, D_OUT, RANK, SCALE = 40, 24, 4, 1.7
 SHAPES = [(D_IN,), (9, D_IN), (3, 5, D_IN), (2, 3, 2, D_IN)]
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float, p: float) -> Tensor:
-    thin = F.linear(F.dropout(x, p).to(A.dtype), A)
+    rows = x.reshape(-1, x.shape[-1])
+    dropped = x * keep_mask(rows, p).reshape(x.shape) / (1 - round(2**16 * p) / 2**16) if p else x
+    thin = F.linear(dropped.to(A.dtype), A)
     out = F.linear(x, weight, bias)
     return out + (scale * F.linear(thin, B)).to(out.dtype)
 
@@ -32,7 +34,7 @@ def inputs(*shape: int, bias: bool = True, seed: int = 0) -> tuple[Tensor, Tenso
 
 
 def run(form, given, p: float = 0.0) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """Output and gradients under one seed and one upstream gradient."""
+    """Output and gradients under one seed and one upstream gradient, and the generator's state after the pass."""
     leaves = [t if t is None else t.detach().clone().requires_grad_(t.requires_grad) for t in given]
     torch.manual_seed(7)
     out = form(*leaves, SCALE, p)
@@ -59,7 +61,7 @@ def test_output_and_gradients_are_those_of_autograd(shape, bias: bool, p: float)
     assert_close(found, expected, 1e-6)
     for name in ("x", "A", "B"):
         assert_close(found_grads[name], expected_grads[name], 1e-6)
-    # the same draw, so what is drawn next is the same too
+    # one draw, so what is drawn next is the same too
     assert torch.equal(found_grads["generator"], expected_grads["generator"])
 
 
@@ -151,3 +153,31 @@ def test_the_inputs_are_not_written_to() -> None:
     before = [None if t is None else t.detach().clone() for t in given]
     lora_linear(*given, SCALE, 0.3).sum().backward()
     assert all(a is b is None or torch.equal(a.detach(), b) for a, b in zip(given, before, strict=True))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.97])
+def test_a_mask_drops_each_entry_for_itself_with_its_probability(p: float) -> None:
+    torch.manual_seed(11)
+    rows = torch.empty(501, 799)  # an odd number of entries
+    kept = keep_mask(rows, p).flatten().double()
+    assert set(kept.tolist()) == {0.0, 1.0}
+    spread = (p * (1 - p)) ** 0.5
+
+    def near(mean: Tensor, expected: float, sigma: float, count: int) -> bool:
+        return abs(float(mean) - expected) < 5 * sigma / count**0.5
+
+    assert near(kept.mean(), 1 - p, spread, len(kept))
+    for part in range(4):  # four entries come from one word of the generator
+        assert near(kept[part::4].mean(), 1 - p, spread, len(kept[part::4]))
+    apart = kept - (1 - p)
+    for lag in (1, 2, 3, 4, 799):
+        assert near((apart[lag:] * apart[:-lag]).mean(), 0.0, spread**2, len(kept) - lag)
+
+
+def test_a_seed_gives_one_mask_and_the_next_is_another() -> None:
+    rows = torch.empty(40, 30)
+    torch.manual_seed(1)
+    first, second = keep_mask(rows, 0.5), keep_mask(rows, 0.5)
+    torch.manual_seed(1)
+    assert torch.equal(keep_mask(rows, 0.5), first)
+    assert not torch.equal(first, second)
