@@ -109,9 +109,11 @@ def test_every_method_is_the_same_in_two_processes(launch, still: Path, data: Pa
 
 
 @pytest.mark.slow
-def test_killed_processes_resume_to_the_same_adapter(base: Path, data: Path, tmp_path: Path) -> None:
+def test_killed_processes_resume_to_the_same_adapter(base: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("LORABANK_ADD_TASK_R", "2")  # torchrun takes --r for one of its own options
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    given = ("--data", str(data), "--base", str(base), "--save-steps", "1", *WORDS, "--lora-dropout", "0.1")
+    settings = ("--save-steps", "1", "--batch-size", "7", "--epochs", "3", "--device", "cpu")
+    given = ("--data", str(data), "--base", str(base), *settings)
     whole, bank = tmp_path / "whole", tmp_path / "bank"
     subprocess.run([*launcher, *words(whole, "letters", *given)], check=True, capture_output=True, timeout=240)
 
