@@ -1,4 +1,8 @@
-"""``python -m benchmarks``: run all benchmarks, or some; exit 1 when a bar is missed."""
+"""``python -m benchmarks``: run all benchmarks, or some; exit 1 when a bar is missed.
+
+``python -m benchmarks --device cuda --only gpu_step --shape llama-8b`` is one part, of one shape, of those that need a
+GPU. Each takes minutes.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +22,36 @@ from typing import Any
 from benchmarks.harness import Result, environment
 
 BENCHMARKS = ("startup", "step", "language_step", "penalty", "merged", "memory", "scoring")
+ON_DEVICE = ("gpu_step", "gpu_decode", "gpu_attention", "gpu_slots", "gpu_scoring")
+SHAPES = ("t5-large", "llama-1b", "qwen2.5-7b", "llama-8b", "tiny", "tiny-t5")
 
 
 def main() -> int:
     """Measure, print the table, write the files asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ratios and the bars they must hold.")
-    parser.add_argument("--only", action="append", choices=BENCHMARKS, help="this one only; may be repeated")
+    parser.add_argument(
+        "--only", action="append", choices=(*BENCHMARKS, *ON_DEVICE), help="this one only; may be repeated"
+    )
+    parser.add_argument("--device", help="run the gpu_ benchmarks there: cuda, cuda:N, or cpu to see that they run")
+    parser.add_argument(
+        "--shape", action="append", choices=SHAPES, help="model of the gpu_ benchmarks; may be repeated"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here, and a table to FILE.md")
     arguments = parser.parse_args()
 
+    there = ON_DEVICE if arguments.device else BENCHMARKS
+    if wrong := set(arguments.only or ()) - set(there):
+        parser.error(f"{min(wrong)} {'does not take' if arguments.device else 'needs'} --device")
+    if arguments.device and not _is_there(arguments.device):
+        parser.error(f"--device {arguments.device}: torch sees no such device")
+    runs = [(arguments.device, shape) for shape in arguments.shape or SHAPES[:4]] if arguments.device else [()]
+
     results: list[Result] = []
-    for name in arguments.only or BENCHMARKS:
-        print(f"{name} ...", file=sys.stderr)
-        results += import_module(f"benchmarks.{name}").measure()
-    where = environment()
+    for given in runs:
+        for name in arguments.only or there:
+            print(" ".join((name, *given, "...")), file=sys.stderr)
+            results += import_module(f"benchmarks.{name}").measure(*given)
+    where = environment(arguments.device)
     print(table(results))
     if arguments.json:
         record = {"environment": where, "results": [asdict(result) | {"holds": result.holds} for result in results]}
@@ -40,11 +60,22 @@ def main() -> int:
     return 0 if all(result.holds for result in results) else 1
 
 
+def _is_there(device: str) -> bool:
+    import torch
+
+    kind, _, number = device.partition(":")
+    return device == "cpu" or (kind == "cuda" and int(number or 0) < torch.cuda.device_count())
+
+
 def table(results: list[Result]) -> str:
     """The results as a Markdown table."""
-    lines = ["| benchmark | measured | value | bar | |", "| --- | --- | ---: | ---: | --- |"]
+    lines = [
+        "| benchmark | what | measured | bar | peer | floor | |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+    ]
     for result in results:
-        numbers = f"{result.value:.3f} {result.unit} | {result.bar:.2f} {result.unit}"
+        known = ("" if number is None else f"{number:.3f} {result.unit}" for number in (result.peer, result.floor))
+        numbers = f"{result.value:.3f} {result.unit} | {result.bar:.2f} {result.unit} | {' | '.join(known)}"
         lines.append(f"| {result.benchmark} | {result.what} | {numbers} | {'ok' if result.holds else 'MISSED'} |")
     return "\n".join(lines)
 
@@ -55,7 +86,7 @@ def page(where: dict[str, Any], results: list[Result]) -> str:
     return (
         f"# Benchmarks of {where['date']}\n\n"
         f"{where['processor']}, {where['cores']} cores, {where['memory_gib']} GiB, {where['system']}; "
-        f"Python {where['python']}, {versions}; one thread, CPU time. Made by `python -m benchmarks --json FILE`.\n\n"
+        f"Python {where['python']}, {versions}; {where['clock']}. Made by `python -m benchmarks --json FILE`.\n\n"
         f"{table(results)}\n"
     )
 

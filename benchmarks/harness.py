@@ -3,7 +3,7 @@
 A time by itself says more about the machine than about the code, so every number is a ratio within one run: each form
 is warmed up, then the forms take turns, in an order that rotates from round to round, and the ratio is the median over
 the rounds of (form / baseline) *within* the round. The clock is the CPU time of the process with one thread, which
-other work on the same cores disturbs least.
+other work on the same cores disturbs least; on a GPU it is wall time (`benchmarks.device.clock`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Result:
         bar: The number must not be above it.
         unit: ``"x"`` for a ratio.
         detail: What else was seen: medians in seconds, quartiles, bytes.
+        peer: What the usual tool needs, measured in the same run in the same unit, where there is one.
+        floor: What no form can go below, likewise.
     """
 
     benchmark: str
@@ -43,6 +45,8 @@ class Result:
     bar: float
     unit: str
     detail: dict[str, Any]
+    peer: float | None = None
+    floor: float | None = None
 
     @property
     def holds(self) -> bool:
@@ -111,18 +115,25 @@ def from_comparison(benchmark: str, what: str, comparison: Comparison, bar: floa
     return Result(benchmark, what, comparison.ratio, bar, "x", asdict(comparison))
 
 
-def environment() -> dict[str, Any]:
+def environment(device: str | None = None) -> dict[str, Any]:
     """When and on what kind of machine this ran: nothing that names the machine itself."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "processor": _processor(),
+        "processor": _processor() if device in (None, "cpu") else _gpu(str(device)),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {"lorabank": lorabank.__version__} | {name: version(name) for name in _LIBRARIES},
         "threads": 1,
+        "clock": "one thread, CPU time" if device in (None, "cpu") else "synchronised wall time",
     }
+
+
+def _gpu(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device)
 
 
 def _processor() -> str:

@@ -39,16 +39,18 @@ def batch(rows: int, tokens: int) -> dict[str, Tensor]:
     }
 
 
-def random_stack(model: nn.Module, modules: Sequence[str], adapters: int) -> AdapterStack:
+def random_stack(
+    model: nn.Module, modules: Sequence[str], adapters: int, dtype: torch.dtype = torch.float32
+) -> AdapterStack:
     """As many adapters as earlier tasks, small enough that the model still runs on sensible numbers."""
-    generator = torch.Generator().manual_seed(2)
     shapes = {name: model.get_submodule(name).weight.shape for name in modules}
+    device = model.get_submodule(modules[0]).weight.device
+    generator = torch.Generator(device).manual_seed(2)
+    made = {"generator": generator, "device": device}
 
     def factors() -> LoraFactors:
-        A = {
-            name: torch.randn(RANK, shape[1], generator=generator) / shape[1] ** 0.5 for name, shape in shapes.items()
-        }
-        B = {name: torch.randn(shape[0], RANK, generator=generator) * 1e-3 for name, shape in shapes.items()}
+        A = {name: torch.randn(RANK, shape[1], **made) / shape[1] ** 0.5 for name, shape in shapes.items()}
+        B = {name: torch.randn(shape[0], RANK, **made) * 1e-3 for name, shape in shapes.items()}
         return LoraFactors(A, B, dict.fromkeys(modules, ALPHA / RANK))
 
-    return AdapterStack.build({f"task-{k}": factors() for k in range(adapters)})
+    return AdapterStack.build({f"task-{k}": factors() for k in range(adapters)}, device=device, dtype=dtype)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.harness import Result, compare, from_comparison
 from lorabank.models.batches import prompt_batches
@@ -35,8 +35,8 @@ def measure() -> list[Result]:
     prompts = random_prompts(ROWS)
     forms = {
         "plain": lambda: plain_scores(model, prompts, LABELS, BATCH_SIZE),
-        "tree": lambda: _scores(model, prompts, share_prefix=False),
-        "shared": lambda: _scores(model, prompts, share_prefix=True),
+        "tree": lambda: tree_scores(model, prompts, share_prefix=False),
+        "shared": lambda: tree_scores(model, prompts, share_prefix=True),
     }
     reference = torch.tensor(forms["plain"](), dtype=torch.float64)
     for name in ("tree", "shared"):
@@ -76,21 +76,25 @@ def random_prompts(rows: int) -> list[list[int]]:
 
 @torch.inference_mode()
 def plain_scores(
-    model: LlamaForCausalLM, prompts: Sequence[list[int]], labels: Sequence[list[int]], batch_size: int
+    model: PreTrainedModel, prompts: Sequence[list[int]], labels: Sequence[list[int]], batch_size: int
 ) -> list[list[float]]:
     """Sums of log p ``[n][L]``: one forward pass over prompt and label for each label."""
-    scores = [[0.0] * len(labels) for _ in prompts]
+    scores = torch.zeros(len(prompts), len(labels), dtype=torch.float64, device=model.device)
     for rows in length_batches([len(prompt) for prompt in prompts], batch_size):
         for column, label in enumerate(labels):
-            logits = model(**pad_batch(TOKENIZER, [prompts[i] + label for i in rows]), use_cache=False).logits
+            ids = torch.tensor(label, device=model.device)[:, None]
+            inputs = pad_batch(TOKENIZER, [prompts[i] + label for i in rows])
+            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            logits = model(**inputs, use_cache=False).logits
             for row, i in enumerate(rows):
                 first = len(prompts[i]) - 1
-                logs = logits[row, first : first + len(label)].log_softmax(-1)
-                scores[i][column] = float(logs.gather(-1, torch.tensor(label)[:, None]).sum())
-    return scores
+                logs = logits[row, first : first + len(label)].float().log_softmax(-1)
+                scores[i, column] = logs.gather(-1, ids).sum()
+    return scores.tolist()
 
 
-def _scores(model: LlamaForCausalLM, prompts: Sequence[list[int]], *, share_prefix: bool) -> Any:
+def tree_scores(model: PreTrainedModel, prompts: Sequence[list[int]], *, share_prefix: bool) -> Any:
+    """The same by `label_log_likelihoods`: every label in one pass."""
     return label_log_likelihoods(
         model,
         TOKENIZER,

@@ -66,13 +66,15 @@ def _olora(arguments: TrainingArguments) -> AdapterTrainer:
     )
 
 
-def trainer_step(trainer: Trainer, rows: dict[str, Tensor]) -> Callable[[], Any]:
-    """One training step and AdamW, as a call."""
+def trainer_step(trainer: Trainer, *batches: dict[str, Tensor]) -> Callable[[], Any]:
+    """One training step over the batches, and AdamW, as a call."""
     trainer.create_optimizer()
-    trainer.current_gradient_accumulation_steps = 1
 
     def step() -> None:
-        trainer.training_step(trainer.model, rows)
+        trainer.current_gradient_accumulation_steps = len(batches)
+        for left, rows in zip(reversed(range(len(batches))), batches, strict=True):
+            trainer.accelerator.gradient_state._set_sync_gradients(left == 0)
+            trainer.training_step(trainer.model, rows)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
 

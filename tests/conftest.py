@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -197,3 +199,39 @@ def _byte_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         around = "$A </s>"
     tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=[("<s>", 0), ("</s>", 2)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=_CHAT_TEMPLATE, **special)
+
+
+# ----------------------------------------------------------------------------------------------- several processes
+
+
+@pytest.fixture
+def launch() -> Callable[..., list[subprocess.CompletedProcess[str]]]:
+    """``launch(2, *words)``: ``python words`` in two processes that a launcher would have started, by rank."""
+
+    def run(count: int, *words: str) -> list[subprocess.CompletedProcess[str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        command = [sys.executable, *words]
+        started = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(count)
+        ]
+        try:
+            streams = [process.communicate() for process in started]
+            return [
+                subprocess.CompletedProcess(command, process.returncode, *written)
+                for process, written in zip(started, streams, strict=True)
+            ]
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+
+    return run

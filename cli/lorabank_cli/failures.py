@@ -8,6 +8,7 @@ import traceback
 import click
 
 from lorabank.core.errors import LorabankError, StorageError
+from lorabank.core.processes import failed_before
 from lorabank_cli.output import Output
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -30,10 +31,12 @@ class UsageError(LorabankError):
 
 
 def report_failure(error: BaseException, output: Output) -> int:
-    """Write the error and return its exit code."""
+    """Write the error and return its exit code; of several processes only the first that fails says why."""
+    known = as_known(error)
+    if (code := failed_before(known.exit_code)) is not None:
+        return code
     if output.debug:
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-    known = as_known(error)
     output.error(type(known).__name__, known.exit_code, known.message, known.unchanged, known.hint)
     return known.exit_code
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from lorabank.core import processes
 from lorabank_cli.options import shared_options
 from lorabank_cli.output import Output
 
@@ -150,7 +151,7 @@ def main(args: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 shows escapes, not a traceback
             stream.reconfigure(errors="backslashreplace")
-    output = Output(json="--json" in words, debug="--debug" in words)
+    output = Output(json="--json" in words, debug="--debug" in words, silent=processes.rank() > 0)
     if args is None:
         gc.freeze()  # what the imports made lives to the end: walking it again costs 'list' a twentieth of its time
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup, which ignores it

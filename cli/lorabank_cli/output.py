@@ -41,9 +41,11 @@ class Output:
         json: Whether stdout carries one JSON document instead of text.
         quiet: Whether notices are left out.
         debug: Whether errors show their traceback.
+        silent: Whether another process of several speaks for this one.
     """
 
-    def __init__(self, *, json: bool = False, quiet: bool = False, debug: bool = False) -> None:
+    def __init__(self, *, json: bool = False, quiet: bool = False, debug: bool = False, silent: bool = False) -> None:
+        self.silent = silent
         self.json = json
         self.quiet = quiet
         self.debug = debug
@@ -63,16 +65,16 @@ class Output:
         """Write the result: ``document`` with ``--json``, else ``text`` (escaped by its maker)."""
         self.written = True
         shown = as_json(document) if self.json else text
-        if shown:
+        if shown and not self.silent:
             click.echo(shown, color=not self.json and wants_color(sys.stdout))
 
     def notice(self, message: str) -> None:
         """Write one line about what happens, unless ``--quiet``."""
-        if not self.quiet:
+        if not self.quiet and not self.silent:
             click.echo(safe(message), err=True)
 
     def error(self, kind: str, code: int, message: str, unchanged: str | None, hint: str | None) -> None:
-        """Write an error; with ``--json`` also as the one document, unless a result was written before."""
+        """Write an error, silent or not; with ``--json`` also as the one document, unless a result was written."""
         head = click.style("error:", fg="red", bold=True)
         lines = [f"{head} {safe(message)}"]
         if unchanged:
@@ -82,4 +84,5 @@ class Output:
         click.echo("\n".join(lines), err=True, color=wants_color(sys.stderr))
         if self.json and not self.written:
             error = {"kind": kind, "exit_code": code, "message": message, "unchanged": unchanged, "hint": hint}
+            self.silent = False
             self.data({"error": error}, "")

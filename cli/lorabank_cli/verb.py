@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 from click.core import ParameterSource
 
+from lorabank.core import processes
 from lorabank_cli.options import change_options, config_options, shared_options
 from lorabank_cli.output import Output
 
@@ -103,6 +104,7 @@ class Verb(click.Command):
         fields: Section title to the fields that become options, where not all do.
         required: Config fields that must be given.
         dry_run: Whether there is a ``--dry-run``.
+        several: Whether several processes can do it together.
         confirm: Whether there is a ``--yes``.
         kwargs: click's own.
     """
@@ -115,10 +117,12 @@ class Verb(click.Command):
         fields: dict[str, Sequence[str]] | None = None,
         required: Sequence[str] = (),
         dry_run: bool = False,
+        several: bool = False,
         confirm: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.several = several
         self.examples = tuple(examples)
         self.own = tuple(str(p.name) for p in self.params)
         self.settings: tuple[str, ...] = ()
@@ -141,7 +145,15 @@ class Verb(click.Command):
         run = Run(ctx)
         output, params = run.output, ctx.params
         output.json, output.quiet, output.debug = params["json"], params["quiet"], params["debug"]
-        if params["verbose"]:
+        if processes.count() > 1 and not self.several:
+            from lorabank.core.errors import ConfigError
+
+            raise ConfigError(
+                f"{ctx.command_path} is the work of one process, not of {processes.count()}",
+                hint="start it without torchrun or accelerate launch",
+                unchanged="nothing was changed",
+            )
+        if params["verbose"] and not output.silent:
             from lorabank_cli.text import table
 
             click.echo(table(Setting._fields, run.settings()), err=True)

@@ -79,7 +79,7 @@ class TrainConfig:
         "auto", "Adapted modules: 'auto' (query and value), 'all-linear', or names separated by commas."
     )
     epochs: float = _option(4.0, "Passes over the training rows.", gt=0)
-    batch_size: int = _option(16, "Rows of a step.", ge=1)
+    batch_size: int = _option(16, "Rows of a step, of all processes together.", ge=1)
     gradient_accumulation_steps: int = _option(1, "Batches of one optimizer step.", ge=1)
     learning_rate: float = _option(1e-3, "Learning rate of AdamW.", gt=0)
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = _option(

@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from transformers import TrainingArguments
 
-from lorabank.core import plugins
+from lorabank.core import plugins, processes
 from lorabank.core.errors import ConfigError, DataError, DivergedError
 from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.observer import Observer
@@ -38,13 +38,14 @@ from lorabank.training.trainer import AdapterTrainer
 def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     """Train one adapter and its head.
 
-    The same job gives the same bytes on one CPU machine, resumed or not.
+    The same job gives the same bytes on one CPU machine, resumed or not. In several processes each trains along and
+    each returns the same.
 
     Raises:
         DivergedError: If a loss or a trained tensor is not finite.
         IncompatibleError: If the base is not the bank's.
     """
-    config, device = job.config, resolve_device(job.config.device)
+    config, device = job.config, resolve_device(processes.device_name(job.config.device))
     penalties = resolve_penalties(config, job.strategy)
     # every task starts from other factors: with equal ones the new A would be the old one
     earlier = job.earlier()
@@ -210,6 +211,9 @@ def _trainer(
         bf16=device.type == "cuda",
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
+        # a process whose rows are all replayed leaves the new head out
+        ddp_find_unused_parameters=bool(job.replayed),
+        ddp_broadcast_buffers=False,
     )
     return AdapterTrainer(
         lengths=[min(length, config.max_length) for length in examples.lengths],

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
+from lorabank.core import processes
 from lorabank.core.errors import DivergedError
 from lorabank.core.observer import Observer
 from lorabank.training.checkpoints import (
@@ -24,7 +26,7 @@ from lorabank.training.checkpoints import (
     save_checkpoint,
 )
 from lorabank.training.penalties.base import FactorGroup, Penalty
-from lorabank.training.sampling import LengthPools
+from lorabank.training.sampling import LengthPools, Shares
 
 TaskLoss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 """Mean loss of a batch, from the model and the batch (labels included)."""
@@ -35,6 +37,7 @@ class AdapterTrainer(Trainer):
 
     The penalties are added once per optimizer step, whatever the gradient accumulation, and only when their weight is
     not zero. They have a graph of their own, outside of autocast, whose gradients are added to those of the task loss.
+    Several processes (`lorabank.core.processes`) share the rows of each batch.
 
     Args:
         task_loss: The loss of one batch.
@@ -58,6 +61,8 @@ class AdapterTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if processes.rank():
+            torch.manual_seed(self.args.seed + processes.rank())  # other rows, another dropout
         self._task_loss = task_loss
         self._lengths = lengths
         self._penalties = [entry for entry in penalties if entry[1] > 0]
@@ -75,6 +80,19 @@ class AdapterTrainer(Trainer):
             self._lengths, self.args.train_batch_size, self.args.seed, lambda: int(self.state.epoch or 0)
         )
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The batches; of several processes each reads its share of every batch."""
+        if processes.count() == 1:
+            return super().get_train_dataloader()
+        assert self.train_dataset is not None
+        batches = BatchSampler(self._get_train_sampler(), self.args.train_batch_size, drop_last=False)
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=Shares(batches, processes.rank(), processes.count()),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -83,9 +101,9 @@ class AdapterTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The batch's task loss."""
-        loss = self._task_loss(model, inputs)
+        loss, whole = processes.weighed(self._task_loss(model, inputs), inputs["labels"])
         self.terms = {}
-        self._keep_term("loss", loss)
+        self._keep_term("loss", whole)
         return (loss, None) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -119,12 +137,12 @@ class AdapterTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Replaces Trainer's checkpoints, which are written in place and partly pickled."""
+        states = processes.gathered(random_state())
         if not self.args.should_save:
             return
         assert self.optimizer is not None
         assert self.lr_scheduler is not None
         optimizer = self.optimizer.state_dict()
-        rng, rng_facts = random_state()
         folder = Path(self._get_output_dir(trial=trial))
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         trainer_state = (folder / TRAINER_STATE_NAME).read_text()
@@ -132,13 +150,14 @@ class AdapterTrainer(Trainer):
         save_checkpoint(
             folder,
             self.state.global_step,
-            {"trainable": self._trainable(), "optimizer": _optimizer_tensors(optimizer), "rng": rng},
+            {"trainable": self._trainable(), "optimizer": _optimizer_tensors(optimizer)}
+            | {_rng(rank): tensors for rank, (tensors, _) in enumerate(states)},
             {
                 "optimizer": optimizer["param_groups"],
                 "scheduler": self.lr_scheduler.state_dict(),
-                "rng": rng_facts,
                 "trainer_state": json.loads(trainer_state),
-            },
+            }
+            | {_rng(rank): facts for rank, (_, facts) in enumerate(states)},
         )
 
     def _trainable(self) -> dict[str, Tensor]:
@@ -165,8 +184,11 @@ class AdapterTrainer(Trainer):
         self.lr_scheduler.load_state_dict(read_facts(folder, "scheduler"))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            restore_random_state(read_tensors(Path(checkpoint), "rng"), read_facts(Path(checkpoint), "rng"))
+        if checkpoint is None:
+            return
+        folder, stem = Path(checkpoint), _rng(processes.rank())
+        if (folder / f"{stem}.json").exists():  # else there were fewer processes when it was written
+            restore_random_state(read_tensors(folder, stem), read_facts(folder, stem))
 
 
 class _AfterStep(TrainerCallback):
@@ -179,6 +201,10 @@ class _AfterStep(TrainerCallback):
         if self._after_step is not None:
             self._after_step()
         self._observer.advance(state.global_step, self._trainer.terms)
+
+
+def _rng(rank: int) -> str:
+    return f"rng-{rank}" if rank else "rng"
 
 
 def _optimizer_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:

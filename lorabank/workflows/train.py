@@ -6,6 +6,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,10 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.layout import check_name
 from lorabank.bank.operations import Operation
 from lorabank.bank.snapshot import Snapshot
-from lorabank.core import plugins
+from lorabank.core import plugins, processes
 from lorabank.core.config import InitConfig, TrainConfig, validate
 from lorabank.core.errors import ConfigError, DataError
-from lorabank.core.observer import Observer
+from lorabank.core.observer import Observer, SilentObserver
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 from lorabank.data.loading import TaskData, example_row
 from lorabank.models.loading import load_base, resolve_device
@@ -33,6 +34,7 @@ from lorabank.workflows.task_data import (
 )
 
 if TYPE_CHECKING:
+    from lorabank.training.job import TrainedAdapter, TrainJob
     from lorabank.training.planning import AdapterPlan
     from lorabank.training.strategies.base import Strategy
 
@@ -110,9 +112,45 @@ def add_task(
     restart: bool,
     observer: Observer,
 ) -> AddTaskResult:
-    """Train a task's adapter and put it into the bank, whole or not at all."""
+    """Train a task's adapter and put it into the bank, whole or not at all.
+
+    Several processes train together; the main one alone changes the bank, scores and is heard. Each returns the same.
+    """
     check_name(name)
-    init = init or InitConfig()
+    processes.join()
+    observer = SilentObserver() if processes.rank() else observer
+    with ExitStack() as change:
+        held: list[tuple[Bank, Operation, bool]] = []
+
+        def begin() -> tuple[Path, TrainConfig, TaskData]:
+            bank, operation, created, (settings, data) = _reserve(
+                path, name, config, init or InitConfig(), resume=resume, restart=restart, observer=observer
+            )
+            held.append((bank, change.enter_context(operation), created))
+            return operation.work, settings, data
+
+        work, settings, data = processes.from_main(begin)
+        job, trained = _train(Bank.open(path), work, settings, data, resume=resume, observer=observer)
+
+        def commit() -> AddTaskResult:
+            bank, operation, created = held[0]
+            stored = _commit_and_score(bank, operation, settings, data, job, trained, observer)
+            return AddTaskResult(*stored, bank=str(path), bank_created=created)
+
+        return processes.from_main(commit)
+
+
+def _reserve(
+    path: str | Path,
+    name: str,
+    config: TrainConfig | None,
+    init: InitConfig,
+    *,
+    resume: bool,
+    restart: bool,
+    observer: Observer,
+) -> tuple[Bank, Operation, bool, tuple[TrainConfig, TaskData]]:
+    """The bank, the reserved name, whether the bank is new, and what is to be trained on which rows."""
     given = _given(path, config, init)
     if given is None and not resume:
         raise ConfigError("there is no data to train on", hint=f"lorabank add-task {name} --data FILE")
@@ -124,19 +162,15 @@ def add_task(
         bank.discard(name)
     if resume:
         operation = bank.resume("add-task", name)
-        run = _same_run(bank, operation, given)
-    else:
-        assert given is not None
-        operation = bank.reserve("add-task", name, _stored(*given))
-        run = given
-    with operation:
-        result = _train_and_commit(bank, operation, *run, resume=resume, observer=observer)
-    return AddTaskResult(*result, bank=str(path), bank_created=created)
+        return bank, operation, created, _same_run(bank, operation, given)
+    assert given is not None
+    return bank, bank.reserve("add-task", name, _stored(*given)), created, given
 
 
-def _train_and_commit(
-    bank: Bank, operation: Operation, config: TrainConfig, data: TaskData, *, resume: bool, observer: Observer
-) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
+def _train(
+    bank: Bank, work: Path, config: TrainConfig, data: TaskData, *, resume: bool, observer: Observer
+) -> tuple[TrainJob, TrainedAdapter]:
+    """Train with what the bank holds; nothing of it is changed."""
     from lorabank.training.job import TrainJob
     from lorabank.training.run import train_adapter
     from lorabank.workflows.recall import read_objects, read_replayed
@@ -162,15 +196,27 @@ def _train_and_commit(
         earlier=lambda: read_stack(bank, earlier),
         context=strategy.context(earlier),
         continued=continued,
-        work=operation.work,
+        work=work,
         resume=resume,
     )
-    trained = train_adapter(job, observer)
+    return job, train_adapter(job, observer)
+
+
+def _commit_and_score(
+    bank: Bank,
+    operation: Operation,
+    config: TrainConfig,
+    data: TaskData,
+    job: TrainJob,
+    trained: TrainedAdapter,
+    observer: Observer,
+) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
+    """Stage the adapter with its statistics, make the task part of the bank, and score it."""
     config = settled(config, data, trained.max_length)
-    loaded = load_base(snapshot.base, device=resolve_device(config.device))
+    loaded = load_base(job.base, device=resolve_device(config.device))
     statistics = task_statistics(loaded, data.train.keys, config)
-    digest = operation.stage_adapter(_files(snapshot.base, trained, config))
-    chain = {"continued_from": continued} if continued else {}
+    digest = operation.stage_adapter(_files(job.base, trained, config))
+    chain = {"continued_from": job.continued} if job.continued else {}
     adapter = AdapterRecord(
         digest=digest,
         task=operation.name,
@@ -196,7 +242,7 @@ def _train_and_commit(
     task = TaskRecord(
         name=operation.name,
         position=0,
-        task_type=snapshot.base.task_type,
+        task_type=job.base.task_type,
         labels=data.labels,
         state="training",
         adapter=digest,
@@ -204,7 +250,7 @@ def _train_and_commit(
         prompt_template=data.prompt_template,
     )
     cut, dropped = trained.metrics["rows_cut"], trained.metrics["rows_dropped"]
-    datasets = dataset_records(operation, data, config, cut, dropped, replay=strategy.replay)
+    datasets = dataset_records(operation, data, config, cut, dropped, replay=job.strategy.replay)
     return commit_and_score(bank, operation, task, adapter, datasets, observer)
 
 
@@ -246,6 +292,11 @@ def _given(path: str | Path, config: TrainConfig | None, init: InitConfig) -> tu
         return None
     checked = validate(TrainConfig, asdict(config))
     plugins.load(plugins.STRATEGIES, checked.strategy, "strategy")
+    if checked.batch_size < processes.count():
+        raise ConfigError(
+            f"--batch-size {checked.batch_size} leaves some of {processes.count()} processes without rows",
+            unchanged="nothing was changed",
+        )
     return checked, load_data(checked, future_base(path, checked, init))
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     "add-task",
     configs={"Task": TrainConfig, "New bank": InitConfig},
     dry_run=True,
+    several=True,
     examples=(
         "add-task sentiment --data sentiment.jsonl",
         "add-task spam --data spam.csv --text-column body --label-column kind",

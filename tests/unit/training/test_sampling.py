@@ -7,8 +7,9 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import BatchSampler
 
-from lorabank.training.sampling import LengthPools
+from lorabank.training.sampling import LengthPools, Shares
 
 
 def order(lengths: list[int], batch_size: int, *, seed: int = 0, epoch: int = 0) -> list[int]:
@@ -62,3 +63,19 @@ def test_batches_are_not_ordered_by_length() -> None:
     lengths = list(range(1, 401))
     starts = [order(lengths, 4, epoch=epoch)[0] for epoch in range(20)]
     assert len(set(starts)) > 10
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_processes_share_each_batch(count: int) -> None:
+    # batches of 8 and one of 6; in the second case the last one has fewer rows than there are processes
+    for rows in (30, 25):
+        batches = list(BatchSampler(range(rows), 8, drop_last=False))
+        shares = [list(Shares(BatchSampler(range(rows), 8, drop_last=False), rank, count)) for rank in range(count)]
+        assert {len(share) for share in shares} == {len(batches)}
+        for number, batch in enumerate(batches):
+            taken = [share[number] for share in shares]
+            if len(batch) < count:
+                assert taken == [batch] * count
+            else:
+                assert sorted(row for own in taken for row in own) == batch
+                assert max(map(len, taken)) - min(map(len, taken)) <= 1

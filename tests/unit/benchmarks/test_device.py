@@ -1,0 +1,78 @@
+"""Every part of the GPU benchmarks runs: on the CPU, with a tiny shape, each once; and what the table shows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+import torch
+
+from benchmarks import __main__ as program
+from benchmarks.device import peft_twin, prompts, random_model, twin
+from benchmarks.harness import Result
+
+RESULTS = {
+    "gpu_step": 4,  # two numbers of earlier tasks, two of tokens
+    "gpu_decode": 8,  # two batch sizes, decoding and one pass, merged and mixed
+    "gpu_attention": 1,
+    "gpu_slots": 1,
+    "gpu_scoring": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that counts its readings: these tests are not about time."""
+    readings = iter(range(1, 1_000_000))
+    for name in RESULTS:
+        monkeypatch.setattr(f"benchmarks.{name}.clock", lambda device: lambda: float(next(readings)))
+
+
+@pytest.mark.parametrize("shape", ["tiny", "tiny-t5"])
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_part_runs_on_the_cpu(name: str, shape: str) -> None:
+    results = import_module(f"benchmarks.{name}").measure("cpu", shape)
+    assert len(results) == (0 if (name, shape) == ("gpu_scoring", "tiny-t5") else RESULTS[name])
+    for result in results:
+        numbers = [number for number in (result.value, result.peer, result.floor) if number is not None]
+        assert all(math.isfinite(number) and number > 0 for number in numbers)
+        assert shape in result.what
+
+
+def test_every_part_is_tried() -> None:
+    assert set(program.ON_DEVICE) == set(RESULTS)
+
+
+def test_a_twin_has_the_same_weights_and_modules_of_its_own() -> None:
+    model = random_model("tiny", "cpu")
+    own, peft = twin(model), peft_twin(model, 2)
+    pointers = {parameter.data_ptr() for parameter in model.parameters()}
+    assert {parameter.data_ptr() for parameter in own.parameters()} == pointers
+    assert pointers < {parameter.data_ptr() for parameter in peft.parameters()}
+    assert not set(model.modules()) & (set(own.modules()) | set(peft.modules()))
+    inputs = prompts(model, 2, 5)
+    torch.testing.assert_close(own(**inputs).logits, model(**inputs).logits)
+
+
+def test_the_table_shows_bar_peer_and_floor() -> None:
+    result = Result("gpu_decode", "mixed", 1.1, 1.25, "x", {}, peer=2.0, floor=1.0)
+    lines = program.table([result, replace(result, value=1.3, peer=None, floor=None)]).splitlines()
+    assert lines[2] == "| gpu_decode | mixed | 1.100 x | 1.25 x | 2.000 x | 1.000 x | ok |"
+    assert lines[3] == "| gpu_decode | mixed | 1.300 x | 1.25 x |  |  | MISSED |"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--device", "cuda:99"], "--device cuda:99: torch sees no such device"),
+        (["--device", "cpu", "--only", "step"], "step does not take --device"),
+        (["--only", "gpu_step"], "gpu_step needs --device"),
+    ],
+)
+def test_what_cannot_run_is_refused(words, message, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks", *words])
+    with pytest.raises(SystemExit, match="2"):
+        program.main()
+    assert message in capsys.readouterr().err
