@@ -50,7 +50,8 @@ class StackedFactors:
 
     Attributes:
         A: ``[R, d_in]``, the rows of every adapter's ``lora_A``.
-        B: ``[d_out, R]``, the columns of every adapter's ``lora_B``.
+        B: ``[d_out, R]``, the columns of every adapter's ``lora_B``; in memory ``B.T`` is contiguous, so that the
+            factors of one adapter lie side by side.
         owner: ``[R]`` int64, the adapter that row i belongs to.
         scale: ``[R]``, the scaling of that adapter.
     """
@@ -68,14 +69,14 @@ class StackedFactors:
         """``sum_k w_k s_k B_k A_k [d_out, d_in]`` in float32, rounded by nobody but the caller."""
         rows = self.row_weights(weights.float())
         used = rows != 0
-        return (self.B[:, used].float() * rows[used]) @ self.A[used].float()
+        return (self.B.T[used].float() * rows[used, None]).T @ self.A[used].float()
 
     def select(self, adapters: Sequence[int]) -> StackedFactors:
         """The same module with some adapters only, renumbered in the order given."""
         rows = torch.cat([(self.owner == k).nonzero().flatten() for k in adapters])
         renumber = {k: i for i, k in enumerate(adapters)}
         owner = torch.tensor([renumber[int(k)] for k in self.owner[rows]], dtype=torch.long, device=self.A.device)
-        return StackedFactors(self.A[rows], self.B[:, rows], owner, self.scale[rows])
+        return StackedFactors(self.A[rows], self.B.T[rows].T, owner, self.scale[rows])
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _stack(
 ) -> StackedFactors:
     having = [(k, factors) for k, factors in enumerate(adapters) if module in factors.A]
     A = torch.cat([factors.A[module].to(device, dtype) for _, factors in having])
-    B = torch.cat([factors.B[module].to(device, dtype) for _, factors in having], dim=1)
+    B = torch.cat([factors.B[module].to(device, dtype).T for _, factors in having]).T
     ranks = torch.tensor([factors.A[module].shape[0] for _, factors in having], device=device)
     owner = torch.repeat_interleave(torch.tensor([k for k, _ in having], device=device), ranks)
     scale = torch.repeat_interleave(
@@ -159,20 +160,29 @@ def compress(factors: LoraFactors, max_rank: int) -> Compressed:
     """The best approximation of rank ``max_rank`` of every delta weight (Eckart-Young).
 
     The ``d_out x d_in`` matrix is never formed: with ``s B = Q_B R_B`` and ``A^T = Q_A R_A`` the singular values of
-    ``s B A`` are those of the small ``R_B R_A^T``; ``B = Q_B U sqrt(S)``, ``A = sqrt(S) V^T Q_A^T``.
+    ``s B A`` are those of the small ``R_B R_A^T``; ``B = Q_B U sqrt(S)``, ``A = sqrt(S) V^T Q_A^T``. Modules of one
+    shape go through together, in float64.
     """
-    A, B, errors = {}, {}, {}
+    groups: dict[tuple[torch.Size, torch.Size], list[str]] = {}
     for module, a in factors.A.items():
-        q_b, r_b = torch.linalg.qr(factors.scaling[module] * factors.B[module].double())
-        q_a, r_a = torch.linalg.qr(a.double().T)
-        u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-        rank = min(max_rank, s.numel())
-        root = s[:rank].sqrt()
-        B[module] = ((q_b @ u[:, :rank]) * root).to(a.dtype)
-        A[module] = ((vh[:rank] * root[:, None]) @ q_a.T).to(a.dtype)
-        total = float(s.square().sum())
-        errors[module] = math.sqrt(float(s[rank:].square().sum()) / total) if total > 0 else 0.0
-    return Compressed(LoraFactors(A, B, dict.fromkeys(A, 1.0)), errors)
+        groups.setdefault((a.shape, factors.B[module].shape), []).append(module)
+    A, B, errors = {}, {}, {}
+    for modules in groups.values():
+        scaled = [factors.scaling[module] * factors.B[module].double() for module in modules]
+        q_b, r_b = torch.linalg.qr(torch.stack(scaled))
+        q_a, r_a = torch.linalg.qr(torch.stack([factors.A[module].double().T for module in modules]))
+        u, s, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+        rank = min(max_rank, s.shape[-1])
+        root = s[:, :rank].sqrt()
+        low_b = (q_b @ u[..., :rank]) * root.unsqueeze(-2)
+        low_a = (vh[:, :rank] * root.unsqueeze(-1)) @ q_a.mT
+        lost, total = s[:, rank:].square().sum(-1).tolist(), s.square().sum(-1).tolist()
+        for i, module in enumerate(modules):
+            dtype = factors.A[module].dtype
+            A[module], B[module] = low_a[i].to(dtype, copy=True), low_b[i].to(dtype, copy=True)
+            errors[module] = math.sqrt(lost[i] / total[i]) if total[i] > 0 else 0.0
+    in_order = {module: A[module] for module in factors.A}
+    return Compressed(LoraFactors(in_order, B, dict.fromkeys(in_order, 1.0)), {module: errors[module] for module in A})
 
 
 def row_space(A: Tensor, *, tolerance: float = 1e-6) -> Tensor:
