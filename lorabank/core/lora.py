@@ -45,6 +45,16 @@ class LoraFactors:
 
 
 @dataclass(frozen=True)
+class FactorShape:
+    """What an adapter needs on one module: its rank, the module's ``d_in`` and ``d_out``, and its scaling."""
+
+    r: int
+    d_in: int
+    d_out: int
+    scaling: float
+
+
+@dataclass(frozen=True)
 class StackedFactors:
     """All adapters of one module.
 
@@ -60,6 +70,12 @@ class StackedFactors:
     B: Tensor
     owner: Tensor
     scale: Tensor
+
+    def put(self, adapter: int, A: Tensor, B: Tensor) -> None:
+        """Copy one adapter's ``A [r, d_in]`` and ``B [d_out, r]`` into its rows, from any device and dtype."""
+        start = int(torch.searchsorted(self.owner, adapter))
+        self.A[start : start + A.shape[0]].copy_(A)
+        self.B[:, start : start + A.shape[0]].copy_(B)
 
     def row_weights(self, weights: Tensor) -> Tensor:
         """``weights [..., K]`` over adapters as weights ``[..., R]`` over rows, scaling included."""
@@ -100,9 +116,38 @@ class AdapterStack:
         dtype: torch.dtype = torch.float32,
     ) -> AdapterStack:
         """Stack adapters in the mapping's order."""
-        union = dict.fromkeys(module for factors in adapters.values() for module in factors.A)
-        stacked = {module: _stack(list(adapters.values()), module, device, dtype) for module in union}
-        return cls(tuple(adapters), stacked)
+        shapes = {
+            name: {
+                module: FactorShape(a.shape[0], a.shape[1], factors.B[module].shape[0], factors.scaling[module])
+                for module, a in factors.A.items()
+            }
+            for name, factors in adapters.items()
+        }
+        stack = cls.reserve(shapes, device=device, dtype=dtype)
+        for k, factors in enumerate(adapters.values()):
+            for module, a in factors.A.items():
+                stack.modules[module].put(k, a, factors.B[module])
+        return stack
+
+    @classmethod
+    def reserve(
+        cls, shapes: Mapping[str, Mapping[str, FactorShape]], *, device: torch.device | str, dtype: torch.dtype
+    ) -> AdapterStack:
+        """Room for adapters, allocated once per module; the factors are then `put` into it.
+
+        Args:
+            shapes: Adapter to module to shape; owner and scale follow from it.
+            device: Where the stack lies.
+            dtype: Of the factors and scale.
+
+        Raises:
+            ValueError: Two adapters see a module in different sizes.
+        """
+        wanted: dict[str, list[tuple[int, FactorShape]]] = {}
+        for k, modules in enumerate(shapes.values()):
+            for module, shape in modules.items():
+                wanted.setdefault(module, []).append((k, shape))
+        return cls(tuple(shapes), {module: _empty(module, own, device, dtype) for module, own in wanted.items()})
 
     def select(self, names: Iterable[str]) -> AdapterStack:
         """The sub-stack of some adapters; modules that none of them has are left out."""
@@ -134,18 +179,21 @@ class AdapterStack:
         return LoraFactors(A, B, dict.fromkeys(A, 1.0))
 
 
-def _stack(
-    adapters: Sequence[LoraFactors], module: str, device: torch.device | str, dtype: torch.dtype
+def _empty(
+    module: str, adapters: Sequence[tuple[int, FactorShape]], device: torch.device | str, dtype: torch.dtype
 ) -> StackedFactors:
-    having = [(k, factors) for k, factors in enumerate(adapters) if module in factors.A]
-    A = torch.cat([factors.A[module].to(device, dtype) for _, factors in having])
-    B = torch.cat([factors.B[module].to(device, dtype).T for _, factors in having]).T
-    ranks = torch.tensor([factors.A[module].shape[0] for _, factors in having], device=device)
-    owner = torch.repeat_interleave(torch.tensor([k for k, _ in having], device=device), ranks)
-    scale = torch.repeat_interleave(
-        torch.tensor([factors.scaling[module] for _, factors in having], device=device, dtype=torch.float32), ranks
+    sizes = {(shape.d_in, shape.d_out) for _, shape in adapters}
+    if len(sizes) > 1:
+        raise ValueError(f"adapters see {module!r} in different sizes: {sorted(sizes)}")
+    d_in, d_out = sizes.pop()
+    owner = [k for k, shape in adapters for _ in range(shape.r)]
+    scale = [shape.scaling for _, shape in adapters for _ in range(shape.r)]
+    return StackedFactors(
+        torch.empty(len(owner), d_in, device=device, dtype=dtype),
+        torch.empty(len(owner), d_out, device=device, dtype=dtype).T,
+        torch.tensor(owner, dtype=torch.long, device=device),
+        torch.tensor(scale, dtype=torch.float32, device=device).to(dtype),
     )
-    return StackedFactors(A, B, owner, scale.to(dtype))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ in place.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -89,12 +90,12 @@ class Routes:
         """The cheapest form for a pass with so many tokens per sample."""
         if tokens not in self._forms:
             costs = self.costs(tokens)
-            best = min(costs, key=costs.__getitem__)
-            self._forms[tokens] = {"masked": self.masked, "segments": self.segments, "stacked": self.stacked}[best]()
+            make: Callable[[], Form] = getattr(self, min(costs, key=costs.__getitem__))
+            self._forms[tokens] = make()
         return self._forms[tokens]
 
     def costs(self, tokens: int) -> dict[str, float]:
-        """Form to its cost on one module, in FLOP of a GEMM, for so many tokens per sample."""
+        """Form, named like the method that makes it, to its cost on one module, in FLOP of a GEMM."""
         n, d = self.rows.shape[0], self._width
         ranks = (self.rows != 0).sum(1)
         widest = int(ranks.max()) if n else 0
