@@ -17,7 +17,16 @@ from typing import Any
 
 from benchmarks.harness import Result, environment
 
-BENCHMARKS = ("startup", "step", "language_step", "merged", "memory", "scoring")
+BENCHMARKS = (
+    "startup",
+    "step",
+    "language_step",
+    "merged",
+    "compression",
+    "loading",
+    "memory",
+    "scoring",
+)
 
 
 def main() -> int:

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from benchmarks.harness import Result, compare, from_comparison
-from benchmarks.models import ALPHA, DROPOUT, RANK, random_stack
+from benchmarks.models import ALPHA, DROPOUT, RANK, random_stack, smollm2
 from benchmarks.step import trainer_step
 from lorabank.core.lora import StackedFactors
 from lorabank.core.observer import SilentObserver
@@ -51,13 +51,6 @@ def measure() -> list[Result]:
     result = from_comparison("language_step", what, found["olora"], BAR)
     result.detail["published_form"] = found["published"].ratio
     return [result]
-
-
-def _model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152}
-    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
-    return LlamaForCausalLM(LlamaConfig(**shape, **heads))
 
 
 def _batch(rows: int, prompt: int, completion: int) -> dict[str, Tensor]:
@@ -97,11 +90,11 @@ def _peft(arguments: TrainingArguments) -> Trainer:
     config = PeftConfig(
         r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    return _SameLoss(model=get_peft_model(_model(), config), args=arguments)
+    return _SameLoss(model=get_peft_model(smollm2(), config), args=arguments)
 
 
 def _olora(arguments: TrainingArguments) -> Trainer:
-    model = _model()
+    model = smollm2()
     modules = resolve_target_modules(model, "all-linear", ())
     earlier = random_stack(model, modules, EARLIER_TASKS)
     fold(model, earlier)
@@ -119,7 +112,7 @@ def _olora(arguments: TrainingArguments) -> Trainer:
 
 
 def _published(arguments: TrainingArguments) -> Trainer:
-    model = _model()
+    model = smollm2()
     modules = resolve_target_modules(model, "all-linear", ())
     earlier = random_stack(model, modules, EARLIER_TASKS)
     model.requires_grad_(False)
@@ -137,7 +130,7 @@ class _PublishedLinear(nn.Module):
         super().__init__()
         self.base = base
         self.lora_A = nn.Parameter(earlier.A.clone(), requires_grad=False)
-        self.lora_B = nn.Parameter(earlier.B.clone(), requires_grad=False)
+        self.lora_B = nn.Parameter(earlier.B.contiguous(), requires_grad=False)
         self.loranew_A = nn.Parameter(torch.randn(RANK, earlier.A.shape[1]) / earlier.A.shape[1] ** 0.5)
         self.loranew_B = nn.Parameter(torch.zeros(earlier.B.shape[0], RANK))
 
