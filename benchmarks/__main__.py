@@ -22,6 +22,7 @@ BENCHMARKS = (
     "step",
     "language_step",
     "merged",
+    "attention",
     "compression",
     "loading",
     "memory",
