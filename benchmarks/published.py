@@ -44,7 +44,7 @@ class _PublishedLinear(nn.Module):
         super().__init__()
         self.base = base
         self.lora_A = nn.Parameter(earlier.A.clone(), requires_grad=False)
-        self.lora_B = nn.Parameter(earlier.B.clone(), requires_grad=False)
+        self.lora_B = nn.Parameter(earlier.B.contiguous(), requires_grad=False)
         self.loranew_A = nn.Parameter(torch.randn(RANK, earlier.A.shape[1]) / earlier.A.shape[1] ** 0.5)
         self.loranew_B = nn.Parameter(torch.zeros(earlier.B.shape[0], RANK))
 

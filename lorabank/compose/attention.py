@@ -108,7 +108,7 @@ class Attention:
                 f"the attention has no selector for the stage after {members[-1].task!r}",
                 hint="lorabank compose --mode attention --stages all --replace",
             )
-        selector = _selector(members, self._runtime()).load_tensors(self._tensors[last])
+        selector = _selector(members, self._runtime()).load_tensors(self._tensors[last]).requires_grad_(False)
         return Plan(selector=selector, members=_digests(members))
 
     def identity(self, stage: int) -> Any:

@@ -45,12 +45,23 @@ class LoraFactors:
 
 
 @dataclass(frozen=True)
+class FactorShape:
+    """What an adapter needs on one module: its rank, the module's ``d_in`` and ``d_out``, and its scaling."""
+
+    r: int
+    d_in: int
+    d_out: int
+    scaling: float
+
+
+@dataclass(frozen=True)
 class StackedFactors:
     """All adapters of one module.
 
     Attributes:
         A: ``[R, d_in]``, the rows of every adapter's ``lora_A``.
-        B: ``[d_out, R]``, the columns of every adapter's ``lora_B``.
+        B: ``[d_out, R]``, the columns of every adapter's ``lora_B``; in memory ``B.T`` is contiguous, so that the
+            factors of one adapter lie side by side.
         owner: ``[R]`` int64, the adapter that row i belongs to.
         scale: ``[R]``, the scaling of that adapter.
     """
@@ -60,6 +71,12 @@ class StackedFactors:
     owner: Tensor
     scale: Tensor
 
+    def put(self, adapter: int, A: Tensor, B: Tensor) -> None:
+        """Copy one adapter's ``A [r, d_in]`` and ``B [d_out, r]`` into its rows, from any device and dtype."""
+        start = int(torch.searchsorted(self.owner, adapter))
+        self.A[start : start + A.shape[0]].copy_(A)
+        self.B[:, start : start + A.shape[0]].copy_(B)
+
     def row_weights(self, weights: Tensor) -> Tensor:
         """``weights [..., K]`` over adapters as weights ``[..., R]`` over rows, scaling included."""
         return weights[..., self.owner] * self.scale
@@ -68,14 +85,14 @@ class StackedFactors:
         """``sum_k w_k s_k B_k A_k [d_out, d_in]`` in float32, rounded by nobody but the caller."""
         rows = self.row_weights(weights.float())
         used = rows != 0
-        return (self.B[:, used].float() * rows[used]) @ self.A[used].float()
+        return (self.B.T[used].float() * rows[used, None]).T @ self.A[used].float()
 
     def select(self, adapters: Sequence[int]) -> StackedFactors:
         """The same module with some adapters only, renumbered in the order given."""
         rows = torch.cat([(self.owner == k).nonzero().flatten() for k in adapters])
         renumber = {k: i for i, k in enumerate(adapters)}
         owner = torch.tensor([renumber[int(k)] for k in self.owner[rows]], dtype=torch.long, device=self.A.device)
-        return StackedFactors(self.A[rows], self.B[:, rows], owner, self.scale[rows])
+        return StackedFactors(self.A[rows], self.B.T[rows].T, owner, self.scale[rows])
 
 
 @dataclass(frozen=True)
@@ -99,9 +116,38 @@ class AdapterStack:
         dtype: torch.dtype = torch.float32,
     ) -> AdapterStack:
         """Stack adapters in the mapping's order."""
-        union = dict.fromkeys(module for factors in adapters.values() for module in factors.A)
-        stacked = {module: _stack(list(adapters.values()), module, device, dtype) for module in union}
-        return cls(tuple(adapters), stacked)
+        shapes = {
+            name: {
+                module: FactorShape(a.shape[0], a.shape[1], factors.B[module].shape[0], factors.scaling[module])
+                for module, a in factors.A.items()
+            }
+            for name, factors in adapters.items()
+        }
+        stack = cls.reserve(shapes, device=device, dtype=dtype)
+        for k, factors in enumerate(adapters.values()):
+            for module, a in factors.A.items():
+                stack.modules[module].put(k, a, factors.B[module])
+        return stack
+
+    @classmethod
+    def reserve(
+        cls, shapes: Mapping[str, Mapping[str, FactorShape]], *, device: torch.device | str, dtype: torch.dtype
+    ) -> AdapterStack:
+        """Room for adapters, allocated once per module; the factors are then `put` into it.
+
+        Args:
+            shapes: Adapter to module to shape; owner and scale follow from it.
+            device: Where the stack lies.
+            dtype: Of the factors and scale.
+
+        Raises:
+            ValueError: Two adapters see a module in different sizes.
+        """
+        wanted: dict[str, list[tuple[int, FactorShape]]] = {}
+        for k, modules in enumerate(shapes.values()):
+            for module, shape in modules.items():
+                wanted.setdefault(module, []).append((k, shape))
+        return cls(tuple(shapes), {module: _empty(module, own, device, dtype) for module, own in wanted.items()})
 
     def select(self, names: Iterable[str]) -> AdapterStack:
         """The sub-stack of some adapters; modules that none of them has are left out."""
@@ -133,18 +179,21 @@ class AdapterStack:
         return LoraFactors(A, B, dict.fromkeys(A, 1.0))
 
 
-def _stack(
-    adapters: Sequence[LoraFactors], module: str, device: torch.device | str, dtype: torch.dtype
+def _empty(
+    module: str, adapters: Sequence[tuple[int, FactorShape]], device: torch.device | str, dtype: torch.dtype
 ) -> StackedFactors:
-    having = [(k, factors) for k, factors in enumerate(adapters) if module in factors.A]
-    A = torch.cat([factors.A[module].to(device, dtype) for _, factors in having])
-    B = torch.cat([factors.B[module].to(device, dtype) for _, factors in having], dim=1)
-    ranks = torch.tensor([factors.A[module].shape[0] for _, factors in having], device=device)
-    owner = torch.repeat_interleave(torch.tensor([k for k, _ in having], device=device), ranks)
-    scale = torch.repeat_interleave(
-        torch.tensor([factors.scaling[module] for _, factors in having], device=device, dtype=torch.float32), ranks
+    sizes = {(shape.d_in, shape.d_out) for _, shape in adapters}
+    if len(sizes) > 1:
+        raise ValueError(f"adapters see {module!r} in different sizes: {sorted(sizes)}")
+    d_in, d_out = sizes.pop()
+    owner = [k for k, shape in adapters for _ in range(shape.r)]
+    scale = [shape.scaling for _, shape in adapters for _ in range(shape.r)]
+    return StackedFactors(
+        torch.empty(len(owner), d_in, device=device, dtype=dtype),
+        torch.empty(len(owner), d_out, device=device, dtype=dtype).T,
+        torch.tensor(owner, dtype=torch.long, device=device),
+        torch.tensor(scale, dtype=torch.float32, device=device).to(dtype),
     )
-    return StackedFactors(A, B, owner, scale.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -159,20 +208,29 @@ def compress(factors: LoraFactors, max_rank: int) -> Compressed:
     """The best approximation of rank ``max_rank`` of every delta weight (Eckart-Young).
 
     The ``d_out x d_in`` matrix is never formed: with ``s B = Q_B R_B`` and ``A^T = Q_A R_A`` the singular values of
-    ``s B A`` are those of the small ``R_B R_A^T``; ``B = Q_B U sqrt(S)``, ``A = sqrt(S) V^T Q_A^T``.
+    ``s B A`` are those of the small ``R_B R_A^T``; ``B = Q_B U sqrt(S)``, ``A = sqrt(S) V^T Q_A^T``. Modules of one
+    shape go through together, in float64.
     """
-    A, B, errors = {}, {}, {}
+    groups: dict[tuple[torch.Size, torch.Size], list[str]] = {}
     for module, a in factors.A.items():
-        q_b, r_b = torch.linalg.qr(factors.scaling[module] * factors.B[module].double())
-        q_a, r_a = torch.linalg.qr(a.double().T)
-        u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-        rank = min(max_rank, s.numel())
-        root = s[:rank].sqrt()
-        B[module] = ((q_b @ u[:, :rank]) * root).to(a.dtype)
-        A[module] = ((vh[:rank] * root[:, None]) @ q_a.T).to(a.dtype)
-        total = float(s.square().sum())
-        errors[module] = math.sqrt(float(s[rank:].square().sum()) / total) if total > 0 else 0.0
-    return Compressed(LoraFactors(A, B, dict.fromkeys(A, 1.0)), errors)
+        groups.setdefault((a.shape, factors.B[module].shape), []).append(module)
+    A, B, errors = {}, {}, {}
+    for modules in groups.values():
+        scaled = [factors.scaling[module] * factors.B[module].double() for module in modules]
+        q_b, r_b = torch.linalg.qr(torch.stack(scaled))
+        q_a, r_a = torch.linalg.qr(torch.stack([factors.A[module].double().T for module in modules]))
+        u, s, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+        rank = min(max_rank, s.shape[-1])
+        root = s[:, :rank].sqrt()
+        low_b = (q_b @ u[..., :rank]) * root.unsqueeze(-2)
+        low_a = (vh[:, :rank] * root.unsqueeze(-1)) @ q_a.mT
+        lost, total = s[:, rank:].square().sum(-1).tolist(), s.square().sum(-1).tolist()
+        for i, module in enumerate(modules):
+            dtype = factors.A[module].dtype
+            A[module], B[module] = low_a[i].to(dtype, copy=True), low_b[i].to(dtype, copy=True)
+            errors[module] = math.sqrt(lost[i] / total[i]) if total[i] > 0 else 0.0
+    in_order = {module: A[module] for module in factors.A}
+    return Compressed(LoraFactors(in_order, B, dict.fromkeys(in_order, 1.0)), {module: errors[module] for module in A})
 
 
 def row_space(A: Tensor, *, tolerance: float = 1e-6) -> Tensor:

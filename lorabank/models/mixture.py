@@ -4,7 +4,7 @@ r"""One model in any mixture of its adapters: ``y = W x + sum_k w_k s_k B_k A_k 
 
     off          w = 0: the untouched base modules answer, bit for bit
     merged       w constant: a working copy ``W + delta``; a forward pass costs what the base's costs
-    per sample   w [n, K]: rows of A that no sample needs are left out, one product for the rest
+    per sample   w [n, K]: every sample with its own adapters (`lorabank.models.routed`)
     attention    w from a `Selector`, per module and token
 
 The base weights are never written to, so undoing a merge means dropping the working copy.
@@ -12,7 +12,7 @@ The base weights are never written to, so undoing a merge means dropping the wor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorabank.core.lora import AdapterStack, LoraFactors, StackedFactors
-from lorabank.models.selector import Selector
+from lorabank.models.routed import PerSample, Routes
+from lorabank.models.selector import Attended, Selector
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,6 @@ class Merged:
     """Constant weights: ``weight [d_out, d_in]`` is the working copy ``W + delta``."""
 
     weight: Tensor
-
-
-@dataclass(frozen=True)
-class PerSample:
-    """Weights per sample: ``rows [n, U]`` over the U stacked rows ``used`` that any sample needs."""
-
-    rows: Tensor
-    used: Tensor
-
-
-@dataclass(frozen=True)
-class Attended:
-    """Weights per token from a selector over some ``members`` of the stack."""
-
-    selector: Selector
-    members: StackedFactors
 
 
 class MixedLoraLinear(nn.Module):
@@ -73,11 +58,9 @@ class MixedLoraLinear(nn.Module):
         delta = self.factors.delta(weights)
         self.form = Merged((self.base.weight.float() + delta).to(self.base.weight.dtype))
 
-    def per_sample(self, weights: Tensor) -> None:
-        """``weights [n, K]`` of the next batch's samples."""
-        rows = self.factors.row_weights(weights.to(self.factors.A))
-        used = (rows != 0).any(0).nonzero().flatten()
-        self.form = PerSample(rows[:, used], used)
+    def per_sample(self, weights: Tensor, routes: Routes | None = None) -> None:
+        """``weights [n, K]`` of the batch's samples; ``routes`` are theirs, where a module alike has them already."""
+        self.form = PerSample(routes or Routes(weights, self.factors), self.factors)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [n, ..., d_in]`` to ``[n, ..., d_out]``."""
@@ -85,16 +68,7 @@ class MixedLoraLinear(nn.Module):
         if isinstance(form, Merged):
             return F.linear(x, form.weight, self.base.bias)
         out: Tensor = self.base(x)
-        if isinstance(form, PerSample):
-            h = F.linear(x, self.factors.A[form.used])
-            rows = form.rows.view(form.rows.shape[0], *[1] * (x.dim() - 2), -1)
-            return out + F.linear(h * rows, self.factors.B[:, form.used])
-        if isinstance(form, Attended):
-            members = form.members
-            h = F.linear(x, members.A)
-            attention = form.selector.attention(self.name, members, h)[..., 1:]
-            return out + F.linear(h * members.row_weights(attention).to(h.dtype), members.B)
-        return out
+        return out if form is None else form.add(out, x)
 
 
 class Mixture:
@@ -113,6 +87,7 @@ class Mixture:
             layer = MixedLoraLinear(name, model.get_submodule(name), factors)  # type: ignore[arg-type]
             self._place(name, layer)
             self._layers[name] = layer
+        self._alike = list(_same_rows(self._layers.values()))
         self._state: Tensor | None = None
 
     def off(self) -> None:
@@ -140,16 +115,21 @@ class Mixture:
             layer.form = Merged((weight.float() + factors.delta(name).to(weight.device).float()).to(weight.dtype))
 
     def per_sample(self, weights: Tensor) -> None:
-        """``weights [n, K]``, one row for each sample of the next batch."""
+        """``weights [n, K]``, one row for each sample of the batch; asked twice for the same ones, they stay."""
+        if self._state is not None and torch.equal(self._state, weights):
+            return
         self.off()
-        for layer in self._layers.values():
-            layer.per_sample(weights.to(layer.factors.A.device))
+        for layers in self._alike:
+            routes = Routes(weights, layers[0].factors)
+            for layer in layers:
+                layer.per_sample(weights, routes)
+        self._state = weights.clone()
 
     def attend(self, selector: Selector, members: AdapterStack) -> None:
         """A learned selector over some of the stack's adapters."""
         self.off()
         for name, factors in members.modules.items():
-            self._layers[name].form = Attended(selector, factors)
+            self._layers[name].form = Attended(selector, name, factors)
 
     @contextmanager
     def bare(self) -> Iterator[None]:
@@ -168,8 +148,18 @@ class Mixture:
         """Put the original modules back."""
         for name, layer in self._layers.items():
             self._place(name, layer.base)
-        self._layers = {}
+        self._layers, self._alike = {}, []
 
     def _place(self, name: str, module: nn.Module) -> None:
         parent, _, child = name.rpartition(".")
         setattr(self._model.get_submodule(parent), child, module)
+
+
+def _same_rows(layers: Iterable[MixedLoraLinear]) -> Iterable[list[MixedLoraLinear]]:
+    """The layers in groups of equal shape and of rows that belong to the same adapters with the same scaling."""
+    groups: dict[object, list[MixedLoraLinear]] = {}
+    for layer in layers:
+        factors = layer.factors
+        size = factors.A.shape[1] + factors.B.shape[0]
+        groups.setdefault((size, *factors.owner.tolist(), *factors.scale.tolist()), []).append(layer)
+    return groups.values()

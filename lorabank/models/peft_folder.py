@@ -8,16 +8,20 @@ others.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from lorabank.core.errors import DataError
-from lorabank.core.lora import LoraFactors, lora_scaling
+from lorabank.core.lora import AdapterStack, FactorShape, LoraFactors, lora_scaling
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -103,20 +107,80 @@ def read_adapter(folder: Path) -> tuple[LoraFactors, dict[str, Tensor], dict[str
     """
     config = json.loads((folder / CONFIG_FILE).read_text())
     tensors = load_tensors((folder / WEIGHTS_FILE).read_bytes())
+    keys = _sorted_keys(folder, tensors)
+    A = {module: tensors[a] for module, (a, _) in keys.factors.items()}
+    B = {module: tensors[b] for module, (_, b) in keys.factors.items()}
+    head = {name: tensors[key] for name, key in keys.head.items()}
+    return LoraFactors(A, B, {module: _scaling(config, module, len(a)) for module, a in A.items()}), head, config
+
+
+def read_stack(folders: Mapping[str, Path], *, device: torch.device | str, dtype: torch.dtype) -> AdapterStack:
+    """Adapter folders straight into one stack.
+
+    The headers say how much room is needed; it is allocated once, and every tensor is copied once, out of the mapped
+    file into its place. The last adapter so costs what the first does, and nothing lies in memory twice.
+
+    Args:
+        folders: Adapter to its folder, in the stack's order.
+        device: Where the stack lies.
+        dtype: Of its factors.
+
+    Raises:
+        DataError: As for `read_adapter`.
+    """
+    with ExitStack() as opened:
+        files = [opened.enter_context(safe_open(folder / WEIGHTS_FILE, framework="pt")) for folder in folders.values()]
+        keys = [
+            _sorted_keys(folder, file.keys()).factors for folder, file in zip(folders.values(), files, strict=True)
+        ]
+        shapes = map(_shapes, folders.values(), files, keys)
+        stack = AdapterStack.reserve(dict(zip(folders, shapes, strict=True)), device=device, dtype=dtype)
+        for k, (file, own) in enumerate(zip(files, keys, strict=True)):
+            for module, (a, b) in own.items():
+                stack.modules[module].put(k, file.get_tensor(a), file.get_tensor(b))
+    return stack
+
+
+def read_head(folder: Path) -> dict[str, Tensor]:
+    """The tensors of the modules stored whole, by full parameter name; the factors are left where they are."""
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        return {name: file.get_tensor(key).clone() for name, key in _sorted_keys(folder, file.keys()).head.items()}
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """Module to the keys of its lora_A and lora_B; full parameter name of the head to its key."""
+
+    factors: Mapping[str, tuple[str, str]]
+    head: Mapping[str, str]
+
+
+def _sorted_keys(folder: Path, keys: Iterable[str]) -> _Keys:
     A, B, head = {}, {}, {}
-    for key, tensor in tensors.items():
+    for key in keys:
         name = key.removeprefix(PREFIX)
         if name == key:
             raise DataError(f"{folder / WEIGHTS_FILE}: tensor {key!r} is not part of an adapter")
         if name.endswith(".lora_A.weight"):
-            A[name.removesuffix(".lora_A.weight")] = tensor
+            A[name.removesuffix(".lora_A.weight")] = key
         elif name.endswith(".lora_B.weight"):
-            B[name.removesuffix(".lora_B.weight")] = tensor
+            B[name.removesuffix(".lora_B.weight")] = key
         else:
-            head[name] = tensor
+            head[name] = key
     if A.keys() != B.keys():
         raise DataError(f"{folder / WEIGHTS_FILE}: lora_A and lora_B are not there for the same modules")
-    return LoraFactors(A, B, {module: _scaling(config, module, a) for module, a in A.items()}), head, config
+    return _Keys({module: (key, B[module]) for module, key in A.items()}, head)
+
+
+def _shapes(folder: Path, file: Any, keys: Mapping[str, tuple[str, str]]) -> dict[str, FactorShape]:
+    """Module to what its factors need, from the config and the header alone."""
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    shapes = {}
+    for module, (a, b) in keys.items():
+        r, d_in = file.get_slice(a).get_shape()
+        d_out = file.get_slice(b).get_shape()[0]
+        shapes[module] = FactorShape(r, d_in, d_out, _scaling(config, module, r))
+    return shapes
 
 
 def _config(
@@ -152,9 +216,9 @@ def _files(config: Mapping[str, Any], factors: LoraFactors, head: Mapping[str, T
     }
 
 
-def _scaling(config: Mapping[str, Any], module: str, a: Tensor) -> float:
+def _scaling(config: Mapping[str, Any], module: str, r: int) -> float:
     alpha = by_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
-    return lora_scaling(a.shape[0], alpha, use_rslora=bool(config.get("use_rslora")))
+    return lora_scaling(r, alpha, use_rslora=bool(config.get("use_rslora")))
 
 
 def by_pattern(pattern: Mapping[str, float], module: str, default: float) -> float:

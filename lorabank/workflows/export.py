@@ -13,14 +13,14 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.weighted import Weighted
 from lorabank.core.errors import ConfigError
-from lorabank.core.lora import AdapterStack, LoraFactors, compress
+from lorabank.core.lora import LoraFactors, compress
 from lorabank.core.records import CompositionRecord, TaskRecord
 from lorabank.models.peft_folder import combined_files, read_adapter
 from lorabank.training.strategies.states import SELECTOR, own_state
 from lorabank.workflows.folders import check_target, write_folder
 from lorabank.workflows.results import ExportResult
 from lorabank.workflows.upkeep import find_named, listed
-from lorabank.workflows.view import read_factors, read_members, read_stack
+from lorabank.workflows.view import read_members, read_stack, stack_of
 
 _UNCHANGED = "nothing was written"
 
@@ -79,7 +79,7 @@ def _export_composition(
     if record.mode != Weighted.mode:
         raise _no_single_adapter(record)
     members = read_members(bank, snapshot, [snapshot.task(task) for task in record.members], samples=False)
-    stack = AdapterStack.build(read_factors(bank, record.adapters))
+    stack = stack_of(bank, record.adapters)
     factors = Weighted(record.parameters["weights"], None, members, lambda: stack).adapter(members[-1].position)
     if not factors.A:
         raise ConfigError(

@@ -30,7 +30,7 @@ def read_replayed(bank: Bank, snapshot: Snapshot, strategy: Strategy, config: Tr
     Raises:
         ConfigError: A task keeps no rows for that, or too few.
     """
-    from lorabank.models.peft_folder import read_adapter
+    from lorabank.models.peft_folder import read_head
     from lorabank.training.job import Replayed
     from lorabank.training.reservoir import KeptRows, replay_rows
     from lorabank.workflows.view import form_of, read_rows_of
@@ -52,7 +52,7 @@ def read_replayed(bank: Bank, snapshot: Snapshot, strategy: Strategy, config: Tr
     replayed = []
     for task, rows in zip(snapshot.tasks, replay_rows(kept, budget), strict=True):
         adapter = snapshot.adapter_of(task.name)
-        form, head = form_of(task, adapter), read_adapter(bank.verified_adapter(adapter.digest))[1]
+        form, head = form_of(task, adapter), read_head(bank.verified_adapter(adapter.digest))
         if len(rows):
             replayed.append(Replayed(rows.texts, rows.labels, form.labels, form.template, form.max_length, head))
     return tuple(replayed)

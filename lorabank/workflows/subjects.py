@@ -110,7 +110,7 @@ def state_plan(bank: Bank, adapter: AdapterRecord | None, runtime: Runtime) -> P
     """The state that training an adapter left: a sum, or the attention that it was trained with."""
     if adapter and SELECTOR in adapter.objects:
         members = needed(adapter)
-        selector = Selector(runtime.stack.select(members))
+        selector = Selector(runtime.stack.select(members)).requires_grad_(False)
         tensors = load_tensors(bank.read_blob(adapter.objects[SELECTOR]))
         return Plan(selector=selector.load_tensors(tensors), members=members)
     state = dict.fromkeys(own_state(adapter), 1.0) if adapter else {}

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member
 from lorabank.compose.routing import TaskStatistics
 from lorabank.core import plugins
 from lorabank.core.errors import NotFoundError
-from lorabank.core.lora import AdapterStack, LoraFactors
+from lorabank.core.lora import AdapterStack
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
 from lorabank.data.loading import from_parquet
 from lorabank.data.rows import Rows
@@ -20,7 +22,8 @@ from lorabank.models.answering import Answerer, AnswerForm
 from lorabank.models.head_answers import HeadAnswerer
 from lorabank.models.heads import Head, build_head, load_head
 from lorabank.models.loading import load_base, resolve_device, resolve_dtype
-from lorabank.models.peft_folder import read_adapter
+from lorabank.models.peft_folder import read_head
+from lorabank.models.peft_folder import read_stack as read_folders
 from lorabank.models.runtime import Runtime
 from lorabank.models.text_answers import TextAnswerer
 from lorabank.training.strategies.states import needed, own_state
@@ -31,15 +34,18 @@ def adapters_in_order(snapshot: Snapshot) -> list[AdapterRecord]:
     return [snapshot.adapter_of(task.name) for task in snapshot.tasks]
 
 
-def read_factors(bank: Bank, digests: Iterable[str]) -> dict[str, LoraFactors]:
-    """Verified factors by digest, each once."""
-    return {digest: read_adapter(bank.verified_adapter(digest))[0] for digest in dict.fromkeys(digests)}
+def stack_of(
+    bank: Bank, digests: Iterable[str], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> AdapterStack:
+    """Verified adapters by digest, each once."""
+    folders = {digest: bank.verified_adapter(digest) for digest in dict.fromkeys(digests)}
+    return read_folders(folders, device=device, dtype=dtype)
 
 
 def read_stack(bank: Bank, adapters: Sequence[AdapterRecord]) -> AdapterStack | None:
     """The adapters and all that they were trained on top of; None when there are none."""
     digests = [digest for adapter in adapters for digest in needed(adapter)]
-    return AdapterStack.build(read_factors(bank, digests)) if digests else None
+    return stack_of(bank, digests) if digests else None
 
 
 def read_rows_of(bank: Bank, snapshot: Snapshot, task: str, split: str) -> Rows | None:
@@ -132,11 +138,8 @@ def load_runtime(
     where = resolve_device(device)
     base = load_base(snapshot.base, device=where, dtype=resolve_dtype(dtype, where))
     adapters = adapters_in_order(snapshot)
-    stack = AdapterStack.build(
-        read_factors(bank, (digest for adapter in adapters for digest in needed(adapter))),
-        device=where,
-        dtype=base.model.dtype,
-    )
+    needed_by_any = (digest for adapter in adapters for digest in needed(adapter))
+    stack = stack_of(bank, needed_by_any, device=where, dtype=base.model.dtype)
     recorded = [form_of(task, adapter) for task, adapter in zip(snapshot.tasks, adapters, strict=True)]
     forms = [replace(form, **(asked or {})) for form in recorded]
     if snapshot.base.task_type != "SEQ_CLS":
@@ -144,7 +147,7 @@ def load_runtime(
         return Runtime(base, stack, answerer, batch_size=batch_size)
     heads: list[Head] = []
     for form, adapter in zip(forms, adapters, strict=True):
-        _, state, _ = read_adapter(bank.adapter_path(adapter.digest))
+        state = read_head(bank.adapter_path(adapter.digest))
         heads.append(load_head(base.model, base.head_modules, len(form.labels), state))
     if untrained_heads:
         for form, adapter in zip(forms, adapters, strict=True):

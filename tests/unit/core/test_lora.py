@@ -184,6 +184,22 @@ def test_peft_gives_the_same_delta_for_one_adapter(make_base, make_adapter, tmp_
 # ------------------------------------------------------------------------------------------------------ compression
 
 
+def test_modules_of_several_shapes_and_ranks_are_compressed_each_for_itself(make_adapter) -> None:
+    shapes = {"q": (7, 11), "up": (13, 7), "v": (7, 11), "o": (7, 11)}
+    some = {name: shape for name, shape in shapes.items() if name != "o"}
+    adapters = {"a": make_adapter(shapes, 2, 3.0, seed=1), "b": make_adapter(some, 3, 1.0, seed=2)}
+    weights = torch.tensor([1.0, -0.5])
+    cut = compress(AdapterStack.build(adapters).combine(weights), 3)
+    assert list(cut.factors.A) == list(shapes)
+    assert cut.factors.A["o"].shape == (2, 11)  # it has no more
+    for module, shape in shapes.items():
+        full = naive(adapters, module, weights, shape)
+        u, s, vt = np.linalg.svd(full, full_matrices=False)
+        found = cut.factors.delta(module).double().numpy()
+        assert np.abs(found - (u[:, :3] * s[:3]) @ vt[:3]).max() <= 1e-5 * np.abs(full).max()
+        assert cut.relative_error[module] == pytest.approx(np.linalg.norm(s[3:]) / np.linalg.norm(s), abs=1e-6)
+
+
 @pytest.mark.parametrize("max_rank", [1, 3, 6, 40])
 @pytest.mark.parametrize("shape", [(7, 11), (11, 7), (9, 9)])
 def test_compression_is_the_truncated_svd_of_the_full_matrix(make_adapter, shape, max_rank: int) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from lorabank.core.errors import DataError
 from lorabank.core.lora import AdapterStack, LoraFactors
-from lorabank.models.peft_folder import adapter_files, by_pattern, combined_files, read_adapter
+from lorabank.models.peft_folder import adapter_files, by_pattern, combined_files, read_adapter, read_head, read_stack
 
 MODULES = {f"bert.encoder.layer.{i}.attention.self.{part}": (32, 32) for i in range(2) for part in ("query", "value")}
 HEAD = {"classifier.weight": torch.arange(64.0).reshape(2, 32) / 64, "classifier.bias": torch.tensor([1.0, -1.0])}
@@ -131,6 +131,62 @@ def test_patterns_mean_what_they_mean_in_peft(pattern, module) -> None:
     from peft.utils.other import get_pattern_key
 
     assert by_pattern(pattern, module, 1.0) == pattern.get(get_pattern_key(pattern, module), 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folders_become_one_stack(tmp_path, make_adapter, dtype) -> None:
+    """Against the files read tensor by tensor; mixed ranks, scalings and modules, a head between the factors."""
+    from safetensors.torch import load_file
+
+    first = next(iter(MODULES))
+    made = {
+        "a": (make_adapter(MODULES, 2, 3.0), {"r": 2, "lora_alpha": 3.0, "use_rslora": False}),
+        "b": (make_adapter({first: (32, 32)}, 4, 6.0, seed=1), {"r": 4, "lora_alpha": 6.0, "use_rslora": True}),
+        "c": (make_adapter(MODULES, 1, 0.5, seed=2), {"r": 1, "lora_alpha": 0.5, "use_rslora": False}),
+    }
+    folders = {}
+    for name, (factors, settings) in made.items():
+        files = adapter_files(
+            factors, HEAD, base_model="b", task_type="SEQ_CLS", head_modules=("classifier",), **settings
+        )
+        folders[name] = save(tmp_path / name, files)
+    stack = read_stack(folders, device="cpu", dtype=dtype)
+    assert stack.names == ("a", "b", "c")
+    assert stack.modules.keys() == MODULES.keys()
+    scaling = {"a": 1.5, "b": 3.0, "c": 0.5}
+    for module, found in stack.modules.items():
+        having = [k for k, name in enumerate(made) if name != "b" or module == first]
+        files = {k: load_file(folders[list(made)[k]] / "adapter_model.safetensors") for k in having}
+        key = f"base_model.model.{module}"
+        assert torch.equal(found.A, torch.cat([files[k][f"{key}.lora_A.weight"] for k in having]).to(dtype))
+        assert torch.equal(found.B, torch.cat([files[k][f"{key}.lora_B.weight"] for k in having], dim=1).to(dtype))
+        ranks = [made[list(made)[k]][1]["r"] for k in having]
+        assert found.owner.tolist() == [k for k, r in zip(having, ranks, strict=True) for _ in range(r)]
+        assert found.scale.tolist() == [
+            scaling[list(made)[k]] for k, r in zip(having, ranks, strict=True) for _ in range(r)
+        ]
+        assert found.A.untyped_storage().nbytes() == found.A.nbytes  # one allocation, of the size that is needed
+        assert found.B.untyped_storage().nbytes() == found.B.nbytes
+    for folder in folders.values():
+        head = read_head(folder)
+        assert head.keys() == HEAD.keys()
+        assert all(torch.equal(head[name], HEAD[name]) for name in HEAD)
+
+
+def test_a_stack_refuses_what_a_single_folder_refuses(tmp_path, make_adapter) -> None:
+    factors = make_adapter(MODULES, 2, 2.0)
+    settings = {"base_model": "b", "task_type": "SEQ_CLS", "r": 2, "lora_alpha": 2.0, "use_rslora": False}
+    half = LoraFactors(factors.A, dict(list(factors.B.items())[1:]), factors.scaling)
+    folder = save(tmp_path / "half", adapter_files(half, {}, head_modules=(), **settings))
+    with pytest.raises(DataError, match="not there for the same modules"):
+        read_stack({"half": folder}, device="cpu", dtype=torch.float32)
+    some, other = (make_adapter({"m": shape}, 2, 2.0) for shape in ((4, 8), (4, 6)))
+    folders = {
+        name: save(tmp_path / name, adapter_files(one, {}, head_modules=(), **settings))
+        for name, one in (("some", some), ("other", other))
+    }
+    with pytest.raises(ValueError, match="'m' in different sizes"):
+        read_stack(folders, device="cpu", dtype=torch.float32)
 
 
 def test_a_tensor_from_elsewhere_or_half_a_pair_is_refused(tmp_path, make_adapter) -> None:

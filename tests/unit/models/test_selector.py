@@ -10,7 +10,7 @@ from torch import nn
 
 from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.models.mixture import Mixture
-from lorabank.models.selector import Selector
+from lorabank.models.selector import Attended, Selector
 
 SHAPE = {"body.layer": (5, 7)}
 RANKS = {"a": (2, 3.0, False), "b": (3, 1.0, True), "c": (1, 0.5, False)}
@@ -114,6 +114,30 @@ def test_gradient_reaches_the_selector_alone(stack) -> None:
     factors = stack.modules["body.layer"]
     assert factors.A.grad is None
     assert factors.B.grad is None
+
+
+@torch.no_grad()
+def test_entered_it_follows_its_parameters_while_they_learn_and_is_kept_when_they_do_not(adapters, stack) -> None:
+    """Both against the sum over adapters with delta weights; x of one and of two dimensions before the last."""
+    factors, selector = stack.modules["body.layer"], random_selector(stack)
+    deltas = [one.delta("body.layer") for one in adapters.values()]
+
+    def expected(x: torch.Tensor) -> torch.Tensor:
+        u, c, c_zero = (group["body/layer"] for group in (selector.u, selector.c, selector.c_zero))
+        h = torch.stack([x @ delta.T for delta in deltas], -2)
+        z = torch.cat([c_zero.expand(*x.shape[:-1], 1), (h * u).sum(-1) + c], -1).tanh().exp()
+        return ((z / z.sum(-1, keepdim=True))[..., 1:, None] * h).sum(-2)
+
+    for shape in ((4, 7), (4, 2, 7)):
+        x = torch.randn(shape, dtype=torch.float64)
+        nothing = torch.zeros(*shape[:-1], 5, dtype=torch.float64)
+        learning = Attended(selector.requires_grad_(True), "body.layer", factors)
+        torch.testing.assert_close(learning.add(nothing.clone(), x), expected(x))
+        for parameter in selector.parameters():
+            parameter.normal_()
+        torch.testing.assert_close(learning.add(nothing.clone(), x), expected(x))
+        kept = Attended(selector.requires_grad_(False), "body.layer", factors)
+        torch.testing.assert_close(kept.add(nothing.clone(), x), expected(x))
 
 
 def test_l1_is_the_sum_over_the_dense_parameters(stack) -> None:
