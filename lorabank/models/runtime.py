@@ -27,6 +27,7 @@ class Plan:
         factors: One adapter that answers alone (a compressed composition).
         selector: A learned selector over ``members``, names of adapters in the stack.
         route: For a routed state the member that each text went to, int64 ``[n]``.
+        margin: How clearly, float64 ``[n]``: its score above the second best member's.
     """
 
     weights: NDArray[np.float32] | None = None
@@ -34,6 +35,7 @@ class Plan:
     selector: Selector | None = None
     members: tuple[str, ...] = ()
     route: NDArray[np.int64] | None = None
+    margin: NDArray[np.float64] | None = None
 
 
 class Runtime:
