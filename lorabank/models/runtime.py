@@ -16,6 +16,7 @@ from lorabank.models.answering import Answerer, Answers, Enter
 from lorabank.models.features import extract_features
 from lorabank.models.loading import LoadedBase
 from lorabank.models.mixture import Mixture
+from lorabank.models.prefix import FrozenPrefix
 from lorabank.models.selector import Selector
 
 
@@ -47,14 +48,25 @@ class Runtime:
         stack: Every adapter that may answer.
         answerer: Asks the model, made for the same base.
         batch_size: Texts of a forward pass for features.
+        reuse_prefix: Keep what the layers below all adapters give, for texts that are answered in several states.
     """
 
-    def __init__(self, base: LoadedBase, stack: AdapterStack, answerer: Answerer, *, batch_size: int) -> None:
+    def __init__(
+        self,
+        base: LoadedBase,
+        stack: AdapterStack,
+        answerer: Answerer,
+        *,
+        batch_size: int,
+        reuse_prefix: bool = False,
+    ) -> None:
         self.base = base
         self.stack = stack
         self.answerer = answerer
         self.batch_size = batch_size
         self.mixture = Mixture(base.model, stack)
+        if reuse_prefix:
+            FrozenPrefix(base.model, stack.modules)
         self._features: dict[tuple[int, tuple[str, ...]], NDArray[np.float32]] = {}
         self._feature: dict[tuple[int, bytes], NDArray[np.float32]] = {}
 
