@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.harness import Result, environment
 
-BENCHMARKS = ("startup", "step", "language_step", "merged", "memory", "scoring")
+BENCHMARKS = ("startup", "step", "language_step", "merged", "memory", "scoring", "routing", "prefix", "matrix")
 
 
 def main() -> int:
