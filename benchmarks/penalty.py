@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.harness import Result, compare, from_comparison
-from benchmarks.models import smollm2
-from benchmarks.models import ALPHA, RANK, random_stack
+from benchmarks.models import ALPHA, RANK, random_stack, smollm2
 from benchmarks.published import attach_published, published_penalty
 from lorabank.core.lora import AdapterStack
 from lorabank.models.targets import resolve_target_modules

@@ -74,10 +74,10 @@ class Prototype:
         """Each text's routed state."""
         members = known(self._members, stage)
         features = self._runtime().features(texts, longest(members))
-        route = build_router(members, self._parameters).route(features)
+        ranked = build_router(members, self._parameters).rank(features)
         names = self._runtime().stack.names
         states = np.stack([state_weights(names, dict.fromkeys(member.state, 1.0)) for member in members])
-        return Plan(weights=states[route], route=np.asarray(route, np.int64))
+        return Plan(weights=states[ranked.task], route=ranked.task, margin=ranked.margin)
 
     def identity(self, stage: int) -> Any:
         """The router, its statistics, and each member's state."""

@@ -13,12 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lorabank.compose.nearest import NearestPrototypes
+from lorabank.compose.ranking import Ranked, rank
 from lorabank.core.errors import ConfigError, DamagedError
 
 Floats = NDArray[np.floating[Any]]
 
-TIE = 1e-9
-"""Scores closer than this (relative to their size) are equal: rounding must not pick the task."""
+_BLOCK = 1 << 22  # numbers of a block of queries
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,8 +98,12 @@ class Router(Protocol):
         """[n, d] features to [n, T] scores; the higher the likelier."""
         ...
 
+    def rank(self, features: Floats) -> Ranked:
+        """[n, d] features to the best task of each, equal scores going to the earlier one, and its margin."""
+        ...
+
     def route(self, features: Floats) -> NDArray[np.int64]:
-        """[n, d] features to [n] indices of tasks; equal scores go to the earlier task."""
+        """[n, d] features to [n] indices of tasks: what `rank` says, without the margin."""
         ...
 
 
@@ -110,18 +115,19 @@ class KMeansRouter:
     """
 
     def __init__(self, statistics: Sequence[TaskStatistics]) -> None:
-        self._centroids = np.concatenate([s.centroids for s in statistics]).astype(np.float64)
-        self._starts = np.cumsum([0, *(len(s.centroids) for s in statistics[:-1])])
+        self._prototypes = NearestPrototypes([s.centroids for s in statistics])
 
     def scores(self, features: Floats) -> NDArray[np.float64]:
         """[n, d] features to [n, T] scores."""
-        rows = np.asarray(features, np.float64)
-        distances = (rows**2).sum(1, keepdims=True) - 2 * rows @ self._centroids.T + (self._centroids**2).sum(1)
-        return -np.minimum.reduceat(distances, self._starts, axis=1)
+        return -self._prototypes.distances(np.asarray(features, np.float64))
+
+    def rank(self, features: Floats) -> Ranked:
+        """[n, d] features to the nearest task and its margin, in squared distances."""
+        return self._prototypes.rank(np.asarray(features, np.float64))
 
     def route(self, features: Floats) -> NDArray[np.int64]:
         """[n, d] features to [n] indices of tasks."""
-        return first_best(self.scores(features))
+        return self.rank(features).task
 
 
 class GaussianRouter:
@@ -133,7 +139,8 @@ class GaussianRouter:
         score_t(x) = -(x - m_t)^T D_t^-1 (x - m_t) / 2 - log det(D_t) / 2
 
     which is the logarithm of the posterior under equal priors, up to a constant of the row. b = 0 is linear
-    discriminant analysis with one covariance for all. A small b tells a wide task from a narrow one.
+    discriminant analysis with one covariance for all. A small b tells a wide task from a narrow one. With
+    D_t = L_t L_t^T the form is ``|L_t^-1 x - L_t^-1 m_t|^2``, and the stacked L_t^-1 of all tasks take one product.
 
     Args:
         statistics: Of each task, in the order of the sequence.
@@ -154,21 +161,28 @@ class GaussianRouter:
             if not 0 <= share <= 1:
                 raise ConfigError(f"{name} = {share}: must be from 0 to 1")
         self._means = np.stack([s.mean for s in statistics]).astype(np.float64)
-        scatter = np.sum([s.scatter.astype(np.float64) for s in statistics], axis=0)
-        within = np.asarray(scatter / sum(s.n for s in statistics))
+        scatter = np.zeros_like(statistics[0].scatter, np.float64)
+        for one in statistics:
+            scatter += one.scatter
+        within = scatter / sum(s.n for s in statistics)
+        self._whiten: NDArray[np.float64] | None = None
         if own_covariance == 0:
             self._linear(_shrunk(within, shrinkage), invertible=shrinkage > 0)
             return
-        own = [(1 - own_covariance) * within + own_covariance * s.scatter / s.n for s in statistics]
-        try:
-            factors = [np.linalg.cholesky(_shrunk(covariance, shrinkage)) for covariance in own]
-        except np.linalg.LinAlgError as error:
-            raise ConfigError(f"shrinkage = {shrinkage}: a task's covariance has no inverse, use more") from error
-        self._whiten: list[NDArray[np.float64]] | None = [np.linalg.inv(factor) for factor in factors]
-        self._halves = np.array([np.log(np.diag(factor)).sum() for factor in factors])
+        tasks, d = self._means.shape
+        whiten, self._halves = np.empty((tasks, d, d)), np.empty(tasks)
+        for t, one in enumerate(statistics):
+            covariance = (1 - own_covariance) * within + own_covariance * one.scatter / one.n
+            try:
+                factor = np.linalg.cholesky(_shrunk(covariance, shrinkage))
+            except np.linalg.LinAlgError as error:
+                raise ConfigError(f"shrinkage = {shrinkage}: a task's covariance has no inverse, use more") from error
+            whiten[t] = np.linalg.inv(factor)
+            self._halves[t] = np.log(np.diag(factor)).sum()
+        self._offsets = (whiten @ self._means[:, :, None]).reshape(-1)
+        self._whiten = whiten.reshape(tasks * d, d)
 
     def _linear(self, covariance: NDArray[np.float64], *, invertible: bool) -> None:
-        self._whiten = None
         solve = np.linalg.solve if invertible else lambda a, b: np.linalg.lstsq(a, b)[0]
         self._weights = solve(covariance, self._means.T)
         self._offsets = -0.5 * (self._means.T * self._weights).sum(0)
@@ -178,12 +192,22 @@ class GaussianRouter:
         rows = np.asarray(features, np.float64)
         if self._whiten is None:
             return np.asarray(rows @ self._weights + self._offsets)
-        squares = [((rows - m) @ w.T) ** 2 for m, w in zip(self._means, self._whiten, strict=True)]
-        return np.asarray(np.stack([-0.5 * square.sum(1) for square in squares], axis=1) - self._halves)
+        scores = np.empty((len(rows), len(self._means)))
+        step = max(1, _BLOCK // len(self._whiten))
+        for start in range(0, len(rows), step):
+            white = rows[start : start + step] @ self._whiten.T
+            white -= self._offsets
+            white = white.reshape(len(white), *self._means.shape)
+            scores[start : start + step] = -0.5 * np.einsum("ntd,ntd->nt", white, white) - self._halves
+        return scores
+
+    def rank(self, features: Floats) -> Ranked:
+        """[n, d] features to the likeliest task and its margin, in log-odds."""
+        return rank(self.scores(features))
 
     def route(self, features: Floats) -> NDArray[np.int64]:
         """[n, d] features to [n] indices of tasks."""
-        return first_best(self.scores(features))
+        return self.rank(features).task
 
 
 def _shrunk(covariance: NDArray[np.float64], shrinkage: float) -> NDArray[np.float64]:
@@ -206,12 +230,6 @@ def make_router(
     if kind == "gaussian":
         return GaussianRouter(statistics, shrinkage, own_covariance)
     raise ConfigError(f"router {kind!r} is not known; there are kmeans and gaussian")
-
-
-def first_best(scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """[n, T] scores to the first task of each row whose score is the best, up to rounding."""
-    best = scores.max(1, keepdims=True)
-    return np.asarray(np.argmax(scores >= best - TIE * np.maximum(1.0, np.abs(best)), axis=1), np.int64)
 
 
 def _centroids(rows: NDArray[np.float64], clusters: int, seed: int) -> NDArray[np.float64]:

@@ -78,6 +78,7 @@ class TrainConfig:
     target_modules: str = _option(
         "auto", "Adapted modules: 'auto' (query and value), 'all-linear', or names separated by commas."
     )
+    first_layer: int = _option(0, "Lowest transformer layer that is adapted, counted from 0.", ge=0)
     epochs: float = _option(4.0, "Passes over the training rows.", gt=0)
     batch_size: int = _option(16, "Rows of a step, of all processes together.", ge=1)
     gradient_accumulation_steps: int = _option(1, "Batches of one optimizer step.", ge=1)

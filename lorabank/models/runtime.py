@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from lorabank.models.answering import Answerer, Answers, Enter
 from lorabank.models.features import extract_features
 from lorabank.models.loading import LoadedBase
 from lorabank.models.mixture import Mixture
+from lorabank.models.prefix import FrozenPrefix
 from lorabank.models.selector import Selector
 
 
@@ -27,6 +29,7 @@ class Plan:
         factors: One adapter that answers alone (a compressed composition).
         selector: A learned selector over ``members``, names of adapters in the stack.
         route: For a routed state the member that each text went to, int64 ``[n]``.
+        margin: How clearly, float64 ``[n]``: its score above the second best member's.
     """
 
     weights: NDArray[np.float32] | None = None
@@ -34,6 +37,7 @@ class Plan:
     selector: Selector | None = None
     members: tuple[str, ...] = ()
     route: NDArray[np.int64] | None = None
+    margin: NDArray[np.float64] | None = None
 
 
 class Runtime:
@@ -44,15 +48,27 @@ class Runtime:
         stack: Every adapter that may answer.
         answerer: Asks the model, made for the same base.
         batch_size: Texts of a forward pass for features.
+        reuse_prefix: Keep what the layers below all adapters give, for texts that are answered in several states.
     """
 
-    def __init__(self, base: LoadedBase, stack: AdapterStack, answerer: Answerer, *, batch_size: int) -> None:
+    def __init__(
+        self,
+        base: LoadedBase,
+        stack: AdapterStack,
+        answerer: Answerer,
+        *,
+        batch_size: int,
+        reuse_prefix: bool = False,
+    ) -> None:
         self.base = base
         self.stack = stack
         self.answerer = answerer
         self.batch_size = batch_size
         self.mixture = Mixture(base.model, stack)
+        if reuse_prefix:
+            FrozenPrefix(base.model, stack.modules)
         self._features: dict[tuple[int, tuple[str, ...]], NDArray[np.float32]] = {}
+        self._feature: dict[tuple[int, bytes], NDArray[np.float32]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -60,14 +76,29 @@ class Runtime:
         return self.base.model.device
 
     def features(self, texts: Sequence[str], max_length: int) -> NDArray[np.float32]:
-        """Features of the bare base, ``[n, hidden]``; kept, so that the same texts are passed once."""
-        key = max_length, tuple(texts)
-        if key not in self._features:
-            with self.mixture.bare():
-                self._features[key] = extract_features(
-                    self.base.model, self.base.tokenizer, texts, max_length=max_length, batch_size=self.batch_size
-                )
-        return self._features[key]
+        """Features of the bare base, ``[n, hidden]``.
+
+        A text passes through the base once, in whatever list it comes: the state, the task and the stage that ask for
+        its feature change nothing in it.
+        """
+        listed = max_length, tuple(texts)
+        if listed in self._features:
+            return self._features[listed]
+        keys = [(max_length, sha256(text.encode("utf-8", "surrogatepass")).digest()) for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._feature}
+        with self.mixture.bare():
+            rows = extract_features(
+                self.base.model,
+                self.base.tokenizer,
+                list(new.values()),
+                max_length=max_length,
+                batch_size=self.batch_size,
+            )
+        self._feature.update(zip(new, rows, strict=True))
+        # Rows are views: only a list that shares texts with another, or with itself, is copied together.
+        whole = len(new) == len(keys)
+        self._features[listed] = rows if whole else np.stack([self._feature[key] for key in keys])
+        return self._features[listed]
 
     def enter(self, plan: Plan) -> None:
         """Put the model into a state that is the same for all texts."""

@@ -66,7 +66,7 @@ def plan_adapter(base: BaseModelRecord, config: TrainConfig, labels: int) -> Ada
     model = _shapes(base)
     task_type: TaskType = plugins.load(plugins.TASK_TYPES, base.task_type, "task type")()
     head_modules = find_head_modules(model, set(), base.name) if task_type.has_head else ()
-    targets = resolve_target_modules(model, config.target_modules, head_modules)
+    targets = resolve_target_modules(model, config.target_modules, head_modules, config.first_layer)
     shapes = [model.get_parameter(f"{name}.weight").shape for name in targets]
     adapter = sum(config.r * (d_out + d_in) for d_out, d_in in shapes)
     head = build_head(model, head_modules, labels, config.seed).state() if task_type.has_head else {}

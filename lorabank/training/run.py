@@ -55,7 +55,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     if not base.head_modules and not job.labels and any(job.texts):
         check_answer_length(config.max_new_tokens, base.max_length)
     task, own = _set_up(job, base)
-    targets = resolve_target_modules(base.model, config.target_modules, base.head_modules)
+    targets = resolve_target_modules(base.model, config.target_modules, base.head_modules, config.first_layer)
     rows = _encoded(job, base.tokenizer, max_length, observer)
     start = Start(
         model=base.model,

@@ -83,6 +83,7 @@ class _Session:
                 dtype=self.config.dtype,
                 batch_size=self.config.batch_size,
                 untrained_heads=self.config.forward_transfer,
+                reuse_prefix=True,
             )
         return self._runtime
 

@@ -19,7 +19,7 @@ from lorabank.core.observer import Observer
 from lorabank.data.loading import read_rows
 from lorabank.models.runtime import Plan, Runtime
 from lorabank.training.strategies.states import answering
-from lorabank.workflows.results import Prediction
+from lorabank.workflows.results import Prediction, RoutedPrediction
 from lorabank.workflows.subjects import all_members, state_plan
 from lorabank.workflows.task_data import ChatTemplate
 from lorabank.workflows.view import adapters_in_order, load_composer, load_runtime
@@ -82,12 +82,13 @@ def _answer(
     plan = composer.plan(last, texts)
     if config.task:
         chosen = [member for member in members if member.task == config.task] * len(texts)
-    elif plan.route is not None:
-        chosen = [own[k] for k in plan.route]
     else:
-        features = runtime.features(texts, longest(own))
-        route = build_router(own, default_parameters("gaussian")).route(features)
-        chosen = [own[k] for k in route]
+        if plan.route is None:
+            features = runtime.features(texts, longest(own))
+            ranked = build_router(own, default_parameters("gaussian")).rank(features)
+            plan = replace(plan, route=ranked.task, margin=ranked.margin)
+        assert plan.route is not None
+        chosen = [own[k] for k in plan.route]
     found = _predictions(runtime, texts, plan, chosen, members, composer, given=config.task is not None)
     return _with_texts(found, given)
 
@@ -142,7 +143,7 @@ def _predictions(
     given: bool,
 ) -> tuple[Prediction, ...]:
     answers = runtime.answer(texts, plan, np.array([member.head for member in chosen], np.int64))
-    return tuple(
+    found = [
         Prediction(
             text=text,
             label=answers.said[i],
@@ -152,7 +153,11 @@ def _predictions(
             adapters=_answered(plan, i, runtime, members),
         )
         for i, (text, member) in enumerate(zip(texts, chosen, strict=True))
-    )
+    ]
+    if given or plan.margin is None:
+        return tuple(found)
+    margins = [float(margin) if math.isfinite(margin) else None for margin in plan.margin]
+    return tuple(RoutedPrediction(**vars(one), margin=margin) for one, margin in zip(found, margins, strict=True))
 
 
 def _answered(plan: Plan, row: int, runtime: Runtime, members: Sequence[Member]) -> dict[str, float]:

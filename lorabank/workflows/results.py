@@ -118,6 +118,18 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class RoutedPrediction(Prediction):
+    """An answer whose task was found by a router.
+
+    Attributes:
+        margin: How far the second best task scored below this one, in squared distances (kmeans) or log-odds
+            (gaussian); None where there is no other task.
+    """
+
+    margin: float | None
+
+
+@dataclass(frozen=True)
 class ExportResult:
     """A PEFT folder that was written."""
 

@@ -14,6 +14,7 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.config import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL, nearest
 from lorabank.core.errors import LorabankError, NotFoundError
+from lorabank.core.processor import cpu_dtype, cpu_flags
 from lorabank.core.records import CompositionRecord, OperationRecord, TaskRecord
 
 PACKAGES = (
@@ -107,7 +108,8 @@ def doctor(path: str | Path) -> tuple[tuple[str, str], ...]:
     """Facts by name: versions, machine, devices, the bank, its base model. Nothing is changed or fetched."""
     facts = [("python", f"{platform.python_version()} ({platform.platform()})")]
     facts += [(package, _version(package)) for package in PACKAGES]
-    facts += [("cpu", f"{os.cpu_count()} cores, {platform.machine()}"), ("devices", _devices())]
+    facts += [("cpu", f"{os.cpu_count()} cores, {platform.machine()}"), ("cpu dtype", cpu_dtype(cpu_flags()))]
+    facts += [("devices", _devices())]
     return (*facts, *_bank_facts(Path(path)))
 
 

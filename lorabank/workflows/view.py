@@ -123,6 +123,7 @@ def load_runtime(
     batch_size: int,
     untrained_heads: bool = False,
     asked: Mapping[str, Any] | None = None,
+    reuse_prefix: bool = False,
 ) -> Runtime:
     """The base with every adapter and head of the ready tasks.
 
@@ -134,6 +135,7 @@ def load_runtime(
         batch_size: Texts of a forward pass.
         untrained_heads: Also the head that each task's training began with, at index ``T + i``.
         asked: Fields of every task's form that are other than recorded (free text instead of a label).
+        reuse_prefix: Whether the texts will be answered in several states.
     """
     where = resolve_device(device)
     base = load_base(snapshot.base, device=where, dtype=resolve_dtype(dtype, where))
@@ -144,7 +146,7 @@ def load_runtime(
     forms = [replace(form, **(asked or {})) for form in recorded]
     if snapshot.base.task_type != "SEQ_CLS":
         answerer: Answerer = TextAnswerer(base, snapshot.base.task_type, forms, batch_size)
-        return Runtime(base, stack, answerer, batch_size=batch_size)
+        return Runtime(base, stack, answerer, batch_size=batch_size, reuse_prefix=reuse_prefix)
     heads: list[Head] = []
     for form, adapter in zip(forms, adapters, strict=True):
         state = read_head(bank.adapter_path(adapter.digest))
@@ -153,7 +155,8 @@ def load_runtime(
         for form, adapter in zip(forms, adapters, strict=True):
             heads.append(build_head(base.model, base.head_modules, len(form.labels), adapter.seed))
         forms = [*forms, *forms]
-    return Runtime(base, stack, HeadAnswerer(base, heads, forms, batch_size), batch_size=batch_size)
+    answerer = HeadAnswerer(base, heads, forms, batch_size)
+    return Runtime(base, stack, answerer, batch_size=batch_size, reuse_prefix=reuse_prefix)
 
 
 def load_composer(

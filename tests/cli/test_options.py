@@ -71,6 +71,7 @@ def test_every_field_is_a_parameter_with_its_default(command: Any, config: Any) 
         ("--max-grad-norm 0", "max_grad_norm", 0.0),
         ("--seed 4294967295", "seed", 4294967295),
         ("--target-modules query,key", "target_modules", "query,key"),
+        ("--first-layer 3", "first_layer", 3),
     ],
 )
 def test_an_option_becomes_its_field(run: Any, api: Any, words: str, name: str, value: object) -> None:

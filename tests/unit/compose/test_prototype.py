@@ -128,3 +128,11 @@ def test_the_identity_differs_when_the_answers_may(members) -> None:
 def test_a_router_reads_as_much_as_the_longest_member_was_trained_with(members) -> None:
     longer = [replace(members[0], form=replace(FORM, max_length=99)), *members[1:]]
     assert load(longer, FakeRuntime()).identity(4) != load(members, FakeRuntime()).identity(4)
+
+
+def test_the_margin_is_what_separates_the_two_nearest_tasks(members) -> None:
+    plan = load(members, FakeRuntime()).plan(4, ["between"])
+    between = np.array(FEATURES["between"])
+    near = [min(((between - c) ** 2).sum() for c in member.statistics.centroids.astype(float)) for member in members]
+    assert plan.margin[0] == pytest.approx(near[1] - near[0], rel=1e-6)
+    assert load(members[:1], FakeRuntime()).plan(1, ["up"]).margin.tolist() == [np.inf]

@@ -131,6 +131,24 @@ def test_features_are_computed_once(runtime, monkeypatch) -> None:
     assert runtime.features(list(TEXTS), 66) is first
 
 
+def test_each_text_passes_through_the_base_once(runtime, monkeypatch) -> None:
+    """Lists that overlap, and one that repeats a text: rows of the forward passes add up to the different texts."""
+    body = runtime.base.model.base_model
+    passed = []
+    run = body.forward
+    monkeypatch.setattr(body, "forward", lambda **inputs: passed.append(len(inputs["input_ids"])) or run(**inputs))
+    alone = {text: runtime.features([text], 66)[0] for text in TEXTS[:2]}
+    found = runtime.features([TEXTS[3], TEXTS[0], TEXTS[3], TEXTS[1], TEXTS[2]], 66)
+    assert sum(passed) == 4
+    np.testing.assert_array_equal(found[1], alone[TEXTS[0]])
+    np.testing.assert_array_equal(found[3], alone[TEXTS[1]])
+    np.testing.assert_array_equal(found[0], found[2])
+    assert not np.array_equal(found[0], found[4])
+    runtime.features([], 66)
+    runtime.features(TEXTS[:2], 6)  # cut to another length, so it may be another text
+    assert sum(passed) == 6
+
+
 def test_the_base_is_never_written_to(runtime, folder) -> None:
     from transformers import AutoModelForSequenceClassification
 

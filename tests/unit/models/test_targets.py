@@ -139,3 +139,36 @@ def test_projections_of_an_unknown_name() -> None:
 def test_a_model_without_linear_layers() -> None:
     with pytest.raises(IncompatibleError, match=r"no torch\.nn\.Linear"):
         resolve_target_modules(nn.Sequential(nn.LayerNorm(2)), "auto", ())
+
+
+@pytest.mark.parametrize("spec", ["auto", "all-linear"])
+@pytest.mark.parametrize("kind", QUERY_VALUE)
+def test_the_lower_layers_stay_as_they_are(make_base, kind: str, spec: str) -> None:
+    """What is left is what names the second of the two layers; a pooler is in none."""
+    base = load_base(describe_base(resolve_base(str(make_base(kind)))))
+    every = resolve_target_modules(base.model, spec, base.head_modules)
+    found = resolve_target_modules(base.model, spec, base.head_modules, first_layer=1)
+    assert found == tuple(name for name in every if ".1." in name)
+    assert found
+    assert resolve_target_modules(base.model, spec, base.head_modules, first_layer=0) == every
+
+
+def test_encoder_and_decoder_are_counted_each_by_itself(make_language_model) -> None:
+    model = load_base(describe_base(resolve_base(str(make_language_model("t5"))))).model
+    found = resolve_target_modules(model, "auto", (), first_layer=1)
+    expected = [f"{module}.{name}" for module in T5_ATTENTION if ".block.1." in module for name in ("q", "v")]
+    assert list(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "first_layer", "problem"),
+    [
+        ("auto", 2, "first_layer 2 .*'auto'.*the model has 2 layers, counted from 0"),
+        ("bert.encoder.layer.0.attention.self.key", 1, "first_layer 1 .*layer.0.attention.self.key.*none in those"),
+    ],
+)
+def test_no_layer_is_left(make_base, spec: str, first_layer: int, problem: str) -> None:
+    base = load_base(describe_base(resolve_base(str(make_base("bert")))))
+    with pytest.raises(ConfigError, match=problem) as caught:
+        resolve_target_modules(base.model, spec, base.head_modules, first_layer)
+    assert caught.value.hint == "--first-layer 1"

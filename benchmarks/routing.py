@@ -1,0 +1,61 @@
+"""A query to its task: one product over all prototypes, against a loop over the tasks and `torch.cdist`.
+
+The floor for many prototypes is reading them once: the largest number of their float32 matrix is looked for, which is
+done at the speed of the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.harness import Comparison, Result, compare, from_comparison
+from lorabank.compose.nearest import NearestPrototypes
+
+WIDTH, CENTROIDS = 384, 5
+TASKS, MANY_TASKS = 100, 10_000
+BATCHES = (64, 256)
+QUERY_BAR, FLOOR_BAR = 0.05, 1.3  # ms, and times the floor
+ROUNDS = 20
+
+
+def measure() -> list[Result]:
+    """Milliseconds of a query among 500 prototypes, and a single query among 50,000 beside their floor."""
+    torch.set_num_threads(1)
+    results = [_query(TASKS, size) for size in BATCHES]
+    tasks = _tasks(MANY_TASKS)
+    router, matrix, query = NearestPrototypes(tasks), np.concatenate(tasks), _unit(1).astype(np.float64)
+    forms: dict[str, Callable[[], object]] = {"floor": matrix.max, "rank": lambda: router.rank(query)}
+    seen = compare(forms, baseline="floor", rounds=ROUNDS)["rank"]
+    what = f"one query among {len(matrix):,} prototypes, against reading them"
+    return [*results, from_comparison("routing", what, seen, FLOOR_BAR)]
+
+
+def _query(count: int, size: int) -> Result:
+    tasks, queries = _tasks(count), _unit(size).astype(np.float64)
+    router = NearestPrototypes(tasks)
+    matrix = torch.from_numpy(np.concatenate(tasks))
+    rows = torch.from_numpy(queries.astype(np.float32))
+    forms: dict[str, Callable[[], object]] = {
+        "rank": lambda: router.rank(queries),
+        "loop": lambda: np.stack([((queries[:, None] - task) ** 2).sum(2).min(1) for task in tasks], 1).argmin(1),
+        "cdist": lambda: torch.cdist(rows, matrix).view(size, count, -1).amin(2).argmin(1),
+    }
+    peers: dict[str, Comparison] = compare(forms, baseline="rank", rounds=ROUNDS)
+    detail = {f"{name}, against it": asdict(peer) for name, peer in peers.items()}
+    milliseconds = peers["loop"].baseline_seconds * 1000 / size
+    what = f"a query of a batch of {size} among {count * CENTROIDS} prototypes, with its margin"
+    return Result("routing", what, milliseconds, QUERY_BAR, "ms", detail)
+
+
+def _tasks(count: int) -> list[NDArray[np.float32]]:
+    return list(_unit(count * CENTROIDS).reshape(count, CENTROIDS, WIDTH))
+
+
+def _unit(rows: int) -> NDArray[np.float32]:
+    found = np.random.default_rng(rows).normal(size=(rows, WIDTH))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
