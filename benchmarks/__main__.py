@@ -27,6 +27,7 @@ BENCHMARKS = (
     "language_step",
     "penalty",
     "merged",
+    "mixed",
     "attention",
     "compression",
     "loading",

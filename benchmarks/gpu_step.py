@@ -27,7 +27,7 @@ from benchmarks.device import (
 )
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import ALPHA, DROPOUT, RANK
-from benchmarks.step import trainer_step
+from benchmarks.training import trainer_step
 from lorabank.core.observer import SilentObserver
 from lorabank.models.causal_lm import CausalLM
 from lorabank.models.seq2seq_lm import Seq2SeqLM

@@ -1,81 +1,74 @@
-"""One O-LoRA training step after 15 earlier tasks against a step of plain PEFT LoRA with none."""
+"""O-LoRA training steps of an encoder after many earlier tasks, against plain PEFT LoRA with none.
+
+Beside them as the peer the published form (`benchmarks.published`) on the same batch.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from torch import nn
+from transformers import TrainingArguments
 
 from benchmarks.harness import Result, compare, from_comparison
-from benchmarks.models import ALPHA, DROPOUT, RANK, batch, minilm, query_and_value, random_stack
-from lorabank.core.observer import SilentObserver
+from benchmarks.models import ALPHA, DROPOUT, RANK, batch, every_linear, minilm, query_and_value, random_stack
+from benchmarks.published import attach_published
+from benchmarks.training import PlainTrainer, PublishedTrainer, kept_bytes, memory_result, olora_trainer, trainer_step
 from lorabank.models.classification import Classification
-from lorabank.training.groups import GroupedFactors
-from lorabank.training.layer import attach_adapter, fold
-from lorabank.training.penalties.orthogonal import Orthogonal
-from lorabank.training.trainer import AdapterTrainer
 
-EARLIER_TASKS = 15
-BAR = 1.05
-ROUNDS = 24
+TARGETS = {"query and value": query_and_value, "all linear layers": every_linear}
+BARS = {
+    ("query and value", 15): 1.01,
+    ("query and value", 50): 1.03,
+    ("all linear layers", 15): 0.98,
+    ("all linear layers", 50): 1.05,
+}
+ROUNDS = 12
 
 
 def measure() -> list[Result]:
-    """Both through the same loop: transformers' ``training_step``, then AdamW."""
-    rows = batch(16, 64)
+    """All through the same loop: transformers' ``training_step``, then AdamW."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(output_dir=folder, use_cpu=True, report_to="none", learning_rate=1e-3)
-        forms = {"peft": trainer_step(_peft(arguments), rows), "olora": trainer_step(_olora(arguments), rows)}
-        comparison = compare(forms, baseline="peft", rounds=ROUNDS)["olora"]
-    what = f"O-LoRA step, {EARLIER_TASKS} earlier tasks, against plain PEFT LoRA"
-    return [from_comparison("step", what, comparison, BAR)]
+        return [result for case in BARS for result in _measure(*case, arguments)]
 
 
-def _peft(arguments: TrainingArguments) -> Trainer:
+def _measure(which: str, tasks: int, arguments: TrainingArguments) -> list[Result]:
+    rows, loss = batch(16, 64), Classification().loss
+    modules = TARGETS[which](minilm())
+    earlier = random_stack(minilm(), modules, tasks)
+    published = minilm()
+    attach_published(published, modules, earlier)
+    published.classifier.requires_grad_(True)
+    ours = olora_trainer(minilm(), modules, earlier, loss, arguments)
+    ours.model.classifier.requires_grad_(True)
+    trainers = {
+        "peft": PlainTrainer(loss, model=_peft(modules), args=arguments),
+        "olora": ours,
+        "published": PublishedTrainer(loss, model=published, args=arguments),
+    }
+    found = compare(
+        {name: trainer_step(trainer, rows) for name, trainer in trainers.items()}, baseline="peft", rounds=ROUNDS
+    )
+    what = f"O-LoRA step, MiniLM, {which}, {tasks} earlier tasks, against plain PEFT LoRA"
+    result = from_comparison("step", what, found["olora"], BARS[which, tasks])
+    kept = {name: kept_bytes(trainer, rows) for name, trainer in trainers.items()}
+    return [
+        replace(result, peer=found["published"].ratio),
+        memory_result("step", f"MiniLM, {which}, {tasks} earlier tasks", kept),
+    ]
+
+
+def _peft(modules: Sequence[str]) -> nn.Module:
     config = LoraConfig(
         r=RANK,
         lora_alpha=ALPHA,
         lora_dropout=DROPOUT,
-        target_modules=["query", "value"],
+        target_modules=list(modules),
         modules_to_save=["classifier"],
         task_type="SEQ_CLS",
     )
-    return Trainer(model=get_peft_model(minilm(), config), args=arguments)
-
-
-def _olora(arguments: TrainingArguments) -> AdapterTrainer:
-    model = minilm()
-    modules = query_and_value(model)
-    earlier = random_stack(model, modules, EARLIER_TASKS)
-    fold(model, earlier)
-    model.requires_grad_(False)
-    layers = attach_adapter(model, modules, r=RANK, lora_alpha=ALPHA, use_rslora=False, dropout=DROPOUT)
-    model.classifier.requires_grad_(True)
-    return AdapterTrainer(
-        model=model,
-        args=arguments,
-        task_loss=Classification().loss,
-        lengths=(),
-        penalties=[("orthogonal", 0.5, Orthogonal())],
-        groups=GroupedFactors(layers, earlier, with_basis=False),
-        observer=SilentObserver(),
-    )
-
-
-def trainer_step(trainer: Trainer, *batches: dict[str, Tensor]) -> Callable[[], Any]:
-    """One training step over the batches, and AdamW, as a call."""
-    trainer.create_optimizer()
-
-    def step() -> None:
-        trainer.current_gradient_accumulation_steps = len(batches)
-        for left, rows in zip(reversed(range(len(batches))), batches, strict=True):
-            trainer.accelerator.gradient_state._set_sync_gradients(left == 0)
-            trainer.training_step(trainer.model, rows)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
-
-    return step
+    return get_peft_model(minilm(), config)
