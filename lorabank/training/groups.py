@@ -90,8 +90,8 @@ def overlap_report(new: LoraFactors, earlier: AdapterStack | None) -> dict[str, 
 
     Returns:
         ``overlap``: earlier adapter to the mean, over the modules that both adapt, of the mean squared cosine of the
-        principal angles; ``capacity_left``: the smallest ``(d_in - rank of all A) / d_in`` over the modules, 0 when no
-        orthogonal direction is left.
+        principal angles; ``capacity_by_module``: module to ``(d_in - rank of all A) / d_in``, 0 when no orthogonal
+        direction is left; ``capacity_left``: the smallest of these.
     """
     rows = {name: (factors.A, factors.owner) for name, factors in earlier.modules.items()} if earlier else {}
     return _report(new.A, earlier.names if earlier else (), rows)
@@ -101,15 +101,15 @@ def _report(
     new: Mapping[str, Tensor], names: Sequence[str], earlier: Mapping[str, tuple[Tensor, Tensor]]
 ) -> dict[str, Any]:
     shared: dict[str, list[float]] = {name: [] for name in names}
-    left = []
+    left = {}
     for module, a in new.items():
         rows, owner = earlier.get(module, (a[:0], torch.zeros(0, dtype=torch.long)))
-        left.append(1 - row_space(torch.cat([a, rows.to(a)])).shape[0] / a.shape[1])
+        left[module] = 1 - row_space(torch.cat([a, rows.to(a)])).shape[0] / a.shape[1]
         for k, name in enumerate(names):
             if bool((owner == k).any()):
                 shared[name].append(subspace_overlap(a, rows[owner == k].to(a)))
     overlap = {name: sum(values) / len(values) if values else 0.0 for name, values in shared.items()}
-    return {"overlap": overlap, "capacity_left": min(left)}
+    return {"overlap": overlap, "capacity_left": min(left.values()), "capacity_by_module": left}
 
 
 def _group(

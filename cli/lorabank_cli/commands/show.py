@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,11 +26,24 @@ def show(run: Run, name: str) -> None:
     ready: list[tuple[str, object]] = [("predict", command("lorabank", "predict", *chosen, "TEXT"))]
     if chosen[0] == "--task":
         ready.append(("export", command("lorabank", "export", name, "FOLDER")))
-    asked = _asked(document)
-    parts = [f"{safe(name)} in {safe(run.bank)}\n{outline(plain(document))}", f"ready to type\n{pairs(ready)}"]
-    if asked:
-        parts.insert(1, f"how it is asked\n{pairs(asked)}")
+    shown = plain(document)
+    left = shown.get("adapter", {}).get("metrics", {}).pop("capacity_by_module", None)
+    blocks = {"how it is asked": _asked(document), "room for later tasks": _room(left or {}), "ready to type": ready}
+    parts = [f"{safe(name)} in {safe(run.bank)}\n{outline(shown)}"]
+    parts += [f"{title}\n{pairs(items)}" for title, items in blocks.items() if items]
     run.output.data(document, "\n\n".join(parts))
+
+
+def _room(left: Mapping[str, float]) -> list[tuple[str, object]]:
+    """Share of each module's input space that no adapter uses: the median, and the modules with the least."""
+    if not left:
+        return []
+    tightest = sorted(left.items(), key=lambda item: item[1])[:3]
+    share = f"{100 * statistics.median(left.values()):.1f} % of the input space"
+    return [
+        (f"median of {len(left)} modules", share),
+        *((module, f"{100 * value:.1f} %") for module, value in tightest),
+    ]
 
 
 def _asked(document: Mapping[str, Any]) -> list[tuple[str, object]]:

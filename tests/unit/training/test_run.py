@@ -206,7 +206,9 @@ def test_the_overlap_report(make_adapter) -> None:
     report = overlap_report(new, AdapterStack.build({"old": old, "far": far}))
     assert report["overlap"] == pytest.approx({"old": (0.5 + 0) / 2, "far": 0.0})
     assert report["capacity_left"] == pytest.approx((8 - 5) / 8)  # m holds e0, e1, e2, e5, e6
-    assert overlap_report(new, None) == {"overlap": {}, "capacity_left": 0.75}
+    assert report["capacity_by_module"] == pytest.approx({"m": (8 - 5) / 8, "n": (8 - 4) / 8})
+    alone = overlap_report(new, None)
+    assert alone == {"overlap": {}, "capacity_left": 0.75, "capacity_by_module": {"m": 0.75, "n": 0.75}}
 
 
 def test_long_texts_are_cut_and_told(train, recorder) -> None:

@@ -1,7 +1,8 @@
-"""show: how a language model's task is asked stands in one place."""
+"""show: how a language model's task is asked, and how much room is left, each in one place."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -31,3 +32,20 @@ def test_show_says_how_a_task_is_asked(
 def test_show_asks_a_classifier_nothing(run: Any, api: Any) -> None:
     api["show"] = {"task": {"name": "spam", "task_type": "SEQ_CLS"}, "adapter": {"config": {}}}
     assert "how it is asked" not in run("show", "spam").out
+
+
+def test_show_tells_which_modules_have_the_least_room(run: Any, api: Any) -> None:
+    left = {"layer.0.query": 0.9, "layer.0.value": 0.7, "layer.1.query": 0.8, "layer.1.value": 0.85}
+    adapter = {"config": {}, "metrics": {"capacity_left": 0.7, "capacity_by_module": left}}
+    api["show"] = {"task": {"name": "spam", "task_type": "SEQ_CLS"}, "adapter": adapter}
+    out = run("show", "spam").out
+    room = out[out.index("room for later tasks") : out.index("ready to type")]
+    lines = [line.split() for line in room.splitlines()[1:] if line.strip()]
+    assert lines[0] == ["median", "of", "4", "modules", "82.5", "%", "of", "the", "input", "space"]
+    assert [line[:2] for line in lines[1:]] == [
+        ["layer.0.value", "70.0"],
+        ["layer.1.query", "80.0"],
+        ["layer.1.value", "85.0"],
+    ]
+    assert "layer.0.query" not in out, "a large model has hundreds of modules"
+    assert json.loads(run("show", "spam", "--json").out)["adapter"]["metrics"]["capacity_by_module"] == left
