@@ -39,8 +39,7 @@ class HeadAnswerer:
         best = np.zeros(len(texts), np.int64)
         probabilities = np.zeros(len(texts), np.float32)
         ids = self._ids(texts, heads)
-        for batch in length_batches([len(row) for row in ids], self._batch_size):
-            rows = sorted(batch, key=lambda i: int(heads[i]))  # texts of one task, so of one state, side by side
+        for rows in length_batches([len(row) for row in ids], self._batch_size):
             enter(rows)
             self._selection.select(torch.from_numpy(heads[rows]))
             top = self._base.model(**self._inputs([ids[i] for i in rows])).logits.float().softmax(-1).max(-1)
