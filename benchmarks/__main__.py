@@ -83,16 +83,24 @@ def _is_there(device: str) -> bool:
 
 
 def table(results: list[Result]) -> str:
-    """The results as a Markdown table."""
+    """The results as a Markdown table; columns that nobody fills are left out."""
+    columns = ["value", "bar", *(name for name in ("peer", "floor") if any(getattr(r, name) for r in results))]
+    titles = ["measured" if name == "value" else name for name in columns]
     lines = [
-        "| benchmark | what | measured | bar | peer | floor | |",
-        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+        f"| benchmark | what | {' | '.join(titles)} | |",
+        f"| --- | --- | {' | '.join('---:' for _ in columns)} | --- |",
     ]
     for result in results:
-        known = ("" if number is None else f"{number:.3f} {result.unit}" for number in (result.peer, result.floor))
-        numbers = f"{result.value:.3f} {result.unit} | {result.bar:.2f} {result.unit} | {' | '.join(known)}"
-        lines.append(f"| {result.benchmark} | {result.what} | {numbers} | {'ok' if result.holds else 'MISSED'} |")
+        numbers = (getattr(result, name) for name in columns)
+        cells = ("" if number is None else f"{_shown(number)} {result.unit}".rstrip() for number in numbers)
+        held = "ok" if result.holds else "MISSED"
+        lines.append(f"| {result.benchmark} | {result.what} | {' | '.join(cells)} | {held} |")
     return "\n".join(lines)
+
+
+def _shown(number: float) -> str:
+    """Three digits, and for what is smaller than they can tell its size."""
+    return f"{number:.3f}" if number == 0 or abs(number) >= 0.01 else f"{number:.1e}"
 
 
 def page(where: dict[str, Any], results: list[Result]) -> str:

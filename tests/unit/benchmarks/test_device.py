@@ -59,8 +59,17 @@ def test_a_twin_has_the_same_weights_and_modules_of_its_own() -> None:
 def test_the_table_shows_bar_peer_and_floor() -> None:
     result = Result("gpu_decode", "mixed", 1.1, 1.25, "x", {}, peer=2.0, floor=1.0)
     lines = program.table([result, replace(result, value=1.3, peer=None, floor=None)]).splitlines()
-    assert lines[2] == "| gpu_decode | mixed | 1.100 x | 1.25 x | 2.000 x | 1.000 x | ok |"
-    assert lines[3] == "| gpu_decode | mixed | 1.300 x | 1.25 x |  |  | MISSED |"
+    assert lines[2] == "| gpu_decode | mixed | 1.100 x | 1.250 x | 2.000 x | 1.000 x | ok |"
+    assert lines[3] == "| gpu_decode | mixed | 1.300 x | 1.250 x |  |  | MISSED |"
+
+
+def test_the_table_leaves_out_what_nobody_knows_and_keeps_small_numbers() -> None:
+    result = Result("compression", "error", 1.2e-6, 1 / 8, "", {}, peer=2.0)
+    assert program.table([result]).splitlines() == [
+        "| benchmark | what | measured | bar | peer | |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+        "| compression | error | 1.2e-06 | 0.125 | 2.000 | ok |",
+    ]
 
 
 @pytest.mark.parametrize(
