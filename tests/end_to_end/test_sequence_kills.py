@@ -58,10 +58,10 @@ def whole_run(file: Path, out: Path) -> None:
 
 
 def traces(out: Path) -> int:
-    """Grows with everything that a run leaves: checkpoints, adapters, scores."""
-    return sum(1 for _ in out.glob("banks/*/*/*/work/*/checkpoint-*")) + 20 * sum(
-        1 for _ in out.glob("banks/*/*/*/adapters/*")
-    )
+    """Grows with everything that a run leaves: checkpoints, and adapters in their place."""
+    banks = list(out.glob("banks/*/*/*"))
+    checkpoints = sum(len(list((bank / "work").glob("*/checkpoint-*"))) for bank in banks)
+    return checkpoints + 20 * sum(len(list((bank / "adapters").glob("*"))) for bank in banks)
 
 
 def killed(file: Path, out: Path, chance: random.Random) -> None:
