@@ -65,7 +65,7 @@ def keep_mask(rows: Tensor, p: float) -> Tensor:
         return torch.empty_like(rows, dtype=torch.uint8).bernoulli_(1 - _rounded(p))
     words = torch.empty((rows.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     quarters = words.view(torch.int16)[: rows.numel()].view(rows.shape)
-    return (quarters >= round(_STEPS * p) - _STEPS // 2).view(torch.uint8)
+    return (quarters >= round(_STEPS * _rounded(p)) - _STEPS // 2).view(torch.uint8)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -117,7 +117,8 @@ def _dtypes(device: str, weight: Tensor, A: Tensor) -> tuple[torch.dtype, torch.
 
 
 def _rounded(p: float) -> float:
-    return round(_STEPS * p) / _STEPS
+    """The nearest multiple of 2^-16 below 1: a p that is all but 1 must not make c infinite."""
+    return min(round(_STEPS * p), _STEPS - 1) / _STEPS
 
 
 def _kept(rows: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:

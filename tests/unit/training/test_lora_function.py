@@ -181,3 +181,11 @@ def test_a_seed_gives_one_mask_and_the_next_is_another() -> None:
     torch.manual_seed(1)
     assert torch.equal(keep_mask(rows, 0.5), first)
     assert not torch.equal(first, second)
+
+
+def test_a_dropout_next_to_one_stays_finite() -> None:
+    torch.manual_seed(2)
+    x, weight, bias, A, B = inputs(9, D_IN)
+    out = lora_linear(x, weight, bias, A, B, SCALE, 1 - 1e-9)
+    out.sum().backward()
+    assert all(bool(torch.isfinite(t).all()) for t in (out, x.grad, A.grad, B.grad))
