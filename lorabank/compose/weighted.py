@@ -19,6 +19,7 @@ from lorabank.core.errors import ConfigError
 from lorabank.core.lora import AdapterStack, LoraFactors, compress
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
+from lorabank.models.residents import ResidentStack
 from lorabank.models.runtime import Plan, Runtime
 
 
@@ -33,7 +34,7 @@ class Weighted:
         weights: Mapping[str, float],
         max_rank: int | None,
         members: Sequence[Member],
-        stack: Callable[[], AdapterStack],
+        stack: Callable[[], AdapterStack | ResidentStack],
     ) -> None:
         self._weights = dict(weights)
         self._max_rank = max_rank

@@ -138,6 +138,10 @@ class EvalConfig:
     )
     average: Literal["macro", "micro"] = _option("macro", "Mean over tasks, or over rows.")
     batch_size: int = _option(64, "Rows of a forward pass.", ge=1)
+    max_resident: str | None = _option(
+        None,
+        "Most memory for adapters, as 512MiB: the one used longest ago makes room; default: all stay.",
+    )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16"] = _option("auto", "auto: bfloat16 on a GPU, float32 on a CPU.")
 
@@ -152,6 +156,10 @@ class PredictConfig:
     composition: str | None = _option(None, "Composition that answers; default: the only one, or the last routed one.")
     task: str | None = _option(None, "Task whose head answers (the task id is given).")
     batch_size: int = _option(64, "Rows of a forward pass.", ge=1)
+    max_resident: str | None = _option(
+        None,
+        "Most memory for adapters, as 512MiB: the one used longest ago makes room; default: all stay.",
+    )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N.")
 
 
@@ -167,6 +175,10 @@ class GenerateConfig:
     max_new_tokens: int = _option(50, "Most tokens of an answer.", ge=1, le=32768)
     raw: bool = _option(False, "Take the text as the whole prompt: no template of the task, no chat template.")
     batch_size: int = _option(16, "Prompts of a forward pass.", ge=1)
+    max_resident: str | None = _option(
+        None,
+        "Most memory for adapters, as 512MiB: the one used longest ago makes room; default: all stay.",
+    )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N.")
 
 

@@ -77,6 +77,12 @@ class StackedFactors:
         self.A[start : start + A.shape[0]].copy_(A)
         self.B[:, start : start + A.shape[0]].copy_(B)
 
+    def clear(self, adapter: int) -> None:
+        """Make all rows of one adapter 0."""
+        own = self.owner == adapter
+        self.A[own] = 0
+        self.B.T[own] = 0
+
     def row_weights(self, weights: Tensor) -> Tensor:
         """``weights [..., K]`` over adapters as weights ``[..., R]`` over rows, scaling included."""
         return weights[..., self.owner] * self.scale

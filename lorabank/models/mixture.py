@@ -54,9 +54,13 @@ class MixedLoraLinear(nn.Module):
         return self.base.weight
 
     def merge(self, weights: Tensor) -> None:
-        """Constant ``weights [K]``: build the working copy, in float32, rounded once."""
-        delta = self.factors.delta(weights)
-        self.form = Merged((self.base.weight.float() + delta).to(self.base.weight.dtype))
+        """Constant ``weights [K]``: build the working copy."""
+        self.merge_delta(self.factors.delta(weights))
+
+    def merge_delta(self, delta: Tensor) -> None:
+        """A constant ``delta [d_out, d_in]``: build the working copy, in float32, rounded once."""
+        weight = self.base.weight
+        self.form = Merged((weight.float() + delta.to(weight.device).float()).to(weight.dtype))
 
     def per_sample(self, weights: Tensor, routes: Routes | None = None) -> None:
         """``weights [n, K]`` of the batch's samples; ``routes`` are theirs, where a module alike has them already."""
@@ -106,13 +110,22 @@ class Mixture:
                 layer.merge(weights.to(layer.factors.A.device))
         self._state = weights.clone()
 
+    def merge_sum(self, parts: Iterable[Tensor]) -> None:
+        """Constant weights ``[K]`` in parts; between two of them the caller may put other adapters into the stack."""
+        self.off()
+        deltas: dict[str, Tensor] = {}
+        for weights in parts:
+            for name, layer in self._layers.items():
+                delta = layer.factors.delta(weights.to(layer.factors.A.device))
+                deltas[name] = deltas[name].add_(delta) if name in deltas else delta
+        for name, delta in deltas.items():
+            self._layers[name].merge_delta(delta)
+
     def merge_adapter(self, factors: LoraFactors) -> None:
         """One adapter that is not in the stack, on modules that are."""
         self.off()
         for name in factors.A:
-            layer = self._layers[name]
-            weight = layer.base.weight
-            layer.form = Merged((weight.float() + factors.delta(name).to(weight.device).float()).to(weight.dtype))
+            self._layers[name].merge_delta(factors.delta(name))
 
     def per_sample(self, weights: Tensor) -> None:
         """``weights [n, K]``, one row for each sample of the batch; asked twice for the same ones, they stay."""

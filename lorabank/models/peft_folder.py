@@ -141,6 +141,30 @@ def read_stack(folders: Mapping[str, Path], *, device: torch.device | str, dtype
     return stack
 
 
+def read_shapes(folder: Path) -> dict[str, FactorShape]:
+    """Module to what its factors need, from the config and the header alone.
+
+    Raises:
+        DataError: As for `read_adapter`.
+    """
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        return _shapes(folder, file, _sorted_keys(folder, file.keys()).factors)
+
+
+def read_factors(folder: Path) -> LoraFactors:
+    """The factors alone, in the mapped file; the head is left where it is.
+
+    Raises:
+        DataError: As for `read_adapter`.
+    """
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        keys = _sorted_keys(folder, file.keys()).factors
+        shapes = _shapes(folder, file, keys)
+        A = {module: file.get_tensor(a) for module, (a, _) in keys.items()}
+        B = {module: file.get_tensor(b) for module, (_, b) in keys.items()}
+    return LoraFactors(A, B, {module: shape.scaling for module, shape in shapes.items()})
+
+
 def read_head(folder: Path) -> dict[str, Tensor]:
     """The tensors of the modules stored whole, by full parameter name; the factors are left where they are."""
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:

@@ -17,6 +17,7 @@ from lorabank.models.features import extract_features
 from lorabank.models.loading import LoadedBase
 from lorabank.models.mixture import Mixture
 from lorabank.models.prefix import FrozenPrefix
+from lorabank.models.residents import ResidentStack
 from lorabank.models.selector import Selector
 
 
@@ -45,7 +46,7 @@ class Runtime:
 
     Args:
         base: The loaded base; its model is changed in place.
-        stack: Every adapter that may answer.
+        stack: Every adapter that may answer, in memory or read when it is needed.
         answerer: Asks the model, made for the same base.
         batch_size: Texts of a forward pass for features.
         reuse_prefix: Keep what the layers below all adapters give, for texts that are answered in several states.
@@ -54,17 +55,17 @@ class Runtime:
     def __init__(
         self,
         base: LoadedBase,
-        stack: AdapterStack,
+        stack: AdapterStack | ResidentStack,
         answerer: Answerer,
         *,
         batch_size: int,
         reuse_prefix: bool = False,
     ) -> None:
         self.base = base
-        self.stack = stack
+        self.stack = ResidentStack.whole(stack) if isinstance(stack, AdapterStack) else stack
         self.answerer = answerer
         self.batch_size = batch_size
-        self.mixture = Mixture(base.model, stack)
+        self.mixture = Mixture(base.model, self.stack.slots)
         if reuse_prefix:
             FrozenPrefix(base.model, stack.modules)
         self._features: dict[tuple[int, tuple[str, ...]], NDArray[np.float32]] = {}
@@ -107,7 +108,11 @@ class Runtime:
         elif plan.factors is not None:
             self.mixture.merge_adapter(plan.factors)
         elif plan.weights is not None and plan.weights.ndim == 1:
-            self.mixture.merge(torch.from_numpy(plan.weights))
+            weights = torch.from_numpy(plan.weights)
+            if self.stack.all_fit:
+                self.mixture.merge(self.stack.place(weights))
+            else:
+                self.mixture.merge_sum(self.stack.parts(weights))
 
     @torch.inference_mode()
     def answer(self, texts: Sequence[str], plan: Plan, heads: int | NDArray[np.int64]) -> Answers:
@@ -120,7 +125,17 @@ class Runtime:
         """
         self.base.model.eval()
         self.enter(plan)
-        return self.answerer.answer(texts, _each(heads, texts), self._entering(plan), shared=not _per_text(plan))
+        every, waves = _each(heads, texts), self._waves(plan, texts)
+        found = [
+            self.answerer.answer(
+                [texts[i] for i in rows], every[rows], self._entering(plan, rows), shared=not _per_text(plan)
+            )
+            for rows in waves
+        ]
+        said = [word for answers in found for word in answers.said]
+        back = np.argsort(np.concatenate(waves))
+        probabilities = np.concatenate([answers.probabilities for answers in found])
+        return Answers(tuple(said[i] for i in back), probabilities[back])
 
     @torch.inference_mode()
     def log_likelihoods(
@@ -129,17 +144,41 @@ class Runtime:
         """Log-likelihood of each target after its text, and its tokens; arguments as in `answer`."""
         self.base.model.eval()
         self.enter(plan)
-        return self.answerer.log_likelihoods(texts, targets, _each(heads, texts), self._entering(plan))
+        every, waves = _each(heads, texts), self._waves(plan, texts)
+        found = [
+            self.answerer.log_likelihoods(
+                [texts[i] for i in rows], [targets[i] for i in rows], every[rows], self._entering(plan, rows)
+            )
+            for rows in waves
+        ]
+        back = np.argsort(np.concatenate(waves))
+        likelihoods, tokens = (np.concatenate(parts)[back] for parts in zip(*found, strict=True))
+        return likelihoods, tokens
 
     def loss(self, texts: Sequence[str], targets: Sequence[str], heads: int | NDArray[np.int64]) -> Tensor:
         """The training loss of one batch in the state that was entered, a scalar with its graph."""
         return self.answerer.loss(texts, targets, _each(heads, texts))
 
-    def _entering(self, plan: Plan) -> Enter:
-        weights = plan.weights
-        if weights is None or weights.ndim == 1:
+    def _waves(self, plan: Plan, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """The texts in groups whose adapters fit into memory together."""
+        if plan.weights is None or not _per_text(plan):
+            return [np.arange(len(texts))]
+        return self.stack.waves(plan.weights)
+
+    def _entering(self, plan: Plan, wave: NDArray[np.int64]) -> Enter:
+        """Puts the model into the state of a batch, given as rows of the wave."""
+        if plan.weights is None or not _per_text(plan):
             return lambda rows: None
-        return lambda rows: self.mixture.per_sample(torch.from_numpy(weights[list(rows)]))
+        weights = plan.weights[wave]
+
+        def enter(rows: Sequence[int]) -> None:
+            moved = self.stack.moved
+            placed = self.stack.place(torch.from_numpy(weights[list(rows)]))
+            if self.stack.moved != moved:
+                self.mixture.off()  # equal weights over slots may now stand for other adapters
+            self.mixture.per_sample(placed)
+
+        return enter
 
 
 def _each(heads: int | NDArray[np.int64], texts: Sequence[str]) -> NDArray[np.int64]:

@@ -84,6 +84,7 @@ class _Session:
                 batch_size=self.config.batch_size,
                 untrained_heads=self.config.forward_transfer,
                 reuse_prefix=True,
+                max_resident=self.config.max_resident,
             )
         return self._runtime
 

@@ -71,7 +71,13 @@ def _answer(
     if not getattr(config, "raw", False):
         texts = _prompts(snapshot, texts, [config.task] if config.task else _tasks(snapshot, name))
     runtime = load_runtime(
-        bank, snapshot, device=config.device, dtype="auto", batch_size=config.batch_size, asked=asked
+        bank,
+        snapshot,
+        device=config.device,
+        dtype="auto",
+        batch_size=config.batch_size,
+        asked=asked,
+        max_resident=config.max_resident,
     )
     members = all_members(bank, snapshot)
     last = snapshot.tasks[-1].position

@@ -7,23 +7,26 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member
 from lorabank.compose.routing import TaskStatistics
 from lorabank.core import plugins
-from lorabank.core.errors import NotFoundError
-from lorabank.core.lora import AdapterStack
+from lorabank.core.errors import DataError, NotFoundError
+from lorabank.core.lora import AdapterStack, FactorShape
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
+from lorabank.core.sizes import parse_bytes
 from lorabank.data.loading import from_parquet
 from lorabank.data.rows import Rows
 from lorabank.models.answering import Answerer, AnswerForm
 from lorabank.models.head_answers import HeadAnswerer
 from lorabank.models.heads import Head, build_head, load_head
 from lorabank.models.loading import load_base, resolve_device, resolve_dtype
-from lorabank.models.peft_folder import read_head
+from lorabank.models.peft_folder import read_factors, read_head, read_shapes
 from lorabank.models.peft_folder import read_stack as read_folders
+from lorabank.models.residents import ResidentStack
 from lorabank.models.runtime import Runtime
 from lorabank.models.text_answers import TextAnswerer
 from lorabank.training.strategies.states import needed, own_state
@@ -124,8 +127,9 @@ def load_runtime(
     untrained_heads: bool = False,
     asked: Mapping[str, Any] | None = None,
     reuse_prefix: bool = False,
+    max_resident: str | None = None,
 ) -> Runtime:
-    """The base with every adapter and head of the ready tasks.
+    """The base with every head of the ready tasks, and their adapters, each read when it is first needed.
 
     Args:
         bank: The bank.
@@ -136,12 +140,24 @@ def load_runtime(
         untrained_heads: Also the head that each task's training began with, at index ``T + i``.
         asked: Fields of every task's form that are other than recorded (free text instead of a label).
         reuse_prefix: Whether the texts will be answered in several states.
+        max_resident: Most memory for adapters, as `parse_bytes` takes it; None for no limit.
+
+    Raises:
+        ConfigError: ``max_resident`` is no size, or does not hold one adapter.
     """
+    max_bytes = None if max_resident is None else parse_bytes(max_resident, option="--max-resident")
     where = resolve_device(device)
     base = load_base(snapshot.base, device=where, dtype=resolve_dtype(dtype, where))
     adapters = adapters_in_order(snapshot)
     needed_by_any = (digest for adapter in adapters for digest in needed(adapter))
-    stack = stack_of(bank, needed_by_any, device=where, dtype=base.model.dtype)
+    shapes = {digest: _shapes(bank, digest) for digest in dict.fromkeys(needed_by_any)}
+    stack = ResidentStack.reserve(
+        shapes,
+        lambda digest: read_factors(bank.verified_adapter(digest)),
+        device=where,
+        dtype=base.model.dtype,
+        max_bytes=max_bytes,
+    )
     recorded = [form_of(task, adapter) for task, adapter in zip(snapshot.tasks, adapters, strict=True)]
     forms = [replace(form, **(asked or {})) for form in recorded]
     if snapshot.base.task_type != "SEQ_CLS":
@@ -157,6 +173,14 @@ def load_runtime(
         forms = [*forms, *forms]
     answerer = HeadAnswerer(base, heads, forms, batch_size)
     return Runtime(base, stack, answerer, batch_size=batch_size, reuse_prefix=reuse_prefix)
+
+
+def _shapes(bank: Bank, digest: str) -> dict[str, FactorShape]:
+    """From the header, which is not hashed; where that cannot be read, hashing the files says what is damaged."""
+    try:
+        return read_shapes(bank.adapter_path(digest))
+    except (OSError, ValueError, SafetensorError, DataError):
+        return read_shapes(bank.verified_adapter(digest))
 
 
 def load_composer(
