@@ -169,6 +169,8 @@ class GaussianRouter:
         if own_covariance == 0:
             self._linear(_shrunk(within, shrinkage), invertible=shrinkage > 0)
             return
+        from scipy.linalg.lapack import dtrtri
+
         tasks, d = self._means.shape
         whiten, self._halves = np.empty((tasks, d, d)), np.empty(tasks)
         for t, one in enumerate(statistics):
@@ -177,7 +179,7 @@ class GaussianRouter:
                 factor = np.linalg.cholesky(_shrunk(covariance, shrinkage))
             except np.linalg.LinAlgError as error:
                 raise ConfigError(f"shrinkage = {shrinkage}: a task's covariance has no inverse, use more") from error
-            whiten[t] = np.linalg.inv(factor)
+            whiten[t] = dtrtri(factor, lower=1)[0]  # a sixth of the work of a general inverse
             self._halves[t] = np.log(np.diag(factor)).sum()
         self._offsets = (whiten @ self._means[:, :, None]).reshape(-1)
         self._whiten = whiten.reshape(tasks * d, d)

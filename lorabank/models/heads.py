@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, nan
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +121,7 @@ def build_head(model: PreTrainedModel, head_modules: Sequence[str], num_labels: 
         IncompatibleError: The model's class leaves a weight of its head without a value.
     """
     shell = _shell(model, num_labels)
-    modules = {name: shell.get_submodule(name).to_empty(device="cpu") for name in head_modules}
+    modules = _empty(shell, head_modules)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for name, module in modules.items():
@@ -149,8 +150,7 @@ def load_head(
     Raises:
         IncompatibleError: A tensor is missing, too many, or of another shape.
     """
-    shell = _shell(model, num_labels)
-    modules = {name: shell.get_submodule(name).to_empty(device="cpu") for name in head_modules}
+    modules = _empty(_shell(model, num_labels), head_modules)
     head = Head(modules, num_labels)
     expected = {name: tuple(tensor.shape) for name, tensor in head.state().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -192,12 +192,24 @@ def switch_heads(model: PreTrainedModel, heads: Sequence[Head]) -> HeadSelection
     return selection
 
 
+_SHELLS: WeakKeyDictionary[PreTrainedModel, dict[int, PreTrainedModel]] = WeakKeyDictionary()
+"""Of each model by number of labels: making one costs more than all else about a head."""
+
+
 def _shell(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
     """A model of the same class with another number of labels, without memory for its weights."""
-    config = copy.deepcopy(model.config)
-    config.num_labels = num_labels
-    with torch.device("meta"):
-        return type(model)(config)
+    shells = _SHELLS.setdefault(model, {})
+    if num_labels not in shells:
+        config = copy.deepcopy(model.config)
+        config.num_labels = num_labels
+        with torch.device("meta"):
+            shells[num_labels] = type(model)(config)
+    return shells[num_labels]
+
+
+def _empty(shell: PreTrainedModel, head_modules: Sequence[str]) -> dict[str, nn.Module]:
+    """The shell's head with memory of its own, no values in it."""
+    return {name: copy.deepcopy(shell.get_submodule(name)).to_empty(device="cpu") for name in head_modules}
 
 
 def _finish(model: PreTrainedModel, modules: dict[str, nn.Module], num_labels: int) -> Head:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -183,12 +183,29 @@ def _shapes(bank: Bank, digest: str) -> dict[str, FactorShape]:
         return read_shapes(bank.verified_adapter(digest))
 
 
+class _Objects(Mapping[str, bytes]):
+    """Role to content, read when it is asked for: no one needs all of them at once."""
+
+    def __init__(self, bank: Bank, digests: Mapping[str, str]) -> None:
+        self._bank = bank
+        self._digests = digests
+
+    def __getitem__(self, role: str) -> bytes:
+        return self._bank.read_blob(self._digests[role])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._digests)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+
 def load_composer(
     bank: Bank, snapshot: Snapshot, record: CompositionRecord, runtime: Callable[[], Runtime]
 ) -> tuple[Composer, list[Member]]:
     """A stored composition, ready to answer, and its members."""
     members = read_members(bank, snapshot, [snapshot.task(name) for name in record.members], samples=False)
-    objects: Mapping[str, bytes] = {role: bank.read_blob(digest) for role, digest in record.objects.items()}
+    objects = _Objects(bank, record.objects)
     composer: Any = plugins.load(plugins.COMPOSERS, record.mode, "composer")
     loaded: Composer = composer.load(record, objects, members, runtime)
     return loaded, members
