@@ -25,6 +25,7 @@ BENCHMARKS = (
     "startup",
     "step",
     "language_step",
+    "effective_weight",
     "penalty",
     "merged",
     "mixed",
@@ -36,6 +37,7 @@ BENCHMARKS = (
     "routing",
     "prefix",
     "matrix",
+    "scale",
 )
 ON_DEVICE = ("gpu_step", "gpu_decode", "gpu_attention", "gpu_slots", "gpu_scoring")
 SHAPES = ("t5-large", "llama-1b", "qwen2.5-7b", "llama-8b", "tiny", "tiny-t5")

@@ -71,11 +71,16 @@ class StackedFactors:
     owner: Tensor
     scale: Tensor
 
-    def put(self, adapter: int, A: Tensor, B: Tensor) -> None:
-        """Copy one adapter's ``A [r, d_in]`` and ``B [d_out, r]`` into its rows, from any device and dtype."""
-        start = int(torch.searchsorted(self.owner, adapter))
-        self.A[start : start + A.shape[0]].copy_(A)
-        self.B[:, start : start + A.shape[0]].copy_(B)
+    def put(self, row: int, A: Tensor, B: Tensor) -> int:
+        """Copy ``A [r, d_in]`` and ``B [d_out, r]`` into the rows from ``row`` on, from any device and dtype; gives r."""
+        r = A.shape[0]
+        self.A[row : row + r].copy_(A)
+        self.B[:, row : row + r].copy_(B)
+        return r
+
+    def first_row(self, adapter: int) -> int:
+        """Where the rows of an adapter begin."""
+        return int(torch.searchsorted(self.owner, adapter))
 
     def clear(self, adapter: int) -> None:
         """Make all rows of one adapter 0."""
@@ -130,9 +135,10 @@ class AdapterStack:
             for name, factors in adapters.items()
         }
         stack = cls.reserve(shapes, device=device, dtype=dtype)
-        for k, factors in enumerate(adapters.values()):
+        row = dict.fromkeys(stack.modules, 0)
+        for factors in adapters.values():
             for module, a in factors.A.items():
-                stack.modules[module].put(k, a, factors.B[module])
+                row[module] += stack.modules[module].put(row[module], a, factors.B[module])
         return stack
 
     @classmethod

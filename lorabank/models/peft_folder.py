@@ -135,9 +135,10 @@ def read_stack(folders: Mapping[str, Path], *, device: torch.device | str, dtype
         ]
         shapes = map(_shapes, folders.values(), files, keys)
         stack = AdapterStack.reserve(dict(zip(folders, shapes, strict=True)), device=device, dtype=dtype)
-        for k, (file, own) in enumerate(zip(files, keys, strict=True)):
+        row = dict.fromkeys(stack.modules, 0)
+        for file, own in zip(files, keys, strict=True):
             for module, (a, b) in own.items():
-                stack.modules[module].put(k, file.get_tensor(a), file.get_tensor(b))
+                row[module] += stack.modules[module].put(row[module], file.get_tensor(a), file.get_tensor(b))
     return stack
 
 

@@ -199,7 +199,7 @@ class ResidentStack:
                 slots.clear(k)
             if module in factors.A:
                 scaling = 1.0 if self.all_fit else factors.scaling[module]
-                slots.put(k, factors.A[module], factors.B[module] * scaling)
+                slots.put(slots.first_row(k), factors.A[module], factors.B[module] * scaling)
         self._slot[name] = k
 
     def _check_fit(self, count: int) -> None:
