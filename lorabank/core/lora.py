@@ -72,7 +72,7 @@ class StackedFactors:
     scale: Tensor
 
     def put(self, row: int, A: Tensor, B: Tensor) -> int:
-        """Copy ``A [r, d_in]`` and ``B [d_out, r]`` into the rows from ``row`` on, from any device and dtype; gives r."""
+        """Copy ``A [r, d_in]`` and ``B [d_out, r]``, of any device and dtype, into the rows from ``row`` on; r."""
         r = A.shape[0]
         self.A[row : row + r].copy_(A)
         self.B[:, row : row + r].copy_(B)

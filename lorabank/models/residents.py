@@ -140,7 +140,8 @@ class ResidentStack:
 
         Each part's adapters are read when it is asked for, into the slots of the part before where they must.
         """
-        for part in (weights != 0).nonzero().flatten().split(len(self.slots.names)):
+        used = (weights != 0).nonzero().flatten()
+        for part in used.split(len(self.slots.names)) if len(used) else ():
             own = torch.zeros_like(weights)
             own[part] = weights[part]
             yield self.place(own)
