@@ -108,6 +108,21 @@ def test_every_method_is_the_same_in_two_processes(launch, still: Path, data: Pa
     assert_same_adapters(one, two)
 
 
+@pytest.mark.slow
+def test_accelerate_launches_it_too(still: Path, data: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for bank in (one, two):
+        add(bank, "first", data, still)
+    add(one, "second", data, still, seed=1)
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num-processes", "2", "--num-machines", "1"]
+    launcher += ["--mixed-precision", "no", "--dynamo-backend", "no"]
+    command = [sys.executable, *launcher, *words(two, "second", "--data", str(data), "--seed", "1", *WORDS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("added task second") == 1
+    assert_same_adapters(one, two)
+
+
 def lives(pid: int) -> bool:
     """Whether a process runs that is nobody's child here; a dead one may not be buried yet."""
     try:
