@@ -205,27 +205,46 @@ def import_adapter(
     config: TrainConfig,
     labels: Sequence[str] | None = None,
     init: InitConfig | None = None,
+    base_fingerprint: str | None = None,
+    part: int | None = None,
+    ignore_unknown: bool = False,
     observer: Observer = _SILENT,
 ) -> AddTaskResult:
     """Take a PEFT LoRA folder into the bank as a task.
 
     Args:
         path: The bank's folder.
-        source: A local PEFT folder with ``adapter_model.safetensors``.
+        source: A local PEFT folder with ``adapter_model.safetensors``, or ``OWNER/NAME[@REVISION]`` on the hub.
         task: Name of the new task.
         config: Its data: rows to measure it on and to route by.
         labels: A classifier's labels in the order of its head's outputs; default: the data's labels in order.
         init: Base model of a bank that is made now.
+        base_fingerprint: First digits of the fingerprint of the weights that it was trained on; needed where its
+            config does not name the bank's base model.
+        part: Number of a task in a folder of O-LoRA's reference implementation, from 1; default: all of them, summed.
+        ignore_unknown: Pass over fields of its config that no version of PEFT is known to write.
         observer: Gets notices.
 
     Raises:
+        NotFoundError: There is no such folder, or an earlier part is not in the bank.
         DataError: The folder's tensors are not exactly those of a LoRA adapter with a head.
-        IncompatibleError: Its shapes do not fit the base.
+        IncompatibleError: Its shapes do not fit the base, or it was trained on another one.
     """
     from lorabank.core.config import InitConfig
     from lorabank.workflows.import_ import import_adapter as run
 
-    return run(path, Path(source), task, config=config, labels=labels, init=init or InitConfig(), observer=observer)
+    return run(
+        path,
+        source,
+        task,
+        config=config,
+        labels=labels,
+        init=init or InitConfig(),
+        base_fingerprint=base_fingerprint,
+        part=part,
+        ignore_unknown=ignore_unknown,
+        observer=observer,
+    )
 
 
 def verify(path: str | Path, *, full: bool = False) -> tuple[Finding, ...]:

@@ -8,6 +8,7 @@ Format: 8 bytes header length (little endian), a JSON header, the tensors' bytes
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +26,9 @@ _SIZES = {
 # Exponent bits: a value whose exponent is all ones is infinite or not a number. E4M3 has NaN only (both 0x7f, 0xff).
 _NON_FINITE = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F8_E5M2": ("<u1", 0x7C), "F8_E4M3": ("<u1", 0x7F)}
 _CHUNK = 1 << 22
+_MAX_DIMS = 8
+_SHOWN = 200
+"""Characters of a name in a message: a header could hold one of a million."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def _checked(file: BinaryIO, name: str) -> tuple[TensorInfo, ...]:
     tensors = _header(file, name)
     for tensor in tensors:
         if not _is_finite(file, tensor):
-            _refuse(name, f"tensor {tensor.name!r} holds values that are not finite")
+            _refuse(name, f"tensor {tensor.name[:_SHOWN]!r} holds values that are not finite")
     return tensors
 
 
@@ -105,18 +109,19 @@ def _header(file: BinaryIO, name: str) -> tuple[TensorInfo, ...]:
 
 
 def _entry(name: str, key: str, value: Any, offset: int) -> TensorInfo:
+    shown = key[:_SHOWN]
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        _refuse(name, f"tensor {key!r} needs dtype, shape and data_offsets")
+        _refuse(name, f"tensor {shown!r} needs dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _SIZES:
-        _refuse(name, f"tensor {key!r} has the unknown dtype {dtype!r}")
+        _refuse(name, f"tensor {shown!r} has the unknown dtype {str(dtype)[:_SHOWN]!r}")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-        _refuse(name, f"tensor {key!r} has a shape or offsets that are not counts")
-    count = 1
-    for extent in shape:
-        count *= extent
+        _refuse(name, f"tensor {shown!r} has a shape or offsets that are not counts")
+    if len(shape) > _MAX_DIMS:  # the product of 100,000 extents would take minutes
+        _refuse(name, f"tensor {shown!r} has {len(shape)} dimensions, the limit is {_MAX_DIMS}")
+    count = math.prod(shape)
     if offsets[1] - offsets[0] != count * _SIZES[dtype]:
-        _refuse(name, f"tensor {key!r} has {offsets[1] - offsets[0]} bytes, its shape needs {count * _SIZES[dtype]}")
+        _refuse(name, f"tensor {shown!r} has {offsets[1] - offsets[0]} bytes, its shape needs {count * _SIZES[dtype]}")
     return TensorInfo(key, dtype, tuple(shape), offset + offsets[0], offset + offsets[1])
 
 
@@ -124,7 +129,7 @@ def _check_cover(name: str, tensors: list[TensorInfo], start: int, size: int) ->
     """The tensors fill the file from the header to the end: no hole, no overlap, nothing behind."""
     for tensor in tensors:
         if tensor.start != start:
-            _refuse(name, f"there is a hole or an overlap before tensor {tensor.name!r}")
+            _refuse(name, f"there is a hole or an overlap before tensor {tensor.name[:_SHOWN]!r}")
         start = tensor.end
     if start != size:
         _refuse(name, f"it has {size} bytes, its tensors end at {start}")

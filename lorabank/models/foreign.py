@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lorabank.core.errors import DataError
 from lorabank.core.lora import LoraFactors, lora_scaling
+from lorabank.models.olora_folder import check_part, join_new, rows_of, tasks_in
 from lorabank.models.peft_folder import CONFIG_FILE, PREFIX, WEIGHTS_FILE, by_pattern
 
 MAX_RANK = 1024
@@ -28,14 +29,23 @@ _NAME = re.compile(r"[\w-]{1,128}(\.[\w-]{1,128}){0,63}", re.ASCII)
 _FIELDS = frozenset(
     (
         "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora",
-        "target_modules", "modules_to_save", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights",
+        "target_modules", "modules_to_save", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights", "r_sum",
     )
 )  # fmt: skip
 # They say how to train or where to look, never what the tensors mean.
 _IGNORED = frozenset(
     (
         "auto_mapping", "exclude_modules", "inference_mode", "megatron_core", "peft_version", "qalora_group_size",
-        "revision",
+        "revision", "save_loranew",
+    )
+)  # fmt: skip
+# With one of them on, the tensors mean something else than s B A on a linear module, or files are to be opened.
+_FEATURES = frozenset(
+    (
+        "alora_invocation_tokens", "arrow_config", "corda_config", "ensure_weight_tying", "eva_config",
+        "fan_in_fan_out", "kasa_config", "layer_replication", "layers_pattern", "layers_to_transform", "loftq_config",
+        "lora_bias", "lora_ga_config", "megatron_config", "monteclora_config", "runtime_config", "target_parameters",
+        "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "velora_config",
     )
 )  # fmt: skip
 # Other ways to begin (PiSSA, OLoRA, CorDA, LoftQ) subtract something from the base model's weights.
@@ -61,6 +71,8 @@ class ForeignAdapter:
         target_modules: Endings of module names, all literal.
         rank_pattern: Full module name to a rank other than ``r``.
         alpha_pattern: Full module name to another ``lora_alpha``.
+        tasks: How many tasks the folder holds: more than one only in those of O-LoRA's reference implementation.
+        ignored: Unknown fields that were passed over.
     """
 
     factors: LoraFactors
@@ -75,20 +87,27 @@ class ForeignAdapter:
     target_modules: tuple[str, ...]
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
+    tasks: int = 1
+    ignored: tuple[str, ...] = ()
 
 
-def read_foreign(config: bytes, weights: bytes) -> ForeignAdapter:
+def read_foreign(
+    config: bytes, weights: bytes, *, part: int | None = None, ignore_unknown: bool = False
+) -> ForeignAdapter:
     """Read the two files of a PEFT folder.
 
     Args:
         config: ``adapter_config.json``.
         weights: ``adapter_model.safetensors``; header and finite values are checked by the caller.
+        part: Of several tasks in one file the number of the one that is wanted, from 1; None for their sum.
+        ignore_unknown: Pass over fields of the config that no version of PEFT is known to write.
 
     Raises:
         DataError: A field or a tensor is not one of a plain LoRA adapter; names it.
+        ConfigError: There is no such part.
     """
     fields = _parse(config)
-    _check_plain(fields)
+    ignored = _check_plain(fields, ignore_unknown)
     r = _count(fields, "r", fields.get("r"))
     alpha = _number(fields, "lora_alpha", fields.get("lora_alpha"))
     rslora = fields.get("use_rslora", False)
@@ -98,7 +117,18 @@ def read_foreign(config: bytes, weights: bytes) -> ForeignAdapter:
     alphas = {key: _number(fields, "alpha_pattern", value) for key, value in _pattern(fields, "alpha_pattern").items()}
     saved = () if fields.get("modules_to_save") in (None, []) else _names(fields, "modules_to_save")
     own = _OWN_HEADS if fields.get("task_type") == "SEQ_CLS" else ()
-    A, B, head = _split(load_tensors(weights), (*own, *saved))
+    tensors = load_tensors(weights)
+    A, B, head = _split(tensors if "r_sum" not in fields else join_new(tensors), (*own, *saved))
+    tasks = 1
+    if "r_sum" in fields:
+        tasks = tasks_in({module: a.shape[0] for module, a in A.items()}, r, _r_sum(fields))
+    if part is not None:
+        check_part(part, tasks)
+        rows = rows_of(part, r)
+        A, B = {name: a[rows] for name, a in A.items()}, {name: b[:, rows] for name, b in B.items()}
+    elif tasks > 1:
+        r, alpha = r * tasks, alpha * tasks
+    _check_trained(A, B)
     rank_of = {module: a.shape[0] for module, a in A.items()}
     alpha_of = {module: by_pattern(alphas, module, alpha) for module in A}
     for module, rank in rank_of.items():
@@ -118,7 +148,20 @@ def read_foreign(config: bytes, weights: bytes) -> ForeignAdapter:
         target_modules=_names(fields, "target_modules"),
         rank_pattern={module: rank for module, rank in rank_of.items() if rank != r},
         alpha_pattern={module: value for module, value in alpha_of.items() if value != alpha},
+        tasks=tasks,
+        ignored=ignored,
     )
+
+
+def _r_sum(fields: Mapping[str, Any]) -> int:
+    """The field of O-LoRA's reference implementation, which knows no patterns and no rsLoRA."""
+    value = fields["r_sum"]
+    if type(value) is not int or not 0 <= value <= MAX_RANK:
+        _refuse_field(fields, "r_sum", f"is no rank from 0 to {MAX_RANK}")
+    for name in ("rank_pattern", "alpha_pattern", "use_rslora"):
+        if fields.get(name):
+            _refuse_field(fields, name, "does not go with 'r_sum'")
+    return value
 
 
 def _parse(config: bytes) -> dict[str, Any]:
@@ -142,14 +185,24 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
-def _check_plain(fields: Mapping[str, Any]) -> None:
-    """Every field must be one that is read, one that means nothing here, or a feature that is off."""
+def _check_plain(fields: Mapping[str, Any], ignore_unknown: bool) -> tuple[str, ...]:
+    """Every field must be one that is read, one that means nothing here, or a feature that is off.
+
+    Returns:
+        Unknown fields that were passed over.
+    """
     if fields.get("peft_type") != "LORA":
         _refuse_field(fields, "peft_type", "is not 'LORA'")
+    unknown = []
     for name, value in fields.items():
         off = value is None or value is False or value in ({}, [])
-        if name not in _FIELDS | _IGNORED and not off:
-            _refuse_field(fields, name, "asks for something other than plain LoRA, or is unknown")
+        if name in _FIELDS | _IGNORED or off:
+            continue
+        if name in _FEATURES:
+            _refuse_field(fields, name, "asks for something other than plain LoRA")
+        if not ignore_unknown:
+            _refuse_field(fields, name, "is unknown", "--ignore-unknown passes over unknown fields and lists them")
+        unknown.append(name)
     if fields.get("bias", "none") != "none":
         _refuse_field(fields, "bias", "is not 'none'")
     if fields.get("init_lora_weights", True) not in _INITIALISATIONS:
@@ -157,6 +210,7 @@ def _check_plain(fields: Mapping[str, Any]) -> None:
     for name in ("task_type", "base_model_name_or_path"):
         if not isinstance(fields.get(name), str | None):
             _refuse_field(fields, name, "is not text")
+    return tuple(unknown)
 
 
 def _split(
@@ -194,6 +248,9 @@ def _check_pairs(A: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> None:
                 f"{WEIGHTS_FILE}: the factors of {module!r} have the shapes {list(a.shape)} and {list(b.shape)}, "
                 f"not [r, d_in] and [d_out, r] with r from 1 to {MAX_RANK}"
             )
+
+
+def _check_trained(A: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> None:
     if not any(bool(a.any()) and bool(B[module].any()) for module, a in A.items()):
         _refuse(f"{WEIGHTS_FILE}: every delta weight is zero: the adapter was never trained and changes nothing")
 
@@ -229,10 +286,10 @@ def _number(fields: Mapping[str, Any], field: str, value: Any, *, low: float = 1
     return float(value)
 
 
-def _refuse_field(fields: Mapping[str, Any], field: str, reason: str) -> NoReturn:
+def _refuse_field(fields: Mapping[str, Any], field: str, reason: str, hint: str | None = None) -> NoReturn:
     shown = json.dumps(fields[field])[:80] if field in fields else "missing"
-    _refuse(f"{CONFIG_FILE}: field {field[:80]!r} ({shown}) {reason}")
+    _refuse(f"{CONFIG_FILE}: field {field[:80]!r} ({shown}) {reason}", hint)
 
 
-def _refuse(message: str) -> NoReturn:
-    raise DataError(message, unchanged=_UNCHANGED)
+def _refuse(message: str, hint: str | None = None) -> NoReturn:
+    raise DataError(message, hint=hint, unchanged=_UNCHANGED)

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: what the cache holds, and downloads.
+"""Models and adapters on the Hugging Face hub: what the cache holds, and downloads.
 
 The hub is asked once, with a limit of 1.5 seconds, before anything that would retry. With ``HF_HUB_OFFLINE``
 set it is not asked at all. What is in the cache is used as it is; the hub is not asked for something newer.
@@ -97,20 +97,43 @@ def download_model(name: str, revision: str | None, notice: Notice | None) -> Pa
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=["*/*"]))
 
 
-def download_file(name: str, file: str, revision: str | None, notice: Notice | None) -> Path:
+def download_file(
+    name: str,
+    file: str,
+    revision: str | None,
+    notice: Notice | None,
+    *,
+    kind: str = "base model",
+    limit: int | None = None,
+) -> Path:
     """Fetch one file of a hub model.
+
+    Args:
+        name: Hub id.
+        file: The file's name in the repository.
+        revision: Commit, tag or branch.
+        notice: Called with one line before the download starts.
+        kind: What the messages call it.
+        limit: The most bytes that are fetched.
 
     Raises:
         NotFoundError: It cannot be reached, or is not there.
+        DataError: It is larger than ``limit``.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-    with _asking(name, file, revision, notice):
+    with _asking(name, file, revision, notice, kind=kind):
+        if limit is not None:
+            size = get_hf_file_metadata(hf_hub_url(name, file, revision=revision)).size
+            if size is None or size > limit:
+                raise DataError(f"{kind} {name!r}: {file} has {size} bytes, the limit is {limit}")
         return Path(hf_hub_download(name, file, revision=revision))
 
 
 @contextmanager
-def _asking(name: str, file: str | None, revision: str | None, notice: Notice | None) -> Iterator[None]:
+def _asking(
+    name: str, file: str | None, revision: str | None, notice: Notice | None, *, kind: str = "base model"
+) -> Iterator[None]:
     """A download: not begun when the hub cannot be asked, without bars, its errors in one line."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -122,26 +145,26 @@ def _asking(name: str, file: str | None, revision: str | None, notice: Notice | 
     )
 
     at = f" at revision {revision!r}" if revision else ""
-    what = f"file {file!r} of base model {name!r}{at}" if file else f"base model {name!r}{at}"
+    what = f"file {file!r} of {kind} {name!r}{at}" if file else f"{kind} {name!r}{at}"
     if constants.is_offline_mode():
-        raise _unavailable(f"{what} is not in the Hugging Face cache and HF_HUB_OFFLINE is set")
+        raise _unavailable(f"{what} is not in the Hugging Face cache and HF_HUB_OFFLINE is set", kind)
     if not hub_reachable():
-        raise _unavailable(f"{what} is neither a folder nor cached, and {constants.ENDPOINT} does not answer")
+        raise _unavailable(f"{what} is neither a folder nor cached, and {constants.ENDPOINT} does not answer", kind)
     if notice is not None:
-        notice(f"downloading base model {name}{f' ({file})' if file else ''} from {constants.ENDPOINT}")
+        notice(f"downloading {kind} {name}{f' ({file})' if file else ''} from {constants.ENDPOINT}")
     try:
         with _no_hub_bars():
             yield
     except GatedRepoError as error:
-        raise NotFoundError(f"base model {name!r} is gated on the hub", hint="hf auth login") from error
+        raise NotFoundError(f"{kind} {name!r} is gated on the hub", hint="hf auth login") from error
     except RevisionNotFoundError as error:
-        raise NotFoundError(f"base model {name!r} has no revision {revision!r} on the hub") from error
+        raise NotFoundError(f"{kind} {name!r} has no revision {revision!r} on the hub") from error
     except RepositoryNotFoundError as error:
-        raise _unavailable(f"there is no base model {name!r} on the hub") from error
+        raise _unavailable(f"there is no {kind} {name!r} on the hub", kind) from error
     except EntryNotFoundError as error:
-        raise NotFoundError(f"base model {name!r}{at} has no file {file!r} on the hub") from error
+        raise NotFoundError(f"{kind} {name!r}{at} has no file {file!r} on the hub") from error
     except (HfHubHTTPError, OSError) as error:
-        raise _unavailable(f"{what} could not be downloaded: {first_line(error)}") from error
+        raise _unavailable(f"{what} could not be downloaded: {first_line(error)}", kind) from error
 
 
 @contextmanager
@@ -161,5 +184,6 @@ def _no_id(name: str) -> NotFoundError:
     return NotFoundError(f"no base model at {name!r}: no such folder, and not a hub id")
 
 
-def _unavailable(message: str) -> NotFoundError:
-    return NotFoundError(message, hint="give a local folder: --base FOLDER")
+def _unavailable(message: str, kind: str) -> NotFoundError:
+    option = "--base " if kind == "base model" else ""
+    return NotFoundError(message, hint=f"give a local folder: {option}FOLDER")

@@ -65,10 +65,11 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
 def read_regular(path: Path, limit: int, *, unchanged: str) -> bytes | None:
     """The content of a file that a stranger made; None where there is none.
 
-    A pipe does not block, a link is not followed, and of a file that grows no more than ``limit`` bytes are read.
+    A pipe does not block and a link is not followed. What is judged and stored afterwards is what was read here, never
+    the file again.
 
     Raises:
-        DataError: It is a link, no regular file, larger than ``limit``, or cannot be read.
+        DataError: It is a link, no regular file, larger than ``limit``, cannot be read, or changes meanwhile.
     """
 
     def refuse(reason: str, hint: str | None = None) -> NoReturn:
@@ -90,9 +91,10 @@ def read_regular(path: Path, limit: int, *, unchanged: str) -> bytes | None:
             if status.st_size > limit:
                 refuse(f"is larger than {limit} bytes")
             with os.fdopen(descriptor, "rb", closefd=False) as file:
-                data = file.read(limit + 1)
+                data = file.read(status.st_size + 1)
+            after = os.fstat(descriptor)
     finally:
         os.close(descriptor)
-    if len(data) > limit:  # it has grown meanwhile
-        refuse(f"is larger than {limit} bytes")
+    if len(data) != status.st_size or after.st_mtime_ns != status.st_mtime_ns:
+        refuse("was changed while it was read", "copy it when nothing writes to it any more")
     return data

@@ -14,23 +14,21 @@ from safetensors.torch import save as save_tensors
 from lorabank.bank.bank import Bank
 from lorabank.bank.layout import check_name
 from lorabank.bank.operations import Operation, taken
-from lorabank.bank.store import MAX_CONFIG, StoredFile, adapter_digest
-from lorabank.bank.tensors import MAX_FILE, check_tensor_bytes
 from lorabank.core import plugins
 from lorabank.core.config import InitConfig, TrainConfig, validate
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 from lorabank.data.loading import TaskData, example_row
-from lorabank.models.foreign import ForeignAdapter, read_foreign
+from lorabank.models.foreign import ForeignAdapter
 from lorabank.models.foreign_fit import check_effect, check_fits, largest_update
 from lorabank.models.heads import Head, load_head
 from lorabank.models.loading import LoadedBase, load_base, resolve_device
-from lorabank.models.peft_folder import CONFIG_FILE, WEIGHTS_FILE, adapter_files
+from lorabank.models.peft_folder import adapter_files
 from lorabank.training.groups import overlap_report
 from lorabank.training.strategies.states import IMPORTED
 from lorabank.workflows.bases import future_base, open_or_init
-from lorabank.workflows.folders import read_regular
+from lorabank.workflows.import_source import check_source_base, find_source, read_source
 from lorabank.workflows.results import AddTaskResult
 from lorabank.workflows.task_data import dataset_records, encode_rows, load_data, settled, task_statistics
 from lorabank.workflows.train import commit_and_score, package_versions
@@ -77,36 +75,47 @@ class _Judged:
 
 def import_adapter(
     path: str | Path,
-    source: Path,
+    source: str | Path,
     name: str,
     *,
     config: TrainConfig,
     labels: Sequence[str] | None,
     init: InitConfig,
+    base_fingerprint: str | None,
+    part: int | None,
+    ignore_unknown: bool,
     observer: Observer,
 ) -> AddTaskResult:
     """Judge a PEFT folder and put it into the bank as a task, whole or not at all."""
     check_name(name)
     checked = validate(TrainConfig, asdict(config))
-    adapter, digest = read_source(source)
+    found = find_source(str(source), observer)
+    adapter, digest = read_source(found, part=part, ignore_unknown=ignore_unknown)
     if not Bank.exists(path):
         init = _as_trained(adapter, init)
     base = _future_base(path, name, checked, init)
+    check_source_base(adapter, base, base_fingerprint)
+    context = _earlier_parts(path, digest, part)
     data = load_data(checked, base)
     order = _label_order(data, labels, observer)
     judged = _judge(adapter, base, data, order, checked)
     facts: dict[str, Any] = {
-        "source": str(source),
+        "trusted": False,
+        "source": found.name,
+        "source_revision": found.revision,
         "source_digest": digest,
         "source_base": adapter.base_model[:256],
+        "ignored_fields": [field[:_SHOWN] for field in adapter.ignored],
+        "tasks_in_source": adapter.tasks,
+        "part": part,
         "largest_update": judged.largest_update,
         "rows_cut": judged.rows_cut,
         "rows_dropped": judged.rows_dropped,
     }
-    _warn(facts, base, observer)
+    _warn(facts, observer)
     bank, created = open_or_init(path, init, observer, form=data.form)
-    with bank.reserve("import", name, {"source": str(source), "digest": digest}) as operation:
-        result = _commit(bank, operation, judged, data, order, facts, observer)
+    with bank.reserve("import", name, {"source": found.name, "digest": digest}) as operation:
+        result = _commit(bank, operation, judged, data, order, context, facts, observer)
     return AddTaskResult(*result, bank=str(path), bank_created=created)
 
 
@@ -130,6 +139,29 @@ def _future_base(path: str | Path, name: str, config: TrainConfig, init: InitCon
             if any(record.name == name for record in records):
                 raise taken(kind, name)
     return base
+
+
+def _earlier_parts(path: str | Path, digest: str, part: int | None) -> tuple[str, ...]:
+    """The adapters beneath part ``part`` of a folder: O-LoRA answers with the sum of a task's adapter and the earlier.
+
+    Raises:
+        NotFoundError: One of them is not in the bank.
+    """
+    if part is None or part == 1:
+        return ()
+    snapshot = Bank.open(path).snapshot() if Bank.exists(path) else None
+    adapters = [snapshot.adapter_of(task.name) for task in snapshot.tasks] if snapshot else []
+    parts = {
+        adapter.metrics.get("part"): adapter for adapter in adapters if adapter.metrics.get("source_digest") == digest
+    }
+    for earlier in range(1, part):
+        if earlier not in parts:
+            raise NotFoundError(
+                f"part {part} was trained on top of part {earlier}, which is not in the bank",
+                hint=f"the same import with --part {earlier} first",
+                unchanged=_UNCHANGED,
+            )
+    return tuple(parts[earlier].digest for earlier in range(1, part))
 
 
 def _judge(
@@ -160,6 +192,7 @@ def _commit(
     judged: _Judged,
     data: TaskData,
     labels: tuple[str, ...],
+    context: tuple[str, ...],
     facts: dict[str, Any],
     observer: Observer,
 ) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
@@ -175,7 +208,7 @@ def _commit(
         target_modules=tuple(sorted(adapter.factors.A)),
         strategy=IMPORTED,
         penalties={},
-        context=(),
+        context=context,
         seed=config.seed,
         steps=0,
         wall_seconds=0.0,
@@ -199,35 +232,6 @@ def _commit(
     )
     datasets = dataset_records(operation, data, config, judged.rows_cut, judged.rows_dropped)
     return commit_and_score(bank, operation, task, record, datasets, observer)
-
-
-def read_source(folder: Path) -> tuple[ForeignAdapter, str]:
-    """A PEFT folder's adapter, and a digest of its two files.
-
-    The bytes that are judged are the ones that were read: the folder is not looked at again. Nothing but the two files
-    counts; a link to the folder is followed, links in it are not.
-
-    Raises:
-        NotFoundError: There is no such folder.
-        DataError: A file is missing, no regular file, too large, or not what a LoRA adapter consists of.
-    """
-    if not folder.is_dir():
-        raise NotFoundError(f"there is no folder {str(folder)!r}", hint="name a PEFT folder", unchanged=_UNCHANGED)
-    config = read_regular(folder / CONFIG_FILE, MAX_CONFIG, unchanged=_UNCHANGED)
-    weights = read_regular(folder / WEIGHTS_FILE, MAX_FILE, unchanged=_UNCHANGED)
-    if config is None:
-        _refuse(f"{folder / CONFIG_FILE} is missing: the folder is no PEFT adapter")
-    if weights is None:
-        pickled = (folder / WEIGHTS_FILE).with_suffix(".bin")
-        if pickled.exists():
-            _refuse(f"{pickled} is a pickle, which could run code: it is never read", "save it as safetensors")
-        _refuse(f"{folder / WEIGHTS_FILE} is missing: the folder is no PEFT adapter")
-    check_tensor_bytes(weights, WEIGHTS_FILE)
-    files = [
-        StoredFile(name, hashlib.sha256(data).hexdigest(), len(data))
-        for name, data in ((CONFIG_FILE, config), (WEIGHTS_FILE, weights))
-    ]
-    return read_foreign(config, weights), adapter_digest(files)
 
 
 def _label_order(data: TaskData, labels: Sequence[str] | None, observer: Observer) -> tuple[str, ...]:
@@ -271,11 +275,15 @@ def _load_head(base: LoadedBase, adapter: ForeignAdapter, labels: tuple[str, ...
         ) from error
 
 
-def _warn(facts: Mapping[str, Any], base: BaseModelRecord, observer: Observer) -> None:
-    if facts["source_base"] != base.name:
+def _warn(facts: Mapping[str, Any], observer: Observer) -> None:
+    if facts["ignored_fields"]:
         observer.notice(
-            f"the adapter names the base model {facts['source_base']!r}, the bank's is {base.name!r}: "
-            "the shapes fit, whether the weights do shows in the accuracy"
+            f"unknown fields of the adapter's config that were passed over: {listed(facts['ignored_fields'])}"
+        )
+    if facts["tasks_in_source"] > 1 and facts["part"] is None:
+        observer.notice(
+            f"the adapter is the sum of {facts['tasks_in_source']} tasks of O-LoRA and becomes one task; "
+            "--part 1, --part 2, ... takes them one by one"
         )
     if facts["largest_update"] > 1:
         observer.notice(

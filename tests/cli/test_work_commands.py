@@ -286,6 +286,11 @@ def test_import(run: Any, api: Any, records: Any) -> None:
     assert arguments["config"] == TrainConfig(data="s.jsonl", seed=3)
     assert (arguments["source"], arguments["task"], arguments["labels"]) == ("./a", "spam", ["ham", "spam"])
     assert run("import", "./a", "--task", "spam").code == 2
+    words = ("--base-fingerprint", "ab12", "--part", "2", "--ignore-unknown")
+    assert run("import", "some/one@main", "--as-task", "spam", "--data", "s.jsonl", *words).code == 0
+    arguments = api.called("import_adapter")
+    assert (arguments["source"], arguments["task"]) == ("some/one@main", "spam")
+    assert (arguments["base_fingerprint"], arguments["part"], arguments["ignore_unknown"]) == ("ab12", 2, True)
 
 
 def test_demo(run: Any, api: Any) -> None:

@@ -24,17 +24,30 @@ KEPT = ("keep_samples", "clusters_per_task", "seed", "device")
         "import ./spam-adapter --task spam --data spam.jsonl",
         "import ./spam-adapter --task spam --data spam.jsonl --labels ham,spam",
         "import ./chat-adapter --task chat --data chats.jsonl --format messages",
+        "import someone/spam-adapter@main --as-task spam --data spam.jsonl",
     ),
 )
-@click.argument("source", help="PEFT folder with adapter_config.json and adapter_model.safetensors.")
-@click.option("--task", required=True, metavar="NAME", help="Name of the task in the bank.")
+@click.argument("source", help="PEFT folder with adapter_config.json and adapter_model.safetensors, or hub id[@REV].")
+@click.option("--task", "--as-task", "task", required=True, metavar="NAME", help="Name of the task in the bank.")
 @click.option("--labels", metavar="A,B,...", help="Labels in the order of a head's outputs; default: the data's.")
-def import_adapter(run: Run, source: str, task: str, labels: str | None) -> None:
+@click.option("--base-fingerprint", metavar="HEX", help="Fingerprint of the base model that it was trained on.")
+@click.option("--part", type=click.IntRange(min=1), metavar="N", help="One task of a folder that O-LoRA saved.")
+@click.option("--ignore-unknown", is_flag=True, help="Pass over unknown fields of its config, and list them.")
+def import_adapter(
+    run: Run,
+    source: str,
+    task: str,
+    labels: str | None,
+    base_fingerprint: str | None,
+    part: int | None,
+    ignore_unknown: bool,
+) -> None:
     """Add a LoRA adapter that was trained elsewhere.
 
     It must fit the bank's base model; its files are checked and copied, nothing in them is executed. The rows of
     --data say what the task looks like: it is measured on a part of them and routed by the others. A language model's
-    adapter is asked with --prompt-template, as in its training.
+    adapter is asked with --prompt-template, as in its training. Where its config does not name the bank's base model,
+    --base-fingerprint says that it was trained on the same weights.
     """
     from lorabank import api
 
@@ -46,6 +59,9 @@ def import_adapter(run: Run, source: str, task: str, labels: str | None) -> None
             config=run.config(TrainConfig),
             labels=[part.strip() for part in labels.split(",")] if labels else None,
             init=run.config(InitConfig),
+            base_fingerprint=base_fingerprint,
+            part=part,
+            ignore_unknown=ignore_unknown,
             observer=observer,
         )
     template = result.task.prompt_template

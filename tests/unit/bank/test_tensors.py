@@ -42,6 +42,8 @@ REFUSED = {
     "overlap": packed({"a": entry(), "b": entry()}, b"\0" * 4),
     "negative shape": packed({"a": entry(shape=(-1,))}, b"\0" * 4),
     "overflowing shape": packed({"a": entry(shape=(2**32, 2**32))}, b"\0" * 4),
+    "many dimensions": packed({"a": entry(shape=(2**47,) * 60_000)}, b"\0" * 4),
+    "long name": packed({"a" * 500_000: entry("F31")}, b"\0" * 4),
     "shape of true": packed({"a": entry(shape=(True,))}, b"\0" * 4),
     "shape of floats": packed({"a": entry(shape=(1.0,))}, b"\0" * 4),
     "size unlike the shape": packed({"a": entry(shape=(2,))}, b"\0" * 4),

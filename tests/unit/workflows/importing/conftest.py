@@ -53,7 +53,7 @@ def bring_in(bank: Path, rows: Callable[..., Path]) -> Callable[..., Any]:
     """``bring_in(source, task="guest", path=bank, labels=None, observer, **config)``: import with 3-label rows."""
 
     def run(source: Path, task: str = "guest", **options: Any) -> Any:
-        keys = ("labels", "observer", "init")
+        keys = ("labels", "observer", "init", "base_fingerprint", "part", "ignore_unknown")
         passed = {name: options.pop(name) for name in keys if name in options}
         path = options.pop("path", bank)
         data = options.pop("data", None) or rows("guest.jsonl", LABELS, rows=30, seed=5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import EvalConfig, InitConfig, TrainConfig
+from lorabank.core.errors import DataError, IncompatibleError, NotFoundError
 from lorabank.training.strategies.states import own_state
-from lorabank.workflows.import_ import read_source
+from lorabank.workflows.import_source import read_source
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LABELS = ("one", "three", "two")
@@ -125,14 +127,70 @@ def test_it_makes_a_bank_where_there_is_none(source, bring_in, tmp_path, bert_ba
     assert [task.name for task in Bank.open(tmp_path / "new").snapshot().tasks] == ["guest"]
 
 
-def test_another_base_and_a_huge_update_are_told(source, bring_in) -> None:
-    changes = {"base_model_name_or_path": "someone/else", "lora_alpha": 1e6, "alpha_pattern": {}}
-    (source / CONFIG).write_text(json.dumps(json.loads((source / CONFIG).read_text()) | changes))
+def edit(source: Path, **fields: Any) -> None:
+    (source / CONFIG).write_text(json.dumps(json.loads((source / CONFIG).read_text()) | fields))
+
+
+def test_a_huge_update_is_told(source, bring_in) -> None:
+    edit(source, lora_alpha=1e6, alpha_pattern={})
     told = Notices()
     result = bring_in(source, observer=told)
-    assert any("names the base model 'someone/else'" in line for line in told.told)
     assert any("times as large as the weights" in line for line in told.told)
     assert result.adapter.metrics["largest_update"] > 1e3
+
+
+@pytest.mark.parametrize("named", ["someone/else", None, "/etc/passwd"])
+def test_another_base_needs_the_fingerprint_of_the_banks(bank, source, bring_in, named) -> None:
+    edit(source, base_model_name_or_path=named)
+    fingerprint = Bank.open(bank).snapshot().base.fingerprint
+    with pytest.raises(IncompatibleError, match=named or "names no base model") as refused:
+        bring_in(source)
+    assert refused.value.hint == f"if the weights are the same: --base-fingerprint {fingerprint[:16]}"
+    for wrong in ("0" * 16, fingerprint[:15], ""):
+        with pytest.raises(IncompatibleError, match="is not that of the bank's base model"):
+            bring_in(source, base_fingerprint=wrong)
+    adapter = bring_in(source, base_fingerprint=fingerprint[:16].upper()).adapter
+    assert (adapter.metrics["source_base"], adapter.metrics["trusted"]) == (named or "", False)
+
+
+def test_unknown_fields_are_passed_over_on_request_and_listed(source, bring_in) -> None:
+    edit(source, a_field_of_tomorrow="x", trust_remote_code=True)
+    with pytest.raises(DataError, match=r"'a_field_of_tomorrow'.* is unknown") as refused:
+        bring_in(source)
+    assert "--ignore-unknown" in str(refused.value.hint)
+    told = Notices()
+    adapter = bring_in(source, ignore_unknown=True, observer=told).adapter
+    assert adapter.metrics["ignored_fields"] == ["a_field_of_tomorrow", "trust_remote_code"]
+    assert any("passed over: a_field_of_tomorrow, trust_remote_code" in line for line in told.told)
+    edit(source, use_dora=True)
+    with pytest.raises(DataError, match="'use_dora'"):
+        bring_in(source, "other", ignore_unknown=True)
+
+
+def test_an_adapter_of_the_hub_is_read_from_its_cache(source, bring_in, tmp_path, monkeypatch) -> None:
+    """The cache keeps a link for each file of a commit."""
+    from huggingface_hub import constants
+
+    commit, cached = "c" * 40, tmp_path / "hub" / "models--some-one--guest"
+    (cached / "blobs").mkdir(parents=True)
+    (cached / "snapshots" / commit).mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    for name in (CONFIG, WEIGHTS):
+        (source / name).rename(cached / "blobs" / name)
+        (cached / "snapshots" / commit / name).symlink_to(f"../../blobs/{name}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cached.parent))
+    for number, name in enumerate(("some-one/guest", "some-one/guest@main", f"some-one/guest@{commit}")):
+        adapter = bring_in(name, f"guest-{number}").adapter
+        assert (adapter.metrics["source"], adapter.metrics["source_revision"]) == (name, commit)
+
+
+def test_an_adapter_that_is_nowhere_is_not_found(bring_in) -> None:
+    with pytest.raises(NotFoundError, match="of adapter 'some-one/guest' is not in the Hugging Face cache"):
+        bring_in("some-one/guest")
+    for name in ("./some-one/guest", "some-one", "../nowhere/x", "~/x", "hf://some-one/guest", "a/b/c"):
+        with pytest.raises(NotFoundError, match="there is no folder"):
+            bring_in(name)
 
 
 def test_a_link_to_the_folder_is_followed(source, bring_in, tmp_path) -> None:

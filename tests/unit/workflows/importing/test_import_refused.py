@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from lorabank.bank.bank import Bank
 from lorabank.core.config import InitConfig
 from lorabank.core.errors import ConfigError, DataError, ExistsError, IncompatibleError, LorabankError, NotFoundError
-from lorabank.workflows.import_ import read_source
+from lorabank.workflows.import_source import read_source
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
