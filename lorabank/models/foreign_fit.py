@@ -21,6 +21,8 @@ from lorabank.models.peft_folder import CONFIG_FILE, WEIGHTS_FILE
 from lorabank.models.task_types import TaskType
 
 _UNCHANGED = "nothing was changed"
+_CANCELLED = 1e-6
+"""``||B A||_F / (||B||_F ||A||_F)`` below which a product is rounding."""
 
 
 def check_fits(adapter: ForeignAdapter, base: LoadedBase, task_type: str) -> None:
@@ -56,12 +58,19 @@ def largest_update(factors: LoraFactors, model: nn.Module) -> float:
     """The largest ``||s B A||_F / ||W||_F`` of a module: far above 1 the adapter drowns the base model."""
     ratios = []
     for name, a in factors.A.items():
-        b = factors.B[name].double()
-        # ||B A||_F^2 = tr(B^T B A A^T), from two r x r matrices
-        square = float(((b.T @ b) * (a.double() @ a.double().T)).sum())
         weight = float(model.get_parameter(f"{name}.weight").double().norm())
-        ratios.append(abs(factors.scaling[name]) * math.sqrt(max(square, 0.0)) / max(weight, 1e-30))
+        ratios.append(abs(factors.scaling[name]) * _product_norm(factors.B[name], a) / max(weight, 1e-30))
     return max(ratios)
+
+
+def _product_norm(b: Tensor, a: Tensor) -> float:
+    """``||B A||_F`` of ``B [d_out, r]`` and ``A [r, d_in]``, as ``tr(B^T B A A^T)`` from two r x r matrices."""
+    square = float(((b.double().T @ b.double()) * (a.double() @ a.double().T)).sum())
+    return math.sqrt(max(square, 0.0))
+
+
+def _cancels(b: Tensor, a: Tensor) -> bool:
+    return _product_norm(b, a) <= _CANCELLED * float(b.double().norm()) * float(a.double().norm())
 
 
 @torch.inference_mode()
@@ -81,6 +90,10 @@ def check_effect(
     Raises:
         DataError: The adapter changes no logit, or makes one (or a weight) that is not finite.
     """
+    if all(_cancels(factors.B[module], a) for module, a in factors.A.items()):
+        _refuse(
+            f"{WEIGHTS_FILE}: the adapter changes no logit: in every module lora_B lora_A is zero but for rounding"
+        )
     # Some attention kernels turn NaN into 0, so that the logits alone would not tell.
     for module in factors.A:
         if not bool(factors.delta(module).isfinite().all()):

@@ -110,7 +110,7 @@ def test_an_adapter_must_change_the_answers(base) -> None:
     # B = [b, -b] with two equal rows of A: nothing is zero, and the product is.
     a, b = torch.ones(2, 32), torch.ones(32, 2) * torch.tensor([1.0, -1.0])
     cancelled = LoraFactors({f"{ATTENTION}.query": a}, {f"{ATTENTION}.query": b}, {f"{ATTENTION}.query": 1.0})
-    with pytest.raises(DataError, match="changes no logit of 2 texts"):
+    with pytest.raises(DataError, match="changes no logit"):
         check_effect(base, "SEQ_CLS", cancelled, head, rows)
     huge = LoraFactors({f"{ATTENTION}.value": a}, {f"{ATTENTION}.value": b.abs() * 3e38}, {f"{ATTENTION}.value": 1.0})
     with pytest.raises(DataError, match="not finite"):
@@ -199,7 +199,7 @@ def test_a_language_models_adapter_must_change_the_logits(language, template) ->
     name = module.format(0)
     a, b = torch.ones(2, 32), torch.ones(32, 2) * torch.tensor([1.0, -1.0])
     cancelled = LoraFactors({name: a}, {name: b}, {name: 1.0})
-    with pytest.raises(DataError, match="changes no logit of 2 texts"):
+    with pytest.raises(DataError, match="changes no logit"):
         check_effect(base, task_type, cancelled, None, rows)
     huge = LoraFactors({name: a}, {name: b.abs() * 3e38}, {name: 1.0})
     with pytest.raises(DataError, match="not finite"):
