@@ -180,7 +180,9 @@ def remove(path: str | Path, name: str, *, cascade: bool = False, dry_run: bool 
     return Bank.open(path).remove(name, cascade=cascade, dry_run=dry_run)
 
 
-def export(path: str | Path, name: str, target: str | Path, *, own: bool = False) -> ExportResult:
+def export(
+    path: str | Path, name: str, target: str | Path, *, own: bool = False, check: str | None = None
+) -> ExportResult:
     """Write a task or a manual composition as one PEFT folder.
 
     Args:
@@ -188,13 +190,15 @@ def export(path: str | Path, name: str, target: str | Path, *, own: bool = False
         name: A task, or a composition of mode ``manual``.
         target: A folder that does not exist or is empty.
         own: Of a task only its own adapter, without the adapters that were active while it was trained.
+        check: A server (``"vllm"``) that must take it.
 
     Raises:
         ConfigError: The composition is no single adapter.
+        IncompatibleError: The server would refuse it, or compute something else.
     """
     from lorabank.workflows.export import export as run
 
-    return run(path, name, Path(target), own=own)
+    return run(path, name, Path(target), own=own, check=check)
 
 
 def import_adapter(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,10 +12,11 @@ import torch
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.weighted import Weighted
-from lorabank.core.errors import ConfigError
+from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.lora import LoraFactors, compress
 from lorabank.core.records import CompositionRecord, TaskRecord
 from lorabank.models.peft_folder import combined_files, read_adapter
+from lorabank.models.servers import SERVERS
 from lorabank.training.strategies.states import SELECTOR, own_state
 from lorabank.workflows.folders import check_target, write_folder
 from lorabank.workflows.results import ExportResult
@@ -25,8 +26,10 @@ from lorabank.workflows.view import read_members, read_stack, stack_of
 _UNCHANGED = "nothing was written"
 
 
-def export(path: str | Path, name: str, target: Path, *, own: bool) -> ExportResult:
+def export(path: str | Path, name: str, target: Path, *, own: bool, check: str | None) -> ExportResult:
     """Write a task or a manual composition as one PEFT folder, whole or not at all."""
+    if check is not None and check not in SERVERS:
+        raise ConfigError(f"--check {check!r} is unknown; there is {listed(list(SERVERS))}", unchanged=_UNCHANGED)
     bank = Bank.open(path)
     snapshot = bank.snapshot()
     record = find_named(snapshot, name)
@@ -38,8 +41,27 @@ def export(path: str | Path, name: str, target: Path, *, own: bool) -> ExportRes
         files, kind, note = _export_composition(bank, snapshot, record)
     else:
         files, kind, note = _export_task(bank, snapshot, record, own)
+    if check is not None:
+        note += f"; {_accepted(name, check, files)}"
     write_folder(target, files)
     return ExportResult(str(target), tuple(sorted(files)), kind, note)
+
+
+def _accepted(name: str, server: str, files: Mapping[str, bytes]) -> str:
+    """With what a server takes the adapter.
+
+    Raises:
+        IncompatibleError: It does not.
+    """
+    verdict = SERVERS[server](files)
+    if verdict.problems:
+        raise IncompatibleError(
+            f"{server} would not serve {name!r}: {'; '.join(verdict.problems)}",
+            hint=f"lorabank compose --mode manual --tasks TASK --name {name}-served [--max-rank R], which has neither "
+            "head nor patterns, and export that",
+            unchanged=_UNCHANGED,
+        )
+    return f"{server} takes it with {verdict.needs}"
 
 
 def _export_task(bank: Bank, snapshot: Snapshot, task: TaskRecord, own: bool) -> tuple[dict[str, bytes], str, str]:
@@ -76,6 +98,8 @@ def _export_task(bank: Bank, snapshot: Snapshot, task: TaskRecord, own: bool) ->
 def _export_composition(
     bank: Bank, snapshot: Snapshot, record: CompositionRecord
 ) -> tuple[dict[str, bytes], str, str]:
+    if record.mode == "prototype" and len(record.members) == 1:
+        return _export_task(bank, snapshot, snapshot.task(record.members[0]), own=False)
     if record.mode != Weighted.mode:
         raise _no_single_adapter(record)
     members = read_members(bank, snapshot, [snapshot.task(task) for task in record.members], samples=False)

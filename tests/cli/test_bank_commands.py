@@ -174,6 +174,7 @@ def test_doctor_report_and_export(run: Any, api: Any) -> None:
     from lorabank.workflows.results import ExportResult
 
     api["export"] = ExportResult(path="out", files=("adapter_config.json",), kind="joined", note="2 adapters in one")
-    shown = run("export", "spam", "out", "--own")
+    shown = run("export", "spam", "out", "--own", "--check", "vllm")
     assert "note   2 adapters in one" in shown.out
-    assert api.called("export")["own"] is True
+    assert (api.called("export")["own"], api.called("export")["check"]) == (True, "vllm")
+    assert run("export", "spam", "out", "--check", "other").code == 2

@@ -9,11 +9,19 @@ from lorabank_cli.text import pairs, safe
 from lorabank_cli.verb import Run, verb
 
 
-@verb("export", examples=("export sentiment ./sentiment-adapter", "export spam ./spam-only --own"))
+@verb(
+    "export",
+    examples=(
+        "export sentiment ./sentiment-adapter",
+        "export spam ./spam-only --own",
+        "export chat ./chat-adapter --check vllm",
+    ),
+)
 @click.argument("name", shell_complete=complete_names, help="A task or a composition.")
 @click.argument("target", help="Folder to write; it must not exist.")
 @click.option("--own", is_flag=True, help="Only the adapter itself, without those that were active beneath it.")
-def export(run: Run, name: str, target: str, own: bool) -> None:
+@click.option("--check", type=click.Choice(["vllm"]), help="Write nothing that this server would refuse.")
+def export(run: Run, name: str, target: str, own: bool, check: str | None) -> None:
     """Write an adapter as a folder that PEFT and vLLM load.
 
     A task's answer needs the adapters that were active while it was trained; they are joined into one adapter unless
@@ -21,6 +29,6 @@ def export(run: Run, name: str, target: str, own: bool) -> None:
     """
     from lorabank import api
 
-    result = api.export(run.bank, name, target, own=own)
+    result = api.export(run.bank, name, target, own=own, check=check)
     facts = pairs([("kind", result.kind), ("files", ", ".join(result.files)), ("note", result.note or None)])
     run.output.data(result, f"exported {safe(name)} to {safe(result.path)}\n{facts}")

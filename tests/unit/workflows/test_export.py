@@ -16,7 +16,14 @@ from safetensors.numpy import load_file
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.core.errors import ConfigError, DamagedError, ExistsError, NotFoundError, StorageError
+from lorabank.core.errors import (
+    ConfigError,
+    DamagedError,
+    ExistsError,
+    IncompatibleError,
+    NotFoundError,
+    StorageError,
+)
 from lorabank.core.records import CompositionRecord
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -175,6 +182,29 @@ def test_what_is_no_single_adapter_is_refused(bank, compose, tmp_path) -> None:
     with pytest.raises(ConfigError, match="--own is for tasks"):
         api.export(bank, "nothing", tmp_path / "out", own=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_routed_composition_of_one_task_is_that_task(bank, compose, tmp_path) -> None:
+    compose("prototype", name="routed", tasks="second")
+    api.export(bank, "routed", tmp_path / "routed")
+    api.export(bank, "second", tmp_path / "second")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "routed" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_what_a_server_would_refuse_is_not_written(bank, compose, tmp_path) -> None:
+    with pytest.raises(
+        IncompatibleError, match=r"vllm would not serve 'second': modules_to_save \(classifier"
+    ) as refused:
+        api.export(bank, "second", tmp_path / "out", check="vllm")
+    assert "compose --mode manual" in str(refused.value.hint)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="there is vllm"):
+        api.export(bank, "second", tmp_path / "out", check="llama.cpp")
+    compose("manual", name="both")
+    assert api.export(bank, "both", tmp_path / "out", check="vllm").note.endswith(
+        "vllm takes it with --max-lora-rank 8"
+    )
 
 
 def test_an_unknown_name_names_the_nearest(bert_bank, tmp_path) -> None:

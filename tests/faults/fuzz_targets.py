@@ -1,0 +1,107 @@
+"""What is fed with bytes that nobody meant: each target takes them and may raise lorabank's own errors only."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from lorabank.bank.bank import Bank
+from lorabank.bank.layout import check_name
+from lorabank.bank.tensors import check_tensor_bytes
+from lorabank.core.config import TrainConfig
+from lorabank.core.records import BaseModelRecord
+from lorabank.models.foreign import read_foreign
+from lorabank.workflows.task_data import load_data
+from tests.faults.corpus.case import PREFIX
+
+BASE = BaseModelRecord(
+    name="tiny", source="local", revision=None, config_hash="c" * 64, fingerprint="f" * 64, tokenizer_hash="7" * 64,
+    dtype="float32", task_type="SEQ_CLS", hidden_size=4, parameters=100,
+)  # fmt: skip
+MODULE = f"{PREFIX}layer.query"
+GOOD_CONFIG = {
+    "peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": "tiny", "r": 2, "lora_alpha": 4,
+    "target_modules": ["query"], "modules_to_save": ["classifier"], "bias": "none", "rank_pattern": {"query": 2},
+    "alpha_pattern": {"layer.query": 4}, "lora_dropout": 0.1, "use_rslora": False, "revision": None,
+}  # fmt: skip
+
+
+@cache
+def good_weights() -> bytes:
+    """A small adapter, valid."""
+    torch.manual_seed(0)
+    tensors = {f"{MODULE}.lora_A.weight": torch.randn(2, 4), f"{MODULE}.lora_B.weight": torch.randn(4, 2)}
+    return save(tensors | {f"{PREFIX}classifier.bias": torch.zeros(2)}, metadata={"format": "pt"})
+
+
+@cache
+def _place() -> tuple[tempfile.TemporaryDirectory[str], Path]:
+    """A folder of this process, and an empty bank in it."""
+    folder = tempfile.TemporaryDirectory(prefix="lorabank-fuzz-")
+    Bank.create(Path(folder.name) / "bank", BASE)
+    return folder, Path(folder.name)
+
+
+def header(data: bytes) -> None:
+    """A safetensors file."""
+    check_tensor_bytes(data, "adapter_model.safetensors")
+
+
+def config(data: bytes) -> None:
+    """An ``adapter_config.json`` beside good weights."""
+    read_foreign(data, good_weights(), ignore_unknown=len(data) % 2 == 0)
+
+
+def rows(data: bytes) -> None:
+    """A JSONL file to train on."""
+    path = _place()[1] / "rows.jsonl"
+    path.write_bytes(data)
+    load_data(TrainConfig(data=str(path)), BASE)
+
+
+def name(data: bytes) -> None:
+    """The name of a task."""
+    accepted = check_name(data.decode("utf-8", "surrogateescape"))
+    assert accepted.isascii(), accepted
+    assert "/" not in accepted, accepted
+    assert 1 <= len(accepted) <= 64, accepted
+
+
+def manifest(data: bytes) -> None:
+    """The ``bank.json`` of a bank."""
+    path = _place()[1] / "bank"
+    (path / "bank.json").unlink()
+    (path / "bank.json").write_bytes(data)
+    Bank.open(path).snapshot()
+
+
+def clear() -> None:
+    """Drop the folder."""
+    if _place.cache_info().currsize:
+        _place()[0].cleanup()
+        shutil.rmtree(_place()[1], ignore_errors=True)
+        _place.cache_clear()
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "header": header, "config": config, "rows": rows, "name": name, "manifest": manifest,
+}  # fmt: skip
+SEEDS: dict[str, tuple[bytes, ...]] = {
+    "header": (good_weights(),),
+    "config": (json.dumps(GOOD_CONFIG).encode(), json.dumps({**GOOD_CONFIG, "r_sum": 2}).encode()),
+    "rows": (
+        b'{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n' * 3,
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n',
+        b'{"prompt": "a", "completion": "b"}\n{"instruction": "a", "input": "", "output": "b"}\n',
+    ),
+    "name": (b"spam", b"default", b"con", b"a..b"),
+    "manifest": (b'{"format": 1, "id": "00", "created_with": "0.1.0"}',),
+}
+"""What mutations begin with."""
