@@ -5,6 +5,9 @@ Exit codes are part of the command line's contract (docs/errors.md).
 
 from __future__ import annotations
 
+MAX_MESSAGE = 1500
+"""Characters of a message; the place that it names stands at its beginning."""
+
 
 class LorabankError(Exception):
     """An error a user can act on.
@@ -18,6 +21,8 @@ class LorabankError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None, unchanged: str | None = None) -> None:
+        if len(message) > MAX_MESSAGE:  # a key or a label of a file can be as long as the file
+            message = f"{message[:MAX_MESSAGE]}..."
         super().__init__(message)
         self.message = message
         self.hint = hint

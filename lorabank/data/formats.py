@@ -25,6 +25,7 @@ FORMATS = {
 MAX_ROWS = 5_000_000
 
 UNCHANGED = "nothing was changed"
+_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ def missing_column(
 
 
 def listed_columns(present: Sequence[str]) -> str:
-    """The first twenty names, in quotes, and how many more there are."""
-    shown = ", ".join(repr(name) for name in present[:20]) or "none"
+    """The first twenty names, in quotes and cut where they are long, and how many more there are."""
+    shown = ", ".join(repr(name[:_SHOWN]) for name in present[:20]) or "none"
     return shown + (f" and {len(present) - 20} more" if len(present) > 20 else "")
 
 

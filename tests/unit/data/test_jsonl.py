@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorabank.core.errors import DataError
+from lorabank.data.jsonl import JsonLines
 from lorabank.data.loading import Rows, read_rows
 
 GOOD = b'{"text": "fine", "label": "x"}\n'
@@ -91,3 +92,18 @@ def test_a_column_that_the_file_does_not_have_lists_those_it_has(tmp_path: Path)
 def test_a_file_of_blank_lines_has_no_rows(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no rows"):
         read(tmp_path, b"\n\n \n")
+
+
+def test_long_keys_are_cut_and_many_keys_cost_no_time(tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"' + "k" * 100_000 + '": 1}\n')
+    with pytest.raises(DataError, match="no column 'text'") as refused:
+        JsonLines(path).read(("text", "label"))
+    assert len(refused.value.message) < 1600
+    # 100,000 keys and the last of them again: comparing each with all before it would take minutes
+    path.write_text("{" + ",".join(f'"{n:x}":1' for n in range(80_000)) + ',"0":1}\n')
+    with pytest.raises(DataError, match="the key '0' stands twice"):
+        JsonLines(path).columns()
+    path.write_text("{" + ",".join(f'"{n:x}":1' for n in range(80_000)) + ',"1387f":1}\n')
+    with pytest.raises(DataError, match="the key '1387f' stands twice"):
+        JsonLines(path).columns()
