@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from lorabank.bank.bank import Bank
+from lorabank.bank.snapshot import Snapshot
 from lorabank.core import plugins
 from lorabank.core.config import ComposeConfig, validate
 from lorabank.core.errors import ConfigError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord, TaskRecord
 from lorabank.models.runtime import Runtime
+from lorabank.training.strategies.states import IMPORTED, needed
 from lorabank.workflows.results import ComposeResult
 from lorabank.workflows.view import load_runtime, read_members
 
@@ -45,7 +47,15 @@ def compose(bank: Bank, config: ComposeConfig, observer: Observer) -> ComposeRes
             objects={role: operation.stage_blob(data) for role, data in fitted.objects.items()},
         )
         stored = operation.commit_composition(record, replace=checked.replace)
-    return ComposeResult(stored, fitted.report)
+    imported = _imported(snapshot, tasks)
+    return ComposeResult(stored, {**fitted.report, **({"imported_adapters": imported} if imported else {})})
+
+
+def _imported(snapshot: Snapshot, tasks: list[TaskRecord]) -> list[str]:
+    """Tasks whose adapters answer in the composition and were trained elsewhere, so that nobody vouches for them."""
+    adapters = snapshot.adapters
+    answering = {digest for task in tasks for digest in needed(snapshot.adapter_of(task.name))}
+    return sorted(adapters[digest].task for digest in answering if adapters[digest].strategy == IMPORTED)
 
 
 def _members(tasks: tuple[TaskRecord, ...], chosen: str | None) -> list[TaskRecord]:

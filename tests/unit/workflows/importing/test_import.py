@@ -12,7 +12,7 @@ import torch
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.core.config import EvalConfig, InitConfig, TrainConfig
+from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
 from lorabank.core.errors import DataError, IncompatibleError, NotFoundError
 from lorabank.training.strategies.states import own_state
 from lorabank.workflows.import_source import read_source
@@ -125,6 +125,14 @@ def test_it_makes_a_bank_where_there_is_none(source, bring_in, tmp_path, bert_ba
     result = bring_in(source, path=tmp_path / "new", init=InitConfig(base=base))
     assert result.bank_created
     assert [task.name for task in Bank.open(tmp_path / "new").snapshot().tasks] == ["guest"]
+
+
+def test_a_composition_says_that_it_holds_an_imported_adapter(bank, source, bring_in) -> None:
+    trained = api.compose(bank, ComposeConfig(mode="manual", name="trained", device="cpu"))
+    assert "imported_adapters" not in trained.report
+    bring_in(source)
+    mixed = api.compose(bank, ComposeConfig(mode="manual", name="mixed", device="cpu"))
+    assert mixed.report["imported_adapters"] == ["guest"]
 
 
 def edit(source: Path, **fields: Any) -> None:
