@@ -1,0 +1,153 @@
+"""F7: no space, and a disk that fails.
+
+Three ways, each on add, import, compose, remove, gc, export and migrate: a small file system in memory (tmpfs) filled so
+that a random number of KiB is left (needs root); a limit on the size of a file (``RLIMIT_FSIZE``) at a random value; and
+EIO or ENOSPC returned by strace from each write, sync and truncation, one at a time. The check for free space that comes
+first is switched off, so that the writes themselves fail. The command either succeeds, or ends with ``StorageError``
+(exit code 10); the bank is as before or as after, can be read while the disk is full, and works once there is space.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lorabank.bank import creation, database, operations, store
+from lorabank.core.errors import LorabankError, StorageError
+from tests.faults.outcome import Outcome
+from tests.faults.processes import ENDED, Say, cannot_mount, ended, mounted, scratch
+from tests.faults.tracing import cannot_trace, counted, disturbed
+from tests.faults.workload import COMMANDS, Case, case, judge
+
+FAILING = ("write", "pwrite64", "fsync", "fdatasync", "ftruncate")
+ERRORS = ("EIO", "ENOSPC")
+MOST_FREE = 700
+"""KiB left at most: more than any of the commands writes."""
+
+
+def run(count: int | None, seed: int) -> Outcome:
+    """``count`` tries of each of the two random ways, 100 unless said otherwise, and every failing call or as many."""
+    chance = random.Random(seed)
+    outcome = Outcome()
+    with scratch() as folder:
+        cases = [case(command, folder) for command in COMMANDS]
+        if reason := cannot_mount():
+            outcome.notes.append(f"no full file system: {reason}")
+        else:
+            _full(cases, folder, count or 100, chance, outcome)
+        _limited(cases, folder, count or 100, chance, outcome)
+        if reason := cannot_trace():
+            outcome.notes.append(f"no failing calls: {reason}")
+        else:
+            _failing(cases, folder, count, chance, outcome)
+    return outcome
+
+
+def _full(cases: list[Case], folder: Path, count: int, chance: random.Random, outcome: Outcome) -> None:
+    with mounted(folder / "disk", "-t", "tmpfs", "-o", "size=4m", "none") as disk:
+        for number in range(count):
+            one = cases[number % len(cases)]
+            free = chance.randrange(0, MOST_FREE)
+            place = one.command.place(disk / "place")
+            _fill(disk / "ballast", free)
+            code, said = ended(acting(one, place))
+            where = f"{one.command.name} with {free} KiB free"
+            _check_end(code, said, outcome, where)
+            if code != ENDED:
+                _read_full(one, place, disk / "ballast", outcome, where)
+            (disk / "ballast").unlink()
+            judge(one, place, acknowledged=code == ENDED, outcome=outcome, where=where, again=True)
+            shutil.rmtree(place)
+            outcome.tries += 1
+    outcome.notes.append(f"full disk {count}")
+
+
+def _fill(ballast: Path, free: int) -> None:
+    status = os.statvfs(ballast.parent)
+    with ballast.open("wb") as file:
+        file.write(bytes(max(0, status.f_bavail * status.f_frsize - free * 1024)))
+
+
+def _read_full(one: Case, place: Path, ballast: Path, outcome: Outcome, where: str) -> None:
+    """Fill the last byte, then look: reading needs no space once the writers are gone."""
+    with ballast.open("ab", buffering=0) as file:
+        try:
+            while file.write(bytes(1024)):
+                pass
+        except OSError:
+            pass
+    try:
+        one.command.look(place)
+    except StorageError:
+        # A log that a failed writer left must be read through an index file, which takes 32 KiB.
+        if not (place / "bank" / "bank.db-wal").exists():
+            outcome.find("uncaught", f"{where}: cannot be read while the disk is full")
+    except LorabankError as error:
+        outcome.find("damaged", f"{where}: read on the full disk: {error.message}")
+
+
+def _limited(cases: list[Case], folder: Path, count: int, chance: random.Random, outcome: Outcome) -> None:
+    for number in range(count):
+        one = cases[number % len(cases)]
+        limit = int(2 ** chance.uniform(4, 18))
+        place = one.command.place(folder / "place")
+        code, said = ended(acting(one, place, lambda limit=limit: _limit(limit)))  # type: ignore[misc]
+        where = f"{one.command.name} with files of at most {limit} bytes"
+        _check_end(code, said, outcome, where)
+        judge(one, place, acknowledged=code == ENDED, outcome=outcome, where=where, again=True)
+        shutil.rmtree(place)
+        outcome.tries += 1
+    outcome.notes.append(f"limited files {count}")
+
+
+def _limit(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def _failing(cases: list[Case], folder: Path, count: int | None, chance: random.Random, outcome: Outcome) -> None:
+    points = []
+    for one in cases:
+        place = one.command.place(folder / "counted")
+        calls = counted(acting(one, place))
+        shutil.rmtree(place)
+        # the last write is the one that says "done"
+        calls["write"] -= 1
+        points += [(one, call, k, error) for call in FAILING for k in range(1, calls[call] + 1) for error in ERRORS]
+    if count is not None:
+        points = chance.sample(points, min(count, len(points)))
+    for one, call, k, error in points:
+        place = one.command.place(folder / "place")
+        code, said = disturbed(acting(one, place), call, f"error={error}:when={k}")
+        where = f"{one.command.name} with {error} from {call} {k}"
+        _check_end(code, said, outcome, where)
+        judge(one, place, acknowledged=code == ENDED, outcome=outcome, where=where, again=True)
+        shutil.rmtree(place)
+        outcome.tries += 1
+    outcome.notes.append(f"failing calls {len(points)}")
+
+
+def acting(one: Case, place: Path, first: Callable[[], object] = lambda: None) -> Callable[[Say], None]:
+    """The command in a child, without the look at the free space."""
+
+    def act(say: Say) -> None:
+        for module in (creation, database, operations, store):
+            _replace(module, "check_space", lambda *_: None)
+        first()
+        one.command.act(place)
+        say("done")
+
+    return act
+
+
+def _replace(module: Any, name: str, value: object) -> None:
+    setattr(module, name, value)
+
+
+def _check_end(code: int, said: list[str], outcome: Outcome, where: str) -> None:
+    if code not in (ENDED, StorageError.exit_code):
+        outcome.find("uncaught", f"{where}: ended with {code}: {' '.join(said)}")

@@ -1,0 +1,99 @@
+"""F5: the power goes while a bank is written, on a real ext4.
+
+A small ext4 image is mounted through a loop device; a child adds, composes and removes there and says what is done.
+At a random moment the file system is shut down without writing its journal out (``FS_IOC_SHUTDOWN`` with
+``NOLOGFLUSH``): what was not synced is gone, as after a power cut. It is mounted again and judged: nothing acknowledged
+is lost, ``verify --full`` finds nothing. Needs root and loop devices. It covers what ext4 does with what it was told to
+keep, not what a drive does with its own cache.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import shutil
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+from lorabank.core.errors import LorabankError
+from tests.faults.outcome import Outcome, skipped
+from tests.faults.processes import Child, cannot_mount, mounted, scratch
+from tests.faults.random_kills import change_forever, compare, names
+from tests.faults.workload import filled, opened
+
+SHUTDOWN = 0x8004587D
+"""``FS_IOC_SHUTDOWN``: ``_IOR('X', 125, __u32)``."""
+NO_LOG_FLUSH = 2
+LONGEST = 0.5
+CUTS_AN_IMAGE = 10
+
+
+def run(count: int | None, seed: int) -> Outcome:
+    """``count`` power cuts, 50 unless said otherwise."""
+    if reason := cannot_cut():
+        return skipped(reason)
+    chance = random.Random(seed)
+    outcome = Outcome()
+    with scratch() as folder:
+        left = count or 50
+        while left:
+            cuts = min(left, CUTS_AN_IMAGE)
+            image = _new_image(folder / "image")
+            with mounted(folder / "disk", "-o", "loop", str(image)) as disk:
+                shutil.copytree(filled(), disk / "place")
+                expected = names(opened(disk / "place"))
+            for number in range(cuts):
+                said = _cut(image, folder / "disk", chance)
+                outcome.tries += 1
+                with mounted(folder / "disk", "-o", "loop", str(image)) as disk:
+                    where = f"cut {number}, after {said[-1] if said else 'nothing'!r}"
+                    try:
+                        expected = compare(opened(disk / "place"), expected, said, outcome, where)
+                    except LorabankError as error:
+                        outcome.find("damaged", f"{where}: {error.message}")
+                        break
+            left -= cuts
+    return outcome
+
+
+def cannot_cut() -> str | None:
+    """Why no power cut can be made here, None when it can."""
+    if shutil.which("mkfs.ext4") is None:
+        return "mkfs.ext4 is not installed"
+    if reason := cannot_mount():
+        return reason
+    try:
+        with scratch() as folder, mounted(folder / "m", "-o", "loop", str(_new_image(folder / "image"))):
+            return None
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"no loop device can be mounted ({error})"
+
+
+def _new_image(image: Path) -> Path:
+    image.unlink(missing_ok=True)
+    with image.open("wb") as file:
+        file.truncate(160 * 1024**2)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1", str(image)], check=True, capture_output=True)
+    return image
+
+
+def _cut(image: Path, folder: Path, chance: random.Random) -> list[str]:
+    """Write, cut the power, and give what the writer had said by then."""
+    with mounted(folder, "-o", "loop", str(image)) as disk:
+        label = chance.randrange(10**9)
+        child = Child(lambda say: change_forever(disk / "place", label, say))
+        child.begin()
+        said = [child.lines.readline().rstrip("\n") for _ in range(chance.randrange(1, 7))]
+        time.sleep(chance.uniform(0, LONGEST))
+        root = os.open(disk, os.O_RDONLY)
+        try:
+            fcntl.ioctl(root, SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
+        finally:
+            os.close(root)
+        child.kill()
+        said += child.said()  # what ended before the cut; after it every sync fails, so nothing more is said to be done
+        child.wait()
+        return said
