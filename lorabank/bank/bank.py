@@ -176,9 +176,12 @@ class Bank:
         """
         import hashlib
 
+        from lorabank.bank.plain import open_plain
+
         path = self._layout.blob(digest)
         try:
-            content = path.read_bytes()
+            with open_plain(path) as file:
+                content = file.read()
         except OSError as error:
             raise DamagedError(f"blob {path}: {error.strerror}", hint="lorabank verify --full") from error
         if hashlib.sha256(content).hexdigest() != digest:

@@ -81,11 +81,17 @@ class Layout:
         Raises:
             DamagedError: One of them is a link: what is written or deleted would lie outside the bank.
         """
-        for name in FOLDERS:
-            folder = self.root / name
+        from lorabank.bank.store import sync_folder
+
+        folders = [self.root / name for name in FOLDERS]
+        for folder in folders:
             if folder.is_symlink():
                 raise DamagedError(f"{folder} is a link", unchanged="the bank was not changed")
+        missing = [folder for folder in folders if not folder.exists()]
+        for folder in missing:
             folder.mkdir(mode=0o700, exist_ok=True)
+        if missing:
+            sync_folder(self.root)
 
 
 def check_name(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from lorabank.bank.failures import reported
 from lorabank.bank.layout import FORMAT, Layout
+from lorabank.bank.plain import open_plain
 from lorabank.bank.rows import (
     adapter_record,
     base_model_record,
@@ -20,7 +21,7 @@ from lorabank.bank.rows import (
     task_record,
 )
 from lorabank.bank.snapshot import Snapshot
-from lorabank.core.errors import DamagedError, IncompatibleError, NotFoundError
+from lorabank.core.errors import DamagedError, IncompatibleError, NotFoundError, StorageError
 from lorabank.core.records import AdapterRecord, CompositionRecord, EvaluationRecord, OperationRecord
 
 APPLICATION_ID = 0x4C6F5242
@@ -35,15 +36,19 @@ def read_manifest(layout: Layout) -> dict[str, Any]:
 
     Raises:
         NotFoundError: There is no bank.
-        DamagedError: The file is missing beside a database, or it does not parse.
+        DamagedError: The file is missing beside a database, it is a link or no file, or it does not parse.
+        StorageError: It cannot be read.
         IncompatibleError: A newer lorabank wrote it.
     """
     try:
-        content = json.loads(layout.manifest.read_bytes())
+        with open_plain(layout.manifest) as file:
+            content = json.loads(file.read())
         if not isinstance(content["id"], str) or type(content["format"]) is not int:
             raise TypeError("id or format")
     except (FileNotFoundError, NotADirectoryError):
         raise _missing(layout) from None
+    except OSError as error:
+        raise StorageError(f"{layout.manifest}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedError(f"{layout.manifest}: not the manifest of a bank ({error})") from error
     if content["format"] > FORMAT:
@@ -87,6 +92,8 @@ def _connect(layout: Layout) -> sqlite3.Connection:
     The mode is ``rw`` because SQLite removes the ``-wal`` and ``-shm`` files that reading makes only then; on a full
     disk or a read-only medium it cannot make them, and without a ``-wal`` the file alone is the whole truth.
     """
+    if layout.database.is_symlink():
+        raise DamagedError(f"bank {layout.root}: bank.db is a link, which is not followed", hint="lorabank verify")
     if not layout.database.is_file():
         raise DamagedError(f"bank {layout.root}: bank.db is missing", hint="lorabank verify")
     address = layout.database.absolute().as_uri()

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabank.bank.layout import Layout, check_file_name
+from lorabank.bank.plain import open_plain
 from lorabank.bank.rows import canonical
 from lorabank.bank.tensors import check_tensors, looks_like_safetensors
-from lorabank.core.errors import DamagedError, DataError, StorageError
+from lorabank.core.errors import DataError, StorageError
 
 MAX_CONFIG = 256 * 1024
 """Bytes of a JSON file in an adapter folder."""
@@ -41,15 +42,10 @@ def hash_file(path: Path) -> tuple[str, int]:
     """SHA-256 and size of a regular file; links are not followed.
 
     Raises:
-        OSError: It cannot be opened, or it is a link.
-        DamagedError: It is not a regular file.
+        OSError: It cannot be opened.
+        DamagedError: It is a link, or no regular file.
     """
-    import stat
-
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise DamagedError(f"{path}: not a regular file", hint="lorabank verify --full")
+    with open_plain(path) as file:
         digest, size = hashlib.sha256(), 0
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
@@ -172,9 +168,8 @@ class Stage:
         """Move everything into place; what is there already and sound is kept and its time renewed."""
         for digest, file in self.blobs.items():
             target = self._layout.blob(digest)
-            if not target.parent.is_dir():
-                target.parent.mkdir(mode=0o700, exist_ok=True)
-                sync_folder(target.parent.parent)
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            sync_folder(target.parent.parent)  # also one that is there: who made it may have been killed before this
             self._move(self._paths[digest], target, blob_problems(target, file))
         for digest, files in self.adapters.items():
             target = self._layout.adapter(digest)
@@ -183,10 +178,11 @@ class Stage:
     def _move(self, staged: Path, target: Path, problems: list[str]) -> None:
         if not problems:
             os.utime(target)  # gc counts its grace from here: the file has a new owner
-            return
-        if os.path.lexists(target):
-            os.rename(target, self._layout.trash / f"{os.urandom(8).hex()}-{target.name}")
-        os.rename(staged, target)
+        else:
+            if os.path.lexists(target):
+                os.rename(target, self._layout.trash / f"{os.urandom(8).hex()}-{target.name}")
+            os.rename(staged, target)
+        # Also what was there: a process that was killed after its rename has not made it durable.
         sync_folder(target.parent)
 
     def _next_path(self, need: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -9,13 +10,14 @@ from contextlib import ExitStack, suppress
 from lorabank.bank.layout import Layout
 from lorabank.bank.live import LiveFiles, changed_rows, live_files
 from lorabank.bank.locks import bank_lock
-from lorabank.bank.reading import read_evaluations, read_operations, read_snapshot, reading
+from lorabank.bank.reading import read_evaluations, read_manifest, read_operations, read_snapshot, reading
 from lorabank.bank.store import adapter_digest, adapter_problems, blob_problems, content_problems, strangers
 from lorabank.core.errors import DamagedError
 from lorabank.core.records import Finding
 
 _ADAPTER_HINT = "copy the folder back from another copy of the bank, or: lorabank remove {task} --cascade"
 _BLOB_HINT = "copy the file back from another copy of the bank"
+_MANIFEST_HINT = "write into bank.json what bank.db says"
 _DATABASE_HINT = "go back to a copy of the bank, or of bank.db in its folder backups"
 
 
@@ -49,6 +51,11 @@ def _database(connection: sqlite3.Connection, layout: Layout, full: bool) -> Ite
         read_snapshot(connection, layout)
         read_evaluations(connection, layout)
         read_operations(connection, layout)
+        said = dict(connection.execute("SELECT format, bank_id AS id, created_with FROM bank").fetchone())
+        if read_manifest(layout) != said:
+            yield Finding(
+                "database", "bank.json", f"it differs from what bank.db says: {json.dumps(said)}", _MANIFEST_HINT
+            )
     except DamagedError as error:
         yield Finding("database", "bank.db", error.message, _DATABASE_HINT)
 

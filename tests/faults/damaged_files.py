@@ -140,6 +140,13 @@ def _problems(bank: Bank, file: Path, damage: str) -> Iterator[str]:
     try:
         findings = Bank.open(bank.path).verify(full=True)
         named = file.name if file.parent.name != "blobs" and len(file.name) < 64 else file.name[:12]
+        if (
+            not findings
+            and file.name == "bank.json"
+            and damage.startswith("cut")
+            and not damage.startswith("cut to 0")
+        ):
+            return  # without its last line break it says the same: the manifest is compared field by field
         if not findings:
             yield "not found by verify --full"
         elif not any(named in f"{finding.subject} {finding.message}" for finding in findings):

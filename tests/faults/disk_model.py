@@ -212,4 +212,6 @@ def write_tree(found: Tree, place: Path) -> None:
 def _load(path: Path) -> Node:
     if not path.is_dir():
         return Node(False, path.read_bytes())
-    return Node(True, entries={child.name: _load(child) for child in path.iterdir() if not child.name.endswith("-shm")})
+    return Node(
+        True, entries={child.name: _load(child) for child in path.iterdir() if not child.name.endswith("-shm")}
+    )

@@ -94,6 +94,8 @@ def _cut(image: Path, folder: Path, chance: random.Random) -> list[str]:
         finally:
             os.close(root)
         child.kill()
-        said += child.said()  # what ended before the cut; after it every sync fails, so nothing more is said to be done
+        said += (
+            child.said()
+        )  # what ended before the cut; after it every sync fails, so nothing more is said to be done
         child.wait()
         return said

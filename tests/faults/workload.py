@@ -92,7 +92,11 @@ def _schema_and_contents(place: Path) -> Hashable:
     except IncompatibleError:
         with closing(sqlite3.connect(place / "bank" / "bank.db")) as connection:
             (verdict,) = connection.execute("PRAGMA integrity_check").fetchone()
-            return "old", verdict, frozenset(connection.execute("SELECT name, state, row_digest FROM tasks").fetchall())
+            return (
+                "old",
+                verdict,
+                frozenset(connection.execute("SELECT name, state, row_digest FROM tasks").fetchall()),
+            )
 
 
 # ------------------------------------------------------------------------------------------------ where they begin
@@ -101,7 +105,9 @@ def _schema_and_contents(place: Path) -> Hashable:
 @cache
 def _templates() -> Path:
     """Kept for the life of this process and of the children that copy from it."""
-    holder = tempfile.TemporaryDirectory(prefix="lorabank-faults-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+    holder = tempfile.TemporaryDirectory(
+        prefix="lorabank-faults-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None
+    )
     _HOLDERS.append(holder)
     return Path(holder.name)
 

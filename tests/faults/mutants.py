@@ -1,0 +1,105 @@
+"""Faults that the harnesses must find: each takes one sync, order, lock, pragma or check out of the code.
+
+A mutant is a change of a function's source. It is made in a process of its own, from where every fork inherits it; the
+shipped code knows nothing of it. A harness that finds nothing in the sound code and nothing in its mutants either
+proves nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    Attributes:
+        name: What is wrong, in a few words.
+        target: ``module:function`` or ``module:Class.method``.
+        changes: Pairs of old and new text; each old one stands in the source exactly once.
+        caught_by: The harnesses that look for it, the quickest first.
+    """
+
+    name: str
+    target: str
+    changes: tuple[tuple[str, str], ...]
+    caught_by: tuple[str, ...]
+
+    def apply(self) -> None:
+        """Change the function in this process, for all who have imported it."""
+        function = _function(self.target)
+        source = textwrap.dedent(inspect.getsource(function))
+        while source.startswith("@"):
+            source = source.split("\n", 1)[1]
+        for old, new in self.changes:
+            if source.count(old) != 1:
+                raise ValueError(f"mutant {self.name!r}: {old!r} is not in {self.target} once")
+            source = source.replace(old, new)
+        names: dict[str, Any] = {}
+        exec(compile(f"from __future__ import annotations\n{source}", f"<{self.name}>", "exec"), {}, names)
+        function.__code__ = names[function.__name__].__code__
+
+
+def _function(target: str) -> Any:
+    module, _, path = target.partition(":")
+    found: Any = importlib.import_module(f"lorabank.{module}")
+    for name in path.split("."):
+        found = getattr(found, name)
+    return inspect.unwrap(found)
+
+
+def _one(name: str, target: str, old: str, new: str, *caught_by: str) -> Mutant:
+    return Mutant(name, target, ((old, new),), caught_by)
+
+
+MUTANTS = (
+    # each sync
+    _one("a file is not synced", "bank.store:write_new", "os.fsync(descriptor)", "pass", "F6", "F5"),
+    _one("an adapter's folder is not synced", "bank.store:Stage.add_adapter", "sync_folder(folder)", "pass", "F6"),
+    _one("a rename is not synced", "bank.store:Stage._move", "sync_folder(target.parent)", "pass", "F6"),
+    _one("a new folder of blobs is not synced", "bank.store:Stage.place",
+         "sync_folder(target.parent.parent)", "pass", "F6"),
+    _one("what a killed process renamed is taken over without a sync", "bank.store:Stage._move",
+         "os.utime(target)", "return os.utime(target)", "F6"),
+    _one("a deletion's rename is not synced", "bank.gc:_delete", "sync_folder(path.parent)", "pass", "F6"),
+    # each order
+    Mutant("rows before files", "bank.operations:Operation.commit_task",
+           (("self._place()", "pass"), ("self._finish()", "(self._stage.place(), self._finish())")), ("F2", "F1", "F6")),
+    _one("files go before their rows", "bank.removal:remove", "with bank_lock(",
+         "__import__('shutil').rmtree(layout.root / 'adapters')\n    with bank_lock(", "F2", "F1"),
+    _one("statements without a transaction", "bank.database:_engine", "BEGIN IMMEDIATE", "SELECT 1", "F2", "F6"),
+    # each lock
+    _one("gc without its lock", "bank.gc:gc", "bank_lock(layout.lock, exclusive=True), ", "", "F8"),
+    _one("writers without a lock", "bank.locks:bank_lock",
+         "_acquire(", "exclusive and _acquire(", "F8"),
+    _one("a transaction that takes the write lock late", "bank.database:_engine", "BEGIN IMMEDIATE", "BEGIN", "F8"),
+    # each pragma
+    _one("synchronous = NORMAL", "bank.database:_connect", "synchronous = FULL", "synchronous = NORMAL", "F6", "F5"),
+    _one("no busy timeout", "bank.database:_connect", "timeout=BUSY_SECONDS", "timeout=0", "F8"),
+    Mutant("foreign keys off", "bank.database:_connect",
+           (("{'ON' if foreign_keys else 'OFF'}", "OFF"), ("!= int(foreign_keys)", "== 7")), ("F10",)),
+    # each check
+    _one("verify does not hash", "bank.store:blob_problems", "full and hash_file", "False and hash_file", "F9", "F10"),
+    _one("links are followed", "bank.store:blob_problems", " or path.is_symlink()", "", "F10"),
+    _one("rows are not compared with their digest", "bank.live:_is_unchanged", "try:", "try:\n        return True",
+         "F9"),
+    _one("errors of the disk are not translated", "bank.failures:reported", "except OSError", "except EOFError", "F7"),
+    # training and merging
+    _one("a checkpoint is written in place", "training.checkpoints:save_checkpoint",
+         'work / f".checkpoint-{step}"', 'work / f"checkpoint-{step}"', "F4"),
+    _one("a checkpoint is taken as it is", "training.checkpoints:_is_whole", "try:", "try:\n        return True", "F9"),
+    _one("resuming forgets the random state", "training.checkpoints:restore_random_state",
+         "version, keys, gauss", "return\n    version, keys, gauss", "F3"),
+)  # fmt: skip
+
+
+def run_mutant(mutant: Mutant, harness: Callable[[], int]) -> int:
+    """Findings of a harness in this process, which the mutant spoils for good."""
+    mutant.apply()
+    return harness()
