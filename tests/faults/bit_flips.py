@@ -23,7 +23,7 @@ from lorabank.bank.reading import read_manifest
 from lorabank.core.errors import LorabankError
 from tests.faults.outcome import Outcome
 from tests.faults.processes import in_a_fork, scratch
-from tests.faults.workload import KIT, contents, filled, opened
+from tests.faults.workload import KIT, filled, opened
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,11 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from lorabank.bank.bank import Bank
 from tests.faults.disk_model import Change, Disk, Node, Tree, durable_and_open, tree, write_tree
 from tests.faults.outcome import Outcome, skipped
 from tests.faults.processes import Say, scratch
 from tests.faults.tracing import cannot_trace, recorded
-from tests.faults.workload import COMMANDS, KIT, Case, Command, case, filled, judge, opened, contents
+from tests.faults.workload import COMMANDS, Case, Command, case, judge
 
 State = tuple[Tree, bool]
 

@@ -73,12 +73,14 @@ MUTANTS = (
            (("self._place()", "pass"), ("self._finish()", "(self._stage.place(), self._finish())")), ("F2", "F1", "F6")),
     _one("files go before their rows", "bank.removal:remove", "with bank_lock(",
          "__import__('shutil').rmtree(layout.root / 'adapters')\n    with bank_lock(", "F2", "F1"),
-    _one("statements without a transaction", "bank.database:_engine", "BEGIN IMMEDIATE", "SELECT 1", "F2", "F6"),
+    _one("statements without a transaction", "bank.database:_engine",
+         'driver_sql("BEGIN IMMEDIATE")', 'driver_sql("SELECT 1")', "F2", "F6"),
     # each lock
     _one("gc without its lock", "bank.gc:gc", "bank_lock(layout.lock, exclusive=True), ", "", "F8"),
     _one("writers without a lock", "bank.locks:bank_lock",
          "_acquire(", "exclusive and _acquire(", "F8"),
-    _one("a transaction that takes the write lock late", "bank.database:_engine", "BEGIN IMMEDIATE", "BEGIN", "F8"),
+    _one("a transaction that takes the write lock late", "bank.database:_engine",
+         'driver_sql("BEGIN IMMEDIATE")', 'driver_sql("BEGIN")', "F8"),
     # each pragma
     _one("synchronous = NORMAL", "bank.database:_connect", "synchronous = FULL", "synchronous = NORMAL", "F6", "F5"),
     _one("no busy timeout", "bank.database:_connect", "timeout=BUSY_SECONDS", "timeout=0", "F8"),
@@ -91,11 +93,14 @@ MUTANTS = (
          "F9"),
     _one("errors of the disk are not translated", "bank.failures:reported", "except OSError", "except EOFError", "F7"),
     # training and merging
-    _one("a checkpoint is written in place", "training.checkpoints:save_checkpoint",
-         'work / f".checkpoint-{step}"', 'work / f"checkpoint-{step}"', "F4"),
+    _one("old checkpoints go before the new one is whole", "training.checkpoints:save_checkpoint",
+         "partial.mkdir(", "[shutil.rmtree(old) for old in _by_step(work)]\n    partial.mkdir(", "F4"),
     _one("a checkpoint is taken as it is", "training.checkpoints:_is_whole", "try:", "try:\n        return True", "F9"),
     _one("resuming forgets the random state", "training.checkpoints:restore_random_state",
-         "version, keys, gauss", "return\n    version, keys, gauss", "F3"),
+         'version, keys, gauss = facts["python"]', 'return\n    version = facts["python"]', "F3"),
+    _one("merging changes the base itself", "models.mixture:MixedLoraLinear.merge",
+         "self.form = Merged((self.base.weight.float() + delta).to(self.base.weight.dtype))",
+         "self.base.weight.data += delta.to(self.base.weight.dtype)", "F16"),
 )  # fmt: skip
 
 

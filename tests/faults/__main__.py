@@ -1,0 +1,64 @@
+"""``python -m tests.faults push|nightly|release``: run the fault programme; exit code 1 when anything was found."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.faults.programme import HARNESSES, LEVELS, PYTEST, run_harnesses, run_mutants
+from tests.faults.report import HEADER, as_json, catch_row, line, markdown, result_row
+
+
+def main() -> int:
+    """Run what was asked for, print as it goes, and say by the exit code whether all was well."""
+    options = _options()
+    only = frozenset(options.only.split(",")) if options.only else frozenset()
+    unknown = only - {harness.name for harness in HARNESSES}
+    if unknown:
+        print(f"no harness {', '.join(sorted(unknown))}; there are {', '.join(h.name for h in HARNESSES)}")
+        return 2
+    print(f"level {options.level}, seed {options.seed}\n")
+    widths = (4, 42, 8, 5, 8, 9, 7)
+    print(line(HEADER, widths), flush=True)
+    results = []
+    for result in run_harnesses(options.level, options.seed, only):
+        results.append(result)
+        print(line(result_row(result), widths), flush=True)
+        for text in (*result.outcome.notes, *result.outcome.examples):
+            print(f"      {text}", flush=True)
+    catches = []
+    if not options.without_mutants:
+        print()
+        for catch in run_mutants(options.seed, only):
+            catches.append(catch)
+            print(line(catch_row(catch), (60, 11, 100, 7)), flush=True)
+    if not only:
+        print("\ntests of their own, run by pytest:")
+        for name, path in PYTEST.items():
+            print(f"  {name}  {path}{'' if Path(path).exists() else ' (not there)'}")
+    for file, render in ((options.json, as_json), (options.markdown, markdown)):
+        if file:
+            Path(file).write_text(render(options.level, options.seed, results, catches), encoding="utf-8")
+    findings = sum(result.outcome.findings for result in results)
+    missed = [catch.mutant.name for catch in catches if catch.harness is None and "skipped" not in catch.example]
+    print(f"\n{findings} findings, {len(missed)} of {len(catches)} mutants missed")
+    return 1 if findings or missed else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("level", choices=LEVELS)
+    parser.add_argument("--only", help="names of harnesses, for example F1,F6; their mutants with them")
+    parser.add_argument("--seed", type=int, default=20, help="what is chosen at random follows from it")
+    parser.add_argument("--without-mutants", action="store_true", help="the sound code alone")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--markdown", metavar="FILE")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
