@@ -35,6 +35,7 @@ COMMANDS = {
     "demo": ("demo:demo", "Run the whole story on four small tasks."),
     "sequence": ("sequence:sequence", "Compare strategies over orders and seeds."),
     "doctor": ("doctor:doctor", "Show versions, devices and the bank's state."),
+    "limits": ("limits:limits", "List what is refused for its size."),
     "db": ("db:db", "Look after the bank's database."),
 }
 """Name to module and object below ``lorabank_cli.commands``, and the first line of the help."""

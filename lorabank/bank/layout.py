@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from lorabank.core.errors import ConfigError, DamagedError
+from lorabank.core.limits import MAX_NAME
 
 FORMAT = 1
 """Version of the folder's layout, in ``bank.json``."""
@@ -22,7 +23,7 @@ ENTRIES = frozenset((*FOLDERS, *DATABASE_FILES, "bank.json", "lock"))
 # Texts, not compiled: the first use compiles and keeps them, and `lorabank list` uses none.
 DIGEST = r"[0-9a-f]{64}"
 OPERATION_ID = r"[0-9a-f]{32}"
-_SLUG = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
+_SLUG = rf"[a-z0-9](?:[a-z0-9._-]{{0,{MAX_NAME - 2}}}[a-z0-9])?"
 _FILE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _DEVICES = frozenset(("con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))))
 _RESERVED = frozenset(("all", "as-trained", "auto", "base", "default", "none", "task"))
@@ -102,9 +103,9 @@ def check_name(name: str) -> str:
     """
     lower = name.lower()
     if not re.fullmatch(_SLUG, name) or ".." in name:
-        slug = re.sub(r"[^a-z0-9]+", "-", lower).strip("-")[:64].strip("-")
+        slug = re.sub(r"[^a-z0-9]+", "-", lower).strip("-")[:MAX_NAME].strip("-")
         raise ConfigError(
-            f"{name[:80]!r} cannot be a name: use a-z, 0-9, '.', '_' and '-', at most 64, "
+            f"{name[:80]!r} cannot be a name: use a-z, 0-9, '.', '_' and '-', at most {MAX_NAME}, "
             "with a letter or digit at both ends",
             hint=f"for example {slug!r}" if slug and re.fullmatch(_SLUG, slug) else None,
             unchanged="the bank was not changed",

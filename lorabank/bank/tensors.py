@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from lorabank.core.errors import DataError
+from lorabank.core.limits import MAX_FILE as MAX_FILE
+from lorabank.core.limits import MAX_HEADER, MAX_METADATA, MAX_TENSORS
 
-MAX_HEADER = 1_000_000
-MAX_TENSORS = 4096
-MAX_FILE = 2 * 1024**3
 _SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
@@ -101,6 +100,8 @@ def _header(file: BinaryIO, name: str) -> tuple[TensorInfo, ...]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _refuse(name, "its metadata is not text")
+    if sum(len(text.encode("utf-8", "surrogatepass")) for item in metadata.items() for text in item) > MAX_METADATA:
+        _refuse(name, f"its metadata has over {MAX_METADATA} bytes")
     if len(header) > MAX_TENSORS:
         _refuse(name, f"it holds {len(header)} tensors, the limit is {MAX_TENSORS}")
     tensors = sorted((_entry(name, key, value, 8 + length) for key, value in header.items()), key=lambda t: t.start)

@@ -13,6 +13,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from lorabank.core.errors import ConfigError
+from lorabank.core.limits import MAX_RANK
 
 DEFAULT_BASE = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -71,7 +72,7 @@ class TrainConfig:
     lambda_l2: float = _option(0.0, "Weight of the norm penalty of O-LoRA (its lambda_2).", ge=0)
     lambda_l1: float = _option(1e-3, "amlora: weight of the L1 norm of the selector's dense parameters.", ge=0)
     replay_rows: int = _option(200, "replay: rows of earlier tasks that are trained on again.", ge=1)
-    r: int = _option(8, "Rank of the adapter.", ge=1, le=1024)
+    r: int = _option(8, "Rank of the adapter.", ge=1, le=MAX_RANK)
     lora_alpha: float = _option(32.0, "Numerator of the scaling lora_alpha / r.", gt=0)
     lora_dropout: float = _option(0.1, "Dropout on the input of the new adapter.", ge=0, lt=1)
     use_rslora: bool = _option(False, "Scale by lora_alpha / sqrt(r) instead.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MAX_LABEL_LENGTH = 256
+from lorabank.core.limits import MAX_LABEL_LENGTH
 
 
 class BadCell(ValueError):

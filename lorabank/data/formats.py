@@ -13,6 +13,7 @@ from typing import Protocol
 
 from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
+from lorabank.core.limits import MAX_ROWS
 from lorabank.core.plugins import load
 
 FORMATS = {
@@ -21,8 +22,6 @@ FORMATS = {
     ".csv": "lorabank.data.delimited:Csv",
     ".parquet": "lorabank.data.parquet:Parquet",
 }
-
-MAX_ROWS = 5_000_000
 
 UNCHANGED = "nothing was changed"
 _SHOWN = 60

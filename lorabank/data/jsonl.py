@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorabank.core.limits import MAX_LINE
 from lorabank.data.formats import Table, bad_row, check_row_limit, missing_column
 from lorabank.data.strict_json import BYTE_ORDER_MARK, DECODER, KINDS, Refused, offset_of, problem_of
-
-MAX_LINE_BYTES = 1 << 20
 
 
 class JsonLines:
@@ -55,10 +54,10 @@ class JsonLines:
         """Number and text of each line that is not blank."""
         with self.path.open("rb") as file:
             number = 0
-            while raw := file.readline(MAX_LINE_BYTES + 1):
+            while raw := file.readline(MAX_LINE + 1):
                 number += 1
-                if len(raw) > MAX_LINE_BYTES:
-                    raise bad_row(self.path, f"line {number}", f"longer than {MAX_LINE_BYTES:,} bytes")
+                if len(raw) > MAX_LINE:
+                    raise bad_row(self.path, f"line {number}", f"longer than {MAX_LINE:,} bytes")
                 if number == 1:
                     raw = raw.removeprefix(BYTE_ORDER_MARK)
                 try:

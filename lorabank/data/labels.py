@@ -8,11 +8,10 @@ from dataclasses import replace
 
 from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError, DataError
-from lorabank.data.cells import MAX_LABEL_LENGTH, BadCell, check_label
+from lorabank.core.limits import MAX_LABEL_LENGTH, MAX_LABELS
+from lorabank.data.cells import BadCell, check_label
 from lorabank.data.formats import UNCHANGED, bad_row
 from lorabank.data.rows import Rows
-
-MAX_LABELS = 10_000
 
 _ANOTHER_COLUMN = "name another column with --label-column COLUMN"
 

@@ -178,3 +178,13 @@ def test_doctor_report_and_export(run: Any, api: Any) -> None:
     assert "note   2 adapters in one" in shown.out
     assert (api.called("export")["own"], api.called("export")["check"]) == (True, "vllm")
     assert run("export", "spam", "out", "--check", "other").code == 2
+
+
+def test_limits_are_the_table_that_the_code_uses(run: Any) -> None:
+    from lorabank.core.limits import LIMITS
+
+    document = run("limits", "--json").document
+    assert document["limits"] == [limit._asdict() for limit in LIMITS]
+    shown = run("limits").out
+    assert "2,147,483,648" in shown
+    assert all(limit.meaning in shown for limit in LIMITS)

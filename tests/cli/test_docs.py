@@ -29,7 +29,7 @@ def test_every_verb_of_the_contract_is_there() -> None:
         "import",
         "generate",
     }
-    promised |= {"verify", "gc", "report", "demo", "doctor", "db upgrade", "sequence run"}
+    promised |= {"verify", "gc", "report", "demo", "doctor", "db upgrade", "sequence run", "limits"}
     assert {path.removeprefix("lorabank ") for path in VERBS} == promised
 
 

@@ -1,0 +1,142 @@
+"""Each limit of the table, at the limit, one under and one over it: what is over is refused and named."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lorabank.bank import store
+from lorabank.bank.layout import check_name
+from lorabank.bank.tensors import read_header
+from lorabank.core.config import TrainConfig, validate
+from lorabank.core.errors import ConfigError, LorabankError, StorageError
+from lorabank.core.limits import LIMITS
+from lorabank.data.cells import check_label
+from lorabank.data.formats import check_row_limit
+from lorabank.data.jsonl import JsonLines
+from lorabank.data.labels import label_list
+from lorabank.data.rows import Rows
+
+VALUES = {limit.name: limit.value for limit in LIMITS}
+
+
+def write_header(folder: Path, header: dict[str, object], *, size: int = 0, padded: int = 0) -> Path:
+    """A safetensors file with this header, blanks behind it up to ``padded`` bytes, and a hole up to ``size``."""
+    text = json.dumps(header).encode().ljust(padded)
+    path = folder / "adapter_model.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(size or file.tell())
+    return path
+
+
+def adapter(folder: Path, size: int) -> None:
+    """A sparse file of ``size`` bytes: the header's length depends on no more than its digits."""
+    header = {"a": {"dtype": "U8", "shape": [10**9], "data_offsets": [0, 10**9]}}
+    data = size - 8 - len(json.dumps(header).encode())
+    assert len(str(data)) == 10
+    header["a"] = {"dtype": "U8", "shape": [data], "data_offsets": [0, data]}
+    read_header(write_header(folder, header, size=size))
+
+
+def header(folder: Path, size: int) -> None:
+    read_header(write_header(folder, {}, padded=size))
+
+
+def metadata(folder: Path, size: int) -> None:
+    read_header(write_header(folder, {"__metadata__": {"format": "pt", "k": "x" * (size - 9)}}))
+
+
+def tensors(folder: Path, count: int) -> None:
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    read_header(write_header(folder, {str(number): empty for number in range(count)}))
+
+
+def rank(folder: Path, value: int) -> None:
+    validate(TrainConfig, {"data": "x.jsonl", "r": value})
+
+
+def config(folder: Path, size: int) -> None:
+    path = folder / "adapter_config.json"
+    path.write_bytes(b"{}".ljust(size))
+    store._check_content(path)
+
+
+def name(folder: Path, length: int) -> None:
+    check_name("a" * length)
+
+
+def line(folder: Path, size: int) -> None:
+    path = folder / "data.jsonl"
+    row = b'{"text": "%s"}'
+    path.write_bytes(row % (b"x" * (size - len(row) + 2 - 1)) + b"\n")
+    JsonLines(path).read(["text"])
+
+
+def rows(folder: Path, count: int) -> None:
+    check_row_limit("data.jsonl", count)
+
+
+def labels(folder: Path, count: int) -> None:
+    numbers = tuple(range(count))
+    names = tuple(f"label {number}" for number in numbers)
+    label_list(Rows(names, names, "data.jsonl", ("text", "label"), numbers, "line"))
+
+
+def label(folder: Path, length: int) -> None:
+    from lorabank.data.cells import BadCell
+
+    try:
+        check_label("x" * length)
+    except BadCell as error:
+        raise ConfigError(error.problem) from error
+
+
+CHECKS: dict[str, Callable[[Path, int], None]] = {
+    function.__name__: function
+    for function in (adapter, header, metadata, tensors, rank, config, name, line, rows, labels, label)
+}
+
+
+def test_every_limit_of_the_table_is_tested_here() -> None:
+    assert {*CHECKS, "free space"} == set(VALUES)
+    assert all(limit.meaning for limit in LIMITS)
+
+
+@pytest.mark.parametrize("limit", CHECKS)
+def test_at_the_limit_and_around_it(limit: str, tmp_path: Path) -> None:
+    check, value = CHECKS[limit], VALUES[limit]
+    check(tmp_path, value - 1)
+    check(tmp_path, value)
+    with pytest.raises(LorabankError) as caught:
+        check(tmp_path, value + 1)
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize("need", [0, 10**6])
+def test_free_space_is_twice_the_need_and_a_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, need: int
+) -> None:
+    least = VALUES["free space"] + 2 * need
+    usage = store.shutil.disk_usage(tmp_path)
+    for free, enough in ((least + 1, True), (least, True), (least - 1, False)):
+        monkeypatch.setattr(store.shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        if enough:
+            store.check_space(tmp_path, need)
+        else:
+            with pytest.raises(StorageError, match="MiB free"):
+                store.check_space(tmp_path, need)
+
+
+def test_what_is_imported_has_the_same_limits() -> None:
+    from lorabank.bank import tensors as strict
+    from lorabank.models import foreign
+
+    assert foreign.MAX_RANK == VALUES["rank"]
+    assert strict.MAX_FILE == VALUES["adapter"]
+    assert store.MAX_CONFIG == VALUES["config"]
