@@ -34,7 +34,9 @@ COMMANDS = {
     "report": ("report:report", "Write one HTML file about the bank."),
     "demo": ("demo:demo", "Run the whole story on four small tasks."),
     "sequence": ("sequence:sequence", "Compare strategies over orders and seeds."),
-    "doctor": ("doctor:doctor", "Show versions, devices and the bank's state."),
+    "doctor": ("doctor:doctor", "Examine the machine and the bank."),
+    "backup": ("backup:backup", "Copy the database, or the whole bank."),
+    "restore": ("restore:restore", "Put a backup back."),
     "limits": ("limits:limits", "List what is refused for its size."),
     "db": ("db:db", "Look after the bank's database."),
 }

@@ -208,16 +208,20 @@ class Bank:
 
         return remove(self._layout, name, cascade=cascade, dry_run=dry_run)
 
-    def verify(self, *, full: bool) -> list[Finding]:
+    def verify(self, *, full: bool, part: tuple[int, int] | None = None) -> list[Finding]:
         """Check the bank; an empty list means that nothing is wrong.
 
         Args:
             full: Also hash every file, read safetensors headers strictly, and look for values that are not finite.
                 Otherwise: rows and their digests, and that files exist with the recorded size.
+            part: ``(n, t)``: read the files of the n-th of t parts. All t parts together are a full check.
+
+        Raises:
+            ConfigError: There is no such part.
         """
         from lorabank.bank.verify import verify
 
-        return verify(self._layout, full=full)
+        return verify(self._layout, full=full, part=part)
 
     def gc(self, *, dry_run: bool, grace_hours: float = 24.0) -> GcResult:
         """Delete files that nothing refers to.

@@ -71,11 +71,15 @@ def _clear_unfinished(layout: Layout) -> None:
 
 
 def _write_manifest(layout: Layout, content: dict[str, object]) -> None:
-    """Under a fresh name, synced, then renamed: it is there whole or not at all."""
+    write_manifest(layout, json.dumps(content, indent=2).encode() + b"\n")
+
+
+def write_manifest(layout: Layout, content: bytes) -> None:
+    """Write ``bank.json`` under a fresh name, synced, then renamed: it is there whole or not at all."""
     folder = layout.staging(os.urandom(16).hex())
     folder.mkdir(mode=0o700)
     draft = folder / layout.manifest.name
-    write_new(draft, json.dumps(content, indent=2).encode() + b"\n")
+    write_new(draft, content)
     os.rename(draft, layout.manifest)
     folder.rmdir()
     sync_folder(layout.root)

@@ -26,14 +26,13 @@ from lorabank.bank.reading import (
     read_operations,
     read_revision,
 )
-from lorabank.bank.store import check_space, sync_folder
+from lorabank.bank.store import sync_folder
 from lorabank.core.errors import BusyError, DamagedError, IncompatibleError, LorabankError, StorageError
 
 if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection, Engine
 
-KEPT_BACKUPS = 3
 BUSY_SECONDS = 30.0
 
 
@@ -107,6 +106,8 @@ def upgrade_database(path: Path | str, *, dry_run: bool = False) -> UpgradeResul
         BusyError: An operation is under way, or another process holds the lock.
         DamagedError: The database or its copy is not sound.
     """
+    from lorabank.bank.backup import back_up
+
     layout = Layout(Path(path))
     read_manifest(layout)
     if dry_run:
@@ -118,7 +119,7 @@ def upgrade_database(path: Path | str, *, dry_run: bool = False) -> UpgradeResul
             return UpgradeResult(before, before, None)
         _refuse_live_operations(layout)
         layout.make_folders()
-        backup = _back_up(layout, before)
+        backup = back_up(layout)
         with _engine(layout.database, foreign_keys=False).begin() as connection:
             try:
                 _migrate(connection)
@@ -167,7 +168,7 @@ def _engine(database: Path, *, foreign_keys: bool = True) -> Engine:
     from sqlalchemy import create_engine, event
     from sqlalchemy.pool import NullPool
 
-    engine = create_engine("sqlite://", creator=lambda: _connect(database, foreign_keys), poolclass=NullPool)
+    engine = create_engine("sqlite://", creator=lambda: connect(database, foreign_keys), poolclass=NullPool)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -176,20 +177,24 @@ def _engine(database: Path, *, foreign_keys: bool = True) -> Engine:
     return engine
 
 
-def _connect(database: Path, foreign_keys: bool) -> sqlite3.Connection:
+def connect(database: Path, foreign_keys: bool) -> sqlite3.Connection:
     """A driver connection that never opens a transaction by itself (its own rules leave DDL outside)."""
     address = f"{database.absolute().as_uri()}?mode=rw"
     connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=BUSY_SECONDS)
-    for setting in (
-        "synchronous = FULL",
-        f"foreign_keys = {'ON' if foreign_keys else 'OFF'}",
-        "trusted_schema = OFF",
-        "cell_size_check = ON",
-        "mmap_size = 0",
-    ):
-        connection.execute(f"PRAGMA {setting}")
-    if connection.execute("PRAGMA foreign_keys").fetchone()[0] != int(foreign_keys):
-        raise sqlite3.DatabaseError("this build of SQLite cannot enforce foreign keys")
+    try:
+        for setting in (
+            "synchronous = FULL",
+            f"foreign_keys = {'ON' if foreign_keys else 'OFF'}",
+            "trusted_schema = OFF",
+            "cell_size_check = ON",
+            "mmap_size = 0",
+        ):
+            connection.execute(f"PRAGMA {setting}")
+        if connection.execute("PRAGMA foreign_keys").fetchone()[0] != int(foreign_keys):
+            raise sqlite3.DatabaseError("this build of SQLite cannot enforce foreign keys")
+    except Exception:
+        connection.close()
+        raise
     return connection
 
 
@@ -218,29 +223,6 @@ def busy(layout: Layout, kind: str, name: str, pid: int, host: str) -> BusyError
         hint="wait for it to end; lorabank list shows it",
         unchanged="the bank was not changed",
     )
-
-
-def _back_up(layout: Layout, revision: str) -> Path:
-    """Copy the database with ``VACUUM INTO``, make the copy durable, check it, and let the oldest go."""
-    check_space(layout.root, layout.database.stat().st_size)
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    target = layout.backups / f"{stamp}-{revision}.db"
-    with closing(_connect(layout.database, foreign_keys=True)) as connection:
-        connection.execute("VACUUM INTO ?", (str(target),))
-    target.chmod(0o400)
-    descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    sync_folder(layout.backups)
-    with closing(sqlite3.connect(f"{target.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as copy:
-        verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
-    if verdict != "ok":
-        raise DamagedError(f"{layout.database}: {verdict}", hint="lorabank verify --full")
-    for old in sorted(layout.backups.glob("*.db"))[:-KEPT_BACKUPS]:
-        old.unlink()
-    return target
 
 
 def _read_only(database: Path) -> sqlite3.Connection:

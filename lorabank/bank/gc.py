@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from lorabank.bank.live import LiveFiles, changed_rows, live_files
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.operations import RESUMABLE, holds_checkpoint
 from lorabank.bank.reading import read_operations, reading
-from lorabank.bank.store import sync_folder
 from lorabank.core.errors import DamagedError
 from lorabank.core.records import OperationRecord
+
+_TRASHED = rf"[0-9a-f]{{16}}-(?:{DIGEST}|{OPERATION_ID})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ def gc(layout: Layout, *, dry_run: bool, grace_hours: float) -> GcResult:
         garbage = _garbage(layout, grace_hours)
         result = _result(layout, garbage)
         for path in garbage:
-            _delete(layout, path)
+            delete(layout, path)
         return result
 
 
@@ -61,7 +64,8 @@ def _garbage(layout: Layout, grace_hours: float) -> list[Path]:
         live = live_files(connection)
     newest = time.time() - grace_hours * 3600
     old = (path for path in _unreferenced(layout, live) if path.lstat().st_mtime <= newest)
-    return sorted([*old, *_left_over(layout, operations)])
+    trash = (path for path in layout.trash.glob("*") if re.fullmatch(_TRASHED, path.name))
+    return sorted([*old, *trash, *left_over(layout, operations)])
 
 
 def _unreferenced(layout: Layout, live: LiveFiles) -> Iterator[Path]:
@@ -74,14 +78,13 @@ def _unreferenced(layout: Layout, live: LiveFiles) -> Iterator[Path]:
             yield path
 
 
-def _left_over(layout: Layout, operations: list[OperationRecord]) -> Iterator[Path]:
-    """What dead operations and earlier collections left; checkpoints that can be resumed stay."""
+def left_over(layout: Layout, operations: list[OperationRecord]) -> Iterator[Path]:
+    """What dead operations left; checkpoints that can be resumed stay."""
     kept = {
         operation.id
         for operation in operations
         if operation.kind == RESUMABLE and holds_checkpoint(layout.work(operation.id))
     }
-    yield from layout.trash.glob("*")
     for path in (layout.root / "staging").glob("*"):
         if re.fullmatch(OPERATION_ID, path.name):
             yield path
@@ -90,17 +93,33 @@ def _left_over(layout: Layout, operations: list[OperationRecord]) -> Iterator[Pa
             yield path
 
 
-def _delete(layout: Layout, path: Path) -> None:
-    """Rename into ``trash`` first: a killed deletion leaves nothing half-deleted under a digest."""
-    doomed = path
-    if path.parent != layout.trash:
-        doomed = layout.trash / f"{os.urandom(8).hex()}-{path.name}"
-        os.rename(path, doomed)
-        sync_folder(path.parent)
-    if doomed.is_dir() and not doomed.is_symlink():
-        shutil.rmtree(doomed)
-    else:
-        doomed.unlink()
+def delete(layout: Layout, path: Path) -> None:
+    """Delete a path of the bank.
+
+    Renamed into ``trash`` first: a killed deletion leaves nothing half-deleted under a digest. Folders are opened
+    without following links and names are taken relative to the open folder, so a folder that somebody turns into a
+    link meanwhile leads nowhere.
+    """
+    with _opened(layout.trash) as trash:
+        doomed = path.name
+        if path.parent != layout.trash:
+            doomed = f"{os.urandom(8).hex()}-{path.name}"
+            with _opened(path.parent) as parent:
+                os.rename(path.name, doomed, src_dir_fd=parent, dst_dir_fd=trash)
+                os.fsync(parent)
+        if stat.S_ISDIR(os.stat(doomed, dir_fd=trash, follow_symlinks=False).st_mode):
+            shutil.rmtree(doomed, dir_fd=trash)
+        else:
+            os.unlink(doomed, dir_fd=trash)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _result(layout: Layout, garbage: list[Path]) -> GcResult:

@@ -18,7 +18,8 @@ FORMAT = 1
 
 FOLDERS = ("adapters", "blobs", "staging", "work", "backups", "trash")
 DATABASE_FILES = ("bank.db", "bank.db-wal", "bank.db-shm", "bank.db-journal")
-ENTRIES = frozenset((*FOLDERS, *DATABASE_FILES, "bank.json", "lock"))
+QUARANTINE = "quarantine"
+ENTRIES = frozenset((*FOLDERS, QUARANTINE, *DATABASE_FILES, "bank.json", "lock"))
 
 # Texts, not compiled: the first use compiles and keeps them, and `lorabank list` uses none.
 DIGEST = r"[0-9a-f]{64}"
@@ -84,15 +85,22 @@ class Layout:
         """
         from lorabank.bank.store import sync_folder
 
-        folders = [self.root / name for name in FOLDERS]
-        for folder in folders:
-            if folder.is_symlink():
-                raise DamagedError(f"{folder} is a link", unchanged="the bank was not changed")
-        missing = [folder for folder in folders if not folder.exists()]
-        for folder in missing:
-            folder.mkdir(mode=0o700, exist_ok=True)
-        if missing:
+        if any([self._make(name) for name in FOLDERS]):
             sync_folder(self.root)
+
+    def quarantine(self) -> Path:
+        """Where damaged files go: no command deletes them. The folder is made when it is first needed."""
+        self._make(QUARANTINE)
+        return self.root / QUARANTINE
+
+    def _make(self, name: str) -> bool:
+        """Whether the folder was not there."""
+        folder = self.root / name
+        if folder.is_symlink():
+            raise DamagedError(f"{folder} is a link", unchanged="the bank was not changed")
+        missing = not folder.exists()
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return missing
 
 
 def check_name(name: str) -> str:

@@ -1,7 +1,8 @@
 """Which stored files the bank needs: those that a row in use refers to.
 
 Rows of removed tasks and compositions are lineage and need no files, except that an adapter stays for as long as a
-later adapter, which was trained on top of it, is in use; its objects go with its task.
+later adapter, which was trained on top of it, is in use; its objects go with its task. A task that was set aside as
+damaged (state ``failed``) keeps what is left of it.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from lorabank.bank.rows import IMMUTABLE, row_digest
 from lorabank.bank.store import StoredFile
 from lorabank.core.errors import DataError
 
-_USED_BLOBS = """
-SELECT statistics FROM tasks WHERE state = 'ready' AND statistics IS NOT NULL
-UNION SELECT blob FROM datasets JOIN tasks ON tasks.position = datasets.task
-    WHERE tasks.state = 'ready' AND blob IS NOT NULL
-UNION SELECT blob FROM composition_objects JOIN compositions ON compositions.id = composition
-    WHERE compositions.state = 'ready'
-UNION SELECT blob FROM adapter_objects JOIN tasks ON tasks.position = adapter
-    WHERE tasks.state = 'ready'
-"""
+_USED_BLOBS = {
+    "tasks": """SELECT statistics FROM tasks WHERE state IN ('ready', 'failed') AND statistics IS NOT NULL""",
+    "datasets": """SELECT blob FROM datasets JOIN tasks ON tasks.position = datasets.task
+    WHERE tasks.state IN ('ready', 'failed') AND blob IS NOT NULL""",
+    "composition_objects": """SELECT blob FROM composition_objects JOIN compositions ON compositions.id = composition
+    WHERE compositions.state = 'ready'""",
+    "adapter_objects": """SELECT blob FROM adapter_objects JOIN tasks ON tasks.position = adapter
+    WHERE tasks.state IN ('ready', 'failed')""",
+}
+"""Digests of blobs in use, by the table that holds them; a backup of an older schema has fewer tables."""
+
 _USED_ADAPTERS = """
-SELECT position FROM tasks WHERE state = 'ready'
+SELECT position FROM tasks WHERE state IN ('ready', 'failed')
 UNION SELECT member FROM adapter_context JOIN tasks ON tasks.position = adapter_context.adapter
-    WHERE tasks.state = 'ready'
+    WHERE tasks.state IN ('ready', 'failed')
 """
 
 
@@ -45,7 +48,8 @@ class LiveFiles:
 def live_files(connection: sqlite3.Connection) -> LiveFiles:
     """Read what the rows in use refer to."""
     sizes = dict(connection.execute("SELECT digest, bytes FROM blobs").fetchall())
-    used = [row[0] for row in connection.execute(_USED_BLOBS)]
+    queries = [query for table, query in _USED_BLOBS.items() if table in _tables(connection)]
+    used = [row[0] for row in connection.execute(" UNION ".join(queries))]
     blobs = {digest: StoredFile(digest, digest, sizes.get(digest, -1)) for digest in used}
     adapters: dict[str, tuple[str, list[StoredFile]]] = {}
     for position, digest, task in connection.execute(
@@ -59,10 +63,15 @@ def live_files(connection: sqlite3.Connection) -> LiveFiles:
     return LiveFiles(adapters, blobs)
 
 
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
 def changed_rows(connection: sqlite3.Connection) -> list[tuple[str, str]]:
-    """Rows whose immutable columns no longer match their digest, as (table, key)."""
+    """Rows whose immutable columns no longer match their digest, as (table, key); an older schema has fewer tables."""
     found = []
-    for table, columns in IMMUTABLE.items():
+    tables = _tables(connection)
+    for table, columns in ((table, columns) for table, columns in IMMUTABLE.items() if table in tables):
         for row in connection.execute(f"SELECT * FROM {table}"):
             if not _is_unchanged(table, row):
                 found.append((table, str(row[columns[0]])[:80]))

@@ -178,6 +178,8 @@ def _snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
         "ORDER BY position"
     )
     records = [task_record(row) for row in tasks]
+    damaged = {task.name for task in records if task.state == "failed"}
+    compositions = _compositions(connection)
     datasets = connection.execute(
         "SELECT datasets.*, tasks.name AS task_name FROM datasets JOIN tasks ON tasks.position = datasets.task "
         "WHERE tasks.state = 'ready' ORDER BY datasets.task, datasets.id"
@@ -190,7 +192,9 @@ def _snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
         removed_tasks=tuple(task for task in records if task.state == "removed"),
         datasets=tuple(dataset_record(row) for row in datasets),
         by_position=_adapters(connection),
-        compositions=_compositions(connection),
+        compositions=tuple(made for made in compositions if damaged.isdisjoint(made.members)),
+        damaged_tasks=tuple(task for task in records if task.state == "failed"),
+        damaged_compositions=tuple(made for made in compositions if not damaged.isdisjoint(made.members)),
     )
 
 

@@ -31,11 +31,12 @@ def remove(layout: Layout, name: str, *, cascade: bool, dry_run: bool) -> tuple[
 
 def _affected(snapshot: Snapshot, name: str, cascade: bool) -> tuple[str, ...]:
     """The names that go: the one asked for, and with ``cascade`` the compositions that need it."""
-    if any(composition.name == name for composition in snapshot.compositions):
+    compositions = (*snapshot.compositions, *snapshot.damaged_compositions)
+    if any(composition.name == name for composition in compositions):
         return (name,)
-    if all(task.name != name for task in snapshot.tasks):
+    if all(task.name != name for task in (*snapshot.tasks, *snapshot.damaged_tasks)):
         raise _unknown(snapshot, name)
-    needed_by = tuple(composition.name for composition in snapshot.compositions if name in composition.members)
+    needed_by = tuple(composition.name for composition in compositions if name in composition.members)
     if needed_by and not cascade:
         raise ExistsError(
             f"task {name!r} is needed by the composition{'s' * (len(needed_by) > 1)} {', '.join(needed_by)}",

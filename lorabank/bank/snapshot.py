@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from lorabank.core.errors import NotFoundError
+from lorabank.core.errors import DamagedError, NotFoundError
 from lorabank.core.records import (
     AdapterRecord,
     BaseModelRecord,
@@ -27,6 +27,8 @@ class Snapshot(NamedTuple):
         datasets: The data sets of ``tasks``.
         compositions: Compositions that can be used, oldest first.
         by_position: Every adapter ever stored, by the position of its task.
+        damaged_tasks: Tasks that were set aside because a file they need is damaged; nothing answers with them.
+        damaged_compositions: Compositions with such a member.
     """
 
     id: str
@@ -37,12 +39,14 @@ class Snapshot(NamedTuple):
     datasets: tuple[DatasetRecord, ...]
     compositions: tuple[CompositionRecord, ...]
     by_position: dict[int, AdapterRecord]
+    damaged_tasks: tuple[TaskRecord, ...] = ()
+    damaged_compositions: tuple[CompositionRecord, ...] = ()
 
     @property
     def adapters(self) -> dict[str, AdapterRecord]:
         """Adapters by digest, those of removed tasks too; of equal ones that of the first task in use."""
         found: dict[str, AdapterRecord] = {}
-        for task in (*self.tasks, *self.removed_tasks):
+        for task in (*self.tasks, *self.damaged_tasks, *self.removed_tasks):
             adapter = self.by_position[task.position]
             found.setdefault(adapter.digest, adapter)
         return found
@@ -52,10 +56,12 @@ class Snapshot(NamedTuple):
 
         Raises:
             NotFoundError: With the nearest name.
+            DamagedError: It was set aside.
         """
         for task in self.tasks:
             if task.name == name:
                 return task
+        self.refuse_damaged(name)
         raise _unknown("task", name, (task.name for task in self.tasks))
 
     def composition(self, name: str) -> CompositionRecord:
@@ -63,11 +69,28 @@ class Snapshot(NamedTuple):
 
         Raises:
             NotFoundError: With the nearest name.
+            DamagedError: A member of it was set aside.
         """
         for composition in self.compositions:
             if composition.name == name:
                 return composition
+        self.refuse_damaged(name)
         raise _unknown("composition", name, (composition.name for composition in self.compositions))
+
+    def refuse_damaged(self, name: str) -> None:
+        """Refuse the name of a task or composition that was set aside.
+
+        Raises:
+            DamagedError: Saying what brings it back.
+        """
+        damaged = {task.name: "task" for task in self.damaged_tasks}
+        damaged |= {composition.name: "composition" for composition in self.damaged_compositions}
+        if (what := damaged.get(name)) is not None:
+            raise DamagedError(
+                f"{what} {name!r} was set aside: a file that it needs is damaged",
+                hint=f"lorabank doctor --repair --from COPY fetches a good copy; or: lorabank remove {name}",
+                unchanged="nothing was changed",
+            )
 
     def dataset(self, task: str, split: str) -> DatasetRecord | None:
         """A split of a task's data, None when the task has no such split."""

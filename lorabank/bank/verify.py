@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 from lorabank.bank.layout import Layout
@@ -12,32 +12,58 @@ from lorabank.bank.live import LiveFiles, changed_rows, live_files
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.reading import read_evaluations, read_manifest, read_operations, read_snapshot, reading
 from lorabank.bank.store import adapter_digest, adapter_problems, blob_problems, content_problems, strangers
-from lorabank.core.errors import DamagedError
+from lorabank.core.errors import ConfigError, DamagedError
 from lorabank.core.records import Finding
 
-_ADAPTER_HINT = "copy the folder back from another copy of the bank, or: lorabank remove {task} --cascade"
-_BLOB_HINT = "copy the file back from another copy of the bank"
+_ADAPTER_HINT = "lorabank doctor --repair --from COPY, or: lorabank remove {task} --cascade"
+_BLOB_HINT = "lorabank doctor --repair --from COPY"
 _MANIFEST_HINT = "write into bank.json what bank.db says"
-_DATABASE_HINT = "go back to a copy of the bank, or of bank.db in its folder backups"
+_DATABASE_HINT = "lorabank restore BACKUP (a file in the bank's folder backups, or a copy of the bank)"
+
+Deep = Callable[[str], bool]
+"""Whether the files under this digest are read."""
 
 
-def verify(layout: Layout, *, full: bool) -> list[Finding]:
+def verify(layout: Layout, *, full: bool, part: tuple[int, int] | None = None) -> list[Finding]:
     """Check a bank; see ``Bank.verify``."""
+    deep = _depth(full, part)
     with ExitStack() as lock:
         with suppress(OSError):  # on a read-only medium there is nothing to lock against
             lock.enter_context(bank_lock(layout.lock, exclusive=False))
         try:
             with reading(layout) as connection:
-                findings = [*_database(connection, layout, full)]
+                findings = [*database_findings(connection, layout, full or part is not None)]
                 if findings:
                     return findings
-                live = live_files(connection)
+                live, aside = live_files(connection), _set_aside(connection)
         except DamagedError as error:
             return [Finding("database", "bank", error.message, _DATABASE_HINT)]
-        return [*_adapters(layout, live, full), *_blobs(layout, live, full)]
+        return [*aside, *_adapters(layout, live, deep), *_blobs(layout, live, deep)]
 
 
-def _database(connection: sqlite3.Connection, layout: Layout, full: bool) -> Iterator[Finding]:
+def _depth(full: bool, part: tuple[int, int] | None) -> Deep:
+    """A digest belongs to one of ``count`` parts, always the same: digests are spread evenly."""
+    if part is None or full:
+        return lambda _: full
+    number, count = part
+    if not 1 <= number <= count:
+        raise ConfigError(
+            f"part {number} of {count}: there is no such part",
+            hint="for example the first of five: 1/5",
+            unchanged="nothing was checked",
+        )
+    return lambda digest: int(digest, 16) % count == number - 1
+
+
+def _set_aside(connection: sqlite3.Connection) -> list[Finding]:
+    """Tasks that a repair marked as damaged: it also lifts the mark, once the files are back."""
+    hint = "lorabank doctor --repair --from COPY, or: lorabank remove {} --cascade"
+    names = [row[0] for row in connection.execute("SELECT name FROM tasks WHERE state = 'failed' ORDER BY position")]
+    return [Finding("task", f"task {name}", "it is set aside as damaged", hint.format(name)) for name in names]
+
+
+def database_findings(connection: sqlite3.Connection, layout: Layout, full: bool) -> Iterator[Finding]:
+    """What is wrong with the database itself: pages, references, rows that are not what was written."""
     check = "integrity_check" if full else "quick_check"
     for (verdict,) in connection.execute(f"PRAGMA {check}").fetchall():
         if verdict != "ok":
@@ -60,13 +86,13 @@ def _database(connection: sqlite3.Connection, layout: Layout, full: bool) -> Ite
         yield Finding("database", "bank.db", error.message, _DATABASE_HINT)
 
 
-def _adapters(layout: Layout, live: LiveFiles, full: bool) -> Iterator[Finding]:
+def _adapters(layout: Layout, live: LiveFiles, deep: Deep) -> Iterator[Finding]:
     for digest, (task, files) in live.adapters.items():
         subject, hint = f"adapter {digest[:12]} of task {task}", _ADAPTER_HINT.format(task=task)
         if adapter_digest(files) != digest:
             yield Finding("row", subject, "the recorded files do not make up the adapter's digest", _DATABASE_HINT)
             continue
-        folder = layout.adapter(digest)
+        folder, full = layout.adapter(digest), deep(digest)
         problems = adapter_problems(folder, files, full=full)
         if not problems:
             problems = [f"{name[:80]!r} does not belong to the adapter" for name in strangers(folder, files)]
@@ -75,8 +101,8 @@ def _adapters(layout: Layout, live: LiveFiles, full: bool) -> Iterator[Finding]:
         yield from (Finding("adapter", subject, problem, hint) for problem in problems)
 
 
-def _blobs(layout: Layout, live: LiveFiles, full: bool) -> Iterator[Finding]:
+def _blobs(layout: Layout, live: LiveFiles, deep: Deep) -> Iterator[Finding]:
     for digest, file in live.blobs.items():
-        path = layout.blob(digest)
+        path, full = layout.blob(digest), deep(digest)
         problems = blob_problems(path, file, full=full) or (content_problems(path) if full else [])
         yield from (Finding("blob", f"blob {digest[:12]}", problem, _BLOB_HINT) for problem in problems)

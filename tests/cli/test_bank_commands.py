@@ -165,9 +165,12 @@ def test_db_upgrade(run: Any, api: Any) -> None:
 
 
 def test_doctor_report_and_export(run: Any, api: Any) -> None:
-    api["doctor"] = (("python", "3.11"), ("torch", "2.13"))
+    from lorabank.workflows.checkup import Checkup
+
+    api["doctor"] = Checkup((("python", "3.11"), ("torch", "2.13")), (), ())
     assert run("doctor").out == "python  3.11\ntorch   2.13\n"
-    assert run("doctor", "--json").document == {"python": "3.11", "torch": "2.13"}
+    document = {"facts": {"python": "3.11", "torch": "2.13"}, "warnings": [], "repaired": None, "findings": []}
+    assert run("doctor", "--json").document == document
     api["report"] = lambda path, target: Path(target)
     assert run("report").out == "wrote report.html\n"
     assert run("report", "x.html", "--json").document == {"path": "x.html"}
@@ -178,6 +181,61 @@ def test_doctor_report_and_export(run: Any, api: Any) -> None:
     assert "note   2 adapters in one" in shown.out
     assert (api.called("export")["own"], api.called("export")["check"]) == (True, "vllm")
     assert run("export", "spam", "out", "--check", "other").code == 2
+
+
+def test_the_doctor_finds_repairs_and_exits_with_8_while_findings_remain(run: Any, bank: Bank) -> None:
+    assert run("backup", "copy").code == 0
+    assert run("doctor").code == 0
+    weights = next(bank.path.glob("adapters/*/adapter_model.safetensors"))
+    weights.unlink()
+    shown = run("doctor")
+    assert shown.code == 8
+    assert "adapter_model.safetensors is missing" in shown.out
+    assert "hint: lorabank doctor --repair" in shown.err
+    shown = run("doctor", "--repair", "--json")
+    assert shown.code == 8
+    (name,) = shown.document["repaired"]["set_aside"]
+    assert "damaged" in next(line for line in run("list").out.splitlines() if name in line)
+    refused = run("show", name)
+    assert (refused.code, "was set aside" in refused.err) == (8, True)
+    shown = run("doctor", "--repair", "--from", "copy")
+    assert shown.code == 0
+    assert f"brought back\n  {name}" in shown.out
+    assert "damaged" not in run("list").out
+    assert run("doctor", "--from", "copy").code == 2
+    assert run("doctor", "--repair", "--from", "nowhere").code == 3
+
+
+def test_backup_and_restore(run: Any, bank: Bank) -> None:
+    made = run("backup", "--json").document
+    assert made["tasks"] == 2
+    assert run("remove", "both", "--yes").code == 0
+    assert run("remove", "spam", "--yes").code == 0
+    planned = run("restore", made["path"], "--dry-run", "--json").document
+    assert (planned["dry_run"], planned["back"], planned["gone"]) == (True, ["spam"], [])
+    refused = run("restore", made["path"])
+    assert (refused.code, "add --yes" in refused.err) == (2, True)
+    done = run("restore", Path(made["path"]).name, "--yes")
+    assert done.code == 0
+    assert "tasks that come back  spam" in done.out
+    assert "kept aside" in done.out
+    assert [task.name for task in bank.snapshot().tasks] == ["sentiment", "spam"]
+    missing = run("restore", "nothing.db", "--yes")
+    assert (missing.code, "The bank has: " in missing.err) == (3, True)
+
+
+@pytest.mark.parametrize("part", ["0/5", "6/5", "1", "1/", "a/b", "1/5/9", "1/0", "-1/5", "9" * 5000 + "/1"])
+def test_a_part_that_there_is_not(run: Any, bank: Bank, part: str) -> None:
+    shown = run("verify", f"--subset={part}")
+    assert (shown.code, shown.out) == (2, "")
+    assert "is not n/t" in shown.err
+
+
+def test_verify_reads_a_part(run: Any, bank: Bank) -> None:
+    shown = run("verify", "--subset", "2/3", "--json").document
+    assert (shown["clean"], shown["full"], shown["subset"]) == (True, False, "2/3")
+    assert "part 2 of 3 read" in run("verify", "--subset", "2/3").out
+    assert run("verify", "--subset", "2/3", "--full").code == 2
 
 
 def test_limits_are_the_table_that_the_code_uses(run: Any) -> None:

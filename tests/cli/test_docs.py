@@ -29,7 +29,18 @@ def test_every_verb_of_the_contract_is_there() -> None:
         "import",
         "generate",
     }
-    promised |= {"verify", "gc", "report", "demo", "doctor", "db upgrade", "sequence run", "limits"}
+    promised |= {
+        "verify",
+        "gc",
+        "report",
+        "demo",
+        "doctor",
+        "db upgrade",
+        "sequence run",
+        "limits",
+        "backup",
+        "restore",
+    }
     assert {path.removeprefix("lorabank ") for path in VERBS} == promised
 
 

@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
-from lorabank_cli.text import pairs
+from typing import TYPE_CHECKING
+
+import click
+
+from lorabank.core.errors import DamagedError
+from lorabank_cli.text import pairs, safe, table
 from lorabank_cli.verb import Run, verb
 
+if TYPE_CHECKING:
+    from lorabank.bank.repair import RepairResult
+    from lorabank.workflows.checkup import Checkup
 
-@verb("doctor", examples=("doctor", "doctor --json"))
-def doctor(run: Run) -> None:
-    """Show versions, devices and the bank's state.
 
-    These facts belong into a bug report.
+@verb("doctor", examples=("doctor", "doctor --json", "doctor --repair", "doctor --repair --from ../copy-of-bank"))
+@click.option("--repair", is_flag=True, help="Mend what can be mended without losing anything.")
+@click.option("--from", "source", metavar="DIR", help="With --repair: fetch good copies from a bank or an export.")
+def doctor(run: Run, repair: bool, source: str | None) -> None:
+    """Examine the machine and the bank.
+
+    The facts belong into a bug report. --repair reads every file: it sweeps what dead processes left, moves damaged
+    files to the bank's folder quarantine, fetches good copies by their digest, and sets tasks aside that lack a file,
+    so that all others can be used. It deletes no stored file. Findings that remain exit with 8.
     """
     from lorabank import api
 
-    facts = api.doctor(run.bank)
-    run.output.data(dict(facts), pairs(facts, indent=""))
+    if source is not None and not repair:
+        raise click.UsageError("--from needs --repair.")
+    repaired = api.repair(run.bank, source=source) if repair else None
+    found = api.doctor(run.bank, full=repair)
+    document = {
+        "facts": dict(found.facts),
+        "warnings": found.warnings,
+        "repaired": repaired,
+        "findings": found.findings,
+    }
+    run.output.data(document, _text(found, repaired))
+    if found.findings:
+        count = len(found.findings)
+        raise DamagedError(
+            f"{count} finding{'s' if count > 1 else ''} in {run.bank}",
+            hint=None if repair else "lorabank doctor --repair, with --from COPY when there is a copy of the bank",
+        )
+
+
+def _text(found: Checkup, repaired: RepairResult | None) -> str:
+    blocks = [pairs(found.facts, indent="")]
+    blocks += [f"warning: {safe(warning)}" for warning in found.warnings]
+    if repaired is not None:
+        done = [(name.replace("_", " "), paths) for name, paths in repaired._asdict().items() if paths]
+        lines = [f"{name}\n" + "\n".join(f"  {safe(path)}" for path in paths) for name, paths in done]
+        blocks.append("\n".join(lines) or "nothing was to be repaired")
+    if found.findings:
+        rows = [(f.kind, f.subject, f.message, f.hint) for f in found.findings]
+        blocks.append(table(("kind", "subject", "finding", "cure"), rows))
+    return "\n\n".join(blocks)

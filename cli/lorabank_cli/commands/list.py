@@ -20,7 +20,8 @@ def list_bank(run: Run) -> None:
 
     snapshot, evaluations = Bank.open(run.bank).contents()
     scores = _scores(snapshot, evaluations)
-    tasks = [_task(snapshot, task, scores.get(task.name)) for task in snapshot.tasks]
+    known = sorted((*snapshot.tasks, *snapshot.damaged_tasks), key=lambda task: task.position)
+    tasks = [_task(snapshot, task, scores.get(task.name)) for task in known]
     document = {
         "bank": run.bank,
         "id": snapshot.id,
@@ -34,7 +35,7 @@ def list_bank(run: Run) -> None:
 
 def _scores(snapshot: Snapshot, evaluations: list[EvaluationRecord]) -> dict[str, EvaluationRecord]:
     """The cell of each task right after it was learnt, asked as itself, where it was measured."""
-    position = {task.name: task.position for task in snapshot.tasks}
+    position = {task.name: task.position for task in (*snapshot.tasks, *snapshot.damaged_tasks)}
     return {
         e.task: e
         for e in sorted(evaluations, key=lambda e: e.created_at)
@@ -54,7 +55,7 @@ def _task(snapshot: Snapshot, task: TaskRecord, cell: EvaluationRecord | None) -
         "rows": train.rows if train else None,
         "score": cell.value if cell else None,
         "metric": cell.metric if cell else None,
-        "state": task.state,
+        "state": "damaged" if task.state == "failed" else task.state,
         "adapter": task.adapter,
     }
 

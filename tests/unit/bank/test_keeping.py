@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lorabank.bank.bank import Bank
-from lorabank.core.errors import BusyError, DamagedError, ExistsError, LorabankError, NotFoundError
+from lorabank.core.errors import BusyError, ConfigError, DamagedError, ExistsError, LorabankError, NotFoundError
 
 
 @pytest.fixture
@@ -65,6 +65,23 @@ def test_files_of_another_kind_are_found_without_reading_them(filled, kind, kit)
         path.rmdir() if kind == "folder" else path.unlink()
         path.write_bytes(content)
     assert filled.verify(full=True) == []
+
+
+def test_all_parts_together_are_a_full_check(filled, kit):
+    for path in stored_files(filled)[::3]:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        kit.overwrite(path, bytes(content))
+    full = filled.verify(full=True)
+    assert len(full) > 3
+    for count in (1, 2, 5):
+        parts = [filled.verify(full=False, part=(number, count)) for number in range(1, count + 1)]
+        assert sorted(finding for part in parts for finding in part) == sorted(full)
+        assert parts[0] == filled.verify(full=False, part=(1, count))
+    assert any(len(filled.verify(full=False, part=(number, 5))) < len(full) for number in range(1, 6))
+    for part in ((0, 5), (6, 5), (1, 0), (-1, 5)):
+        with pytest.raises(ConfigError, match="no such part"):
+            filled.verify(full=False, part=part)
 
 
 def test_every_flipped_bit_of_a_file_is_found(filled, kit):
@@ -282,9 +299,11 @@ def test_collection_sweeps_dead_operations_and_leaves_what_it_does_not_know(fill
     for name in ("staging", "work"):
         (filled.path / name / dead).mkdir()
         (filled.path / name / dead / "half").write_bytes(b"12345")
-    (filled.path / "trash" / "old").write_bytes(b"123")
+    trashed = f"trash/{'ab' * 8}-{'0' * 64}"
+    (filled.path / trashed).write_bytes(b"123")
+    (filled.path / "trash" / "notes").write_bytes(b"somebody's")
     result = filled.gc(dry_run=False)
-    assert (result.paths, result.bytes) == ((f"staging/{dead}", "trash/old", f"work/{dead}"), 13)
+    assert (result.paths, result.bytes) == ((f"staging/{dead}", trashed, f"work/{dead}"), 13)
     assert all(path.is_dir() for path in strangers)
 
 
@@ -301,7 +320,7 @@ def test_collection_never_follows_a_link(filled, tmp_path):
     outside.mkdir()
     (outside / "thesis.tex").write_text("ten years")
     (filled.path / "adapters" / ("a" * 64)).symlink_to(outside)
-    (filled.path / "trash" / "x").symlink_to(outside)
+    (filled.path / "trash" / f"{'ab' * 8}-{'a' * 64}").symlink_to(outside)
     filled.gc(dry_run=False, grace_hours=-1)
     assert (outside / "thesis.tex").read_text() == "ten years"
     assert not (filled.path / "adapters" / ("a" * 64)).is_symlink()

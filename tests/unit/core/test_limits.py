@@ -137,6 +137,6 @@ def test_what_is_imported_has_the_same_limits() -> None:
     from lorabank.bank import tensors as strict
     from lorabank.models import foreign
 
-    assert foreign.MAX_RANK == VALUES["rank"]
-    assert strict.MAX_FILE == VALUES["adapter"]
-    assert store.MAX_CONFIG == VALUES["config"]
+    assert VALUES["rank"] == foreign.MAX_RANK
+    assert VALUES["adapter"] == strict.MAX_FILE
+    assert VALUES["config"] == store.MAX_CONFIG

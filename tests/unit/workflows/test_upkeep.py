@@ -10,7 +10,8 @@ from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import EvalConfig
 from lorabank.core.errors import NotFoundError
-from lorabank.workflows.upkeep import PACKAGES, find_named, listed
+from lorabank.workflows.checkup import PACKAGES
+from lorabank.workflows.upkeep import find_named, listed
 
 
 def test_a_task_with_all_that_is_known_of_it(bank, compose) -> None:
@@ -82,7 +83,7 @@ def test_many_names_are_cut_short() -> None:
 
 
 def facts(path) -> dict[str, str]:
-    told = api.doctor(path)
+    told = api.doctor(path).facts
     names = [name for name, _ in told]
     assert len(set(names)) == len(names)
     return dict(told)
@@ -135,7 +136,7 @@ def test_the_doctor_tells_of_operations_and_of_a_missing_base(bank, monkeypatch,
 
 def test_the_doctor_says_how_to_go_on_with_what_was_interrupted() -> None:
     from lorabank.core.records import OperationRecord
-    from lorabank.workflows.upkeep import _operation
+    from lorabank.workflows.checkup import _operation
 
     began = "2026-01-02T03:04:05.000000+00:00"
     dead = OperationRecord("0" * 32, "add-task", "spam", 1, "b", "h", {}, began, alive=False)
@@ -147,12 +148,12 @@ def test_the_doctor_says_how_to_go_on_with_what_was_interrupted() -> None:
 def test_a_package_that_is_missing_is_told(monkeypatch, tmp_path) -> None:
     from importlib.metadata import PackageNotFoundError
 
-    from lorabank.workflows import upkeep
+    from lorabank.workflows import checkup
 
     def version(package: str) -> str:
         if package == "peft":
             raise PackageNotFoundError(package)
         return "1.0"
 
-    monkeypatch.setattr(upkeep, "version", version)
+    monkeypatch.setattr(checkup, "version", version)
     assert facts(tmp_path / "none")["peft"] == "not installed"

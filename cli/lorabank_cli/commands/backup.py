@@ -1,0 +1,29 @@
+"""``lorabank backup``."""
+
+from __future__ import annotations
+
+import click
+
+from lorabank_cli.text import command, pairs, safe
+from lorabank_cli.verb import Run, verb
+
+
+@verb("backup", examples=("backup", "backup /mnt/other-disk/bank"))
+@click.argument("target", required=False, help="Folder of a copy of the whole bank; made, or brought up to date.")
+def backup(run: Run, target: str | None) -> None:
+    """Copy the database, or the whole bank.
+
+    Without TARGET the database is copied into the bank's folder backups and checked; the newest three copies stay.
+    With TARGET the whole bank is copied: the copy is itself a bank, and a later call copies what is new.
+    """
+    from lorabank import api
+
+    result = api.backup(run.bank, target)
+    facts = pairs(
+        [
+            ("tasks", result.tasks),
+            ("copied", None if target is None else f"{result.files} adapters and blobs that were not there yet"),
+            ("back", command("lorabank", "--bank", str(run.bank), "restore", result.path)),
+        ]
+    )
+    run.output.data(result, f"wrote {safe(result.path)}\n{facts}")

@@ -1,0 +1,56 @@
+"""``lorabank restore``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from lorabank_cli.output import plain
+from lorabank_cli.text import pairs, safe
+from lorabank_cli.verb import Run, verb
+
+if TYPE_CHECKING:
+    from lorabank.bank.restore import RestoreResult
+
+
+@verb(
+    "restore",
+    dry_run=True,
+    confirm=True,
+    examples=(
+        "restore 20300102T030405000000-0002.db --dry-run",
+        "restore /mnt/other-disk/bank --yes",
+        "restore bank/backups/20300102T030405000000-0002.db --incomplete --yes",
+    ),
+)
+@click.argument("backup", help="A file in the bank's folder backups (or its name), or a copy of the whole bank.")
+@click.option("--incomplete", is_flag=True, help="Also when files that it names are gone; doctor --repair follows.")
+def restore(run: Run, backup: str, incomplete: bool) -> None:
+    """Put a backup back.
+
+    It is checked before anything is changed, and the database that is there is kept aside. Of a copy of the whole
+    bank the files that the bank lacks are copied too; the bank may then be gone altogether.
+    """
+    from lorabank import api
+
+    planned = api.restore(run.bank, backup, incomplete=incomplete, dry_run=True)
+    if run.dry_run:
+        text = f"would put back {safe(planned.backup)}\n{_facts(planned)}".rstrip()
+        run.output.data({"dry_run": True, **plain(planned)}, text)
+        return
+    run.confirm(f"Put {safe(planned.backup)} back? {len(planned.back)} tasks come back, {len(planned.gone)} go.")
+    done = api.restore(run.bank, backup, incomplete=incomplete)
+    run.output.data({"dry_run": False, **plain(done)}, f"put back {safe(done.backup)}\n{_facts(done)}".rstrip())
+
+
+def _facts(result: RestoreResult) -> str:
+    return pairs(
+        [
+            ("tasks that come back", ", ".join(result.back) or "none"),
+            ("tasks that go", ", ".join(result.gone) or "none"),
+            ("files that are gone", len(result.missing) or None),
+            ("kept aside", result.kept),
+            ("next", "lorabank doctor --repair" if result.missing else None),
+        ]
+    )

@@ -1,0 +1,256 @@
+"""Copies of a bank: of its database into ``backups/``, of all of it into another folder, and the way back.
+
+A copy of the whole bank is itself a bank. Files come first and the database last, as one SQLite transaction, so a copy
+that is cut off is as it was before, and goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from lorabank.bank.database import connect
+from lorabank.bank.failures import reported
+from lorabank.bank.fetching import fetch_adapter, fetch_blob
+from lorabank.bank.layout import ENTRIES, Layout
+from lorabank.bank.live import LiveFiles, changed_rows, live_files
+from lorabank.bank.locks import bank_lock
+from lorabank.bank.reading import read_manifest, read_revision
+from lorabank.bank.store import adapter_problems, blob_problems, check_space, sync_folder
+from lorabank.core.errors import ConfigError, DamagedError, ExistsError, IncompatibleError
+
+KEPT_BACKUPS = 3
+
+
+class BackupResult(NamedTuple):
+    """What was written.
+
+    Attributes:
+        path: The database file, or the folder of the copy.
+        files: Adapters and blobs that were copied; those that were there already do not count.
+        tasks: Tasks in the copy.
+    """
+
+    path: str
+    files: int
+    tasks: int
+
+
+def back_up_database(layout: Layout) -> BackupResult:
+    """A checked copy of the database in ``backups/``; see ``lorabank.api.backup``."""
+    read_manifest(layout)
+    with bank_lock(layout.lock, exclusive=False), reported(layout.root, unchanged="the bank was not changed"):
+        path = back_up(layout)
+    with closing(open_copy(path)) as copy:
+        return BackupResult(str(path), 0, len(task_names(copy)))
+
+
+def back_up(layout: Layout, *, spare: Path | None = None) -> Path:
+    """Copy the database to ``backups/`` and let the oldest copies go; the caller holds the lock.
+
+    Args:
+        layout: The bank.
+        spare: A copy that stays, however old it is.
+
+    Raises:
+        DamagedError: The copy is not sound, so the database is not either; the older copies stay.
+    """
+    layout.make_folders()
+    with draft_of(layout, layout.database) as draft:
+        with closing(open_copy(draft)) as copy:
+            revision = read_revision(copy)
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        target = layout.backups / f"{stamp}-{revision}.db"
+        draft.chmod(0o400)
+        os.rename(draft, target)
+        sync_folder(layout.backups)
+    for old in sorted(layout.backups.glob("*.db"))[:-KEPT_BACKUPS]:
+        if spare is None or not (spare.exists() and old.samefile(spare)):
+            old.unlink(missing_ok=True)
+    return target
+
+
+def copy_bank(source: Layout, folder: Path) -> BackupResult:
+    """Make a copy of a whole bank, or bring one up to date; see ``lorabank.api.backup``."""
+    manifest, target = read_manifest(source), Layout(folder)
+    _check_folder(source, folder)
+    with (
+        bank_lock(source.lock, exclusive=False),  # no gc while it is copied
+        reported(folder, unchanged="the bank was not changed"),
+        _receiving(target, manifest["id"]),
+        draft_of(target, source.database) as draft,
+    ):
+        with closing(sqlite3.connect(draft, isolation_level=None)) as copy:
+            copy.row_factory = sqlite3.Row
+            _refuse_diverged(target, copy)
+            copy.execute("DELETE FROM operations")  # their work is not copied
+            live, tasks = live_files(copy), task_names(copy)
+        copied = bring_files(target, live, source.root)
+        install(draft, target)
+        _write_manifest(target, source.manifest.read_bytes())
+    return BackupResult(str(folder), copied, len(tasks))
+
+
+@contextmanager
+def draft_of(layout: Layout, database: Path) -> Iterator[Path]:
+    """A checked, durable copy of a database in the bank's ``staging/``, to be renamed or thrown away.
+
+    Raises:
+        DamagedError: The database is not sound.
+    """
+    check_space(layout.root, database.stat().st_size)
+    folder = layout.staging(os.urandom(16).hex())
+    folder.mkdir(mode=0o700)
+    draft = folder / "bank.db"
+    try:
+        if os.access(database.parent, os.W_OK):
+            with closing(connect(database, foreign_keys=True)) as connection:
+                connection.execute("VACUUM INTO ?", (str(draft),))
+        else:  # SQLite cannot open a WAL database there, and nobody can be writing it
+            shutil.copyfile(database, draft)
+        draft.chmod(0o600)
+        descriptor = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        with closing(open_copy(draft)) as copy:
+            check_sound(copy, database)
+        yield draft
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def open_copy(path: Path) -> sqlite3.Connection:
+    """A connection that reads a database nobody writes, with settings against one that somebody else prepared."""
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
+    connection.row_factory = sqlite3.Row
+    for setting in ("query_only = ON", "trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
+        connection.execute(f"PRAGMA {setting}")
+    return connection
+
+
+def check_sound(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a database with damaged pages or rows: SQLite's own check misses most flipped bits, row digests none.
+
+    Raises:
+        DamagedError: Saying what was found.
+    """
+    hint = "lorabank verify --full"
+    verdict = connection.execute("PRAGMA integrity_check").fetchone()[0]
+    if verdict != "ok":
+        raise DamagedError(f"{path}: {verdict}", hint=hint, unchanged="the bank was not changed")
+    for table, key in changed_rows(connection):
+        message = f"{path}: row {key!r} of {table} is damaged"
+        raise DamagedError(message, hint=hint, unchanged="the bank was not changed")
+
+
+def task_names(connection: sqlite3.Connection) -> list[str]:
+    """The tasks that are in use, in their order."""
+    return [row[0] for row in connection.execute("SELECT name FROM tasks WHERE state != 'removed' ORDER BY position")]
+
+
+def bring_files(layout: Layout, live: LiveFiles, source: Path) -> int:
+    """Copy into a bank the files that it lacks; returns how many adapters and blobs that were.
+
+    Raises:
+        DamagedError: The source does not hold one of them whole.
+    """
+    origin, copied = Layout(source), 0
+    for digest, (task, files) in live.adapters.items():
+        if not adapter_problems(layout.adapter(digest), files, full=False):
+            continue
+        if missing := fetch_adapter(layout, digest, files, [origin.adapter(digest)]):
+            raise _incomplete(f"adapter {digest[:12]} of task {task}: {missing[0]}")
+        copied += 1
+    for digest, file in live.blobs.items():
+        if not blob_problems(layout.blob(digest), file, full=False):
+            continue
+        if not fetch_blob(layout, digest, file, [source]):
+            raise _incomplete(f"blob {digest[:12]}")
+        copied += 1
+    return copied
+
+
+def install(draft: Path, layout: Layout) -> None:
+    """Make the content of ``bank.db`` that of the draft, in one transaction: readers see the one or the other.
+
+    Raises:
+        sqlite3.DatabaseError: The present file is no database any more.
+    """
+    if not layout.database.exists():
+        for leftover in ("bank.db-wal", "bank.db-shm"):  # the log of a file that is gone belongs to nothing
+            (layout.root / leftover).unlink(missing_ok=True)
+        os.rename(draft, layout.database)
+        sync_folder(layout.root)
+        return
+    with closing(open_copy(draft)) as source, closing(connect(layout.database, foreign_keys=False)) as target:
+        source.backup(target)
+
+
+@contextmanager
+def _receiving(target: Layout, identifier: str) -> Iterator[None]:
+    """The folder of a copy, made when missing and locked; another bank's is refused."""
+    target.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with bank_lock(target.lock, exclusive=True):
+        if target.manifest.exists() and (found := read_manifest(target)["id"]) != identifier:
+            raise ExistsError(
+                f"{target.root} is another bank ({found[:12]})",
+                hint="name another folder",
+                unchanged="nothing was changed",
+            )
+        target.make_folders()
+        yield
+
+
+def _check_folder(source: Layout, folder: Path) -> None:
+    unchanged = "nothing was changed"
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ExistsError(f"{folder} is not a folder", hint="name another folder", unchanged=unchanged)
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in ENTRIES) if folder.exists() else []
+    if others:
+        raise ExistsError(
+            f"{folder} is not empty and no copy of a bank: it holds {others[0][:80]!r}",
+            hint="name another folder",
+            unchanged=unchanged,
+        )
+    if folder.resolve().is_relative_to(source.root.resolve()):
+        raise ConfigError(f"{folder} lies in the bank", hint="name a folder elsewhere", unchanged=unchanged)
+
+
+def _refuse_diverged(target: Layout, copy: sqlite3.Connection) -> None:
+    """A copy that went on by itself is not overwritten: rows are never deleted, so what it holds must be here too."""
+    if not target.database.exists():
+        return
+    query = "SELECT id, digest FROM adapters"
+    here = {tuple(row) for row in copy.execute(query)}
+    with closing(connect(target.database, foreign_keys=True)) as other:
+        there = {tuple(row) for row in other.execute(query)}
+    if not there <= here:
+        raise IncompatibleError(
+            f"{target.root} holds {len(there - here)} adapters that the bank does not know: it went on by itself",
+            hint="name another folder",
+            unchanged="nothing was changed",
+        )
+
+
+def _write_manifest(target: Layout, content: bytes) -> None:
+    """Last: a copy without it was never finished."""
+    from lorabank.bank.creation import write_manifest
+
+    if not target.manifest.exists():
+        write_manifest(target, content)
+
+
+def _incomplete(what: str) -> DamagedError:
+    return DamagedError(
+        f"{what} is missing or damaged where it should be copied from",
+        hint="lorabank verify --full",
+        unchanged="the database of the copy was not changed",
+    )

@@ -1,0 +1,143 @@
+"""The doctor: facts for a bug report, what is odd about the machine, and what is wrong with the bank."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import stat
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+from lorabank.bank.bank import Bank
+from lorabank.bank.filesystem import network_filesystem
+from lorabank.core.config import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
+from lorabank.core.errors import DamagedError, LorabankError
+from lorabank.core.limits import FREE_SPACE
+from lorabank.core.processor import cpu_dtype, cpu_flags
+from lorabank.core.records import Finding, OperationRecord
+
+PACKAGES = (
+    "lorabank", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "huggingface-hub", "numpy",
+    "scikit-learn", "pyarrow", "sqlalchemy", "alembic", "peft",
+)  # fmt: skip
+"""What a bug report should name; PEFT is not needed, but reads what is exported."""
+
+
+class Checkup(NamedTuple):
+    """What the doctor found.
+
+    Attributes:
+        facts: Name and value: versions, machine, devices, the bank, its base model.
+        warnings: What is odd but damages nothing by itself.
+        findings: What is wrong with the bank, each with its cure.
+    """
+
+    facts: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+def doctor(path: str | Path, *, full: bool = False) -> Checkup:
+    """Examine machine and bank. Nothing is changed or fetched."""
+    facts = [("python", f"{platform.python_version()} ({platform.platform()})")]
+    facts += [(package, _version(package)) for package in PACKAGES]
+    facts += [("cpu", f"{os.cpu_count()} cores, {platform.machine()}"), ("cpu dtype", cpu_dtype(cpu_flags()))]
+    facts += [("devices", _devices())]
+    of_bank, findings = _examined(Path(path), full)
+    missing = [name for name, found in facts if found == "not installed" and name != "peft"]
+    warnings = (*(f"{name} is not installed: pip install lorabank" for name in missing), *_warnings(Path(path)))
+    return Checkup((*facts, *of_bank), warnings, tuple(findings))
+
+
+def _warnings(path: Path) -> Iterator[str]:
+    """What is odd about the place where the bank lies."""
+    if (kind := network_filesystem(path)) is not None:
+        yield (
+            f"{path} is on {kind}, a network file system, where locks may not work: change a bank there from one "
+            "process at a time, better keep it on a local disk"
+        )
+    if not Bank.exists(path):
+        return
+    free = shutil.disk_usage(path).free
+    if free < 2 * FREE_SPACE:
+        yield f"{path} has {free // 1024**2} MiB free: nothing can be added below {FREE_SPACE // 1024**2} MiB"
+    if (mode := stat.S_IMODE(path.stat().st_mode)) & stat.S_IRWXO:
+        yield f"{path} is open to every user of this machine (mode {mode:o}): chmod o-rwx {path}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> str:
+    try:
+        import torch
+    except Exception as error:  # a broken installation is what a doctor must be able to tell
+        return f"torch cannot be imported: {type(error).__name__}: {error}"
+    threads = f"cpu ({torch.get_num_threads()} threads)"
+    if not torch.cuda.is_available():
+        return f"{threads}, no CUDA"
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    gpus = [f"cuda:{index} {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for index, gpu in enumerate(found)]
+    return ", ".join([threads, *gpus])
+
+
+def _examined(path: Path, full: bool) -> tuple[list[tuple[str, str]], list[Finding]]:
+    """Facts about the bank and what is wrong with it."""
+    facts = [("bank", str(path.resolve()))]
+    if not Bank.exists(path) and not (path / "bank.db").exists():
+        return [
+            *facts,
+            ("bank state", "there is none"),
+            ("base model", _reach(DEFAULT_BASE, None)),
+            ("language model", _reach(DEFAULT_LANGUAGE_MODEL, None)),
+        ], []
+    try:
+        bank = Bank.open(path)
+        snapshot = bank.snapshot()
+        operations = bank.operations()
+    except LorabankError as error:
+        facts.append(("bank state", error.message + (f" ({error.hint})" if error.hint else "")))
+        cure = "lorabank doctor --repair, or: lorabank restore BACKUP"
+        return facts, [Finding("database", "bank", error.message, cure)] if isinstance(error, DamagedError) else []
+    from lorabank.bank.reading import REVISIONS
+
+    findings = bank.verify(full=full)
+    found = len(findings)
+    state = (
+        f"format {snapshot.format}, schema {REVISIONS[-1]}, {len(snapshot.tasks)} tasks, "
+        f"{len(snapshot.compositions)} compositions; {'full' if full else 'quick'} check: {found or 'no'} "
+        f"finding{'' if found == 1 else 's'}"
+    )
+    facts += [
+        ("bank state", state),
+        ("free space", f"{shutil.disk_usage(path).free / 2**30:.1f} GiB"),
+        ("operations", "; ".join(map(_operation, operations)) or "none under way"),
+        ("base model", _reach(snapshot.base.name, snapshot.base.revision)),
+    ]
+    return facts, findings
+
+
+def _operation(operation: OperationRecord) -> str:
+    what = f"{operation.kind} {operation.name} since {operation.started_at[:19]}Z"
+    if operation.alive:
+        return f"{what}, process {operation.pid} on {operation.host}"
+    again = f" (lorabank add-task {operation.name} --resume)" if operation.kind == "add-task" else ""
+    return f"{what}, interrupted{again}"
+
+
+def _reach(name: str, revision: str | None) -> str:
+    """Where a base model's files are, without fetching them."""
+    from lorabank.models.resolving import find_on_disk, hub_reachable
+
+    found = find_on_disk(name, revision)
+    if found is not None:
+        return f"{name}: {found.path} ({found.source})"
+    hub = "the hub answers" if hub_reachable() else "the hub does not answer"
+    return f"{name}: not on this disk, {hub}"
