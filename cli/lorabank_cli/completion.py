@@ -19,13 +19,18 @@ def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) 
 def complete_tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Tasks."""
     snapshot = _snapshot(ctx)
-    return [t.name for t in snapshot.tasks if t.name.startswith(incomplete)] if snapshot else []
+    return _starting([task.name for task in snapshot.tasks], incomplete) if snapshot else []
 
 
 def complete_compositions(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Compositions."""
     snapshot = _snapshot(ctx)
-    return [c.name for c in snapshot.compositions if c.name.startswith(incomplete)] if snapshot else []
+    return _starting([made.name for made in snapshot.compositions], incomplete) if snapshot else []
+
+
+def _starting(names: list[str], incomplete: str) -> list[str]:
+    """Names that go on from what was typed; one that a shell or a terminal could not take as it is was never given."""
+    return [name for name in names if name.startswith(incomplete) and name.isascii() and name.isprintable()]
 
 
 def _snapshot(ctx: click.Context) -> Snapshot | None:

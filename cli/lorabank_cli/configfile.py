@@ -111,4 +111,6 @@ def _checked_item(param: click.Option, value: Any) -> Any:
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
         names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
         raise click.BadParameter(f"expected {names[expected[-1]]}")
+    if isinstance(value, str) and "\x00" in value:
+        raise click.BadParameter("a NUL character")
     return param.type.convert(value, param, None)

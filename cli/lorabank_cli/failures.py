@@ -36,7 +36,7 @@ def report_failure(error: BaseException, output: Output) -> int:
     if (code := failed_before(known.exit_code)) is not None:
         return code
     if output.debug:
-        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        output.aside("".join(traceback.format_exception(error)).rstrip("\n"))
     output.error(type(known).__name__, known.exit_code, known.message, known.unchanged, known.hint)
     return known.exit_code
 
@@ -51,6 +51,10 @@ def as_known(error: BaseException) -> LorabankError:
         return _usage(error)
     if isinstance(error, MemoryError):
         return StorageError("out of memory", hint="a smaller --batch-size or --max-length needs less")
+    if isinstance(error, ValueError) and "embedded null" in str(error):  # only a config file can hold one
+        return UsageError("a path holds a NUL character", hint="lorabank --help")
+    if isinstance(error, UnicodeEncodeError):  # a file's name in another encoding than UTF-8
+        return UsageError(f"{error.object[:80]!r} is not UTF-8", hint="rename the file, or name another one")
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         hint = "free some space and run the same command again" if error.errno in _FULL else None

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lorabank_cli.text import safe, wants_color
+from lorabank_cli.text import safe, shown, wants_color
 
 
 def plain(value: Any) -> Any:
@@ -64,14 +64,19 @@ class Output:
     def data(self, document: Any, text: str) -> None:
         """Write the result: ``document`` with ``--json``, else ``text`` (escaped by its maker)."""
         self.written = True
-        shown = as_json(document) if self.json else text
-        if shown and not self.silent:
-            click.echo(shown, color=not self.json and wants_color(sys.stdout))
+        color = not self.json and wants_color(sys.stdout)
+        written = as_json(document) if self.json else shown(text, color=color)
+        if written and not self.silent:
+            click.echo(written, color=color)
 
     def notice(self, message: str) -> None:
         """Write one line about what happens, unless ``--quiet``."""
         if not self.quiet and not self.silent:
             click.echo(safe(message), err=True)
+
+    def aside(self, text: str) -> None:
+        """Write lines that are no result to stderr, ``--quiet`` or not."""
+        click.echo(shown(text, color=False), err=True, color=False)
 
     def error(self, kind: str, code: int, message: str, unchanged: str | None, hint: str | None) -> None:
         """Write an error, silent or not; with ``--json`` also as the one document, unless a result was written."""

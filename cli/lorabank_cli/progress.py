@@ -56,7 +56,7 @@ class ConsoleObserver:
             )
             self._bar.__enter__()
         else:
-            click.echo(f"{self._what}: 0/{total}", err=True)
+            self._output.aside(f"{self._what}: 0/{total}")
 
     def advance(self, done: int, values: Mapping[str, float]) -> None:
         """Show that ``done`` steps of the job are behind us.
@@ -75,7 +75,7 @@ class ConsoleObserver:
             tenth, now = done * _LINES // self._total, monotonic()
             if tenth > self._tenth or done == 1 or now - self._shown > _SECONDS:
                 self._tenth, self._shown = tenth, now
-                click.echo(f"{self._what}: {done}/{self._total}  {line}".rstrip(), err=True)
+                self._output.aside(f"{self._what}: {done}/{self._total}  {line}".rstrip())
 
     def finish(self) -> None:
         """End the job's bar."""

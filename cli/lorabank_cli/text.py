@@ -7,23 +7,26 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
+from lorabank.core.escaping import safe as safe
 
-def safe(value: object) -> str:
-    r"""Text for a terminal: what moves the cursor, hides or reorders text, or cannot be encoded becomes ``\xNN``.
 
-    That is everything Python calls unprintable (controls, format characters such as bidirectional and zero-width
-    ones, lone surrogates, private and unassigned code points), except spaces of any width.
+def shown(text: str, *, color: bool) -> str:
+    """Text as it may reach a stream: each line is safe, and with ``color`` the colours of ``click.style`` stay.
+
+    Makers of text escape what they show where they put it together; what one of them forgot is caught here.
     """
-    text = str(value)
-    if text.isprintable():
-        return text
-    import unicodedata
-
-    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(ord(c)) for c in text)
+    return "\n".join(_colored(line) if color else _line(line) for line in text.split("\n"))
 
 
-def _escape(code: int) -> str:
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+def _line(line: str) -> str:
+    return line if line.isprintable() else "\t".join(map(safe, line.split("\t")))
+
+
+def _colored(line: str) -> str:
+    import re
+
+    parts = re.split(r"(\x1b\[[0-9;]{1,20}m)", line)  # every second one is a colour
+    return "".join(part if index % 2 else _line(part) for index, part in enumerate(parts))
 
 
 def wants_color(stream: IO[Any]) -> bool:

@@ -78,12 +78,13 @@ class Run:
             click.Abort: The answer was no.
         """
         from lorabank.core.errors import ConfigError
+        from lorabank_cli.text import safe
 
         if self.ctx.params["yes"]:
             return
         if not sys.stdin.isatty():
             raise ConfigError("this needs a confirmation", unchanged="nothing was changed", hint="add --yes")
-        click.confirm(question, err=True, abort=True)
+        click.confirm(safe(question), err=True, abort=True)
 
     def _source(self, name: str) -> str:
         source = self.ctx.get_parameter_source(name)
@@ -156,7 +157,7 @@ class Verb(click.Command):
         if params["verbose"] and not output.silent:
             from lorabank_cli.text import table
 
-            click.echo(table(Setting._fields, run.settings()), err=True)
+            output.aside(table(Setting._fields, run.settings()))
         own = {name: value for name, value in params.items() if name in self.own and name not in self.settings}
         assert self.callback is not None
         return ctx.invoke(self.callback, run, **own)

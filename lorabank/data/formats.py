@@ -70,6 +70,12 @@ def open_reader(source: str | Path) -> Reader:
 
         return HubDataset(str(source))
     file = Path(source)
+    try:
+        str(source).encode()
+    except UnicodeEncodeError:  # the bank records the name, and would refuse it after the training
+        raise DataError(
+            f"{str(source)!r}: the name is not UTF-8", unchanged=UNCHANGED, hint="rename the file"
+        ) from None
     if not file.exists():
         names_hub = len(file.parts) == 2 and not file.suffix
         hint = f"a data set of the hub is named hf:{source}" if names_hub else "check the path given to --data"

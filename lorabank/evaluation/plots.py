@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lorabank.core.errors import ConfigError
+from lorabank.core.escaping import safe
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.metrics import Values
 
@@ -74,9 +75,10 @@ def write_csv(matrix: ScoreMatrix, path: str | Path) -> Path:
     return target
 
 
-def _formula_safe(text: str) -> str:
-    """A spreadsheet would run a cell that starts like a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+def _formula_safe(name: str) -> str:
+    """A spreadsheet would run a cell that starts like a formula, and a carriage return would begin a new line."""
+    text = safe(name)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _render(matrix: ScoreMatrix, title: str, format: str) -> bytes:
@@ -133,7 +135,7 @@ def _draw_bar(bar: Axes, metric: str) -> None:
     bar.set_xticks([])
     bar.yaxis.tick_right()
     bar.yaxis.set_label_position("right")
-    bar.set_ylabel(metric.replace("_", " "), fontsize=9, color=_INK)
+    bar.set_ylabel(safe(metric.replace("_", " ")), fontsize=9, color=_INK, parse_math=False)
     bar.tick_params(length=0, labelsize=8, colors=_INK)
     bar.set_frame_on(False)
 
@@ -160,11 +162,10 @@ def _label(axes: Axes, matrix: ScoreMatrix, rows: list[int], title: str) -> None
     axes.set_xticks(np.arange(len(matrix.tasks)) + 0.5)
     axes.set_yticks(np.arange(len(rows)) + 0.5)
     # Long names would run into each other, so they are turned.
-    turned = max(map(len, matrix.tasks)) > 10
-    axes.set_xticklabels(
-        matrix.tasks, rotation=30 if turned else 0, ha="left" if turned else "center", parse_math=False
-    )
-    axes.set_yticklabels([matrix.row_labels[row] for row in rows], parse_math=False)
+    names = [safe(name) for name in matrix.tasks]
+    turned = max(map(len, names)) > 10
+    axes.set_xticklabels(names, rotation=30 if turned else 0, ha="left" if turned else "center", parse_math=False)
+    axes.set_yticklabels([safe(matrix.row_labels[row]) for row in rows], parse_math=False)
     axes.xaxis.tick_top()
     axes.tick_params(length=0, labelsize=10, colors=_INK)
     axes.set_facecolor("white")
@@ -181,4 +182,4 @@ def _label(axes: Axes, matrix: ScoreMatrix, rows: list[int], title: str) -> None
     for spine in axes.spines.values():
         spine.set_color(_FAINT)
     if title:
-        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=14, parse_math=False)
+        axes.set_title(safe(title), loc="left", fontsize=12, fontweight="bold", color=_INK, pad=14, parse_math=False)

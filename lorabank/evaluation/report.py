@@ -13,13 +13,11 @@ from importlib.resources import files
 from typing import Any, Protocol
 
 from lorabank.bank.snapshot import Snapshot
+from lorabank.core.escaping import safe
 from lorabank.core.records import AdapterRecord, TaskRecord
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.plots import heatmap_svg
 from lorabank.evaluation.scoring import DEFAULT_METRICS
-
-# C0, DEL, C1, soft hyphen, zero-width and bidirectional marks: invisible, or able to reorder what is read.
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 _SUMMARY = ("average_accuracy", "learning_accuracy", "backward_transfer", "forward_transfer", "forgetting")
 
@@ -139,7 +137,7 @@ def _visible(value: Any) -> Any:
     """Show what cannot be seen by its escape; applied to every value that the template prints."""
     if type(value) is not str:
         return value
-    return _INVISIBLE.sub(lambda match: match.group().encode("unicode_escape").decode(), value)
+    return re.sub(r"[^\t\n]+", lambda found: safe(found[0]), value)
 
 
 def _score(value: float | None, decimals: int = 3) -> str:
