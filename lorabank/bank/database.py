@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.failures import database_error, reported
+from lorabank.bank.filesystem import network_filesystem
 from lorabank.bank.layout import Layout
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.reading import (
@@ -25,6 +26,7 @@ from lorabank.bank.reading import (
     read_manifest,
     read_operations,
     read_revision,
+    refuse_foreign,
 )
 from lorabank.bank.store import sync_folder
 from lorabank.core.errors import BusyError, DamagedError, IncompatibleError, LorabankError, StorageError
@@ -79,7 +81,7 @@ def create_database(layout: Layout, first_rows: dict[str, dict[str, Any]]) -> No
     """
     os.close(os.open(layout.database, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     with closing(sqlite3.connect(layout.database, isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
+        _choose_journal(connection, layout.database)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     with _engine(layout.database, foreign_keys=False).begin() as connection:
         _migrate(connection)
@@ -168,13 +170,33 @@ def _engine(database: Path, *, foreign_keys: bool = True) -> Engine:
     from sqlalchemy import create_engine, event
     from sqlalchemy.pool import NullPool
 
-    engine = create_engine("sqlite://", creator=lambda: connect(database, foreign_keys), poolclass=NullPool)
+    engine = create_engine("sqlite://", creator=lambda: _for_writing(database, foreign_keys), poolclass=NullPool)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _for_writing(database: Path, foreign_keys: bool) -> sqlite3.Connection:
+    connection = connect(database, foreign_keys)
+    try:
+        _choose_journal(connection, database)
+    except Exception:
+        connection.close()
+        raise
+    return connection
+
+
+def _choose_journal(connection: sqlite3.Connection, database: Path) -> None:
+    """WAL on a local disk, a rollback journal on a network file system; a bank that was moved follows its place."""
+    wanted = "wal" if network_filesystem(database) is None else "delete"
+    if connection.execute("PRAGMA journal_mode").fetchone()[0] != wanted:
+        connection.execute("PRAGMA busy_timeout = 1000")
+        with suppress(sqlite3.OperationalError):  # beside a reader it cannot change now: the next writer tries again
+            connection.execute(f"PRAGMA journal_mode = {wanted}")
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
 
 
 def connect(database: Path, foreign_keys: bool) -> sqlite3.Connection:
@@ -200,6 +222,7 @@ def connect(database: Path, foreign_keys: bool) -> sqlite3.Connection:
 
 def _known_revision(layout: Layout) -> str:
     with reported(layout.root), closing(_read_only(layout.database)) as connection:
+        refuse_foreign(connection, layout.database)  # a migration would set triggers off
         revision = read_revision(connection)
     if revision is None:
         raise DamagedError(f"{layout.database}: it holds no schema revision")

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from lorabank.bank.database import busy
 from lorabank.bank.failures import reported
+from lorabank.bank.filesystem import network_filesystem
 from lorabank.bank.layout import DIGEST, OPERATION_ID, Layout
 from lorabank.bank.live import LiveFiles, changed_rows, live_files
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.operations import RESUMABLE, holds_checkpoint
 from lorabank.bank.reading import read_operations, reading
-from lorabank.core.errors import DamagedError
+from lorabank.core.errors import ConfigError, DamagedError
 from lorabank.core.records import OperationRecord
 
 _TRASHED = rf"[0-9a-f]{{16}}-(?:{DIGEST}|{OPERATION_ID})"
@@ -37,6 +38,12 @@ def gc(layout: Layout, *, dry_run: bool, grace_hours: float) -> GcResult:
     """Delete what nothing refers to; see ``Bank.gc``."""
     if dry_run:
         return _result(layout, _garbage(layout, grace_hours))
+    if grace_hours <= 0 and (kind := network_filesystem(layout.root)) is not None:
+        raise ConfigError(
+            f"bank {layout.root} is on {kind}, a network file system, where a lock may not keep writers away",
+            hint="lorabank gc with --grace-hours above 0",
+            unchanged="the bank was not changed",
+        )
     # Every writer holds the lock shared from its first staged file to its commit, so nothing is on its way now.
     with bank_lock(layout.lock, exclusive=True), reported(layout.root):
         layout.make_folders()

@@ -6,12 +6,17 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal
 
 from lorabank.bank.failures import reported
 from lorabank.bank.layout import FORMAT, Layout
 from lorabank.bank.plain import open_plain
 from lorabank.bank.rows import (
+    CHANGING,
+    IMMUTABLE,
+    INDEXES,
+    SCHEMA,
     adapter_record,
     base_model_record,
     composition_record,
@@ -128,14 +133,10 @@ def read_revision(connection: sqlite3.Connection) -> str | None:
 
 
 def _check_schema(connection: sqlite3.Connection, layout: Layout) -> None:
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    foreign = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone()
-    if application != APPLICATION_ID or foreign:
-        raise DamagedError(
-            f"{layout.database}: not a database of lorabank"
-            + (f" (it holds the trigger or view {foreign[0][:80]!r})" if foreign else "")
-        )
+    refuse_foreign(connection, layout.database)
     revision = read_revision(connection)
+    if revision == SCHEMA and (found := _other_schema(connection)):
+        raise DamagedError(f"{layout.database}: not the tables of lorabank ({found[:80]!r})", hint="lorabank doctor")
     if revision == REVISIONS[-1]:
         return
     if revision in REVISIONS:
@@ -145,6 +146,47 @@ def _check_schema(connection: sqlite3.Connection, layout: Layout) -> None:
             unchanged="the bank was not changed",
         )
     raise newer_schema(layout, revision)
+
+
+def refuse_foreign(connection: sqlite3.Connection, database: Path) -> None:
+    """Refuse a database that is not one of lorabank, or in which somebody left what would run by itself.
+
+    Raises:
+        DamagedError: Naming the trigger or view.
+    """
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    foreign = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone()
+    if application != APPLICATION_ID or foreign:
+        raise DamagedError(
+            f"{database}: not a database of lorabank"
+            + (f" (it holds the trigger or view {foreign[0][:80]!r})" if foreign else ""),
+            unchanged="the bank was not changed",
+        )
+
+
+def _other_schema(connection: sqlite3.Connection) -> str | None:
+    """A table, column or index that is not in the schema, or lacks; None when it is the schema.
+
+    By names and not by the text of the definitions, which depends on the version of SQLAlchemy that wrote it. A column
+    that is computed (``hidden``) or has a default would let a prepared bank say what no row holds.
+    """
+    expected = {("alembic_version", "version_num")}
+    for table, columns in IMMUTABLE.items():
+        expected.update((table, column) for column in (*columns, *CHANGING.get(table, ()), "row_digest"))
+    expected.update((name, "(index)") for name in INDEXES)
+    query = (
+        "SELECT tables.name, columns.name, columns.hidden OR columns.dflt_value IS NOT NULL OR tables.rootpage = 0 "
+        "FROM sqlite_master AS tables JOIN pragma_table_xinfo(tables.name) AS columns WHERE tables.type = 'table' "
+        "AND tables.name NOT LIKE 'sqlite_%' UNION ALL SELECT name, '(index)', 0 FROM sqlite_master "
+        "WHERE type = 'index' AND name NOT LIKE 'sqlite_%'"
+    )
+    found = set()
+    for table, column, odd in connection.execute(query):
+        if odd:
+            return f"{table}.{column}"
+        found.add((table, column))
+    different = min(found ^ expected, default=None)
+    return None if different is None else ".".join(different)
 
 
 def newer_schema(layout: Layout, revision: str | None) -> IncompatibleError:

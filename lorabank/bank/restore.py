@@ -17,12 +17,12 @@ from lorabank.bank.layout import DATABASE_FILES, ENTRIES, Layout
 from lorabank.bank.live import LiveFiles, live_files
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.reading import (
-    APPLICATION_ID,
     REVISIONS,
     newer_schema,
     read_manifest,
     read_operations,
     read_revision,
+    refuse_foreign,
 )
 from lorabank.bank.store import adapter_problems, blob_problems, sync_folder
 from lorabank.core.errors import DamagedError, ExistsError, IncompatibleError, LorabankError, NotFoundError
@@ -126,9 +126,8 @@ def _check_copy(copy: sqlite3.Connection, layout: Layout, backup: Path, identifi
     revision, row = read_revision(copy), None
     with suppress(sqlite3.OperationalError):
         row = copy.execute("SELECT bank_id FROM bank").fetchone()
-    application = copy.execute("PRAGMA application_id").fetchone()[0]
-    foreign = copy.execute("SELECT name FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone()
-    if application != APPLICATION_ID or row is None or foreign:
+    refuse_foreign(copy, backup)
+    if row is None:
         raise DamagedError(f"{backup}: not a database of lorabank", unchanged=UNCHANGED)
     if row[0] != identifier:
         raise IncompatibleError(f"{backup} is a copy of another bank ({row[0][:12]})", unchanged=UNCHANGED)

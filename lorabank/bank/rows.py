@@ -53,6 +53,17 @@ IMMUTABLE: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Table to the columns that its row digest covers."""
 
+CHANGING: dict[str, tuple[str, ...]] = {
+    "tasks": ("state", "removed_at"),
+    "compositions": ("state", "removed_at"),
+    "operations": ("pid", "boot_id", "host", "process_start"),
+}
+"""Table to the columns that change, and that no digest covers."""
+
+INDEXES = frozenset(("ix_adapters_digest", "uq_compositions_live_name", "uq_tasks_live_name"))
+SCHEMA = "0002"
+"""The schema revision whose tables and indexes these are."""
+
 
 def canonical(value: Any) -> str:
     """JSON text that depends on the value alone: sorted keys, no spaces, ASCII.

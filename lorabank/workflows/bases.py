@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorabank.bank.bank import Bank
+from lorabank.bank.filesystem import network_filesystem
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.observer import Observer
@@ -63,6 +64,11 @@ def check_base(path: str | Path, base: BaseModelRecord, config: InitConfig) -> N
 
 def _make(path: str | Path, base: BaseModelRecord, observer: Observer) -> Bank:
     bank = Bank.create(path, base)
+    if (kind := network_filesystem(Path(path))) is not None:
+        observer.notice(
+            f"{path} is on {kind}, a network file system, where locks may not work: change this bank from one process "
+            "at a time, better keep it on a local disk"
+        )
     observer.notice(f"made a bank at {path} with the base model {base.name} ({base.source}, {base.task_type})")
     return bank
 

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -16,10 +18,11 @@ from typing import Any
 
 import pytest
 
+from lorabank import api
 from lorabank.bank import database, reading
 from lorabank.bank.bank import Bank
 from lorabank.bank.database import upgrade_database
-from lorabank.core.errors import IncompatibleError
+from lorabank.core.errors import DamagedError, IncompatibleError
 from lorabank.core.records import DatasetRecord, TaskRecord
 
 OLD_TABLES = {
@@ -213,3 +216,52 @@ def test_killed_at_every_statement_the_upgrade_leaves_the_old_bank(path):
     assert step > 7  # BEGIN, the new table, datasets made again (4), the revision, COMMIT
     assert Bank.open(path).verify(full=True) == []
     assert all_rows(path / "bank.db") == before
+
+
+def test_killed_twenty_times_at_random_the_upgrade_leaves_one_schema_or_the_other(path):
+    before = all_rows(path / "bank.db")
+    generator = random.Random(14)
+    ended = set()
+    for number in range(20):
+        again = Path(shutil.copytree(path, path.parent / f"killed-{number}"))
+        child = os.fork()
+        if child == 0:
+            try:
+                upgrade_database(again)
+            finally:
+                os._exit(0)
+        time.sleep(generator.uniform(0, 0.4))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        (revision,) = query(again / "bank.db", "SELECT version_num FROM alembic_version")
+        ended.add(revision["version_num"])
+        assert all_rows(again / "bank.db") == before
+        upgrade_database(again)
+        assert Bank.open(again).verify(full=True) == []
+        assert all_rows(again / "bank.db") == before
+        shutil.rmtree(again)
+    assert ended <= {"0001", "0002"}
+
+
+def test_the_backup_of_an_upgrade_is_restored_with_every_row(path):
+    before, old, files = all_rows(path / "bank.db"), schema(path / "bank.db"), other_files(path)
+    backup = upgrade_database(path).backup
+    done = api.restore(path, backup)
+    assert (done.back, done.gone) == ((), ())
+    assert schema(path / "bank.db") == old
+    assert all_rows(path / "bank.db") == before
+    assert other_files(path) == files
+    with pytest.raises(IncompatibleError, match="has schema 0001"):
+        Bank.open(path)
+    upgrade_database(path)
+    assert Bank.open(path).verify(full=True) == []
+    assert all_rows(path / "bank.db") == before
+
+
+def test_an_old_bank_with_a_trigger_is_not_upgraded(path):
+    with closing(sqlite3.connect(path / "bank.db", isolation_level=None)) as connection:
+        connection.execute("CREATE TRIGGER t AFTER INSERT ON datasets BEGIN DELETE FROM tasks; END")
+    before = (path / "bank.db").read_bytes()
+    with pytest.raises(DamagedError, match="trigger or view"):
+        upgrade_database(path)
+    assert (path / "bank.db").read_bytes() == before

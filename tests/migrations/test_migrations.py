@@ -16,7 +16,7 @@ from lorabank.bank import database, reading
 from lorabank.bank.bank import Bank
 from lorabank.bank.database import alembic_config, script_location, upgrade_database
 from lorabank.bank.locks import bank_lock
-from lorabank.bank.rows import IMMUTABLE
+from lorabank.bank.rows import CHANGING, IMMUTABLE, INDEXES, SCHEMA
 from lorabank.bank.schema import metadata
 from lorabank.core.errors import BusyError, DamagedError, IncompatibleError, NotFoundError
 from lorabank.core.records import BaseModelRecord
@@ -120,6 +120,9 @@ def test_the_row_digest_covers_every_column_that_never_changes():
         "operations": {"pid", "boot_id", "host", "process_start"},
     }
     assert {table.name for table in metadata.sorted_tables} == set(IMMUTABLE)
+    assert {table: set(columns) for table, columns in CHANGING.items()} == changing
+    assert {index.name for table in metadata.sorted_tables for index in table.indexes} == INDEXES
+    assert SCHEMA == HEAD
     for table in metadata.sorted_tables:
         columns = {column.name for column in table.columns}
         assert columns == {*IMMUTABLE[table.name], "row_digest", *changing.get(table.name, ())}

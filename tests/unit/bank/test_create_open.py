@@ -173,6 +173,34 @@ def test_a_database_with_triggers_or_views_is_refused(bank, statement):
         Bank.open(bank.path)
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE loot (x TEXT)",
+        "CREATE INDEX odd ON tasks (lower(name))",
+        "DROP INDEX uq_tasks_live_name",
+        "DROP TABLE evaluations",
+        "ALTER TABLE tasks ADD COLUMN colour TEXT",
+        "ALTER TABLE tasks ADD COLUMN computed TEXT GENERATED ALWAYS AS (upper(name)) VIRTUAL",
+        "ALTER TABLE operations RENAME COLUMN host TO ghost",
+        "CREATE VIRTUAL TABLE loot USING fts5(x)",
+    ],
+)
+def test_a_database_with_other_tables_is_refused(bank, statement):
+    with closing(sqlite3.connect(bank.path / "bank.db", isolation_level=None)) as connection:
+        connection.execute(statement)
+    with pytest.raises(DamagedError, match="not the tables of lorabank"):
+        Bank.open(bank.path)
+    assert len(bank.verify(full=False)) == 1
+
+
+def test_statistics_of_sqlite_do_not_matter(bank, kit):
+    kit.add_task(bank, "spam")
+    with closing(sqlite3.connect(bank.path / "bank.db", isolation_level=None)) as connection:
+        connection.execute("ANALYZE")
+    assert Bank.open(bank.path).verify(full=True) == []
+
+
 def test_reading_changes_nothing(bank, kit):
     kit.add_task(bank, "spam")
     before, stamps = kit.tree(bank.path), {path: path.stat().st_mtime_ns for path in bank.path.rglob("*")}
