@@ -85,22 +85,24 @@ class Layout:
         """
         from lorabank.bank.store import sync_folder
 
-        if any([self._make(name) for name in FOLDERS]):
+        folders = [self._checked(name) for name in FOLDERS]
+        missing = [folder for folder in folders if not folder.exists()]
+        for folder in missing:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        if missing:
             sync_folder(self.root)
 
     def quarantine(self) -> Path:
         """Where damaged files go: no command deletes them. The folder is made when it is first needed."""
-        self._make(QUARANTINE)
-        return self.root / QUARANTINE
+        folder = self._checked(QUARANTINE)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
 
-    def _make(self, name: str) -> bool:
-        """Whether the folder was not there."""
+    def _checked(self, name: str) -> Path:
         folder = self.root / name
         if folder.is_symlink():
             raise DamagedError(f"{folder} is a link", unchanged="the bank was not changed")
-        missing = not folder.exists()
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return missing
+        return folder
 
 
 def check_name(name: str) -> str:

@@ -18,7 +18,7 @@ from lorabank.bank.layout import Layout, check_file_name
 from lorabank.bank.plain import open_plain
 from lorabank.bank.rows import canonical
 from lorabank.bank.tensors import check_tensors, looks_like_safetensors
-from lorabank.core.errors import DamagedError, DataError, StorageError
+from lorabank.core.errors import DataError, StorageError
 from lorabank.core.limits import FREE_SPACE
 from lorabank.core.limits import MAX_CONFIG as MAX_CONFIG
 

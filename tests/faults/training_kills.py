@@ -169,7 +169,6 @@ def warm_up() -> None:
     import torch
     import transformers.models.bert.modeling_bert  # noqa: F401
 
-
     torch.set_num_threads(1)
 
 
