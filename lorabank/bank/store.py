@@ -162,11 +162,13 @@ class Stage:
 
     def place(self) -> None:
         """Move everything into place; what is there already and sound is kept and its time renewed."""
-        for digest, file in self.blobs.items():
-            target = self._layout.blob(digest)
+        targets = {digest: self._layout.blob(digest) for digest in self.blobs}
+        for target in targets.values():
             target.parent.mkdir(mode=0o700, exist_ok=True)
-            sync_folder(target.parent.parent)  # also one that is there: who made it may have been killed before this
-            self._move(self._paths[digest], target, blob_problems(target, file))
+        if targets:  # also when all were there: who made them may have been killed before this
+            sync_folder(self._layout.root / "blobs")
+        for digest, file in self.blobs.items():
+            self._move(self._paths[digest], targets[digest], blob_problems(targets[digest], file))
         for digest, files in self.adapters.items():
             target = self._layout.adapter(digest)
             self._move(self._paths[digest], target, adapter_problems(target, files))

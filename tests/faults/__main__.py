@@ -25,7 +25,7 @@ def main() -> int:
     widths = (4, 42, 8, 5, 8, 9, 7)
     print(line(HEADER, widths), flush=True)
     results = []
-    for result in run_harnesses(options.level, options.seed, only):
+    for result in run_harnesses(options.level, options.seed, only, options.jobs):
         results.append(result)
         print(line(result_row(result), widths), flush=True)
         for text in (*result.outcome.notes, *result.outcome.examples):
@@ -33,7 +33,7 @@ def main() -> int:
     catches = []
     if not options.without_mutants:
         print()
-        for catch in run_mutants(options.seed, only):
+        for catch in run_mutants(options.seed, only, options.jobs):
             catches.append(catch)
             print(line(catch_row(catch), (60, 11, 100, 7)), flush=True)
     if not only:
@@ -54,6 +54,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("level", choices=LEVELS)
     parser.add_argument("--only", help="names of harnesses, for example F1,F6; their mutants with them")
     parser.add_argument("--seed", type=int, default=20, help="what is chosen at random follows from it")
+    parser.add_argument("--jobs", type=int, default=2, help="harnesses that run at once")
     parser.add_argument("--without-mutants", action="store_true", help="the sound code alone")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--markdown", metavar="FILE")

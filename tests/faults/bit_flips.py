@@ -20,6 +20,7 @@ from pathlib import Path
 from lorabank.bank.bank import Bank
 from lorabank.bank.layout import Layout
 from lorabank.bank.reading import read_manifest
+from lorabank.bank.store import hash_file
 from lorabank.core.errors import LorabankError
 from tests.faults.outcome import Outcome
 from tests.faults.processes import in_a_fork, scratch
@@ -58,9 +59,12 @@ def run(count: int | None, seed: int) -> Outcome:
 
 
 def read_all(place: Path) -> Hashable:
-    """Everything that a user can get out of the database and the manifest."""
-    snapshot, scores = opened(place).contents()
-    return repr((snapshot, scores, sorted(read_manifest(Layout(place / "bank")).items())))
+    """Everything that a user can get out of the database, the manifest and the adapters."""
+    bank = opened(place)
+    snapshot, scores = bank.contents()
+    folders = [bank.adapter_path(task.adapter) for task in snapshot.tasks if task.adapter]
+    files = [(file.name, hash_file(file)) for folder in folders for file in sorted(folder.iterdir())]
+    return repr((snapshot, scores, files, sorted(read_manifest(Layout(bank.path)).items())))
 
 
 def _targets(place: Path, folder: Path) -> list[Target]:

@@ -22,8 +22,6 @@ from tests.faults.processes import Say, scratch
 from tests.faults.tracing import cannot_trace, recorded
 from tests.faults.workload import COMMANDS, Case, Command, case, judge
 
-State = tuple[Tree, bool]
-
 
 def run(count: int | None, seed: int) -> Outcome:
     """All states, or at most ``count`` of each command chosen by ``seed``; syncs are taken out only with all."""
@@ -31,7 +29,7 @@ def run(count: int | None, seed: int) -> Outcome:
         return skipped(reason)
     outcome = Outcome()
     with scratch() as folder:
-        for command in ALL:
+        for command in COMMANDS:
             one = case(command, folder)
             explorer = Explorer(one, folder, *record(command, folder))
             tried = outcome.tries
@@ -40,22 +38,47 @@ def run(count: int | None, seed: int) -> Outcome:
             if count is None and not outcome.findings:
                 note += explorer.without_each_sync(outcome)
             outcome.notes.append(note)
+        _killed_before(COMMANDS[0], folder, outcome)
     return outcome
+
+
+def _killed_before(command: Command, folder: Path, outcome: Outcome) -> None:
+    """Killed at a sync, run again to its end, then the cut: what the first had renamed may not be durable."""
+    one, tried, k = case(command, folder), outcome.tries, 0
+    while True:
+        k += 1
+        place = command.place(folder / "twice")
+        disk = Disk(place)
+        code, said, calls = recorded(acting(command, place), "-e", f"inject=fsync:signal=KILL:when={k}")
+        if code == 0:
+            break
+        disk.follow(calls)
+        code, said, calls = recorded(acting(command, place))
+        if code != 0:
+            raise RuntimeError(f"{command.name} failed after it was killed at sync {k}: {said}")
+        Explorer(one, folder, disk.root, disk.follow(calls)).judge_end(outcome)
+        shutil.rmtree(place)
+    outcome.notes.append(f"{command.name} killed at each sync before {outcome.tries - tried}")
 
 
 def record(command: Command, folder: Path) -> tuple[Node, list[Change]]:
     """The place before the command, and the changes it makes."""
     place = command.place(folder / f"recorded-{command.name}")
     disk = Disk(place)
+    code, said, calls = recorded(acting(command, place))
+    if code != 0:
+        raise RuntimeError(f"{command.name} failed while it was recorded: {said}")
+    return disk.root, disk.follow(calls)
+
+
+def acting(command: Command, place: Path) -> Callable[[Say], None]:
+    """The command in a child; what it says last is in the record too."""
 
     def act(say: Say) -> None:
         command.act(place)
         say("done")
 
-    code, said, calls = recorded(act)
-    if code != 0:
-        raise RuntimeError(f"{command.name} failed while it was recorded: {said}")
-    return disk.root, disk.follow(calls)
+    return act
 
 
 class Explorer:
@@ -74,6 +97,12 @@ class Explorer:
             outcome.add(self._verdict(state, acknowledged, where))
         outcome.tries += len(self._known) - seen
 
+    def judge_end(self, outcome: Outcome) -> None:
+        """Only the cuts after everything was done."""
+        for state in self._states(self._changes, range(len(self._changes), len(self._changes) + 1)):
+            outcome.add(self._verdict(*state))
+        outcome.tries += len(self._known)
+
     def without_each_sync(self, outcome: Outcome) -> str:
         """Take the syncs out one by one; says how many were missed at once."""
         found = {"its own": [0, 0], "SQLite's": [0, 0]}
@@ -81,8 +110,9 @@ class Explorer:
             if change.what != "sync":
                 continue
             whose = "SQLite's" if "bank.db" in change.label or self._of_sqlite(position) else "its own"
+            latest_first = range(len(self._changes) - 1, -1, -1)
             changes = [*self._changes[:position], *self._changes[position + 1 :]]
-            caught = any(self._verdict(*state).findings for state in self._states(changes, latest_first=True))
+            caught = any(self._verdict(*state).findings for state in self._states(changes, latest_first))
             found[whose][0] += caught
             found[whose][1] += 1
             if not caught and whose == "its own":
@@ -94,9 +124,8 @@ class Explorer:
         before = self._changes[position - 1] if position else None
         return before is not None and before.what == "sync" and before.label.endswith("-wal")
 
-    def _states(self, changes: Sequence[Change], *, latest_first: bool = False) -> Iterator[tuple[Tree, bool, str]]:
-        cuts = range(len(changes) + 1)
-        for cut in reversed(cuts) if latest_first else cuts:
+    def _states(self, changes: Sequence[Change], cuts: range | None = None) -> Iterator[tuple[Tree, bool, str]]:
+        for cut in cuts or range(len(changes) + 1):
             done = changes[:cut]
             acknowledged = any(change.what == "said" for change in done)
             durable, pending = durable_and_open(done)
@@ -134,9 +163,3 @@ def _digest(state: Tree) -> bytes:
         digest.update(f"{path}\0{'/' if data is None else len(data)}\0".encode())
         digest.update(data or b"")
     return digest.digest()
-
-
-# --------------------------------------------------------------------------------- commands with a history of their own
-
-
-ALL = COMMANDS

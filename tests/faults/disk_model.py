@@ -1,8 +1,8 @@
 """A disk as a power cut sees it: what was recorded as done, and which of it was made durable by a sync.
 
-The model is stricter than ext4: a write is durable once its file was synced, a name once its folder was, and of what is
-not durable any part may be there after the cut, in any combination. The shared-memory index of SQLite (``-shm``) is left
-out: SQLite makes it anew.
+The model is stricter than ext4: a write is durable once its file was synced, a name once its folder was, a rename from
+one folder to another is a new name and a name less, and of what is not durable any part may be there after the cut. The
+shared-memory index of SQLite (``-shm``) is left out: SQLite makes it anew.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Change:
     Attributes:
         what: ``write``, ``cut``, ``link``, ``unlink``, ``rename``, or ``sync`` and ``said``, which change nothing.
         on: The node whose sync makes it durable.
-        detail: Offset and bytes; length; name and node; name; source folder, its name, name, node; the line.
+        detail: Offset and bytes; length; name and node; name; old name, new name and node.
         label: For messages.
     """
 
@@ -143,8 +143,12 @@ class Disk:
         assert source is not None and target is not None and source[2] is not None
         self._entries(source[0]).pop(source[1])
         self._entries(target[0])[target[1]] = source[2]
-        detail = (source[0], source[1], target[1], source[2])
-        self.changes.append(Change("rename", target[0], detail, f"rename to {target[1]}"))
+        if source[0] is target[0]:
+            detail = (source[1], target[1], source[2])
+            self.changes.append(Change("rename", target[0], detail, f"rename to {target[1]}"))
+        else:
+            self.changes.append(Change("link", target[0], (target[1], source[2]), f"rename to {target[1]}"))
+            self.changes.append(Change("unlink", source[0], (source[1],), f"rename from {source[1]}"))
 
 
 def durable_and_open(changes: Sequence[Change]) -> tuple[list[int], list[int]]:
@@ -183,9 +187,9 @@ def tree(root: Node, changes: Iterable[Change]) -> Tree:
         elif change.what == "unlink":
             entries_of(change.on).pop(change.detail[0], None)
         elif change.what == "rename":
-            source, old, new, node = change.detail
-            if entries_of(source).get(old) is node:
-                del entries_of(source)[old]
+            old, new, node = change.detail
+            if entries_of(change.on).get(old) is node:
+                del entries_of(change.on)[old]
             entries_of(change.on)[new] = node
     found: Tree = {}
 

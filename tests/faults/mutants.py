@@ -42,7 +42,11 @@ class Mutant:
                 raise ValueError(f"mutant {self.name!r}: {old!r} is not in {self.target} once")
             source = source.replace(old, new)
         names: dict[str, Any] = {}
-        exec(compile(f"from __future__ import annotations\n{source}", f"<{self.name}>", "exec"), {}, names)
+        exec(
+            compile(f"from __future__ import annotations\n{source}", f"<{self.name}>", "exec"),
+            dict(function.__globals__),
+            names,
+        )
         function.__code__ = names[function.__name__].__code__
 
 
@@ -64,7 +68,7 @@ MUTANTS = (
     _one("an adapter's folder is not synced", "bank.store:Stage.add_adapter", "sync_folder(folder)", "pass", "F6"),
     _one("a rename is not synced", "bank.store:Stage._move", "sync_folder(target.parent)", "pass", "F6"),
     _one("a new folder of blobs is not synced", "bank.store:Stage.place",
-         "sync_folder(target.parent.parent)", "pass", "F6"),
+         'sync_folder(self._layout.root / "blobs")', "pass", "F6"),
     _one("what a killed process renamed is taken over without a sync", "bank.store:Stage._move",
          "os.utime(target)", "return os.utime(target)", "F6"),
     _one("a deletion's rename is not synced", "bank.gc:_delete", "sync_folder(path.parent)", "pass", "F6"),
@@ -88,7 +92,9 @@ MUTANTS = (
            (("{'ON' if foreign_keys else 'OFF'}", "OFF"), ("!= int(foreign_keys)", "== 7")), ("F10",)),
     # each check
     _one("verify does not hash", "bank.store:blob_problems", "full and hash_file", "False and hash_file", "F9", "F10"),
-    _one("links are followed", "bank.store:blob_problems", " or path.is_symlink()", "", "F10"),
+    _one("a link in place of the database is followed", "bank.reading:_connect",
+         "layout.database.is_symlink()", "False", "F10"),
+    _one("a pipe is waited for", "bank.plain:open_plain", " | os.O_NONBLOCK", "", "F10"),
     _one("rows are not compared with their digest", "bank.live:_is_unchanged", "try:", "try:\n        return True",
          "F9"),
     _one("errors of the disk are not translated", "bank.failures:reported", "except OSError", "except EOFError", "F7"),

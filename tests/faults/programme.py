@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from tests.faults.mutants import MUTANTS, Mutant
 from tests.faults.outcome import Outcome, outcome_of, skipped
 from tests.faults.processes import in_a_fork
+from tests.faults.workload import COMMANDS
 
 Run = Callable[[int | None, int], Outcome | Mapping[str, Any]]
 LEVELS = ("push", "nightly", "release")
@@ -64,13 +66,15 @@ HARNESSES = (
     Harness("F7", "full disk, limited files, failing calls", "full_disk:run", (100, 2000, 10_000), 40),
     # 100 names for each writer at night: one writer at a time has to work its way through all of them.
     Harness("F8", "14 writers and readers, gc and export", "concurrency:run", (15, 100, 1000), 8),
-    Harness("F9", "one bit flipped", "bit_flips:run", (2000, 20_000, 10**9), 300),
-    Harness("F10", "files cut, swapped, replaced", "damaged_files:run", (600, None, None), 300),
+    Harness("F9", "one bit flipped", "bit_flips:run", (2000, 20_000, 10**9), 60),
+    Harness("F10", "files cut, swapped, replaced", "damaged_files:run", (300, None, None), 5),
     Harness("F11", "fuzzed headers, rows, configs, names", "fuzz:run", (None, None, None)),
     Harness("F13", "malicious adapters", "corpus:run", (None, None, None)),
     Harness("F16", "merge drift, same seed same bytes", "merge_drift:run", (1000, 1000, 10_000), 5),
 )
 """F12, F14 and F15 are tests of their own: PYTEST below."""
+
+_BY_NAME = {harness.name: harness for harness in HARNESSES}
 
 PYTEST = {
     "F12": "tests/faults/test_state_machine.py",
@@ -99,28 +103,40 @@ class Catch:
     seconds: float
 
 
-def run_harnesses(level: str, seed: int, only: frozenset[str]) -> Iterator[Result]:
-    """Run the harnesses of a level one after another."""
-    for harness in HARNESSES:
-        if not only or harness.name in only:
-            began = time.monotonic()
-            outcome = harness.run(harness.sizes[LEVELS.index(level)], seed)
-            yield Result(harness.name, harness.what, outcome, time.monotonic() - began)
+def run_harnesses(level: str, seed: int, only: frozenset[str], jobs: int) -> Iterator[Result]:
+    """Run the harnesses of a level, ``jobs`` at a time, each in a process of its own."""
+    chosen = [harness for harness in HARNESSES if not only or harness.name in only]
+    with _pool(jobs) as pool:
+        yield from pool.imap(_run, [(harness.name, level, seed) for harness in chosen])
 
 
-def run_mutants(seed: int, only: frozenset[str]) -> Iterator[Catch]:
+def run_mutants(seed: int, only: frozenset[str], jobs: int) -> Iterator[Catch]:
     """Run each mutant through the harnesses that should catch it, until one does."""
-    by_name = {harness.name: harness for harness in HARNESSES}
-    for mutant in MUTANTS:
-        names = [name for name in mutant.caught_by if not only or name in only]
-        if names:
-            yield _hunt(mutant, [by_name[name] for name in names], seed)
+    chosen = [number for number, mutant in enumerate(MUTANTS) if not only or only & set(mutant.caught_by)]
+    with _pool(jobs) as pool:
+        yield from pool.imap(_hunt, [(number, only, seed) for number in chosen])
 
 
-def _hunt(mutant: Mutant, harnesses: list[Harness], seed: int) -> Catch:
+def _pool(jobs: int) -> Any:
+    for command in COMMANDS:
+        command.start()  # made once, of sound code, and inherited by all
+    return multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1)
+
+
+def _run(task: tuple[str, str, int]) -> Result:
+    name, level, seed = task
+    harness = _BY_NAME[name]
+    began = time.monotonic()
+    outcome = harness.run(harness.sizes[LEVELS.index(level)], seed)
+    return Result(harness.name, harness.what, outcome, time.monotonic() - began)
+
+
+def _hunt(task: tuple[int, frozenset[str], int]) -> Catch:
+    number, only, seed = task
+    mutant = MUTANTS[number]
     began = time.monotonic()
     missed = []
-    for harness in harnesses:
+    for harness in (_BY_NAME[name] for name in mutant.caught_by if not only or name in only):
         outcome = _spoiled(mutant, harness, seed)
         if outcome.findings:
             return Catch(mutant, harness.name, outcome.examples[0], time.monotonic() - began)

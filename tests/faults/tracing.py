@@ -72,10 +72,10 @@ def disturbed(action: Action, call: str, how: str) -> tuple[int, list[str]]:
     return traced(action, "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:{how}")
 
 
-def recorded(action: Action) -> tuple[int, list[str], list[Call]]:
-    """Run an action and record its calls, with every byte it wrote."""
+def recorded(action: Action, *more: str) -> tuple[int, list[str], list[Call]]:
+    """Run an action and record its calls, with every byte it wrote; ``more`` are options of strace."""
     with tempfile.NamedTemporaryFile("r") as log:
-        options = ("-o", log.name, "-xx", "-s", "16777216", "-e", f"trace={','.join(CALLS)}")
+        options = ("-o", log.name, "-xx", "-s", "16777216", "-e", f"trace={','.join(CALLS)}", *more)
         code, said = traced(action, *options)
         return code, said, list(_parsed(log))
 
