@@ -132,7 +132,7 @@ def test_killed_at_every_step_of_removing(start):
 def test_killed_at_every_step_of_collecting(start):
     kills, wrong = kill_everywhere(start, lambda bank: bank.gc(dry_run=False, grace_hours=-1))
     assert wrong == []
-    assert kills > 3
+    assert kills >= 3  # rename, fsync of the folder, unlink
 
 
 def test_killed_at_every_step_of_creating(folder, kit):
