@@ -18,18 +18,20 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lorabank import api
+from lorabank.bank import live
 from lorabank.bank.bank import Bank
 from lorabank.core.errors import DamagedError, ExistsError, IncompatibleError, NotFoundError
 from tests.unit.bank.conftest import Kit
 from tests.unit.bank.test_kill import run_killed
 
 NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
-WEIGHTS = st.sampled_from([1.0, 2.0, 3.0])
+WEIGHTS = st.sampled_from([1.0, 2.0, 3.0, 4.0, 5.0])
 kit = Kit()
 
 
@@ -102,6 +104,11 @@ class BankMachine(RuleBasedStateMachine):
         context = tuple(task.adapter for task in self.tasks.values())[:2] if on_top else ()
         kit.add_task(self.bank, name, weight=weight, context=tuple(dict.fromkeys(context)))
 
+    @rule(weight=WEIGHTS)
+    def add_on_top(self, weight: float) -> None:
+        """A task of a name that is free, trained on top of earlier ones."""
+        self.add_task(next(name for name in map("t{}".format, range(100)) if name not in self.names()), weight, True)
+
     @rule(name=NAMES, weight=WEIGHTS, on_top=st.booleans())
     def add_task(self, name: str, weight: float, on_top: bool) -> None:
         """Also what import does: the same content under another name is one adapter."""
@@ -125,15 +132,16 @@ class BankMachine(RuleBasedStateMachine):
     def compose(self, name: str, selector: float, data: st.DataObject) -> None:
         before = self.names()
         if name in before:
-            return
+            name = f"{name}-{len(before)}"
         members = data.draw(st.lists(st.sampled_from(sorted(self.tasks)), min_size=1, max_size=3, unique=True))
         kit.compose(self.bank, name, tuple(members), content=kit.safetensors(selector))
         self.observe()
         assert self.names() == before | {name}
 
-    @rule(name=NAMES, cascade=st.booleans())
-    def remove(self, name: str, cascade: bool) -> None:
+    @rule(cascade=st.booleans(), and_collect=st.booleans(), data=st.data())
+    def remove(self, cascade: bool, and_collect: bool, data: st.DataObject) -> None:
         before = self.names()
+        name = data.draw(st.sampled_from([*sorted(before), "nobody"]))
         needed_by = {made for made, (members, _) in self.compositions.items() if name in members}
         try:
             gone = self.bank.remove(name, cascade=cascade)
@@ -147,6 +155,8 @@ class BankMachine(RuleBasedStateMachine):
         assert set(gone) == {name} | (needed_by if name in self.tasks else set())
         self.observe()
         assert self.names() == before - set(gone)
+        if and_collect:
+            self.collect(True)
 
     @rule(all_at_once=st.booleans())
     def collect(self, all_at_once: bool) -> None:
@@ -326,3 +336,18 @@ TestBank.settings = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
+
+
+def test_the_machine_finds_a_collection_that_takes_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A harness that finds nothing proves nothing: adapters below a later one are not counted as needed."""
+    monkeypatch.setattr(live, "_USED_ADAPTERS", "SELECT position FROM tasks WHERE state IN ('ready', 'failed')")
+    machine = BankMachine()
+    try:
+        for name, on_top in (("a", False), ("b", True)):
+            machine.add(name, float(ord(name)), on_top)
+        machine.bank.remove("a")
+        machine.observe()
+        with pytest.raises(AssertionError):
+            machine.collect(True)
+    finally:
+        machine.teardown()
