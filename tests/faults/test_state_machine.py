@@ -345,6 +345,7 @@ def test_the_machine_finds_a_collection_that_takes_too_much(monkeypatch: pytest.
     try:
         for name, on_top in (("a", False), ("b", True)):
             machine.add(name, float(ord(name)), on_top)
+            machine.observe()
         machine.bank.remove("a")
         machine.observe()
         with pytest.raises(AssertionError):
