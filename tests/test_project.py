@@ -56,6 +56,19 @@ def test_tested_versions_fit_the_declared_ranges() -> None:
     assert pins["torch"] == "2.13.0", "a local part such as +cpu would forbid every other build"
 
 
+def test_ci_installs_the_tested_versions_by_their_hashes() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {line for line in lines if line and not line.startswith(("#", "torch=="))}
+    locked = {}
+    for line in (ROOT / "requirements-ci.txt").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            pin, _, digest = line.partition(" --hash=sha256:")
+            assert re.fullmatch("[0-9a-f]{64}", digest), line
+            locked[pin] = digest
+    assert set(locked) == pins, "stale; run: .ci/lock"
+    assert len(set(locked.values())) == len(pins)
+
+
 def test_every_import_is_declared_and_every_dependency_imported() -> None:
     imported = set()
     for path in SOURCES:
