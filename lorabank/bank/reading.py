@@ -126,10 +126,13 @@ def _hardened(address: str) -> sqlite3.Connection:
 
 def read_revision(connection: sqlite3.Connection) -> str | None:
     """The schema revision of a database, None before the first migration."""
-    with suppress(sqlite3.OperationalError):
+    try:
         row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        return str(row[0]) if row else None
-    return None
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return None
+        raise  # a full disk is no missing revision
+    return str(row[0]) if row else None
 
 
 def _check_schema(connection: sqlite3.Connection, layout: Layout) -> None:
