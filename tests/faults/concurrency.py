@@ -2,9 +2,9 @@
 
 Eight writers add tasks of their own, four writers all want the same names, four readers run ``verify --full``, one
 process collects without grace and one exports, all at once. Then two processes make a bank in one place, and two
-upgrade one bank. At the end each row is there and each name once; a reader never sees damage; a writer that has to wait
-is told who is at work, never that the database is locked. The collector pauses between reading what is live and looking
-at what lies there, so that a missing lock is noticed at once and not once in a thousand runs.
+upgrade one bank. At the end each row is there and each name once; a reader never sees damage; a writer that has to
+wait is told who is at work, never that the database is locked. The collector pauses between reading what is live and
+looking at what lies there, so that a missing lock is noticed at once and not once in a thousand runs.
 """
 
 from __future__ import annotations

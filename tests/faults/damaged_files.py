@@ -1,11 +1,11 @@
 """F10: files that are cut short, zeroed, swapped, gone, unreadable or something else than a file.
 
 Each file of a small bank in turn is truncated at every length (bank.json, configs, small blobs and tensors; of the
-database every 64 bytes), filled with zeros, deleted, made unreadable (looked at as another user, when this one is root),
-swapped with another file, and replaced by a link, a pipe and a folder. ``verify --full`` must name the file or end with
-``DamagedError`` (exit code 8), loading the adapter or blob must end with ``DamagedError``, the other adapters must still
-load, and nothing may hang. Two checks have no file to damage: a row that refers to nothing is refused when it is
-written, and one that got in all the same is found.
+database every 64 bytes), filled with zeros, deleted, made unreadable (looked at as another user, when this one is
+root), swapped with another file, and replaced by a link, a pipe and a folder. ``verify --full`` must name the file
+or end with ``DamagedError`` (exit code 8), loading the adapter or blob must end with ``DamagedError``, the other
+adapters must still load, and nothing may hang. Two checks have no file to damage: a row that refers to nothing is
+refused when it is written, and one that got in all the same is found.
 """
 
 from __future__ import annotations

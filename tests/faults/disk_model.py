@@ -1,8 +1,8 @@
 """A disk as a power cut sees it: what was recorded as done, and which of it was made durable by a sync.
 
-The model is stricter than ext4: a write is durable once its file was synced, a name once its folder was, a rename from
-one folder to another is a new name and a name less, and of what is not durable any part may be there after the cut. The
-shared-memory index of SQLite (``-shm``) is left out: SQLite makes it anew.
+The model is stricter than ext4: a write is durable once its file was synced, a name once its folder was, a rename
+from one folder to another is a new name and a name less, and of what is not durable any part may be there after the
+cut. The shared-memory index of SQLite (``-shm``) is left out: SQLite makes it anew.
 """
 
 from __future__ import annotations

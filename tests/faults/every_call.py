@@ -1,9 +1,10 @@
 """F2: SIGKILL before every single system call by which a command changes files or takes a lock.
 
 An undisturbed run under strace counts the calls of each kind; then the command runs once for each of them, from the
-same start, in a child that strace kills as it makes the k-th call of that kind. The parent looks at what is left: it is
-as before or as after, ``verify --full`` finds nothing, nothing half-written stands under a digest, the command can be
-run again, and ``gc`` leaves no rest. Where strace is missing, the steps that Python can see are taken instead.
+same start, in a child that strace kills as it makes the k-th call of that kind. The parent looks at what is left: it
+is as before or as after, ``verify --full`` finds nothing, nothing half-written stands under a digest, the command
+can be run again, and ``gc`` leaves no rest. Where strace is missing, the steps that Python can see are taken
+instead.
 """
 
 from __future__ import annotations

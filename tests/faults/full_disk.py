@@ -1,10 +1,11 @@
 """F7: no space, and a disk that fails.
 
-Three ways, each on add, import, compose, remove, gc, export and migrate: a small file system in memory (tmpfs) filled so
-that a random number of KiB is left (needs root); a limit on the size of a file (``RLIMIT_FSIZE``) at a random value; and
-EIO or ENOSPC returned by strace from each write, sync and truncation, one at a time. The check for free space that comes
-first is switched off, so that the writes themselves fail. The command either succeeds, or ends with ``StorageError``
-(exit code 10); the bank is as before or as after, can be read while the disk is full, and works once there is space.
+Three ways, each on add, import, compose, remove, gc, export and migrate: a small file system in memory (tmpfs)
+filled so that a random number of KiB is left (needs root); a limit on the size of a file (``RLIMIT_FSIZE``) at a
+random value; and EIO or ENOSPC returned by strace from each write, sync and truncation, one at a time. The check for
+free space that comes first is switched off, so that the writes themselves fail. The command either succeeds, or ends
+with ``StorageError`` (exit code 10); the bank is as before or as after, can be read while the disk is full, and
+works once there is space.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 A small network switches through random mixtures: live (per sample) and merged answers differ by less than 1e-4 in
 float32; in bfloat16 the difference is reported. After every switch back the base's parameters have the digest they
-began with, and after each of 100 merges the answers of the base, in both dtypes, are equal bit for bit. Then one task is
-trained four times from one seed, in processes of their own, on one and on two threads: the adapters have the same bytes.
+began with, and after each of 100 merges the answers of the base, in both dtypes, are equal bit for bit. Then one
+task is trained four times from one seed, in processes of their own, on one and on two threads: the adapters have the
+same bytes.
 """
 
 from __future__ import annotations

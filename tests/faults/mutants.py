@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import textwrap
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +33,15 @@ class Mutant:
     def apply(self) -> None:
         """Change the function in this process, for all who have imported it."""
         function = _function(self.target)
+        function.__code__ = self.mutated(function).__code__
+
+    def mutated(self, function: Any = None) -> Any:
+        """The changed function; the sound one stays as it is.
+
+        Raises:
+            ValueError: The text that is to be changed is not there.
+        """
+        function = function or _function(self.target)
         source = textwrap.dedent(inspect.getsource(function))
         while source.startswith("@"):
             source = source.split("\n", 1)[1]
@@ -47,7 +55,7 @@ class Mutant:
             dict(function.__globals__),
             names,
         )
-        function.__code__ = names[function.__name__].__code__
+        return names[function.__name__]
 
 
 def _function(target: str) -> Any:
@@ -108,9 +116,3 @@ MUTANTS = (
          "self.form = Merged((self.base.weight.float() + delta).to(self.base.weight.dtype))",
          "self.base.weight.data += delta.to(self.base.weight.dtype)", "F16"),
 )  # fmt: skip
-
-
-def run_mutant(mutant: Mutant, harness: Callable[[], int]) -> int:
-    """Findings of a harness in this process, which the mutant spoils for good."""
-    mutant.apply()
-    return harness()

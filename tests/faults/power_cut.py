@@ -2,9 +2,9 @@
 
 A small ext4 image is mounted through a loop device; a child adds, composes and removes there and says what is done.
 At a random moment the file system is shut down without writing its journal out (``FS_IOC_SHUTDOWN`` with
-``NOLOGFLUSH``): what was not synced is gone, as after a power cut. It is mounted again and judged: nothing acknowledged
-is lost, ``verify --full`` finds nothing. Needs root and loop devices. It covers what ext4 does with what it was told to
-keep, not what a drive does with its own cache.
+``NOLOGFLUSH``): what was not synced is gone, as after a power cut. It is mounted again and judged: nothing
+acknowledged is lost, ``verify --full`` finds nothing. Needs root and loop devices. It covers what ext4 does with
+what it was told to keep, not what a drive does with its own cache.
 """
 
 from __future__ import annotations

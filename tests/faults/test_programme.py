@@ -15,11 +15,21 @@ from tests.faults.mutants import MUTANTS
 from tests.faults.outcome import Outcome
 from tests.faults.processes import in_a_fork
 from tests.faults.programme import HARNESSES
+from tests.faults.workload import COMMANDS
 
 COUNTS = {"F1": 3, "F2": 7, "F5": 1, "F6": 3, "F7": 3, "F8": 1, "F9": 8, "F10": 2}
 """Those that need no torch."""
 
+pytestmark = pytest.mark.usefixtures("_templates")
+
 BY_NAME = {harness.name: harness for harness in HARNESSES}
+
+
+@pytest.fixture(scope="module")
+def _templates() -> None:
+    """Made once, and inherited by the forks."""
+    for command in COMMANDS:
+        command.start()
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -34,10 +44,10 @@ def test_a_few_tries_find_nothing(name: str) -> None:
 @pytest.mark.parametrize(
     ("mutant", "name", "count"),
     [
-        ("rows before files", "F6", 40),
+        ("rows before files", "F6", 20),
         ("foreign keys off", "F10", 0),
-        ("rows are not compared with their digest", "F9", 40),
-        ("errors of the disk are not translated", "F7", 14),
+        ("rows are not compared with their digest", "F9", 30),
+        ("errors of the disk are not translated", "F7", 7),
         ("no busy timeout", "F8", 4),
     ],
 )
@@ -54,10 +64,11 @@ def test_a_mutant_is_caught(mutant: str, name: str, count: int) -> None:
     assert outcome.findings > 0
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_every_mutant_fits_the_code(mutant: object) -> None:
-    """A mutant whose text is no longer there would be caught by nothing and blamed on the harness."""
-    assert in_a_fork(mutant.apply) is None  # type: ignore[attr-defined]
+def test_every_mutant_fits_the_code() -> None:
+    """A mutant whose text is no longer there would be caught by nothing, and its harness blamed."""
+    assert len(MUTANTS) >= 12
+    assert in_a_fork(lambda: [mutant.mutated().__name__ for mutant in MUTANTS])
+    assert {harness for mutant in MUTANTS for harness in mutant.caught_by} >= {*COUNTS, "F3", "F4", "F16"}
 
 
 def test_the_command_writes_its_findings_down(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """F3 and F4: SIGKILL of ``add-task`` while it really trains, and of a checkpoint while it is saved.
 
-A process that has imported torch forks for each command. F3 kills the whole of ``add-task`` at a random moment, F4 at a
-random moment of a random checkpoint's saving (a checkpoint after every step; the timer of the child itself ends it, as
-abruptly as SIGKILL does). The parent looks at the bank, resumes what was interrupted, and compares: nothing
-acknowledged is lost, a whole checkpoint is there whenever one was whole before, and the adapter has the very bytes of
-an uninterrupted run. The model is a two-layer BERT with random weights. On each push there are fewer kills than at
-night, because each one trains twice: half a second that nothing can shorten.
+A process that has imported torch forks for each command. F3 kills the whole of ``add-task`` at a random moment, F4
+at a random moment of a random checkpoint's saving (a checkpoint after every step; the timer of the child itself ends
+it, as abruptly as SIGKILL does). The parent looks at the bank, resumes what was interrupted, and compares: nothing
+acknowledged is lost, a whole checkpoint is there whenever one was whole before, and the adapter has the very bytes
+of an uninterrupted run. The model is a two-layer BERT with random weights. On each push there are fewer kills than
+at night, because each one trains twice: half a second that nothing can shorten.
 """
 
 from __future__ import annotations
