@@ -22,7 +22,6 @@ from tests.faults.processes import Say, scratch
 from tests.faults.tracing import cannot_trace, recorded
 from tests.faults.workload import COMMANDS, Case, Command, case, judge
 
-
 ENOUGH = 100
 """States of each command; for fewer, nothing is killed before."""
 
@@ -34,6 +33,8 @@ def run(count: int | None, seed: int) -> Outcome:
     outcome = Outcome()
     with scratch() as folder:
         for command in COMMANDS:
+            if outcome.enough:
+                return outcome
             one = case(command, folder)
             explorer = Explorer(one, folder, *record(command, folder))
             tried = outcome.tries
@@ -100,6 +101,8 @@ class Explorer:
         seen = len(self._known)
         for state, acknowledged, where in states:
             outcome.add(self._verdict(state, acknowledged, where))
+            if outcome.enough:
+                break
         outcome.tries += len(self._known) - seen
 
     def judge_end(self, outcome: Outcome) -> None:

@@ -140,7 +140,8 @@ class Disk:
 
     def _rename(self, old: bytes, new: bytes) -> None:
         source, target = self._at(old), self._at(new)
-        assert source is not None and target is not None and source[2] is not None
+        if source is None or target is None or source[2] is None:
+            raise ValueError(f"the model does not know a rename of {old!r} to {new!r}")
         self._entries(source[0]).pop(source[1])
         self._entries(target[0])[target[1]] = source[2]
         if source[0] is target[0]:

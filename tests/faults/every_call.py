@@ -48,6 +48,8 @@ def _at_calls(one: Case, folder: Path, share: int | None, seed: int, outcome: Ou
     if share is not None:
         points = random.Random(seed).sample(points, min(share, len(points)))
     for name, k in points:
+        if outcome.enough:
+            return
         place = one.command.place(folder / "killed")
         code, said = disturbed(_acting(one, place), name, f"signal=KILL:when={k}")
         where = f"{one.command.name} killed at {name} {k}"

@@ -82,7 +82,8 @@ MUTANTS = (
     _one("a deletion's rename is not synced", "bank.gc:_delete", "sync_folder(path.parent)", "pass", "F6"),
     # each order
     Mutant("rows before files", "bank.operations:Operation.commit_task",
-           (("self._place()", "pass"), ("self._finish()", "(self._stage.place(), self._finish())")), ("F2", "F1", "F6")),
+           (("self._place()", "pass"), ("self._finish()", "(self._stage.place(), self._finish())")),
+           ("F2", "F1", "F6")),
     _one("files go before their rows", "bank.removal:remove", "with bank_lock(",
          "__import__('shutil').rmtree(layout.root / 'adapters')\n    with bank_lock(", "F2", "F1"),
     _one("statements without a transaction", "bank.database:_engine",
@@ -105,7 +106,8 @@ MUTANTS = (
     _one("a pipe is waited for", "bank.plain:open_plain", " | os.O_NONBLOCK", "", "F10"),
     _one("rows are not compared with their digest", "bank.live:_is_unchanged", "try:", "try:\n        return True",
          "F9"),
-    _one("errors of the disk are not translated", "bank.failures:reported", "except OSError", "except EOFError", "F7"),
+    _one("errors of the disk are not translated", "bank.failures:reported",
+         "except OSError", "except EOFError", "F7"),
     # training and merging
     _one("old checkpoints go before the new one is whole", "training.checkpoints:save_checkpoint",
          "partial.mkdir(", "[shutil.rmtree(old) for old in _by_step(work)]\n    partial.mkdir(", "F4"),

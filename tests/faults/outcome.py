@@ -36,6 +36,11 @@ class Outcome:
         """Everything that must not be."""
         return self.lost + self.damaged + self.uncaught
 
+    @property
+    def enough(self) -> bool:
+        """Whether more findings would tell nothing new."""
+        return self.findings >= KEPT_EXAMPLES
+
     def find(self, kind: str, message: str) -> None:
         """Count a finding of the kind ``"lost"``, ``"damaged"`` or ``"uncaught"``."""
         setattr(self, kind, getattr(self, kind) + 1)

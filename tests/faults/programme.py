@@ -57,7 +57,7 @@ class Harness:
 
 HARNESSES = (
     Harness("F1", "SIGKILL at random, storage operations", "random_kills:run", (1000, 10_000, 100_000), 40),
-    Harness("F2", "SIGKILL at every system call", "every_call:run", (None, None, None), 400),
+    Harness("F2", "SIGKILL at every system call", "every_call:run", (None, None, None), 200),
     # Fewer on each push than at night: every try trains twice, a second of one slow core.
     Harness("F3", "SIGKILL of add-task in training, resumed", "training_kills:run_f3", (60, 3000, 10_000), 12),
     Harness("F4", "SIGKILL while a checkpoint is saved", "training_kills:run_f4", (30, 600, 2000), 12),
@@ -66,7 +66,7 @@ HARNESSES = (
     Harness("F7", "full disk, limited files, failing calls", "full_disk:run", (100, 2000, 10_000), 40),
     # 100 names for each writer at night: one writer at a time has to work its way through all of them.
     Harness("F8", "14 writers and readers, gc and export", "concurrency:run", (15, 100, 1000), 8),
-    Harness("F9", "one bit flipped", "bit_flips:run", (2000, 20_000, 10**9), 60),
+    Harness("F9", "one bit flipped", "bit_flips:run", (2000, 20_000, 10**9), 300),
     Harness("F10", "files cut, swapped, replaced", "damaged_files:run", (300, None, None), 5),
     Harness("F11", "fuzzed headers, rows, configs, names", "fuzz:run", (None, None, None)),
     Harness("F13", "malicious adapters", "corpus:run", (None, None, None)),

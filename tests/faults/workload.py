@@ -91,7 +91,7 @@ def _schema_and_contents(place: Path) -> Hashable:
         return "new", contents(place)
     except IncompatibleError:
         database = place / "bank" / "bank.db"
-        # As lorabank reads: without a log the file alone is the truth, and on a full disk there is no room for an index.
+        # As lorabank reads: without a log the file is all there is, and a full disk has no room for an index.
         mode = "rw" if database.with_name("bank.db-wal").exists() else "ro&immutable=1"
         with closing(sqlite3.connect(f"{database.as_uri()}?mode={mode}", uri=True)) as connection:
             (verdict,) = connection.execute("PRAGMA integrity_check").fetchone()
