@@ -111,7 +111,8 @@ MUTANTS = (
     # training and merging
     _one("old checkpoints go before the new one is whole", "training.checkpoints:save_checkpoint",
          "partial.mkdir(", "[shutil.rmtree(old) for old in _by_step(work)]\n    partial.mkdir(", "F4"),
-    _one("a checkpoint is taken as it is", "training.checkpoints:_is_whole", "try:", "try:\n        return True", "F9"),
+    _one("a checkpoint is taken as it is", "training.checkpoints:_is_whole",
+         "try:", "try:\n        return True", "F9"),
     _one("resuming forgets the random state", "training.checkpoints:restore_random_state",
          'version, keys, gauss = facts["python"]', 'return\n    version = facts["python"]', "F3"),
     _one("merging changes the base itself", "models.mixture:MixedLoraLinear.merge",

@@ -74,9 +74,8 @@ def _run(action: Callable[[Say], object], say: Callable[[str], object]) -> None:
         os._exit(error.exit_code)
     except BaseException as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
-        say(
-            f"error {type(error).__name__} 1: {' '.join(str(error).split())} ({Path(last.filename).name}:{last.lineno})"
-        )
+        where = f"{Path(last.filename).name}:{last.lineno}"
+        say(f"error {type(error).__name__} 1: {' '.join(str(error).split())} ({where})")
         os._exit(FAILED)
     os._exit(ENDED)
 
