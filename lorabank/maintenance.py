@@ -1,0 +1,108 @@
+"""Keeping a bank: check, collect, mend, copy, put back, upgrade. These are functions of `lorabank.api`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lorabank.bank.backup import BackupResult
+    from lorabank.bank.database import UpgradeResult
+    from lorabank.bank.gc import GcResult
+    from lorabank.bank.repair import RepairResult
+    from lorabank.bank.restore import RestoreResult
+    from lorabank.core.records import Finding
+    from lorabank.workflows.checkup import Checkup
+
+
+def verify(path: str | Path, *, full: bool = False, part: tuple[int, int] | None = None) -> tuple[Finding, ...]:
+    """Check rows and files; ``full`` reads every byte, ``part=(n, t)`` those of one of t parts. Nothing is changed."""
+    from lorabank.bank.bank import Bank
+
+    return tuple(Bank.open(path).verify(full=full, part=part))
+
+
+def gc(path: str | Path, *, dry_run: bool = False, grace_hours: float = 24.0) -> GcResult:
+    """Delete files that nothing refers to and that are older than the grace."""
+    from lorabank.bank.bank import Bank
+
+    return Bank.open(path).gc(dry_run=dry_run, grace_hours=grace_hours)
+
+
+def doctor(path: str | Path, *, full: bool = False) -> Checkup:
+    """Facts for a bug report (versions, devices, base model, the bank's state), warnings, and the bank's findings.
+
+    Args:
+        path: The bank's folder; there need be no bank.
+        full: Read every file of the bank.
+    """
+    from lorabank.workflows.checkup import doctor as run
+
+    return run(path, full=full)
+
+
+def repair(path: str | Path, *, source: str | Path | None = None) -> RepairResult:
+    """Mend what can be mended without losing anything.
+
+    What dead operations left is swept, damaged files go to `quarantine/`, good copies are fetched by digest, and tasks
+    that still lack a file are set aside, so that all others can be used.
+
+    Args:
+        path: The bank's folder.
+        source: A copy of the bank, or an exported folder, to fetch good files from.
+
+    Raises:
+        BusyError: An operation is under way.
+        DamagedError: The database itself is damaged: `restore` puts a copy back.
+    """
+    from lorabank.bank.layout import Layout
+    from lorabank.bank.repair import repair as run
+
+    return run(Layout(Path(path)), None if source is None else Path(source))
+
+
+def backup(path: str | Path, target: str | Path | None = None) -> BackupResult:
+    """Copy the database into the bank's `backups/` (the newest three stay), or the whole bank into another folder.
+
+    Args:
+        path: The bank's folder.
+        target: A folder that does not exist, is empty, or holds an earlier copy of this bank, which is brought up to
+            date. The copy is itself a bank.
+
+    Raises:
+        DamagedError: A row or a file of the bank is damaged; the copies that there are stay as they are.
+        ExistsError: The folder holds something else.
+    """
+    from lorabank.bank.backup import back_up_database, copy_bank
+    from lorabank.bank.layout import Layout
+
+    layout = Layout(Path(path))
+    return back_up_database(layout) if target is None else copy_bank(layout, Path(target))
+
+
+def restore(path: str | Path, backup: str | Path, *, incomplete: bool = False, dry_run: bool = False) -> RestoreResult:
+    """Put a backup back; it is checked first, and the database that is there is kept aside.
+
+    Args:
+        path: The bank's folder; with a copy of a whole bank it need not exist.
+        backup: A database in the bank's `backups/` (path or name), or a copy of the whole bank.
+        incomplete: Put it back although files that it names are gone.
+        dry_run: Check it and say what would change.
+
+    Raises:
+        NotFoundError: There is no such backup.
+        DamagedError: It is damaged, or files that it names are gone.
+        IncompatibleError: It is of another bank, or a newer version wrote it.
+        BusyError: An operation is under way.
+    """
+    from lorabank.bank.layout import Layout
+    from lorabank.bank.restore import restore as run
+
+    return run(Layout(Path(path)), Path(backup), incomplete=incomplete, dry_run=dry_run)
+
+
+def upgrade(path: str | Path, *, dry_run: bool = False) -> UpgradeResult:
+    """Bring an older bank to this version's schema, after a backup."""
+    from lorabank.bank.database import upgrade_database
+
+    return upgrade_database(path, dry_run=dry_run)
