@@ -20,7 +20,7 @@ from tests.faults.disk_model import Change, Disk, Node, Tree, durable_and_open, 
 from tests.faults.outcome import Outcome, skipped
 from tests.faults.processes import Say, scratch
 from tests.faults.tracing import cannot_trace, recorded
-from tests.faults.workload import COMMANDS, Case, Command, case, judge
+from tests.faults.workload import BESIDE_A_READER, COMMANDS, Case, Command, case, judge
 
 ENOUGH = 100
 """States of each command; for fewer, nothing is killed before."""
@@ -32,7 +32,7 @@ def run(count: int | None, seed: int) -> Outcome:
         return skipped(reason)
     outcome = Outcome()
     with scratch() as folder:
-        for command in COMMANDS:
+        for command in (BESIDE_A_READER, *COMMANDS):
             if outcome.enough:
                 return outcome
             one = case(command, folder)

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from lorabank.core.errors import LorabankError
 from tests.faults.outcome import Outcome, skipped
-from tests.faults.processes import Child, cannot_mount, mounted, scratch
+from tests.faults.processes import Child, Say, cannot_mount, mounted, scratch
 from tests.faults.random_kills import change_forever, compare, names
-from tests.faults.workload import filled, opened
+from tests.faults.workload import filled, hold_open, opened
 
 SHUTDOWN = 0x8004587D
 """``FS_IOC_SHUTDOWN``: ``_IOR('X', 125, __u32)``."""
@@ -80,11 +80,18 @@ def _new_image(image: Path) -> Path:
     return image
 
 
+def _write(place: Path, label: int, say: Say) -> None:
+    """Half of the writers have a reader beside them, so that what they commit stays in the log."""
+    if label % 2:
+        hold_open(place)
+    change_forever(place, label, say)
+
+
 def _cut(image: Path, folder: Path, chance: random.Random) -> list[str]:
     """Write, cut the power, and give what the writer had said by then."""
     with mounted(folder, "-o", "loop", str(image)) as disk:
         label = chance.randrange(10**9)
-        child = Child(lambda say: change_forever(disk / "place", label, say))
+        child = Child(lambda say: _write(disk / "place", label, say))
         child.begin()
         said = [child.lines.readline().rstrip("\n") for _ in range(chance.randrange(1, 7))]
         time.sleep(chance.uniform(0, LONGEST))

@@ -204,12 +204,33 @@ COMMANDS = (
 )
 
 
+_READERS: list[sqlite3.Connection] = []
+
+
+def hold_open(place: Path) -> None:
+    """Read the bank and stay, to the end of this process: nobody then moves the log into the database at a close."""
+    reader = sqlite3.connect(place / "bank" / "bank.db")
+    reader.execute("SELECT count(*) FROM tasks").fetchone()
+    _READERS.append(reader)
+
+
+def _add_beside_a_reader(place: Path) -> None:
+    hold_open(place)
+    KIT.add_task(opened(place), "c", weight=3.0)
+
+
+BESIDE_A_READER = Command("add beside a reader", filled, _add_beside_a_reader, contents)
+"""What is acknowledged lies in the log alone, so that the commit's own sync is all that keeps it."""
+
+
 def case(command: Command, folder: Path) -> Case:
     """Run the command once, undisturbed: this also imports everything that a child will need."""
     place = command.place(folder / f"whole-{command.name}")
     before = command.look(place)
     command.act(place)
     after = command.look(place)
+    while _READERS:
+        _READERS.pop().close()
     shutil.rmtree(place)
     return Case(command, before, after)
 
