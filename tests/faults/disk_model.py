@@ -69,12 +69,13 @@ class Disk:
             "unlink": lambda a, _: self._unlink(None, a[0]),
             "rmdir": lambda a, _: self._unlink(None, a[0]),
             "unlinkat": lambda a, _: self._unlink(a[0], a[1]),
-            "rename": lambda a, _: self._rename(a[0], a[1]),
+            "rename": lambda a, _: self._rename(None, a[0], None, a[1]),
+            "renameat": lambda a, _: self._rename(a[0], a[1], a[2], a[3]),
         }
         for call in calls:
             if call.name in handlers:
                 handlers[call.name](call.arguments, call.result)
-            elif call.name in ("renameat", "renameat2", "mkdirat", "fallocate"):
+            elif call.name in ("renameat2", "mkdirat", "fallocate"):
                 raise ValueError(f"the model does not know {call.name}")
         return self.changes
 
@@ -138,8 +139,8 @@ class Disk:
             self._entries(found[0]).pop(found[1])
             self.changes.append(Change("unlink", found[0], (found[1],), f"unlink {found[1]}"))
 
-    def _rename(self, old: bytes, new: bytes) -> None:
-        source, target = self._at(old), self._at(new)
+    def _rename(self, old_start: str | None, old: bytes, new_start: str | None, new: bytes) -> None:
+        source, target = self._at(old, old_start), self._at(new, new_start)
         if source is None or target is None or source[2] is None:
             raise ValueError(f"the model does not know a rename of {old!r} to {new!r}")
         self._entries(source[0]).pop(source[1])

@@ -79,7 +79,7 @@ MUTANTS = (
          'sync_folder(self._layout.root / "blobs")', "pass", "F6"),
     _one("what a killed process renamed is taken over without a sync", "bank.store:Stage._move",
          "os.utime(target)", "return os.utime(target)", "F6"),
-    _one("a deletion's rename is not synced", "bank.gc:_delete", "sync_folder(path.parent)", "pass", "F6"),
+    _one("a deletion's rename is not synced", "bank.gc:delete", "os.fsync(parent)", "pass", "F6"),
     # each order
     Mutant("rows before files", "bank.operations:Operation.commit_task",
            (("self._place()", "pass"), ("self._finish()", "(self._stage.place(), self._finish())")),
@@ -95,9 +95,9 @@ MUTANTS = (
     _one("a transaction that takes the write lock late", "bank.database:_engine",
          'driver_sql("BEGIN IMMEDIATE")', 'driver_sql("BEGIN")', "F8"),
     # each pragma
-    _one("synchronous = NORMAL", "bank.database:_connect", "synchronous = FULL", "synchronous = NORMAL", "F6", "F5"),
-    _one("no busy timeout", "bank.database:_connect", "timeout=BUSY_SECONDS", "timeout=0", "F8"),
-    Mutant("foreign keys off", "bank.database:_connect",
+    _one("synchronous = NORMAL", "bank.database:connect", "synchronous = FULL", "synchronous = NORMAL", "F6", "F5"),
+    _one("no busy timeout", "bank.database:connect", "timeout=BUSY_SECONDS", "timeout=0", "F8"),
+    Mutant("foreign keys off", "bank.database:connect",
            (("{'ON' if foreign_keys else 'OFF'}", "OFF"), ("!= int(foreign_keys)", "== 7")), ("F10",)),
     # each check
     _one("verify does not hash", "bank.store:blob_problems", "full and hash_file", "False and hash_file", "F9", "F10"),
@@ -115,7 +115,7 @@ MUTANTS = (
          "try:", "try:\n        return True", "F9"),
     _one("resuming forgets the random state", "training.checkpoints:restore_random_state",
          'version, keys, gauss = facts["python"]', 'return\n    version = facts["python"]', "F3"),
-    _one("merging changes the base itself", "models.mixture:MixedLoraLinear.merge",
-         "self.form = Merged((self.base.weight.float() + delta).to(self.base.weight.dtype))",
-         "self.base.weight.data += delta.to(self.base.weight.dtype)", "F16"),
+    _one("merging changes the base itself", "models.mixture:MixedLoraLinear.merge_delta",
+         "self.form = Merged((weight.float() + delta.to(weight.device).float()).to(weight.dtype))",
+         "weight.data += delta.to(weight.dtype)", "F16"),
 )  # fmt: skip
