@@ -24,7 +24,7 @@ from lorabank.core.errors import LorabankError, StorageError
 from tests.faults.outcome import Outcome
 from tests.faults.processes import ENDED, Say, cannot_mount, ended, mounted, scratch
 from tests.faults.tracing import cannot_trace, counted, disturbed
-from tests.faults.workload import COMMANDS, Case, case, judge
+from tests.faults.workload import COMMANDS, Case, case, has_log, judge
 
 FAILING = ("write", "pwrite64", "fsync", "fdatasync", "ftruncate")
 ERRORS = ("EIO", "ENOSPC")
@@ -75,7 +75,7 @@ def _full(cases: list[Case], folder: Path, count: int, chance: random.Random, ou
             where = f"{one.command.name} with {free} KiB free"
             _check_end(code, said, outcome, where)
             # A log that a failed writer left is read through an index file, which takes 32 KiB.
-            if code != ENDED and not (place / "bank" / "bank.db-wal").exists():
+            if code != ENDED and not has_log(place):
                 _read_full(one, place, disk / "ballast", outcome, where)
             (disk / "ballast").unlink()
             judge(one, place, acknowledged=code == ENDED, outcome=outcome, where=where, again=True)

@@ -67,6 +67,12 @@ def opened(place: Path) -> Bank:
     return Bank.open(place / "bank")
 
 
+def has_log(place: Path) -> bool:
+    """Whether SQLite's log holds anything that is not in the database yet."""
+    log = place / "bank" / "bank.db-wal"
+    return log.exists() and log.stat().st_size > 0
+
+
 def contents(place: Path) -> Hashable:
     """What the bank holds: names, and digests of what must not change."""
     snapshot = opened(place).snapshot()
@@ -92,7 +98,7 @@ def _schema_and_contents(place: Path) -> Hashable:
     except IncompatibleError:
         database = place / "bank" / "bank.db"
         # As lorabank reads: without a log the file is all there is, and a full disk has no room for an index.
-        mode = "rw" if database.with_name("bank.db-wal").exists() else "ro&immutable=1"
+        mode = "rw" if has_log(place) else "ro&immutable=1"
         with closing(sqlite3.connect(f"{database.as_uri()}?mode={mode}", uri=True)) as connection:
             (verdict,) = connection.execute("PRAGMA integrity_check").fetchone()
             return (
