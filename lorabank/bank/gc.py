@@ -103,21 +103,21 @@ def left_over(layout: Layout, operations: list[OperationRecord]) -> Iterator[Pat
 def delete(layout: Layout, path: Path) -> None:
     """Delete a path of the bank.
 
-    Renamed into ``trash`` first: a killed deletion leaves nothing half-deleted under a digest. Folders are opened
-    without following links and names are taken relative to the open folder, so a folder that somebody turns into a
-    link meanwhile leads nowhere.
+    A folder under a digest goes by way of ``trash``: a killed deletion must not leave half of it under its name. Folders
+    are opened without following links and names are taken relative to the open folder, so a folder that somebody turns
+    into a link meanwhile leads nowhere.
     """
-    with _opened(layout.trash) as trash:
-        doomed = path.name
-        if path.parent != layout.trash:
+    with _opened(path.parent) as parent:
+        if not stat.S_ISDIR(os.stat(path.name, dir_fd=parent, follow_symlinks=False).st_mode):
+            os.unlink(path.name, dir_fd=parent)
+        elif not re.fullmatch(DIGEST, path.name):
+            shutil.rmtree(path.name, dir_fd=parent)
+        else:
             doomed = f"{os.urandom(8).hex()}-{path.name}"
-            with _opened(path.parent) as parent:
+            with _opened(layout.trash) as trash:
                 os.rename(path.name, doomed, src_dir_fd=parent, dst_dir_fd=trash)
                 os.fsync(parent)
-        if stat.S_ISDIR(os.stat(doomed, dir_fd=trash, follow_symlinks=False).st_mode):
-            shutil.rmtree(doomed, dir_fd=trash)
-        else:
-            os.unlink(doomed, dir_fd=trash)
+                shutil.rmtree(doomed, dir_fd=trash)
 
 
 @contextmanager

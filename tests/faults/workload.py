@@ -94,7 +94,7 @@ def _contents_and_export(place: Path) -> Hashable:
 
 def _schema_and_contents(place: Path) -> Hashable:
     try:
-        return "new", contents(place)
+        return "new", contents(place), _backups(place)
     except IncompatibleError:
         database = place / "bank" / "bank.db"
         # As lorabank reads: without a log the file is all there is, and a full disk has no room for an index.
@@ -106,6 +106,19 @@ def _schema_and_contents(place: Path) -> Hashable:
                 verdict,
                 frozenset(connection.execute("SELECT name, state, row_digest FROM tasks").fetchall()),
             )
+
+
+def _backups(place: Path) -> list[object]:
+    """Schema revision and soundness of each backup: an upgrade that has happened has one that can be put back."""
+    found: list[object] = []
+    for backup in sorted((place / "bank" / "backups").glob("*.db")):
+        try:
+            with closing(sqlite3.connect(f"{backup.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+                (verdict,) = connection.execute("PRAGMA integrity_check").fetchone()
+                found.append((verdict, connection.execute("SELECT version_num FROM alembic_version").fetchone()))
+        except sqlite3.DatabaseError as error:
+            found.append(str(error))
+    return found[-1:]  # one that a killed attempt left may lie beside it
 
 
 # ------------------------------------------------------------------------------------------------ where they begin

@@ -129,7 +129,9 @@ def test_killed_at_every_step_of_removing(start):
     assert kills >= 4  # BEGIN, tasks, compositions, COMMIT
 
 
-def test_killed_at_every_step_of_collecting(start):
+def test_killed_at_every_step_of_collecting(start, kit):
+    kit.add_task(Bank.open(start), "gone", weight=9.0)
+    Bank.open(start).remove("gone")
     kills, wrong = kill_everywhere(start, lambda bank: bank.gc(dry_run=False, grace_hours=-1))
     assert wrong == []
     assert kills >= 3  # rename, fsync of the folder, unlink
