@@ -67,17 +67,36 @@ class Child:
 
 
 def _run(action: Callable[[Say], object], say: Callable[[str], object]) -> None:
+    code = FAILED
     try:
         action(lambda line: void(say(line)))
+        code = ENDED
     except LorabankError as error:
         say(f"error {type(error).__name__} {error.exit_code}: {' '.join(error.message.split())}")
-        os._exit(error.exit_code)
+        code = error.exit_code
     except BaseException as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}:{last.lineno}"
         say(f"error {type(error).__name__} 1: {' '.join(str(error).split())} ({where})")
-        os._exit(FAILED)
-    os._exit(ENDED)
+    finally:
+        for folder in (folder for maker, folder in _KEPT if maker == os.getpid()):
+            folder.cleanup()
+        os._exit(code)
+
+
+_KEPT: list[tuple[int, tempfile.TemporaryDirectory[str]]] = []
+
+
+def kept_folder() -> Path:
+    """A folder that lives as long as the process that made it; forks of it may read it."""
+    folder = tempfile.TemporaryDirectory(prefix="lorabank-faults-", dir=_memory())
+    _KEPT.append((os.getpid(), folder))
+    return Path(folder.name)
+
+
+def _memory() -> Path | None:
+    memory = Path("/dev/shm")
+    return memory if os.access(memory, os.W_OK) else None
 
 
 def void(_: object) -> None:
@@ -114,10 +133,7 @@ def in_a_fork(action: Callable[[], Any]) -> Any:
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A folder in memory where there is one: what a killed process leaves there is the same, and syncs are free."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(
-        prefix="lorabank-faults-", dir=memory if os.access(memory, os.W_OK) else None
-    ) as path:
+    with tempfile.TemporaryDirectory(prefix="lorabank-faults-", dir=_memory()) as path:
         yield Path(path)
 
 

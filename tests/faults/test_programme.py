@@ -47,7 +47,7 @@ def test_a_few_tries_find_nothing(name: str) -> None:
         ("rows before files", "F6", 20),
         ("foreign keys off", "F10", 0),
         ("verify does not hash", "F9", 4),
-        ("errors of the disk are not translated", "F7", 20),
+        ("errors of the disk are not translated", "F7", 21),
         ("no busy timeout", "F8", 4),
     ],
 )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Callable, Hashable
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from lorabank.core.errors import IncompatibleError, LorabankError
 from lorabank.core.records import CompositionRecord
 from lorabank.workflows.folders import check_target, write_folder
 from tests.faults.outcome import Outcome
+from tests.faults.processes import kept_folder
 from tests.unit.bank.conftest import Kit
 
 KIT = Kit()
@@ -126,15 +126,7 @@ def _backups(place: Path) -> list[object]:
 
 @cache
 def _templates() -> Path:
-    """Kept for the life of this process and of the children that copy from it."""
-    holder = tempfile.TemporaryDirectory(
-        prefix="lorabank-faults-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None
-    )
-    _HOLDERS.append(holder)
-    return Path(holder.name)
-
-
-_HOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+    return kept_folder()
 
 
 @cache
