@@ -103,9 +103,9 @@ def left_over(layout: Layout, operations: list[OperationRecord]) -> Iterator[Pat
 def delete(layout: Layout, path: Path) -> None:
     """Delete a path of the bank.
 
-    A folder under a digest goes by way of ``trash``: a killed deletion must not leave half of it under its name. Folders
-    are opened without following links and names are taken relative to the open folder, so a folder that somebody turns
-    into a link meanwhile leads nowhere.
+    A folder under a digest goes by way of ``trash``: a killed deletion must not leave half of it under its name.
+    Folders are opened without following links and names are taken relative to the open folder, so a folder that
+    somebody turns into a link meanwhile leads nowhere.
     """
     with _opened(path.parent) as parent:
         if not stat.S_ISDIR(os.stat(path.name, dir_fd=parent, follow_symlinks=False).st_mode):

@@ -71,6 +71,7 @@ def test_every_mutant_fits_the_code() -> None:
     assert {harness for mutant in MUTANTS for harness in mutant.caught_by} >= {*COUNTS, "F3", "F4", "F16"}
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_findings_down(tmp_path: Path) -> None:
     words = ["push", "--only", "F13", "--json", str(tmp_path / "a.json"), "--markdown", str(tmp_path / "a.md")]
     done = subprocess.run(

@@ -277,6 +277,7 @@ def test_killed_at_every_step_a_backup_leaves_bank_and_copy_as_before_or_after(f
     assert filled.verify(full=True) == []
 
 
+@pytest.mark.slow
 def test_killed_at_every_step_a_first_copy_is_none_or_whole(filled, folder):
     step = 0
     while True:

@@ -183,7 +183,14 @@ def test_the_card_tells_the_protocol_and_stands_above_the_numbers(lab: Path) -> 
 
 
 # Jobs of the first bank: train one, score it, train two, score it, score the rest; then those of the second.
-@pytest.mark.parametrize(("job", "step", "trainings"), [(1, 3, 4), (3, 5, 3), (5, 1, 2), (8, 4, 1), (11, 2, 0)])
+@pytest.mark.parametrize(
+    ("job", "step", "trainings"),
+    [
+        (3, 5, 3),
+        (8, 4, 1),
+        *(pytest.param(*moment, marks=pytest.mark.slow) for moment in ((1, 3, 4), (5, 1, 2), (11, 2, 0))),
+    ],
+)
 def test_killed_in_the_middle_it_goes_on_to_the_same_table(
     lab: Path, copy: Path, job: int, step: int, trainings: int
 ) -> None:
