@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from lorabank.core.errors import DataError
@@ -21,7 +22,8 @@ class Csv:
 
     def columns(self) -> tuple[str, ...]:
         """The cells of the header."""
-        return tuple(_next_row(self.path, csv.reader(_lines(self.path), strict=True)) or ())
+        with closing(_lines(self.path)) as lines:
+            return tuple(_next_row(self.path, csv.reader(lines, strict=True)) or ())
 
     def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Table:
         """The cells of these columns, each row with the line on which it starts; None for an optional one not there.
@@ -29,8 +31,11 @@ class Csv:
         Raises:
             DataError: A column is missing or stands twice, quotes are broken or a row has another number of cells.
         """
+        with closing(_lines(self.path)) as lines:  # at once, not when the error that ends it is forgotten
+            return self._table(csv.reader(lines, strict=True), columns, optional)
+
+    def _table(self, reader: Iterator[list[str]], columns: Sequence[str], optional: Sequence[str]) -> Table:
         table = Table(columns=(*columns, *optional))
-        reader = csv.reader(_lines(self.path), strict=True)
         header = _next_row(self.path, reader)
         if header is None:
             return table
@@ -38,7 +43,7 @@ class Csv:
         indices = dict(zip(wanted, _indices(self.path, header, wanted), strict=True))
         places = [indices.get(column) for column in table.columns]
         while True:
-            line = reader.line_num + 1
+            line = reader.line_num + 1  # type: ignore[attr-defined]
             cells = _next_row(self.path, reader)
             if cells is None:
                 return table
@@ -52,7 +57,7 @@ class Csv:
             check_row_limit(self.path, len(table.rows))
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path) -> Generator[str]:
     """Decoded line by line, so that a byte that is not UTF-8 can be located."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
