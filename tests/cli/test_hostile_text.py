@@ -280,7 +280,10 @@ READING = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("payload", [*PAYLOADS.values(), ALL], ids=[*PAYLOADS, "all"])
+@pytest.mark.parametrize(
+    "payload",
+    [pytest.param(ALL, id="all"), *(pytest.param(v, id=k, marks=pytest.mark.slow) for k, v in PAYLOADS.items())],
+)
 def test_a_bank_full_of_it(payload: str, poisoned: Callable[[str], Path], run: Callable[..., Any]) -> None:
     path = poisoned(payload)
     names = [task.name for task in Bank.open(path).snapshot().tasks]

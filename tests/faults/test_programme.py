@@ -41,6 +41,7 @@ def test_a_few_tries_find_nothing(name: str) -> None:
     assert outcome.tries > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mutant", "name", "count"),
     [
