@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lorabank.bank.database import busy, connect, writing
 from lorabank.bank.failures import reported
@@ -97,19 +97,28 @@ def _examine(connection: sqlite3.Connection, layout: Layout) -> tuple[list[Opera
 
 
 def _mend_manifest(layout: Layout) -> None:
-    """``bank.json`` says nothing that the database does not say: write it again when it is lost or broken."""
-    try:
-        read_manifest(layout)
-    except (DamagedError, NotFoundError):
-        with closing(connect(layout.database, foreign_keys=True)) as connection:
-            connection.row_factory = sqlite3.Row
-            row = connection.execute("SELECT * FROM bank").fetchone()
-        if row is None or row_digest("bank", dict(row)) != row["row_digest"] or row["format"] != FORMAT:
-            raise
-        from lorabank.bank.creation import write_manifest
+    """``bank.json`` says nothing that the database does not say: write it again when it is lost, broken or changed.
 
-        content = {"format": FORMAT, "id": row["bank_id"], "created_with": row["created_with"]}
-        write_manifest(layout, json.dumps(content, indent=2).encode() + b"\n")
+    One that names another bank stays: then nobody knows whose the files are.
+    """
+    found: dict[str, Any] | None = None
+    broken: Exception | None = None
+    try:
+        found = read_manifest(layout)
+    except (DamagedError, NotFoundError) as error:
+        broken = error
+    with closing(connect(layout.database, foreign_keys=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        row = connection.execute("SELECT * FROM bank").fetchone()
+    sound = row is not None and row_digest("bank", dict(row)) == row["row_digest"] and row["format"] == FORMAT
+    said = {"format": FORMAT, "id": row["bank_id"], "created_with": row["created_with"]} if sound else None
+    if said is None and broken is not None:
+        raise broken
+    if said is None or found == said or (found is not None and found["id"] != said["id"]):
+        return  # what is wrong with the database is found where it is examined
+    from lorabank.bank.creation import write_manifest
+
+    write_manifest(layout, json.dumps(said, indent=2).encode() + b"\n")
 
 
 def _sweep(layout: Layout, operations: list[OperationRecord]) -> Iterator[str]:

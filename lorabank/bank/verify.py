@@ -17,7 +17,7 @@ from lorabank.core.records import Finding
 
 _ADAPTER_HINT = "lorabank doctor --repair --from COPY, or: lorabank remove {task} --cascade"
 _BLOB_HINT = "lorabank doctor --repair --from COPY"
-_MANIFEST_HINT = "write into bank.json what bank.db says"
+_MANIFEST_HINT = "lorabank doctor --repair, which writes into bank.json what bank.db says"
 _DATABASE_HINT = "lorabank restore BACKUP (a file in the bank's folder backups, or a copy of the bank)"
 
 Deep = Callable[[str], bool]

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ class JsonLines:
 
     def columns(self) -> tuple[str, ...]:
         """The keys of the first object; nothing behind it is read."""
-        return next((tuple(record) for _, record in self._records()), ())
+        with closing(self._records()) as records:
+            return next((tuple(record) for _, record in records), ())
 
     def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Table:
         """The values of these keys, as Python values; None for an optional one that an object lacks.
@@ -34,8 +36,14 @@ class JsonLines:
         Raises:
             DataError: A line lacks one of ``columns``.
         """
+        with closing(self._records()) as records:  # at once, not when the error that ends it is forgotten
+            return self._table(records, columns, optional)
+
+    def _table(
+        self, records: Iterable[tuple[int, dict[str, Any]]], columns: Sequence[str], optional: Sequence[str]
+    ) -> Table:
         table = Table(columns=(*columns, *optional))
-        for number, record in self._records():
+        for number, record in records:
             absent = [column for column in columns if column not in record]
             if absent:
                 # Where the first row lacks the key, it is the file's columns that are misnamed, not one row.
@@ -46,7 +54,7 @@ class JsonLines:
             check_row_limit(self.path, len(table.rows))
         return table
 
-    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _records(self) -> Generator[tuple[int, dict[str, Any]]]:
         for number, line in self._lines():
             yield number, _parse(self.path, number, line)
 

@@ -19,11 +19,11 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from lorabank.core.errors import DataError
+from lorabank.core.limits import MAX_RANK
 from lorabank.core.lora import LoraFactors, lora_scaling
 from lorabank.models.olora_folder import check_part, join_new, rows_of, tasks_in
 from lorabank.models.peft_folder import CONFIG_FILE, PREFIX, WEIGHTS_FILE, by_pattern
 
-MAX_RANK = 1024
 _UNCHANGED = "nothing was changed"
 _NAME = re.compile(r"[\w-]{1,128}(\.[\w-]{1,128}){0,63}", re.ASCII)
 _FIELDS = frozenset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -25,13 +25,23 @@ class HeadAnswerer:
         heads: Every head, in the order in which they are asked for.
         forms: The form of each head.
         batch_size: Texts of a forward pass.
+        vouch: Called with a head's index before the head answers for the first time; raises where it must not.
     """
 
-    def __init__(self, base: LoadedBase, heads: Sequence[Head], forms: Sequence[AnswerForm], batch_size: int) -> None:
+    def __init__(
+        self,
+        base: LoadedBase,
+        heads: Sequence[Head],
+        forms: Sequence[AnswerForm],
+        batch_size: int,
+        vouch: Callable[[int], None] = lambda head: None,
+    ) -> None:
         self.forms = tuple(forms)
         self._base = base
         self._batch_size = batch_size
         self._selection = switch_heads(base.model, heads)
+        self._vouch = vouch
+        self._vouched: set[int] = set()
         self._encoded: dict[tuple[tuple[str, ...], tuple[int, ...]], tuple[list[int], ...]] = {}
 
     def answer(self, texts: Sequence[str], heads: NDArray[np.int64], enter: Enter, *, shared: bool) -> Answers:
@@ -41,7 +51,7 @@ class HeadAnswerer:
         ids = self._ids(texts, heads)
         for rows in length_batches([len(row) for row in ids], self._batch_size):
             enter(rows)
-            self._selection.select(torch.from_numpy(heads[rows]))
+            self._select(heads[rows])
             top = self._base.model(**self._inputs([ids[i] for i in rows])).logits.float().softmax(-1).max(-1)
             best[rows] = top.indices.cpu().numpy()
             probabilities[rows] = top.values.cpu().numpy()
@@ -66,9 +76,15 @@ class HeadAnswerer:
 
     def logits(self, texts: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
         """Logits ``[n, widest head]`` of one batch in float32; -inf where a row's head has no such label."""
-        self._selection.select(torch.from_numpy(heads))
+        self._select(heads)
         logits: Tensor = self._base.model(**self._inputs(self._ids(texts, heads))).logits.float()
         return logits
+
+    def _select(self, heads: NDArray[np.int64]) -> None:
+        for head in set(heads.tolist()) - self._vouched:
+            self._vouch(head)
+            self._vouched.add(head)
+        self._selection.select(torch.from_numpy(heads))
 
     def _ids(self, texts: Sequence[str], heads: NDArray[np.int64]) -> tuple[list[int], ...]:
         limits = tuple(self.forms[head].max_length for head in heads.tolist())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -14,8 +16,8 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member
 from lorabank.compose.routing import TaskStatistics
 from lorabank.core import plugins
-from lorabank.core.errors import DataError, NotFoundError
-from lorabank.core.lora import AdapterStack, FactorShape
+from lorabank.core.errors import LorabankError, NotFoundError
+from lorabank.core.lora import AdapterStack
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
 from lorabank.core.sizes import parse_bytes
 from lorabank.data.loading import from_parquet
@@ -23,13 +25,15 @@ from lorabank.data.rows import Rows
 from lorabank.models.answering import Answerer, AnswerForm
 from lorabank.models.head_answers import HeadAnswerer
 from lorabank.models.heads import Head, build_head, load_head
-from lorabank.models.loading import load_base, resolve_device, resolve_dtype
+from lorabank.models.loading import LoadedBase, load_base, resolve_device, resolve_dtype
 from lorabank.models.peft_folder import read_factors, read_head, read_shapes
 from lorabank.models.peft_folder import read_stack as read_folders
 from lorabank.models.residents import ResidentStack
 from lorabank.models.runtime import Runtime
 from lorabank.models.text_answers import TextAnswerer
 from lorabank.training.strategies.states import needed, own_state
+
+T = TypeVar("T")
 
 
 def adapters_in_order(snapshot: Snapshot) -> list[AdapterRecord]:
@@ -150,10 +154,17 @@ def load_runtime(
     base = load_base(snapshot.base, device=where, dtype=resolve_dtype(dtype, where))
     adapters = adapters_in_order(snapshot)
     needed_by_any = (digest for adapter in adapters for digest in needed(adapter))
-    shapes = {digest: _shapes(bank, digest) for digest in dict.fromkeys(needed_by_any)}
+    shapes = {digest: _as_recorded(bank, digest, read_shapes) for digest in dict.fromkeys(needed_by_any)}
+    verified: set[str] = set()
+
+    def verify(digest: str) -> Path:
+        folder = bank.verified_adapter(digest)
+        verified.add(digest)
+        return folder
+
     stack = ResidentStack.reserve(
         shapes,
-        lambda digest: read_factors(bank.verified_adapter(digest)),
+        lambda digest: read_factors(verify(digest)),
         device=where,
         dtype=base.model.dtype,
         max_bytes=max_bytes,
@@ -165,22 +176,31 @@ def load_runtime(
         return Runtime(base, stack, answerer, batch_size=batch_size, reuse_prefix=reuse_prefix)
     heads: list[Head] = []
     for form, adapter in zip(forms, adapters, strict=True):
-        state = read_head(bank.adapter_path(adapter.digest))
-        heads.append(load_head(base.model, base.head_modules, len(form.labels), state))
+        heads.append(_as_recorded(bank, adapter.digest, partial(_head, base, len(form.labels))))
+
+    def vouch(head: int) -> None:
+        """A head may answer without its adapter: its file is hashed all the same. An untrained one has no file."""
+        if head < len(adapters) and adapters[head].digest not in verified:
+            verify(adapters[head].digest)
+
     if untrained_heads:
         for form, adapter in zip(forms, adapters, strict=True):
             heads.append(build_head(base.model, base.head_modules, len(form.labels), adapter.seed))
         forms = [*forms, *forms]
-    answerer = HeadAnswerer(base, heads, forms, batch_size)
+    answerer = HeadAnswerer(base, heads, forms, batch_size, vouch)
     return Runtime(base, stack, answerer, batch_size=batch_size, reuse_prefix=reuse_prefix)
 
 
-def _shapes(bank: Bank, digest: str) -> dict[str, FactorShape]:
-    """From the header, which is not hashed; where that cannot be read, hashing the files says what is damaged."""
+def _as_recorded(bank: Bank, digest: str, read: Callable[[Path], T]) -> T:
+    """What is read of an adapter before it is hashed; where that fails, hashing the files says what is damaged."""
     try:
-        return read_shapes(bank.adapter_path(digest))
-    except (OSError, ValueError, SafetensorError, DataError):
-        return read_shapes(bank.verified_adapter(digest))
+        return read(bank.adapter_path(digest))
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError, LorabankError):
+        return read(bank.verified_adapter(digest))
+
+
+def _head(base: LoadedBase, labels: int, folder: Path) -> Head:
+    return load_head(base.model, base.head_modules, labels, read_head(folder))
 
 
 class _Objects(Mapping[str, bytes]):

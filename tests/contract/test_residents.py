@@ -41,6 +41,15 @@ def predict(bank: Path, texts: list[str], composition: str, **more: Any) -> Any:
     return api.predict(bank, config)
 
 
+def spoil(bank: Path, task: str) -> None:
+    """Flip a bit of the last tensor of a task's file: its head."""
+    file = bank / "adapters" / Bank.open(bank).snapshot().adapter_of(task).digest / "adapter_model.safetensors"
+    file.chmod(0o600)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
 @pytest.mark.parametrize("composition", ["routed", "sum"])
 def test_predictions_are_the_same(bank, texts, composition) -> None:
     many = texts * 3
@@ -68,14 +77,21 @@ def test_a_damaged_adapter_is_no_matter_to_texts_that_others_answer(bank, texts)
     answers = predict(bank, texts, "routed")
     spoilt = answers[0].task
     kept = [one.text for one in answers if one.task != spoilt]
-    file = bank / "adapters" / Bank.open(bank).snapshot().adapter_of(spoilt).digest / "adapter_model.safetensors"
-    file.chmod(0o600)
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+    spoil(bank, spoilt)
     assert [one.task for one in predict(bank, kept, "routed")] == [one.task for one in answers if one.task != spoilt]
     with pytest.raises(DamagedError):
         predict(bank, [answers[0].text], "routed")
+
+
+def test_a_damaged_head_never_answers_though_its_adapter_is_not_asked(copy, texts) -> None:
+    """One adapter that goes on: the newest one answers for the first task, with the first task's head."""
+    bank: Path = copy("seqlora", 2)
+    spoil(bank, "one")
+    with pytest.raises(DamagedError, match="adapter_model"):
+        api.predict(bank, PredictConfig(texts=tuple(texts), task="one", device="cpu"))
+    with pytest.raises(DamagedError, match="adapter_model"):
+        api.evaluate(bank, EvalConfig(forgetting_matrix=True, batch_size=3, device="cpu"))
+    assert api.predict(bank, PredictConfig(texts=tuple(texts), task="two", device="cpu"))
 
 
 def test_the_matrix_is_the_same(bank, tmp_path) -> None:

@@ -194,6 +194,25 @@ def test_a_lost_manifest_is_written_again(filled, kit, content):
     assert filled.verify(full=True) == []
 
 
+def test_a_changed_manifest_is_written_again(filled):
+    manifest = filled.path / "bank.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole.replace(b'"created_with": "', b'"created_with": "x'))
+    assert [finding.subject for finding in filled.verify(full=False)] == ["bank.json"]
+    mended(filled)
+    assert manifest.read_bytes() == whole
+    assert filled.verify(full=True) == []
+
+
+def test_a_manifest_of_another_bank_stays_and_nothing_is_repaired(filled):
+    manifest = filled.path / "bank.json"
+    other = manifest.read_bytes().replace(filled.id.encode(), b"0" * len(filled.id))
+    manifest.write_bytes(other)
+    with pytest.raises(DamagedError):
+        mended(filled)
+    assert manifest.read_bytes() == other
+
+
 def test_there_must_be_a_bank_and_a_source(filled, tmp_path):
     with pytest.raises(NotFoundError, match="no bank"):
         repair(Layout(tmp_path), None)
