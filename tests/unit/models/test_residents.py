@@ -124,6 +124,7 @@ def test_waves_hold_every_row_once_and_their_adapters_fit(reader) -> None:
     rows = np.array([[1, 0, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]], np.float32)
     waves = stack.waves(rows)
     assert sorted(np.concatenate(waves).tolist()) == list(range(len(rows)))
+    assert len(waves) == 2
     for wave in waves:
         assert (rows[wave] != 0).any(0).sum() <= 2
         stack.place(torch.from_numpy(rows[wave]))

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorabank.core.lora import AdapterStack, LoraFactors
+from lorabank.core.lora import AdapterStack, FactorShape, LoraFactors
 from lorabank.models.answering import AnswerForm
 from lorabank.models.head_answers import HeadAnswerer
 from lorabank.models.heads import build_head
 from lorabank.models.loading import describe_base, load_base, resolve_base
+from lorabank.models.residents import ResidentStack
 from lorabank.models.runtime import Plan, Runtime
 from lorabank.models.selector import Selector
 
@@ -73,6 +74,30 @@ def test_a_state_and_a_head_for_each_text(folder, runtime, adapters) -> None:
         found,
         [plainly(folder, runtime, adapters, w, h, text) for w, h, text in zip(weights, heads, TEXTS, strict=True)],
     )
+
+
+def test_equal_weights_over_slots_that_changed_hands_are_another_state(folder, make_adapter) -> None:
+    """Slots 0 and 2 answer twice with the same weights, and hold other adapters the second time."""
+    adapters = {name: make_adapter(MODULES, 2, 0.8, seed=seed) for seed, name in enumerate("abcd")}
+    shapes = {
+        name: {module: FactorShape(2, 32, 32, factors.scaling[module]) for module in factors.A}
+        for name, factors in adapters.items()
+    }
+    three = 3 * sum(4 * 2 * 64 for _ in MODULES)
+    stack = ResidentStack.reserve(shapes, adapters.__getitem__, device="cpu", dtype=torch.float32, max_bytes=three)
+    base = load_base(describe_base(resolve_base(str(folder))), device="cpu", dtype="float32")
+    heads = [build_head(base.model, base.head_modules, 2, 1)]
+    runtime = Runtime(base, stack, HeadAnswerer(base, heads, FORMS[:1], batch_size=4), batch_size=4)
+    stack.place(torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    for chosen in ("ac", "bc", "dc"):  # d takes the slot of a, which was used longest ago
+        weights = np.array([[float(name == own) for name in adapters] for own in chosen], np.float32)
+        if chosen == "bc":
+            stack.place(torch.from_numpy(weights))
+            continue
+        found = runtime.answer(TEXTS[:2], Plan(weights=weights), 0)
+        rows = zip(weights, TEXTS[:2], strict=True)
+        check(found, [plainly(folder, runtime, adapters, w, 0, text) for w, text in rows])
+    assert stack.moved == 1
 
 
 def test_one_adapter_of_its_own(folder, runtime, adapters, make_adapter) -> None:
