@@ -195,7 +195,9 @@ def test_the_doctor_finds_repairs_and_exits_with_8_while_findings_remain(run: An
     shown = run("doctor", "--repair", "--json")
     assert shown.code == 8
     (name,) = shown.document["repaired"]["set_aside"]
-    assert "damaged" in next(line for line in run("list").out.splitlines() if name in line)
+    listed = run("list").out.splitlines()
+    assert "damaged" in next(line for line in listed if name in line)
+    assert "damaged" in next(line for line in listed if line.startswith("both "))
     refused = run("show", name)
     assert (refused.code, "was set aside" in refused.err) == (8, True)
     shown = run("doctor", "--repair", "--from", "copy")

@@ -29,6 +29,7 @@ def list_bank(run: Run) -> None:
         "base": snapshot.base,
         "tasks": tasks,
         "compositions": snapshot.compositions,
+        "damaged_compositions": snapshot.damaged_compositions,
     }
     run.output.data(document, _text(run, snapshot, tasks))
 
@@ -44,7 +45,7 @@ def _scores(snapshot: Snapshot, evaluations: list[EvaluationRecord]) -> dict[str
 
 
 def _task(snapshot: Snapshot, task: TaskRecord, cell: EvaluationRecord | None) -> dict[str, Any]:
-    adapter = snapshot.adapters[task.adapter] if task.adapter else None
+    adapter = snapshot.by_position.get(task.position)  # not by digest: an import may equal what was trained here
     train = snapshot.dataset(task.name, "train")
     return {
         "position": task.position,
@@ -69,9 +70,10 @@ def _text(run: Run, snapshot: Snapshot, tasks: list[dict[str, Any]]) -> str:
     columns = ("position", "name", "labels", "strategy", "r", "rows", "score", "metric", "state")
     rows = [[", ".join(t[c]) if c == "labels" else t[c] for c in columns] for t in tasks]
     lines += [table(("#", "task", *columns[2:]), rows, limit=limit), ""]
-    if snapshot.compositions:
-        rows = [[c.name, c.mode, ", ".join(c.members), c.created_at] for c in snapshot.compositions]
-        lines.append(table(("composition", "mode", "members", "made"), rows, limit=limit))
+    made = [(c, "ready") for c in snapshot.compositions] + [(c, "damaged") for c in snapshot.damaged_compositions]
+    if made:
+        rows = [[c.name, c.mode, ", ".join(c.members), c.created_at, state] for c, state in made]
+        lines.append(table(("composition", "mode", "members", "made", "state"), rows, limit=limit))
     else:
         lines += ["no compositions yet", "next: lorabank compose --mode prototype"]
     return "\n".join(lines)
