@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +16,7 @@ from lorabank.compose.base import Composer, Member
 from lorabank.compose.routing import TaskStatistics
 from lorabank.core import plugins
 from lorabank.core.errors import LorabankError, NotFoundError
-from lorabank.core.lora import AdapterStack
+from lorabank.core.lora import AdapterStack, FactorShape
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
 from lorabank.core.sizes import parse_bytes
 from lorabank.data.loading import from_parquet
@@ -25,7 +24,7 @@ from lorabank.data.rows import Rows
 from lorabank.models.answering import Answerer, AnswerForm
 from lorabank.models.head_answers import HeadAnswerer
 from lorabank.models.heads import Head, build_head, load_head
-from lorabank.models.loading import LoadedBase, load_base, resolve_device, resolve_dtype
+from lorabank.models.loading import load_base, resolve_device, resolve_dtype
 from lorabank.models.peft_folder import read_factors, read_head, read_shapes
 from lorabank.models.peft_folder import read_stack as read_folders
 from lorabank.models.residents import ResidentStack
@@ -33,7 +32,8 @@ from lorabank.models.runtime import Runtime
 from lorabank.models.text_answers import TextAnswerer
 from lorabank.training.strategies.states import needed, own_state
 
-T = TypeVar("T")
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, SafetensorError, LorabankError)
+"""What a damaged file of an adapter may raise; others go on answering, and who needs it hashes its files first."""
 
 
 def adapters_in_order(snapshot: Snapshot) -> list[AdapterRecord]:
@@ -154,7 +154,7 @@ def load_runtime(
     base = load_base(snapshot.base, device=where, dtype=resolve_dtype(dtype, where))
     adapters = adapters_in_order(snapshot)
     needed_by_any = (digest for adapter in adapters for digest in needed(adapter))
-    shapes = {digest: _as_recorded(bank, digest, read_shapes) for digest in dict.fromkeys(needed_by_any)}
+    shapes = {digest: _shapes(bank, digest) for digest in dict.fromkeys(needed_by_any)}
     verified: set[str] = set()
 
     def verify(digest: str) -> Path:
@@ -175,13 +175,21 @@ def load_runtime(
         answerer: Answerer = TextAnswerer(base, snapshot.base.task_type, forms, batch_size)
         return Runtime(base, stack, answerer, batch_size=batch_size, reuse_prefix=reuse_prefix)
     heads: list[Head] = []
-    for form, adapter in zip(forms, adapters, strict=True):
-        heads.append(_as_recorded(bank, adapter.digest, partial(_head, base, len(form.labels))))
+    unreadable: dict[int, Exception] = {}
+    for k, (form, adapter) in enumerate(zip(forms, adapters, strict=True)):
+        try:
+            state = read_head(bank.adapter_path(adapter.digest))
+            heads.append(load_head(base.model, base.head_modules, len(form.labels), state))
+        except _UNREADABLE as error:
+            unreadable[k] = error
+            heads.append(build_head(base.model, base.head_modules, len(form.labels), adapter.seed))
 
     def vouch(head: int) -> None:
         """A head may answer without its adapter: its file is hashed all the same. An untrained one has no file."""
         if head < len(adapters) and adapters[head].digest not in verified:
             verify(adapters[head].digest)
+        if head in unreadable:
+            raise unreadable[head]
 
     if untrained_heads:
         for form, adapter in zip(forms, adapters, strict=True):
@@ -191,16 +199,12 @@ def load_runtime(
     return Runtime(base, stack, answerer, batch_size=batch_size, reuse_prefix=reuse_prefix)
 
 
-def _as_recorded(bank: Bank, digest: str, read: Callable[[Path], T]) -> T:
-    """What is read of an adapter before it is hashed; where that fails, hashing the files says what is damaged."""
+def _shapes(bank: Bank, digest: str) -> dict[str, FactorShape]:
+    """From the header, which is not hashed; none where that cannot be read: the adapter is refused when it is needed."""
     try:
-        return read(bank.adapter_path(digest))
-    except (OSError, ValueError, LookupError, TypeError, SafetensorError, LorabankError):
-        return read(bank.verified_adapter(digest))
-
-
-def _head(base: LoadedBase, labels: int, folder: Path) -> Head:
-    return load_head(base.model, base.head_modules, labels, read_head(folder))
+        return read_shapes(bank.adapter_path(digest))
+    except _UNREADABLE:
+        return {}
 
 
 class _Objects(Mapping[str, bytes]):
