@@ -200,7 +200,7 @@ def load_runtime(
 
 
 def _shapes(bank: Bank, digest: str) -> dict[str, FactorShape]:
-    """From the header, which is not hashed; none where that cannot be read: the adapter is refused when it is needed."""
+    """From the header, which is not hashed; none where it cannot be read: who needs the adapter is refused."""
     try:
         return read_shapes(bank.adapter_path(digest))
     except _UNREADABLE:
