@@ -14,6 +14,7 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELIS
 import argparse
 import json
 import sys
+import traceback
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -64,17 +65,29 @@ def main() -> int:
     runs = [(arguments.device, shape) for shape in arguments.shape or SHAPES[:4]] if arguments.device else [()]
 
     results: list[Result] = []
+    broken = []
+    where = environment(arguments.device)
     for given in runs:
         for name in arguments.only or there:
-            print(" ".join((name, *given, "...")), file=sys.stderr)
-            results += import_module(f"benchmarks.{name}").measure(*given)
-    where = environment(arguments.device)
+            part = " ".join((name, *given))
+            print(part, "...", file=sys.stderr, flush=True)
+            try:
+                results += import_module(f"benchmarks.{name}").measure(*given)
+            except (RuntimeError, OSError):  # out of memory, say: that costs this part alone
+                traceback.print_exc()
+                broken.append(part)
+            if arguments.json:  # after every part: what was measured stays when the next one is stopped
+                _write(arguments.json, where, results)
     print(table(results))
-    if arguments.json:
-        record = {"environment": where, "results": [asdict(result) | {"holds": result.holds} for result in results]}
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        arguments.json.with_suffix(".md").write_text(page(where, results), encoding="utf-8")
-    return 0 if all(result.holds for result in results) else 1
+    for part in broken:
+        print(f"{part}: failed, see above", file=sys.stderr)
+    return 0 if not broken and all(result.holds for result in results) else 1
+
+
+def _write(path: Path, where: dict[str, Any], results: list[Result]) -> None:
+    record = {"environment": where, "results": [asdict(result) | {"holds": result.holds} for result in results]}
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(page(where, results), encoding="utf-8")
 
 
 def _is_there(device: str) -> bool:

