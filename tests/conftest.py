@@ -32,7 +32,7 @@ for name in [name for name in os.environ if name.startswith("LORABANK_") or name
 
 
 def pytest_collection_finish() -> None:
-    """Spare the collector the libraries and the tests: accelerate calls it after each training, a third of a small one."""
+    """Spare the collector libraries and tests: accelerate calls it after each training, a third of a small one."""
     gc.collect()
     gc.freeze()
 
