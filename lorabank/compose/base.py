@@ -28,7 +28,8 @@ class Member:
         state: Digests of its own state: its adapter and the ones active while it was trained.
         head: Index of its head and form in the runtime.
         form: How it is asked and answers.
-        statistics: Features of its training rows under the frozen base.
+        statistics: Reads what routing keeps of its training rows; again at each call, since nobody needs those of
+            all tasks at once.
         clusters: Centroids that were asked for when the task was added.
         texts: Calibration texts kept in the bank; empty where none are kept.
         targets: Their labels or completions.
@@ -40,7 +41,7 @@ class Member:
     state: tuple[str, ...]
     head: int
     form: AnswerForm
-    statistics: TaskStatistics
+    statistics: Callable[[], TaskStatistics]
     clusters: int
     texts: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -49,7 +50,7 @@ class Prototype:
         }
         objects = {}
         for member in members:
-            statistics = member.statistics
+            statistics = member.statistics()
             if config.router == "kmeans" and member.clusters != config.clusters_per_task:
                 statistics = _refit(member, config, runtime())
             objects[f"prototypes:{member.task}"] = statistics.to_bytes()
@@ -63,11 +64,12 @@ class Prototype:
         members: Sequence[Member],
         runtime: Callable[[], Runtime],
     ) -> Prototype:
-        """The stored statistics."""
-        own = [
-            replace(member, statistics=TaskStatistics.from_bytes(objects[f"prototypes:{member.task}"]))
-            for member in members
-        ]
+        """The stored statistics, read when a router is made of them."""
+
+        def read(task: str) -> TaskStatistics:
+            return TaskStatistics.from_bytes(objects[f"prototypes:{task}"])
+
+        own = [replace(member, statistics=partial(read, member.task)) for member in members]
         return cls(record.parameters, own, runtime)
 
     def plan(self, stage: int, texts: Sequence[str]) -> Plan:
@@ -93,7 +95,7 @@ def build_router(members: Sequence[Member], parameters: Mapping[str, Any]) -> Ro
     """A router over the members, in their order."""
     return make_router(
         parameters["router"],
-        [member.statistics for member in members],
+        (member.statistics() for member in members),
         shrinkage=parameters["shrinkage"],
         own_covariance=parameters["own_covariance"],
     )
@@ -113,7 +115,7 @@ def router_identity(parameters: Mapping[str, Any]) -> list[Any]:
 
 def statistics_digest(member: Member) -> str:
     """SHA-256 of what the router knows of a member."""
-    return hashlib.sha256(member.statistics.to_bytes()).hexdigest()
+    return hashlib.sha256(member.statistics().to_bytes()).hexdigest()
 
 
 def _refit(member: Member, config: ComposeConfig, runtime: Runtime) -> TaskStatistics:

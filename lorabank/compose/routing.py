@@ -6,7 +6,7 @@ of stage t is made of the first t statistics.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from lorabank.core.errors import ConfigError, DamagedError
 
 Floats = NDArray[np.floating[Any]]
 
-_BLOCK = 1 << 22  # numbers of a block of queries
+_BLOCK = 1 << 22  # numbers of a block of whitened queries, and of the factors that whiten them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +114,7 @@ class KMeansRouter:
         statistics: Of each task, in the order of the sequence.
     """
 
-    def __init__(self, statistics: Sequence[TaskStatistics]) -> None:
+    def __init__(self, statistics: Iterable[TaskStatistics]) -> None:
         self._prototypes = NearestPrototypes([s.centroids for s in statistics])
 
     def scores(self, features: Floats) -> NDArray[np.float64]:
@@ -140,10 +140,12 @@ class GaussianRouter:
 
     which is the logarithm of the posterior under equal priors, up to a constant of the row. b = 0 is linear
     discriminant analysis with one covariance for all. A small b tells a wide task from a narrow one. With
-    D_t = L_t L_t^T the form is ``|L_t^-1 x - L_t^-1 m_t|^2``, and the stacked L_t^-1 of all tasks take one product.
+    D_t = L_t L_t^T the form is ``|L_t^-1 x - L_t^-1 m_t|^2``, and the stacked L_t^-1 of many tasks take one product.
+
+    For b > 0 the router holds one float32 ``[d, d]`` matrix for each task; products are made in float64.
 
     Args:
-        statistics: Of each task, in the order of the sequence.
+        statistics: Of each task, in the order of the sequence; gone through once, none is kept.
         shrinkage: l.
         own_covariance: b.
 
@@ -155,34 +157,40 @@ class GaussianRouter:
     """
 
     def __init__(
-        self, statistics: Sequence[TaskStatistics], shrinkage: float = 0.1, own_covariance: float = 0.0
+        self, statistics: Iterable[TaskStatistics], shrinkage: float = 0.1, own_covariance: float = 0.0
     ) -> None:
         for name, share in (("shrinkage", shrinkage), ("own_covariance", own_covariance)):
             if not 0 <= share <= 1:
                 raise ConfigError(f"{name} = {share}: must be from 0 to 1")
-        self._means = np.stack([s.mean for s in statistics]).astype(np.float64)
-        scatter = np.zeros_like(statistics[0].scatter, np.float64)
+        means, rows, scatters = [], [], []
+        scatter: Any = 0.0
         for one in statistics:
-            scatter += one.scatter
-        within = scatter / sum(s.n for s in statistics)
-        self._whiten: NDArray[np.float64] | None = None
+            means.append(one.mean)
+            rows.append(one.n)
+            scatter = scatter + one.scatter.astype(np.float64)
+            if own_covariance:
+                scatters.append(one.scatter)
+        self._means = np.stack(means).astype(np.float64)
+        within = scatter / sum(rows)
+        self._whiten: list[NDArray[np.float32]] = []
         if own_covariance == 0:
             self._linear(_shrunk(within, shrinkage), invertible=shrinkage > 0)
             return
         from scipy.linalg.lapack import dtrtri
 
         tasks, d = self._means.shape
-        whiten, self._halves = np.empty((tasks, d, d)), np.empty(tasks)
-        for t, one in enumerate(statistics):
-            covariance = (1 - own_covariance) * within + own_covariance * one.scatter / one.n
+        self._halves, self._offsets = np.empty(tasks), np.empty((tasks, d))
+        scatters.reverse()
+        for t in range(tasks):  # a task's scatter is dropped where its factor is made
+            covariance = (1 - own_covariance) * within + own_covariance * scatters.pop().astype(np.float64) / rows[t]
             try:
                 factor = np.linalg.cholesky(_shrunk(covariance, shrinkage))
             except np.linalg.LinAlgError as error:
                 raise ConfigError(f"shrinkage = {shrinkage}: a task's covariance has no inverse, use more") from error
-            whiten[t] = dtrtri(factor, lower=1)[0]  # a sixth of the work of a general inverse
+            whiten = dtrtri(factor, lower=1)[0].astype(np.float32)  # a sixth of the work of a general inverse
             self._halves[t] = np.log(np.diag(factor)).sum()
-        self._offsets = (whiten @ self._means[:, :, None]).reshape(-1)
-        self._whiten = whiten.reshape(tasks * d, d)
+            self._offsets[t] = whiten.astype(np.float64) @ self._means[t]
+            self._whiten.append(whiten)
 
     def _linear(self, covariance: NDArray[np.float64], *, invertible: bool) -> None:
         solve = np.linalg.solve if invertible else lambda a, b: np.linalg.lstsq(a, b)[0]
@@ -192,15 +200,19 @@ class GaussianRouter:
     def scores(self, features: Floats) -> NDArray[np.float64]:
         """[n, d] features to [n, T] scores."""
         rows = np.asarray(features, np.float64)
-        if self._whiten is None:
+        if not self._whiten:
             return np.asarray(rows @ self._weights + self._offsets)
-        scores = np.empty((len(rows), len(self._means)))
-        step = max(1, _BLOCK // len(self._whiten))
-        for start in range(0, len(rows), step):
-            white = rows[start : start + step] @ self._whiten.T
-            white -= self._offsets
-            white = white.reshape(len(white), *self._means.shape)
-            scores[start : start + step] = -0.5 * np.einsum("ntd,ntd->nt", white, white) - self._halves
+        tasks, d = self._means.shape
+        scores = np.empty((len(rows), tasks))
+        several = max(1, _BLOCK // (d * d))
+        for first in range(0, tasks, several):
+            of = slice(first, first + several)
+            whiten = np.concatenate(self._whiten[of], dtype=np.float64)
+            step = max(1, _BLOCK // len(whiten))
+            for start in range(0, len(rows), step):
+                white = (rows[start : start + step] @ whiten.T).reshape(-1, len(whiten) // d, d)
+                white -= self._offsets[of]
+                scores[start : start + step, of] = -0.5 * np.einsum("ntd,ntd->nt", white, white) - self._halves[of]
         return scores
 
     def rank(self, features: Floats) -> Ranked:
@@ -220,7 +232,7 @@ def _shrunk(covariance: NDArray[np.float64], shrinkage: float) -> NDArray[np.flo
 
 
 def make_router(
-    kind: str, statistics: Sequence[TaskStatistics], *, shrinkage: float = 0.1, own_covariance: float = 0.0
+    kind: str, statistics: Iterable[TaskStatistics], *, shrinkage: float = 0.1, own_covariance: float = 0.0
 ) -> Router:
     """The router called ``"kmeans"`` or ``"gaussian"``.
 

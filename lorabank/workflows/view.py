@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,17 @@ def read_members(bank: Bank, snapshot: Snapshot, tasks: Sequence[TaskRecord], *,
                 state=own_state(adapter),
                 head=heads[task.name],
                 form=form_of(task, adapter),
-                statistics=TaskStatistics.from_bytes(bank.read_blob(task.statistics)),
+                statistics=partial(_read_statistics, bank, task.statistics),
                 clusters=int(adapter.config.get("clusters_per_task", 5)),
                 texts=rows.texts if rows else (),
                 targets=rows.labels if rows else (),
             )
         )
     return members
+
+
+def _read_statistics(bank: Bank, digest: str) -> TaskStatistics:
+    return TaskStatistics.from_bytes(bank.read_blob(digest))
 
 
 def form_of(task: TaskRecord, adapter: AdapterRecord) -> AnswerForm:

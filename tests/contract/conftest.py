@@ -116,6 +116,19 @@ KINDS = ("bert", "llama", "t5")
 """A classifier, a causal language model and an encoder-decoder."""
 
 
+OFTEN = ("olora", "amlora")
+"""What every kind of base is tried with each time; the other pairs of kind and strategy are slow tests."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every strategy on the classifier, and two of them on the others; all pairs with ``-m slow``."""
+    for item in items:
+        given = getattr(item, "callspec", None)
+        if given and given.params.get("lab") in KINDS[1:] and given.params.get("strategy", "olora") not in OFTEN:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def make_lab(
     tmp_path_factory: pytest.TempPathFactory,

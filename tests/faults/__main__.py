@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of models that are saved: the table is what is read
 
 from tests.faults.programme import HARNESSES, LEVELS, PYTEST, run_harnesses, run_mutants
 from tests.faults.report import HEADER, as_json, catch_row, line, markdown, result_row

@@ -1,7 +1,8 @@
 """Fuzzing: mutated headers by the hundred thousand, hypothesis for what has a grammar, Atheris where coverage leads.
 
-Each function is ``(count, seed) -> {"tries", "lost", "damaged", "uncaught", "examples"}``; whatever a target does but
-return, raise an error of lorabank's in one line of bounded length, and stay below a second and 200 MB, is uncaught.
+Each function but `run` is ``(count, seed) -> {"tries", "lost", "damaged", "uncaught", "examples"}``; whatever a target
+does but return, raise an error of lorabank's in one line of bounded length, and stay below a second and 200 MB, is
+uncaught.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from lorabank.core.errors import MAX_MESSAGE, LorabankError
 from tests.faults.fuzz_targets import SEEDS, TARGETS, clear
+from tests.faults.outcome import Outcome, outcome_of
 
 SECONDS, KILOBYTES = 1.0, 200_000
 _TOKENS = (
@@ -65,6 +67,21 @@ class Tally:
         """What a runner is told."""
         clear()
         return {"tries": self.tries, "lost": 0, "damaged": 0, "uncaught": self.uncaught, "examples": self.examples}
+
+
+def run(count: int | None, seed: int) -> Outcome:
+    """F11: ``count`` mutated headers, a twentieth of that for each kind of text, Atheris as long where it is there."""
+    count = count or 100_000
+    outcome = outcome_of(headers(count, seed))
+    for kind in (jsonl, configs, names, manifests):
+        outcome.add(outcome_of(kind(count // 20, seed)))
+    for target in TARGETS:
+        led = outcome_of(atheris(target, count, seed))
+        if led.skipped:
+            outcome.notes.append(led.skipped)
+            break
+        outcome.add(led)
+    return outcome
 
 
 def headers(count: int = 100_000, seed: int = 0) -> dict[str, Any]:

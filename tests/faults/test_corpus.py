@@ -33,6 +33,7 @@ def test_the_corpus_has_the_whole_list() -> None:
     assert len(CASES) == len(cases())
 
 
+@pytest.mark.slow  # F13 of the fault programme tries them all
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_a_prepared_adapter_ends_with_its_exit_code(world: World, case: Case) -> None:
     assert world.try_out(case) == []

@@ -32,6 +32,7 @@ def _templates() -> None:
         command.start()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_few_tries_find_nothing(name: str) -> None:
     outcome: Outcome = in_a_fork(lambda: BY_NAME[name].run(COUNTS[name], seed=3))

@@ -111,6 +111,7 @@ def start(bank, kit) -> Path:
     return bank.path
 
 
+@pytest.mark.slow
 def test_killed_at_every_step_of_adding_a_task(start, kit):
     kills, wrong = kill_everywhere(start, lambda bank: kit.add_task(bank, "c", weight=3.0))
     assert wrong == []
@@ -137,6 +138,7 @@ def test_killed_at_every_step_of_collecting(start, kit):
     assert kills >= 3  # rename, fsync of the folder, unlink
 
 
+@pytest.mark.slow
 def test_killed_at_every_step_of_creating(folder, kit):
     step = 0
     while True:
@@ -190,6 +192,7 @@ def change_forever(path: Path, kit: object, label: int, says: int) -> None:
         os.write(says, f"done {kind} {' '.join(changed)}\n".encode())
 
 
+@pytest.mark.slow
 def test_killed_fifty_times_at_random_nothing_acknowledged_is_lost(bank, kit):
     generator = random.Random(20)
     expected: set[str] = set()

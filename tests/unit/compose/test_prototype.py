@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def members() -> list[Member]:
             state=state,
             head=position,
             form=FORM,
-            statistics=statistics_of(direction),
+            statistics=partial(statistics_of, direction),
             clusters=2,
             texts=(f"{direction} 1", f"{direction} 2"),
             targets=("no", "yes"),
@@ -133,6 +134,6 @@ def test_a_router_reads_as_much_as_the_longest_member_was_trained_with(members) 
 def test_the_margin_is_what_separates_the_two_nearest_tasks(members) -> None:
     plan = load(members, FakeRuntime()).plan(4, ["between"])
     between = np.array(FEATURES["between"])
-    near = [min(((between - c) ** 2).sum() for c in member.statistics.centroids.astype(float)) for member in members]
+    near = [min(((between - c) ** 2).sum() for c in member.statistics().centroids.astype(float)) for member in members]
     assert plan.margin[0] == pytest.approx(near[1] - near[0], rel=1e-6)
     assert load(members[:1], FakeRuntime()).plan(1, ["up"]).margin.tolist() == [np.inf]

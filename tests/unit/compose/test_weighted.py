@@ -62,7 +62,7 @@ def stack(make_adapter) -> AdapterStack:
 def members() -> list[Member]:
     statistics = fit_statistics(np.eye(4, dtype=np.float32), 1, 0)
     return [
-        Member(task, position, adapter, (adapter,), position - 1, ("no", "yes"), statistics, 1)
+        Member(task, position, adapter, (adapter,), position - 1, ("no", "yes"), lambda: statistics, 1)
         for task, position, adapter in (("sentiment", 1, "a"), ("spam", 3, "b"), ("products", 4, "c"))
     ]
 

@@ -257,7 +257,14 @@ OLD = Replayed(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", ["nlora", "inflora", "amlora", "ewc", "replay", "joint"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "amlora",
+        "ewc",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("nlora", "inflora", "replay", "joint")),
+    ],
+)
 def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
     learn, job, recorder, base, factors_of, strategy: str
 ) -> None:

@@ -41,7 +41,10 @@ def test_it_learns(train, recorder) -> None:
 
 
 # Six steps an epoch: killed within the first one, at the end of an epoch, right after it, and before the last step.
-@pytest.mark.parametrize(("stop_after", "resumed_from"), [(3, 2), (6, 4), (7, 6), (13, 12), (18, 16)])
+@pytest.mark.parametrize(
+    ("stop_after", "resumed_from"),
+    [(3, 2), (18, 16), *(pytest.param(*at, marks=pytest.mark.slow) for at in ((6, 4), (7, 6), (13, 12)))],
+)
 def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
     train, factors_of, recorder, stop_after, resumed_from
 ) -> None:
