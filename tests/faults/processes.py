@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -32,6 +33,7 @@ class Child:
     def __init__(self, action: Callable[[Say], object]) -> None:
         hears, says = os.pipe()
         waits, begins = os.pipe()
+        gc.freeze()  # a collection in the child would copy every page that holds an object of ours
         self.pid = os.fork()
         if self.pid == 0:
             os.close(hears)
