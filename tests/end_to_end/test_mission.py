@@ -75,7 +75,7 @@ def test_the_mission_from_an_empty_folder(folder: Path) -> None:
     assert "all-MiniLM-L6-v2" in first.stderr
     lorabank(
         folder, "add-task", "spam", "--data", "mail.csv", "--text-column", "body", "--label-column", "folder",
-        "--epochs", "1",
+        "--epochs", "1", "--max-length", "64",
     )  # fmt: skip
     for mode in ("manual", "attention", "prototype"):
         lorabank(folder, "compose", "--mode", mode)
@@ -113,7 +113,7 @@ def test_an_exported_task_answers_alike_in_plain_peft(folder: Path) -> None:
     base = AutoModelForSequenceClassification.from_pretrained(MODEL_DIR, num_labels=2)
     model = PeftModel.from_pretrained(base, str(folder / "spam-adapter")).eval()
     inputs = AutoTokenizer.from_pretrained(MODEL_DIR)(
-        texts, padding=True, truncation=True, max_length=256, return_tensors="pt"
+        texts, padding=True, truncation=True, max_length=64, return_tensors="pt"
     )
     with torch.inference_mode():
         best = model(**inputs).logits.softmax(-1).max(-1)
