@@ -1,31 +1,25 @@
-r"""Is the training step's form the right one? Against the effective weight, which is rebuilt once a step.
+r"""Which form a training step takes without dropout, against both: W and the adapter apart, or one effective weight.
 
-With ``W_eff = W + s B A`` kept beside W, forward and backward need two large and four thin products where
-`lorabank.training.lora_function` needs two and six:
-
-    forward     y = x W_eff^T + b
-    backward    dL/dx = g W_eff;  u = s g B;  dL/dA = u^T x;  dL/dB = s g^T (x A^T)
-
-It costs another copy of every adapted weight and the rebuilding, and takes no dropout on the adapter's input. lorabank
-has the one form for all cases; the bar says how much slower it may be where the other one could be used.
+The forms are `lorabank.training.lora_function` and `lorabank.training.effective_weight`, whose first lines have the
+mathematics; which one a layer takes follows from its shape and the number of tokens. The bar says how much slower
+than the better of the two the choice may be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import asdict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from benchmarks.harness import Result, compare, from_comparison
+from benchmarks.harness import Result, compare
 from benchmarks.models import ALPHA, RANK, batch, every_linear, minilm, smollm2
+from lorabank.training.effective_weight import EffectiveWeights
 from lorabank.training.layer import attach_adapter
 
 BAR = 1.02
-SCALE = ALPHA / RANK
+ALL, NONE = float("inf"), 0.0
 
 
 def measure() -> list[Result]:
@@ -33,79 +27,43 @@ def measure() -> list[Result]:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 49152, (4, 128), generator=generator)
     cases: list[tuple[str, Callable[[], nn.Module], dict[str, Tensor], int]] = [
+        ("MiniLM, 256 tokens", minilm, batch(8, 32), 20),
         ("MiniLM, 1,024 tokens", minilm, batch(16, 64), 12),
         ("MiniLM, 4,096 tokens", minilm, batch(32, 128), 6),
         ("SmolLM2's shape, 512 tokens", smollm2, {"input_ids": ids, "labels": ids}, 5),
     ]
     results = []
     for what, make, rows, rounds in cases:
-        forms = {"ours": _step(_ours(make()), rows), "effective": _step(_Effective.put_on(make()), rows)}
-        seen = compare(forms, baseline="effective", rounds=rounds)["ours"]
-        what = f"training step without dropout, {what}, against effective weights"
-        results.append(from_comparison("effective_weight", what, seen, BAR))
+        tokens = rows["input_ids"].numel()
+        steps = {"apart": _step(make(), rows, NONE), "effective": _step(make(), rows, ALL)}
+        seen = compare(steps | {"chosen": _step(make(), rows, tokens)}, baseline="apart", rounds=rounds)
+        chosen, best = seen["chosen"], min(1.0, seen["effective"].ratio)
+        results.append(
+            Result(
+                "effective_weight",
+                f"training step without dropout, {what}: the form chosen, against the better of two",
+                chosen.ratio / best,
+                BAR,
+                "x",
+                {"chosen, against apart": asdict(chosen), "effective, against apart": asdict(seen["effective"])},
+                floor=1.0,
+            )
+        )
     return results
 
 
-def _ours(model: nn.Module) -> nn.Module:
+def _step(model: nn.Module, rows: dict[str, Tensor], tokens: float) -> Callable[[], None]:
+    """As a training makes it; ``tokens`` decides the form."""
     model.requires_grad_(False)
-    attach_adapter(model, every_linear(model), r=RANK, lora_alpha=ALPHA, use_rslora=False, dropout=0.0)
-    return model
-
-
-def _step(model: nn.Module, rows: dict[str, Tensor]) -> Callable[[], None]:
+    layers = attach_adapter(model, every_linear(model), r=RANK, lora_alpha=ALPHA, use_rslora=False, dropout=0.0)
+    refresh = EffectiveWeights(layers.values(), tokens)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
-    layers = [module for module in model.modules() if isinstance(module, _Effective)]
 
     def step() -> None:
-        for layer in layers:
-            layer.rebuild()
         model(**rows).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        refresh()
 
     return step
-
-
-class _Effective(nn.Module):
-    def __init__(self, base: nn.Linear) -> None:
-        super().__init__()
-        self.base = base
-        self.lora_A = nn.Parameter(torch.empty(RANK, base.in_features))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, RANK))
-        nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
-        self.effective = base.weight.detach().clone()
-
-    @classmethod
-    def put_on(cls, model: nn.Module) -> nn.Module:
-        model.requires_grad_(False)
-        for name in every_linear(model):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, cls(model.get_submodule(name)))
-        return model
-
-    @torch.no_grad()
-    def rebuild(self) -> None:
-        torch.addmm(self.base.weight, self.lora_B, self.lora_A, alpha=SCALE, out=self.effective)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _Function.apply(x, self.effective, self.base.bias, self.lora_A, self.lora_B)
-        return out
-
-
-class _Function(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        ctx.save_for_backward(rows, weight, A, B)
-        return F.linear(rows, weight, bias).reshape(*x.shape[:-1], -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, A, B = ctx.saved_tensors
-        g = gradients[0].reshape(-1, gradients[0].shape[-1])
-        u = (g @ B).mul_(SCALE)
-        h = (rows @ A.mT).mul_(SCALE)
-        grad_x = (g @ weight).reshape(*gradients[0].shape[:-1], -1) if ctx.needs_input_grad[0] else None
-        return grad_x, None, None, u.mT @ rows, g.mT @ h

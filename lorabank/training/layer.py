@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lorabank.core.lora import AdapterStack, LoraFactors, lora_scaling
+from lorabank.training.effective_weight import effective_linear
 from lorabank.training.lora_function import lora_linear
 
 
@@ -22,13 +24,20 @@ class LoraLinear(nn.Module):
         r: Rank.
         scaling: s.
         dropout: Probability with which an input of A is dropped while training.
+
+    Attributes:
+        one_weight: Whether the output without dropout is that of one weight, ``W + s B A``.
+        effective: That weight, of A and B as they are now (`EffectiveWeights`); None while W and the adapter answer.
     """
+
+    one_weight: ClassVar[bool] = True
 
     def __init__(self, base: nn.Linear, r: int, scaling: float, dropout: float) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.scaling = scaling
         self.dropout = dropout
+        self.effective: Tensor | None = None
         device = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(r, base.in_features, device=device, dtype=torch.float32))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, device=device, dtype=torch.float32))
@@ -41,6 +50,8 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
+        if self.effective is not None:
+            return effective_linear(x, self.effective, self.base.bias, self.lora_A, self.lora_B, self.scaling)
         p = self.dropout if self.training else 0.0
         return lora_linear(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.scaling, p)
 

@@ -44,6 +44,8 @@ class AttendedLoraLinear(LoraLinear):
         dropout: On the input of the new adapter alone.
     """
 
+    one_weight = False
+
     def __init__(
         self,
         name: str,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,13 +25,14 @@ from lorabank.models.loading import LoadedBase, load_base, resolve_device, resol
 from lorabank.models.task_types import Examples, TaskType
 from lorabank.models.text_answers import check_answer_length
 from lorabank.training.checkpoints import newest_checkpoint
+from lorabank.training.effective_weight import EffectiveWeights
 from lorabank.training.groups import GroupedFactors
 from lorabank.training.job import TrainedAdapter, TrainJob
 from lorabank.training.layer import LoraLinear
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.planning import planned_steps, resolve_penalties
 from lorabank.training.replaying import MixedTask, add_replayed, keep_heads
-from lorabank.training.strategies.base import Start
+from lorabank.training.strategies.base import Begun, Start
 from lorabank.training.trainer import AdapterTrainer
 
 
@@ -74,7 +75,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     groups = GroupedFactors(begun.layers, earlier, with_basis=with_basis, anchor=begun.anchor)
     del earlier
     started = time.monotonic()
-    trainer = _trainer(job, base, task, rows, penalties, groups, begun.after_step, observer, device)
+    trainer = _trainer(job, base, task, rows, penalties, groups, begun, observer, device)
     checkpoint = newest_checkpoint(job.work) if job.resume else None
     observer.start(f"training ({config.strategy})", planned_steps(len(rows.rows), config))
     try:
@@ -184,11 +185,14 @@ def _trainer(
     examples: Examples,
     penalties: Sequence[tuple[str, float, Penalty]],
     groups: GroupedFactors,
-    after_step: Callable[[], None] | None,
+    begun: Begun,
     observer: Observer,
     device: torch.device,
 ) -> AdapterTrainer:
     config = job.config
+    lengths = [min(length, config.max_length) for length in examples.lengths]
+    a_step = config.batch_size * config.gradient_accumulation_steps
+    tokens = min(a_step / len(lengths), 1.0) * sum(lengths) / processes.count()
     arguments = TrainingArguments(
         output_dir=str(job.work),
         per_device_train_batch_size=config.batch_size,
@@ -216,7 +220,7 @@ def _trainer(
         ddp_broadcast_buffers=False,
     )
     return AdapterTrainer(
-        lengths=[min(length, config.max_length) for length in examples.lengths],
+        lengths=lengths,
         model=base.model,
         args=arguments,
         train_dataset=examples.rows,
@@ -224,7 +228,8 @@ def _trainer(
         task_loss=task.loss,
         penalties=penalties,
         groups=groups,
-        after_step=after_step,
+        after_step=begun.after_step,
+        refresh=EffectiveWeights(begun.layers.values(), tokens),
         observer=observer,
     )
 

@@ -45,6 +45,7 @@ class AdapterTrainer(Trainer):
         penalties: Name, weight and penalty.
         groups: The adapter's factors for the penalties, with the live parameters.
         after_step: Called after each optimizer step, before it counts as done.
+        refresh: Called before the first step and after each, last: makes what is derived from the parameters.
         observer: Gets loss and penalties after each optimizer step.
         kwargs: Passed to `transformers.Trainer`.
     """
@@ -58,6 +59,7 @@ class AdapterTrainer(Trainer):
         groups: Callable[[], list[FactorGroup]],
         observer: Observer,
         after_step: Callable[[], None] | None = None,
+        refresh: Callable[[], None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -72,7 +74,7 @@ class AdapterTrainer(Trainer):
         # take the number of items itself
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
-        self.add_callback(_AfterStep(self, observer, after_step))
+        self.add_callback(_AroundSteps(self, observer, after_step, refresh))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthPools:
         # state.epoch is a whole number when an epoch begins, and within the epoch that a resumed run goes on with
@@ -191,15 +193,28 @@ class AdapterTrainer(Trainer):
             restore_random_state(read_tensors(folder, stem), read_facts(folder, stem))
 
 
-class _AfterStep(TrainerCallback):
-    def __init__(self, trainer: AdapterTrainer, observer: Observer, after_step: Callable[[], None] | None) -> None:
+class _AroundSteps(TrainerCallback):
+    def __init__(
+        self,
+        trainer: AdapterTrainer,
+        observer: Observer,
+        after_step: Callable[[], None] | None,
+        refresh: Callable[[], None] | None,
+    ) -> None:
         self._trainer = trainer
         self._observer = observer
         self._after_step = after_step
+        self._refresh = refresh
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._refresh is not None:  # a checkpoint may have been read
+            self._refresh()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._after_step is not None:
             self._after_step()
+        if self._refresh is not None:
+            self._refresh()
         self._observer.advance(state.global_step, self._trainer.terms)
 
 

@@ -1,0 +1,99 @@
+r"""The adapter inside the weight, for steps of many tokens without dropout.
+
+With ``W_eff = W + s B A``, made anew after each optimizer step, and n input rows x:
+
+    forward     y = x W_eff^T + b
+    backward    dL/dx = g W_eff,  from g = dL/dy
+                u = s g B;        dL/dA = u^T x
+                h = s x A^T;      dL/dB = g^T h
+
+Two large and four thin products, where `lorabank.training.lora_function` needs two and six: the two that write
+``[n, d_out]`` and ``[n, d_in]`` once more are gone. What it costs is W_eff, one more copy of the weight, written once
+an optimizer step. Both are bound by memory, so the form pays where ``n (d_in + d_out)`` is above ``d_in d_out``
+(`pays`).
+
+It takes float32: rounded to bfloat16, W_eff would lose the small steps of A and B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from lorabank.training.layer import LoraLinear
+
+
+def effective_linear(x: Tensor, effective: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """``x W_eff^T + b``, differentiable once, in x, A and B.
+
+    Args:
+        x: ``[..., d_in]``, float32.
+        effective: ``W + scale * B A``, ``[d_out, d_in]``, of A and B as they are now.
+        bias: ``[d_out]`` or None; gets no gradient.
+        A: ``[r, d_in]``.
+        B: ``[d_out, r]``.
+        scale: s.
+
+    Returns:
+        ``[..., d_out]``.
+    """
+    out: Tensor = _EffectiveLinear.apply(x, effective, bias, A, B, scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+def pays(layer: LoraLinear, tokens: float) -> bool:
+    """Whether a layer is faster in this form: a step of so many tokens on a CPU in float32, without dropout."""
+    weight = layer.base.weight
+    d_out, d_in = weight.shape
+    able = layer.one_weight and layer.dropout == 0 and weight.device.type == "cpu" and weight.dtype == torch.float32
+    return able and tokens * (d_in + d_out) > d_in * d_out
+
+
+class EffectiveWeights:
+    """The effective weights of the layers for which they pay; call it when A or B have changed.
+
+    Args:
+        layers: Trainable layers.
+        tokens: Of an optimizer step, padding left out.
+    """
+
+    def __init__(self, layers: Iterable[LoraLinear], tokens: float) -> None:
+        self.layers = [layer for layer in layers if pays(layer, tokens)]
+        for layer in self.layers:
+            layer.effective = torch.empty_like(layer.base.weight)
+        self()
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Make them again."""
+        for layer in self.layers:
+            torch.addmm(layer.base.weight, layer.lora_B, layer.lora_A, alpha=layer.scaling, out=layer.effective)
+
+
+class _EffectiveLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, effective: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        ctx.save_for_backward(rows, effective, A, B)
+        ctx.scale = scale
+        return F.linear(rows, effective, bias).reshape(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, effective, A, B = ctx.saved_tensors
+        of_x, _, _, of_A, of_B, _ = ctx.needs_input_grad
+        shape = gradients[0].shape
+        g = gradients[0].reshape(-1, shape[-1])
+        grad_A = (g @ B).mul_(ctx.scale).mT @ rows if of_A else None
+        grad_B = g.mT @ (rows @ A.mT).mul_(ctx.scale) if of_B else None
+        grad_x = (g @ effective).reshape(*shape[:-1], -1) if of_x else None
+        return grad_x, None, None, grad_A, grad_B, None
