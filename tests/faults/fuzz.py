@@ -70,7 +70,7 @@ class Tally:
 
 
 def run(count: int | None, seed: int) -> Outcome:
-    """F11: ``count`` mutated headers, a twentieth of that for each kind of text, and again under Atheris if it is there."""
+    """F11: ``count`` mutated headers, a twentieth of that for each kind of text, and under Atheris if it is there."""
     count = count or 100_000
     outcome = outcome_of(headers(count, seed))
     for kind in (jsonl, configs, names, manifests):
