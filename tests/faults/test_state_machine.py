@@ -91,9 +91,11 @@ class BankMachine(RuleBasedStateMachine):
         self.compositions = {
             made.name: (made.members, frozenset(made.objects.values())) for made in snapshot.compositions
         }
-        if self.damaged is None:
-            for name in ("adapters", "blobs"):
-                shutil.copytree(self.path / name, self.mirror / name, dirs_exist_ok=True)
+        for file in (file for name in ("adapters", "blobs") for file in (self.path / name).rglob("*")):
+            kept = self.mirror / file.relative_to(self.path)
+            if file.is_file() and not kept.exists() and not (self.damaged and file == self.damaged[0]):
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, kept)
 
     def names(self) -> set[str]:
         return {*self.tasks, *self.compositions}
@@ -333,6 +335,7 @@ TestBank.settings = settings(
     max_examples=int(os.environ.get("STATE_MACHINE_EXAMPLES", "8")),
     stateful_step_count=int(os.environ.get("STATE_MACHINE_STEPS", "12")),
     deadline=None,
+    derandomize="STATE_MACHINE_EXAMPLES" not in os.environ,  # the same walks each time, unless they are many
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
