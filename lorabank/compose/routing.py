@@ -19,7 +19,7 @@ from lorabank.core.errors import ConfigError, DamagedError
 
 Floats = NDArray[np.floating[Any]]
 
-_BLOCK = 1 << 22  # numbers of a block of whitened queries, and of the factors that whiten them
+_BLOCK = 1 << 20  # numbers of a block of whitened queries, and of the factors that whiten them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
