@@ -142,7 +142,7 @@ class GaussianRouter:
     discriminant analysis with one covariance for all. A small b tells a wide task from a narrow one. With
     D_t = L_t L_t^T the form is ``|L_t^-1 x - L_t^-1 m_t|^2``, and the stacked L_t^-1 of many tasks take one product.
 
-    For b > 0 the router holds one float32 ``[d, d]`` matrix for each task; products are made in float64.
+    For b > 0 the router holds the lower triangle of each task's L_t^-1, in float64.
 
     Args:
         statistics: Of each task, in the order of the sequence; gone through once, none is kept.
@@ -172,7 +172,7 @@ class GaussianRouter:
                 scatters.append(one.scatter)
         self._means = np.stack(means).astype(np.float64)
         within = scatter / sum(rows)
-        self._whiten: list[NDArray[np.float32]] = []
+        self._whiten: list[NDArray[np.float64]] = []
         if own_covariance == 0:
             self._linear(_shrunk(within, shrinkage), invertible=shrinkage > 0)
             return
@@ -180,17 +180,18 @@ class GaussianRouter:
 
         tasks, d = self._means.shape
         self._halves, self._offsets = np.empty(tasks), np.empty((tasks, d))
+        self._lower = np.tri(d, dtype=bool)
         scatters.reverse()
         for t in range(tasks):  # a task's scatter is dropped where its factor is made
-            covariance = (1 - own_covariance) * within + own_covariance * scatters.pop().astype(np.float64) / rows[t]
+            covariance = (1 - own_covariance) * within + own_covariance * scatters.pop() / rows[t]
             try:
                 factor = np.linalg.cholesky(_shrunk(covariance, shrinkage))
             except np.linalg.LinAlgError as error:
                 raise ConfigError(f"shrinkage = {shrinkage}: a task's covariance has no inverse, use more") from error
-            whiten = dtrtri(factor, lower=1)[0].astype(np.float32)  # a sixth of the work of a general inverse
+            whiten = dtrtri(factor, lower=1)[0]  # a sixth of the work of a general inverse
             self._halves[t] = np.log(np.diag(factor)).sum()
-            self._offsets[t] = whiten.astype(np.float64) @ self._means[t]
-            self._whiten.append(whiten)
+            self._offsets[t] = whiten @ self._means[t]
+            self._whiten.append(whiten[self._lower])
 
     def _linear(self, covariance: NDArray[np.float64], *, invertible: bool) -> None:
         solve = np.linalg.solve if invertible else lambda a, b: np.linalg.lstsq(a, b)[0]
@@ -207,7 +208,9 @@ class GaussianRouter:
         several = max(1, _BLOCK // (d * d))
         for first in range(0, tasks, several):
             of = slice(first, first + several)
-            whiten = np.concatenate(self._whiten[of], dtype=np.float64)
+            blocks = np.zeros((len(self._whiten[of]), d, d))
+            blocks[:, self._lower] = self._whiten[of]
+            whiten = blocks.reshape(-1, d)
             step = max(1, _BLOCK // len(whiten))
             for start in range(0, len(rows), step):
                 white = (rows[start : start + step] @ whiten.T).reshape(-1, len(whiten) // d, d)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,15 @@ def test_a_mutant_is_caught(mutant: str, name: str, count: int) -> None:
     if outcome.skipped:
         pytest.skip(outcome.skipped)
     assert outcome.findings > 0
+
+
+def test_every_harness_is_there() -> None:
+    """One was not, for a while, and its line said that it had been left out."""
+    assert in_a_fork(lambda: all(callable(harness._function()) for harness in HARNESSES))
+
+
+def test_a_harness_that_is_not_there_is_a_finding() -> None:
+    assert replace(HARNESSES[0], where="random_kills:walk").run(1, seed=3).findings == 1
 
 
 def test_every_mutant_fits_the_code() -> None:

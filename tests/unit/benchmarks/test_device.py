@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,3 +88,20 @@ def test_what_cannot_run_is_refused(words, message, monkeypatch, capsys) -> None
     with pytest.raises(SystemExit, match="2"):
         program.main()
     assert message in capsys.readouterr().err
+
+
+def test_a_part_that_fails_does_not_cost_the_others(monkeypatch, capsys, tmp_path: Path) -> None:
+    measured = Result("gpu_slots", "a slot", 1.5, 2.0, "x", {})
+
+    def out_of_memory(*given: str) -> list[Result]:
+        raise torch.OutOfMemoryError("out of memory")
+
+    parts = {"gpu_decode": out_of_memory, "gpu_slots": lambda *given: [measured]}
+    monkeypatch.setattr(program, "import_module", lambda name: SimpleNamespace(measure=parts[name.split(".")[1]]))
+    file = tmp_path / "a.json"
+    words = ["--device", "cpu", "--shape", "tiny", "--only", "gpu_decode", "--only", "gpu_slots", "--json", str(file)]
+    monkeypatch.setattr("sys.argv", ["benchmarks", *words])
+    assert program.main() == 1
+    assert "gpu_decode cpu tiny: failed" in capsys.readouterr().err
+    assert [result["what"] for result in json.loads(file.read_text())["results"]] == ["a slot"]
+    assert "| gpu_slots | a slot | 1.500 x |" in file.with_suffix(".md").read_text()

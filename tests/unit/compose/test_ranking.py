@@ -87,11 +87,9 @@ def test_the_gaussian_scores_are_those_of_a_loop_over_tasks(own: float) -> None:
             if linear is not None:  # without what is the same for all tasks
                 expected[i, t] = linear - 0.5 * s.mean.astype(float) @ np.linalg.solve(shrunk, s.mean.astype(float))
     found = GaussianRouter(statistics, 0.2, own)
-    # a task's own factor is kept in float32, the shared one in float64
-    close = {"rtol": 1e-6, "atol": 1e-5} if own else {"rtol": 1e-8, "atol": 1e-9}
-    np.testing.assert_allclose(found.scores(queries), expected, **close)
+    np.testing.assert_allclose(found.scores(queries), expected, rtol=1e-9, atol=1e-9)
     ordered = np.sort(expected, axis=1)
-    np.testing.assert_allclose(found.rank(queries).margin, ordered[:, -1] - ordered[:, -2], **close)
+    np.testing.assert_allclose(found.rank(queries).margin, ordered[:, -1] - ordered[:, -2], rtol=1e-8, atol=1e-9)
 
 
 def test_the_router_takes_the_statistics_as_they_are() -> None:

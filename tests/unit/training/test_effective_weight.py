@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorabank.core.lora import AdapterStack
 from lorabank.training import run
 from lorabank.training.effective_weight import EffectiveWeights, effective_linear, pays
 from lorabank.training.layer import LoraLinear
@@ -73,14 +74,14 @@ def test_a_layer_answers_the_same_and_follows_its_factors() -> None:
 SETTINGS = {"lora_dropout": 0.0, "epochs": 3, "save_steps": 2, "learning_rate": 1e-2}
 
 
-def steps_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorabank.training.effective_weight.pays", lambda layer, tokens: False)
-
-
 @pytest.mark.parametrize("strategy", ["olora", "olora-projected"])
 def test_a_training_ends_where_it_ends_without_it(
     train, factors_of, make_adapter, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:
+    """Also where every step is followed by a projection, after which the weights must be made again."""
+    attention = [f"bert.encoder.layer.{i}.attention.self.{part}" for i in range(2) for part in ("query", "value")]
+    earlier = AdapterStack.build({"a": make_adapter(dict.fromkeys(attention, (32, 32)), 12, 1.0, seed=1)})
+    past = {"earlier": earlier, "context": ("a",)}
     made: list[int] = []
 
     class Counted(EffectiveWeights):
@@ -89,11 +90,11 @@ def test_a_training_ends_where_it_ends_without_it(
             made.append(len(self.layers))
 
     monkeypatch.setattr(run, "EffectiveWeights", Counted)
-    with_it = factors_of(train(work="with", strategy=strategy, **SETTINGS))
+    with_it = factors_of(train(work="with", strategy=strategy, **past, **SETTINGS))
     assert made[0] > 0
     assert len(made) == 1 + 1 + 18, "when it is made, when training begins, after each step"
-    steps_without(monkeypatch)
-    without = factors_of(train(work="without", strategy=strategy, **SETTINGS))
+    monkeypatch.setattr("lorabank.training.effective_weight.pays", lambda layer, tokens: False)
+    without = factors_of(train(work="without", strategy=strategy, **past, **SETTINGS))
     assert with_it.keys() == without.keys()
     for name, found in with_it.items():
         torch.testing.assert_close(found, without[name], rtol=1e-3, atol=1e-4)
