@@ -5,6 +5,10 @@ At a random moment the file system is shut down without writing its journal out 
 ``NOLOGFLUSH``): what was not synced is gone, as after a power cut. It is mounted again and judged: nothing
 acknowledged is lost, ``verify --full`` finds nothing. Needs root and loop devices. It covers what ext4 does with
 what it was told to keep, not what a drive does with its own cache.
+
+A power cut takes the writer with it; here it lives on for the milliseconds in which the file system goes down, and a
+sync that was under way then can still return without an error. So a ``done`` counts when it was said before the cut
+began; a change that was under way may have happened or not, as a whole.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ SHUTDOWN = 0x8004587D
 NO_LOG_FLUSH = 2
 LONGEST = 0.5
 CUTS_AN_IMAGE = 10
+_AT = "at="
 
 
 def run(count: int | None, seed: int) -> Outcome:
@@ -84,7 +89,7 @@ def _write(place: Path, label: int, say: Say) -> None:
     """Half of the writers have a reader beside them, so that what they commit stays in the log."""
     if label % 2:
         hold_open(place)
-    change_forever(place, label, say)
+    change_forever(place, label, lambda line: say(f"{line} {_AT}{time.monotonic_ns()}"))
 
 
 def _cut(image: Path, folder: Path, chance: random.Random) -> list[str]:
@@ -96,13 +101,22 @@ def _cut(image: Path, folder: Path, chance: random.Random) -> list[str]:
         said = [child.lines.readline().rstrip("\n") for _ in range(chance.randrange(1, 7))]
         time.sleep(chance.uniform(0, LONGEST))
         root = os.open(disk, os.O_RDONLY)
+        began = time.monotonic_ns()
         try:
             fcntl.ioctl(root, SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
         finally:
             os.close(root)
         child.kill()
-        said += (
-            child.said()
-        )  # what ended before the cut; after it every sync fails, so nothing more is said to be done
+        said += child.said()
         child.wait()
-        return said
+        return acknowledged(said, began)
+
+
+def acknowledged(said: list[str], began: int) -> list[str]:
+    """What a writer had said when the power went at ``began``: up to the first change that it ended later."""
+    heard = []
+    for text, _, moment in (line.partition(f" {_AT}") for line in said):
+        if text.startswith("done") and int(moment) >= began:
+            break
+        heard.append(text)
+    return heard

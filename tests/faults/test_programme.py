@@ -14,6 +14,7 @@ import pytest
 
 from tests.faults.mutants import MUTANTS
 from tests.faults.outcome import Outcome
+from tests.faults.power_cut import acknowledged
 from tests.faults.processes import in_a_fork
 from tests.faults.programme import HARNESSES
 from tests.faults.workload import COMMANDS
@@ -74,6 +75,13 @@ def test_every_harness_is_there() -> None:
 
 def test_a_harness_that_is_not_there_is_a_finding() -> None:
     assert replace(HARNESSES[0], where="random_kills:walk").run(1, seed=3).findings == 1
+
+
+def test_what_is_said_while_the_power_goes_is_not_acknowledged() -> None:
+    said = ["begin add a at=1", "done add a at=9", "begin remove b at=10", "done remove b at=12", "begin gc at=13"]
+    heard = ["begin add a", "done add a", "begin remove b"]
+    assert acknowledged(said, 11) == heard
+    assert acknowledged([*said[:3], "error StorageError 10: x"], 11) == [*heard, "error StorageError 10: x"]
 
 
 def test_every_mutant_fits_the_code() -> None:
