@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from lorabank.core.errors import DataError
 from lorabank.core.lora import AdapterStack, FactorShape, LoraFactors, lora_scaling
+from lorabank.models.mapped import MappedTensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -128,17 +127,15 @@ def read_stack(folders: Mapping[str, Path], *, device: torch.device | str, dtype
     Raises:
         DataError: As for `read_adapter`.
     """
-    with ExitStack() as opened:
-        files = [opened.enter_context(safe_open(folder / WEIGHTS_FILE, framework="pt")) for folder in folders.values()]
-        keys = [
-            _sorted_keys(folder, file.keys()).factors for folder, file in zip(folders.values(), files, strict=True)
-        ]
-        shapes = map(_shapes, folders.values(), files, keys)
-        stack = AdapterStack.reserve(dict(zip(folders, shapes, strict=True)), device=device, dtype=dtype)
-        row = dict.fromkeys(stack.modules, 0)
-        for file, own in zip(files, keys, strict=True):
-            for module, (a, b) in own.items():
-                row[module] += stack.modules[module].put(row[module], file.get_tensor(a), file.get_tensor(b))
+    files = [MappedTensors(folder / WEIGHTS_FILE) for folder in folders.values()]
+    keys = [_sorted_keys(folder, file.entries).factors for folder, file in zip(folders.values(), files, strict=True)]
+    shapes = map(_shapes, folders.values(), files, keys)
+    stack = AdapterStack.reserve(dict(zip(folders, shapes, strict=True)), device=device, dtype=dtype)
+    row = dict.fromkeys(stack.modules, 0)
+    for file, own in zip(files, keys, strict=True):
+        tensors = file.map()
+        for module, (a, b) in own.items():
+            row[module] += stack.modules[module].put(row[module], tensors[a], tensors[b])
     return stack
 
 
@@ -148,8 +145,8 @@ def read_shapes(folder: Path) -> dict[str, FactorShape]:
     Raises:
         DataError: As for `read_adapter`.
     """
-    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-        return _shapes(folder, file, _sorted_keys(folder, file.keys()).factors)
+    file = MappedTensors(folder / WEIGHTS_FILE)
+    return _shapes(folder, file, _sorted_keys(folder, file.entries).factors)
 
 
 def read_factors(folder: Path) -> LoraFactors:
@@ -158,18 +155,20 @@ def read_factors(folder: Path) -> LoraFactors:
     Raises:
         DataError: As for `read_adapter`.
     """
-    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-        keys = _sorted_keys(folder, file.keys()).factors
-        shapes = _shapes(folder, file, keys)
-        A = {module: file.get_tensor(a) for module, (a, _) in keys.items()}
-        B = {module: file.get_tensor(b) for module, (_, b) in keys.items()}
+    file = MappedTensors(folder / WEIGHTS_FILE)
+    keys = _sorted_keys(folder, file.entries).factors
+    shapes = _shapes(folder, file, keys)
+    tensors = file.map()
+    A = {module: tensors[a] for module, (a, _) in keys.items()}
+    B = {module: tensors[b] for module, (_, b) in keys.items()}
     return LoraFactors(A, B, {module: shape.scaling for module, shape in shapes.items()})
 
 
 def read_head(folder: Path) -> dict[str, Tensor]:
     """The tensors of the modules stored whole, by full parameter name; the factors are left where they are."""
-    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-        return {name: file.get_tensor(key).clone() for name, key in _sorted_keys(folder, file.keys()).head.items()}
+    file = MappedTensors(folder / WEIGHTS_FILE)
+    tensors = file.map()
+    return {name: tensors[key].clone() for name, key in _sorted_keys(folder, file.entries).head.items()}
 
 
 @dataclass(frozen=True)
@@ -197,14 +196,13 @@ def _sorted_keys(folder: Path, keys: Iterable[str]) -> _Keys:
     return _Keys({module: (key, B[module]) for module, key in A.items()}, head)
 
 
-def _shapes(folder: Path, file: Any, keys: Mapping[str, tuple[str, str]]) -> dict[str, FactorShape]:
+def _shapes(folder: Path, file: MappedTensors, keys: Mapping[str, tuple[str, str]]) -> dict[str, FactorShape]:
     """Module to what its factors need, from the config and the header alone."""
     config = json.loads((folder / CONFIG_FILE).read_text())
     shapes = {}
     for module, (a, b) in keys.items():
-        r, d_in = file.get_slice(a).get_shape()
-        d_out = file.get_slice(b).get_shape()[0]
-        shapes[module] = FactorShape(r, d_in, d_out, _scaling(config, module, r))
+        r, d_in = file.entries[a].shape
+        shapes[module] = FactorShape(r, d_in, file.entries[b].shape[0], _scaling(config, module, r))
     return shapes
 
 

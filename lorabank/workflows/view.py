@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
@@ -33,7 +32,7 @@ from lorabank.models.runtime import Runtime
 from lorabank.models.text_answers import TextAnswerer
 from lorabank.training.strategies.states import needed, own_state
 
-_UNREADABLE = (OSError, ValueError, LookupError, TypeError, SafetensorError, LorabankError)
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, LorabankError)
 """What a damaged file of an adapter may raise; others go on answering, and who needs it hashes its files first."""
 
 
