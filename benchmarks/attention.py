@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.floors import least_forward
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import batch, every_linear, minilm, query_and_value, random_stack
 from lorabank.core.lora import StackedFactors
@@ -27,16 +29,26 @@ def measure() -> list[Result]:
         for where, choose in (("query and value", query_and_value), ("all linear layers", every_linear)):
             against = compare(_forms(choose), baseline="base", rounds=ROUNDS, warmup=1)
             what = f"attention over {ADAPTERS} adapters, {where}"
-            found.append(from_comparison("attention", f"{what}, against the bare base", against["ours"], BARS[where]))
+            result = from_comparison("attention", f"{what}, against the bare base", against["ours"], BARS[where])
+            found.append(replace(result, floor=_floor(choose)))
             ratio = against["ours"].ratio / against["loop"].ratio
             if choose is every_linear:
                 found.append(Result("attention", f"{what}, against a loop over adapters", ratio, LOOP_BAR, "x", {}))
     return found
 
 
+def _floor(choose: Callable[[nn.Module], list[str]]) -> float:
+    model = minilm().eval()
+    return least_forward(model, choose(model), _rows(), ADAPTERS)
+
+
+def _rows() -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in batch(32, 64).items() if name != "labels"}
+
+
 def _forms(choose: Callable[[nn.Module], list[str]]) -> dict[str, Callable[[], object]]:
     """The model bare, under our attention and under the loop."""
-    rows = {name: tensor for name, tensor in batch(32, 64).items() if name != "labels"}
+    rows = _rows()
     base, ours, loop = minilm().eval(), minilm().eval(), minilm().eval()
     stack = random_stack(ours, choose(ours), ADAPTERS)
     selector = Selector(stack).requires_grad_(False)

@@ -16,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
+from benchmarks.floors import least_step
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import ALPHA, DROPOUT, RANK, every_linear, random_stack, smollm2
 from benchmarks.published import attach_published
@@ -46,12 +47,14 @@ def measure() -> list[Result]:
         }
         steps = {name: trainer_step(trainer, rows) for name, trainer in trainers.items()}
         full = steps.pop("full")
+        steps["floor"] = least_step(smollm2(), modules, loss, rows)
         found = compare(steps, baseline="peft", rounds=ROUNDS, warmup=1)
         against_full = compare({"olora": steps["olora"], "full": full}, baseline="full", rounds=ROUNDS, warmup=1)
         kept = {name: kept_bytes(trainer, rows) for name, trainer in trainers.items()}
     what = f"O-LoRA step, SmolLM2's shape, all linear layers, {EARLIER_TASKS} earlier tasks, against plain PEFT LoRA"
+    step = from_comparison("language_step", what, found["olora"], BAR)
     return [
-        replace(from_comparison("language_step", what, found["olora"], BAR), peer=found["published"].ratio),
+        replace(step, peer=found["published"].ratio, floor=found["floor"].ratio),
         from_comparison("language_step", f"{what} with logits at every token", against_full["olora"], FULL_BAR),
         memory_result("language_step", "SmolLM2's shape", kept),
     ]

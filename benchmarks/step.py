@@ -1,6 +1,7 @@
 """O-LoRA training steps of an encoder after many earlier tasks, against plain PEFT LoRA with none.
 
-Beside them as the peer the published form (`benchmarks.published`) on the same batch.
+Beside them the published form (`benchmarks.published`) as the peer, and the frozen model without any adapter as the
+floor, on the same batch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import TrainingArguments
 
+from benchmarks.floors import least_step
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import ALPHA, DROPOUT, RANK, batch, every_linear, minilm, query_and_value, random_stack
 from benchmarks.published import attach_published
@@ -50,14 +52,14 @@ def _measure(which: str, tasks: int, arguments: TrainingArguments) -> list[Resul
         "olora": ours,
         "published": PublishedTrainer(loss, model=published, args=arguments),
     }
-    found = compare(
-        {name: trainer_step(trainer, rows) for name, trainer in trainers.items()}, baseline="peft", rounds=ROUNDS
-    )
+    steps = {name: trainer_step(trainer, rows) for name, trainer in trainers.items()}
+    steps["floor"] = least_step(minilm(), modules, loss, rows)
+    found = compare(steps, baseline="peft", rounds=ROUNDS)
     what = f"O-LoRA step, MiniLM, {which}, {tasks} earlier tasks, against plain PEFT LoRA"
     result = from_comparison("step", what, found["olora"], BARS[which, tasks])
     kept = {name: kept_bytes(trainer, rows) for name, trainer in trainers.items()}
     return [
-        replace(result, peer=found["published"].ratio),
+        replace(result, peer=found["published"].ratio, floor=found["floor"].ratio),
         memory_result("step", f"MiniLM, {which}, {tasks} earlier tasks", kept),
     ]
 
