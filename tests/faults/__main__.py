@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of models that are saved: the table is what is read
 
 from tests.faults.programme import HARNESSES, LEVELS, PYTEST, run_harnesses, run_mutants
-from tests.faults.report import HEADER, as_json, catch_row, line, markdown, result_row
+from tests.faults.report import HEADER, Report, catch_row, line, result_row
 
 
 def main() -> int:
@@ -25,29 +25,32 @@ def main() -> int:
     print(f"level {options.level}, seed {options.seed}\n")
     widths = (4, 42, 8, 5, 8, 9, 7)
     print(line(HEADER, widths), flush=True)
-    results = []
+    report = Report(options.level, options.seed)
     for result in run_harnesses(options.level, options.seed, only, options.jobs):
-        results.append(result)
+        report.results.append(result)
         print(line(result_row(result), widths), flush=True)
         for text in (*result.outcome.notes, *result.outcome.examples):
             print(f"      {text}", flush=True)
-    catches = []
+        _write(options, report)
     if not options.without_mutants:
         print()
         for catch in run_mutants(options.seed, only, options.jobs):
-            catches.append(catch)
+            report.catches.append(catch)
             print(line(catch_row(catch), (60, 11, 100, 7)), flush=True)
+            _write(options, report)
     if not only:
         print("\ntests of their own, run by pytest:")
         for name, path in PYTEST.items():
             print(f"  {name}  {path}{'' if Path(path).exists() else ' (not there)'}")
-    for file, render in ((options.json, as_json), (options.markdown, markdown)):
+    print(f"\n{report.verdict}")
+    return 1 if report.findings or report.missed else 0
+
+
+def _write(options: argparse.Namespace, report: Report) -> None:
+    """After every line: what a run of hours has found stays when it is stopped."""
+    for file, text in ((options.json, report.as_json), (options.markdown, report.markdown)):
         if file:
-            Path(file).write_text(render(options.level, options.seed, results, catches), encoding="utf-8")
-    findings = sum(result.outcome.findings for result in results)
-    missed = [catch.mutant.name for catch in catches if catch.harness is None and "skipped" not in catch.example]
-    print(f"\n{findings} findings, {len(missed)} of {len(catches)} mutants missed")
-    return 1 if findings or missed else 0
+            Path(file).write_text(text(), encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:

@@ -5,9 +5,11 @@ The whole programme is ``python -m tests.faults push`` (CONTRIBUTING.md).
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ from tests.faults.mutants import MUTANTS
 from tests.faults.outcome import Outcome
 from tests.faults.power_cut import acknowledged
 from tests.faults.processes import in_a_fork
-from tests.faults.programme import HARNESSES
+from tests.faults.programme import HARNESSES, Catch, Result
+from tests.faults.report import Report
 from tests.faults.workload import COMMANDS
 
 COUNTS = {"F1": 3, "F2": 7, "F5": 1, "F6": 3, "F7": 3, "F8": 1, "F9": 8, "F10": 2}
@@ -82,6 +85,18 @@ def test_what_is_said_while_the_power_goes_is_not_acknowledged() -> None:
     heard = ["begin add a", "done add a", "begin remove b"]
     assert acknowledged(said, 11) == heard
     assert acknowledged([*said[:3], "error StorageError 10: x"], 11) == [*heard, "error StorageError 10: x"]
+
+
+def test_a_report_says_what_was_found_and_what_was_missed() -> None:
+    result = Result("F1", "kills", Outcome(tries=1000, lost=1, examples=["lost: a task"]), 12.0)
+    missed, left = Catch(MUTANTS[0], None, "F1: 40 tries", 1.0), Catch(MUTANTS[1], None, "F5: skipped", 1.0)
+    report = Report("push", 20, [result], [missed, left], datetime(2026, 1, 2, tzinfo=UTC))
+    page = report.markdown().splitlines()
+    assert page[2].startswith("2026-01-02, ")
+    assert page[2].endswith(": 1 findings, 1 of 2 mutants missed.")
+    assert "| F1 | kills | 1,000 | 1 | 0 | 0 | 12 |" in page
+    assert f"| {MUTANTS[0].name} | NOT CAUGHT | F1: 40 tries | 1 |" in page
+    assert json.loads(report.as_json())["results"][0]["outcome"]["lost"] == 1
 
 
 def test_every_mutant_fits_the_code() -> None:
