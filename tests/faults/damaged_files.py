@@ -29,7 +29,7 @@ from tests.faults.processes import ENDED, Say, ended, scratch
 from tests.faults.workload import filled, opened
 
 NOBODY = 65534
-SECONDS = 10
+SECONDS = 5
 """After this a look at the bank hangs."""
 
 Damage = tuple[str, Callable[[Path], object]]
@@ -53,7 +53,9 @@ def run(count: int | None, seed: int) -> Outcome:
             _look(bank, file, name, outcome)
             shutil.rmtree(bank.path)
             shutil.copytree(kept, bank.path)
-        outcome.tries += len(cases)
+            outcome.tries += 1
+            if outcome.enough:  # what hangs does so for seconds
+                return outcome
         _rows(bank, outcome)
     return outcome
 
