@@ -29,7 +29,7 @@ from tests.faults.processes import ENDED, Say, ended, scratch
 from tests.faults.workload import filled, opened
 
 NOBODY = 65534
-SECONDS = 5
+SECONDS = 10
 """After this a look at the bank hangs."""
 
 Damage = tuple[str, Callable[[Path], object]]
