@@ -89,8 +89,6 @@ def read_members(bank: Bank, snapshot: Snapshot, tasks: Sequence[TaskRecord], *,
     members = []
     for task in tasks:
         adapter = snapshot.adapter_of(task.name)
-        if task.statistics is None:
-            raise NotFoundError(f"task {task.name!r} keeps no routing statistics")
         rows = read_rows_of(bank, snapshot, task.name, "calibration") if samples else None
         members.append(
             Member(
@@ -100,7 +98,7 @@ def read_members(bank: Bank, snapshot: Snapshot, tasks: Sequence[TaskRecord], *,
                 state=own_state(adapter),
                 head=heads[task.name],
                 form=form_of(task, adapter),
-                statistics=partial(_read_statistics, bank, task.statistics),
+                statistics=partial(_read_statistics, bank, task),
                 clusters=int(adapter.config.get("clusters_per_task", 5)),
                 texts=rows.texts if rows else (),
                 targets=rows.labels if rows else (),
@@ -109,8 +107,14 @@ def read_members(bank: Bank, snapshot: Snapshot, tasks: Sequence[TaskRecord], *,
     return members
 
 
-def _read_statistics(bank: Bank, digest: str) -> TaskStatistics:
-    return TaskStatistics.from_bytes(bank.read_blob(digest))
+def _read_statistics(bank: Bank, task: TaskRecord) -> TaskStatistics:
+    if task.statistics is None:
+        raise NotFoundError(
+            f"task {task.name!r} keeps no routing statistics",
+            unchanged="nothing was changed",
+            hint="leave it out with --tasks, or compose with --mode manual or attention",
+        )
+    return TaskStatistics.from_bytes(bank.read_blob(task.statistics))
 
 
 def form_of(task: TaskRecord, adapter: AdapterRecord) -> AnswerForm:
