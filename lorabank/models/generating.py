@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig
 
 from lorabank.models.batches import Enter, check_prompts, evaluating, pad_left, prompt_batches
 from lorabank.models.encoding import length_batches, pad_batch
@@ -81,6 +80,8 @@ def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Iterator[None]:
 
     Settings given to ``model.generate`` would be filled up with the model's own, sampling and penalties included.
     """
+    from transformers import GenerationConfig
+
     own = model.generation_config
     ends = end_tokens(model, tokenizer)
     model.generation_config = GenerationConfig(

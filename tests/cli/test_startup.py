@@ -75,3 +75,14 @@ def test_listing_makes_no_dataclass(bank: Bank) -> None:
     loaded = set(shown.stdout.splitlines()[-1].split())
     assert "lorabank.core.records" in loaded
     assert not loaded & {"dataclasses", "lorabank.core.config"}
+
+
+def test_fixed_weights_are_stored_without_transformers(bank: Bank) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = ["compose", "--mode", "manual", "--name", "fixed"]
+    shown = subprocess.run(
+        [sys.executable, "-c", PROBE, *words], capture_output=True, text=True, env=environment, check=True, timeout=120
+    )
+    assert "lorabank.workflows.compose" in shown.stdout.splitlines()[-1].split()
+    assert "transformers" not in shown.stdout.splitlines()[-1].split()
+    assert "fixed" in {one.name for one in Bank.open(bank.path).snapshot().compositions}
