@@ -2,7 +2,8 @@
 
 The model has SmolLM2-135M's shape and random weights; every linear layer is adapted. All take the same batch and
 compute logits for the answers alone, so the first ratio shows what the past costs and nothing else. The second is
-against PEFT with logits at every token, which is what it gives when it is asked for a loss.
+against PEFT with logits at every token, which is what it gives when it is asked for a loss. The last is the penalty's
+share of our step.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from transformers import TrainingArguments
 from benchmarks.floors import least_step
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import ALPHA, DROPOUT, RANK, every_linear, random_stack, smollm2
+from benchmarks.penalty import penalty_call
 from benchmarks.published import attach_published
 from benchmarks.training import PlainTrainer, PublishedTrainer, kept_bytes, memory_result, olora_trainer, trainer_step
 from lorabank.models.causal_lm import CausalLM
+from lorabank.training.penalties.orthogonal import Orthogonal
 
 EARLIER_TASKS = 15
 BAR = 0.98
 FULL_BAR = 0.84
+SHARE_BAR = 0.015
 ROUNDS = 7
 
 
@@ -48,6 +52,7 @@ def measure() -> list[Result]:
         steps = {name: trainer_step(trainer, rows) for name, trainer in trainers.items()}
         full = steps.pop("full")
         steps["floor"] = least_step(smollm2(), modules, loss, rows)
+        steps["penalty"] = penalty_call(smollm2(), modules, earlier, Orthogonal())
         found = compare(steps, baseline="peft", rounds=ROUNDS, warmup=1)
         against_full = compare({"olora": steps["olora"], "full": full}, baseline="full", rounds=ROUNDS, warmup=1)
         kept = {name: kept_bytes(trainer, rows) for name, trainer in trainers.items()}
@@ -56,6 +61,14 @@ def measure() -> list[Result]:
     return [
         replace(step, peer=found["published"].ratio, floor=found["floor"].ratio),
         from_comparison("language_step", f"{what} with logits at every token", against_full["olora"], FULL_BAR),
+        Result(
+            "language_step",
+            f"penalty of {EARLIER_TASKS} earlier tasks, value and gradient, against the whole step",
+            found["penalty"].ratio / found["olora"].ratio,
+            SHARE_BAR,
+            "x",
+            {"seconds": found["penalty"].seconds},
+        ),
         memory_result("language_step", "SmolLM2's shape", kept),
     ]
 

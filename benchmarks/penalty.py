@@ -34,7 +34,7 @@ def measure() -> list[Result]:
     model = smollm2()
     modules = list(resolve_target_modules(model, "all-linear", ()))
     earlier = random_stack(model, modules, EARLIER_TASKS)
-    grouped = _call(model, modules, earlier, Orthogonal())
+    grouped = penalty_call(model, modules, earlier, Orthogonal())
     attach_published(model, modules, earlier)
     loop = compare(
         {"loop": lambda: published_penalty(model).backward(), "grouped": grouped}, baseline="loop", rounds=ROUNDS
@@ -47,13 +47,14 @@ def _frobenius() -> Result:
     """One block of the model is enough: the cost is the same for each."""
     model = nn.ModuleDict({f"m{k}": nn.Linear(d_in, 576) for k, d_in in enumerate((576,) * 6 + (1536,))})
     few, many = (
-        _call(model, list(model), random_stack(model, list(model), tasks), Frobenius()) for tasks in (FEW, MANY)
+        penalty_call(model, list(model), random_stack(model, list(model), tasks), Frobenius()) for tasks in (FEW, MANY)
     )
     found = compare({"few": few, "many": many}, baseline="few", rounds=4 * ROUNDS)["many"]
     return from_comparison("penalty", f"frobenius after {MANY} tasks, against {FEW}", found, MANY_BAR)
 
 
-def _call(model: nn.Module, modules: list[str], earlier: AdapterStack, penalty: Penalty) -> Callable[[], None]:
+def penalty_call(model: nn.Module, modules: list[str], earlier: AdapterStack, penalty: Penalty) -> Callable[[], None]:
+    """Value and gradient, for a new adapter beside the earlier ones."""
     torch.manual_seed(3)
     layers = {name: LoraLinear(model.get_submodule(name), RANK, ALPHA / RANK, 0.0) for name in modules}
     groups = GroupedFactors(layers, earlier, with_basis=False)
