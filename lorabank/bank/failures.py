@@ -48,7 +48,8 @@ def database_error(error: Exception, path: Path, unchanged: str | None) -> Lorab
         return BusyError(f"{path}: another process is writing", hint="try again in a moment", unchanged=unchanged)
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")):
         return StorageError(f"{path}: {cause}", hint="lorabank doctor", unchanged=unchanged)
-    missing = name == "SQLITE_ERROR" and any(words in str(cause) for words in ("no such", "foreign key mismatch"))
+    unread = ("no such", "foreign key mismatch", "unsupported file format")  # a flipped bit in schema or header
+    missing = name == "SQLITE_ERROR" and any(words in str(cause) for words in unread)
     undecodable = not name and "decode" in str(cause)  # sqlite3's own message for text that is not UTF-8
     if missing or undecodable or name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA")):
         return DamagedError(f"{path}: {cause}", hint="lorabank verify --full", unchanged=unchanged)

@@ -187,7 +187,7 @@ def _other_schema(connection: sqlite3.Connection) -> str | None:
     for table, column, odd in connection.execute(query):
         if odd:
             return f"{table}.{column}"
-        found.add((table, column))
+        found.add((str(table), str(column)))  # a flipped bit makes bytes of a name
     different = min(found ^ expected, default=None)
     return None if different is None else ".".join(different)
 

@@ -194,6 +194,27 @@ def test_a_database_with_other_tables_is_refused(bank, statement):
     assert len(bank.verify(full=False)) == 1
 
 
+@pytest.mark.parametrize("name", ["tasks", "uq_tasks_live_name"])
+def test_a_name_of_the_schema_that_became_bytes_is_damage(bank, name):
+    with closing(sqlite3.connect(bank.path / "bank.db", isolation_level=None)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET name = CAST(name AS BLOB) WHERE name = ?", (name,))
+    with pytest.raises(DamagedError):
+        Bank.open(bank.path)
+    assert len(bank.verify(full=True)) == 1
+
+
+def test_a_file_format_that_sqlite_does_not_know_is_damage(bank):
+    database = bank.path / "bank.db"
+    content = bytearray(database.read_bytes())
+    assert content[44:48] == b"\0\0\0\x04"  # the schema format number: https://sqlite.org/fileformat.html, 1.3.10
+    content[47] = 5
+    database.write_bytes(content)
+    with pytest.raises(DamagedError, match="unsupported file format"):
+        Bank.open(bank.path)
+    assert len(bank.verify(full=True)) == 1
+
+
 def test_statistics_of_sqlite_do_not_matter(bank, kit):
     kit.add_task(bank, "spam")
     with closing(sqlite3.connect(bank.path / "bank.db", isolation_level=None)) as connection:
