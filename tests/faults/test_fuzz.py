@@ -41,6 +41,16 @@ def test_without_atheris_it_says_why_nothing_was_tried(monkeypatch) -> None:
     assert (result["tries"], result["skipped"]) == (0, 'atheris is not installed: pip install "lorabank[fuzz]"')
 
 
+def test_what_is_slow_once_is_no_finding(monkeypatch) -> None:
+    monkeypatch.setattr(fuzz, "SECONDS", 0.01)
+    pauses = iter([3_000_000, 0, 3_000_000, 3_000_000])
+    tally = fuzz.Tally(lambda data: sum(range(next(pauses))))
+    tally.feed(b"x")
+    assert (tally.tries, tally.uncaught) == (1, 0)
+    tally.feed(b"x")
+    assert (tally.tries, tally.uncaught) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("does", "finding"),
     [
