@@ -1,4 +1,4 @@
-"""What no form can go below: the least arithmetic of an adapted forward pass, and the least a training step does."""
+"""What the work alone comes to: the multiplications of an adapted forward pass, and the least a training step does."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Result:
         unit: ``"x"`` for a ratio.
         detail: What else was seen: medians in seconds, quartiles, bytes.
         peer: What the usual tool needs, measured in the same run in the same unit, where there is one.
-        floor: What no form can go below, likewise.
+        floor: What the work alone comes to, likewise.
     """
 
     benchmark: str
