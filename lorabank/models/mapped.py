@@ -63,10 +63,12 @@ class MappedTensors:
     def map(self) -> Mapping[str, Tensor]:
         """Every tensor as a view of the file; what is written into one stays in memory."""
         mapped = torch.from_file(str(self._path), shared=False, size=self._size, dtype=torch.uint8)[self._data :]
-        return {
-            name: mapped[entry.start : entry.end].view(entry.dtype).view(entry.shape)
-            for name, entry in self.entries.items()
-        }
+        return {name: self._tensor(mapped[entry.start : entry.end], entry) for name, entry in self.entries.items()}
+
+    def _tensor(self, data: Tensor, entry: Entry) -> Tensor:
+        """A view, or a copy where a header of odd length has put the numbers between two addresses."""
+        odd = (self._data + entry.start) % entry.dtype.itemsize
+        return (data.clone() if odd else data).view(entry.dtype).view(entry.shape)
 
 
 @lru_cache(maxsize=64)
@@ -78,6 +80,8 @@ def _entries(header: bytes) -> Mapping[str, Entry]:
 
 def _entry(name: str, dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> Entry:
     entry = Entry(_DTYPES[dtype], tuple(shape), *data_offsets)
-    if entry.start < 0 or entry.end - entry.start != math.prod(shape) * entry.dtype.itemsize:
+    if not all(type(count) is int and count >= 0 for count in (*shape, *data_offsets)):
+        raise ValueError(f"shape or offsets of {name!r} are not counts")
+    if entry.end - entry.start != math.prod(shape) * entry.dtype.itemsize:
         raise ValueError(f"the bytes of {name!r} are not what its shape needs")
     return entry

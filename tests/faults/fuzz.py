@@ -52,7 +52,7 @@ class Tally:
             self._find("over 200 MB", data)
 
     def _seconds(self, data: bytes, *, judged: bool) -> float:
-        """CPU time of one input. What is slow is measured twice: this process may have collected its own garbage."""
+        """CPU time of one input. What is slow is measured twice: this process may have paused for its own garbage."""
         start = time.process_time()
         try:
             self.target(data)

@@ -40,6 +40,15 @@ def test_every_tensor_is_what_safetensors_reads(file) -> None:
         assert torch.equal(tensors[name], tensor)
 
 
+def test_a_header_of_odd_length_is_read_as_safetensors_reads_it(tmp_path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    header += b" " * (5 - len(header) % 4)
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + torch.tensor([1.5, -2.0]).numpy().tobytes())
+    assert len(header) % 4
+    assert torch.equal(MappedTensors(path).map()["a"], load_file(path)["a"])
+
+
 def test_the_file_is_neither_changed_nor_kept_open(file) -> None:
     before, opened = file.read_bytes(), len(os.listdir("/proc/self/fd"))
     tensors = MappedTensors(file).map()
@@ -73,6 +82,9 @@ def test_a_length_that_nothing_holds_is_refused(file) -> None:
         [],
         {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}},
         {"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}},
+        {"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4.0]}},
         {"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}},
         {"a": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}},
         {"a": {"dtype": "F32", "shape": [1]}},
