@@ -163,6 +163,19 @@ def overview(path: str | Path) -> Snapshot:
     return Bank.open(path).snapshot()
 
 
+def resumable(path: str | Path) -> tuple[str, ...]:
+    """Names of the interrupted trainings that `add_task` goes on with for ``resume``; none where there is no bank."""
+    from lorabank.bank.bank import Bank
+    from lorabank.bank.operations import RESUMABLE
+    from lorabank.core.errors import NotFoundError
+
+    try:
+        operations = Bank.open(path).operations()
+    except NotFoundError:
+        return ()
+    return tuple(one.name for one in operations if one.kind == RESUMABLE and not one.alive)
+
+
 def show(path: str | Path, name: str) -> dict[str, Any]:
     """One task or composition with all that is known of it."""
     from lorabank.workflows.upkeep import show as run

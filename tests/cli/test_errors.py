@@ -100,12 +100,22 @@ def test_ctrl_c(run: Any, api: Any) -> None:
     assert "error: interrupted" in shown.err
 
 
-def test_ctrl_c_in_training_says_how_to_go_on(run: Any, api: Any) -> None:
+@pytest.mark.parametrize(
+    ("kept", "hint"),
+    [
+        (("spam",), "lorabank add-task spam --resume goes on from the last checkpoint"),
+        (("other",), "the same command begins anew"),
+        ((), "the same command begins anew"),
+    ],
+)
+def test_ctrl_c_in_training_says_how_to_go_on(run: Any, api: Any, kept: tuple[str, ...], hint: str) -> None:
     api["add_task"] = KeyboardInterrupt()
+    api["resumable"] = kept
     shown = run("add-task", "spam", "--data", "s.jsonl")
     assert shown.code == 130
     assert "the bank was not changed" in shown.err
-    assert "lorabank add-task spam --resume" in shown.err
+    assert hint in shown.err
+    assert ("--resume" in shown.err) == ("spam" in kept)
 
 
 def _shell(line: str) -> subprocess.CompletedProcess[str]:
@@ -153,6 +163,7 @@ def add_task(path, name, config, *, observer, **_):
     raise AssertionError("went on after Ctrl-C")
 
 lorabank.api.add_task = add_task
+lorabank.api.resumable = lambda path: ("spam",)
 sys.argv = ["lorabank", "add-task", "spam", "--data", "s.jsonl"]
 sys.exit(main())
 """

@@ -76,6 +76,7 @@ def test_a_damaged_checkpoint_costs_its_steps_only(interrupted: Path, uninterrup
 
 def test_an_interrupted_task_is_not_there_but_keeps_its_name(lab, interrupted: Path) -> None:
     assert [task.name for task in Bank.open(interrupted).snapshot().tasks] == ["one"]
+    assert api.resumable(interrupted) == ("two",)
     with pytest.raises(ExistsError, match="has checkpoints") as caught:
         lab.add(interrupted, "two", **STEPS)
     assert "--resume" in caught.value.hint
@@ -128,6 +129,7 @@ def test_ctrl_c_before_the_first_checkpoint_leaves_nothing(lab, copy) -> None:
         lab.add(bank, "two", Stop(2), **STEPS)
     assert files(bank) == before
     assert Bank.open(bank).operations() == []
+    assert api.resumable(bank) == api.resumable(bank / "none") == ()
 
 
 def test_a_name_that_is_taken_is_refused_before_training(lab, copy) -> None:

@@ -54,11 +54,10 @@ def add_task(run: Run, name: str, resume: bool, restart: bool) -> None:
         with run.observer as observer:
             result = api.add_task(run.bank, name, config, init=init, resume=resume, restart=restart, observer=observer)
     except KeyboardInterrupt:
-        raise Interrupted(
-            "interrupted",
-            unchanged="the bank was not changed",
-            hint=f"{command('lorabank', 'add-task', name)} --resume goes on from the last checkpoint",
-        ) from None
+        hint = "the same command begins anew: there was no checkpoint yet"
+        if name in api.resumable(run.bank):
+            hint = f"{command('lorabank', 'add-task', name)} --resume goes on from the last checkpoint"
+        raise Interrupted("interrupted", unchanged="the bank was not changed", hint=hint) from None
     names = {digest: adapter.task for digest, adapter in api.overview(run.bank).adapters.items()}
     run.output.data(result, _text(result, names))
 
