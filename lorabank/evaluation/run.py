@@ -78,6 +78,7 @@ def fill_cells(
     settings: Mapping[str, Any],
     stored: Callable[[Sequence[str]], Mapping[str, EvaluationRecord]],
     keep: Callable[[Sequence[EvaluationRecord]], None],
+    prepare: Callable[[], object],
     observer: Observer,
 ) -> Filled:
     """Score the cells that are not stored yet.
@@ -92,6 +93,7 @@ def fill_cells(
         settings: What else decides a score: choice of metric, dtype, batch size, device.
         stored: Looks up cells by key.
         keep: Stores new cells; called after each one, so that an interrupted run loses one cell at most.
+        prepare: Loads what scoring needs; called before the progress begins, and not when everything is stored.
         observer: Gets the progress.
     """
     keys = {
@@ -102,6 +104,7 @@ def fill_cells(
     missing = len({key for key in keys.values() if key not in there})
     records: list[EvaluationRecord] = []
     if missing:
+        prepare()
         observer.start(f"scoring {subject.name}", missing)
     done = 0
     for stage, task in cells:

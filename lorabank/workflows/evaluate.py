@@ -100,6 +100,7 @@ class _Session:
             settings=self.settings,
             stored=self.bank.evaluations,
             keep=self.bank.add_evaluations,
+            prepare=self.runtime,
             observer=self.observer,
         )
 

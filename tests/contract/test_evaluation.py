@@ -8,6 +8,8 @@ from transformers import BertForSequenceClassification, BertModel
 from lorabank import api
 from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, PredictConfig
 from lorabank.core.errors import NotFoundError
+from lorabank.core.observer import SilentObserver
+from lorabank.workflows import view
 
 MATRIX = EvalConfig(forgetting_matrix=True, device="cpu")
 FORWARD = EvalConfig(forgetting_matrix=True, forward_transfer=True, device="cpu")
@@ -49,6 +51,34 @@ def test_a_second_call_runs_no_forward_pass(copy, passes, composition) -> None:
         first.counts,
     )
     assert (second.scalars, second.routing) == (first.scalars, first.routing)
+
+
+class Started(SilentObserver):
+    """Remembers what began."""
+
+    def __init__(self) -> None:
+        self.what: list[str] = []
+
+    def start(self, what: str, total: int) -> None:
+        self.what.append(what)
+
+
+def test_no_progress_is_shown_of_a_model_that_cannot_be_loaded(copy, monkeypatch) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise NotFoundError("no base model")
+
+    bank = copy("olora", 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(view, "load_runtime", gone)
+        observer = Started()
+        with pytest.raises(NotFoundError, match="no base model"):
+            api.evaluate(bank, MATRIX, observer)
+        assert observer.what == []
+    api.evaluate(bank, MATRIX, observer)
+    assert observer.what == ["scoring as-trained"]
+    monkeypatch.setattr(view, "load_runtime", gone)
+    api.evaluate(bank, MATRIX, observer)  # everything is stored: nothing is loaded
+    assert observer.what == ["scoring as-trained"]
 
 
 def test_a_new_task_computes_exactly_its_row(copy, lab, passes) -> None:
