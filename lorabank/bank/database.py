@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lorabank.bank.failures import database_error, reported
 from lorabank.bank.filesystem import network_filesystem
 from lorabank.bank.layout import Layout
-from lorabank.bank.locks import bank_lock
+from lorabank.bank.locks import LEASE, bank_lock, host_name
 from lorabank.bank.reading import (
     APPLICATION_ID,
     REVISIONS,
@@ -30,6 +30,7 @@ from lorabank.bank.reading import (
 )
 from lorabank.bank.store import sync_folder
 from lorabank.core.errors import BusyError, DamagedError, IncompatibleError, LorabankError, StorageError
+from lorabank.core.records import OperationRecord
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -236,14 +237,21 @@ def _refuse_live_operations(layout: Layout) -> None:
         connection.row_factory = sqlite3.Row
         for operation in read_operations(connection, layout):
             if operation.alive:
-                raise busy(layout, operation.kind, operation.name, operation.pid, operation.host)
+                raise busy(layout, operation)
 
 
-def busy(layout: Layout, kind: str, name: str, pid: int, host: str) -> BusyError:
-    """The refusal while another process works on the bank."""
+def busy(layout: Layout, operation: OperationRecord) -> BusyError:
+    """The refusal while another process works on the bank, with what ends it when the process is dead."""
+    hint = "wait for it to end; lorabank list shows it"
+    if operation.host != host_name():
+        hint = (
+            f"wait for it to end. It was seen alive at {operation.seen_at[:19]}Z; when that is "
+            f"{LEASE.total_seconds() / 60:.0f} minutes ago it counts as dead, and lorabank doctor --repair drops it"
+        )
+    process = f"process {operation.pid} on {operation.host}"
     return BusyError(
-        f"bank {layout.root}: process {pid} on {host} is doing {kind} {name!r}",
-        hint="wait for it to end; lorabank list shows it",
+        f"bank {layout.root}: {process} is doing {operation.kind} {operation.name!r}",
+        hint=hint,
         unchanged="the bank was not changed",
     )
 

@@ -59,7 +59,7 @@ def _garbage(layout: Layout, grace_hours: float) -> list[Path]:
         operations = read_operations(connection, layout)
         for operation in operations:
             if operation.alive:
-                raise busy(layout, operation.kind, operation.name, operation.pid, operation.host)
+                raise busy(layout, operation)
         changed = changed_rows(connection)
         if changed:  # a row that cannot be trusted may hide what it refers to
             table, key = changed[0]

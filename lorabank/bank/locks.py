@@ -21,8 +21,12 @@ from lorabank.core.records import OperationRecord
 TIMEOUT = 30.0
 """Seconds to wait for a lock: longer than any commit, shorter than a user's patience."""
 
-LEASE = timedelta(days=7)
-"""After this, an operation of another host no longer counts: its process cannot be asked from here."""
+LEASE = timedelta(minutes=10)
+"""An operation of another host counts as alive for so long after it was seen: its process cannot be asked from here.
+
+It is seen every minute (``heartbeat``). The width allows for clocks that differ, in both directions: a date that lies
+further ahead is a wrong clock's or a stranger's, and not a lease.
+"""
 
 
 @contextmanager
@@ -98,14 +102,21 @@ def is_alive(operation: OperationRecord, started: int) -> bool:
     if operation.pid == 0:
         return False
     if operation.host != host_name():
-        age = datetime.now(UTC) - datetime.fromisoformat(operation.started_at)
-        return age < LEASE
+        return _is_leased(operation.seen_at)
     if operation.boot_id != boot_id():
         return False
     now = process_start(operation.pid)
     if now >= 0 and started > 0:
         return now == started
     return _signal_reaches(operation.pid)
+
+
+def _is_leased(seen_at: str) -> bool:
+    try:
+        seen = datetime.fromisoformat(seen_at)
+        return abs(datetime.now(UTC) - seen) <= LEASE
+    except (TypeError, ValueError, OverflowError):  # no date, or one without a time zone: lorabank writes neither
+        return False
 
 
 def _signal_reaches(pid: int) -> bool:

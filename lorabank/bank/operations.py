@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.database import busy, now, writing
 from lorabank.bank.failures import reported
+from lorabank.bank.heartbeat import Heartbeat
 from lorabank.bank.layout import Layout, check_name
 from lorabank.bank.locks import bank_lock, boot_id, host_name, is_alive, process_start
 from lorabank.bank.rows import operation_record, operation_row
@@ -33,12 +34,16 @@ class Operation:
     interrupted keeps its reservation and ``work`` when a checkpoint lies there, so that it can be resumed. One that
     diverged would diverge again, so it keeps nothing.
 
+    While the block lasts the reservation says every minute that its process lives; what another process took over
+    meanwhile is that one's, and neither committed nor dropped here.
+
     Args:
         layout: Where the bank is.
         record: The reservation, already in the database.
+        holder: Its process columns as they are there.
     """
 
-    def __init__(self, layout: Layout, record: OperationRecord) -> None:
+    def __init__(self, layout: Layout, record: OperationRecord, holder: Mapping[str, Any]) -> None:
         self.id = record.id
         self.kind = record.kind
         self.name = record.name
@@ -48,6 +53,8 @@ class Operation:
         self._stage = Stage(layout, record.id)
         self._shared_lock = ExitStack()
         self._finished = False
+        self._mine = {"id": record.id, **holder}
+        self._heartbeat = Heartbeat(layout.database, self._mine)
         self.work.mkdir(mode=0o700, exist_ok=True)
 
     def stage_blob(self, data: bytes) -> str:
@@ -134,11 +141,13 @@ class Operation:
         return stored
 
     def __enter__(self) -> Operation:
+        self._heartbeat.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._heartbeat.stop()
         self._shared_lock.close()
         if self._finished:
             return
@@ -146,10 +155,19 @@ class Operation:
         # What ended the block matters more than a reservation that cannot be dropped: it lapses with this process.
         with suppress(LorabankError) if error else nullcontext():
             interrupted = error is not None and not isinstance(error, DivergedError)
-            if interrupted and self.kind == RESUMABLE and holds_checkpoint(self.work):
-                release(self._layout, self.id)
-            else:
-                drop(self._layout, self.id)
+            self._give_up(resumable=interrupted and self.kind == RESUMABLE and holds_checkpoint(self.work))
+
+    def _give_up(self, *, resumable: bool) -> None:
+        """Drop the reservation with its work, or leave both to be resumed at once, also by this process."""
+        from lorabank.bank.schema import operations
+
+        with writing(self._layout) as connection:
+            if resumable:
+                connection.execute(operations.update().filter_by(**self._mine).values(pid=0))
+                return
+            mine = connection.execute(operations.delete().filter_by(**self._mine)).rowcount
+        if mine:
+            shutil.rmtree(self.work, ignore_errors=True)
 
     def _hold_lock(self) -> None:
         """From the first staged file to the commit, not while training: ``gc`` would wait for hours."""
@@ -166,9 +184,9 @@ class Operation:
         """Drop the reservation inside the commit's transaction, so that both happen or neither."""
         from lorabank.bank.schema import operations
 
-        if connection.execute(operations.delete().where(operations.c.id == self.id)).rowcount != 1:
+        if connection.execute(operations.delete().filter_by(**self._mine)).rowcount != 1:
             raise NotFoundError(
-                f"the reservation of {self.kind} {self.name!r} is gone: another process dropped it",
+                f"the reservation of {self.kind} {self.name!r} is gone: another process dropped it or took it over",
                 unchanged="the bank was not changed",
             )
 
@@ -182,15 +200,17 @@ class Operation:
 def reserve(layout: Layout, kind: str, name: str, config: Mapping[str, Any]) -> Operation:
     """Reserve a name before the work starts; see ``Bank.reserve``."""
     check_name(name)
+    holder, moment = _this_process(), now()
     record = OperationRecord(
         id=os.urandom(16).hex(),
         kind=kind,
         name=name,
-        pid=os.getpid(),
-        boot_id=boot_id(),
-        host=host_name(),
+        pid=holder["pid"],
+        boot_id=holder["boot_id"],
+        host=holder["host"],
         config=dict(config),
-        started_at=now(),
+        started_at=moment,
+        seen_at=moment,
     )
     with bank_lock(layout.lock, exclusive=False):
         layout.make_folders()
@@ -200,8 +220,14 @@ def reserve(layout: Layout, kind: str, name: str, config: Mapping[str, Any]) -> 
 
             _refuse_taken(connection, kind, name, replaces=kind == "compose" and bool(config.get("replace")))
             _settle_operations(connection, layout, name)
-            connection.execute(operations.insert(), operation_row(record, process_start(os.getpid())))
-        return Operation(layout, record)
+            connection.execute(operations.insert(), operation_row(record, holder["process_start"]))
+        return Operation(layout, record, holder)
+
+
+def _this_process() -> dict[str, Any]:
+    """The process columns of a reservation that this process holds."""
+    pid = os.getpid()
+    return {"pid": pid, "boot_id": boot_id(), "host": host_name(), "process_start": process_start(pid)}
 
 
 def take_over(layout: Layout, kind: str, name: str) -> Operation:
@@ -213,7 +239,7 @@ def take_over(layout: Layout, kind: str, name: str) -> Operation:
             found = None
             for operation in live_and_dead(connection):
                 if operation.alive:
-                    raise busy(layout, operation.kind, operation.name, operation.pid, operation.host)
+                    raise busy(layout, operation)
                 if (operation.kind, operation.name) == (kind, name):
                     found = operation
             if found is None:
@@ -222,25 +248,25 @@ def take_over(layout: Layout, kind: str, name: str) -> Operation:
                     hint=f"lorabank {kind} {name} without --resume" if name.isprintable() else None,
                     unchanged="the bank was not changed",
                 )
-            process = {
-                "pid": os.getpid(),
-                "boot_id": boot_id(),
-                "host": host_name(),
-                "process_start": process_start(os.getpid()),
-            }
-            connection.execute(operations.update().where(operations.c.id == found.id).values(process))
-        return Operation(layout, found)
+            holder = _this_process()
+            update = operations.update().where(operations.c.id == found.id)
+            connection.execute(update.values(**holder, seen_at=now()))
+        return Operation(layout, found, holder)
 
 
 def discard(layout: Layout, name: str) -> None:
     """Drop a dead reservation with its checkpoints; see ``Bank.discard``."""
+    from lorabank.bank.schema import operations
+
     with bank_lock(layout.lock, exclusive=False):
         with writing(layout) as connection:
             found = [operation for operation in live_and_dead(connection) if operation.name == name]
+            for operation in found:
+                if operation.alive:
+                    raise busy(layout, operation)
+                connection.execute(operations.delete().where(operations.c.id == operation.id))
         for operation in found:
-            if operation.alive:
-                raise busy(layout, operation.kind, operation.name, operation.pid, operation.host)
-            drop(layout, operation.id)
+            _clear(layout, operation.id)
     if not found:
         raise NotFoundError(f"there is no interrupted operation {name[:80]!r}", unchanged="the bank was not changed")
 
@@ -251,16 +277,12 @@ def drop(layout: Layout, identifier: str) -> None:
 
     with writing(layout) as connection:
         connection.execute(operations.delete().where(operations.c.id == identifier))
+    _clear(layout, identifier)
+
+
+def _clear(layout: Layout, identifier: str) -> None:
     shutil.rmtree(layout.staging(identifier), ignore_errors=True)
     shutil.rmtree(layout.work(identifier), ignore_errors=True)
-
-
-def release(layout: Layout, identifier: str) -> None:
-    """Give a reservation up without dropping it: it can be resumed at once, also by this process."""
-    from lorabank.bank.schema import operations
-
-    with writing(layout) as connection:
-        connection.execute(operations.update().where(operations.c.id == identifier).values(pid=0))
 
 
 def live_and_dead(connection: Connection) -> list[OperationRecord]:
@@ -279,7 +301,7 @@ def refuse_live(connection: Connection, layout: Layout) -> None:
     """
     for operation in live_and_dead(connection):
         if operation.alive:
-            raise busy(layout, operation.kind, operation.name, operation.pid, operation.host)
+            raise busy(layout, operation)
 
 
 def holds_checkpoint(work: Path) -> bool:

@@ -32,7 +32,7 @@ from lorabank.core.records import AdapterRecord, CompositionRecord, EvaluationRe
 APPLICATION_ID = 0x4C6F5242
 """``LoRB``, in the header of ``bank.db``."""
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Schema revisions that this version knows, oldest first; the last is the head of the migrations."""
 
 

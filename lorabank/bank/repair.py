@@ -86,7 +86,7 @@ def _examine(connection: sqlite3.Connection, layout: Layout) -> tuple[list[Opera
     operations = read_operations(connection, layout)
     for operation in operations:
         if operation.alive:
-            raise busy(layout, operation.kind, operation.name, operation.pid, operation.host)
+            raise busy(layout, operation)
     for finding in database_findings(connection, layout, full=True):
         raise DamagedError(
             f"bank {layout.root}: {finding.subject}: {finding.message}: nothing was repaired",

@@ -154,7 +154,7 @@ def _present(layout: Layout) -> list[str]:
         with _connected(layout.database) as connection:
             for operation in read_operations(connection, layout):
                 if operation.alive:
-                    raise busy(layout, operation.kind, operation.name, operation.pid, operation.host)
+                    raise busy(layout, operation)
             return task_names(connection)
     except Exception as error:
         if not _is_damage(error, layout):

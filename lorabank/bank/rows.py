@@ -56,12 +56,12 @@ IMMUTABLE: dict[str, tuple[str, ...]] = {
 CHANGING: dict[str, tuple[str, ...]] = {
     "tasks": ("state", "removed_at"),
     "compositions": ("state", "removed_at"),
-    "operations": ("pid", "boot_id", "host", "process_start"),
+    "operations": ("pid", "boot_id", "host", "process_start", "seen_at"),
 }
 """Table to the columns that change, and that no digest covers."""
 
 INDEXES = frozenset(("ix_adapters_digest", "uq_compositions_live_name", "uq_tasks_live_name"))
-SCHEMA = "0002"
+SCHEMA = "0003"
 """The schema revision whose tables and indexes these are."""
 
 
@@ -247,14 +247,16 @@ def operation_row(record: OperationRecord, process_start: int) -> dict[str, Any]
     columns = ("id", "kind", "name", "started_at")
     row = {column: getattr(record, column) for column in columns} | {"config": canonical(record.config)}
     process = {"pid": record.pid, "boot_id": record.boot_id, "host": record.host, "process_start": process_start}
-    return {**sealed("operations", row), **process}
+    return {**sealed("operations", row), **process, "seen_at": record.seen_at}
 
 
 def operation_record(row: Row, alive: bool) -> OperationRecord:
-    """A reservation from its row."""
+    """A reservation from its row; one of an older schema, or from before it, was seen when it was made."""
     columns = ("id", "kind", "name", "pid", "boot_id", "host", "started_at")
     plain = {column: row[column] for column in columns}
-    return OperationRecord(**plain, config=json.loads(row["config"]), alive=alive)
+    seen_at = row["seen_at"] if "seen_at" in row.keys() else None  # noqa: SIM118
+    seen_at = row["started_at"] if seen_at is None else seen_at
+    return OperationRecord(**plain, config=json.loads(row["config"]), seen_at=seen_at, alive=alive)
 
 
 def finite(value: Any, what: str) -> float:

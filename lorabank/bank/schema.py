@@ -255,5 +255,6 @@ operations = Table(
     _text("host"),
     _integer("process_start"),
     _seal(),
+    Column("seen_at", Text),
     UniqueConstraint("name"),
 )

@@ -154,6 +154,7 @@ class OperationRecord(NamedTuple):
     host: str
     config: dict[str, Any]
     started_at: str
+    seen_at: str = ""
     alive: bool = True
 
 

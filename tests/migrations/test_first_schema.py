@@ -13,10 +13,12 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 
 from lorabank import api
 from lorabank.bank import database, reading
@@ -67,6 +69,16 @@ def all_rows(file: Path) -> Rows:
     return {table: query(file, f"SELECT rowid AS number, * FROM {table} ORDER BY rowid") for table in OLD_TABLES}
 
 
+def upgrade_to(revision: str, upgrade: Callable[[Any, str], None], config: Any, _: str) -> None:
+    """Alembic's upgrade, as a version of lorabank did it that knew no later revision."""
+    upgrade(config, revision)
+
+
+def with_new_columns(rows: Rows) -> Rows:
+    """The rows as they are in the present schema, when nothing was ever written to them."""
+    return {**rows, "operations": [{**row, "seen_at": None} for row in rows["operations"]]}
+
+
 def other_files(folder: Path) -> dict[str, bytes]:
     paths = (path for name in ("adapters", "blobs") for path in (folder / name).rglob("*"))
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}
@@ -86,7 +98,7 @@ def test_the_old_bank_holds_every_kind_of_record(path):
 
 def test_it_is_refused_and_left_alone(path):
     before = (path / "bank.db").read_bytes()
-    with pytest.raises(IncompatibleError, match="has schema 0001, this lorabank needs 0002") as caught:
+    with pytest.raises(IncompatibleError, match="has schema 0001, this lorabank needs 0003") as caught:
         Bank.open(path)
     assert caught.value.hint == "lorabank db upgrade"
     assert upgrade_database(path, dry_run=True).before == "0001"
@@ -96,8 +108,8 @@ def test_it_is_refused_and_left_alone(path):
 def test_an_upgrade_keeps_every_row_and_file(path):
     before, files = all_rows(path / "bank.db"), other_files(path)
     result = upgrade_database(path)
-    assert (result.before, result.after) == ("0001", "0002")
-    assert all_rows(path / "bank.db") == before
+    assert (result.before, result.after) == ("0001", "0003")
+    assert all_rows(path / "bank.db") == with_new_columns(before)
     assert other_files(path) == files
     assert query(path / "bank.db", "SELECT * FROM adapter_objects") == []
     backup = Path(result.backup)
@@ -129,8 +141,15 @@ def test_an_upgraded_bank_is_read_as_it_was_written(path):
     assert [(operation.name, operation.config) for operation in bank.operations()] == [("half", {"epochs": 3})]
 
 
-def test_an_upgraded_bank_has_the_schema_of_a_new_one(path, tmp_path):
-    upgrade_database(path)
+@pytest.mark.parametrize("by_way_of", ["0001", "0002"])
+def test_an_upgraded_bank_has_the_schema_of_a_new_one(path, tmp_path, by_way_of, monkeypatch):
+    if by_way_of != "0001":
+        with monkeypatch.context() as patch:
+            patch.setattr("lorabank.bank.database.REVISIONS", ("0001", by_way_of))
+            patch.setattr("alembic.command.upgrade", partial(upgrade_to, by_way_of, command.upgrade))
+            upgrade_database(path)
+        assert query(path / "bank.db", "SELECT * FROM alembic_version") == [{"version_num": by_way_of}]
+    assert upgrade_database(path).before == by_way_of
     new = Bank.create(tmp_path / "new", Bank.open(path).snapshot().base)
     assert schema(path / "bank.db") == schema(new.path / "bank.db")
     assert (
@@ -174,7 +193,7 @@ def test_a_version_that_knows_the_first_schema_alone_says_too_new(path, monkeypa
     for module in (database, reading):
         monkeypatch.setattr(module, "REVISIONS", ("0001",))
     for attempt in (lambda: Bank.open(path), lambda: upgrade_database(path)):
-        with pytest.raises(IncompatibleError, match="'0002', which this lorabank does not know") as caught:
+        with pytest.raises(IncompatibleError, match="'0003', which this lorabank does not know") as caught:
             attempt()
         assert caught.value.hint == "pip install --upgrade lorabank"
 
@@ -213,9 +232,9 @@ def test_killed_at_every_statement_the_upgrade_leaves_the_old_bank(path):
         assert schema(path / "bank.db") == old
         assert all_rows(path / "bank.db") == before
         step += 1
-    assert step > 7  # BEGIN, the new table, datasets made again (4), the revision, COMMIT
+    assert step > 9  # BEGIN, the new table, datasets made again (4), the new column, two revisions, COMMIT
     assert Bank.open(path).verify(full=True) == []
-    assert all_rows(path / "bank.db") == before
+    assert all_rows(path / "bank.db") == with_new_columns(before)
 
 
 def test_killed_twenty_times_at_random_the_upgrade_leaves_one_schema_or_the_other(path):
@@ -235,12 +254,14 @@ def test_killed_twenty_times_at_random_the_upgrade_leaves_one_schema_or_the_othe
         os.waitpid(child, 0)
         (revision,) = query(again / "bank.db", "SELECT version_num FROM alembic_version")
         ended.add(revision["version_num"])
-        assert all_rows(again / "bank.db") == before
+        assert all_rows(again / "bank.db") == (
+            before if revision["version_num"] == "0001" else with_new_columns(before)
+        )
         upgrade_database(again)
         assert Bank.open(again).verify(full=True) == []
-        assert all_rows(again / "bank.db") == before
+        assert all_rows(again / "bank.db") == with_new_columns(before)
         shutil.rmtree(again)
-    assert ended <= {"0001", "0002"}
+    assert ended <= {"0001", "0003"}
 
 
 def test_the_backup_of_an_upgrade_is_restored_with_every_row(path):
@@ -255,7 +276,7 @@ def test_the_backup_of_an_upgrade_is_restored_with_every_row(path):
         Bank.open(path)
     upgrade_database(path)
     assert Bank.open(path).verify(full=True) == []
-    assert all_rows(path / "bank.db") == before
+    assert all_rows(path / "bank.db") == with_new_columns(before)
 
 
 def test_an_old_bank_with_a_trigger_is_not_upgraded(path):

@@ -117,7 +117,7 @@ def test_the_row_digest_covers_every_column_that_never_changes():
     changing = {
         "tasks": {"state", "removed_at"},
         "compositions": {"state", "removed_at"},
-        "operations": {"pid", "boot_id", "host", "process_start"},
+        "operations": {"pid", "boot_id", "host", "process_start", "seen_at"},
     }
     assert {table.name for table in metadata.sorted_tables} == set(IMMUTABLE)
     assert {table: set(columns) for table, columns in CHANGING.items()} == changing

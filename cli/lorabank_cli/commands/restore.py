@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     dry_run=True,
     confirm=True,
     examples=(
-        "restore 20300102T030405000000-0002.db --dry-run",
+        "restore 20300102T030405000000-0003.db --dry-run",
         "restore /mnt/other-disk/bank --yes",
-        "restore bank/backups/20300102T030405000000-0002.db --incomplete --yes",
+        "restore bank/backups/20300102T030405000000-0003.db --incomplete --yes",
     ),
 )
 @click.argument("backup", help="A file in the bank's folder backups (or its name), or a copy of the whole bank.")

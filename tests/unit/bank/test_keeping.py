@@ -142,7 +142,7 @@ def test_every_changed_column_of_a_row_is_found(filled, table, kit):
     """Each immutable column of each table, changed behind the bank's back."""
     if table == "operations":
         filled.reserve("add-task", "d", {})
-    changing = {"row_digest", "state", "removed_at", "pid", "boot_id", "host", "process_start"}
+    changing = {"row_digest", "state", "removed_at", "pid", "boot_id", "host", "process_start", "seen_at"}
     with closing(sqlite3.connect(filled.path / "bank.db", isolation_level=None)) as connection:
         connection.execute("PRAGMA ignore_check_constraints = ON")
         names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})") if row[1] not in changing]

@@ -185,14 +185,6 @@ def test_what_counts_as_alive(bank, column, value, alive):
     operation.__exit__(None, None, None)
 
 
-def test_the_lease_of_another_host_ends(bank):
-    bank.reserve("compose", "mix", {})
-    with sqlite3.connect(bank.path / "bank.db") as connection:
-        connection.execute("UPDATE operations SET host = 'other', started_at = '2020-01-01T00:00:00+00:00'")
-    connection.close()
-    assert [found.alive for found in bank.operations()] == [False]
-
-
 def test_process_start_knows_living_dead_and_zombie_processes():
     assert process_start(os.getpid()) > 0
     child = os.fork()
