@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lorabank.core.observer import Observer, SilentObserver
 from lorabank.maintenance import backup as backup
@@ -198,7 +198,13 @@ def remove(path: str | Path, name: str, *, cascade: bool = False, dry_run: bool 
 
 
 def export(
-    path: str | Path, name: str, target: str | Path, *, own: bool = False, check: str | None = None
+    path: str | Path,
+    name: str,
+    target: str | Path,
+    *,
+    state: Literal["now", "learnt"] | None = None,
+    own: bool = False,
+    check: str | None = None,
 ) -> ExportResult:
     """Write a task or a manual composition as one PEFT folder.
 
@@ -206,6 +212,7 @@ def export(
         path: The bank's folder.
         name: A task, or a composition of mode ``manual``.
         target: A folder that does not exist or is empty.
+        state: Of a task ``"now"`` (default: what `predict` answers with) or ``"learnt"`` (right after its training).
         own: Of a task only its own adapter, without the adapters that were active while it was trained.
         check: A server (``"vllm"``) that must take it.
 
@@ -215,7 +222,7 @@ def export(
     """
     from lorabank.workflows.export import export as run
 
-    return run(path, name, Path(target), own=own, check=check)
+    return run(path, name, Path(target), state=state, own=own, check=check)
 
 
 def import_adapter(

@@ -156,6 +156,9 @@ class PredictConfig:
     text_column: str = _option("text", "Column that holds the text.")
     composition: str | None = _option(None, "Composition that answers; default: the only one, or the last routed one.")
     task: str | None = _option(None, "Task whose head answers (the task id is given).")
+    state: Literal["now", "learnt"] | None = _option(
+        None, "The task as it answers now, or as it was when it was learnt; default: now."
+    )
     batch_size: int = _option(64, "Rows of a forward pass.", ge=1)
     max_resident: str | None = _option(
         None,
@@ -173,6 +176,9 @@ class GenerateConfig:
     text_column: str = _option("text", "Column that holds the prompt.")
     composition: str | None = _option(None, "Composition that answers; default: the only one, or the last routed one.")
     task: str | None = _option(None, "Task whose adapter and prompt template answer (the task id is given).")
+    state: Literal["now", "learnt"] | None = _option(
+        None, "The task as it answers now, or as it was when it was learnt; default: now."
+    )
     max_new_tokens: int = _option(50, "Most tokens of an answer.", ge=1, le=32768)
     raw: bool = _option(False, "Take the text as the whole prompt: no template of the task, no chat template.")
     batch_size: int = _option(16, "Prompts of a forward pass.", ge=1)

@@ -17,16 +17,18 @@ from lorabank.core.lora import LoraFactors, compress
 from lorabank.core.records import CompositionRecord, TaskRecord
 from lorabank.models.peft_folder import combined_files, read_adapter
 from lorabank.models.servers import SERVERS
-from lorabank.training.strategies.states import SELECTOR, own_state
+from lorabank.training.strategies.states import SELECTOR, State, answering_in, own_state
 from lorabank.workflows.folders import check_target, write_folder
 from lorabank.workflows.results import ExportResult
 from lorabank.workflows.upkeep import find_named, listed
-from lorabank.workflows.view import read_members, read_stack, stack_of
+from lorabank.workflows.view import adapters_in_order, read_members, stack_of
 
 _UNCHANGED = "nothing was written"
 
 
-def export(path: str | Path, name: str, target: Path, *, own: bool, check: str | None) -> ExportResult:
+def export(
+    path: str | Path, name: str, target: Path, *, state: State | None, own: bool, check: str | None
+) -> ExportResult:
     """Write a task or a manual composition as one PEFT folder, whole or not at all."""
     if check is not None and check not in SERVERS:
         raise ConfigError(f"--check {check!r} is unknown; there is {listed(list(SERVERS))}", unchanged=_UNCHANGED)
@@ -36,15 +38,21 @@ def export(path: str | Path, name: str, target: Path, *, own: bool, check: str |
     target = Path(os.path.abspath(target))
     check_target(target, bank.path)
     if isinstance(record, CompositionRecord):
-        if own:
-            raise ConfigError("--own is for tasks", hint=f"lorabank export {name} FOLDER", unchanged=_UNCHANGED)
+        if own or state:
+            option = "--own" if own else "--state"
+            raise ConfigError(f"{option} is for tasks", hint=f"lorabank export {name} FOLDER", unchanged=_UNCHANGED)
         files, kind, note = _export_composition(bank, snapshot, record)
+    elif own:
+        if state:
+            raise ConfigError("--own and --state exclude each other", unchanged=_UNCHANGED)
+        files, kind, note = _export_own(bank, snapshot, record)
     else:
-        files, kind, note = _export_task(bank, snapshot, record, own)
+        state = state or "now"
+        files, kind, note = _export_state(bank, snapshot, record, state)
     if check is not None:
         note += f"; {_accepted(name, check, files)}"
     write_folder(target, files)
-    return ExportResult(str(target), tuple(sorted(files)), kind, note)
+    return ExportResult(str(target), tuple(sorted(files)), kind, note, state)
 
 
 def _accepted(name: str, server: str, files: Mapping[str, bytes]) -> str:
@@ -64,42 +72,52 @@ def _accepted(name: str, server: str, files: Mapping[str, bytes]) -> str:
     return f"{server} takes it with {verdict.needs}"
 
 
-def _export_task(bank: Bank, snapshot: Snapshot, task: TaskRecord, own: bool) -> tuple[dict[str, bytes], str, str]:
+def _export_own(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> tuple[dict[str, bytes], str, str]:
+    """The stored files: they need nothing but a copy, and a copy keeps r, lora_alpha and every bit."""
     adapter = snapshot.adapter_of(task.name)
     folder = bank.verified_adapter(adapter.digest)
-    form = _form(task)
-    if own or not adapter.context:
-        # The stored files need nothing but a copy, and a copy keeps r, lora_alpha and every bit.
-        files = {file: (folder / file).read_bytes() for file in adapter.files}
-        beneath = _names(snapshot, adapter.context)
-        alone = f"; without {listed(beneath)}, on top of which it was trained" if beneath else ""
-        return files, "adapter", f"r {adapter.r} on {snapshot.base.name}; {form}{alone}"
-    if SELECTOR in adapter.objects:
+    files = {file: (folder / file).read_bytes() for file in adapter.files}
+    beneath = _names(snapshot, adapter.context)
+    alone = f"; without {listed(beneath)}, on top of which it was trained" if beneath else ""
+    return files, "adapter", f"r {adapter.r} on {snapshot.base.name}; {_form(task)}{alone}"
+
+
+def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State) -> tuple[dict[str, bytes], str, str]:
+    """What ``predict --task --state`` answers with: every adapter of the state in one, and the task's own head."""
+    own = snapshot.adapter_of(task.name)
+    answers = answering_in(state, adapters_in_order(snapshot), own)
+    said = f"state {state}"
+    if answers == own and not own.context:
+        files, kind, note = _export_own(bank, snapshot, task)
+        return files, kind, f"{said}: {note}"
+    if SELECTOR in answers.objects:
+        alone = f"lorabank export {task.name} FOLDER --own writes its own adapter alone"
+        learnt = f"lorabank export {task.name} FOLDER --state learnt"
         raise ConfigError(
             f"task {task.name!r} is answered by attention over several adapters, which no single adapter is",
-            hint=f"lorabank export {task.name} FOLDER --own writes its own adapter alone",
+            hint=alone if SELECTOR in own.objects else learnt,
             unchanged=_UNCHANGED,
         )
-    stack = read_stack(bank, [adapter])
-    assert stack is not None
+    stack = stack_of(bank, own_state(answers))
     joined = stack.combine(torch.ones(len(stack.names)))
-    _, tensors, config = read_adapter(folder)
+    _, head, config = read_adapter(bank.verified_adapter(own.digest))
     files = combined_files(
         joined,
-        tensors,
+        head,
         base_model=snapshot.base.name,
         task_type=task.task_type,
         head_modules=config["modules_to_save"] or (),
     )
-    members = listed(_names(snapshot, own_state(adapter)))
-    return files, "joined", f"{members} in one adapter, r {_rank(joined)} on {snapshot.base.name}; {form}"
+    members = listed(_names(snapshot, own_state(answers)))
+    note = f"{said}: {members} in one adapter, r {_rank(joined)} on {snapshot.base.name}; {_form(task)}"
+    return files, "joined", note
 
 
 def _export_composition(
     bank: Bank, snapshot: Snapshot, record: CompositionRecord
 ) -> tuple[dict[str, bytes], str, str]:
     if record.mode == "prototype" and len(record.members) == 1:
-        return _export_task(bank, snapshot, snapshot.task(record.members[0]), own=False)
+        return _export_state(bank, snapshot, snapshot.task(record.members[0]), "learnt")
     if record.mode != Weighted.mode:
         raise _no_single_adapter(record)
     members = read_members(bank, snapshot, [snapshot.task(task) for task in record.members], samples=False)

@@ -11,14 +11,15 @@ import numpy as np
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
-from lorabank.compose.base import Composer, Member, longest
+from lorabank.compose.base import Member, longest, state_weights
 from lorabank.compose.prototype import build_router, default_parameters
+from lorabank.core import plugins
 from lorabank.core.config import GenerateConfig, PredictConfig, validate
 from lorabank.core.errors import ConfigError, IncompatibleError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.data.loading import read_rows
 from lorabank.models.runtime import Plan, Runtime
-from lorabank.training.strategies.states import answering
+from lorabank.training.strategies.states import State, answering_in
 from lorabank.workflows.results import Prediction, RoutedPrediction
 from lorabank.workflows.subjects import all_members, state_plan
 from lorabank.workflows.task_data import ChatTemplate
@@ -28,8 +29,9 @@ from lorabank.workflows.view import adapters_in_order, load_composer, load_runti
 def predict(bank: Bank, config: PredictConfig, observer: Observer) -> tuple[Prediction, ...]:
     """One prediction per text, in order.
 
-    Without a composition the state as trained answers, and the task must be named. A composition that does not route
-    needs a task too, or the gaussian router picks the head.
+    Without a composition the state as trained answers, and the task must be named. With a task no router picks
+    adapters: a routed composition answers with the task's own state, as it does for texts that it routes there. A
+    composition that does not route needs a task too, or the gaussian router picks the head.
     """
     return _answer(bank, validate(PredictConfig, asdict(config)), asked=None)
 
@@ -67,6 +69,7 @@ def _answer(
     if config.task:
         snapshot.task(config.task)
     name = config.composition or (None if config.task else _default(snapshot))
+    _check_question(config, snapshot, name)
     given = texts
     if not getattr(config, "raw", False):
         texts = _prompts(snapshot, texts, [config.task] if config.task else _tasks(snapshot, name))
@@ -83,20 +86,52 @@ def _answer(
     last = snapshot.tasks[-1].position
     if name is None:
         assert config.task is not None
-        return _with_texts(_as_trained(bank, snapshot, members, runtime, texts, config.task), given)
+        found = _as_trained(bank, snapshot, members, runtime, texts, config.task, config.state or "now")
+        return _with_texts(found, given)
     composer, own = load_composer(bank, snapshot, snapshot.composition(name), lambda: runtime)
-    plan = composer.plan(last, texts)
     if config.task:
         chosen = [member for member in members if member.task == config.task] * len(texts)
+        plan = _routed_to(chosen[0], runtime) if composer.routed else composer.plan(last, texts)
     else:
+        plan = composer.plan(last, texts)
         if plan.route is None:
             features = runtime.features(texts, longest(own))
             ranked = build_router(own, default_parameters("gaussian")).rank(features)
             plan = replace(plan, route=ranked.task, margin=ranked.margin)
         assert plan.route is not None
         chosen = [own[k] for k in plan.route]
-    found = _predictions(runtime, texts, plan, chosen, members, composer, given=config.task is not None)
+    found = _predictions(runtime, texts, plan, chosen, members, state=None, composition=name, given=bool(config.task))
     return _with_texts(found, given)
+
+
+def _check_question(config: PredictConfig | GenerateConfig, snapshot: Snapshot, composition: str | None) -> None:
+    """Refuse what has no one meaning.
+
+    Raises:
+        ConfigError: ``--state`` beside a composition, which is a state of its own; or a routed composition is to
+            answer as a task that it never routes to.
+    """
+    if composition is None:
+        return
+    if config.state is not None:
+        raise ConfigError(
+            f"--state {config.state} is of a task as trained, and composition {composition!r} is a state of its own",
+            hint=f"--task {config.task or snapshot.tasks[-1].name} --state {config.state} without --composition",
+            unchanged="nothing was changed",
+        )
+    record = snapshot.composition(composition)
+    routed = plugins.load(plugins.COMPOSERS, record.mode, "composer").routed
+    if config.task and routed and config.task not in record.members:
+        raise ConfigError(
+            f"composition {composition!r} never routes to {config.task!r}, which is not a member",
+            hint=f"--task {config.task} without --composition; members: {', '.join(record.members)}",
+            unchanged="nothing was changed",
+        )
+
+
+def _routed_to(member: Member, runtime: Runtime) -> Plan:
+    """What a routed composition answers with when it routes to a member: the member's own state, for all texts."""
+    return Plan(weights=state_weights(runtime.stack.names, dict.fromkeys(member.state, 1.0)))
 
 
 def _with_texts(predictions: Sequence[Prediction], texts: Sequence[str]) -> tuple[Prediction, ...]:
@@ -118,11 +153,18 @@ def _prompts(snapshot: Snapshot, texts: list[str], tasks: Sequence[str]) -> list
 
 
 def _as_trained(
-    bank: Bank, snapshot: Snapshot, members: Sequence[Member], runtime: Runtime, texts: Sequence[str], task: str
+    bank: Bank,
+    snapshot: Snapshot,
+    members: Sequence[Member],
+    runtime: Runtime,
+    texts: Sequence[str],
+    task: str,
+    state: State,
 ) -> tuple[Prediction, ...]:
-    plan = state_plan(bank, answering(adapters_in_order(snapshot), snapshot.adapter_of(task)), runtime)
+    answers = answering_in(state, adapters_in_order(snapshot), snapshot.adapter_of(task))
     chosen = [member for member in members if member.task == task] * len(texts)
-    return _predictions(runtime, texts, plan, chosen, members, None, given=True)
+    plan = state_plan(bank, answers, runtime)
+    return _predictions(runtime, texts, plan, chosen, members, state=state, composition=None, given=True)
 
 
 def _default(snapshot: Snapshot) -> str:
@@ -144,8 +186,9 @@ def _predictions(
     plan: Plan,
     chosen: Sequence[Member],
     members: Sequence[Member],
-    composer: Composer | None,
     *,
+    state: State | None,
+    composition: str | None,
     given: bool,
 ) -> tuple[Prediction, ...]:
     answers = runtime.answer(texts, plan, np.array([member.head for member in chosen], np.int64))
@@ -157,6 +200,8 @@ def _predictions(
             task=member.task,
             task_id="given" if given else "routed",
             adapters=_answered(plan, i, runtime, members),
+            state=state or "composition",
+            composition=composition,
         )
         for i, (text, member) in enumerate(zip(texts, chosen, strict=True))
     ]

@@ -107,6 +107,8 @@ class Prediction:
     Attributes:
         probability: The label's among its task's labels; None for a generated text.
         adapters: Weight of each task's adapter that answered.
+        state: Of a task as trained ``"now"`` or ``"learnt"``, else ``"composition"``.
+        composition: Name of the composition that answered, or None.
     """
 
     text: str
@@ -115,6 +117,8 @@ class Prediction:
     task: str
     task_id: Literal["given", "routed"]
     adapters: dict[str, float]
+    state: Literal["now", "learnt", "composition"]
+    composition: str | None
 
 
 @dataclass(frozen=True)
@@ -131,12 +135,17 @@ class RoutedPrediction(Prediction):
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A PEFT folder that was written."""
+    """A PEFT folder that was written.
+
+    Attributes:
+        state: Which state of the task it is, ``"now"`` or ``"learnt"``; None of a composition or of ``own``.
+    """
 
     path: str
     files: tuple[str, ...]
     kind: str
     note: str
+    state: Literal["now", "learnt"] | None = None
 
 
 @dataclass(frozen=True)

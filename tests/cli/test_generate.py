@@ -18,7 +18,8 @@ def _says(*answers: str) -> Any:
     def generate(config: GenerateConfig, **_: Any) -> tuple[Prediction, ...]:
         given = answers * len(config.texts) if len(answers) == 1 else answers
         pairs = zip(config.texts, given, strict=True)
-        return tuple(Prediction(text, said, None, "tales", "given", {"tales": 1.0}) for text, said in pairs)
+        told = (None, "tales", "given", {"tales": 1.0}, "now", None)
+        return tuple(Prediction(text, said, *told) for text, said in pairs)
 
     return generate
 
@@ -26,7 +27,11 @@ def _says(*answers: str) -> Any:
 def test_the_text_alone_is_printed(run: Any, api: Any) -> None:
     api["generate"] = _says("upon a time", "two\nlines")
     shown = run("generate", "Once", "More", "--task", "tales")
-    assert (shown.code, shown.out, shown.err) == (0, "upon a time\ntwo\nlines\n", "")
+    assert (shown.code, shown.out, shown.err) == (
+        0,
+        "upon a time\ntwo\nlines\n",
+        "task tales answers in its state now\n",
+    )
 
 
 def test_json_says_who_answered_and_hides_no_character(run: Any, api: Any) -> None:
@@ -40,6 +45,8 @@ def test_json_says_who_answered_and_hides_no_character(run: Any, api: Any) -> No
             "task": "tales",
             "task_id": "given",
             "adapters": {"tales": 1.0},
+            "state": "now",
+            "composition": None,
         }
     ]
     assert "\x1b" not in shown.out

@@ -252,18 +252,29 @@ def test_plots_and_tables_are_named_after_their_subject(run: Any, api: Any) -> N
 
 
 def _predictions(config: PredictConfig, **_: Any) -> tuple[Prediction, ...]:
-    return tuple(Prediction(text, "spam", 0.93, "spam", "routed", {"spam": 1.0}) for text in config.texts)
+    told = ("spam", 0.93, "spam", "routed", {"spam": 1.0}, "composition", "by-topic")
+    return tuple(Prediction(text, *told) for text in config.texts)
 
 
 def test_predict(run: Any, api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     api["predict"] = _predictions
     shown = run("predict", "You \x1b[2J won", "--composition", "routed")
-    assert shown.out.splitlines()[0].split() == ["label", "probability", "task", "task", "id", "adapters", "text"]
+    assert shown.out.splitlines()[0].split() == [
+        "label",
+        "probability",
+        "task",
+        "task",
+        "id",
+        "state",
+        "adapters",
+        "text",
+    ]
     assert shown.out.splitlines()[1].split() == [
         "spam",
         "0.9300",
         "spam",
         "routed",
+        "by-topic",
         "spam",
         "1",
         "You",

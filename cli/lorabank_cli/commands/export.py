@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
 from lorabank_cli.completion import complete_names
@@ -13,22 +15,37 @@ from lorabank_cli.verb import Run, verb
     "export",
     examples=(
         "export sentiment ./sentiment-adapter",
+        "export sentiment ./sentiment-then --state learnt",
         "export spam ./spam-only --own",
         "export chat ./chat-adapter --check vllm",
     ),
 )
 @click.argument("name", shell_complete=complete_names, help="A task or a composition.")
 @click.argument("target", help="Folder to write; it must not exist.")
+@click.option(
+    "--state",
+    type=click.Choice(["now", "learnt"]),
+    help="The task as it answers now, or as it was when it was learnt; default: now.",
+)
 @click.option("--own", is_flag=True, help="Only the adapter itself, without those that were active beneath it.")
 @click.option("--check", type=click.Choice(["vllm"]), help="Write nothing that this server would refuse.")
-def export(run: Run, name: str, target: str, own: bool, check: str | None) -> None:
+def export(
+    run: Run, name: str, target: str, state: Literal["now", "learnt"] | None, own: bool, check: str | None
+) -> None:
     """Write an adapter as a folder that PEFT and vLLM load.
 
-    A task's answer needs the adapters that were active while it was trained; they are joined into one adapter unless
-    --own is given.
+    A task's answer needs every adapter of its state; they are joined into one adapter unless --own is given. The
+    folder answers as 'lorabank predict --task NAME' does in the same --state.
     """
     from lorabank import api
 
-    result = api.export(run.bank, name, target, own=own, check=check)
-    facts = pairs([("kind", result.kind), ("files", ", ".join(result.files)), ("note", result.note or None)])
+    result = api.export(run.bank, name, target, state=state, own=own, check=check)
+    facts = pairs(
+        [
+            ("kind", result.kind),
+            ("state", result.state),
+            ("files", ", ".join(result.files)),
+            ("note", result.note or None),
+        ]
+    )
     run.output.data(result, f"exported {safe(name)} to {safe(result.path)}\n{facts}")

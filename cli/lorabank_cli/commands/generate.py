@@ -30,7 +30,8 @@ def generate(run: Run) -> None:
     """Let the bank's language model go on with prompts.
 
     Greedy decoding in the state of a composition or of one task, with the task's prompt template and, where it was
-    trained on conversations, the chat template. Prints the text alone; --json also says who answered.
+    trained on conversations, the chat template. Prints the text alone to stdout and the state to stderr; --json also
+    says who answered.
     """
     from lorabank import api
 
@@ -41,8 +42,16 @@ def generate(run: Run) -> None:
         raise click.UsageError("Missing a TEXT, '-' or '--data'.")
     with run.observer as observer:
         answers = api.generate(run.bank, run.config(GenerateConfig), observer)
+    for state in dict.fromkeys(map(_state, answers)):
+        run.output.notice(state)
     run.output.data({"answers": answers}, "\n".join(map(_shown, answers)))
 
 
 def _shown(answer: Prediction) -> str:
     return "\n".join(map(safe, answer.label.split("\n")))
+
+
+def _state(answer: Prediction) -> str:
+    if answer.composition:
+        return f"composition {answer.composition} answers"
+    return f"task {answer.task} answers in its state {answer.state}"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     examples=(
         "predict 'A wonderful film.'",
         "predict --task spam 'You have won a prize'",
+        "predict --task spam --state learnt 'You have won a prize'",
         "predict --composition routed --data texts.csv --text-column body --json",
         "predict - < lines.txt",
     ),
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 def predict(run: Run) -> None:
     """Label texts with a composition or one task.
 
-    Prints the label, its probability, whose head answered and the weight of each adapter. With --task the task id is
-    given; a routed composition finds it.
+    Prints the label, its probability, whose head answered, in which state, and the weight of each adapter. With --task
+    the task id is given and no router picks an adapter; without it a routed composition finds the task.
     """
     from lorabank import api
 
@@ -46,8 +47,13 @@ def predict(run: Run) -> None:
 
 
 def _text(predictions: Sequence[Prediction]) -> str:
-    rows = [(p.label, p.probability, p.task, p.task_id, _adapters(p.adapters), p.text) for p in predictions]
-    return table(("label", "probability", "task", "task id", "adapters", "text"), rows, limit=terminal_width())
+    rows = [
+        (p.label, p.probability, p.task, p.task_id, p.composition or p.state, _adapters(p.adapters), p.text)
+        for p in predictions
+    ]
+    return table(
+        ("label", "probability", "task", "task id", "state", "adapters", "text"), rows, limit=terminal_width()
+    )
 
 
 def _adapters(weights: dict[str, float]) -> str:

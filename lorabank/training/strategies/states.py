@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from lorabank.core.records import AdapterRecord
+
+State = Literal["now", "learnt"]
+"""A task's state as trained: at the bank's present, or right after the task itself was learnt."""
 
 IMPORTED = "imported"
 """What ``AdapterRecord.strategy`` says of an adapter that was trained elsewhere."""
@@ -58,3 +62,14 @@ def answering(adapters: Sequence[AdapterRecord], task: AdapterRecord) -> Adapter
         return task
     shared = [adapter for adapter in adapters if adapter.strategy not in _ON_ITS_OWN]
     return shared[-1] if shared else None
+
+
+def answering_in(state: State, adapters: Sequence[AdapterRecord], task: AdapterRecord) -> AdapterRecord:
+    """The adapter whose state answers for a task of the bank: what ``--state`` means wherever it stands.
+
+    Args:
+        state: ``"now"`` (the newest adapter that answers for the task) or ``"learnt"`` (the task's own).
+        adapters: The adapters of the bank's ready tasks, in sequence order.
+        task: One of them.
+    """
+    return task if state == "learnt" else answering(adapters, task) or task

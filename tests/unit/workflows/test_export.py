@@ -97,8 +97,8 @@ def test_own_is_the_stored_adapter_alone_byte_for_byte(bert_bank, tmp_path, logi
 
 
 def test_a_task_trained_on_nothing_is_its_stored_adapter(bert_bank, tmp_path, logits, peft_logits) -> None:
-    result = api.export(bert_bank, "first", tmp_path / "out")
-    assert result.kind == "adapter"
+    result = api.export(bert_bank, "first", tmp_path / "out", state="learnt")
+    assert (result.kind, result.state) == ("adapter", "learnt")
     assert result.files == ("adapter_config.json", "adapter_model.safetensors")
     assert "head of 2 labels in this order: no, yes" in result.note
     assert json.loads((tmp_path / "out/adapter_config.json").read_text())["r"] == 2
