@@ -17,6 +17,9 @@ MAX_CONFIG = 256 * 1024
 MAX_NAME = 64
 MAX_LINE = 1024**2
 MAX_ROWS = 5_000_000
+MAX_DECODED = 1024**3
+MAX_PAGE = 256 * 1024**2
+MAX_FOOTER = 8 * 1024**2
 MAX_LABELS = 10_000
 MAX_LABEL_LENGTH = 256
 FREE_SPACE = 64 * 1024**2
@@ -46,8 +49,11 @@ LIMITS = (
     Limit("rank", MAX_RANK, "", "r of an adapter, trained or imported"),
     Limit("config", MAX_CONFIG, "bytes", "a JSON file of an adapter folder"),
     Limit("name", MAX_NAME, "characters", "the name of a task or composition"),
-    Limit("line", MAX_LINE, "bytes", "one line of a .jsonl file"),
-    Limit("rows", MAX_ROWS, "rows", "of one data file"),
+    Limit("row", MAX_LINE, "bytes", "a line of .jsonl, a record of .csv, an entry of .json, cells of a .parquet row"),
+    Limit("rows", MAX_ROWS, "rows", "of one data file, and values of one of its columns"),
+    Limit("decoded", MAX_DECODED, "bytes", "all cells that are read from one data file, as they lie in memory"),
+    Limit("page", MAX_PAGE, "bytes", "what one page of a .parquet file unpacks to"),
+    Limit("footer", MAX_FOOTER, "bytes", "the footer of a .parquet file"),
     Limit("labels", MAX_LABELS, "labels", "of one task"),
     Limit("label", MAX_LABEL_LENGTH, "characters", "one label"),
     Limit("free space", FREE_SPACE, "bytes", "stay free on the disk beside twice of what is written"),

@@ -1,14 +1,20 @@
-"""CSV: a header line, commas, double quotes (RFC 4180), UTF-8; a quoted cell may hold line breaks."""
+"""CSV: a header line, commas, double quotes (RFC 4180), UTF-8; a quoted cell may hold line breaks.
+
+Python's reader takes a record of any length and a cell of 131,072 characters. Here a record has the limit that a
+line of JSON has, and a cell has none of its own.
+"""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from lorabank.core.errors import DataError
-from lorabank.data.formats import UNCHANGED, Table, bad_row, check_row_limit, missing_column
+from lorabank.core.limits import MAX_LINE
+from lorabank.data.formats import LINE_FEEDS, UNCHANGED, Table, bad_row, missing_column, too_long
 
 
 class Csv:
@@ -22,8 +28,8 @@ class Csv:
 
     def columns(self) -> tuple[str, ...]:
         """The cells of the header."""
-        with closing(_lines(self.path)) as lines:
-            return tuple(_next_row(self.path, csv.reader(lines, strict=True)) or ())
+        with _records(self.path) as records:
+            return tuple(records.next() or ())
 
     def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Table:
         """The cells of these columns, each row with the line on which it starts; None for an optional one not there.
@@ -31,50 +37,77 @@ class Csv:
         Raises:
             DataError: A column is missing or stands twice, quotes are broken or a row has another number of cells.
         """
-        with closing(_lines(self.path)) as lines:  # at once, not when the error that ends it is forgotten
-            return self._table(csv.reader(lines, strict=True), columns, optional)
+        with _records(self.path) as records:
+            return self._table(records, columns, optional)
 
-    def _table(self, reader: Iterator[list[str]], columns: Sequence[str], optional: Sequence[str]) -> Table:
-        table = Table(columns=(*columns, *optional))
-        header = _next_row(self.path, reader)
+    def _table(self, records: _Records, columns: Sequence[str], optional: Sequence[str]) -> Table:
+        table = Table(str(self.path), (*columns, *optional))
+        header = records.next()
         if header is None:
             return table
         wanted = [column for column in table.columns if column in columns or column in header]
         indices = dict(zip(wanted, _indices(self.path, header, wanted), strict=True))
         places = [indices.get(column) for column in table.columns]
-        while True:
-            line = reader.line_num + 1  # type: ignore[attr-defined]
-            cells = _next_row(self.path, reader)
-            if cells is None:
-                return table
+        while (cells := records.next()) is not None:
             if not cells:
                 continue
             if len(cells) != len(header):
                 problem = f"{len(cells)} cells, but the header names {len(header)} columns"
-                raise bad_row(self.path, f"line {line}", problem)
-            table.lines.append(line)
-            table.rows.append(tuple(None if place is None else cells[place] for place in places))
-            check_row_limit(self.path, len(table.rows))
+                raise bad_row(self.path, f"line {records.line}", problem)
+            table.add(records.line, tuple(None if place is None else cells[place] for place in places))
+        return table
 
 
-def _lines(path: Path) -> Generator[str]:
-    """Decoded line by line, so that a byte that is not UTF-8 can be located."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+class _Records:
+    """The records of an open file one by one, each with a limit on its bytes.
+
+    Attributes:
+        line: Where the last record starts, from 1.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path = path
+        self.line = 0
+        self._file = file
+        self._number = 0
+        self._left = 0
+        self._lines = self._decoded()
+        self._reader = csv.reader(self._lines, strict=True)
+
+    def next(self) -> list[str] | None:
+        """The next record, an empty one for a blank line, or None at the end of the file."""
+        self.line = self._number + 1
+        self._left = MAX_LINE
+        try:
+            return next(self._reader, None)
+        except csv.Error as error:
+            returns = "new-line character" in str(error)
+            problem = "a carriage return stands alone" if returns else f"not CSV: {error}"
+            raise bad_row(self.path, f"line {self.line}", problem, hint=LINE_FEEDS if returns else None) from error
+
+    def _decoded(self) -> Generator[str]:
+        """Line by line, so that a byte that is not UTF-8 can be located."""
+        while raw := self._file.readline(self._left + 1):
+            self._number += 1
+            self._left -= len(raw)
+            if self._left < 0:
+                raise too_long(self.path, f"line {self.line}", raw)
             try:
-                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield raw.decode("utf-8-sig" if self._number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                where = f"line {number}, byte {error.start + 1}"
-                raise bad_row(path, where, "not UTF-8", hint="save the file as UTF-8") from error
+                where = f"line {self._number}, byte {error.start + 1}"
+                raise bad_row(self.path, where, "not UTF-8", hint="save the file as UTF-8") from error
 
 
-def _next_row(path: Path, reader: Iterator[list[str]]) -> list[str] | None:
-    """The next row, or None at the end of the file."""
-    line = reader.line_num + 1  # type: ignore[attr-defined]
+@contextmanager
+def _records(path: Path) -> Iterator[_Records]:
+    """Open a file; the limit that Python's reader puts on a cell, for the whole process, is set back."""
+    limit = csv.field_size_limit(MAX_LINE)
     try:
-        return next(reader, None)
-    except csv.Error as error:
-        raise bad_row(path, f"line {line}", f"not CSV: {error}") from error
+        with path.open("rb") as file:
+            yield _Records(path, file)
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _indices(path: Path, header: list[str], columns: Sequence[str]) -> list[int]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from sys import getsizeof
 from typing import Protocol
 
 from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
-from lorabank.core.limits import MAX_ROWS
+from lorabank.core.limits import MAX_DECODED, MAX_LINE, MAX_ROWS
 from lorabank.core.plugins import load
 
 FORMATS = {
@@ -24,24 +25,43 @@ FORMATS = {
 }
 
 UNCHANGED = "nothing was changed"
+LINE_FEEDS = "a line ends at a line feed: save the file with Unix line ends, not with carriage returns alone"
 _SHOWN = 60
+_FEWER = "train on a part of the rows; lorabank limits names what is accepted"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Table:
     """The wanted columns of a file, as they stand there.
 
     Attributes:
+        source: The file's name as it was given.
         columns: Names of the columns that were read, as the file has them.
         unit: What ``lines`` counts, from 1: ``"line"`` of a text file, ``"entry"`` of a JSON list, or ``"row"``.
         lines: Where each row starts.
         rows: One tuple of cells for each row, in the order of ``columns``.
+        held: Bytes of memory that the cells take.
     """
 
+    source: str
     columns: tuple[str, ...]
     unit: str = "line"
     lines: list[int] = field(default_factory=list)
     rows: list[tuple[object, ...]] = field(default_factory=list)
+    held: int = 0
+
+    def add(self, line: int, cells: tuple[object, ...]) -> None:
+        """Add a row; every reader adds its rows here, so that the limits hold for all of them.
+
+        Raises:
+            DataError: There are more rows, or the cells take more memory, than the limits allow.
+        """
+        self.lines.append(line)
+        self.rows.append(cells)
+        self.held += sum(_held(cell) if isinstance(cell, list | dict) else getsizeof(cell) for cell in cells)
+        if self.held > MAX_DECODED:
+            raise too_much(self.source, f"its cells take more than {MAX_DECODED:,} bytes of memory")
+        check_row_limit(self.source, len(self.rows))
 
 
 class Reader(Protocol):
@@ -99,6 +119,12 @@ def bad_row(source: str | Path, where: str, problem: str, *, hint: str | None = 
     return DataError(f"{str(source)!r}, {where}: {problem}", unchanged=UNCHANGED, hint=hint)
 
 
+def too_long(source: str | Path, where: str, raw: bytes | str) -> DataError:
+    """The error for a row of a text file that does not end within the limit; ``raw`` is its beginning."""
+    returns = ("\r" if isinstance(raw, str) else b"\r") in raw  # type: ignore[operator]
+    return bad_row(source, where, f"longer than {MAX_LINE:,} bytes", hint=LINE_FEEDS if returns else "lorabank limits")
+
+
 def missing_column(
     source: str | Path, column: str, present: Sequence[str], *, where: str = "", hint: str | None = None
 ) -> DataError:
@@ -122,4 +148,22 @@ def listed_columns(present: Sequence[str]) -> str:
 def check_row_limit(source: str | Path, rows: int) -> None:
     """Refuse a file with more rows than can be held in memory with their texts."""
     if rows > MAX_ROWS:
-        raise DataError(f"{str(source)!r} has more than {MAX_ROWS:,} rows", unchanged=UNCHANGED)
+        raise DataError(f"{str(source)!r} has more than {MAX_ROWS:,} rows", unchanged=UNCHANGED, hint=_FEWER)
+
+
+def too_much(source: str | Path, problem: str) -> DataError:
+    """The error for a file that would decode to more than the limits allow."""
+    return DataError(f"{str(source)!r} decodes to too much: {problem}", unchanged=UNCHANGED, hint=_FEWER)
+
+
+def _held(cell: object) -> int:
+    """Bytes of memory of a nested cell; not recursive, since JSON may be nested deeper than Python's stack."""
+    total, rest = 0, [cell]
+    while rest:
+        value = rest.pop()
+        total += getsizeof(value)
+        if isinstance(value, dict):
+            rest += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            rest += value
+    return total

@@ -7,8 +7,9 @@ the same checks of the cells as in a file.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from itertools import repeat
 from typing import Any
 
 from lorabank.core.errors import ConfigError, DataError, LorabankError, MissingExtraError, NotFoundError
@@ -77,11 +78,11 @@ class HubDataset:
             if column not in present:
                 raise missing_column(self.name, column, present)
         check_row_limit(self.name, len(data))
-        empty = [None] * len(data)
-        wanted = (*columns, *optional)
-        cells = [self._cells(data, column) if column in present else empty for column in wanted]
-        rows = list(zip(*cells, strict=True))
-        return Table(columns=wanted, unit="row", lines=list(range(1, len(rows) + 1)), rows=rows)
+        table = Table(self.name, (*columns, *optional), unit="row")
+        cells = [self._cells(data, column) if column in present else repeat(None) for column in table.columns]
+        for number, row in enumerate(zip(*cells, range(len(data)), strict=False), start=1):
+            table.add(number, row[:-1])
+        return table
 
     def _data(self) -> Any:
         if self._loaded is None:
@@ -105,11 +106,10 @@ class HubDataset:
             message, unchanged=UNCHANGED, hint="hf:OWNER/NAME/CONFIG:SPLIT names a configuration and a split"
         )
 
-    def _cells(self, data: Any, column: str) -> list[object]:
-        cells = list(data[column])
+    def _cells(self, data: Any, column: str) -> Iterator[object]:
+        """The cells of a column, one after another: a part of it lies in memory at a time."""
         names = getattr(data.features[column], "names", None)
-        if not names:
-            return cells
         # Class labels are stored as numbers; -1 stands for a row without a label.
-        known = dict(enumerate(names))
-        return [None if cell == -1 else known.get(cell, cell) for cell in cells]
+        known = {-1: None, **dict(enumerate(names))} if names else {}
+        for cell in data[column]:
+            yield known.get(cell, cell) if names else cell

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabank.core.limits import MAX_LINE
-from lorabank.data.formats import Table, bad_row, check_row_limit, missing_column
+from lorabank.data.formats import LINE_FEEDS, Table, bad_row, missing_column, too_long
 from lorabank.data.strict_json import BYTE_ORDER_MARK, DECODER, KINDS, Refused, offset_of, problem_of
 
 
@@ -42,16 +42,14 @@ class JsonLines:
     def _table(
         self, records: Iterable[tuple[int, dict[str, Any]]], columns: Sequence[str], optional: Sequence[str]
     ) -> Table:
-        table = Table(columns=(*columns, *optional))
+        table = Table(str(self.path), (*columns, *optional))
         for number, record in records:
             absent = [column for column in columns if column not in record]
             if absent:
                 # Where the first row lacks the key, it is the file's columns that are misnamed, not one row.
                 where = f"line {number}" if table.rows else ""
                 raise missing_column(self.path, absent[0], list(record), where=where)
-            table.lines.append(number)
-            table.rows.append(tuple(record.get(column) for column in table.columns))
-            check_row_limit(self.path, len(table.rows))
+            table.add(number, tuple(record.get(column) for column in table.columns))
         return table
 
     def _records(self) -> Generator[tuple[int, dict[str, Any]]]:
@@ -65,7 +63,7 @@ class JsonLines:
             while raw := file.readline(MAX_LINE + 1):
                 number += 1
                 if len(raw) > MAX_LINE:
-                    raise bad_row(self.path, f"line {number}", f"longer than {MAX_LINE:,} bytes")
+                    raise too_long(self.path, f"line {number}", raw)
                 if number == 1:
                     raw = raw.removeprefix(BYTE_ORDER_MARK)
                 try:
@@ -85,7 +83,8 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
         where += f", column {offset_of(error.token, line) + 1}" if error.token else ""
         raise bad_row(path, where, str(error)) from error
     except json.JSONDecodeError as error:
-        raise bad_row(path, f"{where}, column {error.colno}", problem_of(error)) from error
+        hint = LINE_FEEDS if "\r" in line.rstrip("\r\n") else None
+        raise bad_row(path, f"{where}, column {error.colno}", problem_of(error), hint=hint) from error
     except RecursionError as error:
         raise bad_row(path, where, "nested too deeply") from error
     if not isinstance(record, dict):

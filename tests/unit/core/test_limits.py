@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from lorabank.bank import store
 from lorabank.bank.layout import check_name
 from lorabank.bank.tensors import read_header
 from lorabank.core.config import TrainConfig, validate
-from lorabank.core.errors import ConfigError, LorabankError, StorageError
+from lorabank.core.errors import ConfigError, DataError, LorabankError, StorageError
 from lorabank.core.limits import LIMITS
 from lorabank.data.cells import check_label
-from lorabank.data.formats import check_row_limit
+from lorabank.data.delimited import Csv
+from lorabank.data.formats import Table, check_row_limit
+from lorabank.data.json_list import JsonList
 from lorabank.data.jsonl import JsonLines
 from lorabank.data.labels import label_list
+from lorabank.data.parquet import Parquet
+from lorabank.data.parquet_pages import check_footer, rows_at_a_time
 from lorabank.data.rows import Rows
 
 VALUES = {limit.name: limit.value for limit in LIMITS}
@@ -70,11 +79,72 @@ def name(folder: Path, length: int) -> None:
     check_name("a" * length)
 
 
-def line(folder: Path, size: int) -> None:
-    path = folder / "data.jsonl"
-    row = b'{"text": "%s"}'
-    path.write_bytes(row % (b"x" * (size - len(row) + 2 - 1)) + b"\n")
-    JsonLines(path).read(["text"])
+def row(folder: Path, size: int) -> None:
+    """A line, a record, an entry or a cell of ``size`` bytes."""
+    lines, record, entries, cells = (folder / f"data{suffix}" for suffix in (".jsonl", ".csv", ".json", ".parquet"))
+    text = json.dumps({"text": ""})
+    filler = "x" * (size - len(text))
+    lines.write_text(text.replace('""', f'"{filler[1:]}"') + "\n")
+    record.write_text(f"text\n{'x' * (size - 1)}\n")
+    entries.write_text("[" + text.replace('""', f'"{filler}"') + "]")
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["x" * size]}), cells)
+    refused = []
+    for reader in (JsonLines(lines), Csv(record), JsonList(entries), Parquet(cells)):
+        try:
+            assert reader.read(["text"]).rows
+        except DataError as error:
+            refused.append(error)
+    assert len(refused) in (0, 4), "one limit for every format"
+    if refused:
+        raise refused[0]
+
+
+def decoded(folder: Path, size: int) -> None:
+    class Cell:
+        """Something that says to take ``size`` bytes."""
+
+        __slots__ = ()
+
+        def __sizeof__(self) -> int:
+            return size - (sys.getsizeof(Small()) - object.__sizeof__(Small()))
+
+    class Small:
+        __slots__ = ()
+
+    Table("data.parquet", ("text",)).add(1, (Cell(),))
+
+
+def page(folder: Path, size: int) -> None:
+    """The header of a page that would unpack to ``size`` bytes: zigzag numbers in Thrift's compact protocol."""
+
+    def number(value: int) -> bytes:
+        value, parts = value * 2, []
+        while value > 0x7F:
+            parts.append(value & 0x7F | 0x80)
+            value >>= 7
+        return bytes([*parts, value])
+
+    header = b"\x15\x00\x15" + number(size) + b"\x15" + number(1) + b"\x2c\x15" + number(1) + b"\x15\x00\x00\x00"
+    chunk = SimpleNamespace(
+        data_page_offset=0,
+        dictionary_page_offset=None,
+        total_compressed_size=len(header) + 1,
+        num_values=1,
+        path_in_schema="text",
+    )
+    group = SimpleNamespace(num_rows=1, column=lambda _: chunk)
+    schema = SimpleNamespace(column=lambda _: SimpleNamespace(max_repetition_level=0))
+    metadata = SimpleNamespace(schema=schema, num_row_groups=1, row_group=lambda _: group)
+    assert rows_at_a_time(io.BytesIO(header + b"\x00"), metadata, [0], "data.parquet") == [1]
+
+
+def footer(folder: Path, length: int) -> None:
+    path = folder / "data.parquet"
+    with path.open("wb") as file:
+        file.seek(length + 4)
+        file.write(struct.pack("<I", length) + b"PAR1")
+    with path.open("rb") as file:
+        check_footer(file, path)
 
 
 def rows(folder: Path, count: int) -> None:
@@ -98,8 +168,23 @@ def label(folder: Path, length: int) -> None:
 
 CHECKS: dict[str, Callable[[Path, int], None]] = {
     function.__name__: function
-    for function in (adapter, header, metadata, tensors, rank, config, name, line, rows, labels, label)
-}
+    for function in (
+        adapter,
+        header,
+        metadata,
+        tensors,
+        rank,
+        config,
+        name,
+        row,
+        rows,
+        decoded,
+        page,
+        footer,
+        labels,
+        label,
+    )
+}  # fmt: skip
 
 
 def test_every_limit_of_the_table_is_tested_here() -> None:
