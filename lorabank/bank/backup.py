@@ -1,7 +1,8 @@
 """Copies of a bank: of its database into ``backups/``, of all of it into another folder, and the way back.
 
 A copy of the whole bank is itself a bank. Files come first and the database last, as one SQLite transaction, so a copy
-that is cut off is as it was before, and goes on from there.
+that is cut off is as it was before, and the next call completes it. What is there already is read and hashed, and
+mended when it is damaged.
 """
 
 from __future__ import annotations
@@ -10,22 +11,20 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from lorabank.bank.copies import next_copy, rotate
 from lorabank.bank.database import connect
-from lorabank.bank.failures import reported
-from lorabank.bank.fetching import fetch_adapter, fetch_blob
+from lorabank.bank.failures import database_error, reported
+from lorabank.bank.fetching import Brought, bring
 from lorabank.bank.layout import ENTRIES, Layout
-from lorabank.bank.live import LiveFiles, changed_rows, live_files
+from lorabank.bank.live import changed_rows, live_files
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.reading import read_manifest, read_revision
-from lorabank.bank.store import adapter_problems, blob_problems, check_space, sync_folder
-from lorabank.core.errors import ConfigError, DamagedError, ExistsError, IncompatibleError
-
-KEPT_BACKUPS = 3
+from lorabank.bank.store import check_space, sync_folder
+from lorabank.core.errors import ConfigError, DamagedError, ExistsError, IncompatibleError, LorabankError, StorageError
 
 
 class BackupResult(NamedTuple):
@@ -35,11 +34,13 @@ class BackupResult(NamedTuple):
         path: The database file, or the folder of the copy.
         files: Adapters and blobs that were copied; those that were there already do not count.
         tasks: Tasks in the copy.
+        mended: What was damaged in the copy and is whole again, one line each.
     """
 
     path: str
     files: int
     tasks: int
+    mended: tuple[str, ...] = ()
 
 
 def back_up_database(layout: Layout) -> BackupResult:
@@ -59,21 +60,34 @@ def back_up(layout: Layout, *, spare: Path | None = None) -> Path:
         spare: A copy that stays, however old it is.
 
     Raises:
-        DamagedError: The copy is not sound, so the database is not either; the older copies stay.
+        DamagedError: The database is not sound; the older copies stay.
+        StorageError: What is on the disk is not what was written; the older copies stay.
     """
     layout.make_folders()
     with draft_of(layout, layout.database) as draft:
         with closing(open_copy(draft)) as copy:
             revision = read_revision(copy)
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        target = layout.backups / f"{stamp}-{revision}.db"
         draft.chmod(0o400)
-        os.rename(draft, target)
-        sync_folder(layout.backups)
-    for old in sorted(layout.backups.glob("*.db"))[:-KEPT_BACKUPS]:
-        if spare is None or not (spare.exists() and old.samefile(spare)):
-            old.unlink(missing_ok=True)
+        with next_copy(layout, revision) as target:
+            os.rename(draft, target)
+            sync_folder(layout.backups)
+            _read_again(target)
+            rotate(layout, keep=[target] if spare is None else [target, spare])
     return target
+
+
+def _read_again(target: Path) -> None:
+    """Check a copy once more, under its name, before an older one goes for it.
+
+    Raises:
+        StorageError: It is not what was checked before.
+    """
+    try:
+        with closing(open_copy(target)) as copy:
+            check_sound(copy, target)
+    except (DamagedError, sqlite3.Error) as error:
+        target.unlink(missing_ok=True)
+        raise StorageError(f"{target}: the disk gave back other bytes than were written") from error
 
 
 def copy_bank(source: Layout, folder: Path) -> BackupResult:
@@ -88,13 +102,21 @@ def copy_bank(source: Layout, folder: Path) -> BackupResult:
     ):
         with closing(sqlite3.connect(draft, isolation_level=None)) as copy:
             copy.row_factory = sqlite3.Row
-            _refuse_diverged(target, copy)
+            mended = _refuse_diverged(target, copy)
             copy.execute("DELETE FROM operations")  # their work is not copied
             live, tasks = live_files(copy), task_names(copy)
-        copied = bring_files(target, live, source.root)
+        brought = bring(target, live, source.root)
+        if brought.lost:
+            raise not_whole(source, brought, hint="lorabank verify --full", unchanged="the database of the copy")
         install(draft, target)
-        _write_manifest(target, source.manifest.read_bytes())
-    return BackupResult(str(folder), copied, len(tasks))
+        mended += put_manifest(target, source)
+    return BackupResult(str(folder), brought.copied, len(tasks), (*brought.mended, *mended))
+
+
+def not_whole(source: Layout, brought: Brought, *, hint: str, unchanged: str) -> DamagedError:
+    """The refusal of what cannot be copied whole."""
+    more = f", and {len(brought.lost) - 1} more" if brought.lost[1:] else ""
+    return DamagedError(f"{source.root}: {brought.lost[0]}{more}", hint=hint, unchanged=f"{unchanged} was not changed")
 
 
 @contextmanager
@@ -156,28 +178,6 @@ def task_names(connection: sqlite3.Connection) -> list[str]:
     return [row[0] for row in connection.execute("SELECT name FROM tasks WHERE state != 'removed' ORDER BY position")]
 
 
-def bring_files(layout: Layout, live: LiveFiles, source: Path) -> int:
-    """Copy into a bank the files that it lacks; returns how many adapters and blobs that were.
-
-    Raises:
-        DamagedError: The source does not hold one of them whole.
-    """
-    origin, copied = Layout(source), 0
-    for digest, (task, files) in live.adapters.items():
-        if not adapter_problems(layout.adapter(digest), files, full=False):
-            continue
-        if missing := fetch_adapter(layout, digest, files, [origin.adapter(digest)]):
-            raise _incomplete(f"adapter {digest[:12]} of task {task}: {missing[0]}")
-        copied += 1
-    for digest, file in live.blobs.items():
-        if not blob_problems(layout.blob(digest), file, full=False):
-            continue
-        if not fetch_blob(layout, digest, file, [source]):
-            raise _incomplete(f"blob {digest[:12]}")
-        copied += 1
-    return copied
-
-
 def install(draft: Path, layout: Layout) -> None:
     """Make the content of ``bank.db`` that of the draft, in one transaction: readers see the one or the other.
 
@@ -199,7 +199,7 @@ def _receiving(target: Layout, identifier: str) -> Iterator[None]:
     """The folder of a copy, made when missing and locked; another bank's is refused."""
     target.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     with bank_lock(target.lock, exclusive=True):
-        if target.manifest.exists() and (found := read_manifest(target)["id"]) != identifier:
+        if target.manifest.exists() and (found := _identifier(target)) != identifier:
             raise ExistsError(
                 f"{target.root} is another bank ({found[:12]})",
                 hint="name another folder",
@@ -207,6 +207,16 @@ def _receiving(target: Layout, identifier: str) -> Iterator[None]:
             )
         target.make_folders()
         yield
+
+
+def _identifier(target: Layout) -> str:
+    """Whose copy it is, by the database when ``bank.json`` does not say."""
+    try:
+        return str(read_manifest(target)["id"])
+    except DamagedError:
+        with suppress(sqlite3.Error), closing(connect(target.database, foreign_keys=True)) as connection:
+            return str(connection.execute("SELECT bank_id FROM bank").fetchone()[0])
+        raise
 
 
 def _check_folder(source: Layout, folder: Path) -> None:
@@ -224,33 +234,47 @@ def _check_folder(source: Layout, folder: Path) -> None:
         raise ConfigError(f"{folder} lies in the bank", hint="name a folder elsewhere", unchanged=unchanged)
 
 
-def _refuse_diverged(target: Layout, copy: sqlite3.Connection) -> None:
-    """A copy that went on by itself is not overwritten: rows are never deleted, so what it holds must be here too."""
+def _refuse_diverged(target: Layout, copy: sqlite3.Connection) -> list[str]:
+    """A copy that went on by itself is not overwritten: rows are never deleted, so what it holds must be here too.
+
+    Returns:
+        Its damaged rows, one line each: they say nothing, and are overwritten.
+    """
     if not target.database.exists():
-        return
+        return []
     query = "SELECT id, digest FROM adapters"
     here = {tuple(row) for row in copy.execute(query)}
-    with closing(connect(target.database, foreign_keys=True)) as other:
-        there = {tuple(row) for row in other.execute(query)}
+    try:
+        with closing(connect(target.database, foreign_keys=True)) as other:
+            other.row_factory = sqlite3.Row
+            damaged = changed_rows(other)
+            there = {tuple(row) for row in other.execute(query) if ("adapters", str(row["id"])) not in damaged}
+    except sqlite3.DatabaseError as error:
+        known = database_error(error, target.database, "the copy was not changed")
+        if not isinstance(known, DamagedError):
+            raise
+        known.hint = f"name another folder, or move {target.database} away and run the same command again"
+        raise known from error
     if not there <= here:
         raise IncompatibleError(
             f"{target.root} holds {len(there - here)} adapters that the bank does not know: it went on by itself",
             hint="name another folder",
             unchanged="nothing was changed",
         )
+    return [f"bank.db: row {key!r} of {table} was damaged" for table, key in damaged]
 
 
-def _write_manifest(target: Layout, content: bytes) -> None:
-    """Last: a copy without it was never finished."""
+def put_manifest(target: Layout, source: Layout) -> list[str]:
+    """Give a copy the ``bank.json`` of what it is a copy of; last: without it, it was never finished.
+
+    Returns:
+        One line when another was there.
+    """
     from lorabank.bank.creation import write_manifest
 
-    if not target.manifest.exists():
-        write_manifest(target, content)
-
-
-def _incomplete(what: str) -> DamagedError:
-    return DamagedError(
-        f"{what} is missing or damaged where it should be copied from",
-        hint="lorabank verify --full",
-        unchanged="the database of the copy was not changed",
-    )
+    there = os.path.lexists(target.manifest)
+    with suppress(LorabankError):
+        if read_manifest(target) == read_manifest(source):
+            return []
+    write_manifest(target, source.manifest.read_bytes())
+    return ["bank.json was damaged"] if there else []

@@ -15,15 +15,16 @@ from lorabank.bank.store import StoredFile
 from lorabank.core.errors import DataError
 
 _USED_BLOBS = {
-    "tasks": """SELECT statistics FROM tasks WHERE state IN ('ready', 'failed') AND statistics IS NOT NULL""",
-    "datasets": """SELECT blob FROM datasets JOIN tasks ON tasks.position = datasets.task
-    WHERE tasks.state IN ('ready', 'failed') AND blob IS NOT NULL""",
-    "composition_objects": """SELECT blob FROM composition_objects JOIN compositions ON compositions.id = composition
-    WHERE compositions.state = 'ready'""",
-    "adapter_objects": """SELECT blob FROM adapter_objects JOIN tasks ON tasks.position = adapter
-    WHERE tasks.state IN ('ready', 'failed')""",
+    "tasks": """SELECT statistics, 'the statistics of task ' || name FROM tasks
+    WHERE state IN ('ready', 'failed') AND statistics IS NOT NULL""",
+    "datasets": """SELECT blob, 'the ' || split || ' rows of task ' || name FROM datasets
+    JOIN tasks ON tasks.position = datasets.task WHERE tasks.state IN ('ready', 'failed') AND blob IS NOT NULL""",
+    "composition_objects": """SELECT blob, 'the ' || role || ' of composition ' || name FROM composition_objects
+    JOIN compositions ON compositions.id = composition WHERE compositions.state = 'ready'""",
+    "adapter_objects": """SELECT blob, 'the ' || role || ' of task ' || name FROM adapter_objects
+    JOIN tasks ON tasks.position = adapter WHERE tasks.state IN ('ready', 'failed')""",
 }
-"""Digests of blobs in use, by the table that holds them; a backup of an older schema has fewer tables."""
+"""Blobs in use and whose each is, by the table that holds them; a backup of an older schema has fewer tables."""
 
 _USED_ADAPTERS = """
 SELECT position FROM tasks WHERE state IN ('ready', 'failed')
@@ -39,18 +40,21 @@ class LiveFiles:
     Attributes:
         adapters: Adapter digest to (name of its task, its files).
         blobs: Blob digest to its hash and size.
+        owners: Blob digest to what it is; one that several have is the first one's.
     """
 
     adapters: dict[str, tuple[str, list[StoredFile]]]
     blobs: dict[str, StoredFile]
+    owners: dict[str, str]
 
 
 def live_files(connection: sqlite3.Connection) -> LiveFiles:
     """Read what the rows in use refer to."""
     sizes = dict(connection.execute("SELECT digest, bytes FROM blobs").fetchall())
     queries = [query for table, query in _USED_BLOBS.items() if table in _tables(connection)]
-    used = [row[0] for row in connection.execute(" UNION ".join(queries))]
-    blobs = {digest: StoredFile(digest, digest, sizes.get(digest, -1)) for digest in used}
+    used = connection.execute(f"{' UNION '.join(queries)} ORDER BY 1, 2 DESC").fetchall()
+    owners = {row[0]: row[1] for row in used}
+    blobs = {digest: StoredFile(digest, digest, sizes.get(digest, -1)) for digest in owners}
     adapters: dict[str, tuple[str, list[StoredFile]]] = {}
     for position, digest, task in connection.execute(
         "SELECT id, digest, name FROM adapters JOIN tasks ON tasks.position = adapters.id "
@@ -60,7 +64,7 @@ def live_files(connection: sqlite3.Connection) -> LiveFiles:
             "SELECT name, sha256, bytes FROM adapter_files WHERE adapter = ? ORDER BY name", (position,)
         )
         adapters[digest] = (task, [StoredFile(*row) for row in files])
-    return LiveFiles(adapters, blobs)
+    return LiveFiles(adapters, blobs, owners)
 
 
 def _tables(connection: sqlite3.Connection) -> set[str]:

@@ -49,6 +49,17 @@ def bank_lock(path: Path, *, exclusive: bool, timeout: float = TIMEOUT) -> Itera
         os.close(descriptor)
 
 
+@contextmanager
+def folder_lock(path: Path, *, timeout: float = TIMEOUT) -> Iterator[None]:
+    """Hold a folder alone, to choose a name in it; otherwise as ``bank_lock``."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _acquire(descriptor, fcntl.LOCK_EX, path, timeout)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _acquire(descriptor: int, kind: int, path: Path, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while True:

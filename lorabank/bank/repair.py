@@ -173,10 +173,10 @@ class _Mending:
         if not blob_problems(path, file):
             return
         self._set_aside(path)
-        if self._source is not None and fetch_blob(self._layout, digest, file, [self._source]):
-            self.fetched.append(f"blobs/{digest[:2]}/{digest}")
-        else:
+        if fetch_blob(self._layout, digest, file, [self._source] if self._source is not None else []):
             self.lost.add(digest)
+        else:
+            self.fetched.append(f"blobs/{digest[:2]}/{digest}")
 
     def _set_aside(self, path: Path) -> None:
         if not os.path.lexists(path):

@@ -10,9 +10,11 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from lorabank.bank.backup import back_up, bring_files, draft_of, install, open_copy, task_names
+from lorabank.bank.backup import back_up, draft_of, install, not_whole, open_copy, put_manifest, task_names
+from lorabank.bank.copies import copies
 from lorabank.bank.database import busy, connect
 from lorabank.bank.failures import database_error, reported
+from lorabank.bank.fetching import bring
 from lorabank.bank.layout import DATABASE_FILES, ENTRIES, Layout
 from lorabank.bank.live import LiveFiles, live_files
 from lorabank.bank.locks import bank_lock
@@ -39,6 +41,7 @@ class RestoreResult(NamedTuple):
         back: Tasks that the bank did not have before.
         gone: Tasks that it does not have any more.
         missing: Files that the bank now lacks (only with ``incomplete``).
+        mended: Files of the bank that were damaged and have their bytes back, from a copy of the whole bank.
     """
 
     backup: str
@@ -46,6 +49,7 @@ class RestoreResult(NamedTuple):
     back: tuple[str, ...]
     gone: tuple[str, ...]
     missing: tuple[str, ...]
+    mended: tuple[str, ...] = ()
 
 
 def restore(layout: Layout, backup: Path, *, incomplete: bool, dry_run: bool) -> RestoreResult:
@@ -60,6 +64,8 @@ def restore(layout: Layout, backup: Path, *, incomplete: bool, dry_run: bool) ->
         if not layout.root.exists():
             if dry_run:
                 with _connected(origin.database if origin else backup) as copy:
+                    if origin:
+                        _bring(layout, live_files(copy), origin, dry_run)
                     return RestoreResult(str(backup), None, tuple(task_names(copy)), (), ())
             layout.root.mkdir(mode=0o700, parents=True)
         stack.enter_context(bank_lock(layout.lock, exclusive=True))
@@ -77,17 +83,16 @@ def restore(layout: Layout, backup: Path, *, incomplete: bool, dry_run: bool) ->
                 "lorabank doctor --repair",
                 unchanged=UNCHANGED,
             )
+        mended: tuple[str, ...] = ()
+        if origin is not None:
+            mended = _bring(layout, live, origin, dry_run)
         kept = None
         if not dry_run:
-            if origin is not None:
-                bring_files(layout, live, origin.root)
             kept = _replace(layout, draft, backup)
-            if origin is not None and not layout.manifest.exists():
-                from lorabank.bank.creation import write_manifest
-
-                write_manifest(layout, origin.manifest.read_bytes())
+            if origin is not None:
+                mended = (*mended, *put_manifest(layout, origin))
     back, gone = (tuple(n for n in one if n not in other) for one, other in ((after, before), (before, after)))
-    return RestoreResult(str(backup), kept, back, gone, missing)
+    return RestoreResult(str(backup), kept, back, gone, missing, mended)
 
 
 def _found(layout: Layout, backup: Path) -> Path:
@@ -95,7 +100,7 @@ def _found(layout: Layout, backup: Path) -> Path:
     for path in (backup, layout.backups / backup.name):
         if path.is_file() or (path / "bank.json").is_file():
             return path
-    names = [path.name for path in sorted(layout.backups.glob("*.db"))[-3:]]
+    names = [path.name for path in copies(layout)[-3:]]
     raise NotFoundError(
         f"no backup {str(backup)[:200]!r}." + (f" The bank has: {', '.join(names)}." if names else ""),
         hint=f"lorabank restore {names[-1]}" if names else "lorabank backup makes one",
@@ -133,6 +138,15 @@ def _check_copy(copy: sqlite3.Connection, layout: Layout, backup: Path, identifi
         raise IncompatibleError(f"{backup} is a copy of another bank ({row[0][:12]})", unchanged=UNCHANGED)
     if revision not in REVISIONS:
         raise newer_schema(layout, revision)
+
+
+def _bring(layout: Layout, live: LiveFiles, origin: Layout, dry_run: bool) -> tuple[str, ...]:
+    """Give the bank the files that it lacks, or holds damaged; returns what was mended."""
+    brought = bring(layout, live, origin.root, dry_run=dry_run)
+    if brought.lost:
+        hint = f"another backup; lorabank verify --full --bank {origin.root} lists what is damaged"
+        raise not_whole(origin, brought, hint=hint, unchanged="the database of the bank")
+    return brought.mended
 
 
 def _missing(layout: Layout, live: LiveFiles) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ def backup(run: Run, target: str | None) -> None:
     """Copy the database, or the whole bank.
 
     Without TARGET the database is copied into the bank's folder backups and checked; the newest three copies stay.
-    With TARGET the whole bank is copied: the copy is itself a bank, and a later call copies what is new.
+    With TARGET the whole bank is copied: the copy is itself a bank. A later call copies what is new, reads what is
+    there, and mends what is damaged in it.
     """
     from lorabank import api
 
@@ -23,6 +24,7 @@ def backup(run: Run, target: str | None) -> None:
         [
             ("tasks", result.tasks),
             ("copied", None if target is None else f"{result.files} adapters and blobs that were not there yet"),
+            *(("mended", line) for line in result.mended),
             ("back", command("lorabank", "--bank", str(run.bank), "restore", result.path)),
         ]
     )

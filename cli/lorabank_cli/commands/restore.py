@@ -29,17 +29,18 @@ if TYPE_CHECKING:
 def restore(run: Run, backup: str, incomplete: bool) -> None:
     """Put a backup back.
 
-    It is checked before anything is changed, and the database that is there is kept aside. Of a copy of the whole
-    bank the files that the bank lacks are copied too; the bank may then be gone altogether.
+    It is checked before anything is changed, and the database that is there is kept aside. From a copy of the whole
+    bank the files come back too that the bank lacks or holds damaged; the bank may then be gone altogether.
     """
     from lorabank import api
 
-    planned = api.restore(run.bank, backup, incomplete=incomplete, dry_run=True)
-    if run.dry_run:
-        text = f"would put back {safe(planned.backup)}\n{_facts(planned)}".rstrip()
-        run.output.data({"dry_run": True, **plain(planned)}, text)
-        return
-    run.confirm(f"Put {safe(planned.backup)} back? {len(planned.back)} tasks come back, {len(planned.gone)} go.")
+    if run.dry_run or not run.ctx.params["yes"]:
+        planned = api.restore(run.bank, backup, incomplete=incomplete, dry_run=True)
+        if run.dry_run:
+            text = f"would put back {safe(planned.backup)}\n{_facts(planned)}".rstrip()
+            run.output.data({"dry_run": True, **plain(planned)}, text)
+            return
+        run.confirm(f"Put {safe(planned.backup)} back? {len(planned.back)} tasks come back, {len(planned.gone)} go.")
     done = api.restore(run.bank, backup, incomplete=incomplete)
     run.output.data({"dry_run": False, **plain(done)}, f"put back {safe(done.backup)}\n{_facts(done)}".rstrip())
 
@@ -50,6 +51,7 @@ def _facts(result: RestoreResult) -> str:
             ("tasks that come back", ", ".join(result.back) or "none"),
             ("tasks that go", ", ".join(result.gone) or "none"),
             ("files that are gone", len(result.missing) or None),
+            *(("mended", line) for line in result.mended),
             ("kept aside", result.kept),
             ("next", "lorabank doctor --repair" if result.missing else None),
         ]
