@@ -18,6 +18,7 @@ from lorabank.models.heads import Head, head_state, put_head
 from lorabank.models.loading import LoadedBase
 from lorabank.models.mixture import Mixture
 from lorabank.models.peft_folder import CONFIG_FILE, WEIGHTS_FILE
+from lorabank.models.targets import linear_layers
 from lorabank.models.task_types import TaskType
 
 _UNCHANGED = "nothing was changed"
@@ -41,8 +42,10 @@ def check_fits(adapter: ForeignAdapter, base: LoadedBase, task_type: str) -> Non
             "model's adapter only LoRA factors are taken",
             hint="train it without modules_to_save",
         )
-    linear = _adaptable(base)
+    linear, others = linear_layers(base.model, base.head_modules)
     for module, a in adapter.factors.A.items():
+        if module in others:
+            _misfit(f"it adapts {module!r}, and {others[module]}")
         if module not in linear:
             _misfit(f"it adapts {module!r}, and the base has no linear module of that name outside its head")
         found = adapter.factors.B[module].shape[0], a.shape[1]
@@ -131,17 +134,6 @@ def _logits(kind: TaskType, model: nn.Module, inputs: dict[str, Tensor]) -> Tens
         handle.remove()
     labels = inputs["labels"]
     return seen[-1] if labels.dim() == 1 else seen[-1][:, -labels.shape[1] :][labels != IGNORED]
-
-
-def _adaptable(base: LoadedBase) -> dict[str, nn.Linear]:
-    """The linear modules that an adapter may change: not the head's, and not the layer that makes the logits."""
-    heads = tuple(f"{name}." for name in base.head_modules)
-    output = base.model.get_output_embeddings()
-    return {
-        name: module
-        for name, module in base.model.named_modules()
-        if isinstance(module, nn.Linear) and module is not output and not f"{name}.".startswith(heads)
-    }
 
 
 def _check_same(what: str, found: set[str], wanted: set[str]) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lorabank.core.lora import AdapterStack, LoraFactors, StackedFactors
 from lorabank.models.routed import PerSample, Routes
 from lorabank.models.selector import Attended, Selector
+from lorabank.models.wrapping import WrappedLinear, check_called
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Merged:
     weight: Tensor
 
 
-class MixedLoraLinear(nn.Module):
+class MixedLoraLinear(WrappedLinear):
     """A linear module and all adapters on it; ``form`` says how they answer, None means the base.
 
     Args:
@@ -42,16 +43,13 @@ class MixedLoraLinear(nn.Module):
     """
 
     def __init__(self, name: str, base: nn.Linear, factors: StackedFactors) -> None:
-        super().__init__()
+        super().__init__(base)
         self.name = name
-        self.base = base
         self.factors = factors
         self.form: Merged | PerSample | Attended | None = None
 
-    @property
-    def weight(self) -> Tensor:
-        """The base module's weight, which some models ask for (T5's feed-forward its dtype)."""
-        return self.base.weight
+    def _weight(self) -> Tensor:
+        return self.form.weight if isinstance(self.form, Merged) else self.base.weight
 
     def merge(self, weights: Tensor) -> None:
         """Constant ``weights [K]``: build the working copy."""
@@ -68,6 +66,7 @@ class MixedLoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [n, ..., d_in]`` to ``[n, ..., d_out]``."""
+        self._mark_called()
         form = self.form
         if isinstance(form, Merged):
             return F.linear(x, form.weight, self.base.bias)
@@ -143,6 +142,16 @@ class Mixture:
         self.off()
         for name, factors in members.modules.items():
             self._layers[name].form = Attended(selector, name, factors)
+
+    def check_called(self) -> None:
+        """Refuse adapters that the passes so far went by: a merged weight can be read, another form must be called.
+
+        Raises:
+            IncompatibleError: The model's code computes with the weight of an adapted module and does not call it.
+        """
+        mixed = {n: layer for n, layer in self._layers.items() if not isinstance(layer.form, Merged | None)}
+        changing = {n: layer for n, layer in mixed.items() if layer.called or bool(layer.factors.B.any())}
+        check_called(changing, hint="a composition of one state for all texts: lorabank compose --mode uniform")
 
     @contextmanager
     def bare(self) -> Iterator[None]:

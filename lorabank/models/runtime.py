@@ -133,6 +133,7 @@ class Runtime:
             for rows in waves
         ]
         said = [word for answers in found for word in answers.said]
+        self.mixture.check_called()
         back = np.argsort(np.concatenate(waves))
         probabilities = np.concatenate([answers.probabilities for answers in found])
         return Answers(tuple(said[i] for i in back), probabilities[back])
@@ -151,6 +152,7 @@ class Runtime:
             )
             for rows in waves
         ]
+        self.mixture.check_called()
         back = np.argsort(np.concatenate(waves))
         likelihoods, tokens = (np.concatenate(parts)[back] for parts in zip(*found, strict=True))
         return likelihoods, tokens

@@ -81,7 +81,8 @@ class Selector(nn.Module):
 
     def attend(self, space: RankSpace, h: Tensor) -> Tensor:
         """``h [..., R]`` to the attention ``[..., K + 1]``, as `attention` gives it."""
-        scores = torch.addmm(space.offsets, h.flatten(0, -2), space.scores).view(*h.shape[:-1], -1)
+        rows = torch.addmm(space.offsets, h.reshape(-1, h.shape[-1]), space.scores)
+        scores = rows.view(*h.shape[:-1], rows.shape[-1])
         attention = torch.tanh(scores).softmax(-1)
         if self._seen is not None:
             self._seen.append(attention.detach())
@@ -151,8 +152,8 @@ class Attended:
         """
         members = self._members
         space = self._space or self._selector.rank_space(self._module, members)
-        h = F.linear(x, members.A).flatten(0, -2)
-        rows = self._selector.attend(space, h).view(h.shape[0], -1) @ self._expand
+        h = F.linear(x.reshape(-1, x.shape[-1]), members.A)
+        rows = self._selector.attend(space, h) @ self._expand
         out.view(-1, out.shape[-1]).addmm_(h * rows, members.B.T)
         return out
 

@@ -43,8 +43,10 @@ def effective_linear(x: Tensor, effective: Tensor, bias: Tensor | None, A: Tenso
     Returns:
         ``[..., d_out]``.
     """
-    out: Tensor = _EffectiveLinear.apply(x, effective, bias, A, B, scale)  # type: ignore[no-untyped-call]
-    return out
+    # The views are made outside of the function, as `lorabank.training.lora_function` does.
+    rows = x.reshape(-1, x.shape[-1])
+    out: Tensor = _EffectiveLinear.apply(rows, effective, bias, A, B, scale)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], effective.shape[0])
 
 
 def pays(layer: LoraLinear, tokens: float) -> bool:
@@ -79,21 +81,19 @@ class EffectiveWeights:
 class _EffectiveLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, effective: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float
+        ctx: Any, rows: Tensor, effective: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
         ctx.save_for_backward(rows, effective, A, B)
         ctx.scale = scale
-        return F.linear(rows, effective, bias).reshape(*x.shape[:-1], -1)
+        return F.linear(rows, effective, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, effective, A, B = ctx.saved_tensors
         of_x, _, _, of_A, of_B, _ = ctx.needs_input_grad
-        shape = gradients[0].shape
-        g = gradients[0].reshape(-1, shape[-1])
+        g = gradients[0]
         grad_A = (g @ B).mul_(ctx.scale).mT @ rows if of_A else None
         grad_B = g.mT @ (rows @ A.mT).mul_(ctx.scale) if of_B else None
-        grad_x = (g @ effective).reshape(*shape[:-1], -1) if of_x else None
+        grad_x = g @ effective if of_x else None
         return grad_x, None, None, grad_A, grad_B, None

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lorabank.core.lora import AdapterStack, LoraFactors, lora_scaling
+from lorabank.models.wrapping import WrappedLinear
 from lorabank.training.effective_weight import effective_linear
 from lorabank.training.lora_function import lora_linear
 
 
-class LoraLinear(nn.Module):
+class LoraLinear(WrappedLinear):
     """A frozen linear module with one trainable adapter: ``y = W x + b + s B A dropout(x)``.
 
     Initialised as in LoRA (arXiv 2106.09685) and PEFT: A by ``kaiming_uniform(a=sqrt(5))``, B zero.
@@ -33,8 +34,7 @@ class LoraLinear(nn.Module):
     one_weight: ClassVar[bool] = True
 
     def __init__(self, base: nn.Linear, r: int, scaling: float, dropout: float) -> None:
-        super().__init__()
-        self.base = base.requires_grad_(False)
+        super().__init__(base.requires_grad_(False))
         self.scaling = scaling
         self.dropout = dropout
         self.effective: Tensor | None = None
@@ -43,13 +43,9 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, device=device, dtype=torch.float32))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
-    @property
-    def weight(self) -> Tensor:
-        """The base module's weight, which some models ask for (T5's feed-forward its dtype)."""
-        return self.base.weight
-
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
+        self._mark_called()
         if self.effective is not None:
             return effective_linear(x, self.effective, self.base.bias, self.lora_A, self.lora_B, self.scaling)
         p = self.dropout if self.training else 0.0
@@ -98,10 +94,13 @@ def attach_adapter(
 def fold(model: nn.Module, stack: AdapterStack) -> None:
     """Add the sum of all stacked delta weights to the model's weights, so that the past costs no forward time.
 
-    For the in-memory copy that is trained and thrown away: there is no way back.
+    For the in-memory copy that is trained and thrown away: there is no way back. A weight that several modules share
+    (Zamba's blocks) changes in those that the stack names alone.
     """
     weights = torch.ones(len(stack.names))
     for name, factors in stack.modules.items():
-        weight = model.get_submodule(name).weight
+        module = model.get_submodule(name)
+        weight = module.weight
         assert isinstance(weight, Tensor)
-        weight.copy_((weight.float() + factors.delta(weights.to(factors.A.device)).to(weight.device)).to(weight.dtype))
+        folded = weight.float() + factors.delta(weights.to(factors.A.device)).to(weight.device)
+        module.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=weight.requires_grad)

@@ -52,8 +52,10 @@ def lora_linear(
     Returns:
         ``[..., d_out]``, in autocast's dtype or W's.
     """
-    out: Tensor = _LoraLinear.apply(x, weight, bias, A, B, scale, _rounded(p))  # type: ignore[no-untyped-call]
-    return out
+    # A view made inside the function could not be changed in place, which models do with a linear layer's output.
+    rows = x.reshape(-1, x.shape[-1])
+    out: Tensor = _LoraLinear.apply(rows, weight, bias, A, B, scale, _rounded(p))  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], weight.shape[0])
 
 
 def keep_mask(rows: Tensor, p: float) -> Tensor:
@@ -71,26 +73,24 @@ def keep_mask(rows: Tensor, p: float) -> Tensor:
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float, p: float
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float, p: float
     ) -> Tensor:
-        wide, thin = _dtypes(x.device.type, weight, A)
+        wide, thin = _dtypes(rows.device.type, weight, A)
         ctx.wide, ctx.thin, ctx.c = wide, thin, scale / (1 - p)
-        rows = x.reshape(-1, x.shape[-1])
         mask = keep_mask(rows, p) if p > 0 else None
         y = F.linear(rows.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
         h = _kept(rows, mask, thin) @ A.to(thin).mT
         h *= ctx.c
         _add_product(y, h, B.to(thin).mT)
         ctx.save_for_backward(rows, weight, A, B, mask, h if ctx.needs_input_grad[4] else None)
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, A, B, mask, h = ctx.saved_tensors
         of_x, _, _, of_A, of_B, _, _ = ctx.needs_input_grad
-        shape = gradients[0].shape
-        g = gradients[0].reshape(-1, shape[-1])
+        g = gradients[0]
         grad_x = grad_A = grad_B = None
         if of_x or of_A:
             u = g.to(ctx.thin) @ B.to(ctx.thin)
@@ -105,7 +105,7 @@ class _LoraLinear(torch.autograd.Function):
                 _add_product(grad_x, u, A.to(ctx.thin))
             else:
                 grad_x += (u @ A.to(ctx.thin)).mul_(mask)
-            grad_x = grad_x.to(rows.dtype).reshape(*shape[:-1], -1)
+            grad_x = grad_x.to(rows.dtype)
         return grad_x, None, None, grad_A, grad_B, None, None
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lorabank.core.lora import AdapterStack, StackedFactors, lora_scaling
 from lorabank.models.selector import Selector
+from lorabank.models.wrapping import WrappedLinear
 from lorabank.training.layer import LoraLinear
 from lorabank.training.penalties.base import FactorGroup
 
@@ -67,6 +68,7 @@ class AttendedLoraLinear(LoraLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
+        self._mark_called()
         dropped = F.dropout(x, self.dropout, self.training).to(self.lora_A.dtype)
         h = torch.cat([F.linear(x.to(self._earlier.A.dtype), self._earlier.A), F.linear(dropped, self.lora_A)], -1)
         factors = StackedFactors(
@@ -79,7 +81,7 @@ class AttendedLoraLinear(LoraLinear):
         return out + _attended(self._selector[0], self._name, factors, h).to(out.dtype)
 
 
-class AttendedLinear(nn.Module):
+class AttendedLinear(WrappedLinear):
     """A module that earlier adapters change and the new one does not: attention over frozen adapters alone.
 
     Args:
@@ -90,19 +92,14 @@ class AttendedLinear(nn.Module):
     """
 
     def __init__(self, name: str, base: nn.Linear, earlier: StackedFactors, selector: Selector) -> None:
-        super().__init__()
-        self.base = base.requires_grad_(False)
+        super().__init__(base.requires_grad_(False))
         self._name = name
         self._earlier = earlier
         self._selector = (selector,)
 
-    @property
-    def weight(self) -> Tensor:
-        """The base module's weight, which some models ask for (T5's feed-forward its dtype)."""
-        return self.base.weight
-
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
+        self._mark_called()
         h = F.linear(x.to(self._earlier.A.dtype), self._earlier.A)
         out: Tensor = self.base(x)
         return out + _attended(self._selector[0], self._name, self._earlier, h).to(out.dtype)

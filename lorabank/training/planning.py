@@ -19,9 +19,9 @@ from lorabank.models.loading import (
     input_limit,
     load_tokenizer,
     quiet_transformers,
-    resolve_target_modules,
 )
 from lorabank.models.resolving import locate_base
+from lorabank.models.targets import find_targets
 from lorabank.models.task_types import TaskType
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.strategies.base import Strategy
@@ -52,11 +52,13 @@ class AdapterPlan:
 
     Attributes:
         target_modules: Full names of the modules that it changes.
+        left_out: What is said about modules that were meant and cannot be changed; None where there are none.
         parameters: Trainable parameters, with the head's.
         max_length: Tokens of a text: what was asked for, or the model's limit.
     """
 
     target_modules: tuple[str, ...]
+    left_out: str | None
     parameters: int
     max_length: int
 
@@ -66,12 +68,13 @@ def plan_adapter(base: BaseModelRecord, config: TrainConfig, labels: int) -> Ada
     model = _shapes(base)
     task_type: TaskType = plugins.load(plugins.TASK_TYPES, base.task_type, "task type")()
     head_modules = find_head_modules(model, set(), base.name) if task_type.has_head else ()
-    targets = resolve_target_modules(model, config.target_modules, head_modules, config.first_layer)
-    shapes = [model.get_parameter(f"{name}.weight").shape for name in targets]
+    targets = find_targets(model, config.target_modules, head_modules, config.first_layer)
+    shapes = [model.get_parameter(f"{name}.weight").shape for name in targets.names]
     adapter = sum(config.r * (d_out + d_in) for d_out, d_in in shapes)
     head = build_head(model, head_modules, labels, config.seed).state() if task_type.has_head else {}
     return AdapterPlan(
-        target_modules=targets,
+        target_modules=targets.names,
+        left_out=targets.notice,
         parameters=adapter + sum(tensor.numel() for tensor in head.values()),
         max_length=min(config.max_length, input_limit(model, load_tokenizer(base)) or config.max_length),
     )

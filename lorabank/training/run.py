@@ -21,9 +21,11 @@ from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.observer import Observer
 from lorabank.core.seeding import seed_everything
 from lorabank.models.heads import Head, build_head, put_head
-from lorabank.models.loading import LoadedBase, load_base, resolve_device, resolve_target_modules
+from lorabank.models.loading import LoadedBase, load_base, resolve_device
+from lorabank.models.targets import find_targets
 from lorabank.models.task_types import Examples, TaskType
 from lorabank.models.text_answers import check_answer_length
+from lorabank.models.wrapping import check_called
 from lorabank.training.checkpoints import newest_checkpoint
 from lorabank.training.effective_weight import EffectiveWeights
 from lorabank.training.groups import GroupedFactors
@@ -56,7 +58,10 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     if not base.head_modules and not job.labels and any(job.texts):
         check_answer_length(config.max_new_tokens, base.max_length)
     task, own = _set_up(job, base)
-    targets = resolve_target_modules(base.model, config.target_modules, base.head_modules, config.first_layer)
+    found = find_targets(base.model, config.target_modules, base.head_modules, config.first_layer)
+    targets = found.names
+    if found.notice:
+        observer.notice(found.notice)
     rows = _encoded(job, base.tokenizer, max_length, observer)
     start = Start(
         model=base.model,
@@ -228,10 +233,16 @@ def _trainer(
         task_loss=task.loss,
         penalties=penalties,
         groups=groups,
-        after_step=begun.after_step,
+        after_step=partial(_after_step, begun),
         refresh=EffectiveWeights(begun.layers.values(), tokens),
         observer=observer,
     )
+
+
+def _after_step(begun: Begun) -> None:
+    check_called(begun.layers, hint="--target-modules without it")
+    if begun.after_step is not None:
+        begun.after_step()
 
 
 def _factors(layers: Mapping[str, LoraLinear]) -> LoraFactors:

@@ -22,6 +22,8 @@ class TaskPlan:
         context: Tasks whose adapters stay active, frozen.
         penalty: Weight of each penalty.
         bank_exists: False when the bank would be made first.
+        modules_left_out: What is said about modules that ``target_modules`` means and that cannot be adapted; None
+            where there are none.
     """
 
     name: str
@@ -39,6 +41,7 @@ class TaskPlan:
     context: tuple[str, ...]
     penalty: dict[str, float]
     bank_exists: bool
+    modules_left_out: str | None
 
 
 @dataclass(frozen=True)

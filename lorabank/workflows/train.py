@@ -81,6 +81,7 @@ def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig
         context=tuple(names[digest] for digest in strategy.context(earlier) if digest in names),
         penalty=penalties,
         bank_exists=exists,
+        modules_left_out=adapter.left_out,
     )
 
 

@@ -33,6 +33,7 @@ PLAN = TaskPlan(
     context=("sentiment",),
     penalty={"orthogonal": 0.5},
     bank_exists=True,
+    modules_left_out=None,
 )
 
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 import transformers
 from torch import nn
 
 from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.models.loading import describe_base, load_base, resolve_base
-from lorabank.models.targets import resolve_target_modules
+from lorabank.models.targets import find_targets, resolve_target_modules
 
 QUERY_VALUE = {
     "bert": ["bert.encoder.layer.{}.attention.self.query", "bert.encoder.layer.{}.attention.self.value"],
@@ -172,3 +175,93 @@ def test_no_layer_is_left(make_base, spec: str, first_layer: int, problem: str) 
     with pytest.raises(ConfigError, match=problem) as caught:
         resolve_target_modules(base.model, spec, base.head_modules, first_layer)
     assert caught.value.hint == "--first-layer 1"
+
+
+# --------------------------------------------------------------------------------- layers that get no adapter
+
+
+class Router(nn.Linear):
+    """Llama 4's and PhiMoE's routers return two tensors."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        scores = super().forward(x)
+        return scores, scores.sigmoid()
+
+
+class Grouped(nn.Linear):
+    """One tensor of the right shape, and another function of the input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.flip(-1))
+
+
+class Spelled(nn.Linear):
+    """Falcon writes the product out."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = x @ self.weight.T
+        return out if self.bias is None else out + self.bias
+
+
+class Body(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.spelled = nn.Linear(4, 4), Spelled(4, 4, bias=False)
+        self.router, self.grouped = Router(4, 4), Grouped(4, 4)
+        self.replaced = nn.Linear(4, 4)
+        self.replaced.forward = lambda x: x  # type: ignore[method-assign]
+        self.fused, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.config = SimpleNamespace(is_encoder_decoder=False)
+
+    @property
+    def base_model(self) -> Body:
+        return self
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.plain(self.spelled(input_ids[..., None].expand(-1, -1, 4).to(self.plain.weight.dtype)))
+        return x @ self.fused.weight.T
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_layers_that_an_adapter_cannot_stand_on_are_left_out_and_named(device: str) -> None:
+    model = Body().to(device)
+    before, state = dict(model.named_modules()), torch.get_rng_state()
+    found = find_targets(model, "all-linear", ())
+    assert found.names == ("plain", "spelled", "unused")
+    assert set(found.left_out) == {"router", "grouped", "replaced", "fused"}
+    assert found.notice.startswith("4 modules get no adapter: router (Router is no plain torch.nn.Linear); ")
+    assert "fused (the model's code reads its weight and never calls it)" in found.notice
+    assert dict(model.named_modules()) == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert find_targets(model, "plain,unused", ()).notice is None
+
+
+@pytest.mark.parametrize("name", ["router", "grouped", "fused"])
+def test_a_name_that_means_only_such_layers_is_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(IncompatibleError, match=rf"target_modules {name} cannot be adapted: {name} \(") as error:
+        find_targets(Body(), f"plain,{name}", ())
+    assert error.value.hint == "--target-modules with some of: plain, spelled, unused"
+
+
+def test_a_model_without_linear_layers_says_what_it_has() -> None:
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.GPT2Config(n_layer=1, n_embd=8, n_head=1))
+    with pytest.raises(IncompatibleError, match=r"outside its head: transformer\.h\.0\.attn\.c_attn and others"):
+        find_targets(model, "auto", ())
+
+
+def test_falcon_spells_its_product_out_and_is_adapted() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.FalconConfig(**sizes))
+    found = find_targets(model, "auto", ())
+    assert found.names == ("transformer.h.0.self_attention.query_key_value",)
+
+
+def test_mambas_step_sizes_are_computed_past_their_layer() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "vocab_size": 8}
+    with torch.device("meta"):
+        planned = transformers.AutoModelForCausalLM.from_config(transformers.MambaConfig(**sizes))
+    model = transformers.AutoModelForCausalLM.from_config(transformers.MambaConfig(**sizes))
+    found, expected = find_targets(planned, "all-linear", ()), find_targets(model, "all-linear", ())
+    assert found == expected
+    assert set(found.left_out) == {"backbone.layers.0.mixer.dt_proj"}
