@@ -15,14 +15,17 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from lorabank.bank.connections import connect_to_copy
 from lorabank.bank.copies import next_copy, rotate
 from lorabank.bank.database import connect
+from lorabank.bank.definitions import read_revision
 from lorabank.bank.failures import database_error, reported
 from lorabank.bank.fetching import Brought, bring
+from lorabank.bank.judging import judge_database
 from lorabank.bank.layout import ENTRIES, Layout
 from lorabank.bank.live import changed_rows, live_files
 from lorabank.bank.locks import bank_lock
-from lorabank.bank.reading import read_manifest, read_revision
+from lorabank.bank.reading import read_manifest
 from lorabank.bank.store import check_space, sync_folder
 from lorabank.core.errors import ConfigError, DamagedError, ExistsError, IncompatibleError, LorabankError, StorageError
 
@@ -126,7 +129,7 @@ def draft_of(layout: Layout, database: Path) -> Iterator[Path]:
     Raises:
         DamagedError: The database is not sound.
     """
-    check_space(layout.root, database.stat().st_size)
+    check_space(layout.root, judge_database(database))
     folder = layout.staging(os.urandom(16).hex())
     folder.mkdir(mode=0o700)
     draft = folder / "bank.db"
@@ -150,11 +153,9 @@ def draft_of(layout: Layout, database: Path) -> Iterator[Path]:
 
 
 def open_copy(path: Path) -> sqlite3.Connection:
-    """A connection that reads a database nobody writes, with settings against one that somebody else prepared."""
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
+    """A connection that reads a database nobody writes, after its schema was compared."""
+    connection = connect_to_copy(path)
     connection.row_factory = sqlite3.Row
-    for setting in ("query_only = ON", "trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
-        connection.execute(f"PRAGMA {setting}")
     return connection
 
 

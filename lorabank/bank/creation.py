@@ -9,8 +9,10 @@ from contextlib import closing
 from pathlib import Path
 
 from lorabank import __version__
-from lorabank.bank.database import create_database, now
+from lorabank.bank.database import connect, create_database, now
+from lorabank.bank.definitions import schema_revision
 from lorabank.bank.failures import reported
+from lorabank.bank.judging import check_length
 from lorabank.bank.layout import DATABASE_FILES, ENTRIES, FORMAT, Layout
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.rows import base_model_row, sealed
@@ -22,6 +24,7 @@ from lorabank.core.records import BaseModelRecord
 def create(layout: Layout, base: BaseModelRecord) -> str:
     """Make a bank and return its id; see ``Bank.create``."""
     with reported(layout.root, unchanged="no bank was made"):
+        check_length(layout.database)
         _refuse_other_content(layout.root)
         layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with bank_lock(layout.lock, exclusive=True):
@@ -55,19 +58,24 @@ def _refuse_other_content(root: Path) -> None:
 
 def _clear_unfinished(layout: Layout) -> None:
     """Delete the database of a creation that was cut off: it has no tasks, or it was no such thing."""
-    if layout.database.exists():
-        try:
-            with closing(sqlite3.connect(layout.database)) as connection:
-                tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
-                used = "tasks" in tables and connection.execute("SELECT count(*) FROM tasks").fetchone()[0]
-        except sqlite3.DatabaseError:
-            used = True
-        if used:
-            raise DamagedError(
-                f"bank {layout.root} holds tasks, but bank.json is missing", unchanged="nothing was changed"
-            )
+    if os.path.lexists(layout.database) and _is_used(layout):
+        raise DamagedError(
+            f"bank {layout.root} holds tasks, but bank.json is missing", unchanged="nothing was changed"
+        )
     for name in DATABASE_FILES:
         (layout.root / name).unlink(missing_ok=True)
+
+
+def _is_used(layout: Layout) -> bool:
+    """Whether a database may hold what somebody needs; what it has besides lorabank's tables is refused."""
+    try:
+        with closing(connect(layout.database, foreign_keys=False, new=True)) as connection:
+            if connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
+                return False
+            schema_revision(connection, layout.database)
+            return connection.execute("SELECT 1 FROM tasks").fetchone() is not None
+    except sqlite3.DatabaseError:
+        return True
 
 
 def _write_manifest(layout: Layout, content: dict[str, object]) -> None:

@@ -15,19 +15,13 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorabank.bank.connections import BUSY_SECONDS, connect_to_read, connect_to_write
+from lorabank.bank.definitions import APPLICATION_ID, REVISIONS, newer_schema, read_revision, schema_revision
 from lorabank.bank.failures import database_error, reported
 from lorabank.bank.filesystem import network_filesystem
 from lorabank.bank.layout import Layout
 from lorabank.bank.locks import LEASE, bank_lock, host_name
-from lorabank.bank.reading import (
-    APPLICATION_ID,
-    REVISIONS,
-    newer_schema,
-    read_manifest,
-    read_operations,
-    read_revision,
-    refuse_foreign,
-)
+from lorabank.bank.reading import read_manifest, read_operations
 from lorabank.bank.store import sync_folder
 from lorabank.core.errors import BusyError, DamagedError, IncompatibleError, LorabankError, StorageError
 from lorabank.core.records import OperationRecord
@@ -35,8 +29,6 @@ from lorabank.core.records import OperationRecord
 if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection, Engine
-
-BUSY_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +63,7 @@ def writing(layout: Layout, *, unchanged: str = "the bank was not changed") -> I
     with reported(layout.root, unchanged=unchanged), _engine(layout.database).begin() as connection:
         revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         if revision != REVISIONS[-1]:
-            raise newer_schema(layout, revision)
+            raise newer_schema(layout.database, str(revision))
         yield connection
 
 
@@ -81,11 +73,11 @@ def create_database(layout: Layout, first_rows: dict[str, dict[str, Any]]) -> No
     The caller holds the exclusive lock.
     """
     os.close(os.open(layout.database, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-    with closing(sqlite3.connect(layout.database, isolation_level=None)) as connection:
+    with closing(connect(layout.database, foreign_keys=False, new=True)) as connection:
         _choose_journal(connection, layout.database)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    with _engine(layout.database, foreign_keys=False).begin() as connection:
-        _migrate(connection)
+    with _engine(layout.database, foreign_keys=False, new=True).begin() as connection:
+        _migrate(connection, layout.database)
         from lorabank.bank.schema import metadata
 
         for table, row in first_rows.items():
@@ -125,7 +117,7 @@ def upgrade_database(path: Path | str, *, dry_run: bool = False) -> UpgradeResul
         backup = back_up(layout)
         with _engine(layout.database, foreign_keys=False).begin() as connection:
             try:
-                _migrate(connection)
+                _migrate(connection, layout.database)
             except LorabankError:
                 raise
             except Exception as error:
@@ -154,7 +146,7 @@ def script_location() -> Path:
     return Path(str(resources.files("lorabank_migrations")))
 
 
-def _migrate(connection: Connection) -> None:
+def _migrate(connection: Connection, database: Path) -> None:
     """Run all missing revisions in the caller's transaction and check what they left."""
     from alembic import command
 
@@ -164,14 +156,18 @@ def _migrate(connection: Connection) -> None:
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
     if broken:
         raise DamagedError(f"after the migrations {len(broken)} rows refer to rows that are not there")
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    if (revision := schema_revision(driver, database)) != REVISIONS[-1]:
+        raise IncompatibleError(f"the migrations ended with schema {revision}, not with {REVISIONS[-1]}")
 
 
-def _engine(database: Path, *, foreign_keys: bool = True) -> Engine:
+def _engine(database: Path, *, foreign_keys: bool = True, new: bool = False) -> Engine:
     """An engine whose every transaction is ``BEGIN IMMEDIATE``; no pool, so that it is safe after a fork."""
     from sqlalchemy import create_engine, event
     from sqlalchemy.pool import NullPool
 
-    engine = create_engine("sqlite://", creator=lambda: _for_writing(database, foreign_keys), poolclass=NullPool)
+    engine = create_engine("sqlite://", creator=lambda: _for_writing(database, foreign_keys, new), poolclass=NullPool)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -180,8 +176,8 @@ def _engine(database: Path, *, foreign_keys: bool = True) -> Engine:
     return engine
 
 
-def _for_writing(database: Path, foreign_keys: bool) -> sqlite3.Connection:
-    connection = connect(database, foreign_keys)
+def _for_writing(database: Path, foreign_keys: bool, new: bool) -> sqlite3.Connection:
+    connection = connect(database, foreign_keys, new=new)
     try:
         _choose_journal(connection, database)
     except Exception:
@@ -200,40 +196,26 @@ def _choose_journal(connection: sqlite3.Connection, database: Path) -> None:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
 
 
-def connect(database: Path, foreign_keys: bool) -> sqlite3.Connection:
-    """A driver connection that never opens a transaction by itself (its own rules leave DDL outside)."""
-    address = f"{database.absolute().as_uri()}?mode=rw"
-    connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=BUSY_SECONDS)
-    try:
-        for setting in (
-            "synchronous = FULL",
-            f"foreign_keys = {'ON' if foreign_keys else 'OFF'}",
-            "trusted_schema = OFF",
-            "cell_size_check = ON",
-            "mmap_size = 0",
-        ):
-            connection.execute(f"PRAGMA {setting}")
-        if connection.execute("PRAGMA foreign_keys").fetchone()[0] != int(foreign_keys):
-            raise sqlite3.DatabaseError("this build of SQLite cannot enforce foreign keys")
-    except Exception:
+def connect(database: Path, foreign_keys: bool, *, new: bool = False) -> sqlite3.Connection:
+    """A driver connection with the settings that writing needs; see ``connect_to_write``."""
+    settings = ("PRAGMA synchronous = FULL", f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
+    connection = connect_to_write(database, settings, new=new)
+    if connection.execute("PRAGMA foreign_keys").fetchone()[0] != int(foreign_keys):
         connection.close()
-        raise
+        raise sqlite3.DatabaseError("this build of SQLite cannot enforce foreign keys")
     return connection
 
 
 def _known_revision(layout: Layout) -> str:
-    with reported(layout.root), closing(_read_only(layout.database)) as connection:
-        refuse_foreign(connection, layout.database)  # a migration would set triggers off
+    with reported(layout.root), closing(connect_to_read(layout.database)) as connection:
         revision = read_revision(connection)
-    if revision is None:
-        raise DamagedError(f"{layout.database}: it holds no schema revision")
     if revision not in REVISIONS:
-        raise newer_schema(layout, revision)
+        raise newer_schema(layout.database, revision)
     return revision
 
 
 def _refuse_live_operations(layout: Layout) -> None:
-    with closing(_read_only(layout.database)) as connection:
+    with closing(connect_to_read(layout.database)) as connection:
         connection.row_factory = sqlite3.Row
         for operation in read_operations(connection, layout):
             if operation.alive:
@@ -254,9 +236,3 @@ def busy(layout: Layout, operation: OperationRecord) -> BusyError:
         hint=hint,
         unchanged="the bank was not changed",
     )
-
-
-def _read_only(database: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
-    connection.execute("PRAGMA query_only = ON")
-    return connection

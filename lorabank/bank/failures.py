@@ -9,6 +9,8 @@ from pathlib import Path
 
 from lorabank.core.errors import BusyError, DamagedError, LorabankError, StorageError
 
+_UNSOUND = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA", "SQLITE_TOOBIG")
+
 
 @contextmanager
 def reported(path: Path, *, unchanged: str | None = None) -> Iterator[None]:
@@ -48,9 +50,13 @@ def database_error(error: Exception, path: Path, unchanged: str | None) -> Lorab
         return BusyError(f"{path}: another process is writing", hint="try again in a moment", unchanged=unchanged)
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")):
         return StorageError(f"{path}: {cause}", hint="lorabank doctor", unchanged=unchanged)
+    if name == "SQLITE_INTERRUPT":  # by the limit that each connection has
+        message = f"{path}: reading takes more steps than a database of this size can need"
+        return DamagedError(message, hint="lorabank verify --full", unchanged=unchanged)
     unread = ("no such", "foreign key mismatch", "unsupported file format")  # a flipped bit in schema or header
     missing = name == "SQLITE_ERROR" and any(words in str(cause) for words in unread)
     undecodable = not name and "decode" in str(cause)  # sqlite3's own message for text that is not UTF-8
-    if missing or undecodable or name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA")):
-        return DamagedError(f"{path}: {cause}", hint="lorabank verify --full", unchanged=unchanged)
+    if missing or undecodable or name.startswith(_UNSOUND):
+        other = "not the tables of lorabank: " if "malformed database schema" in str(cause) else ""
+        return DamagedError(f"{path}: {other}{cause}", hint="lorabank verify --full", unchanged=unchanged)
     return None

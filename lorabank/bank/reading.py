@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import closing, contextmanager
 from typing import Any, Literal
 
+from lorabank.bank.connections import connect_to_read
+from lorabank.bank.definitions import REVISIONS, newer_schema, read_revision
 from lorabank.bank.failures import reported
 from lorabank.bank.layout import FORMAT, Layout
 from lorabank.bank.plain import open_plain
 from lorabank.bank.rows import (
-    CHANGING,
-    IMMUTABLE,
-    INDEXES,
-    SCHEMA,
     adapter_record,
     base_model_record,
     composition_record,
@@ -28,12 +25,6 @@ from lorabank.bank.rows import (
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.errors import DamagedError, IncompatibleError, NotFoundError, StorageError
 from lorabank.core.records import AdapterRecord, CompositionRecord, EvaluationRecord, OperationRecord
-
-APPLICATION_ID = 0x4C6F5242
-"""``LoRB``, in the header of ``bank.db``."""
-
-REVISIONS = ("0001", "0002", "0003")
-"""Schema revisions that this version knows, oldest first; the last is the head of the migrations."""
 
 
 def read_manifest(layout: Layout) -> dict[str, Any]:
@@ -80,66 +71,13 @@ def reading(layout: Layout) -> Iterator[sqlite3.Connection]:
         IncompatibleError: The schema is newer or older than this version's.
         DamagedError: It is not the database of a bank.
     """
-    with reported(layout.root):
-        connection = _connect(layout)
-        try:
-            connection.row_factory = sqlite3.Row
-            connection.execute("BEGIN")
-            _check_schema(connection, layout)
-            yield connection
-        finally:
-            connection.close()
+    with reported(layout.root), closing(connect_to_read(layout.database)) as connection:
+        connection.row_factory = sqlite3.Row
+        _refuse_other_schema(read_revision(connection), layout)
+        yield connection
 
 
-def _connect(layout: Layout) -> sqlite3.Connection:
-    """A connection that cannot write.
-
-    The mode is ``rw`` because SQLite removes the ``-wal`` and ``-shm`` files that reading makes only then; on a full
-    disk or a read-only medium it cannot make them, and without a ``-wal`` the file alone is the whole truth.
-    """
-    if layout.database.is_symlink():
-        raise DamagedError(f"bank {layout.root}: bank.db is a link, which is not followed", hint="lorabank verify")
-    if not layout.database.is_file():
-        raise DamagedError(f"bank {layout.root}: bank.db is missing", hint="lorabank verify")
-    address = layout.database.absolute().as_uri()
-    try:
-        return _hardened(f"{address}?mode=rw")
-    except sqlite3.OperationalError:
-        log = layout.database.with_name("bank.db-wal")
-        if log.exists() and log.stat().st_size:
-            raise
-        return _hardened(f"{address}?mode=ro&immutable=1")
-
-
-def _hardened(address: str) -> sqlite3.Connection:
-    """A connection with settings against a database that somebody else prepared."""
-    connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=30)
-    try:
-        for setting in ("query_only = ON", "trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
-            connection.execute(f"PRAGMA {setting}")
-        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-    except Exception:
-        connection.close()
-        raise
-    return connection
-
-
-def read_revision(connection: sqlite3.Connection) -> str | None:
-    """The schema revision of a database, None before the first migration."""
-    try:
-        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    except sqlite3.OperationalError as error:
-        if "no such table" in str(error):
-            return None
-        raise  # a full disk is no missing revision
-    return str(row[0]) if row else None
-
-
-def _check_schema(connection: sqlite3.Connection, layout: Layout) -> None:
-    refuse_foreign(connection, layout.database)
-    revision = read_revision(connection)
-    if revision == SCHEMA and (found := _other_schema(connection)):
-        raise DamagedError(f"{layout.database}: not the tables of lorabank ({found[:80]!r})", hint="lorabank doctor")
+def _refuse_other_schema(revision: str, layout: Layout) -> None:
     if revision == REVISIONS[-1]:
         return
     if revision in REVISIONS:
@@ -148,58 +86,7 @@ def _check_schema(connection: sqlite3.Connection, layout: Layout) -> None:
             hint="lorabank db upgrade",
             unchanged="the bank was not changed",
         )
-    raise newer_schema(layout, revision)
-
-
-def refuse_foreign(connection: sqlite3.Connection, database: Path) -> None:
-    """Refuse a database that is not one of lorabank, or in which somebody left what would run by itself.
-
-    Raises:
-        DamagedError: Naming the trigger or view.
-    """
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    foreign = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone()
-    if application != APPLICATION_ID or foreign:
-        raise DamagedError(
-            f"{database}: not a database of lorabank"
-            + (f" (it holds the trigger or view {foreign[0][:80]!r})" if foreign else ""),
-            unchanged="the bank was not changed",
-        )
-
-
-def _other_schema(connection: sqlite3.Connection) -> str | None:
-    """A table, column or index that is not in the schema, or lacks; None when it is the schema.
-
-    By names and not by the text of the definitions, which depends on the version of SQLAlchemy that wrote it. A column
-    that is computed (``hidden``) or has a default would let a prepared bank say what no row holds.
-    """
-    expected = {("alembic_version", "version_num")}
-    for table, columns in IMMUTABLE.items():
-        expected.update((table, column) for column in (*columns, *CHANGING.get(table, ()), "row_digest"))
-    expected.update((name, "(index)") for name in INDEXES)
-    query = (
-        "SELECT tables.name, columns.name, columns.hidden OR columns.dflt_value IS NOT NULL OR tables.rootpage = 0 "
-        "FROM sqlite_master AS tables JOIN pragma_table_xinfo(tables.name) AS columns WHERE tables.type = 'table' "
-        "AND tables.name NOT LIKE 'sqlite_%' UNION ALL SELECT name, '(index)', 0 FROM sqlite_master "
-        "WHERE type = 'index' AND name NOT LIKE 'sqlite_%'"
-    )
-    found = set()
-    for table, column, odd in connection.execute(query):
-        if odd:
-            return f"{table}.{column}"
-        found.add((str(table), str(column)))  # a flipped bit makes bytes of a name
-    different = min(found ^ expected, default=None)
-    return None if different is None else ".".join(different)
-
-
-def newer_schema(layout: Layout, revision: str | None) -> IncompatibleError:
-    """The refusal of a database that a newer version wrote."""
-    return IncompatibleError(
-        f"bank {layout.root} has schema {str(revision)[:40]!r}, which this lorabank does not know (it knows up to "
-        f"{REVISIONS[-1]}): a newer version wrote it",
-        hint="pip install --upgrade lorabank",
-        unchanged="the bank was not changed",
-    )
+    raise newer_schema(layout.database, revision)
 
 
 def read_snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:

@@ -18,14 +18,7 @@ from lorabank.bank.fetching import bring
 from lorabank.bank.layout import DATABASE_FILES, ENTRIES, Layout
 from lorabank.bank.live import LiveFiles, live_files
 from lorabank.bank.locks import bank_lock
-from lorabank.bank.reading import (
-    REVISIONS,
-    newer_schema,
-    read_manifest,
-    read_operations,
-    read_revision,
-    refuse_foreign,
-)
+from lorabank.bank.reading import read_manifest, read_operations
 from lorabank.bank.store import adapter_problems, blob_problems, sync_folder
 from lorabank.core.errors import DamagedError, ExistsError, IncompatibleError, LorabankError, NotFoundError
 
@@ -73,7 +66,7 @@ def restore(layout: Layout, backup: Path, *, incomplete: bool, dry_run: bool) ->
         before = _present(layout)
         draft = stack.enter_context(draft_of(layout, origin.database if origin else backup))
         with closing(open_copy(draft)) as copy:
-            _check_copy(copy, layout, backup, identifier)
+            _check_copy(copy, backup, identifier)
             live, after = live_files(copy), task_names(copy)
         missing = () if origin else _missing(layout, live)
         if missing and not incomplete:
@@ -126,18 +119,13 @@ def _check_place(layout: Layout, identifier: str) -> None:
         )
 
 
-def _check_copy(copy: sqlite3.Connection, layout: Layout, backup: Path, identifier: str) -> None:
-    """That it is a database of this bank which this version knows; pages and rows were checked when it was read."""
-    revision, row = read_revision(copy), None
-    with suppress(sqlite3.OperationalError):
-        row = copy.execute("SELECT bank_id FROM bank").fetchone()
-    refuse_foreign(copy, backup)
+def _check_copy(copy: sqlite3.Connection, backup: Path, identifier: str) -> None:
+    """That it is a database of this bank; its schema, pages and rows were checked when it was read."""
+    row = copy.execute("SELECT bank_id FROM bank").fetchone()
     if row is None:
         raise DamagedError(f"{backup}: not a database of lorabank", unchanged=UNCHANGED)
     if row[0] != identifier:
         raise IncompatibleError(f"{backup} is a copy of another bank ({row[0][:12]})", unchanged=UNCHANGED)
-    if revision not in REVISIONS:
-        raise newer_schema(layout, revision)
 
 
 def _bring(layout: Layout, live: LiveFiles, origin: Layout, dry_run: bool) -> tuple[str, ...]:

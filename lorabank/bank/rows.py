@@ -60,10 +60,6 @@ CHANGING: dict[str, tuple[str, ...]] = {
 }
 """Table to the columns that change, and that no digest covers."""
 
-INDEXES = frozenset(("ix_adapters_digest", "uq_compositions_live_name", "uq_tasks_live_name"))
-SCHEMA = "0003"
-"""The schema revision whose tables and indexes these are."""
-
 
 def canonical(value: Any) -> str:
     """JSON text that depends on the value alone: sorted keys, no spaces, ASCII.

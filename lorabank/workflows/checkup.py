@@ -106,7 +106,7 @@ def _examined(path: Path, full: bool) -> tuple[list[tuple[str, str]], list[Findi
         facts.append(("bank state", error.message + (f" ({error.hint})" if error.hint else "")))
         cure = "lorabank doctor --repair, or: lorabank restore BACKUP"
         return facts, [Finding("database", "bank", error.message, cure)] if isinstance(error, DamagedError) else []
-    from lorabank.bank.reading import REVISIONS
+    from lorabank.bank.definitions import REVISIONS
 
     findings = bank.verify(full=full)
     found = len(findings)

@@ -96,13 +96,13 @@ MUTANTS = (
          'driver_sql("BEGIN IMMEDIATE")', 'driver_sql("BEGIN")', "F8"),
     # each pragma
     _one("synchronous = NORMAL", "bank.database:connect", "synchronous = FULL", "synchronous = NORMAL", "F6", "F5"),
-    _one("no busy timeout", "bank.database:connect", "timeout=BUSY_SECONDS", "timeout=0", "F8"),
+    _one("no busy timeout", "bank.connections:_connected", "timeout=BUSY_SECONDS", "timeout=0", "F8"),
     Mutant("foreign keys off", "bank.database:connect",
            (("{'ON' if foreign_keys else 'OFF'}", "OFF"), ("!= int(foreign_keys)", "== 7")), ("F10",)),
     # each check
     _one("verify does not hash", "bank.store:blob_problems", "full and hash_file", "False and hash_file", "F9", "F10"),
-    _one("a link in place of the database is followed", "bank.reading:_connect",
-         "layout.database.is_symlink()", "False", "F10"),
+    _one("a link in place of the database is followed", "bank.judging:_judged",
+         "os.lstat(path)", "os.stat(path)", "F10"),
     _one("a pipe is waited for", "bank.plain:open_plain", " | os.O_NONBLOCK", "", "F10"),
     _one("rows are not compared with their digest", "bank.live:_is_unchanged", "try:", "try:\n        return True",
          "F9"),

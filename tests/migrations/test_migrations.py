@@ -12,19 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from lorabank.bank import database, reading
+from lorabank.bank import database, definitions, reading
 from lorabank.bank.bank import Bank
 from lorabank.bank.database import alembic_config, script_location, upgrade_database
 from lorabank.bank.locks import bank_lock
-from lorabank.bank.rows import CHANGING, IMMUTABLE, INDEXES, SCHEMA
+from lorabank.bank.rows import CHANGING, IMMUTABLE
 from lorabank.bank.schema import metadata
 from lorabank.core.errors import BusyError, DamagedError, IncompatibleError, NotFoundError
 from lorabank.core.records import BaseModelRecord
+from tests.migrations.schemas import made_by_the_migrations, same_schema
 
 BASE = BaseModelRecord("tiny", "local", None, "c" * 64, "f" * 64, "7" * 64, "float32", "SEQ_CLS", 32, 1000)
 
-REVISIONS = reading.REVISIONS
+REVISIONS = definitions.REVISIONS
 HEAD = REVISIONS[-1]
+SCHEMAS = definitions.FOLDER
 NEXT = '''"""A schema to come."""
 
 import os
@@ -60,9 +62,14 @@ def next_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         folder = tmp_path / "later 100% release"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(script_location(), folder)
-        (folder / "versions" / "r9999_next.py").write_text(NEXT.format(head=HEAD, end=end))
         monkeypatch.setattr(database, "script_location", lambda: folder)
-        for module in (database, reading):
+        migration = folder / "versions" / "r9999_next.py"
+        migration.write_text(NEXT.format(head=HEAD, end="pass"))
+        schemas = Path(shutil.copytree(SCHEMAS, tmp_path / "schemas", dirs_exist_ok=True))
+        monkeypatch.setattr(definitions, "FOLDER", schemas)
+        (schemas / "next.sql").write_text(made_by_the_migrations("next"))
+        migration.write_text(NEXT.format(head=HEAD, end=end))
+        for module in (database, definitions, reading):
             monkeypatch.setattr(module, "REVISIONS", (*REVISIONS, "next"))
 
     return install
@@ -77,8 +84,16 @@ def test_there_is_one_head_and_the_code_knows_it():
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory.from_config(alembic_config())
-    assert scripts.get_heads() == [reading.REVISIONS[-1]]
-    assert tuple(reversed([script.revision for script in scripts.walk_revisions()])) == reading.REVISIONS
+    assert scripts.get_heads() == [HEAD]
+    assert tuple(reversed([script.revision for script in scripts.walk_revisions()])) == REVISIONS
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_the_schema_that_is_compared_is_what_the_migrations_make(revision):
+    """`python -m tests.migrations.schemas` writes it."""
+    kept = (SCHEMAS / f"{revision}.sql").read_text()
+    assert same_schema(kept, made_by_the_migrations(revision))
+    assert not same_schema(kept.replace("position > 0", "position > 1"), made_by_the_migrations(revision))
 
 
 def test_models_and_migrations_agree(bank):
@@ -121,8 +136,6 @@ def test_the_row_digest_covers_every_column_that_never_changes():
     }
     assert {table.name for table in metadata.sorted_tables} == set(IMMUTABLE)
     assert {table: set(columns) for table, columns in CHANGING.items()} == changing
-    assert {index.name for table in metadata.sorted_tables for index in table.indexes} == INDEXES
-    assert SCHEMA == HEAD
     for table in metadata.sorted_tables:
         columns = {column.name for column in table.columns}
         assert columns == {*IMMUTABLE[table.name], "row_digest", *changing.get(table.name, ())}
