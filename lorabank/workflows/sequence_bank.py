@@ -8,11 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lorabank.bank.bank import Bank
+from lorabank.core import plugins
 from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig, validate
 from lorabank.core.observer import Observer
 from lorabank.core.records import OperationRecord
 from lorabank.workflows.compose import compose
 from lorabank.workflows.evaluate import evaluate
+from lorabank.workflows.past import moved_on, past_of
 from lorabank.workflows.results import MatrixReport
 from lorabank.workflows.train import add_task
 
@@ -33,12 +35,20 @@ def interrupted(bank: Path, task: str) -> OperationRecord | None:
 def learn(bank: Path, task: str, config: TrainConfig, init: InitConfig | None, observer: Observer) -> None:
     """Add a task that is not in the bank yet.
 
-    An interrupted training with the same settings goes on, to what it would have been; one with others begins anew.
+    An interrupted training is resumed where its settings and its past are the same, to what it would have been; else
+    it begins anew.
     """
     stopped = interrupted(bank, task)
-    given = json.loads(json.dumps(asdict(validate(TrainConfig, asdict(config)))))
-    same = stopped is not None and stopped.config.get("config") == given
+    same = stopped is not None and _is_the_same(Bank.open(bank), stopped, validate(TrainConfig, asdict(config)))
     add_task(bank, task, config, init=init, resume=same, restart=stopped is not None and not same, observer=observer)
+
+
+def _is_the_same(bank: Bank, stopped: OperationRecord, config: TrainConfig) -> bool:
+    if stopped.config.get("config") != json.loads(json.dumps(asdict(config))):
+        return False
+    snapshot = bank.snapshot()
+    strategy = plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
+    return moved_on(stopped.config, past_of(snapshot, strategy, config), snapshot) is None
 
 
 def compose_and_measure(

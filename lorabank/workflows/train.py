@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.layout import check_name
-from lorabank.bank.operations import Operation
+from lorabank.bank.operations import Operation, holds_checkpoint
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core import plugins, processes
 from lorabank.core.config import InitConfig, TrainConfig, validate
-from lorabank.core.errors import ConfigError, DataError
+from lorabank.core.errors import BusyError, ConfigError, DataError, IncompatibleError
 from lorabank.core.observer import Observer, SilentObserver
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 from lorabank.data.loading import TaskData, example_row
 from lorabank.models.loading import load_base, resolve_device
 from lorabank.workflows.bases import future_base, open_or_init
+from lorabank.workflows.past import KEY, continued_by, earlier_adapters, moved_on, past_of, restart_command
 from lorabank.workflows.results import AddTaskResult, TaskPlan
 from lorabank.workflows.task_data import (
     dataset_records,
@@ -57,7 +58,7 @@ def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig
     adapter = plan_adapter(base, checked, len(data.labels))
     examples = encode_rows(base, data, adapter.max_length)
     lengths = sorted(examples.lengths)
-    earlier = _earlier(snapshot)
+    earlier = earlier_adapters(snapshot)
     names = {adapter.digest: adapter.task for adapter in earlier}
     penalties = {penalty: weight for penalty, weight, _ in resolve_penalties(checked, strategy)}
     return TaskPlan(
@@ -125,9 +126,9 @@ def add_task(
 
         def begin() -> tuple[Path, TrainConfig, TaskData]:
             bank, operation, created, (settings, data) = _reserve(
-                path, name, config, init or InitConfig(), resume=resume, restart=restart, observer=observer
+                path, name, config, init or InitConfig(), change, resume=resume, restart=restart, observer=observer
             )
-            held.append((bank, change.enter_context(operation), created))
+            held.append((bank, operation, created))
             return operation.work, settings, data
 
         work, settings, data = processes.from_main(begin)
@@ -146,12 +147,16 @@ def _reserve(
     name: str,
     config: TrainConfig | None,
     init: InitConfig,
+    change: ExitStack,
     *,
     resume: bool,
     restart: bool,
     observer: Observer,
 ) -> tuple[Bank, Operation, bool, tuple[TrainConfig, TaskData]]:
-    """The bank, the reserved name, whether the bank is new, and what is to be trained on which rows."""
+    """The bank, the reserved name, whether the bank is new, and what is to be trained on which rows.
+
+    What goes wrong after the name was reserved gives it back through ``change``.
+    """
     given = _given(path, config, init)
     if given is None and not resume:
         raise ConfigError("there is no data to train on", hint=f"lorabank add-task {name} --data FILE")
@@ -162,10 +167,18 @@ def _reserve(
     if restart:
         bank.discard(name)
     if resume:
-        operation = bank.resume("add-task", name)
+        operation = change.enter_context(bank.resume("add-task", name))
         return bank, operation, created, _same_run(bank, operation, given)
     assert given is not None
-    return bank, bank.reserve("add-task", name, _stored(*given)), created, given
+    past = _past(bank.snapshot(), given[0])
+    operation = change.enter_context(bank.reserve("add-task", name, _stored(*given, past)))
+    if _past(bank.snapshot(), given[0]) != past:  # between the look and the reservation; from here on nobody writes
+        raise BusyError(
+            "another process changed the bank meanwhile",
+            hint="the same command again",
+            unchanged="the bank was not changed",
+        )
+    return bank, operation, created, given
 
 
 def _train(
@@ -181,9 +194,8 @@ def _train(
     if snapshot.base.task_type != "SEQ_CLS":
         prompt, answer = (json.dumps(text[:_SHOWN], ensure_ascii=False) for text in example_row(data))
         observer.notice(f"rows of the form {data.form}, scored by {data.scoring}; the first: {prompt} -> {answer}")
-    earlier = _earlier(snapshot)
+    earlier = earlier_adapters(snapshot)
     strategy = plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
-    continued = earlier[-1].digest if strategy.earlier == "continued" and earlier else None
     job = TrainJob(
         base=snapshot.base,
         config=config,
@@ -196,7 +208,7 @@ def _train(
         objects=read_objects(bank, earlier, strategy),
         earlier=lambda: read_stack(bank, earlier),
         context=strategy.context(earlier),
-        continued=continued,
+        continued=continued_by(strategy, earlier),
         work=work,
         resume=resume,
     )
@@ -278,13 +290,13 @@ def commit_and_score(
     return stored, after.adapter_of(stored.name), kept, score
 
 
-def _earlier(snapshot: Snapshot | None) -> list[AdapterRecord]:
-    return [snapshot.adapter_of(task.name) for task in snapshot.tasks] if snapshot else []
+def _past(snapshot: Snapshot, config: TrainConfig) -> dict[str, Any]:
+    return past_of(snapshot, plugins.load(plugins.STRATEGIES, config.strategy, "strategy"), config)
 
 
-def _stored(config: TrainConfig, data: TaskData) -> dict[str, Any]:
-    """What a resumed run must find again: settings, and the rows they led to."""
-    return {"config": asdict(config), "train": data.train.sha256, "eval": data.eval.sha256}
+def _stored(config: TrainConfig, data: TaskData, past: dict[str, Any]) -> dict[str, Any]:
+    """What a resumed run must find again: settings, the rows they led to, and what it was begun on top of."""
+    return {"config": asdict(config), "train": data.train.sha256, "eval": data.eval.sha256, KEY: past}
 
 
 def _given(path: str | Path, config: TrainConfig | None, init: InitConfig) -> tuple[TrainConfig, TaskData] | None:
@@ -304,7 +316,7 @@ def _given(path: str | Path, config: TrainConfig | None, init: InitConfig) -> tu
 def _same_run(
     bank: Bank, operation: Operation, given: tuple[TrainConfig, TaskData] | None
 ) -> tuple[TrainConfig, TaskData]:
-    """The settings and rows of the interrupted run; settings given again must be the same."""
+    """The settings and rows of the interrupted run; settings given again must be the same, and so must the past."""
     stored = validate(TrainConfig, operation.config["config"], where="the interrupted run")
     if given:
         differ = [key for key, value in asdict(given[0]).items() if value != getattr(stored, key)]
@@ -320,6 +332,15 @@ def _same_run(
             f"{stored.data} is no longer what the interrupted run was trained on",
             unchanged="the interrupted run is still there",
             hint=f"lorabank add-task {operation.name} --data {stored.data} --restart",
+        )
+    snapshot = bank.snapshot()
+    moved = moved_on(operation.config, _past(snapshot, stored), snapshot)
+    if moved is not None:
+        kept = holds_checkpoint(operation.work)
+        raise IncompatibleError(
+            f"add-task {operation.name!r} cannot be resumed, since the bank is another one: {moved}",
+            unchanged="the interrupted run is still there" if kept else "the bank was not changed",
+            hint=restart_command(operation.name, stored, restart=kept),
         )
     return stored, data
 

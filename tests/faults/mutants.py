@@ -115,6 +115,7 @@ MUTANTS = (
          "try:", "try:\n        return True", "F9"),
     _one("resuming forgets the random state", "training.checkpoints:restore_random_state",
          'version, keys, gauss = facts["python"]', 'return\n    version = facts["python"]', "F3"),
+    _one("the past is not compared", "workflows.past:moved_on", "if then == now:", "if True:", "F17"),
     _one("merging changes the base itself", "models.mixture:MixedLoraLinear.merge_delta",
          "self.form = Merged((weight.float() + delta.to(weight.device).float()).to(weight.dtype))",
          "weight.data += delta.to(weight.dtype)", "F16"),

@@ -70,6 +70,7 @@ HARNESSES = (
     Harness("F11", "fuzzed headers, rows, configs, names", "fuzz:run", (100_000, 1_000_000, 10_000_000)),
     Harness("F13", "malicious adapters", "corpus:run", (None, None, None)),
     Harness("F16", "merge drift, same seed same bytes", "merge_drift:run", (1000, 1000, 10_000), 5),
+    Harness("F17", "SIGKILL of add-task, resumed in another past", "moved_bank:run", (24, 500, 3000), 9),
 )
 """F12, F14 and F15 are tests of their own: PYTEST below."""
 
