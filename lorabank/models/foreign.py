@@ -67,7 +67,6 @@ class ForeignAdapter:
         r: Rank of the modules that ``rank_pattern`` does not name.
         lora_alpha: The same for the numerator of the scaling.
         use_rslora: Whether the scaling is ``lora_alpha / sqrt(r)``.
-        lora_dropout: As used while training.
         target_modules: Endings of module names, all literal.
         rank_pattern: Full module name to a rank other than ``r``.
         alpha_pattern: Full module name to another ``lora_alpha``.
@@ -83,7 +82,6 @@ class ForeignAdapter:
     r: int
     lora_alpha: float
     use_rslora: bool
-    lora_dropout: float
     target_modules: tuple[str, ...]
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
@@ -110,6 +108,7 @@ def read_foreign(
     ignored = _check_plain(fields, ignore_unknown)
     r = _count(fields, "r", fields.get("r"))
     alpha = _number(fields, "lora_alpha", fields.get("lora_alpha"))
+    _number(fields, "lora_dropout", fields.get("lora_dropout", 0.0), low=0.0, high=1.0)  # training's, and long past
     rslora = fields.get("use_rslora", False)
     if type(rslora) is not bool:
         _refuse_field(fields, "use_rslora", "is neither true nor false")
@@ -144,7 +143,6 @@ def read_foreign(
         r=r,
         lora_alpha=alpha,
         use_rslora=rslora,
-        lora_dropout=_number(fields, "lora_dropout", fields.get("lora_dropout", 0.0), low=0.0, high=1.0),
         target_modules=_names(fields, "target_modules"),
         rank_pattern={module: rank for module, rank in rank_of.items() if rank != r},
         alpha_pattern={module: value for module, value in alpha_of.items() if value != alpha},

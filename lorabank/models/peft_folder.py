@@ -8,7 +8,7 @@ others.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ def adapter_files(
     lora_alpha: float,
     use_rslora: bool,
     head_modules: Sequence[str],
-    lora_dropout: float = 0.0,
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
 ) -> dict[str, bytes]:
@@ -53,7 +52,6 @@ def adapter_files(
         lora_alpha: Numerator of the scaling.
         use_rslora: Whether the scaling is ``lora_alpha / sqrt(r)``.
         head_modules: Modules that PEFT must save and load whole.
-        lora_dropout: As used while training.
         rank_pattern: Module name to its rank where that is not ``r``.
         alpha_pattern: Module name to its ``lora_alpha`` where that is another one.
     """
@@ -61,7 +59,6 @@ def adapter_files(
         "r": r,
         "lora_alpha": int(lora_alpha) if float(lora_alpha).is_integer() else lora_alpha,
         "use_rslora": use_rslora,
-        "lora_dropout": lora_dropout,
         "rank_pattern": dict(rank_pattern or {}),
         "alpha_pattern": dict(alpha_pattern or {}),
     }
@@ -106,11 +103,11 @@ def read_adapter(folder: Path) -> tuple[LoraFactors, dict[str, Tensor], dict[str
     """
     config = json.loads((folder / CONFIG_FILE).read_text())
     tensors = load_tensors((folder / WEIGHTS_FILE).read_bytes())
-    keys = _sorted_keys(folder, tensors)
+    keys = sorted_keys(folder / WEIGHTS_FILE, tensors)
     A = {module: tensors[a] for module, (a, _) in keys.factors.items()}
     B = {module: tensors[b] for module, (_, b) in keys.factors.items()}
     head = {name: tensors[key] for name, key in keys.head.items()}
-    return LoraFactors(A, B, {module: _scaling(config, module, len(a)) for module, a in A.items()}), head, config
+    return LoraFactors(A, B, {module: scaling_of(config, module, len(a)) for module, a in A.items()}), head, config
 
 
 def read_stack(folders: Mapping[str, Path], *, device: torch.device | str, dtype: torch.dtype) -> AdapterStack:
@@ -128,7 +125,10 @@ def read_stack(folders: Mapping[str, Path], *, device: torch.device | str, dtype
         DataError: As for `read_adapter`.
     """
     files = [MappedTensors(folder / WEIGHTS_FILE) for folder in folders.values()]
-    keys = [_sorted_keys(folder, file.entries).factors for folder, file in zip(folders.values(), files, strict=True)]
+    keys = [
+        sorted_keys(folder / WEIGHTS_FILE, file.entries).factors
+        for folder, file in zip(folders.values(), files, strict=True)
+    ]
     shapes = map(_shapes, folders.values(), files, keys)
     stack = AdapterStack.reserve(dict(zip(folders, shapes, strict=True)), device=device, dtype=dtype)
     row = dict.fromkeys(stack.modules, 0)
@@ -146,7 +146,7 @@ def read_shapes(folder: Path) -> dict[str, FactorShape]:
         DataError: As for `read_adapter`.
     """
     file = MappedTensors(folder / WEIGHTS_FILE)
-    return _shapes(folder, file, _sorted_keys(folder, file.entries).factors)
+    return _shapes(folder, file, sorted_keys(folder / WEIGHTS_FILE, file.entries).factors)
 
 
 def read_factors(folder: Path) -> LoraFactors:
@@ -156,7 +156,7 @@ def read_factors(folder: Path) -> LoraFactors:
         DataError: As for `read_adapter`.
     """
     file = MappedTensors(folder / WEIGHTS_FILE)
-    keys = _sorted_keys(folder, file.entries).factors
+    keys = sorted_keys(folder / WEIGHTS_FILE, file.entries).factors
     shapes = _shapes(folder, file, keys)
     tensors = file.map()
     A = {module: tensors[a] for module, (a, _) in keys.items()}
@@ -168,23 +168,28 @@ def read_head(folder: Path) -> dict[str, Tensor]:
     """The tensors of the modules stored whole, by full parameter name; the factors are left where they are."""
     file = MappedTensors(folder / WEIGHTS_FILE)
     tensors = file.map()
-    return {name: tensors[key].clone() for name, key in _sorted_keys(folder, file.entries).head.items()}
+    return {name: tensors[key].clone() for name, key in sorted_keys(folder / WEIGHTS_FILE, file.entries).head.items()}
 
 
 @dataclass(frozen=True)
-class _Keys:
+class Keys:
     """Module to the keys of its lora_A and lora_B; full parameter name of the head to its key."""
 
     factors: Mapping[str, tuple[str, str]]
     head: Mapping[str, str]
 
 
-def _sorted_keys(folder: Path, keys: Iterable[str]) -> _Keys:
+def sorted_keys(where: object, keys: Iterable[str]) -> Keys:
+    """The names of an adapter's tensors by what they are; ``where`` is named in a message.
+
+    Raises:
+        DataError: A key is neither a LoRA factor nor part of a saved module, or a factor lacks its partner.
+    """
     A, B, head = {}, {}, {}
     for key in keys:
         name = key.removeprefix(PREFIX)
         if name == key:
-            raise DataError(f"{folder / WEIGHTS_FILE}: tensor {key!r} is not part of an adapter")
+            raise DataError(f"{where}: tensor {key!r} is not part of an adapter")
         if name.endswith(".lora_A.weight"):
             A[name.removesuffix(".lora_A.weight")] = key
         elif name.endswith(".lora_B.weight"):
@@ -192,8 +197,8 @@ def _sorted_keys(folder: Path, keys: Iterable[str]) -> _Keys:
         else:
             head[name] = key
     if A.keys() != B.keys():
-        raise DataError(f"{folder / WEIGHTS_FILE}: lora_A and lora_B are not there for the same modules")
-    return _Keys({module: (key, B[module]) for module, key in A.items()}, head)
+        raise DataError(f"{where}: lora_A and lora_B are not there for the same modules")
+    return Keys({module: (key, B[module]) for module, key in A.items()}, head)
 
 
 def _shapes(folder: Path, file: MappedTensors, keys: Mapping[str, tuple[str, str]]) -> dict[str, FactorShape]:
@@ -202,8 +207,35 @@ def _shapes(folder: Path, file: MappedTensors, keys: Mapping[str, tuple[str, str
     shapes = {}
     for module, (a, b) in keys.items():
         r, d_in = file.entries[a].shape
-        shapes[module] = FactorShape(r, d_in, file.entries[b].shape[0], _scaling(config, module, r))
+        shapes[module] = FactorShape(r, d_in, file.entries[b].shape[0], scaling_of(config, module, r))
     return shapes
+
+
+def with_fields(config: bytes, **fields: Any) -> bytes:
+    """``adapter_config.json`` with other values in some fields."""
+    return _written(json.loads(config) | fields)
+
+
+def as_parameters(config: bytes, modules: Collection[str]) -> bytes:
+    """``adapter_config.json`` with some target modules named by their weight, a parameter; it means the same."""
+    fields = json.loads(config)
+    targets = fields["target_modules"]
+
+    def renamed(pattern: Mapping[str, Any]) -> dict[str, Any]:
+        return {f"{name}.weight" if name in modules else name: value for name, value in pattern.items()}
+
+    return with_fields(
+        config,
+        target_modules=[name for name in targets if name not in modules],
+        target_parameters=fields.get("target_parameters", [])
+        + [f"{name}.weight" for name in targets if name in modules],
+        rank_pattern=renamed(fields["rank_pattern"]),
+        alpha_pattern=renamed(fields["alpha_pattern"]),
+    )
+
+
+def _written(fields: Mapping[str, Any]) -> bytes:
+    return (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _config(
@@ -234,13 +266,16 @@ def _files(config: Mapping[str, Any], factors: LoraFactors, head: Mapping[str, T
     tensors |= {f"{PREFIX}{name}": value for name, value in head.items()}
     still = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     return {
-        CONFIG_FILE: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+        CONFIG_FILE: _written(config),
         WEIGHTS_FILE: save_tensors(still, metadata={"format": "pt"}),
     }
 
 
-def _scaling(config: Mapping[str, Any], module: str, r: int) -> float:
-    alpha = by_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
+def scaling_of(config: Mapping[str, Any], module: str, r: int) -> float:
+    """The factor before ``B A`` of a module of rank r, by the config of a folder that lorabank wrote."""
+    parameter = f"{module}.weight"
+    name = parameter if parameter in config.get("target_parameters", ()) else module
+    alpha = by_pattern(config.get("alpha_pattern") or {}, name, config["lora_alpha"])
     return lora_scaling(r, alpha, use_rslora=bool(config.get("use_rslora")))
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "find_on_disk",
     "hub_reachable",
     "locate_base",
+    "plain_name",
     "resolve_base",
 ]
 
@@ -144,6 +145,20 @@ def locate_base(record: BaseModelRecord) -> ResolvedBase:
         if carrier is None or carrier.gguf or (package := _from_package(record.name)) is None:
             raise
         return package
+
+
+def plain_name(record: BaseModelRecord) -> str:
+    """What plain transformers and servers load a recorded base model by: its name, or the folder of converted weights.
+
+    A name may stand for a GGUF file, which they read in other ways or not at all; its converted checkpoint is an
+    ordinary folder.
+
+    Raises:
+        LorabankError: As ``resolve_base``.
+    """
+    carrier = PACKAGES.get(record.name)
+    packed = record.source == "package" and carrier is not None and carrier.gguf is not None
+    return str(locate_base(record).path) if packed or record.source == "gguf" else record.name
 
 
 def find_on_disk(name: str, revision: str | None = None) -> ResolvedBase | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,8 +15,10 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.weighted import Weighted
 from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.lora import LoraFactors, compress
-from lorabank.core.records import CompositionRecord, TaskRecord
-from lorabank.models.peft_folder import combined_files, read_adapter
+from lorabank.core.records import BaseModelRecord, CompositionRecord, TaskRecord
+from lorabank.models.peft_check import plain_files
+from lorabank.models.peft_folder import CONFIG_FILE, combined_files, read_adapter, with_fields
+from lorabank.models.resolving import plain_name
 from lorabank.models.servers import SERVERS
 from lorabank.training.strategies.states import SELECTOR, State, answering_in, own_state
 from lorabank.workflows.folders import check_target, write_folder
@@ -24,6 +27,25 @@ from lorabank.workflows.upkeep import find_named, listed
 from lorabank.workflows.view import adapters_in_order, read_members, stack_of
 
 _UNCHANGED = "nothing was written"
+_ANY_HEAD = 2
+"""Outputs of a head that the adapter does not bring."""
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A folder to be written.
+
+    Attributes:
+        files: PEFT's two files.
+        kind: ``"adapter"``, ``"joined"`` or ``"composition"``.
+        note: What its user must know.
+        task: The task whose head and form it has, None for a sum of several.
+    """
+
+    files: dict[str, bytes]
+    kind: str
+    note: str
+    task: TaskRecord | None
 
 
 def export(
@@ -41,18 +63,29 @@ def export(
         if own or state:
             option = "--own" if own else "--state"
             raise ConfigError(f"{option} is for tasks", hint=f"lorabank export {name} FOLDER", unchanged=_UNCHANGED)
-        files, kind, note = _export_composition(bank, snapshot, record)
+        draft = _export_composition(bank, snapshot, record)
     elif own:
         if state:
             raise ConfigError("--own and --state exclude each other", unchanged=_UNCHANGED)
-        files, kind, note = _export_own(bank, snapshot, record)
+        draft = _export_own(bank, snapshot, record)
     else:
         state = state or "now"
-        files, kind, note = _export_state(bank, snapshot, record, state)
-    if check is not None:
-        note += f"; {_accepted(name, check, files)}"
+        draft = _export_state(bank, snapshot, record, state)
+    files = _plain(draft, snapshot.base)
+    note = draft.note if check is None else f"{draft.note}; {_accepted(name, check, files)}"
     write_folder(target, files)
-    return ExportResult(str(target), tuple(sorted(files)), kind, note, state)
+    return ExportResult(str(target), tuple(sorted(files)), draft.kind, note, state)
+
+
+def _plain(draft: _Draft, base: BaseModelRecord) -> dict[str, bytes]:
+    """PEFT's two files as plain PEFT reads them, on a base that plain transformers finds.
+
+    Raises:
+        IncompatibleError: PEFT would read them otherwise.
+    """
+    config = with_fields(draft.files[CONFIG_FILE], base_model_name_or_path=plain_name(base), lora_dropout=0.0)
+    labels = len(draft.task.labels) if draft.task else _ANY_HEAD
+    return plain_files(draft.files | {CONFIG_FILE: config}, base, labels)
 
 
 def _accepted(name: str, server: str, files: Mapping[str, bytes]) -> str:
@@ -72,24 +105,24 @@ def _accepted(name: str, server: str, files: Mapping[str, bytes]) -> str:
     return f"{server} takes it with {verdict.needs}"
 
 
-def _export_own(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> tuple[dict[str, bytes], str, str]:
+def _export_own(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> _Draft:
     """The stored files: they need nothing but a copy, and a copy keeps r, lora_alpha and every bit."""
     adapter = snapshot.adapter_of(task.name)
     folder = bank.verified_adapter(adapter.digest)
     files = {file: (folder / file).read_bytes() for file in adapter.files}
     beneath = _names(snapshot, adapter.context)
     alone = f"; without {listed(beneath)}, on top of which it was trained" if beneath else ""
-    return files, "adapter", f"r {adapter.r} on {snapshot.base.name}; {_form(task)}{alone}"
+    return _Draft(files, "adapter", f"r {adapter.r} on {snapshot.base.name}; {_form(task)}{alone}", task)
 
 
-def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State) -> tuple[dict[str, bytes], str, str]:
+def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State) -> _Draft:
     """What ``predict --task --state`` answers with: every adapter of the state in one, and the task's own head."""
     own = snapshot.adapter_of(task.name)
     answers = answering_in(state, adapters_in_order(snapshot), own)
     said = f"state {state}"
     if answers == own and not own.context:
-        files, kind, note = _export_own(bank, snapshot, task)
-        return files, kind, f"{said}: {note}"
+        draft = _export_own(bank, snapshot, task)
+        return replace(draft, note=f"{said}: {draft.note}")
     if SELECTOR in answers.objects:
         alone = f"lorabank export {task.name} FOLDER --own writes its own adapter alone"
         learnt = f"lorabank export {task.name} FOLDER --state learnt"
@@ -110,12 +143,10 @@ def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State
     )
     members = listed(_names(snapshot, own_state(answers)))
     note = f"{said}: {members} in one adapter, r {_rank(joined)} on {snapshot.base.name}; {_form(task)}"
-    return files, "joined", note
+    return _Draft(files, "joined", note, task)
 
 
-def _export_composition(
-    bank: Bank, snapshot: Snapshot, record: CompositionRecord
-) -> tuple[dict[str, bytes], str, str]:
+def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecord) -> _Draft:
     if record.mode == "prototype" and len(record.members) == 1:
         return _export_state(bank, snapshot, snapshot.task(record.members[0]), "learnt")
     if record.mode != Weighted.mode:
@@ -140,7 +171,7 @@ def _export_composition(
             " as a sequence classifier; it holds no head, as a sum of adapters has none of its own: "
             "take one from an exported task"
         )
-    return files, "composition", note
+    return _Draft(files, "composition", note, None)
 
 
 def _form(task: TaskRecord) -> str:

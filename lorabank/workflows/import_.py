@@ -31,7 +31,7 @@ from lorabank.workflows.bases import future_base, open_or_init
 from lorabank.workflows.import_source import check_source_base, find_source, read_source
 from lorabank.workflows.results import AddTaskResult
 from lorabank.workflows.task_data import dataset_records, encode_rows, load_data, settled, task_statistics
-from lorabank.workflows.train import commit_and_score, package_versions
+from lorabank.workflows.train import commit_and_score, package_versions, stored_files
 from lorabank.workflows.upkeep import listed
 from lorabank.workflows.view import adapters_in_order, read_stack
 
@@ -200,7 +200,9 @@ def _commit(
     overlap = overlap_report(adapter.factors, read_stack(bank, adapters_in_order(snapshot)))
     settings = asdict(config)
     record = AdapterRecord(
-        digest=operation.stage_adapter(_files(snapshot.base, judged)),
+        digest=operation.stage_adapter(
+            stored_files(_files(snapshot.base, judged), snapshot.base, len(labels), observer)
+        ),
         task=operation.name,
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
@@ -307,7 +309,6 @@ def _files(base: BaseModelRecord, judged: _Judged) -> dict[str, bytes]:
         lora_alpha=adapter.lora_alpha,
         use_rslora=adapter.use_rslora,
         head_modules=judged.head_modules,
-        lora_dropout=adapter.lora_dropout,
         rank_pattern=adapter.rank_pattern,
         alpha_pattern=adapter.alpha_pattern,
     )

@@ -228,7 +228,8 @@ def _commit_and_score(
     config = settled(config, data, trained.max_length)
     loaded = load_base(job.base, device=resolve_device(config.device))
     statistics = task_statistics(loaded, data.train.keys, config)
-    digest = operation.stage_adapter(_files(job.base, trained, config))
+    files = stored_files(_files(job.base, trained, config), job.base, len(data.labels), observer)
+    digest = operation.stage_adapter(files)
     chain = {"continued_from": job.continued} if job.continued else {}
     adapter = AdapterRecord(
         digest=digest,
@@ -357,8 +358,20 @@ def _files(base: BaseModelRecord, trained: Any, config: TrainConfig) -> dict[str
         lora_alpha=config.lora_alpha,
         use_rslora=config.use_rslora,
         head_modules=trained.head_modules,
-        lora_dropout=config.lora_dropout,
     )
+
+
+def stored_files(
+    files: Mapping[str, bytes], base: BaseModelRecord, labels: int, observer: Observer
+) -> Mapping[str, bytes]:
+    """A new adapter's files as plain PEFT reads them where they lie; where it cannot, that is told."""
+    from lorabank.models.peft_check import plain_files
+
+    try:
+        return plain_files(files, base, labels)
+    except IncompatibleError as error:
+        observer.notice(f"{error.message}; lorabank answers with it, and lorabank export will refuse it")
+        return files
 
 
 def package_versions() -> dict[str, str]:

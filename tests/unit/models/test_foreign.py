@@ -56,7 +56,7 @@ def test_a_plain_adapter_is_read() -> None:
     assert adapter.factors.scaling == {f"bert.encoder.layer.{i}.attention.self.query": 4.0 for i in range(2)}
     assert torch.equal(adapter.factors.A[f"{ATTENTION}.query"], tensors[f"{PREFIX}{ATTENTION}.query.lora_A.weight"])
     assert torch.equal(adapter.head["classifier.bias"], tensors[f"{PREFIX}classifier.bias"])
-    assert (adapter.r, adapter.lora_alpha, adapter.use_rslora, adapter.lora_dropout) == (2, 8.0, False, 0.0)
+    assert (adapter.r, adapter.lora_alpha, adapter.use_rslora) == (2, 8.0, False)
     assert adapter.target_modules == ("query",)
     assert (adapter.rank_pattern, adapter.alpha_pattern) == ({}, {})
 

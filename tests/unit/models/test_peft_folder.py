@@ -49,7 +49,6 @@ def test_peft_sees_the_delta_weights_that_were_meant(rslora, tmp_path, make_base
         lora_alpha=6.0,
         use_rslora=rslora,
         head_modules=("classifier",),
-        lora_dropout=0.1,
     )
     found = peft_deltas(make_base("bert"), save(tmp_path / "out", files))
     assert found.keys() == MODULES.keys()
