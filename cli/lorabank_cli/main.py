@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,8 +13,10 @@ import click
 from click.core import ParameterSource
 
 from lorabank.core import processes
+from lorabank.core.errors import StorageError
 from lorabank_cli.options import shared_options
 from lorabank_cli.output import Output
+from lorabank_cli.streams import ReaderGone, open_streams
 
 COMMANDS = {
     "init": ("init:init", "Make an empty bank for a base model."),
@@ -151,25 +152,39 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code (docs/errors.md).
     """
     words = list(sys.argv[1:] if args is None else args)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 shows escapes, not a traceback
-            stream.reconfigure(errors="backslashreplace")
     output = Output(json="--json" in words, debug="--debug" in words, silent=processes.rank() > 0)
     if args is None:
+        open_streams()
         gc.freeze()  # what the imports made lives to the end: walking it again costs 'list' a twentieth of its time
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup, which ignores it
             signal.signal(signal.SIGINT, output.interrupt)
     try:
-        code = cli.main(words, prog_name="lorabank", standalone_mode=False, obj=output)
+        code = _call(words, output)
         sys.stdout.flush()
-        return int(code or 0)
-    except BrokenPipeError:
-        # The reader has gone; without this Python would complain once more at its own flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code
+    except ReaderGone:
         return 141
-    except BaseException as error:
-        if isinstance(error, SystemExit | GeneratorExit):
-            raise
-        from lorabank_cli.failures import report_failure
+    except StorageError as error:  # standard output did not take the result, or the error
+        return _failed(error, output)
 
-        return report_failure(error, output)
+
+def _call(words: list[str], output: Output) -> int:
+    """Run a command, or write why it failed."""
+    try:
+        return int(cli.main(words, prog_name="lorabank", standalone_mode=False, obj=output) or 0)
+    except ReaderGone:
+        raise
+    except SystemExit as error:  # click ends a completion so, with 1 for a shell that it does not know
+        if not error.code:
+            return 0
+        return _failed(
+            click.UsageError("a completion for no known shell: bash_source, zsh_source, fish_source"), output
+        )
+    except (Exception, KeyboardInterrupt) as error:
+        return _failed(error, output)
+
+
+def _failed(error: BaseException, output: Output) -> int:
+    from lorabank_cli.failures import report_failure
+
+    return report_failure(error, output)

@@ -1,19 +1,16 @@
-"""JSON lines: one object a line, UTF-8, read strictly.
-
-``str.splitlines`` breaks a line at U+2028; here a line ends at a line feed and nowhere else.
-"""
+"""JSON lines: one object a line, UTF-8, read strictly."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from lorabank.core.limits import MAX_LINE
-from lorabank.data.formats import LINE_FEEDS, Table, bad_row, missing_column, too_long
-from lorabank.data.strict_json import BYTE_ORDER_MARK, DECODER, KINDS, Refused, offset_of, problem_of
+from lorabank.data.formats import LINE_FEEDS, Table, bad_row, missing_column
+from lorabank.data.lines import text_lines
+from lorabank.data.strict_json import DECODER, KINDS, Refused, offset_of, problem_of
 
 
 class JsonLines:
@@ -53,26 +50,9 @@ class JsonLines:
         return table
 
     def _records(self) -> Generator[tuple[int, dict[str, Any]]]:
-        for number, line in self._lines():
-            yield number, _parse(self.path, number, line)
-
-    def _lines(self) -> Iterator[tuple[int, str]]:
-        """Number and text of each line that is not blank."""
         with self.path.open("rb") as file:
-            number = 0
-            while raw := file.readline(MAX_LINE + 1):
-                number += 1
-                if len(raw) > MAX_LINE:
-                    raise too_long(self.path, f"line {number}", raw)
-                if number == 1:
-                    raw = raw.removeprefix(BYTE_ORDER_MARK)
-                try:
-                    line = raw.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    where = f"line {number}, byte {error.start + 1}"
-                    raise bad_row(self.path, where, "not UTF-8", hint="save the file as UTF-8") from error
-                if line.strip():
-                    yield number, line
+            for number, line in text_lines(file, self.path):
+                yield number, _parse(self.path, number, line)
 
 
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from lorabank.core import plugins
 from lorabank.core.config import GenerateConfig, PredictConfig, validate
 from lorabank.core.errors import ConfigError, IncompatibleError, NotFoundError
 from lorabank.core.observer import Observer
+from lorabank.data.cells import BadCell, check_characters
 from lorabank.data.loading import read_rows
 from lorabank.models.runtime import Plan, Runtime
 from lorabank.training.strategies.states import State, answering_in
@@ -53,11 +54,20 @@ def generate(bank: Bank, config: GenerateConfig, observer: Observer) -> tuple[Pr
     return _answer(bank, checked, asked=wanted | ({"template": None} if checked.raw else {}))
 
 
+def _checked(text: str, place: int) -> str:
+    """A text that was given as an argument, with the characters that a text of a file may have."""
+    try:
+        check_characters(text)
+    except BadCell as error:
+        raise ConfigError(f"text {place}: {error.problem}", unchanged="nothing was changed") from error
+    return text
+
+
 def _answer(
     bank: Bank, config: PredictConfig | GenerateConfig, asked: Mapping[str, Any] | None
 ) -> tuple[Prediction, ...]:
     """Answer the texts; ``asked`` is what is other than in the tasks' own forms."""
-    texts = list(config.texts)
+    texts = [_checked(text, place) for place, text in enumerate(config.texts, start=1)]
     if config.data:
         texts += read_rows(config.data, text_column=config.text_column, label_column=None).texts
     if not texts:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from lorabank.core.config import GenerateConfig
+from lorabank_cli.streams import given_texts
 from lorabank_cli.text import safe
 from lorabank_cli.verb import Run, verb
 
@@ -36,8 +36,7 @@ def generate(run: Run) -> None:
     from lorabank import api
 
     params = run.ctx.params
-    if params["texts"] == ("-",):
-        params["texts"] = tuple(line.rstrip("\r\n") for line in sys.stdin if line.strip())
+    params["texts"] = given_texts(params["texts"])
     if not params["texts"] and not params["data"]:
         raise click.UsageError("Missing a TEXT, '-' or '--data'.")
     with run.observer as observer:
