@@ -18,8 +18,8 @@ def body_of(model: PreTrainedModel) -> PreTrainedModel:
     from transformers import PreTrainedModel
 
     own = model.base_model
-    if own is not model and isinstance(own, PreTrainedModel):
-        return own
+    if own is not model or model.config.is_encoder_decoder:
+        return own  # type: ignore[return-value]
     return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
 
 

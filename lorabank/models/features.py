@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -11,6 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
+
+from lorabank.core.errors import IncompatibleError
+from lorabank.models.batches import takes
+from lorabank.models.body import encoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +42,10 @@ def extract_features(
         batch_size: Texts of a forward pass.
 
     Returns:
-        float32 [n, hidden]; rows have length 1 (0 for a text without any token).
+        float32 [n, width of the last hidden state]; rows have length 1 (0 for a text without any token).
+
+    Raises:
+        IncompatibleError: The model's body gives no last hidden state.
 
     Source:
         Mean pooling as sentence-transformers does it; L2-normalised features of the frozen backbone route in
@@ -45,23 +53,50 @@ def extract_features(
     """
     training = model.training
     model.train(False)
-    body: Any = model.base_model
-    if model.config.is_encoder_decoder:
-        body = body.get_encoder()
-    features = np.zeros((len(texts), model.config.get_text_config().hidden_size), np.float32)
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"] if texts else []
     # A text without tokens has nothing to look at: its feature stays 0.
     order = sorted((i for i, ids in enumerate(encoded) if ids), key=lambda i: len(encoded[i]))
+    features = np.zeros((len(texts), feature_width(model, tokenizer)), np.float32)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         tokens = [torch.tensor(encoded[i]) for i in rows]
         ids = pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_token_id).to(model.device)
         lengths = torch.tensor([len(t) for t in tokens], device=model.device)
         mask = torch.arange(ids.shape[1], device=model.device) < lengths[:, None]
-        hidden = body(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        features[rows] = normalize(masked_mean(hidden.float(), mask), dim=-1).cpu().numpy()
+        features[rows] = normalize(masked_mean(_hidden(model, ids, mask).float(), mask), dim=-1).cpu().numpy()
     model.train(training)
     return features
+
+
+@torch.inference_mode()
+def feature_width(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Entries of a feature, which need not be the ``hidden_size`` of the config (OPT-350m, Reformer); seen once."""
+    if model not in _WIDTHS:
+        one = torch.full((1, _SOME), int(tokenizer.pad_token_id), device=model.device)
+        _WIDTHS[model] = _hidden(model, one, torch.ones_like(one)).shape[-1]
+    return _WIDTHS[model]
+
+
+_SOME = 16
+"""Tokens that any body can read."""
+
+_WIDTHS: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
+
+
+def _hidden(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """The body's last hidden state ``[n, s, h]``."""
+    encoder = encoder_of(model)
+    uncached = {"use_cache": False} if takes(encoder, "use_cache") else {}
+    output = encoder(input_ids=ids, attention_mask=mask.long(), **uncached)
+    hidden: Tensor | None = getattr(output, "last_hidden_state", None)
+    # Funnel pools neighbours: padding cannot be told from words then.
+    if hidden is None or hidden.shape[:2] != ids.shape:
+        raise IncompatibleError(
+            f"the body of {type(model).__name__} gives no last hidden state of every token, which routing needs",
+            hint="another base model: --base",
+            unchanged="nothing was changed",
+        )
+    return hidden
 
 
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lorabank.models.batches import Enter, check_prompts, evaluating, pad_left, prompt_batches
 from lorabank.models.encoding import length_batches, pad_batch
+from lorabank.models.label_rows import start_token
 
 
 def generate(
@@ -90,7 +91,7 @@ def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Iterator[None]:
         bos_token_id=own.bos_token_id,
         eos_token_id=ends or None,
         pad_token_id=int(tokenizer.pad_token_id),
-        decoder_start_token_id=_start_token(model),
+        decoder_start_token_id=start_token(model),
     )
     try:
         yield
@@ -103,12 +104,6 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     own = model.generation_config.eos_token_id
     ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
     return sorted(int(token) for token in ends)
-
-
-def _start_token(model: Any) -> int | None:
-    """What a decoder starts from; older checkpoints say it in their configuration only."""
-    own: int | None = model.generation_config.decoder_start_token_id
-    return getattr(model.config, "decoder_start_token_id", None) if own is None else own
 
 
 def _text(tokenizer: Any, ids: Sequence[int], ends: Sequence[int] | None) -> str:

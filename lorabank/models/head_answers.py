@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -51,8 +52,9 @@ class HeadAnswerer:
         ids = self._ids(texts, heads)
         for rows in length_batches([len(row) for row in ids], self._batch_size):
             enter(rows)
-            self._select(heads[rows])
-            top = self._base.model(**self._inputs([ids[i] for i in rows])).logits.float().softmax(-1).max(-1)
+            with self._chosen(heads[rows]):
+                logits = self._base.model(**self._inputs([ids[i] for i in rows])).logits
+            top = logits.float().softmax(-1).max(-1)
             best[rows] = top.indices.cpu().numpy()
             probabilities[rows] = top.values.cpu().numpy()
         said = tuple(self.forms[head].labels[label] for head, label in zip(heads.tolist(), best.tolist(), strict=True))
@@ -76,15 +78,15 @@ class HeadAnswerer:
 
     def logits(self, texts: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
         """Logits ``[n, widest head]`` of one batch in float32; -inf where a row's head has no such label."""
-        self._select(heads)
-        logits: Tensor = self._base.model(**self._inputs(self._ids(texts, heads))).logits.float()
+        with self._chosen(heads):
+            logits: Tensor = self._base.model(**self._inputs(self._ids(texts, heads))).logits.float()
         return logits
 
-    def _select(self, heads: NDArray[np.int64]) -> None:
+    def _chosen(self, heads: NDArray[np.int64]) -> AbstractContextManager[None]:
         for head in set(heads.tolist()) - self._vouched:
             self._vouch(head)
             self._vouched.add(head)
-        self._selection.select(torch.from_numpy(heads))
+        return self._selection.chosen(torch.from_numpy(heads))
 
     def _ids(self, texts: Sequence[str], heads: NDArray[np.int64]) -> tuple[list[int], ...]:
         limits = tuple(self.forms[head].max_length for head in heads.tolist())

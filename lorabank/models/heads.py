@@ -7,7 +7,8 @@ several (DistilBERT's ``pre_classifier`` and ``classifier``). It is built by tha
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf, nan
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,19 @@ class HeadSelection:
         if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self.num_labels):
             raise IndexError(f"there are {len(self.num_labels)} heads, {rows} was chosen")
         self.rows = rows
+
+    @contextmanager
+    def chosen(self, rows: int | Tensor) -> Iterator[None]:
+        """`select` for the length of a block: a pass behind it, over other rows, finds what was chosen before.
+
+        A pooler without weights belongs to the head, and features pass through it too.
+        """
+        before = self.rows
+        self.select(rows)
+        try:
+            yield
+        finally:
+            self.rows = before
 
 
 class HeadSwitch(nn.Module):

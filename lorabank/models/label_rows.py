@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorabank.core.errors import IncompatibleError
 from lorabank.models.batches import Enter, forward, log_probabilities, pad_left
 from lorabank.models.encoding import pad_batch
 
@@ -96,13 +97,30 @@ def decoded_log_likelihoods(
 
 
 def decoder_inputs(model: Any, targets: Tensor) -> Tensor:
-    """What a decoder is passed so that it predicts ``targets``: the start token, then they without their last."""
+    """What a decoder is passed so that it predicts ``targets``: the start token, then they without their last.
+
+    Raises:
+        IncompatibleError: The model says neither how it is done nor which token a decoder starts from.
+    """
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
         own: Tensor = model.prepare_decoder_input_ids_from_labels(labels=targets)
         return own
     shifted = torch.roll(targets, 1, -1)
-    shifted[:, 0] = model.config.decoder_start_token_id
+    start = start_token(model)
+    if start is None:
+        raise IncompatibleError(
+            f"{type(model).__name__} does not say which token its decoder starts from (decoder_start_token_id)",
+            hint="another base model: --base",
+            unchanged="nothing was changed",
+        )
+    shifted[:, 0] = start
     return shifted.masked_fill_(shifted < 0, model.config.pad_token_id)
+
+
+def start_token(model: Any) -> int | None:
+    """What a decoder starts from; older checkpoints say it in their configuration only."""
+    own: int | None = model.generation_config.decoder_start_token_id
+    return getattr(model.config, "decoder_start_token_id", None) if own is None else own
 
 
 def pad_targets(completions: Sequence[list[int]]) -> Tensor:

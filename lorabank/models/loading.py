@@ -9,6 +9,7 @@ from lorabank.core import plugins
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, MissingExtraError
 from lorabank.core.records import BaseModelRecord
 from lorabank.models.architecture import check_able, infer_task_type, load_config, made_for, read_config
+from lorabank.models.body import body_of
 from lorabank.models.fingerprint import chat_template_hash, config_hash, tokenizer_hash, weight_facts
 from lorabank.models.quiet import first_line, quiet_transformers
 from lorabank.models.resolving import ResolvedBase, default_base, locate_base, resolve_base
@@ -16,7 +17,7 @@ from lorabank.models.targets import resolve_target_modules
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from lorabank.models.task_types import TaskType
 
@@ -37,6 +38,9 @@ __all__ = [
     "resolve_target_modules",
 ]
 
+
+_NO_LIMIT = 1_000_000_000
+"""Tokens; tokenizers without a limit name a number far above it."""
 
 _PUT_BACK = "put back the model that the bank was made with, or make a new bank: lorabank -b NEW init"
 
@@ -91,7 +95,7 @@ def describe_base(resolved: ResolvedBase, task_type: str = "auto") -> BaseModelR
         dtype=weights.dtype,
         quantisation=(config.get("quantization_config") or {}).get("quant_method"),
         task_type=task_type,
-        hidden_size=int(understood.get_text_config().hidden_size),
+        hidden_size=_hidden_size(understood, resolved.name),
         parameters=weights.parameters,
     )
 
@@ -240,10 +244,11 @@ def find_head_modules(model: PreTrainedModel, fresh: set[str], name: str) -> tup
     Raises:
         IncompatibleError: Something of the body other than a pooler has no weights, or there is no head.
     """
-    prefix = f"{model.base_model_prefix}."
-    heads = [n for n, m in model.named_children() if n + "." != prefix and next(m.parameters(), None) is not None]
+    body = body_of(model)
+    heads = [n for n, m in model.named_children() if m is not body and next(m.parameters(), None) is not None]
+    inside = tuple(f"{n}." for n, m in model.named_children() if m is body)
     poolers = []
-    for key in sorted(key for key in fresh if key.startswith(prefix)):
+    for key in sorted(key for key in fresh if key.startswith(inside)):
         parts = key.split(".")
         if "pooler" not in parts:
             raise IncompatibleError(f"base model {name!r} has no weights of the right shape for {key}")
@@ -269,9 +274,28 @@ def _check_same(record: BaseModelRecord, found: BaseModelRecord) -> None:
         )
 
 
+def _hidden_size(config: PreTrainedConfig, name: str) -> int:
+    """The width that the config names; what features are wide is read from the model when they are made."""
+    try:
+        return int(config.get_text_config().hidden_size)
+    except (AttributeError, TypeError, ValueError) as error:  # of several text models, or of none
+        raise IncompatibleError(
+            f"base model {name!r} (type {config.model_type!r}) does not say how wide its hidden states are",
+            hint="another model: --base",
+            unchanged="nothing was changed",
+        ) from error
+
+
 def _share_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Make the model find the last token of a padded text, which decoders classify by."""
-    rows, tokens = len(cast(Any, model.get_input_embeddings()).weight), len(tokenizer)
+    try:
+        rows, tokens = len(cast(Any, model.get_input_embeddings()).weight), len(tokenizer)
+    except (NotImplementedError, AttributeError) as error:  # CANINE hashes characters
+        raise IncompatibleError(
+            f"base model {name!r} ({type(model).__name__}) has no table of embeddings, one for each token",
+            hint="another model: --base",
+            unchanged="nothing was changed",
+        ) from error
     if tokens > rows:
         raise IncompatibleError(f"base model {name!r} has {rows} embeddings for a tokenizer of {tokens} tokens")
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
@@ -288,13 +312,11 @@ def input_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> i
     """
     from torch import nn
 
-    limits = [tokenizer.model_max_length]
-    if positions := getattr(model.config.get_text_config(), "max_position_embeddings", None):
-        limits.append(positions)
+    limits = [tokenizer.model_max_length, getattr(model.config.get_text_config(), "max_position_embeddings", None)]
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             # RoBERTa counts positions from behind the padding index.
             skipped = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - skipped)
-    shortest = int(min(limits))
-    return shortest if shortest < 1_000_000_000 else None
+    shortest = int(min(limit for limit in (*limits, _NO_LIMIT) if limit is not None and limit > 0))  # XLNet has -1
+    return shortest if shortest < _NO_LIMIT else None

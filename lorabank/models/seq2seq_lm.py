@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lorabank.models.causal_lm import inner, mean_cross_entropy
 from lorabank.models.encoding import pad_batch
-from lorabank.models.label_rows import pad_targets
+from lorabank.models.label_rows import decoder_inputs, pad_targets
 from lorabank.models.prompting import encode_pairs
 from lorabank.models.task_types import Examples
 
@@ -61,7 +61,7 @@ class Seq2SeqLM:
             ValueError: No token of the batch is labelled.
         """
         labels = inputs["labels"]
-        decoder = inner(model).prepare_decoder_input_ids_from_labels(labels=labels)
+        decoder = decoder_inputs(inner(model), labels)
         output = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -37,9 +38,9 @@ class MixedTask:
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """The task type's loss, each row under its own head."""
-        if self._selection is not None:
-            self._selection.select(inputs[_HEADS])
-        return self._type.loss(model, {name: value for name, value in inputs.items() if name != _HEADS})
+        own = {name: value for name, value in inputs.items() if name != _HEADS}
+        with nullcontext() if self._selection is None else self._selection.chosen(inputs[_HEADS]):
+            return self._type.loss(model, own)
 
 
 def keep_heads(

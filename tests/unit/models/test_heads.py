@@ -2,12 +2,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from lorabank.core.errors import IncompatibleError
+from lorabank.models.answering import AnswerForm
+from lorabank.models.features import extract_features
+from lorabank.models.head_answers import HeadAnswerer
 from lorabank.models.heads import Head, build_head, head_state, load_head, put_head, switch_heads
 from lorabank.models.loading import LoadedBase, describe_base, load_base, resolve_base
 
@@ -244,3 +248,20 @@ def test_other_architectures_build_and_switch(config: transformers.PreTrainedCon
     logits = model(**batch).logits
     torch.testing.assert_close(logits[[0, 3, 4], :2], single[[0, 3, 4]], atol=1e-6, rtol=1e-6)
     assert logits[[1, 2, 5]].isfinite().all()
+
+
+def test_features_between_two_answers_do_not_meet_the_heads_that_were_chosen(make_base) -> None:
+    """A pooler without weights is a part of the head, and features pass through it, over other rows."""
+    base = load_base(describe_base(resolve_base(str(make_base("bert", transformers.AutoModelForMaskedLM)))))
+    assert "bert.pooler" in base.head_modules
+    texts = ["a b c", "d e", "f"]
+    expected = extract_features(base.model, base.tokenizer, texts, max_length=8)
+    heads = [build_head(base.model, base.head_modules, labels, seed=labels) for labels in (2, 3)]
+    forms = [AnswerForm(("a", "b"), 8), AnswerForm(("a", "b", "c"), 8)]
+    answerer = HeadAnswerer(base, heads, forms, batch_size=4)
+    first = answerer.logits(["a", "b", "c d", "e"], np.array([0, 1, 0, 1]))
+    np.testing.assert_array_equal(extract_features(base.model, base.tokenizer, texts, max_length=8), expected)
+    torch.testing.assert_close(answerer.logits(["a", "b", "c d", "e"], np.array([0, 1, 0, 1])), first)
+    with torch.inference_mode():
+        answerer.answer(["a", "b c"], np.array([1, 0]), lambda rows: None, shared=False)
+    np.testing.assert_array_equal(extract_features(base.model, base.tokenizer, texts, max_length=8), expected)
