@@ -1,8 +1,8 @@
 """Settings: one frozen dataclass per use case.
 
 The command line builds its options from these fields (name, type, default, help), so there is one source. They
-are checked by ``validate`` (pydantic, imported only when a command runs): unknown keys, types and bounds, all
-errors at once. Importing this module costs the standard library alone.
+are checked by ``validate`` (pydantic, imported only when a command runs): unknown keys, types, bounds, and that each
+number is finite; all errors at once. Importing this module costs the standard library alone.
 """
 
 from __future__ import annotations
@@ -212,7 +212,8 @@ def validate(config: type[T], values: Mapping[str, Any], *, where: str = "settin
         The checked config.
 
     Raises:
-        ConfigError: Naming every unknown key (with the nearest known one) and every value out of bounds.
+        ConfigError: Naming every unknown key (with the nearest known one) and every value that is out of bounds,
+            infinite or not a number.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
     from pydantic.fields import FieldInfo
@@ -221,17 +222,32 @@ def validate(config: type[T], values: Mapping[str, Any], *, where: str = "settin
     problems = [f"unknown key {key!r}.{nearest(key, list(known))}" for key in values if key not in known]
     hints = _type_hints(config)
     definitions: dict[str, Any] = {
-        name: (hints[name], FieldInfo(default=f.default, **{k: v for k, v in f.metadata.items() if k != "help"}))
-        for name, f in known.items()
+        name: (hints[name], FieldInfo(default=f.default, **_bounds(f, hints[name]))) for name, f in known.items()
     }
-    model = create_model(config.__name__, __config__=ConfigDict(extra="ignore"), **definitions)
+    model = create_model(config.__name__, __config__=ConfigDict(extra="ignore", allow_inf_nan=False), **definitions)
     try:
         checked = TypeAdapter(model).validate_python(dict(values))
     except ValidationError as error:
-        problems += [f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg'].lower()}" for e in error.errors()]
+        problems += [
+            f"{'.'.join(map(str, e['loc']))} = {_shown(e['input'])}: {e['msg'].lower()}" for e in error.errors()
+        ]
     if problems:
         raise ConfigError(f"{where}: " + "; ".join(problems), unchanged="nothing was changed")
     return config(**{name: getattr(checked, name) for name in known})
+
+
+def _bounds(field: Field[Any], hint: Any) -> dict[str, Any]:
+    """Bounds of a field; a count without an upper one has that of the libraries below, which count in 32 bits."""
+    bounds = {name: bound for name, bound in field.metadata.items() if name != "help"}
+    count = hint in (int, int | None) and not bounds.keys() & {"le", "lt"}
+    return bounds | ({"lt": 2**31} if count else {})
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:80]
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of too many digits"
 
 
 def _type_hints(config: type[Any]) -> dict[str, Any]:

@@ -24,7 +24,10 @@ from lorabank.core.sequence_config import (
 T = TypeVar("T")
 
 TABLES = ("train", "strategy", "tasks", "compositions", "evaluation", "sizes")
-_PATHS = ("base", "gguf_file", "data", "eval_data", "dev_data")
+_FILES = ("data", "eval_data", "dev_data")
+"""Keys in which a variable may stand: a file is only read, while the hub is asked for a name."""
+
+_NAMES = ("base", "revision", "gguf_file")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _UNCHANGED = "nothing was changed"
 
@@ -33,8 +36,8 @@ def read_sequence(path: str | Path, size: str | None = None) -> SequenceConfig:
     """Read and check a sequence.
 
     Args:
-        path: The TOML file; relative paths in it are relative to its folder, and ``${VARIABLE}`` in them is filled
-            from the environment.
+        path: The TOML file; relative paths in it are relative to its folder, and ``${VARIABLE}`` in those of data
+            files is filled from the environment.
         size: A table of ``[sizes]``, laid over the rest of the file.
 
     Raises:
@@ -77,6 +80,20 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _laid_over(merged[key], value) if both else value
     return merged
+
+
+def check_data(config: SequenceConfig) -> None:
+    """Refuse a data file that is not there under the path that the file gives it, not under the one it stands for.
+
+    Raises:
+        NotFoundError: Naming the table, the key and the path as it is written.
+    """
+    for name in config.task_names:
+        for key in _FILES:
+            path, written = getattr(config.tasks[name], key), config.document["tasks"][name].get(key)
+            if path and not path.startswith("hf:") and not os.path.exists(path):
+                message = f"{config.file}: [tasks.{name}] {key}: no such file: {written!r}"
+                raise NotFoundError(message, hint="paths are relative to the sequence file", unchanged=_UNCHANGED)
 
 
 class _Reader:
@@ -161,19 +178,23 @@ class _Reader:
         return {key: self.table(kind, values, f"[{name}.{key}]") for key, values in found.items()}
 
     def filled(self, key: str, value: Any, where: str) -> Any:
-        """A path with its variables filled in, from the file's folder; everything else as it is."""
-        if key not in _PATHS or not isinstance(value, str):
+        """The path of a data file with its variables filled in, from the file's folder; everything else as it is.
+
+        Somebody else may have written the file. So a variable never gets into a name that the hub is asked for, and
+        a message shows the path as it is written.
+        """
+        if not isinstance(value, str) or not value or key not in (*_FILES, *_NAMES):
             return value
-
-        def variable(match: re.Match[str]) -> str:
-            if match[1] not in os.environ:
-                self.problems.append(f"{where} {key}: the environment variable {match[1]} is not set".strip())
-            return os.environ.get(match[1], "")
-
-        path = _VARIABLE.sub(variable, value)
-        if key in ("base", "gguf_file") or path.startswith("hf:"):
-            return path
-        return self.beside(path) if path else path
+        names = [match[1] for match in _VARIABLE.finditer(value)]
+        if names and (key in _NAMES or value.startswith("hf:")):
+            self.problems.append(f"{where} {key} = {value!r}: a variable stands in paths of data files alone".strip())
+        if key in _NAMES or value.startswith("hf:"):
+            return value
+        missing = [name for name in names if name not in os.environ]
+        if missing:
+            self.problems.append(f"{where} {key}: the environment variable {missing[0]} is not set".strip())
+            return value
+        return self.beside(_VARIABLE.sub(lambda match: os.environ[match[1]], value))
 
     def beside(self, path: str) -> str:
         """A path from the file's folder."""

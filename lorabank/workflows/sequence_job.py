@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from lorabank.core.errors import ConfigError
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.sequence_config import Cell, SequenceConfig
-from lorabank.core.sequence_file import read_sequence
+from lorabank.core.sequence_file import check_data, read_sequence
+from lorabank.core.trackers import check_tracker
 from lorabank.workflows.bases import described
 from lorabank.workflows.protocol import Measured, protocol_card
 from lorabank.workflows.sequence_folder import SequenceFolder, digest_of, document_of
@@ -109,6 +111,9 @@ def prepare_sequence(
                 hint=f"--only {'|'.join(known)}",
                 unchanged="nothing was changed",
             )
+    check_data(config)
+    for task, strategy in product(config.task_names, known):
+        check_tracker(config.training(task, strategy).report_to)
     base = described(config.init, observer, form=_form(config))
     tasks = read_tasks(config, base, dev=dev)
     folder = SequenceFolder(Path(out) if out is not None else Path(f"{config.name}-dev" if dev else config.name))

@@ -20,6 +20,7 @@ from lorabank.core.config import InitConfig, TrainConfig, validate
 from lorabank.core.errors import BusyError, ConfigError, DataError, IncompatibleError
 from lorabank.core.observer import Observer, SilentObserver
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
+from lorabank.core.trackers import check_tracker
 from lorabank.data.loading import TaskData, example_row
 from lorabank.models.loading import load_base, resolve_device
 from lorabank.workflows.bases import future_base, open_or_init
@@ -50,6 +51,7 @@ def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig
     from lorabank.workflows.recall import rows_replayed
 
     checked = validate(TrainConfig, asdict(config))
+    check_tracker(checked.report_to)
     exists = Bank.exists(path)
     snapshot = Bank.open(path).snapshot() if exists else None
     base = future_base(path, checked, init or InitConfig())
@@ -305,6 +307,7 @@ def _given(path: str | Path, config: TrainConfig | None, init: InitConfig) -> tu
     if config is None:
         return None
     checked = validate(TrainConfig, asdict(config))
+    check_tracker(checked.report_to)
     plugins.load(plugins.STRATEGIES, checked.strategy, "strategy")
     if checked.batch_size < processes.count():
         raise ConfigError(

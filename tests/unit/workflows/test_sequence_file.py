@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lorabank.core.errors import ConfigError, NotFoundError
-from lorabank.core.sequence_file import read_sequence
+from lorabank.core.sequence_file import check_data, read_sequence
 
 SOUND = """
 name = "letters"
@@ -171,6 +171,13 @@ def test_every_mistake_is_named_with_its_table(write: Callable[..., Path]) -> No
         (('data = "rows/one.jsonl"', ""), "[tasks.one] names no data"),
         (("[tasks.one]", "[tasks.One]"), "[tasks.One] cannot be a name"),
         (("${LETTERS}", "${NOT_SET_ANYWHERE}"), "the environment variable NOT_SET_ANYWHERE is not set"),
+        (
+            ('base = "org/model"', 'base = "org/${LETTERS}"'),
+            "base = 'org/${LETTERS}': a variable stands in paths of data",
+        ),
+        (('"org/model"', '"m"\nrevision = "${LETTERS}"'), "revision = '${LETTERS}': a variable stands in paths"),
+        (('base = "org/model"', 'gguf_file = "${LETTERS}.gguf"'), "gguf_file = '${LETTERS}.gguf': a variable"),
+        (('"rows/one.jsonl"', '"hf:org/${LETTERS}"'), "[tasks.one] data = 'hf:org/${LETTERS}': a variable"),
     ],
 )
 def test_what_must_be_there_and_fit(write: Callable[..., Path], change: tuple[str, str], problem: str) -> None:
@@ -178,6 +185,31 @@ def test_what_must_be_there_and_fit(write: Callable[..., Path], change: tuple[st
         read_sequence(write(change))
     assert problem in caught.value.message
     assert caught.value.unchanged
+
+
+def test_a_secret_of_the_environment_gets_into_no_message_and_no_request(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a stranger's file writes a variable: its value is nowhere but in the path of a data file."""
+    monkeypatch.setenv("SECRET", "hf_0123456789")
+    keys = [key for line in SOUND.splitlines() if (key := line.partition(" = ")[0]) != line and key.isidentifier()]
+    assert {"base", "data", "eval_data", "strategies"} <= set(keys)
+    for line in [line for line in SOUND.splitlines() if '"' in line and " = " in line]:
+        before, _, behind = line.partition('"')
+        for planted in (f'{before}"${{SECRET}}{behind}', f'{before}"hf:${{SECRET}}{behind}'):
+            with pytest.raises((ConfigError, NotFoundError)) as caught:
+                check_data(read_sequence(write((line, planted))))
+            assert "hf_0123456789" not in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_a_missing_file_is_named_as_it_is_written(write: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"\[tasks.one\] data: no such file: 'rows/one.jsonl'"):
+        check_data(read_sequence(write()))
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "one.jsonl").write_text("x")
+    (tmp_path / "eval.jsonl").write_text("x")
+    with pytest.raises(NotFoundError, match=r"\[tasks.two\] data: no such file: '\$\{LETTERS\}/two.jsonl'"):
+        check_data(read_sequence(write(("/elsewhere/one.jsonl", str(tmp_path / "eval.jsonl")))))
 
 
 def test_files_that_are_none(write: Callable[..., Path], tmp_path: Path) -> None:
