@@ -8,48 +8,23 @@ lorabank's own form. `lorabank.models.foreign_fit` compares it with the base mod
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from lorabank.core.errors import DataError
 from lorabank.core.limits import MAX_RANK
 from lorabank.core.lora import LoraFactors, lora_scaling
+from lorabank.models.expressions import Unreadable
+from lorabank.models.foreign_fields import check_plain, count, names, number, parse, refuse, refuse_field
+from lorabank.models.foreign_keys import plain_keys
+from lorabank.models.foreign_targets import Pattern, Targets, read_targets
 from lorabank.models.olora_folder import check_part, join_new, rows_of, tasks_in
-from lorabank.models.peft_folder import CONFIG_FILE, PREFIX, WEIGHTS_FILE, by_pattern
+from lorabank.models.peft_folder import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 
-_UNCHANGED = "nothing was changed"
-_NAME = re.compile(r"[\w-]{1,128}(\.[\w-]{1,128}){0,63}", re.ASCII)
-_FIELDS = frozenset(
-    (
-        "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora",
-        "target_modules", "modules_to_save", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights", "r_sum",
-    )
-)  # fmt: skip
-# They say how to train or where to look, never what the tensors mean.
-_IGNORED = frozenset(
-    (
-        "auto_mapping", "exclude_modules", "inference_mode", "megatron_core", "peft_version", "qalora_group_size",
-        "revision", "save_loranew",
-    )
-)  # fmt: skip
-# With one of them on, the tensors mean something else than s B A on a linear module, or files are to be opened.
-_FEATURES = frozenset(
-    (
-        "alora_invocation_tokens", "arrow_config", "corda_config", "ensure_weight_tying", "eva_config",
-        "fan_in_fan_out", "kasa_config", "layer_replication", "layers_pattern", "layers_to_transform", "loftq_config",
-        "lora_bias", "lora_ga_config", "megatron_config", "monteclora_config", "runtime_config", "target_parameters",
-        "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "velora_config",
-    )
-)  # fmt: skip
-# Other ways to begin (PiSSA, OLoRA, CorDA, LoftQ) subtract something from the base model's weights.
-_INITIALISATIONS = (True, False, "gaussian", "orthogonal")
 _OWN_HEADS = ("classifier", "score")  # PEFT saves them for SEQ_CLS without being asked
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -67,11 +42,12 @@ class ForeignAdapter:
         r: Rank of the modules that ``rank_pattern`` does not name.
         lora_alpha: The same for the numerator of the scaling.
         use_rslora: Whether the scaling is ``lora_alpha / sqrt(r)``.
-        target_modules: Endings of module names, all literal.
+        targets: What the config says of the modules that are adapted.
         rank_pattern: Full module name to a rank other than ``r``.
         alpha_pattern: Full module name to another ``lora_alpha``.
         tasks: How many tasks the folder holds: more than one only in those of O-LoRA's reference implementation.
         ignored: Unknown fields that were passed over.
+        taken: What was taken out of the tensors' names.
     """
 
     factors: LoraFactors
@@ -82,11 +58,12 @@ class ForeignAdapter:
     r: int
     lora_alpha: float
     use_rslora: bool
-    target_modules: tuple[str, ...]
+    targets: Targets
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
     tasks: int = 1
     ignored: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
 
 
 def read_foreign(
@@ -104,19 +81,17 @@ def read_foreign(
         DataError: A field or a tensor is not one of a plain LoRA adapter; names it.
         ConfigError: There is no such part.
     """
-    fields = _parse(config)
-    ignored = _check_plain(fields, ignore_unknown)
-    r = _count(fields, "r", fields.get("r"))
-    alpha = _number(fields, "lora_alpha", fields.get("lora_alpha"))
-    _number(fields, "lora_dropout", fields.get("lora_dropout", 0.0), low=0.0, high=1.0)  # training's, and long past
+    fields = parse(config)
+    ignored = check_plain(fields, ignore_unknown)
+    r = count(fields, "r", fields.get("r"))
+    alpha = number(fields, "lora_alpha", fields.get("lora_alpha"))
+    number(fields, "lora_dropout", fields.get("lora_dropout", 0.0), low=0.0, high=1.0)  # training's, and long past
     rslora = fields.get("use_rslora", False)
     if type(rslora) is not bool:
-        _refuse_field(fields, "use_rslora", "is neither true nor false")
-    ranks = {key: _count(fields, "rank_pattern", value) for key, value in _pattern(fields, "rank_pattern").items()}
-    alphas = {key: _number(fields, "alpha_pattern", value) for key, value in _pattern(fields, "alpha_pattern").items()}
-    saved = () if fields.get("modules_to_save") in (None, []) else _names(fields, "modules_to_save")
+        refuse_field(fields, "use_rslora", "is neither true nor false")
+    targets, saved = read_targets(fields), names(fields, "modules_to_save")
     own = _OWN_HEADS if fields.get("task_type") == "SEQ_CLS" else ()
-    tensors = load_tensors(weights)
+    tensors, taken = plain_keys(load_tensors(weights))
     A, B, head = _split(tensors if "r_sum" not in fields else join_new(tensors), (*own, *saved))
     tasks = 1
     if "r_sum" in fields:
@@ -129,10 +104,8 @@ def read_foreign(
         r, alpha = r * tasks, alpha * tasks
     _check_trained(A, B)
     rank_of = {module: a.shape[0] for module, a in A.items()}
-    alpha_of = {module: by_pattern(alphas, module, alpha) for module in A}
-    for module, rank in rank_of.items():
-        if rank != by_pattern(ranks, module, r):
-            _refuse(f"{WEIGHTS_FILE}: {module!r} has rank {rank}, {CONFIG_FILE} says {by_pattern(ranks, module, r)}")
+    _check_ranks(fields, rank_of, r, targets)
+    alpha_of = _alphas(fields, rank_of, alpha, targets)
     scaling = {module: lora_scaling(rank_of[module], alpha_of[module], use_rslora=rslora) for module in A}
     return ForeignAdapter(
         factors=LoraFactors(A, B, scaling),
@@ -143,72 +116,57 @@ def read_foreign(
         r=r,
         lora_alpha=alpha,
         use_rslora=rslora,
-        target_modules=_names(fields, "target_modules"),
+        targets=targets,
         rank_pattern={module: rank for module, rank in rank_of.items() if rank != r},
         alpha_pattern={module: value for module, value in alpha_of.items() if value != alpha},
         tasks=tasks,
         ignored=ignored,
+        taken=taken,
     )
+
+
+def _check_ranks(fields: Mapping[str, Any], rank_of: Mapping[str, int], r: int, targets: Targets) -> None:
+    """The tensors have the ranks that the config says, as far as it can be evaluated."""
+    try:
+        pattern = _pattern(fields, "rank_pattern", count)
+        for module, rank in rank_of.items():
+            said = pattern.value(_parameter(module, targets), r)
+            if rank != said:
+                refuse(f"{WEIGHTS_FILE}: {module!r} has rank {rank}, {CONFIG_FILE} says {said:g}")
+    except Unreadable:  # the tensors have ranks of their own
+        return
+
+
+def _alphas(fields: Mapping[str, Any], modules: Iterable[str], alpha: float, targets: Targets) -> dict[str, float]:
+    """Module to the numerator of its scaling, which no tensor tells."""
+    try:
+        pattern = _pattern(fields, "alpha_pattern", number)
+        return {module: pattern.value(_parameter(module, targets), alpha) for module in modules}
+    except Unreadable as error:
+        refuse_field(fields, "alpha_pattern", f"cannot be evaluated: {error}", "write it with the modules' names")
+
+
+def _pattern(fields: Mapping[str, Any], field: str, judge: Callable[[Mapping[str, Any], str, Any], float]) -> Pattern:
+    values = fields.get(field) or {}
+    if not isinstance(values, dict):
+        refuse_field(fields, field, "is not an object")
+    return Pattern({key: judge(fields, field, value) for key, value in values.items()})
+
+
+def _parameter(module: str, targets: Targets) -> str:
+    """What PEFT calls a module in its patterns."""
+    return f"{module}.weight" if targets.as_parameter(module) else module
 
 
 def _r_sum(fields: Mapping[str, Any]) -> int:
     """The field of O-LoRA's reference implementation, which knows no patterns and no rsLoRA."""
     value = fields["r_sum"]
     if type(value) is not int or not 0 <= value <= MAX_RANK:
-        _refuse_field(fields, "r_sum", f"is no rank from 0 to {MAX_RANK}")
+        refuse_field(fields, "r_sum", f"is no rank from 0 to {MAX_RANK}")
     for name in ("rank_pattern", "alpha_pattern", "use_rslora"):
         if fields.get(name):
-            _refuse_field(fields, name, "does not go with 'r_sum'")
+            refuse_field(fields, name, "does not go with 'r_sum'")
     return value
-
-
-def _parse(config: bytes) -> dict[str, Any]:
-    try:
-        fields = json.loads(config.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        _refuse(f"{CONFIG_FILE}: not valid JSON ({error})")
-    if not isinstance(fields, dict):
-        _refuse(f"{CONFIG_FILE}: not an object")
-    return fields
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key appears twice")
-    return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
-
-
-def _check_plain(fields: Mapping[str, Any], ignore_unknown: bool) -> tuple[str, ...]:
-    """Every field must be one that is read, one that means nothing here, or a feature that is off.
-
-    Returns:
-        Unknown fields that were passed over.
-    """
-    if fields.get("peft_type") != "LORA":
-        _refuse_field(fields, "peft_type", "is not 'LORA'")
-    unknown = []
-    for name, value in fields.items():
-        off = value is None or value is False or value in ({}, [])
-        if name in _FIELDS | _IGNORED or off:
-            continue
-        if name in _FEATURES:
-            _refuse_field(fields, name, "asks for something other than plain LoRA")
-        if not ignore_unknown:
-            _refuse_field(fields, name, "is unknown", "--ignore-unknown passes over unknown fields and lists them")
-        unknown.append(name)
-    if fields.get("bias", "none") != "none":
-        _refuse_field(fields, "bias", "is not 'none'")
-    if fields.get("init_lora_weights", True) not in _INITIALISATIONS:
-        _refuse_field(fields, "init_lora_weights", "is a way to begin that changes the base model")
-    for name in ("task_type", "base_model_name_or_path"):
-        if not isinstance(fields.get(name), str | None):
-            _refuse_field(fields, name, "is not text")
-    return tuple(unknown)
 
 
 def _split(
@@ -223,9 +181,9 @@ def _split(
         kind = next((k for k in ("lora_A", "lora_B") if name.endswith(f".{k}.weight")), None)
         in_head = any(f".{module}." in f".{name}" for module in saved)
         if name == key or (kind is None and not in_head):
-            _refuse(f"{WEIGHTS_FILE}: tensor {key[:200]!r} is neither a LoRA factor nor part of a declared head")
+            refuse(f"{WEIGHTS_FILE}: tensor {key[:200]!r} is neither a LoRA factor nor part of a declared head")
         if tensor.dtype not in _DTYPES:
-            _refuse(f"{WEIGHTS_FILE}: tensor {key!r} is {tensor.dtype}; float32, float16 and bfloat16 are read")
+            refuse(f"{WEIGHTS_FILE}: tensor {key!r} is {tensor.dtype}; float32, float16 and bfloat16 are read")
         if kind is None:
             head[name] = tensor.float()
         else:
@@ -236,13 +194,13 @@ def _split(
 
 def _check_pairs(A: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> None:
     if not A:
-        _refuse(f"{WEIGHTS_FILE}: it holds no LoRA factors")
+        refuse(f"{WEIGHTS_FILE}: it holds no LoRA factors")
     for module in sorted(A.keys() ^ B.keys()):
-        _refuse(f"{WEIGHTS_FILE}: {module!r} has lora_A or lora_B, not both")
+        refuse(f"{WEIGHTS_FILE}: {module!r} has lora_A or lora_B, not both")
     for module, a in A.items():
         b = B[module]
         if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or not 1 <= a.shape[0] <= MAX_RANK:
-            _refuse(
+            refuse(
                 f"{WEIGHTS_FILE}: the factors of {module!r} have the shapes {list(a.shape)} and {list(b.shape)}, "
                 f"not [r, d_in] and [d_out, r] with r from 1 to {MAX_RANK}"
             )
@@ -250,44 +208,4 @@ def _check_pairs(A: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> None:
 
 def _check_trained(A: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> None:
     if not any(bool(a.any()) and bool(B[module].any()) for module, a in A.items()):
-        _refuse(f"{WEIGHTS_FILE}: every delta weight is zero: the adapter was never trained and changes nothing")
-
-
-def _names(fields: Mapping[str, Any], field: str) -> tuple[str, ...]:
-    """A list of literal module names; a pattern could run for ever, so it is never run."""
-    value = fields.get(field)
-    if not isinstance(value, list) or not value or not all(_is_name(name) for name in value):
-        _refuse_field(fields, field, "is not a list of module names")
-    return tuple(value)
-
-
-def _pattern(fields: Mapping[str, Any], field: str) -> dict[str, Any]:
-    value = fields.get(field) or {}
-    if not isinstance(value, dict) or not all(_is_name(name) for name in value):
-        _refuse_field(fields, field, "is not an object with literal module names")
-    return value
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and _NAME.fullmatch(value) is not None
-
-
-def _count(fields: Mapping[str, Any], field: str, value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= MAX_RANK:
-        _refuse_field(fields, field, f"holds no rank from 1 to {MAX_RANK}")
-    return value
-
-
-def _number(fields: Mapping[str, Any], field: str, value: Any, *, low: float = 1e-9, high: float = 1e9) -> float:
-    if type(value) not in (int, float) or not low <= value <= high:
-        _refuse_field(fields, field, "holds no number that can be used")
-    return float(value)
-
-
-def _refuse_field(fields: Mapping[str, Any], field: str, reason: str, hint: str | None = None) -> NoReturn:
-    shown = json.dumps(fields[field])[:80] if field in fields else "missing"
-    _refuse(f"{CONFIG_FILE}: field {field[:80]!r} ({shown}) {reason}", hint)
-
-
-def _refuse(message: str, hint: str | None = None) -> NoReturn:
-    raise DataError(message, hint=hint, unchanged=_UNCHANGED)
+        refuse(f"{WEIGHTS_FILE}: every delta weight is zero: the adapter was never trained and changes nothing")

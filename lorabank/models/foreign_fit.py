@@ -13,6 +13,7 @@ from lorabank.core import plugins
 from lorabank.core.errors import DataError, IncompatibleError
 from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.models.causal_lm import IGNORED
+from lorabank.models.expressions import Unreadable
 from lorabank.models.foreign import ForeignAdapter
 from lorabank.models.heads import Head, head_state, put_head
 from lorabank.models.loading import LoadedBase
@@ -26,8 +27,12 @@ _CANCELLED = 1e-6
 """``||B A||_F / (||B||_F ||A||_F)`` below which a product is rounding."""
 
 
-def check_fits(adapter: ForeignAdapter, base: LoadedBase, task_type: str) -> None:
+def check_fits(adapter: ForeignAdapter, base: LoadedBase, task_type: str) -> str | None:
     """Compare an adapter with the base model that it is to sit on.
+
+    Returns:
+        Why the config could not be asked which modules are adapted, so that the tensors alone say it; None where it
+        was asked and agrees.
 
     Raises:
         IncompatibleError: It is for another task type, or a module or shape is not the base's.
@@ -52,9 +57,23 @@ def check_fits(adapter: ForeignAdapter, base: LoadedBase, task_type: str) -> Non
         wanted = linear[module].out_features, linear[module].in_features
         if found != wanted:
             _misfit(f"its delta weight of {module!r} has the shape {list(found)}, the base's weight {list(wanted)}")
-    wanted_modules = {n for n in linear if any(f".{n}".endswith(f".{target}") for target in adapter.target_modules)}
-    _check_same("LoRA tensors of module", set(adapter.factors.A), wanted_modules)
+    unread = None
+    try:
+        _check_same("LoRA tensors of module", set(adapter.factors.A), adapter.targets.among(linear))
+    except Unreadable as error:
+        unread = str(error)
     _check_same("head tensor", set(adapter.head), set(head_state(base.model, base.head_modules)))
+    return unread
+
+
+def _instead(base: LoadedBase, module: str) -> str:
+    """What the base has in place of a linear module of that name."""
+    found = dict(base.model.named_modules()).get(module)
+    if type(found).__name__ == "Conv1D":
+        return "that is a Conv1D of the base, GPT-2's kind of layer with a transposed weight, which no bank adapts"
+    if found is None or isinstance(found, nn.Linear):
+        return "the base has no linear module of that name outside its head"
+    return f"that is a {type(found).__name__} of the base, no linear layer"
 
 
 def largest_update(factors: LoraFactors, model: nn.Module) -> float:

@@ -56,6 +56,7 @@ class _Judged:
 
     Attributes:
         adapter: What was read.
+        unread: Why its config was not asked which modules are adapted, None where it was.
         head_modules: The base's modules that its head fills; none of a language model.
         config: The settings, what the data and the base decided filled in.
         statistics: The router's input.
@@ -65,6 +66,7 @@ class _Judged:
     """
 
     adapter: ForeignAdapter
+    unread: str | None
     head_modules: tuple[str, ...]
     config: TrainConfig
     statistics: bytes
@@ -106,6 +108,8 @@ def import_adapter(
         "source_digest": digest,
         "source_base": adapter.base_model[:256],
         "ignored_fields": [field[:_SHOWN] for field in adapter.ignored],
+        "taken_from_names": list(adapter.taken),
+        "targets_unread": judged.unread,
         "tasks_in_source": adapter.tasks,
         "part": part,
         "largest_update": judged.largest_update,
@@ -169,7 +173,7 @@ def _judge(
 ) -> _Judged:
     """Put the adapter on the base and look at it; nothing is written."""
     base = load_base(record, device=resolve_device(config.device))
-    check_fits(adapter, base, record.task_type)
+    unread = check_fits(adapter, base, record.task_type)
     head = _load_head(base, adapter, labels) if base.head_modules else None
     config = settled(config, data, min(config.max_length, base.max_length or config.max_length))
     examples = encode_rows(record, data, config.max_length)
@@ -177,6 +181,7 @@ def _judge(
     check_effect(base, record.task_type, adapter.factors, head, examples.rows[:_PROBED])
     return _Judged(
         adapter=adapter,
+        unread=unread,
         head_modules=base.head_modules,
         config=config,
         statistics=statistics,
@@ -281,6 +286,14 @@ def _warn(facts: Mapping[str, Any], observer: Observer) -> None:
     if facts["ignored_fields"]:
         observer.notice(
             f"unknown fields of the adapter's config that were passed over: {listed(facts['ignored_fields'])}"
+        )
+    if facts["taken_from_names"]:
+        observer.notice(
+            f"the tensors' names were read without what wrappers left in them: {listed(facts['taken_from_names'])}"
+        )
+    if facts["targets_unread"]:
+        observer.notice(
+            f"the tensors alone say which modules are adapted; the config was not asked: {facts['targets_unread']}"
         )
     if facts["tasks_in_source"] > 1 and facts["part"] is None:
         observer.notice(

@@ -52,7 +52,7 @@ def test_the_installed_command_does_the_same(world: World, name: str) -> None:
         ("lorabank.workflows.import_.check_source_base", "C16 another base"),
         ("lorabank.workflows.import_.check_effect", "B16 factors that cancel"),
         ("lorabank.workflows.import_source.check_tensor_bytes", "A16 key twice"),
-        ("lorabank.models.foreign._check_plain", "C19 layers a hundred thousand times"),
+        ("lorabank.models.foreign.check_plain", "C19 layers a hundred thousand times"),
     ],
 )
 def test_the_harness_finds_a_check_that_is_left_out(world: World, monkeypatch, broken, name) -> None:

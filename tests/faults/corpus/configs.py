@@ -25,6 +25,14 @@ def not_a_number(folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(config | {"lora_alpha": float("nan")}))
 
 
+def costly() -> str:
+    """Groups in groups, each to be repeated."""
+    text = "[a-z.0-9]"
+    for _ in range(30):
+        text = f"(?:{text}?){{50}}"
+    return f"{text}.*(query|value)"
+
+
 CASES = (
     Case("C01 r of a million", 6, fields(r=1_000_000)),
     Case("C02 negative r", 6, fields(r=-2)),
@@ -33,7 +41,7 @@ CASES = (
     Case("C05 lora_alpha of a million", 0, fields(lora_alpha=10**6)),
     Case("C06 lora_alpha NaN", 6, not_a_number),
     Case("C07 regular expression that never ends", 6, fields(target_modules="([a-z.0-9_]+)+!")),
-    Case("C08 the same in a pattern", 6, fields(alpha_pattern={"(a+)+$": 2})),
+    Case("C08 the same in a pattern", 0, fields(alpha_pattern={"(a+)+$": 2})),  # matched within a bound: it names none
     Case("C09 unknown key", 6, fields(surprise="boo")),
     Case("C10 no peft_type", 6, fields(peft_type=...)),
     Case("C11 odd peft_type", 6, fields(peft_type="../LORA")),
@@ -52,5 +60,16 @@ CASES = (
     Case("C24 key twice", 6, text(b'{"peft_type": "LORA", "peft_type": "LORA"}')),
     Case("C25 number of 5,000 digits", 6, text(b'{"r": ' + b"9" * 5000 + b"}")),
     Case("C26 a megabyte of target_modules", 6, fields(target_modules=["query" * 50_000])),
+    Case("C28 layers that the tensors contradict", 6, fields(layers_to_transform=[0])),
+    Case("C29 layers that the tensors have", 0, fields(layers_to_transform=[0, 1], layers_pattern="layer")),
+    Case("C30 layer of a million digits", 6, fields(layers_to_transform="9" * 100_000)),
+    Case("C31 excluded though it has tensors", 6, fields(exclude_modules=["query"])),
+    Case("C32 excluded by an expression that never ends", 0, fields(exclude_modules="(([a-z.]+)+)+!")),
+    Case("C33 an expression for the targets", 0, fields(target_modules=r".*\.(query|value)")),
+    Case("C34 an expression that is not taken", 0, fields(target_modules=r".*(?<=self\.)(query|value)")),
+    Case("C35 one that is not taken for a scaling", 6, fields(alpha_pattern={r"(?<=self\.)query": 2})),
+    Case("C36 many expressions for scalings", 6, fields(alpha_pattern={f"(a+)+{n}": 2 for n in range(100)})),
+    Case("C37 an expression that costs too much", 0, fields(target_modules=costly())),
+    Case("C38 experts as parameters", 6, fields(target_parameters=["mlp.experts.gate_up_proj"])),
     Case("C27 unknown key passed over", 0, fields(trust_remote_code=True), words=("--ignore-unknown",)),
 )

@@ -70,4 +70,13 @@ CASES = (
     ),
     Case("B15 infinite only when multiplied", 6, tensors(each(lambda t: t.sign() * 1e30))),
     Case("B16 factors that cancel", 6, tensors(cancelling)),
+    Case("B17 names of a compiled model", 0, tensors(renamed(PREFIX, f"{PREFIX}_orig_mod."))),
+    Case("B18 names of a raw state", 0, tensors(renamed(".weight", ".default.weight"))),
+    Case("B19 two adapters in one file", 6, tensors(renamed("lora_A.weight", "lora_A.other.weight", keep=True))),
+    Case(
+        "B20 a weight of the base behind a wrapper",
+        6,
+        tensors(lambda found: found.update({f"{QUERY}._orig_mod.weight": torch.eye(32)})),
+    ),
+    Case("B21 names without a prefix", 6, tensors(renamed(PREFIX, ""))),
 )
