@@ -8,6 +8,7 @@ import traceback
 import click
 
 from lorabank.core.errors import LorabankError, StorageError
+from lorabank.core.exhaustion import exhausted
 from lorabank.core.processes import failed_before
 from lorabank_cli.output import Output
 
@@ -42,15 +43,17 @@ def report_failure(error: BaseException, output: Output) -> int:
 
 
 def as_known(error: BaseException) -> LorabankError:
-    """The error itself, or the one of ours that says the same."""
-    if isinstance(error, LorabankError):
+    """The error itself, or the one of ours that says the same; what ran out comes before what failed for it."""
+    if isinstance(error, StorageError):
         return error
     if isinstance(error, click.Abort | KeyboardInterrupt):
         return Interrupted("interrupted")
     if isinstance(error, click.ClickException):
         return _usage(error)
-    if isinstance(error, MemoryError):
-        return StorageError("out of memory", hint="a smaller --batch-size or --max-length needs less")
+    if (known := exhausted(error)) is not None:
+        return known
+    if isinstance(error, LorabankError):
+        return error
     if isinstance(error, ValueError) and "embedded null" in str(error):  # only a config file can hold one
         return UsageError("a path holds a NUL character", hint="lorabank --help")
     if isinstance(error, UnicodeEncodeError):  # a file's name in another encoding than UTF-8

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +18,7 @@ from lorabank.core import processes
 from lorabank.core.errors import StorageError
 from lorabank_cli.options import shared_options
 from lorabank_cli.output import Output
+from lorabank_cli.room import guard
 from lorabank_cli.streams import ReaderGone, open_streams
 
 COMMANDS = {
@@ -155,6 +158,7 @@ def main(args: Sequence[str] | None = None) -> int:
     output = Output(json="--json" in words, debug="--debug" in words, silent=processes.rank() > 0)
     if args is None:
         open_streams()
+        guard()
         gc.freeze()  # what the imports made lives to the end: walking it again costs 'list' a twentieth of its time
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup, which ignores it
             signal.signal(signal.SIGINT, output.interrupt)
@@ -185,6 +189,11 @@ def _call(words: list[str], output: Output) -> int:
 
 
 def _failed(error: BaseException, output: Output) -> int:
-    from lorabank_cli.failures import report_failure
+    try:
+        from lorabank_cli.failures import report_failure
 
-    return report_failure(error, output)
+        return report_failure(error, output)
+    except (ImportError, MemoryError, OSError):  # too little is left even to say so in full
+        with suppress(OSError):
+            os.write(2, b"error: out of memory, or of open files\n")
+        return 10
