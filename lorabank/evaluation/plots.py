@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,14 +85,36 @@ def _formula_safe(name: str) -> str:
 
 
 def _render(matrix: ScoreMatrix, title: str, format: str) -> bytes:
-    from matplotlib import rc_context
-
     buffer = io.BytesIO()
-    # The salt makes the ids inside an SVG repeatable: equal ids then stand for equal shapes, in one page too.
-    with rc_context({"svg.hashsalt": "lorabank", "font.family": "DejaVu Sans", "axes.unicode_minus": False}):
+    with _own_settings():
         metadata: dict[str, Any] = {"Date": None} if format == "svg" else {}
         _draw(matrix, title).savefig(buffer, format=format, dpi=200, bbox_inches="tight", metadata=metadata)
     return buffer.getvalue()
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """Settings of matplotlib that no file decides: one with ``text.usetex`` would have it start LaTeX."""
+    with _without_local_file():
+        import matplotlib
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        # The salt makes the ids inside an SVG repeatable: equal ids then stand for equal shapes, in one page too.
+        with matplotlib.rc_context(
+            {"svg.hashsalt": "lorabank", "font.family": "DejaVu Sans", "axes.unicode_minus": False}
+        ):
+            yield
+
+
+@contextmanager
+def _without_local_file() -> Iterator[None]:
+    """Matplotlib looks in the current folder for its settings first, while it is imported, and offers no switch."""
+    exists = os.path.exists
+    os.path.exists = lambda path: path != "matplotlibrc" and exists(path)
+    try:
+        yield
+    finally:
+        os.path.exists = exists
 
 
 def _draw(matrix: ScoreMatrix, title: str) -> Figure:

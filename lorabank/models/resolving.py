@@ -84,7 +84,12 @@ def default_base(task_type: str) -> str:
 
 
 def resolve_base(
-    name: str | None, revision: str | None = None, *, gguf_file: str | None = None, notice: Notice | None = None
+    name: str | None,
+    revision: str | None = None,
+    *,
+    gguf_file: str | None = None,
+    notice: Notice | None = None,
+    typed: bool = True,
 ) -> ResolvedBase:
     """Find a base model: local folder, then hub cache, then hub, then (for the default models) a package.
 
@@ -94,6 +99,8 @@ def resolve_base(
         revision: Commit, tag or branch of a hub model.
         gguf_file: A GGUF file in the folder or hub model ``name``; without a name as ``name`` would say it.
         notice: Called with one line before a download or a conversion starts.
+        typed: Whether the user gave the name. What nobody typed, a default or a bank's record, is never a folder or
+            file of the current folder, whoever made that; an absolute path is itself.
 
     Raises:
         ConfigError: A revision is given for something local, or nothing is named.
@@ -111,8 +118,8 @@ def resolve_base(
     elif gguf_file is not None:
         name = _in_base(name, gguf_file)
     if _is_gguf(name):
-        return _from_gguf(name, revision, notice)
-    if (folder := _from_folder(name)) is not None:
+        return _from_gguf(name, revision, notice, typed)
+    if (folder := _from_folder(name, typed)) is not None:
         _refuse_revision(name, revision, "folder")
         return folder
     if (cached := _from_cache(name, revision)) is not None:
@@ -140,7 +147,7 @@ def locate_base(record: BaseModelRecord) -> ResolvedBase:
         if carrier.gguf:  # the weights on the hub are others: they were not rounded
             raise MissingExtraError(f"the package with base model {record.name!r} is not there", hint=carrier.hint)
     try:
-        return resolve_base(record.name, record.revision)
+        return resolve_base(record.name, record.revision, typed=False)
     except LorabankError:
         if carrier is None or carrier.gguf or (package := _from_package(record.name)) is None:
             raise
@@ -162,25 +169,31 @@ def plain_name(record: BaseModelRecord) -> str:
 
 
 def find_on_disk(name: str, revision: str | None = None) -> ResolvedBase | None:
-    """The files of a base model when ``resolve_base`` would need no network for them.
+    """The files of a recorded or default base model when ``resolve_base`` would need no network for them.
 
     Nothing is converted: of a GGUF file that is not yet, the path is the file itself.
     """
     carrier = PACKAGES.get(name)
     with suppress(NotFoundError, DataError):
         if _is_gguf(name):
-            file, commit = _cached_gguf(name, revision)
+            file, commit = _cached_gguf(name, revision, typed=False)
             return ResolvedBase(name, "gguf", find_converted(file) or file, commit) if file else None
-        if (found := _from_folder(name) or _from_cache(name, revision)) is not None:
+        if (found := _from_folder(name, typed=False) or _from_cache(name, revision)) is not None:
             return found
         if carrier and revision is None and (path := _carried(carrier)) is not None:
             return ResolvedBase(name, "package", find_converted(path) or path if carrier.gguf else path)
     return None
 
 
-def _from_folder(name: str) -> ResolvedBase | None:
-    folder = Path(name).expanduser()
-    return ResolvedBase(str(folder.resolve()), "local", folder.resolve()) if folder.is_dir() else None
+def _on_disk(name: str, typed: bool) -> Path | None:
+    """The path that a name is; a relative one only where the user gave it."""
+    path = Path(name).expanduser() if typed else Path(name)
+    return path if path.exists() and (typed or path.is_absolute()) else None
+
+
+def _from_folder(name: str, typed: bool) -> ResolvedBase | None:
+    folder = _on_disk(name, typed)
+    return ResolvedBase(str(folder.resolve()), "local", folder.resolve()) if folder and folder.is_dir() else None
 
 
 def _refuse_revision(name: str, revision: str | None, what: str) -> None:
@@ -223,9 +236,9 @@ def _is_gguf(name: str) -> bool:
     return name.endswith(".gguf") and not Path(name).expanduser().is_dir()
 
 
-def _from_gguf(name: str, revision: str | None, notice: Notice | None) -> ResolvedBase:
+def _from_gguf(name: str, revision: str | None, notice: Notice | None, typed: bool) -> ResolvedBase:
     """The converted checkpoint of a GGUF file on disk, in the cache or on the hub."""
-    file, commit = _cached_gguf(name, revision)
+    file, commit = _cached_gguf(name, revision, typed)
     if file is None:
         repository, inside = _split(name)
         require_gguf(name)  # before anything large is fetched
@@ -237,10 +250,10 @@ def _from_gguf(name: str, revision: str | None, notice: Notice | None) -> Resolv
     return ResolvedBase(name, "gguf", converted_checkpoint(file, notice=notice), commit)
 
 
-def _cached_gguf(name: str, revision: str | None) -> tuple[Path | None, str | None]:
+def _cached_gguf(name: str, revision: str | None, typed: bool) -> tuple[Path | None, str | None]:
     """A GGUF file on disk without a commit, or one in the hub's cache with its commit; None where it is not."""
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = _on_disk(name, typed)
+    if path is not None and path.is_file():
         return path.resolve(), None
     repository, inside = _split(name)
     cached = cached_file(repository, inside, revision)

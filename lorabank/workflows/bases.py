@@ -30,6 +30,7 @@ def described(
         config.base or (None if config.gguf_file else default_base(task_type)),
         config.revision,
         gguf_file=config.gguf_file,
+        typed=bool(config.base or config.gguf_file),
         notice=observer.notice if observer else None,
     )
     return describe_base(resolved, task_type)

@@ -218,3 +218,50 @@ def test_a_recorded_model_is_found_again(make_base, monkeypatch: pytest.MonkeyPa
     assert locate_base(record(name=str(folder), source="local")).path == folder
     with pytest.raises(NotFoundError):
         locate_base(record(name=str(folder / "gone"), source="local"))
+
+
+@pytest.mark.usefixtures("unreachable")
+@pytest.mark.parametrize("name", [DEFAULT_BASE, "someone/model", "someone/model/weights.gguf"])
+def test_what_nobody_typed_is_never_a_folder_of_the_current_one(
+    make_base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A default or a recorded name comes from the cache, the hub or a package; a typed one may be such a folder."""
+    planted = tmp_path / "here" / name
+    planted.parent.mkdir(parents=True)
+    if name.endswith(".gguf"):
+        planted.write_bytes(b"GGUF")
+    else:
+        make_base("bert").rename(planted)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(resolving, "_carried", lambda _: None)
+    found = []
+    for look in (
+        lambda: resolve_base(name, typed=False),
+        lambda: locate_base(record(name=name, source="gguf" if name.endswith(".gguf") else "hub")),
+        lambda: resolving.find_on_disk(name),
+    ):
+        try:
+            found.append(look())
+        except (NotFoundError, MissingExtraError):
+            found.append(None)
+    assert found == [None, None, None]
+    if not name.endswith(".gguf"):
+        assert resolve_base(name).path == planted
+        assert resolve_base(str(planted), typed=False).path == planted, "an absolute path is itself"
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_the_default_base_is_not_taken_from_the_current_folder(
+    make_base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorabank.core.config import InitConfig
+    from lorabank.workflows.bases import described
+
+    planted = tmp_path / "here" / DEFAULT_BASE
+    planted.parent.mkdir(parents=True)
+    make_base("bert").rename(planted)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(resolving, "_carried", lambda _: None)
+    with pytest.raises(MissingExtraError):
+        described(InitConfig())
+    assert described(InitConfig(base=DEFAULT_BASE)).name == str(planted)
