@@ -89,13 +89,19 @@ if sys.argv[1:]:
     import os; os.chdir(sys.argv[1])
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.plots import heatmap_svg
-print(heatmap_svg(ScoreMatrix(("a", "b"), numpy.array([[numpy.nan] * 2, [0.5, numpy.nan], [0.25, 1.0]]))))
+scores = numpy.array([[numpy.nan] * 2, [0.5, numpy.nan], [0.25, 1.0]])
+print(heatmap_svg(ScoreMatrix(("a", "b"), scores, counts=numpy.array([8, 8]))))
 """
 
     def drawn(*words: str, code: str = draw, **environment: str) -> str:
         command = [sys.executable, "-c", code, *words]
         run = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=60, env={**os.environ, **environment}
+            command,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+            env={**os.environ, **environment, "PYTHONSAFEPATH": "1"},
         )
         return run.stdout
 
