@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorabank.models.special_tokens import as_written, count_special, edges_of, special_ids
+
 
 @dataclass(frozen=True)
 class EncodedTexts:
@@ -26,7 +28,7 @@ class EncodedTexts:
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int | Sequence[int]) -> EncodedTexts:
-    """Tokenise with the tokenizer's special tokens.
+    """Tokenise with the tokenizer's special tokens; those that a text spells out are words like others.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -37,11 +39,18 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int | Sequenc
         return EncodedTexts((), (), 0)
     limits = [max_length] * len(texts) if isinstance(max_length, int) else max_length
     ids = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+    special, edges = special_ids(tokenizer), edges_of(tokenizer)
+    around = count_special([*edges.begin, *edges.end], special)
+    spelled = {i for i, row in enumerate(ids) if count_special(row, special) > around}
+    for i in spelled:
+        ids[i] = [*edges.begin, *as_written(tokenizer, texts[i]), *edges.end]
     lengths = tuple(len(row) for row in ids)
     long = [i for i, (length, limit) in enumerate(zip(lengths, limits, strict=True)) if length > limit]
+    for i in spelled.intersection(long):
+        ids[i] = [*ids[i][: limits[i] - len(edges.end)], *edges.end]
     for limit in {limits[i] for i in long}:
-        rows = [i for i in long if limits[i] == limit]
-        shortened = tokenizer([texts[i] for i in rows], truncation=True, max_length=limit)["input_ids"]
+        rows = [i for i in long if limits[i] == limit and i not in spelled]
+        shortened = tokenizer([texts[i] for i in rows], truncation=True, max_length=limit)["input_ids"] if rows else []
         for i, row in zip(rows, shortened, strict=True):
             ids[i] = row
     return EncodedTexts(tuple(ids), lengths, len(long))

@@ -9,6 +9,14 @@ from typing import Any
 
 from lorabank.core.errors import DataError, IncompatibleError
 from lorabank.core.templates import check_template, fill_labels
+from lorabank.models.special_tokens import (
+    Edges,
+    as_written,
+    count_special,
+    edges_of,
+    special_ids,
+    spellings,
+)
 from lorabank.models.task_types import Examples
 
 _TEXT = "{text}"
@@ -42,6 +50,8 @@ def encode_prompts(
     so that the first word of what follows can be predicted. With a template, a prompt that is too long loses the end
     of its text; without one it loses its beginning.
 
+    Special tokens of a template, or of a prompt without one, are special; in a text they are words like others.
+
     Args:
         tokenizer: A transformers tokenizer.
         texts: n texts.
@@ -62,12 +72,15 @@ def encode_prompts(
     edges = _edges(tokenizer, end)
     if template is not None:
         check_template(template)
-        least = edges.size + len(_bodies(tokenizer, [template.replace(_TEXT, "")], edges.begin)[0])
+        least = edges.size + len(_filled(tokenizer, template, [""], edges.begin)[0])
         _check_budget("the prompt template without its text", least, min(budgets))
-    prompts = [text if template is None else template.replace(_TEXT, text) for text in texts]
+    if template is None:
+        bodies = _bodies(tokenizer, texts, edges.begin)
+    else:
+        bodies = _filled(tokenizer, template, texts, edges.begin)
     ids: list[list[int]] = []
     cut = 0
-    for i, body in enumerate(_bodies(tokenizer, prompts, edges.begin)):
+    for i, body in enumerate(bodies):
         room = budgets[i] - edges.size
         if not body:
             _check_budget("an empty prompt", len(edges.nothing()), budgets[i])
@@ -85,6 +98,8 @@ def encode_completions(
     tokenizer: Any, completions: Sequence[str], *, glued: bool, end: bool = True
 ) -> list[list[int]]:
     """Token ids of what is answered: without a beginning token, the end token once at the end.
+
+    Special tokens that close an answer are special (the end of a turn); inside of it they are words like others.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -106,7 +121,11 @@ def encode_completions(
     if _puts_blank(tokenizer):
         texts = [text.removeprefix(" ") for text in texts]
     rows = _bodies(tokenizer, texts, _edges(tokenizer, end=False).begin)
+    special = special_ids(tokenizer)
     for i, row in enumerate(rows):
+        closing = next((k for k, token in enumerate(reversed(row)) if token not in special), len(row))
+        if count_special(row[: len(row) - closing], special):
+            row[:] = _answer_as_written(tokenizer, texts[i])
         while row and row[-1] == tokenizer.eos_token_id:
             row.pop()
         if not row:
@@ -204,16 +223,10 @@ def encode_pairs(
 
 
 @dataclass(frozen=True)
-class _Edges:
-    """What stands before and behind the words of a prompt; ``alone`` is the whole of an empty one."""
+class _Edges(Edges):
+    """What stands around the words of a prompt; ``alone`` is the whole of an empty one."""
 
-    begin: list[int]
-    end: list[int]
     alone: list[int]
-
-    @property
-    def size(self) -> int:
-        return len(self.begin) + len(self.end)
 
     def nothing(self) -> list[int]:
         if not self.alone:
@@ -226,21 +239,56 @@ class _Edges:
 
 
 def _edges(tokenizer: Any, end: bool) -> _Edges:
-    """The special tokens, found by what the tokenizer does with a letter: post-processors cannot be asked."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    at = next((k for k in range(len(whole)) if bare and whole[k : k + len(bare)] == bare), len(whole))
-    begin, behind = list(whole[:at]), list(whole[at + len(bare) :]) if end else []
+    around = edges_of(tokenizer)
+    behind = around.end if end else []
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return _Edges(begin, behind, begin + behind or ([] if start is None else [int(start)]))
+    return _Edges(around.begin, behind, around.begin + behind or ([] if start is None else [int(start)]))
 
 
 def _bodies(tokenizer: Any, texts: Sequence[str], begin: Sequence[int]) -> list[list[int]]:
     """Token ids without special tokens; a beginning that the text itself spells out is taken off."""
+    return [_without(row, begin) for row in _bare(tokenizer, texts)]
+
+
+def _bare(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
     rows = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    return [list(row) for row in rows]
+
+
+def _filled(tokenizer: Any, template: str, texts: Sequence[str], begin: Sequence[int]) -> list[list[int]]:
+    """Token ids of the template with each text in it, whose special tokens are words."""
+    special = special_ids(tokenizer)
+    (empty, *rows) = _bare(tokenizer, [template.replace(_TEXT, text) for text in ("", *texts)])
+    own = count_special(empty, special)
+    for i, row in enumerate(rows):
+        if count_special(row, special) > own:
+            rows[i] = _filled_as_written(tokenizer, template, texts[i])
     return [_without(row, begin) for row in rows]
+
+
+def _filled_as_written(tokenizer: Any, template: str, text: str) -> list[int]:
+    """A template's special tokens part what is around them; what lies between two of them has none."""
+    before, _, behind = template.partition(_TEXT)
+    marks = spellings(tokenizer)
+    first = max((before.rfind(mark) + len(mark) for mark in marks if mark in before), default=0)
+    last = min((behind.find(mark) for mark in marks if mark in behind), default=len(behind))
+    opening, closing = (_bare(tokenizer, [part])[0] if part else [] for part in (before[:first], behind[last:]))
+    return [*opening, *as_written(tokenizer, before[first:] + text + behind[:last]), *closing]
+
+
+def _answer_as_written(tokenizer: Any, text: str) -> list[int]:
+    """An answer between the special tokens that may open and close it."""
+    marks = spellings(tokenizer)
+    begin = tokenizer.bos_token
+    core = text
+    while begin and core.startswith(begin):
+        core = core.removeprefix(begin)
+    end = len(core)
+    while mark := next((mark for mark in marks if core[:end].endswith(mark)), ""):
+        end -= len(mark)
+    return [*as_written(tokenizer, core[:end]), *(_bare(tokenizer, [core[end:]])[0] if core[end:] else [])]
 
 
 def _without(row: Sequence[int], begin: Sequence[int]) -> list[int]:
@@ -272,10 +320,10 @@ def _fit(tokenizer: Any, template: str, text: str, room: int, begin: Sequence[in
     """Token ids of the template with as much of the text's beginning as there is room for."""
 
     def body(size: int) -> list[int]:
-        return _bodies(tokenizer, [template.replace(_TEXT, text[:size])], begin)[0]
+        return _filled(tokenizer, template, [text[:size]], begin)[0]
 
     size = len(text)
-    if not tokenizer.is_fast:
+    if not tokenizer.is_fast or any(mark in text for mark in spellings(tokenizer)):
         size = bisect_right(range(size), room, key=lambda k: len(body(k))) - 1
     else:
         size = _token_start(tokenizer, template, text, size, len(body(size)) - room)

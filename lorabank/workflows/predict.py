@@ -15,7 +15,7 @@ from lorabank.compose.base import Member, longest, state_weights
 from lorabank.compose.prototype import build_router, default_parameters
 from lorabank.core import plugins
 from lorabank.core.config import GenerateConfig, PredictConfig, validate
-from lorabank.core.errors import ConfigError, IncompatibleError, NotFoundError
+from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.data.cells import BadCell, check_characters
 from lorabank.data.loading import read_rows
@@ -159,7 +159,15 @@ def _prompts(snapshot: Snapshot, texts: list[str], tasks: Sequence[str]) -> list
     if not formats <= {"messages", "sharegpt"}:
         return texts
     render = ChatTemplate(snapshot.base)
-    return [render([{"role": "user", "content": text}]) for text in texts]
+    prompts = []
+    for place, text in enumerate(texts, start=1):
+        try:
+            prompts.append(render([{"role": "user", "content": text}]))
+        except BadCell as error:
+            raise DataError(
+                f"text {place}: {error.problem}", hint="write it with a blank inside", unchanged="nothing was changed"
+            ) from error
+    return prompts
 
 
 def _as_trained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -12,9 +13,11 @@ from lorabank.core import plugins
 from lorabank.core.config import TrainConfig, validate
 from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.records import BaseModelRecord, DatasetRecord
+from lorabank.data.cells import BadCell
 from lorabank.data.loading import Rows, TaskData, load_task_data, sample_rows, to_parquet
 from lorabank.models.loading import LoadedBase, load_tokenizer
 from lorabank.models.prompting import encode_labels
+from lorabank.models.special_tokens import spellings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,10 +63,22 @@ class ChatTemplate:
         """A conversation up to where the assistant answers.
 
         Raises:
+            BadCell: A message spells a control token, which would end its turn or begin another.
             IncompatibleError: The tokenizer has no chat template.
         """
+        for number, message in enumerate(messages, start=1):
+            if found := self._control.search(message["content"]):
+                raise BadCell(
+                    f"{found.group()!r} is a control token of the base's tokenizer and would be read as one",
+                    place=f"message {number}",
+                    hint="write it with a blank inside, or leave the row out",
+                )
         chat = [dict(message) for message in messages]
         return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, spellings(self._tokenizer))) or "(?!)")
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
