@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
+from lorabank.bank.forms import sound
 from lorabank.bank.rows import IMMUTABLE, row_digest
 from lorabank.bank.store import StoredFile
 from lorabank.core.errors import DataError
@@ -50,7 +51,8 @@ class LiveFiles:
 
 def live_files(connection: sqlite3.Connection) -> LiveFiles:
     """Read what the rows in use refer to."""
-    sizes = dict(connection.execute("SELECT digest, bytes FROM blobs").fetchall())
+    stored = [sound("blobs", row) for row in connection.execute("SELECT * FROM blobs")]
+    sizes = {blob["digest"]: blob["bytes"] for blob in stored}
     queries = [query for table, query in _USED_BLOBS.items() if table in _tables(connection)]
     used = connection.execute(f"{' UNION '.join(queries)} ORDER BY 1, 2 DESC").fetchall()
     owners = {row[0]: row[1] for row in used}
@@ -63,7 +65,7 @@ def live_files(connection: sqlite3.Connection) -> LiveFiles:
         files = connection.execute(
             "SELECT name, sha256, bytes FROM adapter_files WHERE adapter = ? ORDER BY name", (position,)
         )
-        adapters[digest] = (task, [StoredFile(*row) for row in files])
+        adapters[digest] = (task, [StoredFile(**sound("adapter_files", row)) for row in files])
     return LiveFiles(adapters, blobs, owners)
 
 
@@ -96,4 +98,4 @@ def recorded_files(connection: sqlite3.Connection, digest: str) -> list[StoredFi
         "WHERE adapter = (SELECT min(id) FROM adapters WHERE digest = ?) ORDER BY name",
         (digest,),
     )
-    return [StoredFile(*row) for row in rows]
+    return [StoredFile(**sound("adapter_files", row)) for row in rows]

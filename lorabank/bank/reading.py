@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lorabank.bank.connections import connect_to_read
 from lorabank.bank.definitions import REVISIONS, newer_schema, read_revision
 from lorabank.bank.failures import reported
+from lorabank.bank.forms import sound
 from lorabank.bank.layout import FORMAT, Layout
 from lorabank.bank.plain import open_plain
 from lorabank.bank.rows import (
@@ -25,6 +26,8 @@ from lorabank.bank.rows import (
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.errors import DamagedError, IncompatibleError, NotFoundError, StorageError
 from lorabank.core.records import AdapterRecord, CompositionRecord, EvaluationRecord, OperationRecord
+
+_HINT = "lorabank verify --full"
 
 
 def read_manifest(layout: Layout) -> dict[str, Any]:
@@ -95,11 +98,6 @@ def read_snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
     Raises:
         DamagedError: A row cannot be read.
     """
-    with _sound_rows(layout):
-        return _snapshot(connection, layout)
-
-
-def _snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
     manifest = read_manifest(layout)
     identity = connection.execute("SELECT bank_id FROM bank").fetchone()
     base = connection.execute("SELECT * FROM base_model").fetchone()
@@ -110,8 +108,15 @@ def _snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
         "ORDER BY position"
     )
     records = [task_record(row) for row in tasks]
+    if [task.position for task in records] != list(range(1, len(records) + 1)):
+        raise DamagedError(f"{layout.database}: the positions of its tasks are not 1 to {len(records)}", hint=_HINT)
     damaged = {task.name for task in records if task.state == "failed"}
     compositions = _compositions(connection)
+    usable = {task.name for task in records if task.state in ("ready", "failed")}
+    for made in compositions:
+        if not made.members or len(set(made.members)) < len(made.members) or not usable.issuperset(made.members):
+            message = f"composition {made.name[:80]!r} has no members, or twice the same, or others than tasks"
+            raise DamagedError(f"{layout.database}: {message}", hint=_HINT)
     datasets = connection.execute(
         "SELECT datasets.*, tasks.name AS task_name FROM datasets JOIN tasks ON tasks.position = datasets.task "
         "WHERE tasks.state = 'ready' ORDER BY datasets.task, datasets.id"
@@ -132,18 +137,21 @@ def _snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
 
 def _adapters(connection: sqlite3.Connection) -> dict[int, AdapterRecord]:
     files: dict[int, dict[str, str]] = {}
-    for adapter, name, digest in connection.execute("SELECT adapter, name, sha256 FROM adapter_files ORDER BY name"):
-        files.setdefault(adapter, {})[name] = digest
+    for row in connection.execute("SELECT * FROM adapter_files ORDER BY name"):
+        file = sound("adapter_files", row)
+        files.setdefault(row["adapter"], {})[file["name"]] = file["sha256"]
     context: dict[int, list[str]] = {}
-    for adapter, digest in connection.execute(
-        "SELECT adapter_context.adapter, adapters.digest FROM adapter_context "
-        "JOIN adapters ON adapters.id = adapter_context.member ORDER BY adapter_context.adapter, ordinal"
+    for adapter, member, digest in connection.execute(
+        "SELECT adapter_context.adapter, member, adapters.digest FROM adapter_context "
+        "JOIN adapters ON adapters.id = member ORDER BY adapter_context.adapter, ordinal"
     ):
+        if member >= adapter:
+            raise DamagedError(f"bank.db: task {adapter} was not trained on top of task {member}", hint=_HINT)
         context.setdefault(adapter, []).append(digest)
     objects = _objects(connection, "adapter")
     rows = connection.execute(
-        "SELECT adapters.*, tasks.name AS task_name FROM adapters JOIN tasks ON tasks.position = adapters.id "
-        "ORDER BY adapters.id"
+        "SELECT adapters.*, tasks.name AS task_name, task_type FROM adapters "
+        "JOIN tasks ON tasks.position = adapters.id ORDER BY adapters.id"
     )
     return {
         row["id"]: adapter_record(
@@ -156,8 +164,9 @@ def _adapters(connection: sqlite3.Connection) -> dict[int, AdapterRecord]:
 def _objects(connection: sqlite3.Connection, owner: Literal["adapter", "composition"]) -> dict[int, dict[str, str]]:
     """Digests of blobs by role, for each adapter or composition."""
     found: dict[int, dict[str, str]] = {}
-    for key, role, blob in connection.execute(f"SELECT {owner}, role, blob FROM {owner}_objects ORDER BY role"):
-        found.setdefault(key, {})[role] = blob
+    for row in connection.execute(f"SELECT * FROM {owner}_objects ORDER BY role"):
+        stored = sound(f"{owner}_objects", row)
+        found.setdefault(row[owner], {})[stored["role"]] = stored["blob"]
     return found
 
 
@@ -182,9 +191,8 @@ def read_operations(connection: sqlite3.Connection, layout: Layout) -> list[Oper
     """
     from lorabank.bank.locks import is_alive
 
-    with _sound_rows(layout):
-        rows = connection.execute("SELECT * FROM operations ORDER BY started_at, id").fetchall()
-        return [operation_record(row, is_alive(operation_record(row, True), row["process_start"])) for row in rows]
+    rows = connection.execute("SELECT * FROM operations ORDER BY started_at, id").fetchall()
+    return [operation_record(row, is_alive(operation_record(row, True), row["process_start"])) for row in rows]
 
 
 def read_evaluations(connection: sqlite3.Connection, layout: Layout) -> list[EvaluationRecord]:
@@ -193,16 +201,4 @@ def read_evaluations(connection: sqlite3.Connection, layout: Layout) -> list[Eva
     Raises:
         DamagedError: A row cannot be read.
     """
-    with _sound_rows(layout):
-        return [evaluation_record(row) for row in connection.execute("SELECT * FROM evaluations ORDER BY rowid")]
-
-
-@contextmanager
-def _sound_rows(layout: Layout) -> Iterator[None]:
-    """What a record cannot be made of was not written by lorabank, or was changed since."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise DamagedError(
-            f"{layout.database}: a row cannot be read ({error})", hint="lorabank verify --full"
-        ) from error
+    return [evaluation_record(row) for row in connection.execute("SELECT * FROM evaluations ORDER BY rowid")]

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorabank.bank.forms import answers_in_text, sound
 from lorabank.core.errors import DataError
 from lorabank.core.records import (
     AdapterRecord,
@@ -94,7 +95,7 @@ def base_model_row(record: BaseModelRecord) -> dict[str, Any]:
 
 def base_model_record(row: Row) -> BaseModelRecord:
     """The base model from its row."""
-    return BaseModelRecord(**{column: row[column] for column in IMMUTABLE["base_model"] if column != "id"})
+    return BaseModelRecord(**sound("base_model", row))
 
 
 def blob_row(digest: str, size: int, created_at: str) -> dict[str, Any]:
@@ -118,17 +119,8 @@ def task_row(record: TaskRecord) -> dict[str, Any]:
 
 def task_record(row: Row) -> TaskRecord:
     """A task from its row joined with the digest of its adapter (column ``adapter``)."""
-    return TaskRecord(
-        name=row["name"],
-        position=row["position"],
-        task_type=row["task_type"],
-        labels=tuple(json.loads(row["labels"])),
-        state=row["state"],
-        adapter=row["adapter"],
-        statistics=row["statistics"],
-        prompt_template=row["prompt_template"],
-        created_at=row["created_at"],
-    )
+    values = sound("tasks", row)
+    return TaskRecord(**values | {"labels": tuple(values["labels"])})
 
 
 def dataset_row(record: DatasetRecord, identifier: int, position: int) -> dict[str, Any]:
@@ -150,10 +142,8 @@ def dataset_row(record: DatasetRecord, identifier: int, position: int) -> dict[s
 
 def dataset_record(row: Row) -> DatasetRecord:
     """A data set from its row joined with the name of its task (column ``task_name``)."""
-    plain = ("split", "rows", "sha256", "source", "rows_dropped", "rows_cut", "blob")
-    return DatasetRecord(
-        task=row["task_name"], columns=tuple(json.loads(row["columns"])), **{column: row[column] for column in plain}
-    )
+    values = sound("datasets", row)
+    return DatasetRecord(task=values.pop("task_name"), **values | {"columns": tuple(values["columns"])})
 
 
 _ADAPTER_PLAIN = (
@@ -181,16 +171,18 @@ def adapter_row(record: AdapterRecord, position: int) -> dict[str, Any]:
 def adapter_record(
     row: Row, files: Mapping[str, str], context: Sequence[str], objects: Mapping[str, str]
 ) -> AdapterRecord:
-    """An adapter from its row joined with the name of its task (column ``task_name``)."""
+    """An adapter from its row joined with the name and type of its task (columns ``task_name``, ``task_type``)."""
+    values = sound("adapters", row)
+    if row["task_type"] != "SEQ_CLS":
+        answers_in_text(values["task_name"], values["config"])
     return AdapterRecord(
-        task=row["task_name"],
-        use_rslora=bool(row["use_rslora"]),
-        target_modules=tuple(json.loads(row["target_modules"])),
+        task=values.pop("task_name"),
+        use_rslora=bool(values.pop("use_rslora")),
+        target_modules=tuple(values.pop("target_modules")),
         context=tuple(context),
         files=dict(files),
         objects=dict(objects),
-        **{column: row[column] for column in _ADAPTER_PLAIN},
-        **{column: json.loads(row[column]) for column in _ADAPTER_JSON},
+        **values,
     )
 
 
@@ -209,14 +201,10 @@ def composition_row(record: CompositionRecord, identifier: int) -> dict[str, Any
 def composition_record(row: Row, members: Sequence[tuple[str, str]], objects: Mapping[str, str]) -> CompositionRecord:
     """A composition from its row, its members as (task name, adapter digest), and its blobs by role."""
     return CompositionRecord(
-        name=row["name"],
-        mode=row["mode"],
         members=tuple(task for task, _ in members),
         adapters=tuple(digest for _, digest in members),
-        parameters=json.loads(row["parameters"]),
         objects=dict(objects),
-        state=row["state"],
-        created_at=row["created_at"],
+        **sound("compositions", row),
     )
 
 
@@ -233,9 +221,7 @@ def evaluation_row(record: EvaluationRecord) -> dict[str, Any]:
 
 def evaluation_record(row: Row) -> EvaluationRecord:
     """An evaluation from its row."""
-    values = {column: row[column] for column in IMMUTABLE["evaluations"]}
-    values |= {column: json.loads(values[column]) for column in ("settings", "detail")}
-    return EvaluationRecord(**values)
+    return EvaluationRecord(**sound("evaluations", row))
 
 
 def operation_row(record: OperationRecord, process_start: int) -> dict[str, Any]:
@@ -248,11 +234,10 @@ def operation_row(record: OperationRecord, process_start: int) -> dict[str, Any]
 
 def operation_record(row: Row, alive: bool) -> OperationRecord:
     """A reservation from its row; one of an older schema, or from before it, was seen when it was made."""
-    columns = ("id", "kind", "name", "pid", "boot_id", "host", "started_at")
-    plain = {column: row[column] for column in columns}
+    values = sound("operations", row)
+    del values["process_start"]
     seen_at = row["seen_at"] if "seen_at" in row.keys() else None  # noqa: SIM118
-    seen_at = row["started_at"] if seen_at is None else seen_at
-    return OperationRecord(**plain, config=json.loads(row["config"]), seen_at=seen_at, alive=alive)
+    return OperationRecord(**values | {"seen_at": values["started_at"] if seen_at is None else seen_at}, alive=alive)
 
 
 def finite(value: Any, what: str) -> float:

@@ -70,7 +70,8 @@ class Prototype:
             return TaskStatistics.from_bytes(objects[f"prototypes:{task}"])
 
         own = [replace(member, statistics=partial(read, member.task)) for member in members]
-        return cls(record.parameters, own, runtime)
+        shares = {name: float(record.parameters[name]) for name in ("shrinkage", "own_covariance")}
+        return cls({"router": str(record.parameters["router"]), **shares}, own, runtime)
 
     def plan(self, stage: int, texts: Sequence[str]) -> Plan:
         """Each text's routed state."""

@@ -64,7 +64,11 @@ class Weighted:
         runtime: Callable[[], Runtime],
     ) -> Weighted:
         """The stored weights."""
-        return cls(record.parameters["weights"], record.parameters["max_rank"], members, lambda: runtime().stack)
+        weights = {member.task: float(record.parameters["weights"][member.task]) for member in members}
+        max_rank = record.parameters["max_rank"]
+        if max_rank is not None and not (type(max_rank) is int and max_rank > 0):
+            raise ValueError(f"max_rank cannot be {max_rank!r}")
+        return cls(weights, max_rank, members, lambda: runtime().stack)
 
     def plan(self, stage: int, texts: Sequence[str]) -> Plan:
         """One constant state for all texts."""

@@ -15,7 +15,7 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member
 from lorabank.compose.routing import TaskStatistics
 from lorabank.core import plugins
-from lorabank.core.errors import LorabankError, NotFoundError
+from lorabank.core.errors import DamagedError, LorabankError, NotFoundError
 from lorabank.core.lora import AdapterStack, FactorShape
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
 from lorabank.core.sizes import parse_bytes
@@ -223,7 +223,12 @@ class _Objects(Mapping[str, bytes]):
         self._digests = digests
 
     def __getitem__(self, role: str) -> bytes:
+        if role not in self._digests:
+            raise DamagedError(f"a composition lacks its {role[:80]!r}", hint="lorabank compose with --replace")
         return self._bank.read_blob(self._digests[role])
+
+    def __contains__(self, role: object) -> bool:
+        return role in self._digests
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._digests)
@@ -239,5 +244,11 @@ def load_composer(
     members = read_members(bank, snapshot, [snapshot.task(name) for name in record.members], samples=False)
     objects = _Objects(bank, record.objects)
     composer: Any = plugins.load(plugins.COMPOSERS, record.mode, "composer")
-    loaded: Composer = composer.load(record, objects, members, runtime)
+    try:
+        loaded: Composer = composer.load(record, objects, members, runtime)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise DamagedError(
+            f"composition {record.name[:80]!r}: what is stored of it cannot be used ({error!r})",
+            hint="lorabank compose with --replace",
+        ) from error
     return loaded, members
