@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import click
@@ -34,12 +33,11 @@ def _starting(names: list[str], incomplete: str) -> list[str]:
 
 
 def _snapshot(ctx: click.Context) -> Snapshot | None:
-    from pathlib import Path
-
     from lorabank import api
     from lorabank.core.errors import LorabankError
+    from lorabank_cli.place import bank_of
 
     try:
-        return api.overview(Path(ctx.params.get("bank") or os.environ.get("LORABANK_BANK") or "bank"))
+        return api.overview(bank_of(ctx))
     except LorabankError:  # no bank here: nothing to offer, and a completion must not complain
         return None

@@ -15,6 +15,8 @@ from lorabank_cli.options import change_options, config_options, shared_options
 from lorabank_cli.output import Output
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lorabank_cli.progress import ConsoleObserver
 
 C = TypeVar("C")
@@ -32,12 +34,16 @@ class Run:
     """One call of a command."""
 
     def __init__(self, ctx: click.Context) -> None:
-        from pathlib import Path
-
         self.ctx = ctx
-        self.bank = Path(ctx.params["bank"])
         self.dry_run: bool = ctx.params.get("dry_run", False)
         self.output = ctx.ensure_object(Output)
+
+    @property
+    def bank(self) -> Path:
+        """The bank's folder; see ``bank_of``."""
+        from lorabank_cli.place import bank_of
+
+        return bank_of(self.ctx)
 
     @property
     def observer(self) -> ConsoleObserver:

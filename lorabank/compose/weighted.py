@@ -8,6 +8,7 @@ sum is cut to its best approximation of that rank, and the relative error of eve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ import torch
 
 from lorabank.compose.base import Fitted, Member, known, state_weights
 from lorabank.core.config import ComposeConfig, nearest
-from lorabank.core.errors import ConfigError
+from lorabank.core.errors import ConfigError, DamagedError
 from lorabank.core.lora import AdapterStack, LoraFactors, compress
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
@@ -64,11 +65,7 @@ class Weighted:
         runtime: Callable[[], Runtime],
     ) -> Weighted:
         """The stored weights."""
-        weights = {member.task: float(record.parameters["weights"][member.task]) for member in members}
-        max_rank = record.parameters["max_rank"]
-        if max_rank is not None and not (type(max_rank) is int and max_rank > 0):
-            raise ValueError(f"max_rank cannot be {max_rank!r}")
-        return cls(weights, max_rank, members, lambda: runtime().stack)
+        return cls(*stored_weights(record, members), members, lambda: runtime().stack)
 
     def plan(self, stage: int, texts: Sequence[str]) -> Plan:
         """One constant state for all texts."""
@@ -90,6 +87,25 @@ class Weighted:
         for member in known(self._members, stage):
             state[member.adapter] = state.get(member.adapter, 0.0) + self._weights[member.task]
         return state
+
+
+def stored_weights(record: CompositionRecord, members: Sequence[Member]) -> tuple[dict[str, float], int | None]:
+    """The weight of each member, and the rank that the sum is cut to.
+
+    Raises:
+        DamagedError: The record does not say them.
+    """
+    try:
+        weights = {member.task: float(record.parameters["weights"][member.task]) for member in members}
+        max_rank = record.parameters["max_rank"]
+        if not all(map(math.isfinite, weights.values())) or not (max_rank is None or 0 < int(max_rank) == max_rank):
+            raise ValueError(f"weights {weights}, max_rank {max_rank}")
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise DamagedError(
+            f"composition {record.name[:80]!r} does not say the weights of its members ({error!r})"[:500],
+            hint="lorabank compose --mode manual --replace",
+        ) from error
+    return weights, max_rank
 
 
 def parse_weights(text: str | None, tasks: Sequence[str]) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
-from lorabank.compose.weighted import Weighted
+from lorabank.compose.weighted import Weighted, stored_weights
 from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.lora import LoraFactors, compress
 from lorabank.core.records import BaseModelRecord, CompositionRecord, TaskRecord
@@ -153,19 +153,20 @@ def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecor
         raise _no_single_adapter(record)
     members = read_members(bank, snapshot, [snapshot.task(task) for task in record.members], samples=False)
     stack = stack_of(bank, record.adapters)
-    factors = Weighted(record.parameters["weights"], None, members, lambda: stack).adapter(members[-1].position)
+    weights, max_rank = stored_weights(record, members)
+    factors = Weighted(weights, None, members, lambda: stack).adapter(members[-1].position)
     if not factors.A:
         raise ConfigError(
             f"composition {record.name!r} has the weight 0 for every member: that is the bare base model",
             unchanged=_UNCHANGED,
         )
-    if record.parameters["max_rank"] is not None:
-        factors = compress(factors, record.parameters["max_rank"]).factors
+    if max_rank is not None:
+        factors = compress(factors, max_rank).factors
     headless = snapshot.base.task_type == "SEQ_CLS"  # PEFT would look for a head that the files do not hold
     task_type = None if headless else snapshot.base.task_type
     files = combined_files(factors, {}, base_model=snapshot.base.name, task_type=task_type, head_modules=())
-    weights = ", ".join(f"{task}={weight:g}" for task, weight in record.parameters["weights"].items())
-    note = f"{weights} in one adapter, r {_rank(factors)} on {snapshot.base.name}"
+    shares = ", ".join(f"{task}={weight:g}" for task, weight in weights.items())
+    note = f"{shares} in one adapter, r {_rank(factors)} on {snapshot.base.name}"
     if headless:
         note += (
             " as a sequence classifier; it holds no head, as a sum of adapters has none of its own: "

@@ -1,0 +1,40 @@
+"""Which bank a call is about."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from lorabank.core.errors import ConfigError
+
+
+def bank_of(ctx: click.Context) -> Path:
+    """The bank's folder.
+
+    The current folder decides nothing that the user did not type: a ``./bank`` that nobody named is taken when it is
+    the user's own (or root's, who could be anybody). In a folder that others fill it would be theirs.
+
+    Raises:
+        ConfigError: It belongs to another user.
+    """
+    path = Path(ctx.params.get("bank") or "bank")
+    if ctx.get_parameter_source("bank") in (None, ParameterSource.DEFAULT):
+        for part in (path, path / "bank.json", path / "bank.db"):
+            owner = _owner(part)
+            if owner not in (None, os.geteuid(), 0):
+                raise ConfigError(
+                    f"{part} belongs to another user ({owner}), and this command did not name it",
+                    hint=f"lorabank --bank {path} and the command, if you mean it",
+                    unchanged="nothing was changed",
+                )
+    return path
+
+
+def _owner(path: Path) -> int | None:
+    try:
+        return path.stat().st_uid
+    except OSError:  # what cannot be looked at is refused where it is opened
+        return None
