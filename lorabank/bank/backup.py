@@ -21,7 +21,7 @@ from lorabank.bank.database import connect
 from lorabank.bank.definitions import read_revision
 from lorabank.bank.failures import database_error, reported
 from lorabank.bank.fetching import Brought, bring
-from lorabank.bank.judging import judge_database
+from lorabank.bank.judging import check_length, judge_database
 from lorabank.bank.layout import ENTRIES, Layout
 from lorabank.bank.live import changed_rows, live_files
 from lorabank.bank.locks import bank_lock
@@ -134,6 +134,7 @@ def draft_of(layout: Layout, database: Path) -> Iterator[Path]:
     folder.mkdir(mode=0o700)
     draft = folder / "bank.db"
     try:
+        check_length(draft)
         if os.access(database.parent, os.W_OK):
             with closing(connect(database, foreign_keys=True)) as connection:
                 connection.execute("VACUUM INTO ?", (str(draft),))

@@ -24,7 +24,7 @@ from lorabank.core.records import BaseModelRecord
 def create(layout: Layout, base: BaseModelRecord) -> str:
     """Make a bank and return its id; see ``Bank.create``."""
     with reported(layout.root, unchanged="no bank was made"):
-        check_length(layout.database)
+        check_length(layout.staging("0" * 32) / layout.database.name)  # where copies of it are made
         _refuse_other_content(layout.root)
         layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with bank_lock(layout.lock, exclusive=True):
