@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
 from lorabank.core.errors import ConfigError
@@ -25,15 +25,27 @@ def check_template(template: str) -> None:
     if "\x00" in template:
         where = template.index("\x00") + 1
         raise ConfigError(f"the prompt template holds a NUL character at position {where}", unchanged=_UNCHANGED)
-    for match in _ANY_SLOT.finditer(template):
-        meant = get_close_matches(match[1].casefold(), ["text", "labels"], n=1, cutoff=0.8)
-        if meant and match[0] not in _SLOTS:
-            message = f"the prompt template has no slot {match[0]!r}. Did you mean '{{{meant[0]}}}'?"
+    for found, meant in _slots(template):
+        if found not in _SLOTS:
+            message = f"the prompt template has no slot {found!r}. Did you mean '{{{meant}}}'?"
             raise ConfigError(message, unchanged=_UNCHANGED, hint=hint)
     count = template.count("{text}")
     if count != 1:
         problem = "has no {text}, so it would ask the same of every text" if not count else "has {text} more than once"
         raise ConfigError(f"the prompt template {problem}", unchanged=_UNCHANGED, hint=hint)
+
+
+def slot_in(text: str) -> str | None:
+    """The first slot that a text spells, rightly or nearly."""
+    return next((found for found, _ in _slots(text)), None)
+
+
+def _slots(text: str) -> Iterator[tuple[str, str]]:
+    """What is, or nearly is, a slot, and the name that is meant."""
+    for match in _ANY_SLOT.finditer(text):
+        meant = get_close_matches(match[1].casefold(), ["text", "labels"], n=1, cutoff=0.8)
+        if meant:
+            yield match[0], meant[0]
 
 
 def fill_labels(template: str, labels: Sequence[str]) -> str:

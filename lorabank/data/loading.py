@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import NoReturn
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
-from lorabank.core.templates import DEFAULT_TEMPLATE, check_template, fill_labels, fill_text
+from lorabank.core.templates import DEFAULT_TEMPLATE, check_template, fill_labels, fill_text, slot_in
 from lorabank.data.detection import check_columns, choose_form, fitting_forms
 from lorabank.data.formats import UNCHANGED
 from lorabank.data.forms import RenderChat, read_cells, read_form
 from lorabank.data.labels import check_labels, label_list, label_words, replace_labels
+from lorabank.data.look_alikes import LookAlikes, look_alikes
 from lorabank.data.parquet import from_parquet, to_parquet
 from lorabank.data.rows import Rows, sample_rows
 from lorabank.data.sheets import Sheet, open_sheet
@@ -56,6 +58,11 @@ class TaskData:
     form: str = "classification"
     prompt_template: str | None = None
     scoring: str = "classification"
+
+    @property
+    def look_alikes(self) -> tuple[LookAlikes, ...]:
+        """Labels that a reader would take for one, with their rows in both splits."""
+        return look_alikes(Counter((*self.train.labels, *self.eval.labels))) if self.labels else ()
 
 
 def read_rows(path: str | Path, *, text_column: str, label_column: str | None) -> Rows:
@@ -151,6 +158,7 @@ def load_task_data(
         rows, evaluation, dropped = split_rows(rows, config.eval_fraction, config.seed)
     template = None
     if form == "classification" and task_type != "SEQ_CLS":
+        _check_slots(labels)
         template = fill_labels(config.prompt_template or DEFAULT_TEMPLATE, labels)
     return TaskData(
         labels=labels if scoring in ("classification", "likelihood") else (),
@@ -227,6 +235,17 @@ def _check_settings(config: TrainConfig, form: str, task_type: str) -> None:
         raise ConfigError(f"--{useless} is for {whom}{found}", unchanged=UNCHANGED, hint=f"leave out --{useless}")
     if config.prompt_template is not None:
         check_template(config.prompt_template)
+
+
+def _check_slots(labels: Sequence[str]) -> None:
+    """Refuse a label that would be taken for a slot of the prompt template in which it stands."""
+    for label in labels:
+        if (slot := slot_in(label)) is not None:
+            raise DataError(
+                f"the label {label!r} spells a slot of the prompt template, {slot!r}",
+                unchanged=UNCHANGED,
+                hint="give it another word: --label-words LABEL=WORD,...",
+            )
 
 
 def _label_hint(form: str) -> dict[str, str]:

@@ -186,7 +186,8 @@ def load_tokenizer(base: ResolvedBase | BaseModelRecord) -> PreTrainedTokenizerB
         except ImportError as error:
             raise MissingExtraError(f"the tokenizer of {base.name!r} needs a package: {first_line(error)}") from error
         except Exception as error:  # transformers raises whatever its parsers raise
-            raise DataError(f"the tokenizer in {resolved.path} cannot be read: {first_line(error)}") from error
+            message = f"the tokenizer in {resolved.path} cannot be read: {first_line(error)}"
+            raise DataError(message, hint="a fast tokenizer is needed, saved as tokenizer.json") from error
         assert isinstance(tokenizer, PreTrainedTokenizerBase)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_LONGEST = 400
+"""Characters of an error that goes over several lines."""
+
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
@@ -25,5 +28,8 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type's name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error's text, with the ones that it announces, or the error's type's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":"):  # a list follows
+        return " ".join(lines)[:_LONGEST]
+    return lines[0] if lines else type(error).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
@@ -24,6 +24,7 @@ class TaskPlan:
         bank_exists: False when the bank would be made first.
         modules_left_out: What is said about modules that ``target_modules`` means and that cannot be adapted; None
             where there are none.
+        look_alike_labels: For each group of labels that a reader would take for one: what they are, with their rows.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TaskPlan:
     penalty: dict[str, float]
     bank_exists: bool
     modules_left_out: str | None
+    look_alike_labels: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class AddTaskResult:
 
     Attributes:
         score: ``metric``, ``value``, ``n``, ``low`` and ``high`` on its evaluation rows.
+        look_alike_labels: As of `TaskPlan`.
     """
 
     task: TaskRecord
@@ -58,6 +61,7 @@ class AddTaskResult:
     score: dict[str, Any]
     bank: str
     bank_created: bool
+    look_alike_labels: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig
         penalty=penalties,
         bank_exists=exists,
         modules_left_out=adapter.left_out,
+        look_alike_labels=[str(group) for group in data.look_alikes],
     )
 
 
@@ -134,12 +135,15 @@ def add_task(
             return operation.work, settings, data
 
         work, settings, data = processes.from_main(begin)
+        for group in data.look_alikes:
+            observer.notice(str(group))
         job, trained = _train(Bank.open(path), work, settings, data, resume=resume, observer=observer)
 
         def commit() -> AddTaskResult:
             bank, operation, created = held[0]
             stored = _commit_and_score(bank, operation, settings, data, job, trained, observer)
-            return AddTaskResult(*stored, bank=str(path), bank_created=created)
+            alike = [str(group) for group in data.look_alikes]
+            return AddTaskResult(*stored, bank=str(path), bank_created=created, look_alike_labels=alike)
 
         return processes.from_main(commit)
 

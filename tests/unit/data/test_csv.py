@@ -56,3 +56,23 @@ def test_what_is_wrong_is_named(tmp_path: Path, content: bytes, problem: str) ->
         read(tmp_path, content)
     assert problem in caught.value.message
     assert "data.csv" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        (".csv", b"text,label\ra,1\rb,2\r"),
+        (".csv", b"text,label\na,1\rb,2\n"),
+        (".jsonl", b'{"text": "a", "label": 1}\r{"text": "b", "label": 2}\r'),
+        (".csv", b"text,label\r" + b"a,1\r" * 400_000),
+        (".jsonl", b'{"text": "a", "label": 1}\r' * 60_000),
+    ],
+)
+def test_carriage_returns_alone_are_told(tmp_path: Path, suffix: str, content: bytes) -> None:
+    """An old Mac's line ends make one line of the whole file; the message says what to do about it."""
+    file = tmp_path / f"data{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_rows(file, text_column="text", label_column="label")
+    assert "line " in caught.value.message
+    assert "carriage returns" in (caught.value.hint or "")
