@@ -30,6 +30,7 @@ from lorabank.core.errors import DivergedError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
 from lorabank.core.seeding import seed_everything
+from lorabank.models.finite import check_tensors
 from lorabank.models.runtime import Plan, Runtime
 from lorabank.models.selector import Selector
 
@@ -164,6 +165,7 @@ def fit_selector(members: Sequence[Member], config: ComposeConfig, runtime: Runt
     finally:
         observer.finish()
         runtime.mixture.off()
+    check_tensors(dict(selector.named_parameters()), "the selector's parameters")
     return selector.requires_grad_(False)
 
 

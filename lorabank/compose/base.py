@@ -102,5 +102,6 @@ def longest(members: Sequence[Member]) -> int:
 
 
 def state_weights(names: Sequence[str], state: Mapping[str, float]) -> NDArray[np.float32]:
-    """Weights ``[K]`` over the stack's ``names`` from weights by digest."""
-    return np.array([state.get(name, 0.0) for name in names], np.float32)
+    """Weights ``[K]`` over the stack's ``names`` from weights by digest; infinite where float32 ends."""
+    with np.errstate(over="ignore"):
+        return np.array([state.get(name, 0.0) for name in names]).astype(np.float32)

@@ -20,6 +20,7 @@ from lorabank.core.errors import ConfigError, DamagedError
 from lorabank.core.lora import AdapterStack, LoraFactors, compress
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
+from lorabank.models.finite import check_tensors, not_finite
 from lorabank.models.residents import ResidentStack
 from lorabank.models.runtime import Plan, Runtime
 
@@ -39,19 +40,25 @@ class Weighted:
     ) -> None:
         self._weights = dict(weights)
         self._max_rank = max_rank
-        self._members = members
+        self.members = members
         self._stack = stack
 
     @classmethod
     def fit(
         cls, members: Sequence[Member], config: ComposeConfig, runtime: Callable[[], Runtime], observer: Observer
     ) -> Fitted:
-        """Check the weights; with ``max_rank`` measure what compression costs."""
+        """Check the weights, on a kept sample of each member too; with ``max_rank`` measure what compression costs.
+
+        Raises:
+            DivergedError: The sum, or what the model answers with it, is not finite.
+        """
         weights = parse_weights(config.weights, [member.task for member in members])
         parameters: dict[str, Any] = {"weights": weights, "max_rank": config.max_rank}
+        composed = cls(weights, None, members, lambda: runtime().stack)
+        if any(member.texts for member in members):
+            _try_out(composed, runtime())
         if config.max_rank is None:
             return Fitted(parameters)
-        composed = cls(weights, None, members, lambda: runtime().stack)
         compressed = compress(composed.adapter(members[-1].position), config.max_rank)
         parameters["relative_error"] = dict(compressed.relative_error)
         return Fitted(parameters, report={"relative_error": dict(compressed.relative_error)})
@@ -78,13 +85,19 @@ class Weighted:
         return ["sum", self._max_rank, sorted(self._state(stage).items())]
 
     def adapter(self, stage: int) -> LoraFactors:
-        """The sum as one exact adapter."""
+        """The sum as one exact adapter.
+
+        Raises:
+            DivergedError: A weight is so large that its factors are not finite.
+        """
         stack = self._stack()
-        return stack.combine(torch.from_numpy(state_weights(stack.names, self._state(stage))))
+        factors = stack.combine(torch.from_numpy(state_weights(stack.names, self._state(stage))))
+        check_tensors(factors.B, "the weighted sums on")
+        return factors
 
     def _state(self, stage: int) -> dict[str, float]:
         state: dict[str, float] = {}
-        for member in known(self._members, stage):
+        for member in known(self.members, stage):
             state[member.adapter] = state.get(member.adapter, 0.0) + self._weights[member.task]
         return state
 
@@ -106,6 +119,16 @@ def stored_weights(record: CompositionRecord, members: Sequence[Member]) -> tupl
             hint="lorabank compose --mode manual --replace",
         ) from error
     return weights, max_rank
+
+
+@torch.inference_mode()
+def _try_out(composed: Weighted, runtime: Runtime) -> None:
+    """Answer one kept sample of each member: weights that are too large show there, not in the factors."""
+    members = composed.members
+    runtime.enter(composed.plan(members[-1].position, ()))
+    for member in members:
+        if member.texts and not bool(runtime.loss(member.texts[:1], member.targets[:1], member.head).isfinite()):
+            raise not_finite(f"the answers to a sample of {member.task!r}")
 
 
 def parse_weights(text: str | None, tasks: Sequence[str]) -> dict[str, float]:

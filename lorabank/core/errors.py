@@ -5,6 +5,9 @@ Exit codes are part of the command line's contract (docs/errors.md).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 MAX_MESSAGE = 1500
 """Characters of a message; the place that it names stands at its beginning."""
 
@@ -84,7 +87,7 @@ class StorageError(LorabankError):
 
 
 class DivergedError(LorabankError):
-    """Training that produced a non-finite loss, gradient or adapter."""
+    """Numbers that are no result: not finite in training, answers or an export; or a training that moved nothing."""
 
     exit_code = 11
 
@@ -93,3 +96,16 @@ class GateError(LorabankError):
     """A measured value that does not satisfy a ``--gate``."""
 
     exit_code = 12
+
+
+@contextmanager
+def at_work(what: str) -> Iterator[None]:
+    """Say in a `DivergedError` of the block what was at work: a composition, a task.
+
+    Raises:
+        DivergedError: With ``what`` before its message.
+    """
+    try:
+        yield
+    except DivergedError as error:
+        raise DivergedError(f"{what}: {error.message}", hint=error.hint, unchanged=error.unchanged) from error

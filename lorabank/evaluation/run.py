@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from lorabank.core.errors import at_work
 from lorabank.core.observer import Observer
 from lorabank.core.records import EvaluationRecord, TaskRecord
 from lorabank.data.rows import Rows
@@ -126,8 +127,9 @@ def score_cell(
 ) -> EvaluationRecord:
     """Score of one subject on one task at one stage, with its 95 % interval."""
     started = time.monotonic()
-    said = subject.answer(stage, task, rows)
-    score = score_rows(metric, said, rows.labels)
+    with at_work(f"{subject.name} on task {task.name!r}"):
+        said = subject.answer(stage, task, rows)
+        score = score_rows(metric, said, rows.labels)
     detail: dict[str, Any] = {**score.detail, "seconds": time.monotonic() - started}
     if said.routed:
         detail["routed"] = {name: said.routed.count(name) for name in dict.fromkeys(said.routed)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lorabank.core.errors import DivergedError
 from lorabank.evaluation.metrics import wilson_interval
 from lorabank.evaluation.text_metrics import TEXT_METRICS
 
 _Z95 = 1.959963984540054
+_LOG_MOST = math.log(sys.float_info.max)
 ACCURACY = "accuracy"
 INVERSE_PERPLEXITY = "inverse_perplexity"
 DEFAULT_METRICS = {
@@ -81,7 +84,13 @@ def score_rows(metric: str, said: Said, gold: Sequence[str]) -> Score:
 def _perplexity(likelihoods: NDArray[np.float64], tokens: NDArray[np.int64]) -> Score:
     """``exp(m)``, m the mean log-likelihood of a token; the interval is that of m, rows taken as independent."""
     mean = float(likelihoods.sum() / tokens.sum())
+    if not mean > -_LOG_MOST:
+        raise DivergedError(
+            f"the perplexity is not finite: a token has the mean log-likelihood {mean:g}",
+            unchanged="no score was stored",
+            hint="lorabank show NAME says which adapters answer",
+        )
     residual = (likelihoods - mean * tokens) / tokens.mean()
     half = _Z95 * float(residual.std(ddof=1)) / math.sqrt(len(tokens)) if len(tokens) > 1 else math.inf
     detail = {"perplexity": math.exp(-mean), "tokens": int(tokens.sum())}
-    return Score(math.exp(mean), math.exp(mean - half), min(1.0, math.exp(mean + half)), detail)
+    return Score(math.exp(mean), math.exp(mean - half), math.exp(min(0.0, mean + half)), detail)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lorabank.core.errors import DataError
 from lorabank.models.encoding import length_batches
+from lorabank.models.finite import log_total
 
 Enter = Callable[[Sequence[int]], None]
 """Called before every forward pass with the row number of each row of the batch (repeated where one is expanded)."""
@@ -136,5 +137,5 @@ def log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
         float64 ``[...]`` on the CPU, 0 where there is no token.
     """
     logits = logits.float()
-    picked = logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0] - logits.logsumexp(-1)
+    picked = logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0] - log_total(logits)
     return picked.masked_fill(targets < 0, 0.0).cpu().double()

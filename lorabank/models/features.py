@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lorabank.core.errors import IncompatibleError
 from lorabank.models.batches import takes
 from lorabank.models.body import encoder_of
+from lorabank.models.finite import check_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +47,7 @@ def extract_features(
 
     Raises:
         IncompatibleError: The model's body gives no last hidden state.
+        DivergedError: A feature is not finite.
 
     Source:
         Mean pooling as sentence-transformers does it; L2-normalised features of the frozen backbone route in
@@ -65,6 +67,7 @@ def extract_features(
         mask = torch.arange(ids.shape[1], device=model.device) < lengths[:, None]
         features[rows] = normalize(masked_mean(_hidden(model, ids, mask).float(), mask), dim=-1).cpu().numpy()
     model.train(training)
+    check_rows(np.isfinite(features.sum(-1)), texts, "features")
     return features
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from lorabank.models.batches import Enter, check_prompts, evaluating, pad_left, prompt_batches
 from lorabank.models.encoding import length_batches, pad_batch
+from lorabank.models.finite import check_rows, log_total
 from lorabank.models.label_rows import start_token
 
 
@@ -41,9 +44,10 @@ def generate(
 
     Raises:
         DataError: A prompt has no tokens.
+        DivergedError: The model gives no finite probabilities.
     """
     check_prompts(prompts)
-    texts = [""] * len(prompts)
+    texts, finite = [""] * len(prompts), np.ones(len(prompts), np.bool_)
     causal = not model.config.is_encoder_decoder
     lengths = [len(prompt) for prompt in prompts]
     batches = prompt_batches(model, lengths, batch_size) if causal else length_batches(lengths, batch_size)
@@ -51,14 +55,39 @@ def generate(
         for rows in batches:
             own = [prompts[i] for i in rows]
             inputs = pad_left(tokenizer, own, model.device) if causal else pad_batch(tokenizer, own)
-            answers = _answer(model, inputs, rows, enter)
-            for i, ids in zip(rows, answers[:, inputs["input_ids"].shape[1] if causal else 1 :].tolist(), strict=True):
-                texts[i] = _text(tokenizer, ids, model.generation_config.eos_token_id)
+            watch = _Finite()
+            answers = _answer(model, inputs, rows, enter, watch)[:, inputs["input_ids"].shape[1] if causal else 1 :]
+            for i, ids, whole in zip(rows, answers.tolist(), watch.steps(), strict=True):
+                end = _end(ids, model.generation_config.eos_token_id)
+                finite[i] = all(whole[: end + 1])
+                texts[i] = _text(tokenizer, ids[:end])
+    if not finite.all():
+        check_rows(finite, [tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts], "logits")
     return texts
 
 
-def _answer(model: Any, inputs: dict[str, Tensor], rows: Sequence[int], enter: Enter) -> Tensor:
+class _Finite:
+    """Sees the logits of each step, and changes none; what it finds stays on the device until the end."""
+
+    def __init__(self) -> None:
+        self._seen: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """``scores [n, vocabulary]`` as they are."""
+        self._seen.append(log_total(scores.float()).isfinite())
+        return scores
+
+    def steps(self) -> list[list[bool]]:
+        """For each row, for each step, whether a token could be chosen."""
+        found: list[list[bool]] = torch.stack(self._seen, -1).tolist()
+        return found
+
+
+def _answer(
+    model: Any, inputs: dict[str, Tensor], rows: Sequence[int], enter: Enter, watch: Callable[..., Tensor]
+) -> Tensor:
     """Token ids of one batch as ``model.generate`` gives them: prompt (or start token), answer, padding."""
+    from transformers import LogitsProcessorList
 
     def before(*_: object) -> None:
         enter(rows)
@@ -69,7 +98,7 @@ def _answer(model: Any, inputs: dict[str, Tensor], rows: Sequence[int], enter: E
     try:
         # Positions are made from the mask there, step by step.
         ids = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
-        answers: Tensor = model.generate(**ids)
+        answers: Tensor = model.generate(**ids, logits_processor=LogitsProcessorList([watch]))
         return answers
     finally:
         hook.remove()
@@ -106,8 +135,11 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return sorted(int(token) for token in ends)
 
 
-def _text(tokenizer: Any, ids: Sequence[int], ends: Sequence[int] | None) -> str:
-    """The words before the first end token."""
-    end = next((k for k, token in enumerate(ids) if token in (ends or ())), len(ids))
-    text: str = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def _end(ids: Sequence[int], ends: Sequence[int] | None) -> int:
+    """How many tokens stand before the first end token."""
+    return next((k for k, token in enumerate(ids) if token in (ends or ())), len(ids))
+
+
+def _text(tokenizer: Any, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text.strip()

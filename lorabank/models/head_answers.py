@@ -14,6 +14,7 @@ from torch import Tensor
 from lorabank.core.errors import ConfigError
 from lorabank.models.answering import AnswerForm, Answers, Enter
 from lorabank.models.encoding import encode_texts, length_batches, pad_batch
+from lorabank.models.finite import check_rows, finite_rows
 from lorabank.models.heads import Head, switch_heads
 from lorabank.models.loading import LoadedBase
 
@@ -49,14 +50,17 @@ class HeadAnswerer:
         """The most probable label of each text in its head; see `Answerer`."""
         best = np.zeros(len(texts), np.int64)
         probabilities = np.zeros(len(texts), np.float32)
+        finite = np.ones(len(texts), np.bool_)
         ids = self._ids(texts, heads)
         for rows in length_batches([len(row) for row in ids], self._batch_size):
             enter(rows)
             with self._chosen(heads[rows]):
-                logits = self._base.model(**self._inputs([ids[i] for i in rows])).logits
-            top = logits.float().softmax(-1).max(-1)
+                logits = self._base.model(**self._inputs([ids[i] for i in rows])).logits.float()
+            finite[rows] = finite_rows(logits, [len(self.forms[head].labels) for head in heads[rows].tolist()])
+            top = logits.softmax(-1).max(-1)
             best[rows] = top.indices.cpu().numpy()
             probabilities[rows] = top.values.cpu().numpy()
+        check_rows(finite, texts, "logits")
         said = tuple(self.forms[head].labels[label] for head, label in zip(heads.tolist(), best.tolist(), strict=True))
         return Answers(said, probabilities)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lorabank.models.batches import forward, pad_left, takes, takes_positions
+from lorabank.models.finite import log_total
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -147,7 +148,7 @@ def tree_log_likelihoods(
         inputs |= {"past_key_values": cache, "use_cache": True}
     logits = forward(model, tree.columns, **inputs).logits.float()
     source, target = tree.source.to(device), tree.target.to(device)
-    picked = (logits[:, source, target] - logits.logsumexp(-1)[:, source]).cpu().double()
+    picked = (logits[:, source, target] - log_total(logits)[:, source]).cpu().double()
     return torch.zeros((rows, tree.size), dtype=torch.float64).index_add_(1, tree.label, picked)
 
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorabank.core.lora import AdapterStack, LoraFactors, StackedFactors
+from lorabank.models.finite import check_tensors
 from lorabank.models.routed import PerSample, Routes
 from lorabank.models.selector import Attended, Selector
 from lorabank.models.wrapping import WrappedLinear, check_called
@@ -107,6 +108,7 @@ class Mixture:
         if bool((weights != 0).any()):
             for layer in self._layers.values():
                 layer.merge(weights.to(layer.factors.A.device))
+        self._check_merged()
         self._state = weights.clone()
 
     def merge_sum(self, parts: Iterable[Tensor]) -> None:
@@ -119,12 +121,14 @@ class Mixture:
                 deltas[name] = deltas[name].add_(delta) if name in deltas else delta
         for name, delta in deltas.items():
             self._layers[name].merge_delta(delta)
+        self._check_merged()
 
     def merge_adapter(self, factors: LoraFactors) -> None:
         """One adapter that is not in the stack, on modules that are."""
         self.off()
         for name in factors.A:
             self._layers[name].merge_delta(factors.delta(name))
+        self._check_merged()
 
     def per_sample(self, weights: Tensor) -> None:
         """``weights [n, K]``, one row for each sample of the batch; asked twice for the same ones, they stay."""
@@ -171,6 +175,10 @@ class Mixture:
         for name, layer in self._layers.items():
             self._place(name, layer.base)
         self._layers, self._alike = {}, []
+
+    def _check_merged(self) -> None:
+        merged = {name: layer.form.weight for name, layer in self._layers.items() if isinstance(layer.form, Merged)}
+        check_tensors(merged, "the merged weights of")
 
     def _place(self, name: str, module: nn.Module) -> None:
         parent, _, child = name.rpartition(".")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from hashlib import sha256
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,11 +16,14 @@ from torch import Tensor
 from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.models.answering import Answerer, Answers, Enter
 from lorabank.models.features import extract_features
+from lorabank.models.finite import explained
 from lorabank.models.loading import LoadedBase
 from lorabank.models.mixture import Mixture
 from lorabank.models.prefix import FrozenPrefix
 from lorabank.models.residents import ResidentStack
 from lorabank.models.selector import Selector
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,17 @@ class Plan:
     members: tuple[str, ...] = ()
     route: NDArray[np.int64] | None = None
     margin: NDArray[np.float64] | None = None
+
+
+def _explained(method: Callable[..., T]) -> Callable[..., T]:
+    """A method that names the base's broken tensor where what it computed is not finite because of one."""
+
+    @wraps(method)
+    def run(runtime: Runtime, *args: Any, **kwargs: Any) -> T:
+        with explained(runtime.base.model):
+            return method(runtime, *args, **kwargs)
+
+    return run
 
 
 class Runtime:
@@ -76,6 +92,7 @@ class Runtime:
         """Where the model lies."""
         return self.base.model.device
 
+    @_explained
     def features(self, texts: Sequence[str], max_length: int) -> NDArray[np.float32]:
         """Features of the bare base, ``[n, hidden]``.
 
@@ -114,6 +131,7 @@ class Runtime:
             else:
                 self.mixture.merge_sum(self.stack.parts(weights))
 
+    @_explained
     @torch.inference_mode()
     def answer(self, texts: Sequence[str], plan: Plan, heads: int | NDArray[np.int64]) -> Answers:
         """Answer texts.
@@ -138,6 +156,7 @@ class Runtime:
         probabilities = np.concatenate([answers.probabilities for answers in found])
         return Answers(tuple(said[i] for i in back), probabilities[back])
 
+    @_explained
     @torch.inference_mode()
     def log_likelihoods(
         self, texts: Sequence[str], targets: Sequence[str], plan: Plan, heads: int | NDArray[np.int64]

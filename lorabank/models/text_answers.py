@@ -13,6 +13,7 @@ from torch import Tensor
 from lorabank.core import plugins
 from lorabank.core.errors import ConfigError, DataError
 from lorabank.models.answering import AnswerForm, Answers, Enter
+from lorabank.models.finite import check_rows
 from lorabank.models.generating import generate
 from lorabank.models.likelihood import completion_log_likelihoods, label_log_likelihoods
 from lorabank.models.loading import LoadedBase
@@ -48,6 +49,7 @@ class TextAnswerer:
                     said[i] = text
                 continue
             scores = self._label_scores(form, asked, own, shared)
+            check_rows(np.isfinite(scores.max(1)), asked, "label likelihoods")  # NaN is the maximum of its row
             best = scores.argmax(1)
             share = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
             for k, i in enumerate(rows):
@@ -71,6 +73,7 @@ class TextAnswerer:
                 batch_size=self._batch_size,
                 enter=_Rows(enter, whole),
             )
+        check_rows(np.isfinite(likelihoods), texts, "likelihoods")
         return likelihoods, tokens
 
     def loss(self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64]) -> Tensor:

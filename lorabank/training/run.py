@@ -20,6 +20,7 @@ from lorabank.core.errors import ConfigError, DataError, DivergedError
 from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.observer import Observer
 from lorabank.core.seeding import seed_everything
+from lorabank.models.finite import explained
 from lorabank.models.heads import Head, build_head, put_head
 from lorabank.models.loading import LoadedBase, load_base, resolve_device
 from lorabank.models.targets import find_targets
@@ -73,7 +74,8 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
         batches=partial(_batches, task, base, [row for row in rows.rows if not row.get("heads")], config.batch_size),
         loss=task.loss,
     )
-    begun = job.strategy.begin(start)
+    with explained(base.model):
+        begun = job.strategy.begin(start)
     start = replace(start, earlier=None, initial=None, objects={})  # what training needs of the past is in the layers
     penalties += begun.penalties
     with_basis = any(name == "orthogonal-normalized" for name, _, _ in penalties)
@@ -84,7 +86,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     checkpoint = newest_checkpoint(job.work) if job.resume else None
     observer.start(f"training ({config.strategy})", planned_steps(len(rows.rows), config))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), explained(base.model):
             warnings.simplefilter("ignore")
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:

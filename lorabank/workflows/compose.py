@@ -8,7 +8,7 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core import plugins
 from lorabank.core.config import ComposeConfig, validate
-from lorabank.core.errors import ConfigError, NotFoundError
+from lorabank.core.errors import ConfigError, NotFoundError, at_work
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord, TaskRecord
 from lorabank.models.runtime import Runtime
@@ -37,7 +37,8 @@ def compose(bank: Bank, config: ComposeConfig, observer: Observer) -> ComposeRes
 
     with bank.reserve("compose", name, {**asdict(checked), "replace": checked.replace}) as operation:
         members = read_members(bank, snapshot, tasks, samples=True)
-        fitted = composer.fit(members, checked, runtime, observer)
+        with at_work(f"composition {name!r}"):
+            fitted = composer.fit(members, checked, runtime, observer)
         record = CompositionRecord(
             name=name,
             mode=checked.mode,

@@ -15,7 +15,7 @@ from lorabank.compose.base import Member, longest, state_weights
 from lorabank.compose.prototype import build_router, default_parameters
 from lorabank.core import plugins
 from lorabank.core.config import GenerateConfig, PredictConfig, validate
-from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError
+from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError, at_work
 from lorabank.core.observer import Observer
 from lorabank.data.cells import BadCell, check_characters
 from lorabank.data.loading import read_rows
@@ -92,12 +92,25 @@ def _answer(
         asked=asked,
         max_resident=config.max_resident,
     )
+    with at_work(f"composition {name!r}" if name else f"task {config.task!r}"):
+        found = _found(bank, snapshot, config, name, texts, runtime)
+    return _with_texts(found, given)
+
+
+def _found(
+    bank: Bank,
+    snapshot: Snapshot,
+    config: PredictConfig | GenerateConfig,
+    name: str | None,
+    texts: Sequence[str],
+    runtime: Runtime,
+) -> tuple[Prediction, ...]:
+    """The answers of the composition ``name``, or of the task as trained."""
     members = all_members(bank, snapshot)
     last = snapshot.tasks[-1].position
     if name is None:
         assert config.task is not None
-        found = _as_trained(bank, snapshot, members, runtime, texts, config.task, config.state or "now")
-        return _with_texts(found, given)
+        return _as_trained(bank, snapshot, members, runtime, texts, config.task, config.state or "now")
     composer, own = load_composer(bank, snapshot, snapshot.composition(name), lambda: runtime)
     if config.task:
         chosen = [member for member in members if member.task == config.task] * len(texts)
@@ -110,8 +123,7 @@ def _answer(
             plan = replace(plan, route=ranked.task, margin=ranked.margin)
         assert plan.route is not None
         chosen = [own[k] for k in plan.route]
-    found = _predictions(runtime, texts, plan, chosen, members, state=None, composition=name, given=bool(config.task))
-    return _with_texts(found, given)
+    return _predictions(runtime, texts, plan, chosen, members, state=None, composition=name, given=bool(config.task))
 
 
 def _check_question(config: PredictConfig | GenerateConfig, snapshot: Snapshot, composition: str | None) -> None:
