@@ -32,6 +32,7 @@ from lorabank.training.effective_weight import EffectiveWeights
 from lorabank.training.groups import GroupedFactors
 from lorabank.training.job import TrainedAdapter, TrainJob
 from lorabank.training.layer import LoraLinear
+from lorabank.training.movement import Movement
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.planning import planned_steps, resolve_penalties
 from lorabank.training.replaying import MixedTask, add_replayed, keep_heads
@@ -46,7 +47,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     each returns the same.
 
     Raises:
-        DivergedError: If a loss or a trained tensor is not finite.
+        DivergedError: If a loss or a trained tensor is not finite, or the training moved nothing.
         IncompatibleError: If the base is not the bank's.
     """
     config, device = job.config, resolve_device(processes.device_name(job.config.device))
@@ -76,6 +77,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     )
     with explained(base.model):
         begun = job.strategy.begin(start)
+    movement = Movement(begun.layers)
     start = replace(start, earlier=None, initial=None, objects={})  # what training needs of the past is in the layers
     penalties += begun.penalties
     with_basis = any(name == "orthogonal-normalized" for name, _, _ in penalties)
@@ -95,6 +97,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     head = {name: _still(value) for name, value in own.state().items()} if own else {}
     trained = {f"lora_A of {name}": value for name, value in factors.A.items()} | head
     _check_finite(trained | {f"lora_B of {name}": value for name, value in factors.B.items()})
+    movement.check(int(trainer.state.global_step), config)
     return TrainedAdapter(
         factors=factors,
         head=head,

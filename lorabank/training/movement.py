@@ -1,0 +1,52 @@
+"""Whether a training changed anything: an adapter that says nothing is no task that was learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lorabank.core.config import TrainConfig
+from lorabank.core.errors import DivergedError
+from lorabank.training.layer import LoraLinear
+
+
+class Movement:
+    """Remembers where the factors of an adapter begin.
+
+    Args:
+        layers: Its layers by module name, before the first step (and before a checkpoint is read).
+    """
+
+    def __init__(self, layers: Mapping[str, LoraLinear]) -> None:
+        self._layers = layers
+        self._start = {
+            name: (layer.lora_A.detach().clone(), layer.lora_B.detach().clone()) for name, layer in layers.items()
+        }
+
+    def check(self, steps: int, config: TrainConfig) -> None:
+        """Refuse an adapter with which every weight is what it was, to the bit.
+
+        A new adapter begins at the untouched weights (B = 0), one that is trained further at those of the last task.
+
+        Raises:
+            DivergedError: Naming steps and learning rate.
+        """
+        if any(self._moved(name, layer) for name, layer in self._layers.items()):
+            return
+        raise DivergedError(
+            f"the training moved nothing: after {steps} steps with the learning rate {config.learning_rate:g} every "
+            "adapted weight is what it was",
+            unchanged="the adapter did not enter the bank",
+            hint="raise --learning-rate (the default is 1e-3), or --epochs",
+        )
+
+    @torch.no_grad()
+    def _moved(self, name: str, layer: LoraLinear) -> bool:
+        weight = layer.base.weight.float()
+
+        def adapted(A: Tensor, B: Tensor) -> Tensor:
+            return weight + layer.scaling * (B @ A)
+
+        return not torch.equal(adapted(*self._start[name]), adapted(layer.lora_A, layer.lora_B))
