@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.escaping import safe
 from lorabank.core.records import AdapterRecord, TaskRecord
+from lorabank.evaluation.environments import mixed
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.plots import heatmap_svg
 from lorabank.evaluation.scoring import DEFAULT_METRICS
@@ -64,6 +65,10 @@ class Measured(Protocol):
     @property
     def scalars(self) -> Mapping[str, float | None]:
         """Metric to value."""
+
+    @property
+    def environments(self) -> Sequence[Mapping[str, Any]]:
+        """In which environments the cells were computed."""
 
     @property
     def routing(self) -> Mapping[str, Any] | None:
@@ -130,7 +135,8 @@ def _section(one: Measured) -> dict[str, Any]:
     matrix = ScoreMatrix(tuple(one.tasks), one.values, one.counts, one.low, one.high, _named(one.metric))
     title = f"{one.subject} ({one.mode})" if one.mode != one.subject else one.subject
     # matplotlib has escaped every label in the drawing.
-    return {"measured": one, "matrix": matrix, "title": title, "svg": Markup(heatmap_svg(matrix))}
+    svg = Markup(heatmap_svg(matrix))
+    return {"measured": one, "matrix": matrix, "title": title, "svg": svg, "mixed": mixed(one.environments)}
 
 
 def _visible(value: Any) -> Any:

@@ -13,6 +13,7 @@ from lorabank.core.errors import at_work
 from lorabank.core.observer import Observer
 from lorabank.core.records import EvaluationRecord, TaskRecord
 from lorabank.data.rows import Rows
+from lorabank.evaluation import environments
 from lorabank.evaluation.scoring import Said, score_rows
 
 KEY_FORMAT = 2
@@ -80,6 +81,7 @@ def fill_cells(
     stored: Callable[[Sequence[str]], Mapping[str, EvaluationRecord]],
     keep: Callable[[Sequence[EvaluationRecord]], None],
     prepare: Callable[[], object],
+    computed_with: Mapping[str, Any],
     observer: Observer,
 ) -> Filled:
     """Score the cells that are not stored yet.
@@ -95,6 +97,7 @@ def fill_cells(
         stored: Looks up cells by key.
         keep: Stores new cells; called after each one, so that an interrupted run loses one cell at most.
         prepare: Loads what scoring needs; called before the progress begins, and not when everything is stored.
+        computed_with: What a new cell keeps of the environment; no part of its key.
         observer: Gets the progress.
     """
     keys = {
@@ -112,7 +115,8 @@ def fill_cells(
         key = keys[stage, task.name]
         if key not in there:
             metric = metrics[task.name]
-            there[key] = score_cell(subject, stage, task, rows(task.name), metric, key, settings)
+            scored = score_cell(subject, stage, task, rows(task.name), metric, key, settings)
+            there[key] = scored._replace(detail={**scored.detail, environments.KEY: dict(computed_with)})
             keep([there[key]])
             done += 1
             observer.advance(done, {metric: there[key].value})

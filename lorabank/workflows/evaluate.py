@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
@@ -15,6 +16,7 @@ from lorabank.core.errors import ConfigError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import DatasetRecord, EvaluationRecord, TaskRecord
 from lorabank.data.loading import Rows, from_parquet
+from lorabank.evaluation.environments import environments_of, this_environment
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.run import Filled, Subject, fill_cells, wanted_cells
 from lorabank.evaluation.scoring import DEFAULT_METRICS, INVERSE_PERPLEXITY
@@ -101,6 +103,7 @@ class _Session:
             stored=self.bank.evaluations,
             keep=self.bank.add_evaluations,
             prepare=self.runtime,
+            computed_with=this_environment(torch.get_num_threads()),
             observer=self.observer,
         )
 
@@ -168,6 +171,7 @@ def matrix_report(
         routing=_routing(tasks, filled, oracle) if oracle else None,
         settings=settings,
         metric=matrix.metric,
+        environments=environments_of([*filled.records, *(oracle.records if oracle else ())]),
     )
 
 

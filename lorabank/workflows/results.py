@@ -89,6 +89,8 @@ class MatrixReport:
         routing: For a routed subject at the last stage: ``routed`` and ``oracle`` average accuracy, ``accuracy`` of
             the routing, ``confusion[true][routed]`` counts and its ``tasks``.
         metric: What the values are; several names where tasks are scored by different ones.
+        environments: Each environment that cells were computed in: their number ``cells``, versions of packages and
+            ``threads``, None where a cell does not say.
     """
 
     subject: str
@@ -105,6 +107,7 @@ class MatrixReport:
     routing: dict[str, Any] | None
     settings: dict[str, Any]
     metric: str = "accuracy"
+    environments: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

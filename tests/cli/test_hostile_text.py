@@ -254,6 +254,9 @@ def test_a_report_of_what_was_measured(poisoned: Callable[[str], Path], empty_fo
     given = {"subject": ALL, "mode": ALL, "task_id": ALL, "tasks": tasks, "values": values, "metric": ALL}
     given |= {"low": values, "high": values, "counts": (8,) * len(tasks), "routing": routing}
     given["scalars"] = dict.fromkeys(tasks, 0.5)
+    given["environments"] = [
+        {"cells": n, "lorabank": ALL, "torch": ALL, "transformers": None, "threads": n} for n in (1, 2)
+    ]
     measured = MatrixReport(**{**dict.fromkeys(MatrixReport.__dataclass_fields__), **given})  # type: ignore[arg-type]
     snapshot = Bank.open(poisoned(ALL)).snapshot()
     page = render_report(snapshot, [measured], created_at=ALL, version=ALL)

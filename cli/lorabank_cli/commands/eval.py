@@ -102,6 +102,7 @@ def _report(report: MatrixReport, color: bool) -> str:
         "",
         f"task id {given if report.task_id == 'given' else routed}",
         f"{report.computed} cells computed, {report.cached} known before",
+        *_environments(report),
         "",
         _last_row(report),
         "",
@@ -110,6 +111,14 @@ def _report(report: MatrixReport, color: bool) -> str:
     if report.routing:
         lines += ["", _routing(plain(report.routing))]
     return "\n".join(lines)
+
+
+def _environments(report: MatrixReport) -> list[str]:
+    """One line where cells were computed in different environments."""
+    from lorabank.evaluation.environments import mixed
+
+    told = mixed(report.environments)
+    return [f"cells of different environments: {safe(told)}"] if told else []
 
 
 def _scalars(scalars: dict[str, float | None]) -> str:

@@ -101,6 +101,7 @@ def measured(**changes: Any) -> Any:
         "counts": [40, 40],
         "scalars": {"average_accuracy": 0.825, "backward_transfer": -0.125, "forward_transfer": None},
         "routing": None,
+        "environments": (),
     }
     return SimpleNamespace(**one | changes)
 
