@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lorabank.core.errors import DamagedError, IncompatibleError
+from lorabank.core.installing import UPDATE
 
 APPLICATION_ID = 0x4C6F5242
 """``LoRB``, in the header of ``bank.db``."""
@@ -74,7 +75,7 @@ def newer_schema(database: Path, revision: str) -> IncompatibleError:
     return IncompatibleError(
         f"{database} has schema {revision[:40]!r}, which this lorabank does not know (it knows up to "
         f"{REVISIONS[-1]}): a newer version wrote it",
-        hint="pip install --upgrade lorabank",
+        hint=UPDATE,
         unchanged="the bank was not changed",
     )
 

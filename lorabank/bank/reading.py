@@ -25,6 +25,7 @@ from lorabank.bank.rows import (
 )
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.errors import DamagedError, IncompatibleError, NotFoundError, StorageError
+from lorabank.core.installing import UPDATE
 from lorabank.core.records import AdapterRecord, CompositionRecord, EvaluationRecord, OperationRecord
 
 _HINT = "lorabank verify --full"
@@ -54,7 +55,7 @@ def read_manifest(layout: Layout) -> dict[str, Any]:
         raise IncompatibleError(
             f"bank {layout.root} has format {content['format']}, this lorabank knows {FORMAT}: "
             f"it was made by lorabank {content.get('created_with', '?')!s}",
-            hint="pip install --upgrade lorabank",
+            hint=UPDATE,
             unchanged="the bank was not changed",
         )
     return dict(content)

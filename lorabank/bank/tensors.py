@@ -57,7 +57,7 @@ def read_header(path: Path) -> tuple[TensorInfo, ...]:
         DataError: Naming the file and what is wrong with it.
     """
     with path.open("rb") as file:
-        return _header(file, path.name)
+        return judge_header(file, path.name)
 
 
 def check_tensors(path: Path) -> tuple[TensorInfo, ...]:
@@ -76,14 +76,15 @@ def check_tensor_bytes(data: bytes, name: str) -> tuple[TensorInfo, ...]:
 
 
 def _checked(file: BinaryIO, name: str) -> tuple[TensorInfo, ...]:
-    tensors = _header(file, name)
+    tensors = judge_header(file, name)
     for tensor in tensors:
         if not _is_finite(file, tensor):
             _refuse(name, f"tensor {tensor.name[:_SHOWN]!r} holds values that are not finite")
     return tensors
 
 
-def _header(file: BinaryIO, name: str) -> tuple[TensorInfo, ...]:
+def judge_header(file: BinaryIO, name: str) -> tuple[TensorInfo, ...]:
+    """``read_header`` of an open file; nothing behind the header is read."""
     size = file.seek(0, 2)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")

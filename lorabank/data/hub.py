@@ -13,6 +13,7 @@ from itertools import repeat
 from typing import Any
 
 from lorabank.core.errors import ConfigError, DataError, LorabankError, MissingExtraError, NotFoundError
+from lorabank.core.installing import install
 from lorabank.data.formats import UNCHANGED, Table, check_row_limit, missing_column
 
 PREFIX = "hf:"
@@ -53,7 +54,7 @@ class HubDataset:
             raise MissingExtraError(
                 f"{name!r} is read by the package datasets, which is not installed",
                 unchanged=UNCHANGED,
-                hint='pip install "lorabank[hub]"',
+                hint=install("hub"),
             ) from error
 
     def columns(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from lorabank.core.errors import MissingExtraError
+from lorabank.core.installing import install
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -77,7 +78,5 @@ def _rouge_scorer() -> Any:
     try:
         module = import_module("rouge_score.rouge_scorer")
     except ImportError as error:
-        raise MissingExtraError(
-            f"rouge_l needs the package rouge-score: {error}", hint='pip install "lorabank[rouge]"'
-        ) from error
+        raise MissingExtraError(f"rouge_l needs the package rouge-score: {error}", hint=install("rouge")) from error
     return module.RougeScorer(["rougeL"], use_stemmer=True)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabank.core.errors import DataError, IncompatibleError, LorabankError, MissingExtraError, StorageError
+from lorabank.core.installing import install
 from lorabank.models.fingerprint import read_json, tokenizer_hash, weight_files
 from lorabank.models.quiet import first_line, quiet_transformers
 
@@ -103,7 +104,7 @@ def require_gguf(what: str) -> None:
         MissingExtraError: It is not.
     """
     if importlib.util.find_spec("gguf") is None:
-        raise MissingExtraError(f"{what} needs the package gguf to be read", hint='pip install "lorabank[gguf]"')
+        raise MissingExtraError(f"{what} needs the package gguf to be read", hint=install("gguf"))
 
 
 @cache
@@ -210,7 +211,7 @@ def _load(source: Path, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenize
         )
     except ImportError as error:
         raise MissingExtraError(
-            f"{file} needs a package to be read: {first_line(error)}", hint='pip install "lorabank[gguf]"'
+            f"{file} needs a package to be read: {first_line(error)}", hint=install("gguf")
         ) from error
     except Exception as error:  # the readers of gguf, numpy and transformers raise whatever they meet
         raise _unreadable(file, error) from error

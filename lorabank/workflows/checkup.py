@@ -48,7 +48,7 @@ def doctor(path: str | Path, *, full: bool = False) -> Checkup:
     facts += [("devices", _devices())]
     of_bank, findings = _examined(Path(path), full)
     missing = [name for name, found in facts if found == "not installed" and name != "peft"]
-    warnings = (*(f"{name} is not installed: pip install lorabank" for name in missing), *_warnings(Path(path)))
+    warnings = (*(f"{name} is not installed: pip install {name}" for name in missing), *_warnings(Path(path)))
     return Checkup((*facts, *of_bank), warnings, tuple(findings))
 
 

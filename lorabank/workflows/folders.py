@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from lorabank.bank.failures import reported
 from lorabank.bank.store import sync_folder
@@ -62,14 +62,24 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
         sync_folder(target.parent)
 
 
-def read_regular(path: Path, limit: int, *, unchanged: str) -> bytes | None:
+def read_regular(
+    path: Path, limit: int, *, unchanged: str, judge: Callable[[BinaryIO, str], object] | None = None
+) -> bytes | None:
     """The content of a file that a stranger made; None where there is none.
 
     A pipe does not block and a link is not followed. What is judged and stored afterwards is what was read here, never
     the file again.
 
+    Args:
+        path: The file.
+        limit: The most bytes that are read.
+        unchanged: What stays as it is when the file is refused.
+        judge: Looks at the open file before it is read into memory, and gets its name; a sparse file costs nothing on
+            the disk.
+
     Raises:
-        DataError: It is a link, no regular file, larger than ``limit``, cannot be read, or changes meanwhile.
+        DataError: ``judge`` refuses it, or it is a link, no regular file, larger than ``limit``, cannot be read, or
+            changes meanwhile.
     """
 
     def refuse(reason: str, hint: str | None = None) -> NoReturn:
@@ -91,6 +101,9 @@ def read_regular(path: Path, limit: int, *, unchanged: str) -> bytes | None:
             if status.st_size > limit:
                 refuse(f"is larger than {limit} bytes")
             with os.fdopen(descriptor, "rb", closefd=False) as file:
+                if judge is not None:
+                    judge(file, path.name)
+                    file.seek(0)
                 data = file.read(status.st_size + 1)
             after = os.fstat(descriptor)
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lorabank.bank.store import MAX_CONFIG, StoredFile, adapter_digest
-from lorabank.bank.tensors import MAX_FILE, check_tensor_bytes
+from lorabank.bank.tensors import MAX_FILE, check_tensor_bytes, judge_header
 from lorabank.core.errors import DataError, IncompatibleError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
@@ -93,7 +93,7 @@ def read_source(
     if isinstance(source, Path):
         source = Source(str(source), source / CONFIG_FILE, source / WEIGHTS_FILE)
     config = read_regular(source.config, MAX_CONFIG, unchanged=_UNCHANGED)
-    weights = read_regular(source.weights, MAX_FILE, unchanged=_UNCHANGED)
+    weights = read_regular(source.weights, MAX_FILE, unchanged=_UNCHANGED, judge=judge_header)
     if config is None:
         _refuse(f"{source.config} is missing: the folder is no PEFT adapter")
     if weights is None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabank.core.errors import MAX_MESSAGE, LorabankError
+from lorabank.core.installing import install
 from tests.faults.fuzz_targets import SEEDS, TARGETS, clear
 from tests.faults.outcome import Outcome, outcome_of
 
@@ -242,7 +243,7 @@ def atheris(target: str, count: int = 100_000, seed: int = 0) -> dict[str, Any]:
     """
     counts: dict[str, Any] = {"tries": 0, "lost": 0, "damaged": 0, "uncaught": 0, "examples": []}
     if importlib.util.find_spec("atheris") is None:
-        return counts | {"skipped": 'atheris is not installed: pip install "lorabank[fuzz]"'}
+        return counts | {"skipped": f"atheris is not installed: {install('fuzz')}"}
     with tempfile.TemporaryDirectory(prefix="lorabank-atheris-") as folder:
         for number, good in enumerate(SEEDS[target]):
             (Path(folder) / f"seed-{number}").write_bytes(good)

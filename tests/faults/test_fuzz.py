@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lorabank.core.errors import DataError
+from lorabank.core.installing import install
 from tests.faults import fuzz
 from tests.faults.fuzz_targets import TARGETS
 
@@ -29,7 +30,7 @@ def test_generated_input(kind) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not INSTALLED, reason='atheris is not installed: pip install "lorabank[fuzz]"')
+@pytest.mark.skipif(not INSTALLED, reason=f"atheris is not installed: {install('fuzz')}")
 @pytest.mark.parametrize("target", TARGETS)
 def test_input_that_coverage_leads_to(target) -> None:
     check(fuzz.atheris(target, 5000, seed=1), 5000)
@@ -38,7 +39,7 @@ def test_input_that_coverage_leads_to(target) -> None:
 def test_without_atheris_it_says_why_nothing_was_tried(monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = fuzz.atheris("header", 10)
-    assert (result["tries"], result["skipped"]) == (0, 'atheris is not installed: pip install "lorabank[fuzz]"')
+    assert (result["tries"], result["skipped"]) == (0, f"atheris is not installed: {install('fuzz')}")
 
 
 def test_what_is_slow_once_is_no_finding(monkeypatch) -> None:

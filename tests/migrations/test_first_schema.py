@@ -25,6 +25,7 @@ from lorabank.bank import database, reading
 from lorabank.bank.bank import Bank
 from lorabank.bank.database import upgrade_database
 from lorabank.core.errors import DamagedError, IncompatibleError
+from lorabank.core.installing import UPDATE
 from lorabank.core.records import DatasetRecord, TaskRecord
 
 OLD_TABLES = {
@@ -195,7 +196,7 @@ def test_a_version_that_knows_the_first_schema_alone_says_too_new(path, monkeypa
     for attempt in (lambda: Bank.open(path), lambda: upgrade_database(path)):
         with pytest.raises(IncompatibleError, match="'0003', which this lorabank does not know") as caught:
             attempt()
-        assert caught.value.hint == "pip install --upgrade lorabank"
+        assert caught.value.hint == UPDATE
 
 
 def killed(action: Callable[[], object], step: int) -> bool:

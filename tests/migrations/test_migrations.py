@@ -19,6 +19,7 @@ from lorabank.bank.locks import bank_lock
 from lorabank.bank.rows import CHANGING, IMMUTABLE
 from lorabank.bank.schema import metadata
 from lorabank.core.errors import BusyError, DamagedError, IncompatibleError, NotFoundError
+from lorabank.core.installing import UPDATE
 from lorabank.core.records import BaseModelRecord
 from tests.migrations.schemas import made_by_the_migrations, same_schema
 
@@ -192,7 +193,7 @@ def test_a_newer_bank_is_refused_and_left_alone(bank):
         with pytest.raises(IncompatibleError, match="'zzz9', which this lorabank does not know") as caught:
             attempt()
         assert caught.value.exit_code == 5
-        assert caught.value.hint == "pip install --upgrade lorabank"
+        assert caught.value.hint == UPDATE
     with pytest.raises(IncompatibleError):
         bank.reserve("add-task", "spam", {})
     assert (bank.path / "bank.db").read_bytes() == before

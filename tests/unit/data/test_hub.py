@@ -155,7 +155,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setitem(sys.modules, "datasets", module)
     with pytest.raises(MissingExtraError, match="the package datasets") as caught:
         load_task_data(TrainConfig(data="hf:owner/name"))
-    assert caught.value.hint == 'pip install "lorabank[hub]"'
+    assert caught.value.hint == 'pip install "datasets>=4"'
 
 
 @pytest.mark.parametrize("name", ["hf:", "hf:name", "hf:a/b/c/d", "hf:a/b:", "hf:a b/c", "hf:/b", "hf:a/b: test"])

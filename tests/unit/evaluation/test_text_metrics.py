@@ -82,7 +82,7 @@ def test_rouge_without_its_package_says_what_to_install(monkeypatch: pytest.Monk
     text_metrics._rouge_scorer.cache_clear()
     with pytest.raises(MissingExtraError, match="rouge-score") as caught:
         rouge_l("a", "a")
-    assert caught.value.hint == 'pip install "lorabank[rouge]"'
+    assert caught.value.hint == 'pip install "rouge-score>=0.1.2"'
     assert "\n" not in caught.value.message
 
 

