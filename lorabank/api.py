@@ -205,6 +205,7 @@ def export(
     state: Literal["now", "learnt"] | None = None,
     own: bool = False,
     check: str | None = None,
+    tokenizer: bool = False,
 ) -> ExportResult:
     """Write a task or a manual composition as one PEFT folder.
 
@@ -215,14 +216,16 @@ def export(
         state: Of a task ``"now"`` (default: what `predict` answers with) or ``"learnt"`` (right after its training).
         own: Of a task only its own adapter, without the adapters that were active while it was trained.
         check: A server (``"vllm"``) that must take it.
+        tokenizer: Also write the base's tokenizer and chat template.
 
     Raises:
         ConfigError: The composition is no single adapter.
-        IncompatibleError: The server would refuse it, or compute something else.
+        IncompatibleError: PEFT or the server would refuse it, or compute something else.
+        NotFoundError: The base model's configuration, by which PEFT's rules are applied, cannot be found.
     """
     from lorabank.workflows.export import export as run
 
-    return run(path, name, Path(target), state=state, own=own, check=check)
+    return run(path, name, Path(target), state=state, own=own, check=check, tokenizer=tokenizer)
 
 
 def import_adapter(

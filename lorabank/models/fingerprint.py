@@ -36,6 +36,8 @@ TOKENIZER_FILES = (
 )
 """Every file from which transformers builds a tokenizer."""
 
+_CHAT_TEMPLATE = "chat_template.jinja"
+
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Floating types of the safetensors format by their names in torch."""
 
@@ -143,10 +145,26 @@ def tokenizer_hash(folder: Path) -> str:
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """The files from which transformers builds the tokenizer, its chat template among them.
+
+    Raises:
+        DataError: One of them cannot be read.
+    """
+    try:
+        return {
+            name: (folder / name).read_bytes()
+            for name in (*TOKENIZER_FILES, _CHAT_TEMPLATE)
+            if (folder / name).is_file()
+        }
+    except OSError as error:
+        raise DataError(f"the tokenizer in {folder} cannot be read: {error.strerror or error}") from error
+
+
 def chat_template_hash(folder: Path) -> str | None:
     """SHA-256 of the chat template, None where there is none."""
-    if (folder / "chat_template.jinja").is_file():
-        return hashlib.sha256((folder / "chat_template.jinja").read_bytes()).hexdigest()
+    if (folder / _CHAT_TEMPLATE).is_file():
+        return hashlib.sha256((folder / _CHAT_TEMPLATE).read_bytes()).hexdigest()
     path = folder / "tokenizer_config.json"
     template = read_json(path).get("chat_template") if path.is_file() else None
     if template is None:

@@ -23,6 +23,7 @@ __all__ = [
     "ResolvedBase",
     "default_base",
     "find_on_disk",
+    "folder_of",
     "hub_reachable",
     "locate_base",
     "plain_name",
@@ -167,6 +168,15 @@ def plain_name(record: BaseModelRecord) -> str:
     carrier = PACKAGES.get(record.name)
     packed = record.source == "package" and carrier is not None and carrier.gguf is not None
     return str(locate_base(record).path) if packed or record.source == "gguf" else record.name
+
+
+def folder_of(record: BaseModelRecord) -> Path | None:
+    """Where a recorded base model's files lie; None where they would have to be fetched or converted."""
+    carrier = PACKAGES.get(record.name)
+    if record.source == "package" and carrier is not None and (path := _carried(carrier)) is not None:
+        return find_converted(path) if carrier.gguf else path
+    found = find_on_disk(record.name, record.revision)
+    return found.path if found and found.path.is_dir() else None
 
 
 def find_on_disk(name: str, revision: str | None = None) -> ResolvedBase | None:

@@ -16,13 +16,17 @@ from lorabank.compose.weighted import Weighted, stored_weights
 from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.lora import LoraFactors, compress
 from lorabank.core.records import BaseModelRecord, CompositionRecord, TaskRecord
+from lorabank.models.fingerprint import tokenizer_files
 from lorabank.models.peft_check import plain_files
 from lorabank.models.peft_folder import CONFIG_FILE, combined_files, read_adapter, with_fields
-from lorabank.models.resolving import plain_name
+from lorabank.models.resolving import locate_base, plain_name
 from lorabank.models.servers import SERVERS
 from lorabank.training.strategies.states import SELECTOR, State, answering_in, own_state
 from lorabank.workflows.folders import check_target, write_folder
+from lorabank.workflows.model_card import CARD_FILE, LABELS_FILE, Facts, card, labels_file, scores_of
 from lorabank.workflows.results import ExportResult
+from lorabank.workflows.sharing import stored_reports
+from lorabank.workflows.subjects import AsTrained
 from lorabank.workflows.upkeep import find_named, listed
 from lorabank.workflows.view import adapters_in_order, read_members, stack_of
 
@@ -40,16 +44,18 @@ class _Draft:
         kind: ``"adapter"``, ``"joined"`` or ``"composition"``.
         note: What its user must know.
         task: The task whose head and form it has, None for a sum of several.
+        stage: Position of the task after which ``as-trained`` is this state; None where it never was.
     """
 
     files: dict[str, bytes]
     kind: str
     note: str
     task: TaskRecord | None
+    stage: int | None = None
 
 
 def export(
-    path: str | Path, name: str, target: Path, *, state: State | None, own: bool, check: str | None
+    path: str | Path, name: str, target: Path, *, state: State | None, own: bool, check: str | None, tokenizer: bool
 ) -> ExportResult:
     """Write a task or a manual composition as one PEFT folder, whole or not at all."""
     if check is not None and check not in SERVERS:
@@ -72,9 +78,10 @@ def export(
         state = state or "now"
         draft = _export_state(bank, snapshot, record, state)
     files = _plain(draft, snapshot.base)
+    beside = _beside(bank, snapshot, name, draft, target.name, tokenizer)
     note = draft.note if check is None else f"{draft.note}; {_accepted(name, check, files)}"
-    write_folder(target, files)
-    return ExportResult(str(target), tuple(sorted(files)), draft.kind, note, state)
+    write_folder(target, files | beside)
+    return ExportResult(str(target), tuple(sorted(files | beside)), draft.kind, note, state)
 
 
 def _plain(draft: _Draft, base: BaseModelRecord) -> dict[str, bytes]:
@@ -86,6 +93,53 @@ def _plain(draft: _Draft, base: BaseModelRecord) -> dict[str, bytes]:
     config = with_fields(draft.files[CONFIG_FILE], base_model_name_or_path=plain_name(base), lora_dropout=0.0)
     labels = len(draft.task.labels) if draft.task else _ANY_HEAD
     return plain_files(draft.files | {CONFIG_FILE: config}, base, labels)
+
+
+def _beside(
+    bank: Bank, snapshot: Snapshot, name: str, draft: _Draft, folder: str, tokenizer: bool
+) -> dict[str, bytes]:
+    """The files that PEFT does not read: the model card, the labels' names, and the tokenizer's files if wanted."""
+    base, task = snapshot.base, draft.task
+    facts = Facts(
+        name,
+        draft.note,
+        base,
+        plain_name(base),
+        folder,
+        scores=_scores(bank, snapshot, name, draft),
+        tokenizer=tokenizer,
+    )
+    files = tokenizer_files(locate_base(base).path) if tokenizer else {}
+    if task is None:
+        facts = replace(facts, headless=base.task_type == "SEQ_CLS")
+    else:
+        adapter = snapshot.adapter_of(task.name)
+        facts = replace(
+            facts,
+            labels=task.labels,
+            template=task.prompt_template,
+            form=adapter.config.get("format", ""),
+            max_length=adapter.config["max_length"],
+            max_new_tokens=adapter.config.get("max_new_tokens", 32),
+            strategy=adapter.strategy,
+        )
+    if facts.labels:
+        files[LABELS_FILE] = labels_file(facts.labels)
+    return files | {CARD_FILE: card(facts)}
+
+
+def _scores(bank: Bank, snapshot: Snapshot, name: str, draft: _Draft) -> dict[str, str]:
+    """What was measured of the very state that is exported."""
+    order = [task.name for task in snapshot.tasks]
+    if draft.task is None:
+        subject, row, tasks = name, len(order), order
+    elif draft.stage is None:
+        return {}
+    else:
+        row = 1 + next(i for i, task in enumerate(snapshot.tasks) if task.position == draft.stage)
+        subject, tasks = AsTrained.name, [draft.task.name]
+    reports = [report for report in stored_reports(bank, snapshot) if report.subject == subject]
+    return scores_of(reports[0], row, tasks) if reports else {}
 
 
 def _accepted(name: str, server: str, files: Mapping[str, bytes]) -> str:
@@ -112,17 +166,19 @@ def _export_own(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> _Draft:
     files = {file: (folder / file).read_bytes() for file in adapter.files}
     beneath = _names(snapshot, adapter.context)
     alone = f"; without {listed(beneath)}, on top of which it was trained" if beneath else ""
-    return _Draft(files, "adapter", f"r {adapter.r} on {snapshot.base.name}; {_form(task)}{alone}", task)
+    stage = None if beneath else task.position
+    return _Draft(files, "adapter", f"r {adapter.r} on {snapshot.base.name}; {_form(task)}{alone}", task, stage)
 
 
 def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State) -> _Draft:
     """What ``predict --task --state`` answers with: every adapter of the state in one, and the task's own head."""
     own = snapshot.adapter_of(task.name)
     answers = answering_in(state, adapters_in_order(snapshot), own)
+    stage = task.position if state == "learnt" else snapshot.tasks[-1].position
     said = f"state {state}"
     if answers == own and not own.context:
         draft = _export_own(bank, snapshot, task)
-        return replace(draft, note=f"{said}: {draft.note}")
+        return replace(draft, note=f"{said}: {draft.note}", stage=stage)
     if SELECTOR in answers.objects:
         alone = f"lorabank export {task.name} FOLDER --own writes its own adapter alone"
         learnt = f"lorabank export {task.name} FOLDER --state learnt"
@@ -143,7 +199,7 @@ def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State
     )
     members = listed(_names(snapshot, own_state(answers)))
     note = f"{said}: {members} in one adapter, r {_rank(joined)} on {snapshot.base.name}; {_form(task)}"
-    return _Draft(files, "joined", note, task)
+    return _Draft(files, "joined", note, task, stage)
 
 
 def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecord) -> _Draft:

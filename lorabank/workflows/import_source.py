@@ -16,6 +16,7 @@ from lorabank.core.records import BaseModelRecord
 from lorabank.models.foreign import ForeignAdapter, read_foreign
 from lorabank.models.hub import cached_file, download_file
 from lorabank.models.peft_folder import CONFIG_FILE, WEIGHTS_FILE
+from lorabank.models.resolving import plain_name
 from lorabank.workflows.folders import read_regular
 
 _UNCHANGED = "nothing was changed"
@@ -113,7 +114,8 @@ def check_source_base(adapter: ForeignAdapter, base: BaseModelRecord, fingerprin
     """Whether the adapter was trained on the bank's base model, as far as anybody can say.
 
     Shapes do not tell: an adapter of another model of the same shape loads and answers nonsense. So the config must
-    name the bank's base model, or the user must give the fingerprint of the weights that the adapter was trained on.
+    name the bank's base model, as the bank or as an export of it names it, or the user must give the fingerprint of
+    the weights that the adapter was trained on.
 
     Raises:
         IncompatibleError: The names differ and no fingerprint is given, or the fingerprint is another one.
@@ -126,7 +128,7 @@ def check_source_base(adapter: ForeignAdapter, base: BaseModelRecord, fingerprin
                 hint=f"the first {_SHOWN_DIGITS} digits or more of the fingerprint that lorabank init shows",
                 unchanged=_UNCHANGED,
             )
-    elif adapter.base_model != base.name:
+    elif adapter.base_model not in (base.name, plain_name(base)):
         named = f"names the base model {adapter.base_model[:256]!r}" if adapter.base_model else "names no base model"
         raise IncompatibleError(
             f"the adapter {named}, the bank's is {base.name!r}",

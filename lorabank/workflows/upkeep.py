@@ -10,7 +10,7 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.config import nearest
 from lorabank.core.errors import NotFoundError
-from lorabank.core.records import CompositionRecord, TaskRecord
+from lorabank.core.records import BaseModelRecord, CompositionRecord, TaskRecord
 
 
 def find_named(snapshot: Snapshot, name: str) -> TaskRecord | CompositionRecord:
@@ -61,11 +61,25 @@ def _task(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> dict[str, Any]:
     return {
         "task": task._asdict(),
         "path": str(bank.adapter_path(adapter.digest)),
+        "base": _base(snapshot.base),
         "datasets": [dataset._asdict() for dataset in snapshot.datasets if dataset.task == task.name],
         "adapter": shown,
         "overlap": overlap,
         "compositions": [made.name for made in snapshot.compositions if task.name in made.members],
         "scores": _scores(bank, lambda subject, on: on == task.name),
+    }
+
+
+def _base(record: BaseModelRecord) -> dict[str, Any]:
+    """The base model and the folder that plain transformers loads it from, None where it would have to be fetched."""
+    from lorabank.models.resolving import folder_of
+
+    folder = folder_of(record)
+    return {
+        "name": record.name,
+        "revision": record.revision,
+        "fingerprint": record.fingerprint,
+        "folder": str(folder) if folder else None,
     }
 
 
@@ -79,6 +93,7 @@ def _composition(bank: Bank, snapshot: Snapshot, record: CompositionRecord) -> d
     return {
         "composition": shown,
         "path": str(bank.path),
+        "base": _base(bank.snapshot().base),
         "members": members,
         "scores": _scores(bank, lambda subject, on: subject == record.name),
     }

@@ -17,7 +17,7 @@ from lorabank_cli.verb import Run, verb
         "export sentiment ./sentiment-adapter",
         "export sentiment ./sentiment-then --state learnt",
         "export spam ./spam-only --own",
-        "export chat ./chat-adapter --check vllm",
+        "export chat ./chat-adapter --check vllm --with-tokenizer",
     ),
 )
 @click.argument("name", shell_complete=complete_names, help="A task or a composition.")
@@ -29,17 +29,24 @@ from lorabank_cli.verb import Run, verb
 )
 @click.option("--own", is_flag=True, help="Only the adapter itself, without those that were active beneath it.")
 @click.option("--check", type=click.Choice(["vllm"]), help="Write nothing that this server would refuse.")
+@click.option("--with-tokenizer", is_flag=True, help="Also write the base's tokenizer and chat template.")
 def export(
-    run: Run, name: str, target: str, state: Literal["now", "learnt"] | None, own: bool, check: str | None
+    run: Run,
+    name: str,
+    target: str,
+    state: Literal["now", "learnt"] | None,
+    own: bool,
+    check: str | None,
+    with_tokenizer: bool,
 ) -> None:
     """Write an adapter as a folder that PEFT and vLLM load.
 
     A task's answer needs every adapter of its state; they are joined into one adapter unless --own is given. The
-    folder answers as 'lorabank predict --task NAME' does in the same --state.
+    folder answers as 'lorabank predict --task NAME' does in the same --state; its model card says how to load it.
     """
     from lorabank import api
 
-    result = api.export(run.bank, name, target, state=state, own=own, check=check)
+    result = api.export(run.bank, name, target, state=state, own=own, check=check, tokenizer=with_tokenizer)
     facts = pairs(
         [
             ("kind", result.kind),

@@ -71,7 +71,8 @@ def test_a_stored_adapter_answers_alone(made, tmp_path, task) -> None:
     result = api.export(bank, task, tmp_path / "out", own=True)
     digest = Bank.open(bank).snapshot().adapter_of(task).digest
     close(peft_logits(base, tmp_path / "out"), bank_logits(bank, {digest: 1.0}))
-    for name in result.files:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert name in result.files
         assert (tmp_path / "out" / name).read_bytes() == (bank / "adapters" / digest / name).read_bytes()
 
 
