@@ -16,9 +16,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.harness import Result, compare, from_comparison
-from lorabank.models.batches import prompt_batches
-from lorabank.models.encoding import length_batches, pad_batch
+from lorabank.models.encoding import pad_batch
 from lorabank.models.likelihood import label_log_likelihoods
+from lorabank.models.padding import prompt_batches, row_batches
 
 PAD, END, VOCABULARY = 0, 2, 4915
 TOKENIZER: Any = SimpleNamespace(pad_token_id=PAD, eos_token_id=END)
@@ -80,7 +80,7 @@ def plain_scores(
 ) -> list[list[float]]:
     """Sums of log p ``[n][L]``: one forward pass over prompt and label for each label."""
     scores = torch.zeros(len(prompts), len(labels), dtype=torch.float64, device=model.device)
-    for rows in length_batches([len(prompt) for prompt in prompts], batch_size):
+    for rows in row_batches(model, [len(prompt) for prompt in prompts], batch_size):
         for column, label in enumerate(labels):
             ids = torch.tensor(label, device=model.device)[:, None]
             inputs = pad_batch(TOKENIZER, [prompts[i] + label for i in rows])

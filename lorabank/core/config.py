@@ -74,7 +74,9 @@ class TrainConfig:
     replay_rows: int = _option(200, "replay: rows of earlier tasks that are trained on again.", ge=1)
     r: int = _option(8, "Rank of the adapter.", ge=1, le=MAX_RANK)
     lora_alpha: float = _option(32.0, "Numerator of the scaling lora_alpha / r.", gt=0)
-    lora_dropout: float = _option(0.1, "Dropout on the input of the new adapter.", ge=0, lt=1)
+    lora_dropout: float = _option(
+        0.1, "Dropout on the input of the new adapter; 0 also turns off the base's own dropout.", ge=0, lt=1
+    )
     use_rslora: bool = _option(False, "Scale by lora_alpha / sqrt(r) instead.")
     target_modules: str = _option(
         "auto", "Adapted modules: 'auto' (query and value), 'all-linear', or names separated by commas."

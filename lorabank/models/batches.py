@@ -1,4 +1,4 @@
-"""Batches of prompts for a language model: which rows go together, left padding, and no more logits than needed.
+"""Batches of prompts for a language model: left padding, and no more logits than needed.
 
 Left padding happens here and nowhere else: prompts of different length end in the same column, so that what follows
 them (label tokens, generated tokens) stands in the same columns for every row.
@@ -9,14 +9,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorabank.core.errors import DataError
-from lorabank.models.encoding import length_batches
 from lorabank.models.finite import log_total
 
 Enter = Callable[[Sequence[int]], None]
@@ -64,19 +62,6 @@ def check_prompts(prompts: Sequence[list[int]]) -> None:
             f"the prompt of row {empty + 1} has no tokens: there is nothing to answer from",
             hint="give it a text, or a prompt template with words of its own",
         )
-
-
-def prompt_batches(model: Any, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Row numbers in batches of similar length, longest first.
-
-    A model that `takes_positions` not cannot be told where a padded prompt begins: its batches hold prompts of one
-    length.
-    """
-    if takes_positions(model):
-        return length_batches(lengths, batch_size)
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    equal = [list(rows) for _, rows in groupby(order, key=lambda i: lengths[i])]
-    return [rows[i : i + batch_size] for rows in equal for i in range(0, len(rows), batch_size)]
 
 
 def split_batch(model: Any, rows: Sequence[int], keep: int, width: int) -> Iterator[Sequence[int]]:

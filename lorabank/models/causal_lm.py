@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabank.models.batches import pad_left
+from lorabank.models.batches import pad_left, takes_positions
+from lorabank.models.padding import mean_over_passes, padding_of
 from lorabank.models.prompting import encode_pairs
 from lorabank.models.task_types import Examples
 
@@ -61,6 +62,9 @@ class CausalLM:
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Mean cross entropy of the answers' tokens; logits are computed for the columns that predict them only.
 
+        A row counts as it would alone: where padding on the left reaches a model, the rows are padded on the right,
+        and where that does too, rows of one length are passed together.
+
         Args:
             model: A causal language model. What its forward pass does not take (``position_ids``,
                 ``logits_to_keep``, ``use_cache``) is left out.
@@ -72,12 +76,41 @@ class CausalLM:
         Raises:
             ValueError: No token of the batch is labelled.
         """
+        return mean_over_passes(self._loss, model, inputs)
+
+    def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Of rows that may share a pass."""
+        known = set(inspect.signature(inner(model).forward).parameters)
+        if not takes_positions(inner(model)):
+            known.discard("position_ids")
+        inputs = inputs | {"labels": inputs["labels"][:, -inputs["input_ids"].shape[1] :]}
+        if not padding_of(inner(model)).left:
+            inputs = padded_right(inputs)
         labels = inputs["labels"]
         columns = labels.shape[1]
-        known = inspect.signature(inner(model).forward).parameters
         given = {**inputs, "logits_to_keep": columns, "use_cache": False}
         output = model(**{name: value for name, value in given.items() if name in known and name != "labels"})
         return mean_cross_entropy(output.logits[:, -columns:], labels)
+
+
+def padded_right(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `CausalLM.collate` gives, with the padding behind the rows.
+
+    Returns:
+        The same tensors; ``labels`` from the first column on that predicts a labelled token in any row.
+    """
+    mask, labels = inputs["attention_mask"], inputs["labels"]
+    width = mask.shape[1]
+    columns = torch.arange(width, device=mask.device)
+    place = (columns + (width - mask.sum(-1, keepdim=True))) % width
+    wide = F.pad(labels, (width - labels.shape[1], 0), value=IGNORED).gather(1, place)
+    first = int((wide != IGNORED).any(0).float().argmax())
+    return {
+        "input_ids": inputs["input_ids"].gather(1, place),
+        "attention_mask": mask.gather(1, place),
+        "position_ids": columns.expand_as(mask),
+        "labels": wide[:, first:],
+    }
 
 
 def inner(model: nn.Module) -> Any:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorabank.models.encoding import encode_texts, pad_batch
+from lorabank.models.padding import mean_over_passes
 from lorabank.models.task_types import Examples
 
 
@@ -44,5 +45,9 @@ class Classification:
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Mean cross entropy of ``labels [n]`` under the model's logits ``[n, labels]``, in float32."""
+        return mean_over_passes(self._loss, model, inputs)
+
+    def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Of rows that may share a pass."""
         logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
         return F.cross_entropy(logits.float(), inputs["labels"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -67,7 +68,16 @@ def pad_batch(tokenizer: Any, ids: Sequence[list[int]]) -> dict[str, Tensor]:
     return {"input_ids": input_ids, "attention_mask": mask}
 
 
-def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Row numbers in batches of similar length, longest first: little padding, and the peak of memory comes first."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+def cut_batches(
+    order: Sequence[int], lengths: Sequence[int], batch_size: int, *, equal: bool = False
+) -> list[list[int]]:
+    """Row numbers in an order sorted by length, cut into batches.
+
+    Args:
+        order: Row numbers.
+        lengths: Tokens of each row.
+        batch_size: Most rows of a batch.
+        equal: A batch holds rows of one length only.
+    """
+    parts = [list(rows) for _, rows in groupby(order, key=lambda i: lengths[i])] if equal else [list(order)]
+    return [rows[i : i + batch_size] for rows in parts for i in range(0, len(rows), batch_size)]

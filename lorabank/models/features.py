@@ -17,6 +17,7 @@ from lorabank.core.errors import IncompatibleError
 from lorabank.models.batches import takes
 from lorabank.models.body import encoder_of
 from lorabank.models.finite import check_rows
+from lorabank.models.padding import sorted_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +34,8 @@ def extract_features(
 ) -> NDArray[np.float32]:
     """Mean of the last hidden state over a text's tokens, scaled to length 1.
 
-    Texts are sorted by length, so that a batch holds little padding, and the result is put back in order.
+    Texts are sorted by length, so that a batch holds little padding (none where padding would change a feature), and
+    the result is put back in order.
 
     Args:
         model: The base model with no adapter active; its body is used, its head is not.
@@ -59,8 +61,7 @@ def extract_features(
     # A text without tokens has nothing to look at: its feature stays 0.
     order = sorted((i for i, ids in enumerate(encoded) if ids), key=lambda i: len(encoded[i]))
     features = np.zeros((len(texts), feature_width(model, tokenizer)), np.float32)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in sorted_batches(model, order, [len(ids) for ids in encoded], batch_size):
         tokens = [torch.tensor(encoded[i]) for i in rows]
         ids = pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_token_id).to(model.device)
         lengths = torch.tensor([len(t) for t in tokens], device=model.device)

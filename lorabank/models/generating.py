@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorabank.models.batches import Enter, check_prompts, evaluating, pad_left, prompt_batches
-from lorabank.models.encoding import length_batches, pad_batch
+from lorabank.models.batches import Enter, check_prompts, evaluating, pad_left
+from lorabank.models.encoding import pad_batch
 from lorabank.models.finite import check_rows, log_total
 from lorabank.models.label_rows import start_token
+from lorabank.models.padding import prompt_batches, row_batches
 
 
 def generate(
@@ -35,7 +36,8 @@ def generate(
         tokenizer: Its tokenizer, which has a pad token.
         prompts: Token ids of n prompts.
         max_new_tokens: Most tokens of an answer, at least 1.
-        batch_size: Prompts of a forward pass; prompts of similar length go together, longest first.
+        batch_size: Prompts of a forward pass; prompts of similar length go together, longest first,
+            where the model lets them (`lorabank.models.padding`).
         enter: Called before every forward pass with the row number of each of its rows; a row whose answer has ended
             stays in its batch.
 
@@ -50,7 +52,7 @@ def generate(
     texts, finite = [""] * len(prompts), np.ones(len(prompts), np.bool_)
     causal = not model.config.is_encoder_decoder
     lengths = [len(prompt) for prompt in prompts]
-    batches = prompt_batches(model, lengths, batch_size) if causal else length_batches(lengths, batch_size)
+    batches = prompt_batches(model, lengths, batch_size) if causal else row_batches(model, lengths, batch_size)
     with evaluating(model), _greedy(model, tokenizer, max_new_tokens):
         for rows in batches:
             own = [prompts[i] for i in rows]

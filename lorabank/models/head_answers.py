@@ -13,10 +13,11 @@ from torch import Tensor
 
 from lorabank.core.errors import ConfigError
 from lorabank.models.answering import AnswerForm, Answers, Enter
-from lorabank.models.encoding import encode_texts, length_batches, pad_batch
+from lorabank.models.encoding import encode_texts, pad_batch
 from lorabank.models.finite import check_rows, finite_rows
 from lorabank.models.heads import Head, switch_heads
 from lorabank.models.loading import LoadedBase
+from lorabank.models.padding import passes, row_batches
 
 
 class HeadAnswerer:
@@ -52,7 +53,7 @@ class HeadAnswerer:
         probabilities = np.zeros(len(texts), np.float32)
         finite = np.ones(len(texts), np.bool_)
         ids = self._ids(texts, heads)
-        for rows in length_batches([len(row) for row in ids], self._batch_size):
+        for rows in row_batches(self._base.model, [len(row) for row in ids], self._batch_size):
             enter(rows)
             with self._chosen(heads[rows]):
                 logits = self._base.model(**self._inputs([ids[i] for i in rows])).logits.float()
@@ -82,9 +83,13 @@ class HeadAnswerer:
 
     def logits(self, texts: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
         """Logits ``[n, widest head]`` of one batch in float32; -inf where a row's head has no such label."""
-        with self._chosen(heads):
-            logits: Tensor = self._base.model(**self._inputs(self._ids(texts, heads))).logits.float()
-        return logits
+        ids = self._ids(texts, heads)
+        parts = passes(self._base.model, [len(row) for row in ids])
+        found = []
+        for rows in parts:
+            with self._chosen(heads[rows]):
+                found.append(self._base.model(**self._inputs([ids[i] for i in rows])).logits.float())
+        return torch.cat(found)[np.argsort(np.concatenate(parts))] if len(parts) > 1 else found[0]
 
     def _chosen(self, heads: NDArray[np.int64]) -> AbstractContextManager[None]:
         for head in set(heads.tolist()) - self._vouched:

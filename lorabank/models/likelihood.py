@@ -21,12 +21,12 @@ from lorabank.models.batches import (
     evaluating,
     forward,
     log_probabilities,
-    prompt_batches,
     split_batch,
 )
-from lorabank.models.encoding import length_batches, pad_batch
+from lorabank.models.encoding import pad_batch
 from lorabank.models.label_rows import cached_log_likelihoods, decoded_log_likelihoods, decoder_inputs, pad_targets
 from lorabank.models.label_tree import LabelTree, keeps_keys, pass_prefix, takes_tree, tree_log_likelihoods
+from lorabank.models.padding import padding_of, prompt_batches, row_batches
 
 # A shorter beginning costs more in an extra forward pass than it saves.
 _SHORTEST_PREFIX = 8
@@ -109,7 +109,9 @@ def completion_log_likelihoods(
     sums = np.zeros(len(pairs))
     score = _continued if causal else _answered
     with evaluating(model):
-        for batch in length_batches([len(prompt) + len(completion) for prompt, completion in pairs], batch_size):
+        # an encoder is padded by prompts, a causal model by both
+        lengths = [len(prompt) + len(completion) * (causal or padding_of(model).right) for prompt, completion in pairs]
+        for batch in row_batches(model, lengths, batch_size):
             rows = [i for i in batch if tokens[i]]
             width = max((len(pairs[i][0]) * causal + len(pairs[i][1]) for i in rows), default=1)
             before = min((len(prompts[i]) for i in rows), default=0) if causal else 0
@@ -176,7 +178,7 @@ def _decoded(request: _Request) -> NDArray[np.float64]:
     """An encoder-decoder: one encoder pass, one decoder pass over the labels of all its rows."""
     scores = request.empty()
     width = len(request.labels) * max(map(len, request.labels))
-    for batch in length_batches(request.lengths, request.batch_size):
+    for batch in row_batches(request.model, request.lengths, request.batch_size):
         for rows in split_batch(request.model, batch, width, width):
             own = [request.prompts[i] for i in rows]
             found = decoded_log_likelihoods(request.model, request.tokenizer, own, request.labels, rows, request.enter)
@@ -201,7 +203,7 @@ def _whole(request: _Request) -> NDArray[np.float64]:
 def _continued(model: Any, tokenizer: Any, pairs: Sequence[tuple[list[int], list[int]]]) -> Tensor:
     """Sums of log p ``[n]`` of a causal model, padded on the right, from one forward pass.
 
-    Right padding is exact for every causal model: no token sees what stands behind it.
+    No token sees what stands behind it; where a causal model is found to do so, the pairs have one length.
     """
     inputs = pad_batch(tokenizer, [(prompt + completion)[:-1] for prompt, completion in pairs])
     width = inputs["input_ids"].shape[1]

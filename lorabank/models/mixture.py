@@ -4,7 +4,7 @@ r"""One model in any mixture of its adapters: ``y = W x + sum_k w_k s_k B_k A_k 
 
     off          w = 0: the untouched base modules answer, bit for bit
     merged       w constant: a working copy ``W + delta``; a forward pass costs what the base's costs
-    per sample   w [n, K]: every sample with its own adapters (`lorabank.models.routed`)
+    per sample   w [n, K]: every sample with its own adapters (`lorabank.models.routed`), where a model keeps them so
     attention    w from a `Selector`, per module and token
 
 The base weights are never written to, so undoing a merge means dropping the working copy.
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from lorabank.core.lora import AdapterStack, LoraFactors, StackedFactors
 from lorabank.models.finite import check_tensors
-from lorabank.models.routed import PerSample, Routes
+from lorabank.models.places import FIRST, Place, UnplacedError, find_places
+from lorabank.models.routed import PerSample, Routes, alike
 from lorabank.models.selector import Attended, Selector
 from lorabank.models.wrapping import WrappedLinear, check_called
 
@@ -61,12 +62,12 @@ class MixedLoraLinear(WrappedLinear):
         weight = self.base.weight
         self.form = Merged((weight.float() + delta.to(weight.device).float()).to(weight.dtype))
 
-    def per_sample(self, weights: Tensor, routes: Routes | None = None) -> None:
+    def per_sample(self, weights: Tensor, routes: Routes | None = None, place: Place | None = FIRST) -> None:
         """``weights [n, K]`` of the batch's samples; ``routes`` are theirs, where a module alike has them already."""
-        self.form = PerSample(routes or Routes(weights, self.factors), self.factors)
+        self.form = PerSample(routes or Routes(weights, self.factors), self.factors, place)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [n, ..., d_in]`` to ``[n, ..., d_out]``."""
+        """``x [..., d_in]`` to ``[..., d_out]``."""
         self._mark_called()
         form = self.form
         if isinstance(form, Merged):
@@ -93,6 +94,29 @@ class Mixture:
             self._layers[name] = layer
         self._alike = list(_same_rows(self._layers.values()))
         self._state: Tensor | None = None
+        self._places: dict[str, Place] | None = None
+        self._mixes: bool | None = None
+
+    @property
+    def looked(self) -> bool:
+        """Whether `mixes` is known."""
+        return self._mixes is not None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether each sample of a batch can have its own adapters.
+
+        The model is asked the first time (`find_places`); what was wrongly thought possible may be set to False.
+        """
+        if self._mixes is None:
+            with self.bare():
+                self._places = find_places(self._model, self._layers)
+            self._mixes = self._places is not None
+        return self._mixes
+
+    @mixes.setter
+    def mixes(self, mixes: bool) -> None:
+        self._mixes = mixes
 
     def off(self) -> None:
         """The base, bit for bit."""
@@ -131,14 +155,21 @@ class Mixture:
         self._check_merged()
 
     def per_sample(self, weights: Tensor) -> None:
-        """``weights [n, K]``, one row for each sample of the batch; asked twice for the same ones, they stay."""
+        """``weights [n, K]``, one row for each sample of the batch; asked twice for the same ones, they stay.
+
+        Raises:
+            UnplacedError: The samples are in several states, and the model does not keep them apart (``mixes``).
+        """
         if self._state is not None and torch.equal(self._state, weights):
             return
+        if not (alike(weights) or self.mixes):
+            raise UnplacedError(f"{type(self._model).__name__} does not keep the samples of a batch apart")
         self.off()
+        places = self._places or {}
         for layers in self._alike:
             routes = Routes(weights, layers[0].factors)
             for layer in layers:
-                layer.per_sample(weights, routes)
+                layer.per_sample(weights, routes, places.get(layer.name))
         self._state = weights.clone()
 
     def attend(self, selector: Selector, members: AdapterStack) -> None:

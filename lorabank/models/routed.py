@@ -15,7 +15,7 @@ batch the U rows that any sample needs. Three forms give the same y, for M token
 `Routes.form` takes the cheapest by this count: few tokens (decoding) or few rows give ``masked``, few runs with many
 tokens ``segments``, many states with many tokens ``stacked``. It is asked once for a batch and a number of tokens, not
 for each module: modules of one shape whose rows belong to the same adapters share one `Routes`. All forms add onto W x
-in place.
+in place. Which part of a module's input is which sample's is its `Place`; a batch of one state needs none.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorabank.core.lora import StackedFactors
+from lorabank.models.places import FIRST, Place, UnplacedError
 
 LAUNCH = 0.6e6
 """What one more tensor operation costs, in FLOP of a GEMM: a few microseconds."""
@@ -71,13 +72,15 @@ class Routes:
     """A batch's weights over the rows of modules that have the same adapters.
 
     Args:
-        weights: ``[n, K]`` over adapters, one row per sample.
+        weights: ``[n, K]`` over adapters, one row per sample; samples that are all in one state count as one.
         like: The factors of one of the modules.
     """
 
     def __init__(self, weights: Tensor, like: StackedFactors) -> None:
         self._device, self._dtype = like.A.device, like.A.dtype
         self._width = like.A.shape[1] + like.B.shape[0]
+        if alike(weights):
+            weights = weights[:1]
         self.rows = weights.cpu().double()[:, like.owner.cpu()] * like.scale.cpu().double()
         self._forms: dict[int, Form] = {}
 
@@ -143,6 +146,11 @@ class Routes:
         return rows.to(self._device, self._dtype)
 
 
+def alike(weights: Tensor) -> bool:
+    """Whether all samples of ``weights [n, K]`` are in one state."""
+    return bool((weights == weights[:1]).all())
+
+
 class PerSample:
     """One module's adapters in a batch of routes.
 
@@ -152,10 +160,12 @@ class PerSample:
     Args:
         routes: The batch.
         factors: The module's adapters.
+        place: Where the samples are in the module's input; None where nobody knows.
     """
 
-    def __init__(self, routes: Routes, factors: StackedFactors) -> None:
+    def __init__(self, routes: Routes, factors: StackedFactors, place: Place | None = FIRST) -> None:
         self._routes = routes
+        self._place = place
         self._factors = factors
         self._kept: tuple[Tensor, Tensor] | None = None
 
@@ -168,16 +178,23 @@ class PerSample:
         """Add every sample's adapters.
 
         Args:
-            out: ``W x [n, ..., d_out]``, changed in place.
-            x: ``[n, ..., d_in]``.
+            out: ``W x [..., d_out]``, changed in place.
+            x: ``[..., d_in]``.
 
         Returns:
             ``out``.
+
+        Raises:
+            UnplacedError: The samples are in several states, and the input is not known to be made of n parts.
         """
         if not len(self.used):
             return out
         n, A, B = self._routes.rows.shape[0], self._factors.A, self._factors.B.T
-        inputs, sums = x.reshape(n, -1, x.shape[-1]), out.view(n, -1, out.shape[-1])
+        place = self._place if n > 1 else FIRST
+        if place is None:
+            raise UnplacedError("adapters were chosen for each row, and nobody knows a module's rows")
+        whole = out if n > 1 else out[None]
+        inputs, sums = place.by_rows(x if n > 1 else x[None], n), place.by_rows(whole, n)
         form = self._routes.form(inputs.shape[1])
         if isinstance(form, Masked):
             if self._kept is None:
@@ -191,4 +208,6 @@ class PerSample:
         else:
             h = torch.bmm(inputs, A[form.index].mT).mul_(form.rows.unsqueeze(1))
             sums.baddbmm_(h, B[form.index])
+        if sums.data_ptr() != out.data_ptr():  # the samples are no neighbours
+            place.put_back(sums, whole)
         return out

@@ -13,12 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lorabank.core.errors import IncompatibleError
 from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.models.answering import Answerer, Answers, Enter
 from lorabank.models.features import extract_features
 from lorabank.models.finite import explained
 from lorabank.models.loading import LoadedBase
 from lorabank.models.mixture import Mixture
+from lorabank.models.padding import padding_of
+from lorabank.models.places import UnplacedError
 from lorabank.models.prefix import FrozenPrefix
 from lorabank.models.residents import ResidentStack
 from lorabank.models.selector import Selector
@@ -66,6 +69,7 @@ class Runtime:
         answerer: Asks the model, made for the same base.
         batch_size: Texts of a forward pass for features.
         reuse_prefix: Keep what the layers below all adapters give, for texts that are answered in several states.
+        notice: Gets what the user should know of how texts are answered.
     """
 
     def __init__(
@@ -76,12 +80,14 @@ class Runtime:
         *,
         batch_size: int,
         reuse_prefix: bool = False,
+        notice: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.base = base
         self.stack = ResidentStack.whole(stack) if isinstance(stack, AdapterStack) else stack
         self.answerer = answerer
         self.batch_size = batch_size
         self.mixture = Mixture(base.model, self.stack.slots)
+        self._notice, self._told = notice, False
         if reuse_prefix:
             FrozenPrefix(base.model, stack.modules)
         self._features: dict[tuple[int, tuple[str, ...]], NDArray[np.float32]] = {}
@@ -141,20 +147,16 @@ class Runtime:
             plan: The state; with weights per text it has n rows.
             heads: Whose form (and head) answers, one for all texts or one per text.
         """
-        self.base.model.eval()
-        self.enter(plan)
-        every, waves = _each(heads, texts), self._waves(plan, texts)
-        found = [
-            self.answerer.answer(
-                [texts[i] for i in rows], every[rows], self._entering(plan, rows), shared=not _per_text(plan)
-            )
-            for rows in waves
-        ]
+        every = _each(heads, texts)
+
+        def ask(part: Plan, rows: NDArray[np.int64]) -> Answers:
+            asked = [texts[i] for i in rows]
+            return self.answerer.answer(asked, every[rows], self._entering(part), shared=not _per_text(part))
+
+        found, order = self._in_states(plan, len(texts), ask)
         said = [word for answers in found for word in answers.said]
-        self.mixture.check_called()
-        back = np.argsort(np.concatenate(waves))
         probabilities = np.concatenate([answers.probabilities for answers in found])
-        return Answers(tuple(said[i] for i in back), probabilities[back])
+        return Answers(tuple(said[i] for i in order), probabilities[order])
 
     @_explained
     @torch.inference_mode()
@@ -162,35 +164,87 @@ class Runtime:
         self, texts: Sequence[str], targets: Sequence[str], plan: Plan, heads: int | NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Log-likelihood of each target after its text, and its tokens; arguments as in `answer`."""
-        self.base.model.eval()
-        self.enter(plan)
-        every, waves = _each(heads, texts), self._waves(plan, texts)
-        found = [
-            self.answerer.log_likelihoods(
-                [texts[i] for i in rows], [targets[i] for i in rows], every[rows], self._entering(plan, rows)
-            )
-            for rows in waves
-        ]
-        self.mixture.check_called()
-        back = np.argsort(np.concatenate(waves))
-        likelihoods, tokens = (np.concatenate(parts)[back] for parts in zip(*found, strict=True))
+        every = _each(heads, texts)
+
+        def ask(part: Plan, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+            asked, wanted = [texts[i] for i in rows], [targets[i] for i in rows]
+            return self.answerer.log_likelihoods(asked, wanted, every[rows], self._entering(part))
+
+        found, order = self._in_states(plan, len(texts), ask)
+        likelihoods, tokens = (np.concatenate(parts)[order] for parts in zip(*found, strict=True))
         return likelihoods, tokens
 
     def loss(self, texts: Sequence[str], targets: Sequence[str], heads: int | NDArray[np.int64]) -> Tensor:
         """The training loss of one batch in the state that was entered, a scalar with its graph."""
+        self._measure_padding(len(texts))
         return self.answerer.loss(texts, targets, _each(heads, texts))
 
-    def _waves(self, plan: Plan, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        """The texts in groups whose adapters fit into memory together."""
-        if plan.weights is None or not _per_text(plan):
-            return [np.arange(len(texts))]
-        return self.stack.waves(plan.weights)
+    def _in_states(
+        self, plan: Plan, count: int, ask: Callable[[Plan, NDArray[np.int64]], T]
+    ) -> tuple[list[T], NDArray[np.int64]]:
+        """Ask for the texts in groups, each with its own plan.
 
-    def _entering(self, plan: Plan, wave: NDArray[np.int64]) -> Enter:
-        """Puts the model into the state of a batch, given as rows of the wave."""
+        Returns:
+            What was found for each group; and for each text its place in them.
+        """
+        self.base.model.eval()
+        self._measure_padding(count)
+        found: list[T] = []
+        done: list[NDArray[np.int64]] = []
+        waiting = self._groups(plan, np.arange(count))
+        while waiting:
+            part, rows = waiting.pop(0)
+            self.enter(part)
+            try:
+                answers = ask(part, rows)
+                self.mixture.check_called()
+            except (UnplacedError, IncompatibleError):
+                if not _per_text(part):
+                    raise
+                self.mixture.mixes = False  # merged, every state is answered
+                waiting = [*self._groups(part, rows), *waiting]
+            else:
+                found.append(answers)
+                done.append(rows)
+        return found, np.argsort(np.concatenate(done))
+
+    def _groups(self, plan: Plan, rows: NDArray[np.int64]) -> list[tuple[Plan, NDArray[np.int64]]]:
+        """Texts that are answered together: adapters that fit into memory, or one state where the model mixes none.
+
+        Args:
+            plan: The rows' plan.
+            rows: Numbers of texts.
+        """
+        if plan.weights is None or not _per_text(plan):
+            return [(plan, rows)]
+        weights = plan.weights
+        several = bool((weights != weights[:1]).any())
+        if (several or self.mixture.looked) and not self.mixture.mixes:
+            if several:
+                self._tell_apart()
+            states, which = np.unique(weights, axis=0, return_inverse=True)
+            return [(Plan(weights=state), rows[which.reshape(-1) == k]) for k, state in enumerate(states)]
+        return [(Plan(weights=weights[wave]), rows[wave]) for wave in self.stack.waves(weights)]
+
+    def _tell_apart(self) -> None:
+        if not self._told:
+            self._notice(
+                f"texts for different adapters are answered one adapter at a time: {type(self.base.model).__name__} "
+                "does not keep the texts of a batch apart"
+            )
+        self._told = True
+
+    def _measure_padding(self, count: int) -> None:
+        """Before a state is entered: the adapters of another batch would not fit the rows that are passed for it."""
+        if count > 1:
+            with self.mixture.bare():
+                padding_of(self.base.model)
+
+    def _entering(self, plan: Plan) -> Enter:
+        """Puts the model into the state of a batch, given as rows of the plan."""
         if plan.weights is None or not _per_text(plan):
             return lambda rows: None
-        weights = plan.weights[wave]
+        weights = plan.weights
 
         def enter(rows: Sequence[int]) -> None:
             moved = self.stack.moved

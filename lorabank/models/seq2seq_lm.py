@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lorabank.models.causal_lm import inner, mean_cross_entropy
 from lorabank.models.encoding import pad_batch
 from lorabank.models.label_rows import decoder_inputs, pad_targets
+from lorabank.models.padding import mean_over_passes
 from lorabank.models.prompting import encode_pairs
 from lorabank.models.task_types import Examples
 
@@ -60,6 +61,10 @@ class Seq2SeqLM:
         Raises:
             ValueError: No token of the batch is labelled.
         """
+        return mean_over_passes(self._loss, model, inputs)
+
+    def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Of rows that may share a pass."""
         labels = inputs["labels"]
         decoder = decoder_inputs(inner(model), labels)
         output = model(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 
 from lorabank.core.errors import DataError
 from lorabank.models.heads import Head, HeadSelection, load_head, switch_heads
+from lorabank.models.padding import mean_over_passes
 from lorabank.models.task_types import Examples, TaskType
 from lorabank.training.job import Replayed
 
@@ -38,9 +38,15 @@ class MixedTask:
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """The task type's loss, each row under its own head."""
-        own = {name: value for name, value in inputs.items() if name != _HEADS}
-        with nullcontext() if self._selection is None else self._selection.chosen(inputs[_HEADS]):
-            return self._type.loss(model, own)
+        if self._selection is None:
+            return self._type.loss(model, inputs)
+        return mean_over_passes(self._under_heads, model, inputs)
+
+    def _under_heads(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Of rows that may share a pass."""
+        assert self._selection is not None
+        with self._selection.chosen(inputs[_HEADS]):
+            return self._type.loss(model, {name: value for name, value in inputs.items() if name != _HEADS})
 
 
 def keep_heads(

@@ -23,6 +23,7 @@ from lorabank.core.seeding import seed_everything
 from lorabank.models.finite import explained
 from lorabank.models.heads import Head, build_head, put_head
 from lorabank.models.loading import LoadedBase, load_base, resolve_device
+from lorabank.models.padding import padding_of
 from lorabank.models.targets import find_targets
 from lorabank.models.task_types import Examples, TaskType
 from lorabank.models.text_answers import check_answer_length
@@ -60,6 +61,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     if not base.head_modules and not job.labels and any(job.texts):
         check_answer_length(config.max_new_tokens, base.max_length)
     task, own = _set_up(job, base)
+    padding_of(base.model)  # measured before anything watches the model's passes
     found = find_targets(base.model, config.target_modules, base.head_modules, config.first_layer)
     targets = found.names
     if found.notice:
@@ -238,6 +240,7 @@ def _trainer(
         task_loss=task.loss,
         penalties=penalties,
         groups=groups,
+        dropout=config.lora_dropout > 0,
         after_step=partial(_after_step, begun),
         refresh=EffectiveWeights(begun.layers.values(), tokens),
         observer=observer,

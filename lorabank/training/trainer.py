@@ -46,6 +46,7 @@ class AdapterTrainer(Trainer):
         groups: The adapter's factors for the penalties, with the live parameters.
         after_step: Called after each optimizer step, before it counts as done.
         refresh: Called before the first step and after each, last: makes what is derived from the parameters.
+        dropout: Whether the base's own dropout is on; the adapter's is its own matter.
         observer: Gets loss and penalties after each optimizer step.
         kwargs: Passed to `transformers.Trainer`.
     """
@@ -57,6 +58,7 @@ class AdapterTrainer(Trainer):
         lengths: Sequence[int],
         penalties: Sequence[tuple[str, float, Penalty]],
         groups: Callable[[], list[FactorGroup]],
+        dropout: bool,
         observer: Observer,
         after_step: Callable[[], None] | None = None,
         refresh: Callable[[], None] | None = None,
@@ -69,6 +71,7 @@ class AdapterTrainer(Trainer):
         self._lengths = lengths
         self._penalties = [entry for entry in penalties if entry[1] > 0]
         self._groups = groups
+        self._dropout = dropout
         self.terms: dict[str, float] = {}
         # our loss is a mean: Trainer divides it by the accumulated batches, which it leaves out for a model that would
         # take the number of items itself
@@ -103,6 +106,8 @@ class AdapterTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The batch's task loss."""
+        if not self._dropout:
+            model.eval()
         loss, whole = processes.weighed(self._task_loss(model, inputs), inputs["labels"])
         self.terms = {}
         self._keep_term("loss", whole)

@@ -87,6 +87,7 @@ class _Session:
                 untrained_heads=self.config.forward_transfer,
                 reuse_prefix=True,
                 max_resident=self.config.max_resident,
+                notice=self.observer.notice,
             )
         return self._runtime
 

@@ -34,7 +34,7 @@ def predict(bank: Bank, config: PredictConfig, observer: Observer) -> tuple[Pred
     adapters: a routed composition answers with the task's own state, as it does for texts that it routes there. A
     composition that does not route needs a task too, or the gaussian router picks the head.
     """
-    return _answer(bank, validate(PredictConfig, asdict(config)), asked=None)
+    return _answer(bank, validate(PredictConfig, asdict(config)), observer, asked=None)
 
 
 def generate(bank: Bank, config: GenerateConfig, observer: Observer) -> tuple[Prediction, ...]:
@@ -51,7 +51,7 @@ def generate(bank: Bank, config: GenerateConfig, observer: Observer) -> tuple[Pr
             hint="lorabank predict, or make a bank with a language model: lorabank -b NEW init --task-type CAUSAL_LM",
         )
     wanted = {"scoring": "generation", "max_new_tokens": checked.max_new_tokens}
-    return _answer(bank, checked, asked=wanted | ({"template": None} if checked.raw else {}))
+    return _answer(bank, checked, observer, asked=wanted | ({"template": None} if checked.raw else {}))
 
 
 def _checked(text: str, place: int) -> str:
@@ -64,7 +64,7 @@ def _checked(text: str, place: int) -> str:
 
 
 def _answer(
-    bank: Bank, config: PredictConfig | GenerateConfig, asked: Mapping[str, Any] | None
+    bank: Bank, config: PredictConfig | GenerateConfig, observer: Observer, asked: Mapping[str, Any] | None
 ) -> tuple[Prediction, ...]:
     """Answer the texts; ``asked`` is what is other than in the tasks' own forms."""
     texts = [_checked(text, place) for place, text in enumerate(config.texts, start=1)]
@@ -91,6 +91,7 @@ def _answer(
         batch_size=config.batch_size,
         asked=asked,
         max_resident=config.max_resident,
+        notice=observer.notice,
     )
     with at_work(f"composition {name!r}" if name else f"task {config.task!r}"):
         found = _found(bank, snapshot, config, name, texts, runtime)

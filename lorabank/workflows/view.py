@@ -140,6 +140,7 @@ def load_runtime(
     asked: Mapping[str, Any] | None = None,
     reuse_prefix: bool = False,
     max_resident: str | None = None,
+    notice: Callable[[str], None] = lambda message: None,
 ) -> Runtime:
     """The base with every head of the ready tasks, and their adapters, each read when it is first needed.
 
@@ -153,6 +154,7 @@ def load_runtime(
         asked: Fields of every task's form that are other than recorded (free text instead of a label).
         reuse_prefix: Whether the texts will be answered in several states.
         max_resident: Most memory for adapters, as `parse_bytes` takes it; None for no limit.
+        notice: Gets what the user should know of how texts are answered.
 
     Raises:
         ConfigError: ``max_resident`` is no size, or does not hold one adapter.
@@ -181,7 +183,7 @@ def load_runtime(
     forms = [replace(form, **(asked or {})) for form in recorded]
     if snapshot.base.task_type != "SEQ_CLS":
         answerer: Answerer = TextAnswerer(base, snapshot.base.task_type, forms, batch_size)
-        return Runtime(base, stack, answerer, batch_size=batch_size, reuse_prefix=reuse_prefix)
+        return Runtime(base, stack, answerer, batch_size=batch_size, reuse_prefix=reuse_prefix, notice=notice)
     heads: list[Head] = []
     unreadable: dict[int, Exception] = {}
     for k, (form, adapter) in enumerate(zip(forms, adapters, strict=True)):
@@ -204,7 +206,7 @@ def load_runtime(
             heads.append(build_head(base.model, base.head_modules, len(form.labels), adapter.seed))
         forms = [*forms, *forms]
     answerer = HeadAnswerer(base, heads, forms, batch_size, vouch)
-    return Runtime(base, stack, answerer, batch_size=batch_size, reuse_prefix=reuse_prefix)
+    return Runtime(base, stack, answerer, batch_size=batch_size, reuse_prefix=reuse_prefix, notice=notice)
 
 
 def _shapes(bank: Bank, digest: str) -> dict[str, FactorShape]:

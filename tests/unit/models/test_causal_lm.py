@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from lorabank.core import plugins
 from lorabank.core.errors import DataError
 from lorabank.models.causal_lm import CausalLM, mean_cross_entropy
+from lorabank.models.padding import padding_of
 
 PROMPTS, ANSWERS = ([5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17]), ([20, 2], [21, 22, 23, 2], [24, 2])
 ROWS = [{"prompt": prompt, "completion": answer} for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
@@ -74,6 +75,7 @@ def test_padding_and_neighbours_change_nothing(model) -> None:
 
 
 def test_logits_are_computed_where_labels_are_and_nowhere_else(model) -> None:
+    assert padding_of(model).left  # by passes of its own, once for a model
     seen: list[torch.Size] = []
     model.get_output_embeddings().register_forward_hook(lambda module, given, out: seen.append(given[0].shape))
     CausalLM().loss(model, CausalLM().collate(Pads, ROWS))

@@ -14,6 +14,7 @@ from lorabank.core.errors import DataError
 from lorabank.models import batches
 from lorabank.models.label_tree import LabelTree, takes_tree, tree_mask
 from lorabank.models.likelihood import completion_log_likelihoods, label_log_likelihoods
+from lorabank.models.padding import padding_of
 
 PAD, END, VOCABULARY = 1, 2, 64
 TOKENIZER: Any = SimpleNamespace(pad_token_id=PAD, eos_token_id=END)
@@ -241,6 +242,7 @@ def test_what_is_entered_before_each_pass() -> None:
 
 def test_the_instruction_passes_once_and_logits_are_made_for_labels_only() -> None:
     model = tiny("llama")
+    assert padding_of(model).left  # by passes of its own, once for a model
     embedded: list[int] = []
     projected: list[tuple[int, int]] = []
     model.model.embed_tokens.register_forward_hook(lambda module, inputs, output: embedded.append(inputs[0].numel()))

@@ -17,6 +17,7 @@ from lorabank.models.answering import AnswerForm
 from lorabank.models.head_answers import HeadAnswerer
 from lorabank.models.heads import build_head
 from lorabank.models.loading import describe_base, load_base, resolve_base
+from lorabank.models.padding import padding_of
 from lorabank.models.prefix import FrozenPrefix, frozen_layers
 from lorabank.models.runtime import Plan, Runtime
 
@@ -61,6 +62,8 @@ def states() -> list[tuple[Plan, int | np.ndarray]]:
 def test_every_state_answers_as_without_it(runtime_of) -> None:
     """Merged, per text, and other heads; the lower layer runs once a batch, and once more for the check."""
     whole, reused = runtime_of(reuse=False), runtime_of(reuse=True)
+    assert padding_of(reused.base.model).right  # by passes of its own, once for a model
+    assert reused.mixture.mixes  # likewise
     passes = count(reused.base.model.bert.encoder.layer[0])
     upper = count(reused.base.model.bert.encoder.layer[1].intermediate)
     seen = set()

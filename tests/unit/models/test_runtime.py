@@ -159,6 +159,7 @@ def test_features_are_computed_once(runtime, monkeypatch) -> None:
 def test_each_text_passes_through_the_base_once(runtime, monkeypatch) -> None:
     """Lists that overlap, and one that repeats a text: rows of the forward passes add up to the different texts."""
     body = runtime.base.model.base_model
+    runtime.features(["x x", "x"], 66)  # what is measured once for a model passes texts of its own
     passed = []
     run = body.forward
     monkeypatch.setattr(body, "forward", lambda **inputs: passed.append(len(inputs["input_ids"])) or run(**inputs))

@@ -17,6 +17,7 @@ from transformers import (
 
 from lorabank.core import plugins
 from lorabank.core.errors import DataError
+from lorabank.models.padding import padding_of
 from lorabank.models.seq2seq_lm import Seq2SeqLM
 
 ROWS = [
@@ -98,6 +99,7 @@ def test_padding_and_neighbours_change_nothing(model) -> None:
 
 
 def test_logits_are_computed_for_the_answers_alone(model) -> None:
+    assert padding_of(model).right  # by passes of its own, once for a model
     seen: list[torch.Size] = []
     model.get_output_embeddings().register_forward_hook(lambda module, given, out: seen.append(given[0].shape))
     Seq2SeqLM().loss(model, Seq2SeqLM().collate(Pads, ROWS))
