@@ -81,7 +81,7 @@ class BusyError(LorabankError):
 
 
 class StorageError(LorabankError):
-    """No space, or an input/output error."""
+    """No space, memory, open files or threads left, or an input/output error."""
 
     exit_code = 10
 
