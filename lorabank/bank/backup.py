@@ -51,8 +51,8 @@ def back_up_database(layout: Layout) -> BackupResult:
     read_manifest(layout)
     with bank_lock(layout.lock, exclusive=False), reported(layout.root, unchanged="the bank was not changed"):
         path = back_up(layout)
-    with closing(open_copy(path)) as copy:
-        return BackupResult(str(path), 0, len(task_names(copy)))
+        with closing(open_copy(path)) as copy:
+            return BackupResult(str(path), 0, len(task_names(copy)))
 
 
 def back_up(layout: Layout, *, spare: Path | None = None) -> Path:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.connections import BUSY_SECONDS, connect_to_read, connect_to_write
 from lorabank.bank.definitions import APPLICATION_ID, REVISIONS, newer_schema, read_revision, schema_revision
-from lorabank.bank.failures import database_error, reported
+from lorabank.bank.failures import database_error, malformed, reported
 from lorabank.bank.filesystem import network_filesystem
 from lorabank.bank.layout import Layout
 from lorabank.bank.locks import LEASE, bank_lock, host_name
@@ -121,7 +121,8 @@ def upgrade_database(path: Path | str, *, dry_run: bool = False) -> UpgradeResul
             except LorabankError:
                 raise
             except Exception as error:
-                if isinstance(database_error(error, layout.root, None), BusyError | StorageError):
+                known = database_error(error, layout.root, None)
+                if isinstance(error, OSError) or isinstance(known, BusyError | StorageError) or malformed(error):
                     raise
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 raise IncompatibleError(

@@ -38,6 +38,12 @@ def reported(path: Path, *, unchanged: str | None = None) -> Iterator[None]:
         raise known from error
 
 
+def malformed(error: Exception) -> bool:
+    """Whether SQLite finds the file itself damaged, not what a statement asks of it."""
+    name = getattr(getattr(error, "orig", error), "sqlite_errorname", "") or ""
+    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
 def database_error(error: Exception, path: Path, unchanged: str | None) -> LorabankError | None:
     """What to report for SQLite's error, also when SQLAlchemy wraps it; None for what only a bug can cause."""
     cause = getattr(error, "orig", error)

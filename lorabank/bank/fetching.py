@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lorabank.bank.layout import Layout
 from lorabank.bank.live import LiveFiles
-from lorabank.bank.store import Stage, StoredFile, adapter_problems, blob_problems
+from lorabank.bank.store import Stage, StoredFile, adapter_problems, blob_problems, is_damaged
 from lorabank.core.errors import DataError
 
 
@@ -64,8 +64,9 @@ def bring(layout: Layout, live: LiveFiles, source: Path, *, dry_run: bool = Fals
             missing = wanted.fetch()
         if missing:
             for file, paths in wanted.sources:
-                problems = blob_problems(paths[-1], file) if file.name in missing else []
-                lost += [f"{wanted.what}: {problem}" for problem in problems]
+                if file.name in missing:
+                    problems = blob_problems(paths[-1], file) or [f"{file.name} could not be read"]  # a moment ago
+                    lost.append(f"{wanted.what}: {problems[0]}")
         elif absent:
             copied += 1
         else:
@@ -127,7 +128,7 @@ def _read(file: StoredFile, paths: Iterable[Path]) -> bytes | None:
 
 def _whole(file: StoredFile, paths: Iterable[Path]) -> Path | None:
     """The first of the paths where the file lies with the recorded bytes."""
-    return next((path for path in paths if not blob_problems(path, file)), None)
+    return next((path for path in paths if not is_damaged(path, file)), None)
 
 
 def _store(layout: Layout, digest: str, content: bytes | dict[str, bytes]) -> None:

@@ -25,7 +25,7 @@ from lorabank.bank.locks import bank_lock
 from lorabank.bank.operations import RESUMABLE, drop, holds_checkpoint
 from lorabank.bank.reading import read_manifest, read_operations, reading
 from lorabank.bank.rows import row_digest
-from lorabank.bank.store import StoredFile, blob_problems, strangers, sync_folder
+from lorabank.bank.store import StoredFile, is_damaged, strangers, sync_folder
 from lorabank.bank.verify import database_findings
 from lorabank.core.errors import DamagedError, NotFoundError
 from lorabank.core.records import OperationRecord
@@ -153,7 +153,7 @@ class _Mending:
         folder = self._layout.adapter(digest)
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             self._set_aside(folder)
-        bad = [file for file in files if blob_problems(folder / file.name, file)]
+        bad = [file for file in files if is_damaged(folder / file.name, file)]
         foreign = strangers(folder, files) if folder.is_dir() else []
         for name in (*(file.name for file in bad), *foreign):
             self._set_aside(folder / name)
@@ -170,7 +170,7 @@ class _Mending:
     def blob(self, digest: str, file: StoredFile) -> None:
         """Check one blob and mend it."""
         path = self._layout.blob(digest)
-        if not blob_problems(path, file):
+        if not is_damaged(path, file):
             return
         self._set_aside(path)
         if fetch_blob(self._layout, digest, file, [self._source] if self._source is not None else []):

@@ -6,6 +6,7 @@ writing, sync, re-open and check, sync the folder, rename into place, sync the p
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from lorabank.core.limits import FREE_SPACE
 from lorabank.core.limits import MAX_CONFIG as MAX_CONFIG
 
 _CHUNK = 1 << 20
+_OF_THE_PROCESS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,9 @@ def blob_problems(path: Path, expected: StoredFile, *, full: bool = True) -> lis
         path: The file.
         expected: Its recorded hash and size.
         full: Read and hash it; otherwise existence, kind and size only.
+
+    Raises:
+        OSError: This process may open no more files, or has no memory: that says nothing about the file.
     """
     try:
         status = path.lstat()
@@ -212,8 +217,15 @@ def blob_problems(path: Path, expected: StoredFile, *, full: bool = True) -> lis
     except FileNotFoundError:
         return [f"{path.name} is missing"]
     except OSError as error:
+        if error.errno in _OF_THE_PROCESS:
+            raise
         return [f"{path.name} cannot be read: {error.strerror}"]
     return []
+
+
+def is_damaged(path: Path, expected: StoredFile) -> bool:
+    """Whether two attempts find it damaged: an error in passing, of a cable or a controller, condemns no file."""
+    return bool(blob_problems(path, expected) and blob_problems(path, expected))
 
 
 def adapter_problems(folder: Path, files: list[StoredFile], *, full: bool = True) -> list[str]:

@@ -6,6 +6,9 @@ random value; and EIO or ENOSPC returned by strace from each write, sync and tru
 free space that comes first is switched off, so that the writes themselves fail. The command either succeeds, or ends
 with ``StorageError`` (exit code 10); the bank is as before or as after, can be read while the disk is full, and
 works once there is space.
+
+EIO is also returned from each read, of these commands and of backup, restore, repair and upgrade as they are typed:
+what cannot be read may be named as damaged (exit code 8), and is no reason to lose anything.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lorabank.bank import creation, database, operations, store
-from lorabank.core.errors import LorabankError, StorageError
+from lorabank.bank import backup, creation, operations, store
+from lorabank.core.errors import DamagedError, LorabankError, StorageError
+from tests.faults import upkeep
 from tests.faults.outcome import Outcome
 from tests.faults.processes import ENDED, Say, cannot_mount, ended, mounted, scratch
 from tests.faults.tracing import cannot_trace, counted, disturbed
@@ -28,6 +32,7 @@ from tests.faults.workload import COMMANDS, Case, case, has_log, judge
 
 FAILING = ("write", "pwrite64", "fsync", "fdatasync", "ftruncate")
 ERRORS = ("EIO", "ENOSPC")
+READS = ("read", "pread64")
 MOST_FREE = 700
 """KiB left at most: more than any of the commands writes."""
 
@@ -47,13 +52,14 @@ def run(count: int | None, seed: int) -> Outcome:
             outcome.notes.append(f"no failing calls: {reason}")
         else:
             _failing(cases, folder, count, chance, outcome)
+            _failing_reads(cases, folder, count, chance, outcome)
     return outcome
 
 
 @contextmanager
 def small_disks_allowed() -> Iterator[None]:
     """Without the look at the free space, here and in every fork."""
-    modules: tuple[Any, ...] = (creation, database, operations, store)
+    modules: tuple[Any, ...] = (backup, creation, operations, store)
     sound = store.check_space
     for module in modules:
         module.check_space = lambda *_: None
@@ -144,7 +150,37 @@ def _failing(cases: list[Case], folder: Path, count: int | None, chance: random.
     outcome.notes.append(f"failing calls {len(points)}")
 
 
-def acting(one: Case, place: Path, first: Callable[[], object] = lambda: None) -> Callable[[Say], None]:
+def _failing_reads(
+    cases: list[Case], folder: Path, count: int | None, chance: random.Random, outcome: Outcome
+) -> None:
+    kept = [upkeep.case(command, folder) for command in upkeep.UPKEEP]
+    points: list[tuple[Case | upkeep.Upkeep, str, int]] = []
+    for one in (*cases, *kept):
+        place = one.command.place(folder / "counted")
+        calls = counted(acting(one, place), READS)
+        shutil.rmtree(place)
+        # the first read is the one by which the child waits to begin
+        points += [(one, call, k) for call in READS for k in range(1 + (call == "read"), calls[call] + 1)]
+    if count is not None:
+        points = chance.sample(points, min(count, len(points)))
+    for one, call, k in points:
+        place = one.command.place(folder / "place")
+        code, said = disturbed(acting(one, place), call, f"error=EIO:when={k}")
+        where = f"{one.command.name} with EIO from {call} {k}"
+        if code not in (ENDED, StorageError.exit_code, DamagedError.exit_code):
+            outcome.find("uncaught", f"{where}: ended with {code}: {' '.join(said)}")
+        if isinstance(one, Case):
+            judge(one, place, acknowledged=code == ENDED, outcome=outcome, where=where, again=True)
+        else:
+            upkeep.judge(one, place, acknowledged=code == ENDED, outcome=outcome, where=where)
+        shutil.rmtree(place)
+        outcome.tries += 1
+    outcome.notes.append(f"failing reads {len(points)}")
+
+
+def acting(
+    one: Case | upkeep.Upkeep, place: Path, first: Callable[[], object] = lambda: None
+) -> Callable[[Say], None]:
     """The command in a child, after something that narrows the child down."""
 
     def act(say: Say) -> None:

@@ -108,6 +108,13 @@ MUTANTS = (
          "F9"),
     _one("errors of the disk are not translated", "bank.failures:reported",
          "except OSError", "except EOFError", "F7"),
+    _one("copies are numbered by the clock alone", "bank.copies:next_copy", "last + 1", "0", "F19"),
+    _one("the copy made last can be the one that goes", "bank.copies:rotate",
+         "copies(layout)[:-KEPT_COPIES]", "copies(layout)[-KEPT_COPIES:]", "F19"),
+    _one("a restore keeps nothing", "bank.restore:_replace", "kept = back_up(layout, spare=backup)",
+         "kept = layout.database", "F18", "F19"),
+    _one("what a copy holds is compared by size", "bank.fetching:_wanted",
+         "adapter_problems(here, files)", "adapter_problems(here, files, full=False)", "F18"),
     # training and merging
     _one("old checkpoints go before the new one is whole", "training.checkpoints:save_checkpoint",
          "partial.mkdir(", "[shutil.rmtree(old) for old in _by_step(work)]\n    partial.mkdir(", "F4"),

@@ -13,6 +13,7 @@ from typing import Any
 from tests.faults.mutants import MUTANTS, Mutant
 from tests.faults.outcome import Outcome, outcome_of
 from tests.faults.processes import in_a_fork
+from tests.faults.upkeep import UPKEEP
 from tests.faults.workload import COMMANDS
 
 Run = Callable[[int | None, int], Outcome | Mapping[str, Any]]
@@ -71,6 +72,8 @@ HARNESSES = (
     Harness("F13", "malicious adapters", "corpus:run", (None, None, None)),
     Harness("F16", "merge drift, same seed same bytes", "merge_drift:run", (1000, 1000, 10_000), 5),
     Harness("F17", "SIGKILL of add-task, resumed in another past", "moved_bank:run", (24, 500, 3000), 9),
+    Harness("F18", "SIGKILL of backup, restore, repair, upgrade", "command_kills:run", (24, 600, 3000), 48),
+    Harness("F19", "backups and restores under wrong clocks", "clocks:run", (60, 3000, 20_000), 36),
 )
 """F12, F14 and F15 are tests of their own: PYTEST below."""
 
@@ -118,7 +121,7 @@ def run_mutants(seed: int, only: frozenset[str], jobs: int) -> Iterator[Catch]:
 
 
 def _pool(jobs: int) -> Any:
-    for command in COMMANDS:
+    for command in (*COMMANDS, *UPKEEP):
         command.start()  # made once, of sound code, and inherited by all
     return multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1)
 

@@ -20,9 +20,10 @@ from tests.faults.power_cut import acknowledged
 from tests.faults.processes import in_a_fork
 from tests.faults.programme import HARNESSES, Catch, Result
 from tests.faults.report import Report
+from tests.faults.upkeep import UPKEEP
 from tests.faults.workload import COMMANDS
 
-COUNTS = {"F1": 3, "F2": 7, "F5": 1, "F6": 3, "F7": 3, "F8": 1, "F9": 8, "F10": 2}
+COUNTS = {"F1": 3, "F2": 7, "F5": 1, "F6": 3, "F7": 3, "F8": 1, "F9": 8, "F10": 2, "F18": 6, "F19": 12}
 """Those that need no torch."""
 
 pytestmark = pytest.mark.usefixtures("_templates")
@@ -33,7 +34,7 @@ BY_NAME = {harness.name: harness for harness in HARNESSES}
 @pytest.fixture(scope="module")
 def _templates() -> None:
     """Made once, and inherited by the forks."""
-    for command in COMMANDS:
+    for command in (*COMMANDS, *UPKEEP):
         command.start()
 
 
@@ -56,6 +57,8 @@ def test_a_few_tries_find_nothing(name: str) -> None:
         ("verify does not hash", "F9", 4),
         ("errors of the disk are not translated", "F7", 21),
         ("no busy timeout", "F8", 4),
+        ("a restore keeps nothing", "F18", 6),
+        ("copies are numbered by the clock alone", "F19", 12),
     ],
 )
 def test_a_mutant_is_caught(mutant: str, name: str, count: int) -> None:

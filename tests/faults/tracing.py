@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -80,10 +80,10 @@ def recorded(action: Action, *more: str) -> tuple[int, list[str], list[Call]]:
         return code, said, list(_parsed(log))
 
 
-def counted(action: Action) -> Counter[str]:
+def counted(action: Action, calls: Sequence[str] = CALLS) -> Counter[str]:
     """How often an action makes each call, up to the line ``done``; failed calls count too."""
     with tempfile.NamedTemporaryFile("r") as log:
-        code, said = traced(action, "-o", log.name, "-s", "16", "-e", f"trace={','.join(CALLS)}")
+        code, said = traced(action, "-o", log.name, "-s", "16", "-e", f"trace={','.join(calls)}")
         if code != 0:
             raise RuntimeError(f"the undisturbed action failed: {said}")
         return Counter(match[1] for match in map(re.compile(r"(\w+)\(").match, log) if match)
