@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,9 +33,21 @@ def encoder_of(model: PreTrainedModel) -> Any:
 
 def pass_through(model: PreTrainedModel, ids: torch.Tensor) -> None:
     """One forward pass of the body over token ids ``[n, s]``; the decoder of an encoder-decoder reads the same ids."""
-    body: Any = body_of(model)
     given = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    with same_attention(model):
+        body_of(model)(input_ids=ids, **given)
+
+
+@contextmanager
+def same_attention(model: PreTrainedModel) -> Iterator[None]:
+    """A block whose texts do not decide how later ones are read.
+
+    BigBird gives its sparse attention up for good when it sees a short text.
+    """
+    body: Any = body_of(model)
     attention = getattr(body, "attention_type", None)
-    body(input_ids=ids, **given)
-    if attention is not None:  # BigBird gives its sparse attention up for good when it sees a short text
-        body.set_attention_type(attention)
+    try:
+        yield
+    finally:
+        if attention is not None:
+            body.set_attention_type(attention)

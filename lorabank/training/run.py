@@ -27,6 +27,7 @@ from lorabank.models.padding import padding_of
 from lorabank.models.targets import find_targets
 from lorabank.models.task_types import Examples, TaskType
 from lorabank.models.text_answers import check_answer_length
+from lorabank.models.trial import try_base
 from lorabank.models.wrapping import check_called
 from lorabank.training.checkpoints import newest_checkpoint
 from lorabank.training.effective_weight import EffectiveWeights
@@ -66,7 +67,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     targets = found.names
     if found.notice:
         observer.notice(found.notice)
-    rows = _encoded(job, base.tokenizer, max_length, observer)
+    rows = _encoded(job, base, max_length, observer)
     start = Start(
         model=base.model,
         targets=targets,
@@ -134,11 +135,11 @@ def _set_up(job: TrainJob, base: LoadedBase) -> tuple[MixedTask, Head | None]:
     return MixedTask(task_type, None), own
 
 
-def _encoded(job: TrainJob, tokenizer: Any, max_length: int, observer: Observer) -> Examples:
-    """The task's own rows, then the replayed ones."""
+def _encoded(job: TrainJob, base: LoadedBase, max_length: int, observer: Observer) -> Examples:
+    """The task's own rows, on which the base is tried, then the replayed ones."""
     task_type: TaskType = plugins.load(plugins.TASK_TYPES, job.base.task_type, "task type")()
     examples = task_type.encode(
-        tokenizer, job.texts, job.targets, labels=job.labels, template=job.template, max_length=max_length
+        base.tokenizer, job.texts, job.targets, labels=job.labels, template=job.template, max_length=max_length
     )
     if job.labels and examples.dropped:
         raise DataError(
@@ -151,7 +152,8 @@ def _encoded(job: TrainJob, tokenizer: Any, max_length: int, observer: Observer)
     for count, fate in fates:
         if count:
             observer.notice(f"{count} of {len(job.texts)} training texts are {fate} {max_length} tokens")
-    return add_replayed(task_type, tokenizer, examples, job.replayed) if job.replayed else examples
+    try_base(base, task_type, examples, job.base.name, training=True)
+    return add_replayed(task_type, base.tokenizer, examples, job.replayed) if job.replayed else examples
 
 
 def _batches(

@@ -22,9 +22,11 @@ from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord,
 from lorabank.data.loading import TaskData, example_row
 from lorabank.models.foreign import ForeignAdapter
 from lorabank.models.foreign_fit import check_effect, check_fits, largest_update
-from lorabank.models.heads import Head, load_head
+from lorabank.models.heads import Head, load_head, put_head
 from lorabank.models.loading import LoadedBase, load_base, resolve_device
 from lorabank.models.peft_folder import adapter_files
+from lorabank.models.task_types import TaskType
+from lorabank.models.trial import try_base
 from lorabank.training.groups import overlap_report
 from lorabank.training.strategies.states import IMPORTED
 from lorabank.workflows.bases import future_base, open_or_init
@@ -177,6 +179,10 @@ def _judge(
     head = _load_head(base, adapter, labels) if base.head_modules else None
     config = settled(config, data, min(config.max_length, base.max_length or config.max_length))
     examples = encode_rows(record, data, config.max_length)
+    if head is not None:
+        put_head(base.model, head)
+    task_type: TaskType = plugins.load(plugins.TASK_TYPES, record.task_type, "task type")()
+    try_base(base, task_type, examples, record.name, training=False)
     statistics = task_statistics(base, data.train.keys, config)
     check_effect(base, record.task_type, adapter.factors, head, examples.rows[:_PROBED])
     return _Judged(
