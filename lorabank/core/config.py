@@ -130,6 +130,10 @@ class EvalConfig:
 
     compositions: tuple[str, ...] = _option((), "Composition to score; may be repeated.")
     all: bool = _option(False, "Score the state as trained and every composition.")
+    task: str | None = _option(None, "Score this task alone, as trained (the task id is given).")
+    state: Literal["now", "learnt"] | None = _option(
+        None, "--task as it answers now, or as it was when it was learnt; default: now."
+    )
     forgetting_matrix: bool = _option(False, "Score every task after every stage, not only after the last.")
     forward_transfer: bool = _option(False, "Score tasks before they are learnt, and the untrained base.")
     head_from: Literal["auto", "task", "kmeans", "gaussian"] = _option(

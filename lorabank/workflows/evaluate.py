@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,46 @@ from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.run import Filled, Subject, fill_cells, wanted_cells
 from lorabank.evaluation.scoring import DEFAULT_METRICS, INVERSE_PERPLEXITY
 from lorabank.models.loading import resolve_device, resolve_dtype
+from lorabank.training.strategies.states import State
 from lorabank.workflows.results import MatrixReport
 from lorabank.workflows.view import evaluation_data, form_of
 
 
 def evaluate(bank: Bank, config: EvalConfig, observer: Observer) -> tuple[MatrixReport, ...]:
-    """One report for each subject."""
+    """One report for each subject, or one about a single task."""
+    _check_question(config)
     session = _Session(bank, config, observer)
+    if config.task:
+        return (session.report_task(config.task, config.state or "now"),)
     if len(set(session.metrics.values())) > 1:
         named = ", ".join(f"{task} by {metric}" for task, metric in session.metrics.items())
         observer.notice(f"tasks are scored by different metrics ({named}): averages mix them")
     from lorabank.workflows.subjects import chosen_subjects
 
     return tuple(session.report(name) for name in chosen_subjects(session.snapshot, config))
+
+
+def _check_question(config: EvalConfig) -> None:
+    """Refuse what has no one meaning.
+
+    Raises:
+        ConfigError: ``--state`` without a task, or a task beside what scores several.
+    """
+    if config.task is None:
+        if config.state is not None:
+            raise ConfigError(
+                f"--state {config.state} is of one task", hint="add --task NAME", unchanged="nothing was computed"
+            )
+        return
+    beside = [name for name in ("all", "forgetting_matrix", "forward_transfer") if getattr(config, name)]
+    beside += ["composition"] if config.compositions else []
+    beside += ["head_from"] if config.head_from in ("kmeans", "gaussian") else []
+    if beside:
+        raise ConfigError(
+            f"--task scores one task as trained, and --{beside[0].replace('_', '-')} scores something else",
+            hint=f"lorabank eval --task {config.task}, or leave --task out",
+            unchanged="nothing was computed",
+        )
 
 
 def own_cell(bank: Bank, task: str, observer: Observer) -> EvaluationRecord:
@@ -136,6 +164,20 @@ class _Session:
         oracle = self._oracle() if subject.task_id == "routed" else None
         settings = {**self.settings, "head_from": config.head_from, "average": config.average}
         return matrix_report(subject, self.tasks, filled, oracle, settings)
+
+    def report_task(self, name: str, state: State) -> MatrixReport:
+        """The one cell of a task in a state: what ``predict --task NAME --state STATE`` says to its rows."""
+        from lorabank.workflows.subjects import AsTrained, oracle_of
+
+        task, last = self.snapshot.task(name), self.tasks[-1].position
+        own = state == "learnt"
+        subject = oracle_of(self.bank, self.snapshot, self.runtime) if own else self.subject(AsTrained.name)
+        filled = self.fill(subject, [(last, task)])
+        (cell,) = filled.records
+        alone = replace(filled, records=(cell._replace(stage=task.position),))
+        settings = {**self.settings, "head_from": "task", "average": self.config.average}
+        report = matrix_report(subject, (task,), alone, None, settings)
+        return replace(report, subject=AsTrained.name, mode=AsTrained.mode, state=state)
 
     def _oracle(self) -> Filled:
         from lorabank.workflows.subjects import oracle_of

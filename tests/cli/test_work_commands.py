@@ -251,6 +251,17 @@ def test_plots_and_tables_are_named_after_their_subject(run: Any, api: Any) -> N
     ]
 
 
+def test_eval_of_one_task_says_its_state(run: Any, api: Any) -> None:
+    api["check_gates"] = _gates
+    one = {"tasks": ("spam",), "values": [[None], [0.95]], "low": [[None], [0.9]], "high": [[None], [0.98]]}
+    api["evaluate"] = (_report(**one, counts=[80], state="learnt"),)
+    shown = run("eval", "--task", "spam", "--state", "learnt")
+    assert shown.out.splitlines()[0] == "task spam as trained, in its state learnt; the task id is given"
+    assert shown.out.splitlines()[-1].split() == ["spam", "0.9500", "0.9000", "..", "0.9800", "80"]
+    assert (api.called("evaluate")["config"].task, api.called("evaluate")["config"].state) == ("spam", "learnt")
+    assert run("eval", "--task", "spam", "--json").document["reports"][0]["state"] == "learnt"
+
+
 def _predictions(config: PredictConfig, **_: Any) -> tuple[Prediction, ...]:
     told = ("spam", 0.93, "spam", "routed", {"spam": 1.0}, "composition", "by-topic")
     return tuple(Prediction(text, *told) for text in config.texts)

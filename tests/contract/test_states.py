@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from safetensors.torch import load
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core import plugins
-from lorabank.core.config import ComposeConfig, PredictConfig
+from lorabank.core.config import ComposeConfig, EvalConfig, PredictConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.records import AdapterRecord
+from lorabank.data.loading import from_parquet
 from tests.contract.conftest import KINDS, PLAIN, Attended, Lab
 
 STATES = ("now", "learnt")
@@ -98,6 +100,44 @@ def test_plain_peft_answers_with_an_export_as_predict_does(
         said, probabilities = _answers(bank, texts, name, state=state)
         assert said == [labels[i] for i in found.argmax(-1).tolist()]
         assert probabilities == pytest.approx(found.max(-1).values.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_eval_of_a_task_scores_what_predict_says(lab, strategy: str, state: str, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(lab.bank(strategy, 2), tmp_path / "bank"))
+    bank = Bank.open(path)
+    for name in ("one", "two"):
+        rows = from_parquet(bank.read_blob(bank.snapshot().dataset(name, "eval").blob))
+        said, _ = _answers(path, list(rows.texts), name, state=state)
+        (report,) = api.evaluate(path, EvalConfig(task=name, state=state, device="cpu"))  # type: ignore[arg-type]
+        assert (report.state, report.tasks, report.counts) == (state, (name,), [len(rows)])
+        right = sum(one == gold for one, gold in zip(said, rows.labels, strict=True))
+        assert report.values == [[None], [right / len(rows)]]
+        assert report.scalars["average_accuracy"] == right / len(rows)
+
+
+def test_eval_of_a_task_is_a_cell_of_the_matrix(copy) -> None:
+    bank = copy("olora", 2)
+    (matrix,) = api.evaluate(bank, EvalConfig(forgetting_matrix=True, device="cpu"))
+    (now,) = api.evaluate(bank, EvalConfig(task="one", device="cpu"))
+    (learnt,) = api.evaluate(bank, EvalConfig(task="one", state="learnt", device="cpu"))
+    assert (now.computed, learnt.computed) == (0, 0)
+    assert (now.values[1], learnt.values[1]) == (matrix.values[2][:1], matrix.values[1][:1])
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"state": "learnt"}, "is of one task"),
+        ({"task": "one", "all": True}, "--all scores something else"),
+        ({"task": "one", "forgetting_matrix": True}, "--forgetting-matrix scores something else"),
+        ({"task": "one", "compositions": ("routed",)}, "--composition scores something else"),
+        ({"task": "one", "head_from": "kmeans"}, "--head-from scores something else"),
+    ],
+)
+def test_eval_of_a_task_is_asked_alone(lab, config: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        api.evaluate(lab.bank("olora", 2), EvalConfig(**config))
 
 
 def test_the_states_differ_where_later_tasks_count(copy, texts) -> None:

@@ -28,6 +28,7 @@ PLOTS = (".png", ".svg")
     examples=(
         "eval",
         "eval --forgetting-matrix",
+        "eval --task sentiment --state learnt",
         "eval --all --forgetting-matrix --plot matrix.png --csv matrix.csv",
         "eval --composition routed --forward-transfer --json",
         "eval --forgetting-matrix --gate 'backward_transfer>=-0.02'",
@@ -93,6 +94,15 @@ def _text(reports: Sequence[MatrixReport], gates: Mapping[str, Sequence[Any]], c
 
 
 def _report(report: MatrixReport, color: bool) -> str:
+    if report.state is not None:
+        (task,) = report.tasks
+        lines = [
+            f"task {safe(task)} as trained, in its state {report.state}; the task id is given",
+            *_environments(report),
+            "",
+            _last_row(report, "task"),
+        ]
+        return "\n".join(lines)
     given = "given: each text is answered as its own task"
     routed = "not given: the router finds each text's task"
     mode = f" ({safe(report.mode)})" if report.mode != report.subject else ""
@@ -125,14 +135,14 @@ def _scalars(scalars: dict[str, float | None]) -> str:
     return pairs([(name, "not defined here" if value is None else value) for name, value in scalars.items()])
 
 
-def _last_row(report: MatrixReport) -> str:
+def _last_row(report: MatrixReport, title: str = "after the last task") -> str:
     rows = [
         (name, value, f"{low:.4f} .. {high:.4f}" if low is not None and high is not None else None, count)
         for name, value, low, high, count in zip(
             report.tasks, report.values[-1], report.low[-1], report.high[-1], report.counts, strict=True
         )
     ]
-    return table(("after the last task", named(report.metric), "95 % interval", "rows"), rows)
+    return table((title, named(report.metric), "95 % interval", "rows"), rows)
 
 
 def _routing(routing: dict[str, Any]) -> str:
