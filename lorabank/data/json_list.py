@@ -64,17 +64,15 @@ class JsonList:
         with self.path.open("rb") as file:
             text = _Text(self.path, file)
             if text.peek() != "[":
-                place = text.place()
                 problem = f"expected a list of objects, found {KINDS[type(text.value(''))]}"
-                raise bad_row(self.path, place, problem, hint=_SHAPE)
+                raise bad_row(self.path, text.place(text.began), problem, hint=_SHAPE)
             text.at += 1
             number = 0
             while text.peek() != "]" or number:
                 number += 1
-                place = text.place()
                 value = text.value(f"entry {number}")
                 if not isinstance(value, dict):
-                    where = f"entry {number} ({place})"
+                    where = f"entry {number} ({text.place(text.began)})"
                     raise bad_row(self.path, where, f"expected an object, found {KINDS[type(value)]}", hint=_SHAPE)
                 yield number, value
                 if text.peek() != ",":
@@ -85,10 +83,10 @@ class JsonList:
 
     def _check_end(self, text: _Text, number: int) -> None:
         if text.peek() != "]":
-            raise bad_row(self.path, f"{text.place()}, behind entry {number}", "not JSON: expecting ',' or ']'")
+            raise bad_row(self.path, f"{text.place(text.at)}, behind entry {number}", "not JSON: expecting ',' or ']'")
         text.at += 1
         if text.peek():
-            raise bad_row(self.path, text.place(), "something follows the list", hint=_SHAPE)
+            raise bad_row(self.path, text.place(text.at), "something follows the list", hint=_SHAPE)
 
 
 class _Text:
@@ -96,11 +94,12 @@ class _Text:
 
     Attributes:
         at: The next character, counted in the part that lies in memory.
+        began: Where the last value began.
     """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
-        self.at = 0
+        self.at = self.began = 0
         self._file = file
         self._text = ""
         self._line, self._column = 1, 1  # of the first character in memory
@@ -120,14 +119,16 @@ class _Text:
                 return self._text[self.at : self.at + 1]
             self._fill()
 
-    def place(self) -> str:
-        """Line and column of the next character, from 1."""
-        return self._place(self.at)
+    def place(self, at: int) -> str:
+        """Line and column of a character, from 1."""
+        before = self._text.rfind("\n", 0, at)
+        column = at - before if before >= 0 else self._column + at
+        return f"line {self._line + self._text.count(chr(10), 0, at)}, column {column}"
 
     def value(self, entry: str) -> Any:
         """The value that begins here; ``at`` is behind it then."""
         self._fill()
-        start = self.at
+        start = self.began = self.at
         try:
             found, end = DECODER.raw_decode(self._text, start)
         except Refused as error:
@@ -145,16 +146,12 @@ class _Text:
         return found
 
     def _bad(self, entry: str, position: int, problem: str) -> DataError:
-        place = self._place(position)
+        place = self.place(position)
         return bad_row(self.path, f"{entry} ({place})" if entry else place, problem)
 
     def _too_long(self, entry: str) -> DataError:
-        return too_long(self.path, f"{entry} ({self.place()})" if entry else self.place(), "")
-
-    def _place(self, at: int) -> str:
-        before = self._text.rfind("\n", 0, at)
-        column = at - before if before >= 0 else self._column + at
-        return f"line {self._line + self._text.count(chr(10), 0, at)}, column {column}"
+        place = self.place(self.began)
+        return too_long(self.path, f"{entry} ({place})" if entry else place, "")
 
     def _fill(self) -> None:
         """Read on until a whole row lies in memory, and forget what is behind us."""
