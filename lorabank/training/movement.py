@@ -42,6 +42,20 @@ class Movement:
             hint="raise --learning-rate (the default is 1e-3), or --epochs",
         )
 
+    def untouched(self) -> str | None:
+        """One line about the modules whose factors are what they were, which no text went through; None for none."""
+        names = [name for name, layer in self._layers.items() if self._same(name, layer)]
+        if not names:
+            return None
+        return (
+            f"{len(names)} of {len(self._layers)} adapted modules learnt nothing, since no text went through them: "
+            f"{names[0]}{' and others' * (len(names) > 1)}"
+        )
+
+    def _same(self, name: str, layer: LoraLinear) -> bool:
+        A, B = self._start[name]
+        return torch.equal(A, layer.lora_A) and torch.equal(B, layer.lora_B)
+
     @torch.no_grad()
     def _moved(self, name: str, layer: LoraLinear) -> bool:
         weight = layer.base.weight.float()

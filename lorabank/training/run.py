@@ -101,6 +101,8 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     trained = {f"lora_A of {name}": value for name, value in factors.A.items()} | head
     _check_finite(trained | {f"lora_B of {name}": value for name, value in factors.B.items()})
     movement.check(int(trainer.state.global_step), config)
+    if untouched := movement.untouched():
+        observer.notice(untouched)
     return TrainedAdapter(
         factors=factors,
         head=head,
