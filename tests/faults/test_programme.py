@@ -23,7 +23,7 @@ from tests.faults.report import Report
 from tests.faults.upkeep import UPKEEP
 from tests.faults.workload import COMMANDS
 
-COUNTS = {"F1": 3, "F2": 7, "F5": 1, "F6": 3, "F7": 3, "F8": 1, "F9": 8, "F10": 2, "F18": 6, "F19": 12}
+COUNTS = {"F1": 3, "F2": 7, "F5": 1, "F6": 3, "F7": 3, "F8": 1, "F9": 8, "F10": 2, "F18": 6, "F19": 12, "F20": 1}
 """Those that need no torch."""
 
 pytestmark = pytest.mark.usefixtures("_templates")
@@ -59,6 +59,9 @@ def test_a_few_tries_find_nothing(name: str) -> None:
         ("no busy timeout", "F8", 4),
         ("a restore keeps nothing", "F18", 6),
         ("copies are numbered by the clock alone", "F19", 12),
+        ("a journal that names another file is played back", "F20", 8),
+        ("a schema is compared by its names", "F20", 8),
+        ("rows are taken as they are", "F20", 8),
     ],
 )
 def test_a_mutant_is_caught(mutant: str, name: str, count: int) -> None:
