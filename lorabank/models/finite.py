@@ -102,15 +102,27 @@ def explained(model: nn.Module) -> Iterator[None]:
     """
     try:
         yield
-    except _BROKEN as error:
-        broken = _broken_tensor(model)
-        if broken is None:
-            raise
+    except _BROKEN:
+        check_weights(model)
+        raise
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse a base with a broken weight; every one is looked at, so this is for who has met a number that is none.
+
+    Args:
+        model: Its frozen parameters are the base's.
+
+    Raises:
+        DivergedError: Naming the first tensor that is not finite.
+    """
+    broken = _broken_tensor(model)
+    if broken is not None:
         raise DivergedError(
             f"the base model has values that are not finite in its tensor {broken}",
             hint="a sound copy of the base model, in a bank of its own: lorabank -b NEW init --base FOLDER",
             unchanged="the bank was not changed",
-        ) from error
+        )
 
 
 def _broken_tensor(model: nn.Module) -> str | None:

@@ -13,6 +13,7 @@ from lorabank.core.exhaustion import exhausted
 from lorabank.models.body import same_attention
 from lorabank.models.encoding import encode_texts
 from lorabank.models.features import extract_features
+from lorabank.models.finite import check_weights, explained
 from lorabank.models.loading import LoadedBase
 from lorabank.models.quiet import first_line
 from lorabank.models.task_types import Examples, TaskType
@@ -33,6 +34,7 @@ def try_base(base: LoadedBase, task_type: TaskType, examples: Examples, name: st
 
     Raises:
         IncompatibleError: A pass fails, or gives numbers that are not finite.
+        DivergedError: They are not since a weight of the base is not.
     """
     model, device = base.model, base.model.device
     order = sorted(range(len(examples.rows)), key=examples.lengths.__getitem__)
@@ -49,7 +51,7 @@ def try_base(base: LoadedBase, task_type: TaskType, examples: Examples, name: st
                 for batch in [rows] if mode else [[row] for row in rows]:
                     with _explained(name, verb, batch):
                         _pass(base, task_type, batch)
-            with _explained(name, "reads", rows):
+            with _explained(name, "reads", rows), explained(model):
                 extract_features(
                     model, base.tokenizer, ["a", "a b c d e f g h i j k l"], max_length=base.max_length or 16
                 )
@@ -65,6 +67,7 @@ def _pass(base: LoadedBase, task_type: TaskType, rows: Sequence[Mapping[str, Any
     else:
         answer = task_type.loss(base.model, inputs)
     if not bool(answer.isfinite().all()):
+        check_weights(base.model)
         raise ValueError("its answers are no finite numbers")
 
 
