@@ -26,6 +26,7 @@ from lorabank.bank.rows import (
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.errors import DamagedError, IncompatibleError, NotFoundError, StorageError
 from lorabank.core.installing import UPDATE
+from lorabank.core.limits import MAX_CONFIG
 from lorabank.core.records import AdapterRecord, CompositionRecord, EvaluationRecord, OperationRecord
 
 _HINT = "lorabank verify --full"
@@ -42,7 +43,10 @@ def read_manifest(layout: Layout) -> dict[str, Any]:
     """
     try:
         with open_plain(layout.manifest) as file:
-            content = json.loads(file.read())
+            text = file.read(MAX_CONFIG + 1)
+        if len(text) > MAX_CONFIG:
+            raise ValueError(f"over {MAX_CONFIG} bytes")
+        content = json.loads(text)
         if not isinstance(content["id"], str) or type(content["format"]) is not int:
             raise TypeError("id or format")
     except (FileNotFoundError, NotADirectoryError):

@@ -89,7 +89,9 @@ def restore(layout: Layout, backup: Path, *, incomplete: bool, dry_run: bool) ->
 
 
 def _found(layout: Layout, backup: Path) -> Path:
-    """The copy itself: a path, or the name of one in the bank's ``backups/``."""
+    """The copy itself: a path, or the name of one in the bank's ``backups/``; a link is followed when it was named."""
+    if backup.is_symlink() and backup.is_file():
+        return backup.resolve()
     for path in (backup, layout.backups / backup.name):
         if path.is_file() or (path / "bank.json").is_file():
             return path

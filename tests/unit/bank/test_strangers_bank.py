@@ -180,6 +180,21 @@ def test_a_crash_on_a_network_file_system_is_undone(folder, kit, monkeypatch):
     assert not (bank.path / "bank.db-journal").exists()
 
 
+def test_a_backup_that_was_named_by_a_link_is_restored(filled, folder):
+    (folder / "latest.db").symlink_to(api.backup(filled.path).path)
+    assert api.restore(filled.path, folder / "latest.db").gone == ()
+    (filled.path / "backups" / "planted.db").symlink_to(folder / "latest.db")
+    with pytest.raises(DamagedError, match="a link, which is not followed"):
+        api.restore(filled.path, "planted.db")
+
+
+def test_a_manifest_without_an_end_is_refused(filled):
+    with (filled.path / "bank.json").open("r+b") as file:
+        file.truncate(1 << 40)  # sparse
+    with pytest.raises(DamagedError, match="over 262144 bytes"):
+        Bank.open(filled.path)
+
+
 @pytest.mark.parametrize("left", [b"", MAGIC[:5], bytes(600)], ids=["empty", "cut", "zeroed"])
 def test_what_is_left_of_a_journal_without_content_is_no_obstacle(filled, left):
     (filled.path / "bank.db-journal").write_bytes(left)
