@@ -69,7 +69,7 @@ def pad_batch(tokenizer: Any, ids: Sequence[list[int]]) -> dict[str, Tensor]:
 
 
 def cut_batches(
-    order: Sequence[int], lengths: Sequence[int], batch_size: int, *, equal: bool = False
+    order: Sequence[int], lengths: Sequence[object], batch_size: int, *, equal: bool = False
 ) -> list[list[int]]:
     """Row numbers in an order sorted by length, cut into batches.
 

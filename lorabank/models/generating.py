@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lorabank.models.batches import Enter, check_prompts, evaluating, pad_left
+from lorabank.models.batches import Enter, check_prompts, evaluating, pad_left, takes, takes_positions
 from lorabank.models.encoding import pad_batch
 from lorabank.models.finite import check_rows, log_total
 from lorabank.models.label_rows import start_token
-from lorabank.models.padding import prompt_batches, row_batches
+from lorabank.models.padding import prompt_batches, row_batches, same_numbers
+from lorabank.models.probing import can_be_probed, random_rows, undisturbed
+
+_LONG, _SHORT, _STEPS = 9, 5, 3
 
 
 def generate(
@@ -51,8 +56,7 @@ def generate(
     check_prompts(prompts)
     texts, finite = [""] * len(prompts), np.ones(len(prompts), np.bool_)
     causal = not model.config.is_encoder_decoder
-    lengths = [len(prompt) for prompt in prompts]
-    batches = prompt_batches(model, lengths, batch_size) if causal else row_batches(model, lengths, batch_size)
+    batches = _batches(model, [len(prompt) for prompt in prompts], batch_size)
     with evaluating(model), _greedy(model, tokenizer, max_new_tokens):
         for rows in batches:
             own = [prompts[i] for i in rows]
@@ -66,6 +70,59 @@ def generate(
     if not finite.all():
         check_rows(finite, [tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts], "logits")
     return texts
+
+
+def _batches(model: Any, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Prompts that may be answered together."""
+    make = row_batches if model.config.is_encoder_decoder else prompt_batches
+    batches = make(model, lengths, batch_size)
+    if all(len(rows) == 1 for rows in batches) or reads_on(model):
+        return batches
+    return [[row] for rows in batches for row in rows]
+
+
+_reads_on: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def reads_on(model: Any) -> bool:
+    """Whether rows that read a prompt together go on, token by token behind it, as each would alone.
+
+    It is measured once, in the adapters' present state. RWKV's steps mix the rows of a batch, and some models keep
+    something else of a padded prompt than of the prompt.
+    """
+    if model not in _reads_on:
+        _reads_on[model] = not can_be_probed(model) or _agrees_with_single_rows(model)
+    return _reads_on[model]
+
+
+def _agrees_with_single_rows(model: Any) -> bool:
+    rows = random_rows(model, (_LONG, _SHORT), seed=4)
+    make = row_batches if model.config.is_encoder_decoder else prompt_batches
+    if len(make(model, (_LONG, _SHORT), 2)) > 1:
+        rows = random_rows(model, (_LONG, _LONG), seed=4)
+    with undisturbed(model):
+        try:
+            together = _steps(model, rows)
+            alone = [_steps(model, [row])[0] for row in rows]
+        except Exception:  # whatever a model raises that cannot go on from these rows
+            return False
+    return all(same_numbers(found, here) for found, here in zip(together, alone, strict=True))
+
+
+def _steps(model: Any, rows: Sequence[list[int]]) -> list[Tensor]:
+    """The logits of the tokens behind each row, float32 ``[steps, vocabulary]``; all rows go on with the same ones."""
+    pads = SimpleNamespace(pad_token_id=model.config.get_text_config().pad_token_id or 0, eos_token_id=None)
+    inputs = pad_batch(pads, rows) if model.config.is_encoder_decoder else pad_left(pads, rows, model.device)
+    ahead = torch.tensor(random_rows(model, (_STEPS + 1,), seed=5)[0], device=model.device)
+    seen: list[Tensor] = []
+
+    def choose(input_ids: Tensor, scores: Tensor) -> Tensor:
+        seen.append(scores.float())
+        return torch.zeros_like(scores).index_fill_(1, ahead[len(seen) - 1 : len(seen)], 1.0)
+
+    with _greedy(model, pads, _STEPS):
+        _answer(model, inputs, range(len(rows)), lambda rows: None, choose)
+    return list(torch.stack(seen, 1))
 
 
 class _Finite:
@@ -96,7 +153,10 @@ def _answer(
 
     if model.config.is_encoder_decoder:
         enter(rows)  # the encoder is a module of its own: the hook does not see it
+    own_positions = takes(model, "position_ids") and not takes_positions(model)
     hook = model.register_forward_pre_hook(before)
+    if own_positions:  # transformers counts them from 0 for every model
+        without = model.register_forward_pre_hook(_without_positions, with_kwargs=True)
     try:
         # Positions are made from the mask there, step by step.
         ids = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
@@ -104,6 +164,13 @@ def _answer(
         return answers
     finally:
         hook.remove()
+        if own_positions:
+            without.remove()
+
+
+def _without_positions(model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A model that counts positions itself is told none."""
+    return args, {name: value for name, value in inputs.items() if name != "position_ids"}
 
 
 @contextmanager

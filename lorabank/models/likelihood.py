@@ -26,7 +26,7 @@ from lorabank.models.batches import (
 from lorabank.models.encoding import pad_batch
 from lorabank.models.label_rows import cached_log_likelihoods, decoded_log_likelihoods, decoder_inputs, pad_targets
 from lorabank.models.label_tree import LabelTree, keeps_keys, pass_prefix, takes_tree, tree_log_likelihoods
-from lorabank.models.padding import padding_of, prompt_batches, row_batches
+from lorabank.models.padding import Length, padding_of, prompt_batches, row_batches
 
 # A shorter beginning costs more in an extra forward pass than it saves.
 _SHORTEST_PREFIX = 8
@@ -69,7 +69,10 @@ def label_log_likelihoods(
     check_prompts(prompts)
     if not labels or not all(labels):
         raise ValueError("every label needs a token")
-    score = _decoded if model.config.is_encoder_decoder else _behind if keeps_keys(model) else _whole
+    if model.config.is_encoder_decoder:
+        score = _decoded if padding_of(model).right else _whole
+    else:
+        score = _behind if keeps_keys(model) else _whole
     with evaluating(model):
         return score(_Request(model, tokenizer, prompts, labels, batch_size, enter, share_prefix))
 
@@ -109,8 +112,9 @@ def completion_log_likelihoods(
     sums = np.zeros(len(pairs))
     score = _continued if causal else _answered
     with evaluating(model):
-        # an encoder is padded by prompts, a causal model by both
-        lengths = [len(prompt) + len(completion) * (causal or padding_of(model).right) for prompt, completion in pairs]
+        lengths: list[Length] = [len(prompt) + len(completion) for prompt, completion in pairs]
+        if not (causal or padding_of(model).right):
+            lengths = [(len(prompt), len(completion)) for prompt, completion in pairs]
         for batch in row_batches(model, lengths, batch_size):
             rows = [i for i in batch if tokens[i]]
             width = max((len(pairs[i][0]) * causal + len(pairs[i][1]) for i in rows), default=1)
@@ -187,7 +191,7 @@ def _decoded(request: _Request) -> NDArray[np.float64]:
 
 
 def _whole(request: _Request) -> NDArray[np.float64]:
-    """A causal model with a recurrent state, or without a cache: prompt and label anew for every label."""
+    """A recurrent state, no cache, or labels that must not be padded: prompt and label anew for every label."""
     size = len(request.labels)
     sums, _ = completion_log_likelihoods(
         request.model,

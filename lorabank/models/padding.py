@@ -29,6 +29,8 @@ _PADDED = ("input_ids", "attention_mask", "position_ids")
 
 Side = Literal["left", "right"]
 Inputs = dict[str, Tensor]
+Length = int | tuple[int, int]
+"""Tokens of a row; of an encoder-decoder's prompt and answer where both are padded."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,13 @@ def padding_of(model: Any) -> Padding:
     return _known[model]
 
 
-def row_batches(model: Any, lengths: Sequence[int], batch_size: int, side: Side = "right") -> list[list[int]]:
+def row_batches(model: Any, lengths: Sequence[Length], batch_size: int, side: Side = "right") -> list[list[int]]:
     """Row numbers in batches of similar length, longest first, in which no row changes what another gives."""
     return sorted_batches(model, _longest_first(lengths), lengths, batch_size, side)
 
 
 def sorted_batches(
-    model: Any, order: Sequence[int], lengths: Sequence[int], batch_size: int, side: Side = "right"
+    model: Any, order: Sequence[int], lengths: Sequence[Length], batch_size: int, side: Side = "right"
 ) -> list[list[int]]:
     """Rows in an order sorted by length, cut into batches in which no row changes what another gives."""
     if len(order) < 2 or batch_size < 2:
@@ -88,7 +90,7 @@ def prompt_batches(model: Any, lengths: Sequence[int], batch_size: int) -> list[
     return cut_batches(_longest_first(lengths), lengths, size, equal=True)
 
 
-def passes(model: Any, lengths: Sequence[int]) -> list[list[int]]:
+def passes(model: Any, lengths: Sequence[Length]) -> list[list[int]]:
     """The rows of one training batch in parts that may share a pass: most often one, in order."""
     if len(lengths) < 2:
         return [list(range(len(lengths)))]
@@ -107,10 +109,13 @@ def mean_over_passes(loss: Callable[[nn.Module, Inputs], Tensor], model: nn.Modu
         inputs: ``input_ids`` and ``attention_mask`` ``[n, s]``, ``labels`` with -100 for no term, and other tensors
             with n rows.
     """
-    inner = getattr(model, "module", model)
+    inner: Any = getattr(model, "module", model)
     if len(inputs["labels"]) < 2 or padding_of(inner) == _FREE:
         return loss(model, inputs)
-    rows = passes(inner, inputs["attention_mask"].sum(-1).tolist())
+    lengths = inputs["attention_mask"].sum(-1).tolist()
+    if inner.config.is_encoder_decoder and inputs["labels"].dim() == 2:
+        lengths = list(zip(lengths, (inputs["labels"] >= 0).sum(-1).tolist(), strict=True))
+    rows = passes(inner, lengths)
     parts = [_unpadded(inputs, part) for part in rows] if len(rows) > 1 else [inputs]
     terms = [int((part["labels"] >= 0).sum()) for part in parts]
     if len(parts) == 1 or not any(terms):
@@ -119,15 +124,17 @@ def mean_over_passes(loss: Callable[[nn.Module, Inputs], Tensor], model: nn.Modu
     return torch.stack(means).sum() / sum(terms)
 
 
-def _longest_first(lengths: Sequence[int]) -> list[int]:
+def _longest_first(lengths: Sequence[Length]) -> list[int]:
     """The order that shows the peak of memory first."""
-    return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
 
 
 def _unpadded(inputs: Inputs, rows: Sequence[int]) -> Inputs:
     """Some rows of equal length without the columns that all of them pad."""
     part = {name: tensor[list(rows)] for name, tensor in inputs.items()}
     kept = part["attention_mask"].bool().any(0)
+    if part["labels"].dim() == 2:
+        part["labels"] = part["labels"][:, (part["labels"] >= 0).any(0)]
     return part | {name: part[name][:, kept] for name in _PADDED if name in part}
 
 
@@ -166,12 +173,26 @@ def _agrees(found: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], row: int
         if here.dim() > 1:  # one vector per token
             own = own[: len(here)] if side == "right" else own[-len(here) :]
         every = torch.cat([one[k].float().flatten(0, -2) for one in alone])
-        finite = every.isfinite().all(0)  # labels that the chosen head does not have are -inf
-        if not finite.any():
-            return False
-        every, here, own = every[:, finite], here[..., finite], own[..., finite]
-        differ = (every - every.mean(0)).abs().max()
-        rounding = _ROUNDING * torch.finfo(there.dtype).eps * every.abs().max()
-        if own.shape != here.shape or not bool((own - here).abs().max() <= _LEAK * differ + rounding):
+        if not same_numbers(own, here, every, torch.finfo(there.dtype).eps):
             return False
     return bool(found)
+
+
+def same_numbers(found: Tensor, wanted: Tensor, every: Tensor | None = None, eps: float = 2**-23) -> bool:
+    """Whether two float32 results ``[..., d]`` are one but for rounding.
+
+    Args:
+        found: The one.
+        wanted: The other.
+        every: Results ``[m, d]`` of several tokens or texts, by whose differences this one is judged; the second where
+            it is not given.
+        eps: Of the precision in which they were computed.
+    """
+    every = wanted.flatten(0, -2) if every is None else every
+    finite = every.isfinite().all(0)  # labels that the chosen head does not have are -inf
+    if found.shape != wanted.shape or not bool(finite.any()):
+        return False
+    every = every[:, finite]
+    differ = (every - every.mean(0)).abs().max()
+    rounding = _ROUNDING * eps * every.abs().max()
+    return bool((found - wanted)[..., finite].abs().max() <= _LEAK * differ + rounding)

@@ -18,6 +18,7 @@ from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.models.answering import Answerer, Answers, Enter
 from lorabank.models.features import extract_features
 from lorabank.models.finite import explained
+from lorabank.models.generating import reads_on
 from lorabank.models.loading import LoadedBase
 from lorabank.models.mixture import Mixture
 from lorabank.models.padding import padding_of
@@ -239,6 +240,8 @@ class Runtime:
         if count > 1:
             with self.mixture.bare():
                 padding_of(self.base.model)
+                if any(form.scoring == "generation" for form in self.answerer.forms):
+                    reads_on(self.base.model)
 
     def _entering(self, plan: Plan) -> Enter:
         """Puts the model into the state of a batch, given as rows of the plan."""

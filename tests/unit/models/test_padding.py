@@ -143,7 +143,7 @@ class _Words:
         return " ".join(map(str, ids))
 
 
-@pytest.mark.parametrize("name", [*sorted(DECODERS.keys() - {"RwkvForCausalLM"}), *ENCODER_DECODERS])
+@pytest.mark.parametrize("name", [*DECODERS, *ENCODER_DECODERS])
 def test_generated_answers_are_those_of_single_prompts(name: str) -> None:
     model = tiny(name)
     settings: dict[str, Any] = {"max_new_tokens": 4, "enter": lambda rows: None}
@@ -176,3 +176,19 @@ def test_measuring_leaves_nothing_behind(name: str) -> None:
     assert not first.training
     for key, value in model.state_dict().items():
         assert torch.equal(value, weights[key])
+
+
+@pytest.mark.parametrize("name", DECODERS | ENCODER_DECODERS)
+def test_generated_answers_are_those_of_plain_passes(name: str) -> None:
+    """One token after the other, everything before it read anew."""
+    model = tiny(name)
+    (found,) = generate(model, _Words(), ROWS[:1], max_new_tokens=3, batch_size=1, enter=lambda rows: None)
+    start = [model.config.decoder_start_token_id] if model.config.is_encoder_decoder else ROWS[0]
+    answer: list[int] = []
+    while len(answer) < 3:
+        read = [*start, *answer]
+        given = (ROWS[0], read) if model.config.is_encoder_decoder else (read,)
+        answer.append(int(alone(model, *given)[-1].argmax()))
+        if answer[-1] == END:
+            break
+    assert found.split() == [str(token) for token in answer if token != END]
