@@ -116,15 +116,14 @@ def _kinds() -> Iterator[Iterator[Case]]:
         Case(f"{table}: {old} -> {new}", partial(_remake, table=table, old=old, new=new))
         for table, old, new in prepared.DEFINITIONS
     )
-    yield (
-        Case(
-            f"{table}: {changes}"[:80],
-            partial(_rewrite, table=table, changes=changes),
-            NOT_READ if table == "evaluations" else REFUSED,
-            NOT_READ,
-        )
-        for table, changes in prepared.ROWS
-    )
+    for often in ("tasks", "adapters"):
+        yield (_row(*one) for one in prepared.ROWS if one[0] == often)
+    yield (_row(*one) for one in prepared.ROWS if one[0] not in ("tasks", "adapters"))
+
+
+def _row(table: str, changes: dict[str, object]) -> Case:
+    reading = NOT_READ if table == "evaluations" else REFUSED
+    return Case(f"{table}: {changes}"[:80], partial(_rewrite, table=table, changes=changes), reading, NOT_READ)
 
 
 def _plant_journal(place: Path, mode: str) -> None:

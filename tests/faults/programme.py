@@ -74,7 +74,7 @@ HARNESSES = (
     Harness("F17", "SIGKILL of add-task, resumed in another past", "moved_bank:run", (24, 500, 3000), 9),
     Harness("F18", "SIGKILL of backup, restore, repair, upgrade", "command_kills:run", (24, 600, 3000), 48),
     Harness("F19", "backups and restores under wrong clocks", "clocks:run", (60, 3000, 20_000), 36),
-    Harness("F20", "banks that somebody prepared", "prepared_banks:run", (12, None, None), 8),
+    Harness("F20", "banks that somebody prepared", "prepared_banks:run", (14, None, None), 10),
 )
 """F12, F14 and F15 are tests of their own: PYTEST below."""
 
