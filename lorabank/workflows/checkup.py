@@ -23,7 +23,7 @@ PACKAGES = (
     "lorabank", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "huggingface-hub", "numpy",
     "scikit-learn", "pyarrow", "sqlalchemy", "alembic", "peft",
 )  # fmt: skip
-"""What a bug report should name; PEFT is not needed, but reads what is exported."""
+"""What a bug report should name."""
 
 
 class Checkup(NamedTuple):
@@ -47,7 +47,7 @@ def doctor(path: str | Path, *, full: bool = False) -> Checkup:
     facts += [("cpu", f"{os.cpu_count()} cores, {platform.machine()}"), ("cpu dtype", cpu_dtype(cpu_flags()))]
     facts += [("devices", _devices())]
     of_bank, findings = _examined(Path(path), full)
-    missing = [name for name, found in facts if found == "not installed" and name != "peft"]
+    missing = [name for name, found in facts if found == "not installed"]
     warnings = (*(f"{name} is not installed: pip install {name}" for name in missing), *_warnings(Path(path)))
     return Checkup((*facts, *of_bank), warnings, tuple(findings))
 

@@ -157,3 +157,4 @@ def test_a_package_that_is_missing_is_told(monkeypatch, tmp_path) -> None:
 
     monkeypatch.setattr(checkup, "version", version)
     assert facts(tmp_path / "none")["peft"] == "not installed"
+    assert "peft is not installed: pip install peft" in api.doctor(tmp_path / "none").warnings
