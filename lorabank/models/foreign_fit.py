@@ -66,16 +66,6 @@ def check_fits(adapter: ForeignAdapter, base: LoadedBase, task_type: str) -> str
     return unread
 
 
-def _instead(base: LoadedBase, module: str) -> str:
-    """What the base has in place of a linear module of that name."""
-    found = dict(base.model.named_modules()).get(module)
-    if type(found).__name__ == "Conv1D":
-        return "that is a Conv1D of the base, GPT-2's kind of layer with a transposed weight, which no bank adapts"
-    if found is None or isinstance(found, nn.Linear):
-        return "the base has no linear module of that name outside its head"
-    return f"that is a {type(found).__name__} of the base, no linear layer"
-
-
 def largest_update(factors: LoraFactors, model: nn.Module) -> float:
     """The largest ``||s B A||_F / ||W||_F`` of a module: far above 1 the adapter drowns the base model."""
     ratios = []
