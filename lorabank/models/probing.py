@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lorabank.models.batches import pad_left, takes, takes_positions
-from lorabank.models.body import body_of
+from lorabank.models.body import same_attention
 from lorabank.models.encoding import pad_batch
 from lorabank.models.heads import HeadSwitch
 
@@ -33,8 +33,6 @@ def undisturbed(model: Any) -> Iterator[None]:
     """Eval mode in the weights' own precision, the first head, no gradients; all as before after the block."""
     modes = [(module, module.training) for module in model.modules()]
     heads = {module.selection for module in model.modules() if isinstance(module, HeadSwitch)}
-    body: Any = body_of(model)
-    attention = getattr(body, "attention_type", None)
     kind = model.device.type
     devices = [model.device] if kind == "cuda" else []
     with (
@@ -43,6 +41,7 @@ def undisturbed(model: Any) -> Iterator[None]:
         torch.inference_mode(False),
         torch.no_grad(),
         torch.autocast(kind, enabled=False),
+        same_attention(model),
     ):
         model.eval()
         for head in heads:
@@ -50,8 +49,6 @@ def undisturbed(model: Any) -> Iterator[None]:
         try:
             yield
         finally:
-            if attention is not None:  # BigBird gives its sparse attention up for good when it sees a short text
-                body.set_attention_type(attention)
             for module, mode in modes:
                 module.training = mode
 
