@@ -186,7 +186,7 @@ class Mixture:
         """
         mixed = {n: layer for n, layer in self._layers.items() if not isinstance(layer.form, Merged | None)}
         changing = {n: layer for n, layer in mixed.items() if layer.called or bool(layer.factors.B.any())}
-        check_called(changing, hint="a composition of one state for all texts: lorabank compose --mode uniform")
+        check_called(changing, hint="a composition of one state for all texts: lorabank compose --mode manual")
 
     @contextmanager
     def bare(self) -> Iterator[None]:
