@@ -103,7 +103,7 @@ def copy_bank(source: Layout, folder: Path) -> BackupResult:
         _receiving(target, manifest["id"]),
         draft_of(target, source.database) as draft,
     ):
-        with closing(sqlite3.connect(draft, isolation_level=None)) as copy:
+        with closing(connect(draft, foreign_keys=True)) as copy:
             copy.row_factory = sqlite3.Row
             mended = _refuse_diverged(target, copy)
             copy.execute("DELETE FROM operations")  # their work is not copied
