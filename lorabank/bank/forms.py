@@ -73,12 +73,8 @@ def _text(value: Any) -> bool:
     return type(value) is str
 
 
-def _digest(value: Any) -> bool:
-    return _text(value) and len(value) == 64 and not value.strip("0123456789abcdef")
-
-
-def _operation_id(value: Any) -> bool:
-    return _text(value) and len(value) == 32 and not value.strip("0123456789abcdef")
+def _hexadecimal(digits: int) -> Check:
+    return lambda value: _text(value) and len(value) == digits and not value.strip("0123456789abcdef")
 
 
 def _file_name(value: Any) -> bool:
@@ -125,8 +121,9 @@ def _object(**known: Check) -> Check:
 
 
 _COUNT = _within(0, _MOST)
+_DIGEST = _hexadecimal(64)
 _POSITION = _within(1, 2**31)
-_BLOB = _optional(_digest)
+_BLOB = _optional(_DIGEST)
 _OPTIONAL_TEXT = _optional(_text)
 
 _TEXT_TO_TEXT = ("likelihood", "generation", "perplexity")
@@ -155,42 +152,42 @@ _ANY_OBJECT = Json(_object())
 
 FORMS: dict[str, dict[str, Check | Json]] = {
     "base_model": {
-        "name": _text, "source": _text, "revision": _OPTIONAL_TEXT, "config_hash": _text, "fingerprint": _digest,
+        "name": _text, "source": _text, "revision": _OPTIONAL_TEXT, "config_hash": _text, "fingerprint": _DIGEST,
         "tokenizer_hash": _text, "chat_template_hash": _OPTIONAL_TEXT, "dtype": _text, "quantisation": _OPTIONAL_TEXT,
         "task_type": _TASK_TYPE, "hidden_size": _within(1, _MOST), "parameters": _COUNT, "created_at": _text,
     },
-    "blobs": {"digest": _digest, "bytes": _COUNT},
+    "blobs": {"digest": _DIGEST, "bytes": _COUNT},
     "tasks": {
         "name": _text, "position": _POSITION, "task_type": _TASK_TYPE, "labels": Json(_texts(MAX_LABELS)),
-        "state": _one_of("training", "ready", "failed", "removed"), "adapter": _digest, "statistics": _BLOB,
+        "state": _one_of("training", "ready", "failed", "removed"), "adapter": _DIGEST, "statistics": _BLOB,
         "prompt_template": _OPTIONAL_TEXT, "created_at": _text,
     },
     "datasets": {
         "task_name": _text, "split": _one_of("train", "eval", "calibration", "replay"), "rows": _COUNT,
-        "columns": _NAMES, "sha256": _digest, "source": _text, "rows_dropped": _COUNT, "rows_cut": _COUNT,
+        "columns": _NAMES, "sha256": _DIGEST, "source": _text, "rows_dropped": _COUNT, "rows_cut": _COUNT,
         "blob": _BLOB,
     },
     "adapters": {
-        "task_name": _text, "digest": _digest, "r": _within(1, MAX_RANK), "lora_alpha": _number,
+        "task_name": _text, "digest": _DIGEST, "r": _within(1, MAX_RANK), "lora_alpha": _number,
         "use_rslora": _within(0, 1), "target_modules": _NAMES, "strategy": _text, "penalties": Json(_each(_number)),
         "seed": _within(-(2**63), 2**63 - 1), "steps": _COUNT, "wall_seconds": _number, "device": _text,
         "bytes": _COUNT, "head_digest": _OPTIONAL_TEXT, "versions": Json(_each(_text)), "config": _SETTINGS,
         "metrics": _FACTS, "created_at": _text,
     },
-    "adapter_files": {"name": _file_name, "sha256": _digest, "bytes": _COUNT},
-    "adapter_objects": {"role": _text, "blob": _digest},
+    "adapter_files": {"name": _file_name, "sha256": _DIGEST, "bytes": _COUNT},
+    "adapter_objects": {"role": _text, "blob": _DIGEST},
     "compositions": {
         "name": _text, "mode": _text, "parameters": _ANY_OBJECT, "state": _one_of("ready", "removed"),
         "created_at": _text,
     },
-    "composition_objects": {"role": _text, "blob": _digest},
+    "composition_objects": {"role": _text, "blob": _DIGEST},
     "evaluations": {
         "key": _text, "subject": _text, "stage": _within(0, 2**31), "task": _text, "metric": _text, "value": _number,
         "n": _COUNT, "low": _number, "high": _number, "task_id": _one_of("given", "routed"), "settings": _ANY_OBJECT,
         "detail": Json(_object(routed=_each(_COUNT))), "created_at": _text,
     },
     "operations": {
-        "name": _text, "id": _operation_id, "kind": _text, "config": _ANY_OBJECT, "started_at": _moment,
+        "name": _text, "id": _hexadecimal(32), "kind": _text, "config": _ANY_OBJECT, "started_at": _moment,
         "pid": _within(0, 2**31), "boot_id": _text, "host": _text, "process_start": _within(-1, 2**63 - 1),
     },
 }  # fmt: skip
