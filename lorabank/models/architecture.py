@@ -9,6 +9,7 @@ from lorabank.core.errors import DataError, IncompatibleError
 from lorabank.models.fingerprint import read_json
 from lorabank.models.quiet import first_line, quiet_transformers
 from lorabank.models.resolving import ResolvedBase
+from lorabank.models.supported import UNSUPPORTED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -60,7 +61,7 @@ def able_to(config: PreTrainedConfig) -> tuple[str, ...]:
 
 
 def check_able(config: PreTrainedConfig, task_type: str, name: str) -> None:
-    """Refuse a task type that the base model has no class for.
+    """Refuse a task type that the base model has no class for, or whose class is not supported.
 
     Raises:
         IncompatibleError: Naming what it can do.
@@ -71,6 +72,12 @@ def check_able(config: PreTrainedConfig, task_type: str, name: str) -> None:
         raise IncompatibleError(
             f"base model {name!r} (type {config.model_type!r}) {can} {task_type}",
             hint=f"--task-type {able[0]}" if able else "another model: --base",
+            unchanged="nothing was changed",
+        )
+    if (reason := UNSUPPORTED.get((config.model_type, task_type))) is not None:
+        raise IncompatibleError(
+            f"base model {name!r} (type {config.model_type!r}) cannot be used for {task_type}: {reason}",
+            hint="another model: --base",
             unchanged="nothing was changed",
         )
 

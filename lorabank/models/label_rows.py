@@ -88,6 +88,8 @@ def decoded_log_likelihoods(
     output = forward(
         model,
         targets.shape[1],
+        # FSMT hides from its decoder what follows only where it is given the prompt beside its encoding.
+        input_ids=inputs["input_ids"].repeat_interleave(size, 0),
         encoder_outputs=encoded,
         attention_mask=inputs["attention_mask"].repeat_interleave(size, 0),
         decoder_input_ids=decoder_inputs(model, targets),
@@ -103,7 +105,7 @@ def decoder_inputs(model: Any, targets: Tensor) -> Tensor:
         IncompatibleError: The model says neither how it is done nor which token a decoder starts from.
     """
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        own: Tensor = model.prepare_decoder_input_ids_from_labels(labels=targets)
+        own: Tensor = model.prepare_decoder_input_ids_from_labels(labels=targets.clone())  # FSMT writes into it
         return own
     shifted = torch.roll(targets, 1, -1)
     start = start_token(model)

@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from lorabank.core import processes
-from lorabank.core.errors import DivergedError
+from lorabank.core.errors import DivergedError, IncompatibleError
 from lorabank.core.observer import Observer
 from lorabank.training.checkpoints import (
     random_state,
@@ -109,6 +109,12 @@ class AdapterTrainer(Trainer):
         if not self._dropout:
             model.eval()
         loss, whole = processes.weighed(self._task_loss(model, inputs), inputs["labels"])
+        if not loss.requires_grad:
+            raise IncompatibleError(
+                "no text passes the modules that are adapted (they may stand in a part for images or sounds)",
+                unchanged="the adapter did not enter the bank",
+                hint="--target-modules all-linear, or names of others",
+            )
         self.terms = {}
         self._keep_term("loss", whole)
         return (loss, None) if return_outputs else loss

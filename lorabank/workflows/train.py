@@ -318,7 +318,13 @@ def _given(path: str | Path, config: TrainConfig | None, init: InitConfig) -> tu
             f"--batch-size {checked.batch_size} leaves some of {processes.count()} processes without rows",
             unchanged="nothing was changed",
         )
-    return checked, load_data(checked, future_base(path, checked, init))
+    base = future_base(path, checked, init)
+    data = load_data(checked, base)
+    if not Bank.exists(path):  # no bank is made on a base that cannot be trained
+        from lorabank.training.planning import plan_adapter
+
+        plan_adapter(base, checked, len(data.labels))
+    return checked, data
 
 
 def _same_run(
