@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -30,8 +31,13 @@ def cells(verdicts: Sequence[Verdict]) -> tuple[str, str]:
 
 
 def _cell(verdict: Verdict) -> str:
-    reason = verdict.reason.replace("|", "\\|").replace("<", "&lt;")
+    reason = re.sub(r"{[^{}]*}", _sorted, verdict.reason).replace("|", "\\|").replace("<", "&lt;")
     return f"{verdict.kind}: {reason}" if reason else verdict.kind
+
+
+def _sorted(found: re.Match[str]) -> str:
+    """A set that somebody printed, in an order that does not change."""
+    return "{" + ", ".join(sorted(found[0][1:-1].split(", "))) + "}"
 
 
 def row(pair: Pair, verdicts: Sequence[Verdict]) -> str:
