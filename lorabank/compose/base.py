@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -99,6 +100,12 @@ def known(members: Sequence[Member], stage: int) -> list[Member]:
 def longest(members: Sequence[Member]) -> int:
     """Tokens that a router reads of a text: the most that any member was trained with."""
     return max(member.form.max_length for member in members)
+
+
+def made_again(record: CompositionRecord) -> str:
+    """The command that makes a composition anew, of the same members; other settings have their defaults."""
+    words = ["--mode", record.mode, "--name", record.name, "--tasks", ",".join(record.members)]
+    return shlex.join(["lorabank", "compose", *words, "--replace"])
 
 
 def state_weights(names: Sequence[str], state: Mapping[str, float]) -> NDArray[np.float32]:

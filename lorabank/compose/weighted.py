@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from lorabank.compose.base import Fitted, Member, known, state_weights
+from lorabank.compose.base import Fitted, Member, known, made_again, state_weights
 from lorabank.core.config import ComposeConfig, nearest
 from lorabank.core.errors import ConfigError, DamagedError
 from lorabank.core.lora import AdapterStack, LoraFactors, compress
@@ -116,7 +116,7 @@ def stored_weights(record: CompositionRecord, members: Sequence[Member]) -> tupl
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise DamagedError(
             f"composition {record.name[:80]!r} does not say the weights of its members ({error!r})"[:500],
-            hint="lorabank compose --mode manual --replace",
+            hint=f"{made_again(record)} --weights TASK=WEIGHT,...",
         ) from error
     return weights, max_rank
 

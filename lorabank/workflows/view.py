@@ -12,7 +12,7 @@ import torch
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
-from lorabank.compose.base import Composer, Member
+from lorabank.compose.base import Composer, Member, made_again
 from lorabank.compose.routing import TaskStatistics
 from lorabank.core import plugins
 from lorabank.core.errors import DamagedError, LorabankError, NotFoundError
@@ -220,13 +220,15 @@ def _shapes(bank: Bank, digest: str) -> dict[str, FactorShape]:
 class _Objects(Mapping[str, bytes]):
     """Role to content, read when it is asked for: no one needs all of them at once."""
 
-    def __init__(self, bank: Bank, digests: Mapping[str, str]) -> None:
+    def __init__(self, bank: Bank, record: CompositionRecord) -> None:
         self._bank = bank
-        self._digests = digests
+        self._record = record
+        self._digests = record.objects
 
     def __getitem__(self, role: str) -> bytes:
         if role not in self._digests:
-            raise DamagedError(f"a composition lacks its {role[:80]!r}", hint="lorabank compose with --replace")
+            message = f"composition {self._record.name[:80]!r} lacks its {role[:80]!r}"
+            raise DamagedError(message, hint=made_again(self._record))
         return self._bank.read_blob(self._digests[role])
 
     def __contains__(self, role: object) -> bool:
@@ -244,13 +246,13 @@ def load_composer(
 ) -> tuple[Composer, list[Member]]:
     """A stored composition, ready to answer, and its members."""
     members = read_members(bank, snapshot, [snapshot.task(name) for name in record.members], samples=False)
-    objects = _Objects(bank, record.objects)
+    objects = _Objects(bank, record)
     composer: Any = plugins.load(plugins.COMPOSERS, record.mode, "composer")
     try:
         loaded: Composer = composer.load(record, objects, members, runtime)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise DamagedError(
             f"composition {record.name[:80]!r}: what is stored of it cannot be used ({error!r})",
-            hint="lorabank compose with --replace",
+            hint=made_again(record),
         ) from error
     return loaded, members
