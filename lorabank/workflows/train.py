@@ -345,7 +345,7 @@ def _same_run(
         raise DataError(
             f"{stored.data} is no longer what the interrupted run was trained on",
             unchanged="the interrupted run is still there",
-            hint=f"lorabank add-task {operation.name} --data {stored.data} --restart",
+            hint=restart_command(operation.name, stored, restart=True),
         )
     snapshot = bank.snapshot()
     moved = moved_on(operation.config, _past(snapshot, stored), snapshot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -93,8 +94,12 @@ def test_other_rows_cannot_be_resumed(lab, copy, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         lab.add(bank, "two", Stop(10), **STEPS, data=str(data))
     data.write_text(data.read_text() + '{"text": "a b c", "label": "part0"}\n')
-    with pytest.raises(DataError, match="no longer what the interrupted run was trained on"):
+    with pytest.raises(DataError, match="no longer what the interrupted run was trained on") as caught:
         api.add_task(bank, "two", None, resume=True)
+    words = shlex.split(caught.value.hint or "")
+    assert words[:4] == ["lorabank", "add-task", "two", "--restart"]
+    assert words[words.index("--data") + 1] == str(data)
+    assert words[words.index("--save-steps") + 1] == str(STEPS["save_steps"])
 
 
 def test_restart_begins_anew(lab, interrupted: Path, uninterrupted: str) -> None:
