@@ -232,9 +232,8 @@ def test_what_is_entered_before_each_pass() -> None:
     assert calls("llama", PROMPTS, True) == [first, second]  # nothing in common
     assert calls("t5", INSTRUCTED, True) == [first, each(first, 4), second, each(second, 4)]
     assert calls("gpt_neo, narrow window", PROMPTS, True) == [first, each(first, 4), second, each(second, 4)]
-    assert calls("bloom", PROMPTS, False) == [
-        rows for i in LONGEST_FIRST for rows in ([i], [i] * 4)
-    ]  # one length each
+    one_length_each = [rows for i in LONGEST_FIRST for rows in ([i], [i] * 4)]
+    assert calls("bloom", PROMPTS, False) == one_length_each
     whole = calls("mamba", PROMPTS, False)  # 20 rows, three at a time
     assert [len(rows) for rows in whole] == [3] * 6 + [2]
     assert sorted(row for rows in whole for row in rows) == each([0, 1, 2, 3, 4], 4)
@@ -243,8 +242,7 @@ def test_what_is_entered_before_each_pass() -> None:
 def test_the_instruction_passes_once_and_logits_are_made_for_labels_only() -> None:
     model = tiny("llama")
     assert padding_of(model).left  # by passes of its own, once for a model
-    embedded: list[int] = []
-    projected: list[tuple[int, int]] = []
+    embedded, projected = list[int](), list[tuple[int, int]]()
     model.model.embed_tokens.register_forward_hook(lambda module, inputs, output: embedded.append(inputs[0].numel()))
     model.lm_head.register_forward_pre_hook(lambda module, inputs: projected.append(tuple(inputs[0].shape[:2])))
     same_length = [INSTRUCTION + prompt for prompt in sentences(4, 4, 4, 4)]
