@@ -63,7 +63,7 @@ def answers_in_text(task: str, config: Mapping[str, Any]) -> None:
 
 
 def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no value")
+    raise ValueError(f"{constant} is not a value")
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse)

@@ -87,7 +87,7 @@ class StorageError(LorabankError):
 
 
 class DivergedError(LorabankError):
-    """Numbers that are no result: not finite in training, answers or an export; or a training that moved nothing."""
+    """Numbers that mean nothing: not finite in training, answers or an export; or a training that moved nothing."""
 
     exit_code = 11
 

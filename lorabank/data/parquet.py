@@ -206,7 +206,7 @@ def from_parquet(data: bytes) -> Rows:
     The bytes may be a stranger's: they are decoded within the same limits as a user's file.
 
     Raises:
-        DamagedError: The bytes are not such a file, a limit is passed, or a cell is missing or is no UTF-8.
+        DamagedError: The bytes are not such a file, a limit is passed, or a cell is missing or is not UTF-8.
     """
     file = io.BytesIO(data)
     try:

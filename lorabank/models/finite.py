@@ -1,4 +1,4 @@
-"""What is not finite is no answer: the one place that says so, whatever was computed and whatever for.
+"""What is not finite answers nothing: the one place that says so, whatever was computed and whatever for.
 
 Logits, likelihoods, features and merged weights pass here before anything is made of them. Where the reason lies in
 the base model itself the error names its tensor.
@@ -37,7 +37,7 @@ def finite_rows(logits: Tensor, widths: Sequence[int]) -> NDArray[np.bool_]:
 def log_total(logits: Tensor) -> Tensor:
     """``log sum exp`` over ``[..., vocabulary]``; NaN where a logit is NaN or +inf, or none is above -inf.
 
-    A single -inf is a token that a model never says, which is no fault.
+    A single -inf is a token that a model never says, which is not a fault.
     """
     total = logits.logsumexp(-1)
     return total.masked_fill(~total.isfinite(), torch.nan)
@@ -62,7 +62,7 @@ def check_rows(finite: NDArray[np.bool_], texts: Sequence[str], what: str) -> No
 def check_tensors(tensors: Mapping[str, Tensor], what: str) -> None:
     """Refuse tensors that are not finite, or whose squares add up to more than float32 holds.
 
-    The second is no smaller fault: a norm squares what such weights make, and where that overflows it gives 0, from
+    The second is as bad: a norm squares what such weights make, and where that overflows it gives 0, from
     which finite logits follow that mean nothing.
 
     Args:
@@ -84,7 +84,7 @@ def check_tensors(tensors: Mapping[str, Tensor], what: str) -> None:
 def not_finite(what: str) -> DivergedError:
     """The refusal of what was computed, in the plural."""
     return DivergedError(
-        f"{what} are not finite, which is no answer",
+        f"{what} are not finite, so they answer nothing",
         hint="lorabank show NAME says with which weights the adapters answer; smaller ones are finite",
         unchanged="nothing was changed",
     )

@@ -162,7 +162,7 @@ def _r_sum(fields: Mapping[str, Any]) -> int:
     """The field of O-LoRA's reference implementation, which knows no patterns and no rsLoRA."""
     value = fields["r_sum"]
     if type(value) is not int or not 0 <= value <= MAX_RANK:
-        refuse_field(fields, "r_sum", f"is no rank from 0 to {MAX_RANK}")
+        refuse_field(fields, "r_sum", f"is not a rank from 0 to {MAX_RANK}")
     for name in ("rank_pattern", "alpha_pattern", "use_rslora"):
         if fields.get(name):
             refuse_field(fields, name, "does not go with 'r_sum'")

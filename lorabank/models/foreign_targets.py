@@ -19,7 +19,7 @@ from lorabank.models.foreign_fields import is_name, names, refuse_field
 _WEIGHT = ".weight"
 _FIRST_NUMBER = re.compile(r".*?\.[^.]*\.(\d+)\.")
 _EXPRESSIONS = 64
-"""Keys of a pattern that are no plain names."""
+"""Most keys of a pattern that are expressions, not plain names."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _layers(fields: Mapping[str, Any]) -> frozenset[int] | None:
     if numbers in (None, []):
         return None
     if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
-        refuse_field(fields, "layers_to_transform", "is no number of a layer, and no list of them")
+        refuse_field(fields, "layers_to_transform", "is neither the number of a layer nor a list of such numbers")
     return frozenset(numbers)
 
 
@@ -126,7 +126,7 @@ def _stacks(fields: Mapping[str, Any], unread: list[str]) -> tuple[str, ...]:
     value = fields.get("layers_pattern")
     stacks = [value] if isinstance(value, str) and value else value or []
     if not isinstance(stacks, list) or not all(isinstance(stack, str) for stack in stacks):
-        refuse_field(fields, "layers_pattern", "is no name, and no list of names")
+        refuse_field(fields, "layers_pattern", "is neither a name nor a list of names")
     if not all(is_name(stack) for stack in stacks):
         unread.append("layers_pattern (an expression)")
     return tuple(stacks)

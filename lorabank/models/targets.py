@@ -121,12 +121,12 @@ def linear_layers(model: nn.Module, head_modules: tuple[str, ...]) -> tuple[dict
         if module is output or f"{name}.".startswith(heads):
             continue
         if isinstance(module, Conv1D):
-            others[name] = "Conv1D is no torch.nn.Linear"
+            others[name] = "Conv1D is not a torch.nn.Linear"
         elif isinstance(module, nn.Linear):
             if is_linear(module):
                 linear[name] = module
             else:
-                others[name] = f"{type(module).__name__} is no plain torch.nn.Linear"
+                others[name] = f"{type(module).__name__} is not a plain torch.nn.Linear"
     return linear, others
 
 

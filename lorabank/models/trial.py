@@ -68,7 +68,7 @@ def _pass(base: LoadedBase, task_type: TaskType, rows: Sequence[Mapping[str, Any
         answer = task_type.loss(base.model, inputs)
     if not bool(answer.isfinite().all()):
         check_weights(base.model)
-        raise ValueError("its answers are no finite numbers")
+        raise ValueError("its answers are not finite")
 
 
 @contextmanager

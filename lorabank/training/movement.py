@@ -1,4 +1,4 @@
-"""Whether a training changed anything: an adapter that says nothing is no task that was learnt."""
+"""Whether a training changed anything: an adapter that says nothing has learnt no task."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ def test_layers_that_an_adapter_cannot_stand_on_are_left_out_and_named(device: s
     found = find_targets(model, "all-linear", ())
     assert found.names == ("plain", "spelled", "unused")
     assert set(found.left_out) == {"router", "grouped", "replaced", "fused"}
-    assert found.notice.startswith("4 modules get no adapter: router (Router is no plain torch.nn.Linear); ")
+    assert found.notice.startswith("4 modules get no adapter: router (Router is not a plain torch.nn.Linear); ")
     assert "fused (the model's code reads its weight and never calls it)" in found.notice
     assert dict(model.named_modules()) == before
     assert torch.equal(torch.get_rng_state(), state)

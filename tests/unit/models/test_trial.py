@@ -83,7 +83,7 @@ def test_a_damaged_weight_is_found_before_training() -> None:
     loaded = base(transformers.BertConfig(**SMALL))
     with torch.no_grad():
         loaded.model.bert.encoder.layer[0].output.dense.weight[0, 0] = torch.nan
-    with pytest.raises(IncompatibleError, match="its answers are no finite numbers"):
+    with pytest.raises(IncompatibleError, match="its answers are not finite"):
         attempt(loaded)
 
 
