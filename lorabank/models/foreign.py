@@ -179,7 +179,7 @@ def _split(
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
         kind = next((k for k in ("lora_A", "lora_B") if name.endswith(f".{k}.weight")), None)
-        in_head = any(f".{module}." in f".{name}" for module in saved)
+        in_head = _saved_whole(name, tuple(saved))
         if name == key or (kind is None and not in_head):
             refuse(f"{WEIGHTS_FILE}: tensor {key[:200]!r} is neither a LoRA factor nor part of a declared head")
         if tensor.dtype not in _DTYPES:
@@ -190,6 +190,12 @@ def _split(
             {"lora_A": A, "lora_B": B}[kind][name.removesuffix(f".{kind}.weight")] = tensor.float()
     _check_pairs(A, B)
     return A, B, head
+
+
+def _saved_whole(name: str, saved: tuple[str, ...]) -> bool:
+    """Whether a tensor is in a module that PEFT saves: one whose name ends so, DistilBERT's ``pre_classifier`` too."""
+    parts = name.split(".")
+    return any(".".join(parts[:stop]).endswith(saved) for stop in range(1, len(parts)))
 
 
 def _check_pairs(A: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> None:

@@ -1,8 +1,8 @@
 """Names of a stranger's tensors, freed of what wrappers of the model leave in them.
 
 torch.compile, FSDP, activation checkpointing and DistributedDataParallel put themselves into the names of all modules
-beneath, a raw ``state_dict`` keeps the name of PEFT's adapter, and a model that was wrapped twice has PEFT's prefix
-twice. None of it says which module is meant.
+beneath, a raw ``state_dict`` keeps the name of PEFT's adapter and beside a head the one that it replaced, and a model
+that was wrapped twice has PEFT's prefix twice. None of it says which module is meant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from lorabank.models.peft_folder import PREFIX, WEIGHTS_FILE
 
 _WRAPPERS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 _PARALLEL = "module."
-_ADAPTER = re.compile(r"(\.lora(?:new)?_[AB])\.([\w-]+)(?=\.weight$)|(\.modules_to_save)\.([\w-]+)(?=\.)")
+_ADAPTER = re.compile(r"(\.lora(?:new)?_[AB])\.([\w-]+)(?=\.weight$)|(\.modules_to_save)(?:\.([\w-]+))?(?=\.)")
+_REPLACED = ".original_module."
 
 
 def plain_keys(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -31,6 +32,9 @@ def plain_keys(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[
     taken: dict[str, None] = {}
     adapters: set[str] = set()
     for key, tensor in tensors.items():
+        if _REPLACED in key:
+            taken[_REPLACED[1:]] = None
+            continue
         name = _plain(key, bare, taken, adapters)
         if name in found:
             refuse(f"{WEIGHTS_FILE}: two tensors are named {name[:200]!r} without what wrappers leave in their names")
@@ -47,9 +51,10 @@ def _plain(key: str, bare: bool, taken: dict[str, None], adapters: set[str]) -> 
     parts = key.split(".")
     taken.update((f"{part}.", None) for part in parts if part in _WRAPPERS)
     name = ".".join(part for part in parts if part not in _WRAPPERS)
-    if name.startswith(_PARALLEL + PREFIX):
-        taken[_PARALLEL] = None
-        name = name.removeprefix(_PARALLEL)
+    for parallel, without_it in ((_PARALLEL + PREFIX, PREFIX), (PREFIX + _PARALLEL, PREFIX)):
+        if name.startswith(parallel):
+            taken[_PARALLEL] = None
+            name = without_it + name.removeprefix(parallel)
     while name.startswith(PREFIX + PREFIX):
         taken[f"a second {PREFIX}"] = None
         name = name.removeprefix(PREFIX)
@@ -59,8 +64,9 @@ def _plain(key: str, bare: bool, taken: dict[str, None], adapters: set[str]) -> 
 
     def without(match: re.Match[str]) -> str:
         adapter = match[2] or match[4]
-        adapters.add(adapter)
-        taken[f".{adapter}" if match[1] else f"{match[3]}.{adapter}"[1:]] = None
+        if adapter:
+            adapters.add(adapter)
+        taken[f".{adapter}" if match[1] else match[0][1:]] = None
         return match[1] or ""
 
     return _ADAPTER.sub(without, name)

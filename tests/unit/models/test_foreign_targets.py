@@ -104,7 +104,11 @@ RAW = {
     "raw head": (
         lambda name: name.replace("classifier.", "classifier.modules_to_save.default."), ("modules_to_save.default",)
     ),
+    "head of old versions": (
+        lambda name: name.replace("classifier.", "classifier.modules_to_save."), ("modules_to_save",)
+    ),
     "parallel": (lambda name: f"module.{name}", ("module.",)),
+    "parallel beneath": (lambda name: name.replace(PREFIX, f"{PREFIX}module."), ("module.",)),
     "sharded": (lambda name: name.replace("self.", "self._fsdp_wrapped_module."), ("_fsdp_wrapped_module.",)),
     "checkpointed": (
         lambda name: name.replace("layer.0.", "layer.0._checkpoint_wrapped_module."), ("_checkpoint_wrapped_module.",)
@@ -129,6 +133,27 @@ def test_what_wrappers_leave_in_names_is_taken_out_and_told(how, tmp_path, base_
     check_same(adapter, expected)
     assert adapter.head.keys() == {"classifier.weight", "classifier.bias"}
     assert set(adapter.taken) == set(taken)
+    assert check_fits(adapter, base, "SEQ_CLS") is None
+
+
+def test_a_head_that_was_replaced_is_passed_over_and_told() -> None:
+    head = f"{PREFIX}classifier"
+    tensors = good_tensors() | {f"{head}.original_module.weight": torch.zeros(2, 32)}
+    adapter = read(good_config(), tensors)
+    assert adapter.taken == ("original_module.",)
+    torch.testing.assert_close(adapter.head["classifier.weight"], tensors[f"{head}.weight"])
+
+
+def test_the_head_of_a_distilbert_is_all_that_peft_saves_by_default(tmp_path, make_base) -> None:
+    """PEFT saves every module whose name ends in ``classifier``, the ``pre_classifier`` too."""
+    folder = make_base("distilbert")
+    expected = made_by_peft(folder, tmp_path / "out", {"target_modules": ["q_lin", "v_lin"]})
+    config, weights = files(tmp_path / "out")
+    assert json.loads(config)["modules_to_save"] == ["classifier", "score"]
+    adapter = read_foreign(config, weights)
+    check_same(adapter, expected)
+    assert {name.split(".")[0] for name in adapter.head} == {"pre_classifier", "classifier"}
+    base = load_base(describe_base(resolve_base(str(folder)), "SEQ_CLS"))
     assert check_fits(adapter, base, "SEQ_CLS") is None
 
 
