@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 
 from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError, NotFoundError
+from lorabank.core.toml_file import load_toml
 
 Lookup = Callable[[str], click.Command | None]
 
@@ -38,7 +38,8 @@ def read_config(
     problems: list[str] = []
     found: dict[str, dict[str, Any]] = {"": {}}
     general = {name: p for p in shared if (name := option_name(p))}
-    for key, value in _load(path).items():
+    missing = NotFoundError(f"no config file {path}", hint="give --config an existing TOML file")
+    for key, value in load_toml(path, missing=missing).items():
         if not isinstance(value, Mapping):
             _take(found[""], general, key, value, "", problems)
             continue
@@ -60,17 +61,6 @@ def option_name(param: click.Parameter) -> str | None:
     if not isinstance(param, click.Option) or param.is_eager or param.name in {"yes", "dry_run"}:
         return None
     return max(param.opts, key=len).lstrip("-")
-
-
-def _load(path: str) -> dict[str, Any]:
-    import tomllib
-
-    try:
-        return tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise NotFoundError(f"no config file {path}", hint="give --config an existing TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}", unchanged="nothing was changed") from None
 
 
 def _take(

@@ -20,6 +20,7 @@ from lorabank.core.sequence_config import (
     StrategyTable,
     TaskTable,
 )
+from lorabank.core.toml_file import load_toml
 
 T = TypeVar("T")
 
@@ -45,18 +46,8 @@ def read_sequence(path: str | Path, size: str | None = None) -> SequenceConfig:
         ConfigError: It is not TOML, or keys and values do not fit: all of them are named.
     """
     file = Path(path)
-    return _Reader(file, size).sequence(_sized(file, _load(file), size))
-
-
-def _load(file: Path) -> dict[str, Any]:
-    import tomllib
-
-    try:
-        return tomllib.loads(file.read_bytes().decode("utf-8-sig"))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise NotFoundError(f"no sequence file {file}", hint="name an existing TOML file: docs/sequences.md") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{file}: not TOML: {error}", unchanged=_UNCHANGED) from None
+    missing = NotFoundError(f"no sequence file {file}", hint="name an existing TOML file: docs/sequences.md")
+    return _Reader(file, size).sequence(_sized(file, load_toml(file, missing=missing), size))
 
 
 def _sized(file: Path, document: dict[str, Any], size: str | None) -> dict[str, Any]:

@@ -223,6 +223,8 @@ def _composed() -> ComposeResult:
         (None, 3, "no config file lora.toml"),
         (b"[add-task\n", 2, "lora.toml: not TOML"),
         (b"\xff\xfe", 2, "lora.toml: not TOML"),
+        (b"[compose]\nshrinkage = " + b"9" * 400, 2, "lora.toml: not TOML"),
+        (b"quiet = " + b"9" * 5000, 2, "lora.toml: not TOML"),
     ],
 )
 def test_a_file_that_cannot_be_read(run: Any, content: bytes | None, code: int, part: str) -> None:

@@ -217,6 +217,8 @@ def test_files_that_are_none(write: Callable[..., Path], tmp_path: Path) -> None
         read_sequence(tmp_path / "absent.toml")
     with pytest.raises(ConfigError, match="not TOML"):
         read_sequence(write(text="name = "))
+    with pytest.raises(ConfigError, match="not TOML: an integer of more than 64 bits"):
+        read_sequence(write(text=f"seeds = [0x{'f' * 5000}]"))
     with pytest.raises(ConfigError, match=r"\[train\] is no table"):
         read_sequence(write(text="train = 3\n"))
     with pytest.raises(ConfigError, match=r"tasks is no table of tables"):
