@@ -60,6 +60,9 @@ def schema_revision(connection: sqlite3.Connection, database: Path) -> str:
     revision = str(revisions[0][0])
     if revision not in REVISIONS:
         raise newer_schema(database, revision)
+    roots = [1, *(root for (root,) in connection.execute("SELECT rootpage FROM sqlite_master"))]
+    if len(set(roots)) < len(roots):  # what is written into one would overwrite another
+        raise _foreign(database, "two of its tables or indexes are kept in the same page")
     if problem := _difference(found, defined(revision)):
         raise _foreign(database, f"not the tables of lorabank ({problem})")
     return revision

@@ -228,6 +228,15 @@ def test_a_definition_that_says_something_else_is_refused(filled, folder, table,
             OPENING[action](filled, folder)
 
 
+def test_two_tables_in_one_page_are_refused(filled, folder):
+    roots = "SELECT rootpage FROM sqlite_master WHERE name = 'tasks'"
+    place = f"UPDATE sqlite_master SET rootpage = ({roots}) WHERE name = 'compositions'"
+    change(filled, "PRAGMA writable_schema = ON", place)
+    for action in ("open", "verify", "backup", "copy", "upgrade", "reserve"):
+        with pytest.raises(DamagedError, match="kept in the same page"):
+            OPENING[action](filled, folder)
+
+
 @pytest.mark.parametrize(
     "statement",
     STATEMENTS,
