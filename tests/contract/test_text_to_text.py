@@ -20,6 +20,7 @@ from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, Init
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.observer import SilentObserver
 from lorabank.data.loading import from_parquet
+from lorabank.training.movement import Movement
 from lorabank.workflows.results import Prediction
 
 SETTINGS = {
@@ -214,7 +215,7 @@ def test_generated_answers_are_those_of_plain_generate(place: Place) -> None:
     assert {one.probability for one in found} == {None}
 
 
-def test_an_exact_match_counts(place: Place, tmp_path: Path) -> None:
+def test_an_exact_match_counts(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows whose completions are what the model says anyway (to any prompt its own)."""
     folder = tmp_path / "own"
     folder.mkdir()
@@ -228,6 +229,7 @@ def test_an_exact_match_counts(place: Place, tmp_path: Path) -> None:
     if len(usable) < 4:
         pytest.skip("this model says nothing")
     rows = [{"prompt": p, "completion": a} for p, a in usable]
+    monkeypatch.setattr(Movement, "check", lambda *_: None)  # the answers stay what they are
     own.add(own.bank, "echo", rows, learning_rate=1e-30, max_new_tokens=50)
     assert own.scores["echo"]["value"] == 1.0
 

@@ -15,9 +15,26 @@ from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.records import BaseModelRecord
 from lorabank.models.loading import describe_base, resolve_base
 from lorabank.training.job import TrainedAdapter, TrainJob
+from lorabank.training.movement import Movement
 from lorabank.training.run import train_adapter
 
 STRATEGIES = {name: plugins.load(plugins.STRATEGIES, name, "strategy") for name in plugins.STRATEGIES}
+
+
+STILL = 1e-30
+"""The learning rate of trainings whose results are looked at for what training began with."""
+
+
+@pytest.fixture(autouse=True)
+def _still_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With this rate alone; that such a training is refused is tested in tests/contract/test_movement.py."""
+    check = Movement.check
+
+    def at_any_other_rate(movement: Movement, steps: int, config: TrainConfig) -> None:
+        if config.learning_rate != STILL:
+            check(movement, steps, config)
+
+    monkeypatch.setattr(Movement, "check", at_any_other_rate)
 
 
 @pytest.fixture(scope="session")

@@ -146,10 +146,17 @@ def broken_base(tmp_path, save_base):
     return describe_base(resolve_base(str(folder)))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(job, recorder, broken_base) -> None:
+def test_a_broken_base_is_named(job, recorder, broken_base) -> None:
+    with pytest.raises(DivergedError, match=r"in its tensor bert\.encoder\.layer\.0\.output\.dense\.weight"):
+        train_adapter(job(on=broken_base), recorder())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(job, recorder, monkeypatch) -> None:
+    loss = Classification.loss
+    monkeypatch.setattr(Classification, "loss", lambda *given: loss(*given) * float("nan"))
     observer = recorder()
     with pytest.raises(DivergedError, match=r"diverged at step 1: loss = nan") as caught:
-        train_adapter(job(on=broken_base), observer)
+        train_adapter(job(), observer)
     assert caught.value.exit_code == 11
     assert caught.value.hint == "lower --learning-rate, or raise --batch-size"
     assert observer.finished == 1
