@@ -138,20 +138,23 @@ def test_only_the_new_adapter_and_the_head_learn(train, monkeypatch, make_adapte
         assert torch.equal(adapter.A[name], a)
 
 
-@pytest.mark.parametrize("context", [(), ("a",), ("a", "b")])
+@pytest.mark.parametrize(("context", "dropout"), [((), 0.0), (("a",), 0.0), (("a", "b"), 0.0), ((), 0.5)])
 def test_training_begins_at_the_base_with_its_context(
-    job, recorder, save_base, tmp_path, make_adapter, context
+    job, recorder, save_base, tmp_path, make_adapter, context, dropout
 ) -> None:
-    """The first loss, all rows in one batch, against plain transformers on weights summed by hand."""
+    """The first loss, all rows in one batch, against plain transformers on weights summed by hand.
+
+    Without a dropout of the adapter the base's own is off too.
+    """
     from transformers import AutoModelForSequenceClassification
 
-    folder = save_base(tmp_path / "still", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    folder = save_base(tmp_path / "still", hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     base = describe_base(resolve_base(str(folder)))
     adapters = {
         "a": make_adapter(MODULES, 2, 0.5, seed=1),
         "b": make_adapter({f"{ATTENTION[1]}.query": (32, 32)}, 3, 0.5, rslora=True, seed=2),
     }
-    the_job = job(on=base, earlier=AdapterStack.build(adapters), context=context, **STILL)
+    the_job = job(on=base, earlier=AdapterStack.build(adapters), context=context, lora_dropout=0.0, **STILL)
     observer = recorder()
     trained = train_adapter(the_job, observer)
 
