@@ -29,7 +29,7 @@ def check_tracker(name: str) -> None:
     """Refuse a tracker that could not be reported to, before anything is trained.
 
     Raises:
-        ConfigError: There is no such tracker; ``all`` is none, since it would report to whatever is installed.
+        ConfigError: There is no such tracker; ``all`` is refused too, since it would report to whatever is installed.
         MissingExtraError: Its package is not installed.
     """
     if name == "none":

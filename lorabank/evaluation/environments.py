@@ -1,6 +1,6 @@
-"""On what cells were computed: told where those of one matrix differ in it.
+"""The environment that a cell was computed in; a matrix whose cells differ in it says so.
 
-It is no part of a cell's key. Scores of two versions or thread counts agree but for the last digits and the rows on
+It does not enter a cell's key. Scores of two versions or thread counts agree but for the last digits and the rows on
 the edge between two answers, so a cell stays valid; a reader of a matrix that mixes them should know.
 """
 
@@ -37,7 +37,7 @@ def environments_of(records: Iterable[EvaluationRecord]) -> tuple[dict[str, Any]
 
 
 def mixed(environments: Sequence[Mapping[str, Any]]) -> str | None:
-    """In words, where there are several: ``3 cells with torch 2.12.0, ...; 1 cell unknown``; None else."""
+    """In words, where there are several: ``3 cells with torch 2.12.0, ...; 1 cell unknown``; otherwise None."""
     if len(environments) < 2:
         return None
     return "; ".join(map(_described, environments))

@@ -2,7 +2,7 @@ r"""Regular expressions of strangers, matched within a bound.
 
 Python's ``re`` tries one way after another, and a short expression can make it try for ever (``(a+)+$``). Here an
 expression is a function from the set of positions where it may begin to the set where it may end, both the bits of one
-integer, so that no way is tried twice; what it may cost is counted all the same. Taken is what Python's syntax says of
+integer, so that no way is tried twice; what it may cost is counted all the same. It takes what Python's syntax says of
 literals, classes, groups, alternatives, repetitions, edges and what is looked for ahead; anything else (references
 back, flags, looking behind) is `Unreadable`.
 """

@@ -108,7 +108,7 @@ def explained(model: nn.Module) -> Iterator[None]:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Refuse a base with a broken weight; every one is looked at, so this is for who has met a number that is none.
+    """Refuse a base with a broken weight; every one is looked at, so call it after a number that is not.
 
     Args:
         model: Its frozen parameters are the base's.

@@ -81,8 +81,8 @@ def sorted_batches(
 def prompt_batches(model: Any, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """As `row_batches`, for prompts that end in one column.
 
-    A model that `takes_positions` not cannot be told where a padded prompt begins once it reads on behind it: its
-    batches hold prompts of one length.
+    A model for which `takes_positions` is false cannot be told where a padded prompt begins once it reads on behind
+    it: its batches hold prompts of one length.
     """
     if takes_positions(model):
         return row_batches(model, lengths, batch_size, "left")

@@ -34,7 +34,7 @@ def edges_of(tokenizer: Any) -> Edges:
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """The ids that steer a model. The unknown word's is none, unless it is another's too: ordinary texts have it."""
+    """The ids that steer a model; the unknown word's only where it has another role, since ordinary texts have it."""
     if tokenizer not in _SPECIAL:  # some tokenizers have thousands
         added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
         roles = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id)

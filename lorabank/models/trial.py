@@ -34,7 +34,7 @@ def try_base(base: LoadedBase, task_type: TaskType, examples: Examples, name: st
 
     Raises:
         IncompatibleError: A pass fails, or gives numbers that are not finite.
-        DivergedError: They are not since a weight of the base is not.
+        DivergedError: They are not finite because a weight of the base is not.
     """
     model, device = base.model, base.model.device
     order = sorted(range(len(examples.rows)), key=examples.lengths.__getitem__)

@@ -91,7 +91,7 @@ class MatrixReport:
         metric: What the values are; several names where tasks are scored by different ones.
         environments: Each environment that cells were computed in: their number ``cells``, versions of packages and
             ``threads``, None where a cell does not say.
-        state: Of a report about one task, the state that it was scored in; None else.
+        state: Of a report about one task, the state that it was scored in; otherwise None.
     """
 
     subject: str
