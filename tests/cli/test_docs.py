@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -10,7 +13,9 @@ import pytest
 from lorabank_cli.docs import commands, help_block, page_name, rewrite, with_help
 from lorabank_cli.main import COMMANDS, cli
 
-PAGES = Path(__file__).parents[2] / "docs" / "commands"
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs" / "commands"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 ALL = dict(commands())
 VERBS = {path: command for path, command in ALL.items() if not isinstance(command, click.Group)}
 
@@ -62,15 +67,43 @@ def test_examples_parse(path: str) -> None:
     for example in examples:
         words = shlex.split(example.split(" < ")[0])
         assert f"lorabank {' '.join(words)}".startswith(path)
-        with cli.make_context("lorabank", words) as ctx:
-            group, rest = cli, [*ctx._protected_args, *ctx.args]
-            while True:
-                name, command, rest = group.resolve_command(ctx, rest)
-                assert command is not None
-                with command.make_context(name, list(rest), parent=ctx) as inner:
-                    if not isinstance(command, click.Group):
-                        break
-                    group, ctx, rest = command, inner, [*inner._protected_args, *inner.args]
+        parse(words)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_of_the_documents_parse(document: Path) -> None:
+    for words in shown(document.read_text(encoding="utf-8")):
+        parse(words)
+
+
+def test_commands_are_found_in_a_document() -> None:
+    text = '```console\n$ lorabank add-task a --prompt-template "x\n{text}"   # why\nsaid\n$ ls\n```\n'
+    text += "```bash\nlorabank predict - < texts.txt\nlorabank list | head -1\n```\n"
+    expected = [["add-task", "a", "--prompt-template", "x\n{text}"], ["predict", "-"], ["list"]]
+    assert list(shown(text)) == expected
+
+
+def shown(text: str) -> Iterator[list[str]]:
+    """The words of each lorabank command in the console and bash blocks of a document."""
+    for language, block in re.findall(r"^ *```(console|bash)\n(.*?)^ *```$", text, re.M | re.S):
+        prompt = r"^ *\$ " if language == "console" else r"^ *"
+        for found in re.finditer(rf"{prompt}lorabank\b((?:\"[^\"]*\"|'[^']*'|\\\n|[^\n\"'])*)", block, re.M):
+            lexer = shlex.shlex(found[1], posix=True, punctuation_chars=True)
+            lexer.whitespace_split = True
+            yield list(itertools.takewhile(lambda word: word[0] not in "<>|&;", lexer))
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command line as click does, without running it."""
+    with cli.make_context("lorabank", words) as ctx:
+        group, rest = cli, [*ctx._protected_args, *ctx.args]
+        while rest:
+            name, command, rest = group.resolve_command(ctx, rest)
+            assert command is not None
+            with command.make_context(name, list(rest), parent=ctx) as inner:
+                if not isinstance(command, click.Group):
+                    break
+                group, ctx, rest = command, inner, [*inner._protected_args, *inner.args]
 
 
 @pytest.mark.parametrize("path", ALL)
