@@ -189,7 +189,7 @@ class _Reader:
 
     def beside(self, path: str) -> str:
         """A path from the file's folder."""
-        return os.path.normpath(self.file.parent.absolute() / Path(path).expanduser())
+        return os.path.normpath(self.file.parent.absolute() / Path(os.path.expanduser(path)))
 
     def with_base(self, settings: SequenceSettings) -> SequenceSettings:
         """A base model beside the TOML file gets its path, where there is one of this name; else it is a hub id."""

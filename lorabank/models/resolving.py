@@ -6,6 +6,7 @@ A GGUF file is used through the checkpoint that `lorabank.models.gguf` makes of 
 from __future__ import annotations
 
 import importlib.util
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,7 +199,7 @@ def find_on_disk(name: str, revision: str | None = None) -> ResolvedBase | None:
 
 def _on_disk(name: str, typed: bool) -> Path | None:
     """The path that a name is; a relative one only where the user gave it."""
-    path = Path(name).expanduser() if typed else Path(name)
+    path = Path(os.path.expanduser(name)) if typed else Path(name)
     return path if path.exists() and (typed or path.is_absolute()) else None
 
 
@@ -244,7 +245,7 @@ def _carried(carrier: Carrier) -> Path | None:
 
 
 def _is_gguf(name: str) -> bool:
-    return name.endswith(".gguf") and not Path(name).expanduser().is_dir()
+    return name.endswith(".gguf") and not Path(os.path.expanduser(name)).is_dir()
 
 
 def _from_gguf(name: str, revision: str | None, notice: Notice | None, typed: bool) -> ResolvedBase:
@@ -286,7 +287,7 @@ def _commit(file: Path, inside: str) -> str:
 
 def _in_base(name: str, gguf_file: str) -> str:
     """The GGUF file ``gguf_file`` of a folder or a hub model, as one name."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
         if folder.is_file():
             raise ConfigError(f"--base {name!r} is a file, but --gguf-file {gguf_file!r} is looked for in it")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,7 +104,7 @@ def _plain(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _by_step(work: Path) -> list[Path]:
-    folders = [path for path in work.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    folders = [path for path in work.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]{1,18}", path.name)]
     return sorted(folders, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
@@ -113,7 +114,7 @@ def _is_whole(folder: Path) -> bool:
         return all(
             hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest for name, digest in manifest.items()
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # JSON of another kind
         return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lorabank.bank.bank import Bank
@@ -50,7 +51,7 @@ def open_or_init(
 def check_base(path: str | Path, base: BaseModelRecord, config: InitConfig) -> None:
     """Refuse a named base model or task type that is not the bank's."""
     named = "/".join(part.rstrip("/") for part in (config.base, config.gguf_file) if part) or None
-    if named is not None and base.name not in (named, str(Path(named).expanduser().resolve())):
+    if named is not None and base.name not in (named, str(Path(os.path.expanduser(named)).resolve())):
         difference = f"the base model {base.name!r}, not {named!r}"
     elif config.task_type not in ("auto", base.task_type):
         difference = f"the task type {base.task_type}, not {config.task_type}"

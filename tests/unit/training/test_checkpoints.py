@@ -125,3 +125,12 @@ def test_a_folder_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "checkpoint-2")
     (tmp_path / "checkpoint-2").write_text("a file")
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+
+
+@pytest.mark.parametrize("manifest", ["[]", "7", '{"a": 1}', '{"a\\u0000": "b"}', "[" * 100_000])
+def test_a_manifest_of_another_kind_is_no_checkpoint(tmp_path: Path, manifest: str) -> None:
+    save(tmp_path, 7)
+    for name in ("checkpoint-9", "checkpoint-\u00b2", "checkpoint-" + "9" * 200):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / checkpoints._MANIFEST).write_text(manifest)
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-7"

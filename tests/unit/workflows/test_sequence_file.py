@@ -212,6 +212,11 @@ def test_a_missing_file_is_named_as_it_is_written(write: Callable[..., Path], tm
         check_data(read_sequence(write(("/elsewhere/one.jsonl", str(tmp_path / "eval.jsonl")))))
 
 
+def test_the_home_of_nobody_is_a_missing_file(write: Callable[..., Path]) -> None:
+    with pytest.raises(NotFoundError, match=r"no such file: '~nobody-of-this-name/one\.jsonl'"):
+        check_data(read_sequence(write(("rows/one.jsonl", "~nobody-of-this-name/one.jsonl"))))
+
+
 def test_files_that_are_none(write: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no sequence file"):
         read_sequence(tmp_path / "absent.toml")
