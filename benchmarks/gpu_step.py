@@ -95,6 +95,7 @@ def _olora(model: PreTrainedModel, earlier: int, arguments: TrainingArguments) -
         penalties=[("orthogonal", 0.5, Orthogonal())],
         groups=GroupedFactors(layers, past, with_basis=False),
         observer=SilentObserver(),
+        dropout=True,
     )
 
 

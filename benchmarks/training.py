@@ -60,6 +60,7 @@ def olora_trainer(
         penalties=[("orthogonal", LAMBDA, Orthogonal())],
         groups=GroupedFactors(layers, earlier, with_basis=False),
         observer=SilentObserver(),
+        dropout=True,
     )
 
 

@@ -110,7 +110,8 @@ def _some_config(pair: Pair) -> PreTrainedConfig:
 
 
 def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    """Its first sentence: what some libraries propose behind it is of no use to who reads the page."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()).split('. ')[0][:160]}"
 
 
 def _verdict(pair: Pair, path: Path, targets: str) -> Verdict:

@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 README = Path(__file__).parents[2] / "README.md"
-ROWS = 120
+ROWS = 64
 
 
 def blocks(language: str) -> list[str]:
