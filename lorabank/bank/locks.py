@@ -94,7 +94,7 @@ def process_start(pid: int) -> int:
     A process id alone is not enough: ids come round again, in containers at once.
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return 0 if Path("/proc/self/stat").exists() else -1
     except OSError:

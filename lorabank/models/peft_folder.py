@@ -101,7 +101,7 @@ def read_adapter(folder: Path) -> tuple[LoraFactors, dict[str, Tensor], dict[str
     Raises:
         DataError: If a key is neither a LoRA factor nor part of a saved module, or a factor lacks its partner.
     """
-    config = json.loads((folder / CONFIG_FILE).read_text())
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     tensors = load_tensors((folder / WEIGHTS_FILE).read_bytes())
     keys = sorted_keys(folder / WEIGHTS_FILE, tensors)
     A = {module: tensors[a] for module, (a, _) in keys.factors.items()}
@@ -203,7 +203,7 @@ def sorted_keys(where: object, keys: Iterable[str]) -> Keys:
 
 def _shapes(folder: Path, file: MappedTensors, keys: Mapping[str, tuple[str, str]]) -> dict[str, FactorShape]:
     """Module to what its factors need, from the config and the header alone."""
-    config = json.loads((folder / CONFIG_FILE).read_text())
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     shapes = {}
     for module, (a, b) in keys.items():
         r, d_in = file.entries[a].shape

@@ -73,7 +73,7 @@ def read_tensors(checkpoint: Path, stem: str) -> dict[str, Tensor]:
 
 def read_facts(checkpoint: Path, stem: str) -> Any:
     """The JSON value of one file."""
-    return json.loads((checkpoint / f"{stem}.json").read_text())
+    return json.loads((checkpoint / f"{stem}.json").read_text(encoding="utf-8"))
 
 
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -158,7 +158,7 @@ class AdapterTrainer(Trainer):
         optimizer = self.optimizer.state_dict()
         folder = Path(self._get_output_dir(trial=trial))
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        trainer_state = (folder / TRAINER_STATE_NAME).read_text()
+        trainer_state = (folder / TRAINER_STATE_NAME).read_text(encoding="utf-8")
         (folder / TRAINER_STATE_NAME).unlink()
         save_checkpoint(
             folder,

@@ -134,7 +134,7 @@ def _snippet(facts: Facts) -> str:
         "",
         f"adapter = {facts.folder!r}  # this folder",
         f"base = {facts.loads_as!r}",
-        *(['labels = json.loads(Path(adapter, "labels.json").read_text())'] if heads else []),
+        *(['labels = json.loads(Path(adapter, "labels.json").read_text(encoding="utf-8"))'] if heads else []),
         f"model = {kind}.from_pretrained(base{named}{revision})",
         "model = PeftModel.from_pretrained(model, adapter).eval()",
         f"tokenizer = AutoTokenizer.from_pretrained({'adapter' if facts.tokenizer else f'base{revision}'})",

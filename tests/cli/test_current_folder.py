@@ -74,7 +74,7 @@ def test_no_command_opens_a_file_that_was_not_typed(hostile: Path, tmp_path: Pat
         command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONSAFEPATH": "1"}
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    codes, opened = json.loads((tmp_path / "opened.json").read_text())
+    codes, opened = json.loads((tmp_path / "opened.json").read_text(encoding="utf-8"))
     assert opened == []
     assert codes[:6] == [0] * 6, run.stderr
 

@@ -124,7 +124,7 @@ def test_no_page_without_a_command() -> None:
 def test_rewriting_keeps_the_prose_and_is_stable(tmp_path: Path) -> None:
     (tmp_path / "gc.md").write_text("# lorabank gc\n\nBefore.\n\n<!-- help -->\nold\n<!-- /help -->\n\nAfter.\n")
     assert len(rewrite(tmp_path)) == len(ALL)
-    text = (tmp_path / "gc.md").read_text()
+    text = (tmp_path / "gc.md").read_text(encoding="utf-8")
     assert "Before." in text
     assert text.endswith("After.\n")
     assert "--grace-hours" in text

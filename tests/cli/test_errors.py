@@ -142,7 +142,8 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 
 def test_a_terminal_without_utf8_shows_escapes() -> None:
-    shown = _shell('PYTHONIOENCODING=latin-1 "$PYTHON" -m lorabank_cli -b 日本 list')
+    name = r"$(printf '\346\227\245\346\234\254')"  # in UTF-8, whatever the locale of the tests
+    shown = _shell(f'PYTHONUTF8=1 PYTHONIOENCODING=latin-1 "$PYTHON" -m lorabank_cli -b {name} list')
     assert shown.returncode == 3
     assert "no bank at \\u65e5\\u672c" in shown.stderr
 

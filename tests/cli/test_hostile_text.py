@@ -367,7 +367,9 @@ def test_no_command_writes_past_the_one_output() -> None:
     found = {}
     for path in source.rglob("*.py"):
         calls = [
-            ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+            ast.unparse(node.func)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call)
         ]
         writes = {"print", "click.echo", "click.secho", "click.echo_via_pager", "sys.stdout.write", "sys.stderr.write"}
         writes |= {"click.confirm", "click.prompt", "click.progressbar", "os.write"}

@@ -122,11 +122,13 @@ def test_a_real_run_is_the_same_the_second_time(
     first = run("sequence", "run", "x.toml", "--quiet", "--json")
     assert first.code == 0, first.err
     assert first.err == ""
-    assert Path("x/table.md").read_text().index("not chosen") < Path("x/table.md").read_text().index("| olora |")
+    assert Path("x/table.md").read_text(encoding="utf-8").index("not chosen") < Path("x/table.md").read_text(
+        encoding="utf-8"
+    ).index("| olora |")
     again = run("sequence", "run", "x.toml", "--quiet", "--json")
     assert again.document["rows"] == first.document["rows"]
     shutil.copy("x.toml", "y.toml")
-    Path("y.toml").write_text(Path("x.toml").read_text().replace("r = 2", "r = 3"))
+    Path("y.toml").write_text(Path("x.toml").read_text(encoding="utf-8").replace("r = 2", "r = 3"))
     refused = run("sequence", "run", "y.toml", "--out", "x")
     assert refused.code == 4
     assert "train.r is 3, was 2" in refused.err

@@ -105,7 +105,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], 
     assert process.returncode == 0, process.stderr[-2000:]
     assert "Traceback" not in process.stderr
     assert "Exception ignored" not in process.stderr
-    codes = json.loads((folder / "codes.json").read_text())
+    codes = json.loads((folder / "codes.json").read_text(encoding="utf-8"))
     return {(state, *words): code for (state, words), code in zip(runs, codes, strict=True)}
 
 

@@ -112,7 +112,7 @@ def test_conversations_for_a_base_without_a_chat_template(refused: Any, made: di
         if file.suffix == ".jinja":
             file.unlink()
         elif file.name == "tokenizer_config.json":
-            config = json.loads(file.read_text())
+            config = json.loads(file.read_text(encoding="utf-8"))
             config.pop("chat_template", None)
             file.write_text(json.dumps(config))
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
@@ -181,7 +181,7 @@ def test_label_words_that_are_the_same_tokens(refused: Any, made: dict[str, Path
     """To a tokenizer that knows small letters alone."""
     base = Path(shutil.copytree(made["llama base"], tmp_path / "small"))
     file = base / "tokenizer.json"
-    tokenizer = json.loads(file.read_text())
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
     tokenizer["normalizer"] = {"type": "Lowercase"}
     file.write_text(json.dumps(tokenizer))
     data = write("l.jsonl", LABELLED)

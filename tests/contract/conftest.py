@@ -53,7 +53,7 @@ class Attended:
         """Add ``sum_k a_k h_k`` to every adapted module's output, one adapter and one token at a time."""
         adapters = []
         for digest in self.digests:
-            config = json.loads((bank / "adapters" / digest / "adapter_config.json").read_text())
+            config = json.loads((bank / "adapters" / digest / "adapter_config.json").read_text(encoding="utf-8"))
             tensors = load_file(bank / "adapters" / digest / "adapter_model.safetensors")
             adapters.append((tensors, config["lora_alpha"] / config["r"]))
         for module in {key.split(":", 1)[1] for key in self.selector}:
@@ -174,7 +174,7 @@ def by_hand(lab: Lab) -> Callable[..., torch.Tensor]:
         with torch.no_grad():
             for digest, weight in weights.items():
                 tensors = load_file(bank / "adapters" / digest / "adapter_model.safetensors")
-                config = json.loads((bank / "adapters" / digest / "adapter_config.json").read_text())
+                config = json.loads((bank / "adapters" / digest / "adapter_config.json").read_text(encoding="utf-8"))
                 for key, a in tensors.items():
                     if key.endswith(".lora_A.weight"):
                         module = key.removeprefix(prefix).removesuffix(".lora_A.weight")

@@ -58,7 +58,7 @@ def test_cells_of_two_environments_are_told_everywhere(
     assert main(["--bank", str(bank), "eval", "--forgetting-matrix", "--device", "cpu"]) == 0
     assert told in capsys.readouterr().out
     assert main(["--bank", str(bank), "report", str(tmp_path / "report.html")]) == 0
-    assert told in (tmp_path / "report.html").read_text()
+    assert told in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_older_cells_stay_valid_and_say_unknown(unknown: Path) -> None:

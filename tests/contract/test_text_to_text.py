@@ -366,7 +366,7 @@ def test_another_chat_template_is_another_base(place: Place, tmp_path: Path) -> 
     files = [file for file in base.rglob("*") if file.is_file() and b"<|assistant|>" in file.read_bytes()]
     assert files
     for file in files:
-        file.write_text(file.read_text().replace("<|assistant|>", "<|model|>"))
+        file.write_text(file.read_text(encoding="utf-8").replace("<|assistant|>", "<|model|>"))
     for ask in (
         lambda: api.generate(bank, GenerateConfig(texts=("hail",), task="chat", device="cpu")),
         lambda: api.add_task(bank, "more", TrainConfig(**({"data": data} | SETTINGS))),

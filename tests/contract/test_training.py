@@ -93,7 +93,7 @@ def test_other_rows_cannot_be_resumed(lab, copy, tmp_path: Path) -> None:
     bank = copy("olora", 1)
     with pytest.raises(KeyboardInterrupt):
         lab.add(bank, "two", Stop(10), **STEPS, data=str(data))
-    data.write_text(data.read_text() + '{"text": "a b c", "label": "part0"}\n')
+    data.write_text(data.read_text(encoding="utf-8") + '{"text": "a b c", "label": "part0"}\n')
     with pytest.raises(DataError, match="no longer what the interrupted run was trained on") as caught:
         api.add_task(bank, "two", None, resume=True)
     words = shlex.split(caught.value.hint or "")

@@ -137,7 +137,7 @@ def test_fifty_kills(warm: Warm, base: Path, data: Path, tmp_path: Path) -> None
         words, touched = chosen_command(chance, bank, train, number)
         code, _ = warm.run(words, chance.uniform(0, 1.1 * usual[words[0]]))
         kills += code == -signal.SIGKILL
-        assert code in (0, -signal.SIGKILL), f"{words}: {(tmp_path / 'errors.txt').read_text()[-500:]}"
+        assert code in (0, -signal.SIGKILL), f"{words}: {(tmp_path / 'errors.txt').read_text(encoding='utf-8')[-500:]}"
 
         bank = Bank.open(tmp_path / "bank")
         found = names(bank.snapshot())

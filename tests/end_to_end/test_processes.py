@@ -126,7 +126,7 @@ def test_accelerate_launches_it_too(still: Path, data: Path, tmp_path: Path) -> 
 def lives(pid: int) -> bool:
     """Whether a process runs that is nobody's child here; a dead one may not be buried yet."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
 
@@ -152,7 +152,10 @@ def test_killed_processes_resume_to_the_same_adapter(base: Path, data: Path, tmp
         assert time.monotonic() < deadline
         time.sleep(0.002)
     # the launcher gives each of its processes a session of its own
-    trainers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    trainers = [
+        int(pid)
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+    ]
     assert len(trainers) == 2
     for pid in (process.pid, *trainers):
         os.kill(pid, signal.SIGKILL)

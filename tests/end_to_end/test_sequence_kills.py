@@ -84,13 +84,13 @@ def killed(file: Path, out: Path, chance: random.Random) -> None:
 
 def results(out: Path) -> tuple[str, list[object]]:
     """The table below the card, and every matrix."""
-    table = (out / "table.md").read_text().partition("## Means")[2]
-    runs = json.loads((out / "results.json").read_text())["runs"]
+    table = (out / "table.md").read_text(encoding="utf-8").partition("## Means")[2]
+    runs = json.loads((out / "results.json").read_text(encoding="utf-8"))["runs"]
     return table, [[run["strategy"], run["report"]["values"], run["report"]["scalars"]] for run in runs]
 
 
 def test_a_killed_sequence_goes_on_to_the_same_table(base: Path, data: Path, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
     turned = [{"text": f"{row['text']} z", "label": "ab"[row["label"] == "first"]} for row in rows]
     other = tmp_path / "other.jsonl"
     other.write_text("".join(json.dumps(row) + "\n" for row in turned))

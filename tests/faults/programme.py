@@ -59,7 +59,7 @@ HARNESSES = (
     Harness("F1", "SIGKILL at random, storage operations", "random_kills:run", (1000, 10_000, 100_000), 40),
     Harness("F2", "SIGKILL at every system call", "every_call:run", (None, None, None), 200),
     # Fewer on each push than at night: every try trains twice, a second of one slow core.
-    Harness("F3", "SIGKILL of add-task in training, resumed", "training_kills:run_f3", (60, 3000, 10_000), 12),
+    Harness("F3", "SIGKILL of add-task in training, resumed", "training_kills:run_f3", (60, 3000, 10_000), 24),
     Harness("F4", "SIGKILL while a checkpoint is saved", "training_kills:run_f4", (30, 600, 2000), 12),
     Harness("F5", "power cut on ext4", "power_cut:run", (50, 500, 5000), 10),
     Harness("F6", "crash states, and every sync taken out", "crash_states:run", (None, None, None), 400),

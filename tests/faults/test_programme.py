@@ -122,5 +122,5 @@ def test_the_command_writes_its_findings_down(tmp_path: Path) -> None:
         cwd=Path(__file__).parents[2],
     )
     assert "F13" in done.stdout
-    assert '"level": "push"' in (tmp_path / "a.json").read_text()
-    assert "| F13 |" in (tmp_path / "a.md").read_text()
+    assert '"level": "push"' in (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert "| F13 |" in (tmp_path / "a.md").read_text(encoding="utf-8")

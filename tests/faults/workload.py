@@ -173,7 +173,7 @@ def old() -> Path:
     with closing(sqlite3.connect(bank / "bank.db")) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA application_id = {0x4C6F5242}")
-        connection.executescript(dump.read_text())
+        connection.executescript(dump.read_text(encoding="utf-8"))
     dump.unlink()
     for name in FOLDERS:
         (bank / name).mkdir(exist_ok=True)

@@ -48,7 +48,7 @@ def path(tmp_path: Path) -> Path:
     with closing(sqlite3.connect(folder / "bank.db")) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA application_id = {0x4C6F5242}")
-        connection.executescript(dump.read_text())
+        connection.executescript(dump.read_text(encoding="utf-8"))
     dump.unlink()
     return folder
 

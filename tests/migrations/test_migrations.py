@@ -92,7 +92,7 @@ def test_there_is_one_head_and_the_code_knows_it():
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_the_schema_that_is_compared_is_what_the_migrations_make(revision):
     """`python -m tests.migrations.schemas` writes it."""
-    kept = (SCHEMAS / f"{revision}.sql").read_text()
+    kept = (SCHEMAS / f"{revision}.sql").read_text(encoding="utf-8")
     assert same_schema(kept, made_by_the_migrations(revision))
     assert not same_schema(kept.replace("position > 0", "position > 1"), made_by_the_migrations(revision))
 

@@ -70,7 +70,7 @@ def fields(**changes: Any) -> Spoil:
     """Set fields of the config; ``...`` takes one out."""
 
     def spoil(folder: Path) -> None:
-        config = json.loads((folder / CONFIG).read_text()) | changes
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8")) | changes
         kept = {name: value for name, value in config.items() if value is not ...}
         (folder / CONFIG).write_text(json.dumps(kept))
 

@@ -21,7 +21,7 @@ def text(content: bytes) -> Spoil:
 
 
 def not_a_number(folder: Path) -> None:
-    config = json.loads((folder / CONFIG).read_text())
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     (folder / CONFIG).write_text(json.dumps(config | {"lora_alpha": float("nan")}))
 
 

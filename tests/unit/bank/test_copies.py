@@ -132,7 +132,7 @@ def test_other_files_among_the_copies_are_the_users(filled, set_clock):
         assert last.name.startswith("99991231T23596")
     found = [path for path in copies.copies(Layout(filled.path))]
     assert (len(found), found[-1]) == (3, last)
-    assert all((folder / name).read_text() == "mine" for name in theirs)
+    assert all((folder / name).read_text(encoding="utf-8") == "mine" for name in theirs)
     assert api.restore(filled.path, last.name).kept
 
 

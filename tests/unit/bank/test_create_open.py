@@ -20,7 +20,7 @@ from lorabank.core.errors import DamagedError, ExistsError, IncompatibleError, N
 
 def test_a_new_bank_is_empty_and_knows_its_base(bank, kit):
     snapshot = Bank.open(bank.path).snapshot()
-    assert snapshot.id == bank.id == json.loads((bank.path / "bank.json").read_text())["id"]
+    assert snapshot.id == bank.id == json.loads((bank.path / "bank.json").read_text(encoding="utf-8"))["id"]
     assert snapshot.format == 1
     assert snapshot.base == kit.base
     assert snapshot.tasks == snapshot.removed_tasks == snapshot.compositions == snapshot.datasets == ()

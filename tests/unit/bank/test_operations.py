@@ -131,7 +131,7 @@ def test_an_interrupted_training_with_a_checkpoint_can_be_resumed(bank, kit):
     with bank.resume("add-task", "spam") as resumed:
         assert resumed.id == operation.id
         assert resumed.config == {"texts": ["a"]}
-        assert (resumed.work / "checkpoint-50" / "state").read_text() == "half"
+        assert (resumed.work / "checkpoint-50" / "state").read_text(encoding="utf-8") == "half"
         assert bank.operations()[0].alive
         kit.commit_task(resumed, "spam", weight=9.0)
     assert [task.name for task in bank.snapshot().tasks] == ["products", "spam"]

@@ -103,5 +103,5 @@ def test_a_part_that_fails_does_not_cost_the_others(monkeypatch, capsys, tmp_pat
     monkeypatch.setattr("sys.argv", ["benchmarks", *words])
     assert program.main() == 1
     assert "gpu_decode cpu tiny: failed" in capsys.readouterr().err
-    assert [result["what"] for result in json.loads(file.read_text())["results"]] == ["a slot"]
-    assert "| gpu_slots | a slot | 1.500 x |" in file.with_suffix(".md").read_text()
+    assert [result["what"] for result in json.loads(file.read_text(encoding="utf-8"))["results"]] == ["a slot"]
+    assert "| gpu_slots | a slot | 1.500 x |" in file.with_suffix(".md").read_text(encoding="utf-8")

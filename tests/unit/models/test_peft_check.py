@@ -170,7 +170,7 @@ def test_another_base_is_refused(tmp_path) -> None:
     base = save_base(tmp_path / "base", "llama")
     _, files = save_adapter(base)
     config = tmp_path / "base/config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 0.5}))
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"rms_norm_eps": 0.5}))
     with pytest.raises(IncompatibleError, match=r"its config\.json differs"):
         plain_files(files, base, 0)
 

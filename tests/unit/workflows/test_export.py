@@ -62,7 +62,7 @@ def test_a_pooler_that_the_base_does_not_bring_is_part_of_the_head(
 
     base = save_base(tmp_path / "base", "bert", AutoModelForMaskedLM)
     check_contract(fill_bank(tmp_path, str(base)), base, tmp_path / "out", logits, peft_logits)
-    assert json.loads((tmp_path / "out/adapter_config.json").read_text())["modules_to_save"] == [
+    assert json.loads((tmp_path / "out/adapter_config.json").read_text(encoding="utf-8"))["modules_to_save"] == [
         "bert.pooler",
         "classifier",
     ]
@@ -77,7 +77,7 @@ def test_the_real_encoder(tmp_path, fill_bank, logits, peft_logits) -> None:
 
 def test_ranks_differ_where_only_one_adapter_is(bert_bank, tmp_path) -> None:
     api.export(bert_bank, "second", tmp_path / "out")
-    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text(encoding="utf-8"))
     # r 2 on every linear module but the head's, r 3 more on query and value
     assert config["r"] == config["lora_alpha"] == 5
     assert set(config["rank_pattern"].values()) == {2}
@@ -101,14 +101,14 @@ def test_a_task_trained_on_nothing_is_its_stored_adapter(bert_bank, tmp_path, lo
     assert (result.kind, result.state) == ("adapter", "learnt")
     assert result.files == ("README.md", "adapter_config.json", "adapter_model.safetensors", "labels.json")
     assert "head of 2 labels in this order: no, yes" in result.note
-    assert json.loads((tmp_path / "out/adapter_config.json").read_text())["r"] == 2
+    assert json.loads((tmp_path / "out/adapter_config.json").read_text(encoding="utf-8"))["r"] == 2
     expected = logits(bert_bank, "first", own_state(bert_bank, "first"))
     torch.testing.assert_close(peft_logits(bert_bank.parent / "base", tmp_path / "out", 2), expected, **CLOSE)
 
 
 def deltas(folder: Path, rslora: bool) -> dict[str, np.ndarray]:
     """s B A of every module, from the files."""
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "adapter_model.safetensors")
     found = {}
     for key, a in tensors.items():
@@ -149,7 +149,7 @@ def test_a_compressed_composition_is_the_best_of_its_rank(bank, compose, tmp_pat
     compose("manual", max_rank=2)
     api.export(bank, "manual", tmp_path / "out")
     stored, found = stored_deltas(bank), deltas(tmp_path / "out", False)
-    assert json.loads((tmp_path / "out/adapter_config.json").read_text())["r"] == 2
+    assert json.loads((tmp_path / "out/adapter_config.json").read_text(encoding="utf-8"))["r"] == 2
     for module in stored["second"]:
         u, s, vh = np.linalg.svd(stored["first"][module] + stored["second"][module])
         np.testing.assert_allclose(found[module], (u[:, :2] * s[:2]) @ vh[:2], atol=1e-5)

@@ -29,9 +29,9 @@ def test_an_export_names_the_converted_base_and_comes_back(
     assert Bank.open(bank).snapshot().base.name == str(file)
     folder = api.show(bank, "first")["base"]["folder"]
     api.export(bank, "first", tmp_path / "out")
-    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == folder != str(file)
-    assert repr(folder) in (tmp_path / "out/README.md").read_text()
+    assert repr(folder) in (tmp_path / "out/README.md").read_text(encoding="utf-8")
     for found, expected in zip(
         peft_logits(Path(folder), tmp_path / "out"), bank_logits(bank, own_state(bank, "first")), strict=True
     ):

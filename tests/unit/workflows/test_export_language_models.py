@@ -47,7 +47,7 @@ def close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
 
 
 def config_of(folder: Path) -> dict[str, object]:
-    return dict(json.loads((folder / "adapter_config.json").read_text()))
+    return dict(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
 
 
 def test_a_joined_context_answers_as_the_bank_does(made, tmp_path) -> None:

@@ -85,11 +85,11 @@ def test_an_adapter_stored_with_dropout_and_targets_that_peft_misreads_is_export
 
     monkeypatch.setattr("lorabank.workflows.train.stored_files", as_before)
     bank = add(tmp_path, base)
-    assert json.loads((adapter_folder(bank) / CONFIG_FILE).read_text())["lora_dropout"] == 0.1
+    assert json.loads((adapter_folder(bank) / CONFIG_FILE).read_text(encoding="utf-8"))["lora_dropout"] == 0.1
     for number, own in enumerate((False, True)):
         target = tmp_path / f"out-{number}"
         api.export(bank, "moved", target, own=own)
-        config = json.loads((target / CONFIG_FILE).read_text())
+        config = json.loads((target / CONFIG_FILE).read_text(encoding="utf-8"))
         assert config["lora_dropout"] == 0.0
         digest = Bank.open(bank).snapshot().adapter_of("moved").digest
         torch.testing.assert_close(peft_logits(base, target, 2), logits(bank, "moved", {digest: 1.0}), **CLOSE)
@@ -99,7 +99,7 @@ def test_dropout_is_the_records_and_not_the_adapters(tmp_path, save_base) -> Non
     bank = add(tmp_path, save_base(tmp_path / "base"), lora_dropout=0.25)
     record = Bank.open(bank).snapshot().adapter_of("moved")
     assert record.config["lora_dropout"] == 0.25
-    assert json.loads((adapter_folder(bank) / CONFIG_FILE).read_text())["lora_dropout"] == 0.0
+    assert json.loads((adapter_folder(bank) / CONFIG_FILE).read_text(encoding="utf-8"))["lora_dropout"] == 0.0
 
 
 def test_what_peft_cannot_load_is_told_when_it_is_stored_and_refused_when_it_is_to_leave(

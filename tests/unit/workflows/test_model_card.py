@@ -46,7 +46,7 @@ def run(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> tuple[st
 def test_a_classifiers_snippet_answers_with_the_banks_labels(bert_bank, tmp_path, capsys) -> None:
     result = api.export(bert_bank, "second", tmp_path / "out")
     assert result.files == ("README.md", "adapter_config.json", "adapter_model.safetensors", "labels.json")
-    assert json.loads((tmp_path / "out/labels.json").read_text()) == ["one", "three", "two"]
+    assert json.loads((tmp_path / "out/labels.json").read_text(encoding="utf-8")) == ["one", "three", "two"]
     for text in ("a b c", "z y z", "m n o"):
         (expected,) = api.predict(bert_bank, PredictConfig(texts=(text,), task="second", device="cpu"))
         label, names = run(tmp_path / "out", text, capsys)
@@ -58,19 +58,19 @@ def test_the_card_says_what_the_exported_state_scored(bank, tmp_path) -> None:
     for state, row in (("learnt", 1), ("now", 2)):
         (report,) = api.evaluate(bank, EvalConfig(device="cpu", forgetting_matrix=True))
         api.export(bank, "first", tmp_path / state, state=state)
-        _, text, _ = parts((tmp_path / state / "README.md").read_text())
+        _, text, _ = parts((tmp_path / state / "README.md").read_text(encoding="utf-8"))
         assert f"score on first | accuracy {report.values[row][0]:.3f} " in text
         assert "no, yes" in text
         assert Bank.open(bank).snapshot().base.fingerprint in text
     api.export(bank, "second", tmp_path / "own", own=True)  # alone it was never measured
-    assert "score on" not in (tmp_path / "own/README.md").read_text()
+    assert "score on" not in (tmp_path / "own/README.md").read_text(encoding="utf-8")
 
 
 def test_a_sum_has_no_head_and_says_so(bank, compose, tmp_path) -> None:
     compose("manual")
     result = api.export(bank, "manual", tmp_path / "out")
     assert "labels.json" not in result.files
-    _, text, code = parts((tmp_path / "out/README.md").read_text())
+    _, text, code = parts((tmp_path / "out/README.md").read_text(encoding="utf-8"))
     assert "it holds no head" in text
     with chdir(tmp_path):
         exec(code, {})

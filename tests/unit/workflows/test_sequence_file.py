@@ -236,7 +236,7 @@ BENCHMARKS = sorted((Path(__file__).parents[3] / "benchmarks" / "continual").glo
 @pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: file.stem)
 def test_the_benchmarks_files_can_be_read_in_every_size(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CL_BENCHMARK", "/data")
-    sizes = tomllib.loads(file.read_text())["sizes"]
+    sizes = tomllib.loads(file.read_text(encoding="utf-8"))["sizes"]
     assert {"small", "full"} <= sizes.keys()
     for size in sizes:
         config = read_sequence(file, size)

@@ -185,7 +185,7 @@ def test_a_split_of_one_file_does_not_depend_on_the_training_seed(
     tasks: Callable[..., Path], base: BaseModelRecord, tmp_path: Path
 ) -> None:
     file = tasks()
-    file.write_text(file.read_text().replace('eval_data = "b-test.jsonl"\n', "eval_fraction = 0.25\n"))
+    file.write_text(file.read_text(encoding="utf-8").replace('eval_data = "b-test.jsonl"\n', "eval_fraction = 0.25\n"))
     (_, _), (task, data) = reloaded(file, base, tmp_path / "data")
     assert (len(data.train), len(data.eval)) == (12, 4)
     assert data.eval.sha256 == task.digests["eval"]
@@ -204,7 +204,7 @@ def test_written_files_keep_columns_words_and_form(
     ]
     (tmp_path / "b.json").write_text(json.dumps(chat))
     file = tasks("max_train_rows = 4\nmax_eval_rows = 2")
-    text = file.read_text().replace('"a.jsonl"', '"a.csv"').replace('"b.jsonl"', '"b.json"')
+    text = file.read_text(encoding="utf-8").replace('"a.jsonl"', '"a.csv"').replace('"b.jsonl"', '"b.json"')
     for name, more in (("a", 'map = ["body=text", "kind=label"]\nlabel_words = "0=bad,1=good"'), ("b", "")):
         text = text.replace(f'eval_data = "{name}-test.jsonl"', more)
     file.write_text(text)

@@ -102,7 +102,7 @@ def copy(lab: Path, tmp_path: Path) -> Path:
 
 
 def page(folder: Path) -> str:
-    return (folder / "letters" / "table.md").read_text()
+    return (folder / "letters" / "table.md").read_text(encoding="utf-8")
 
 
 def by_name(rows: tuple[SequenceRow, ...]) -> dict[tuple[str, str], SequenceRow]:
@@ -110,7 +110,7 @@ def by_name(rows: tuple[SequenceRow, ...]) -> dict[tuple[str, str], SequenceRow]
 
 
 def changed(file: Path, *changes: tuple[str, str]) -> Path:
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
@@ -152,7 +152,7 @@ def test_a_second_run_does_nothing_again(lab: Path) -> None:
 
 
 def test_results_hold_card_matrices_and_pictures(lab: Path) -> None:
-    document = json.loads((lab / "letters" / "results.json").read_text())
+    document = json.loads((lab / "letters" / "results.json").read_text(encoding="utf-8"))
     assert document["settings"]["train"]["epochs"] == 2.0
     assert len(document["runs"]) == 2 * 3
     matrix = document["runs"][0]["report"]["values"]
@@ -173,8 +173,8 @@ def test_the_card_tells_the_protocol_and_stands_above_the_numbers(lab: Path) -> 
     ):  # fmt: skip
         assert fact in card, fact
     assert "olora | prototype | routed" in table
-    document = json.loads((lab / "letters" / "results.json").read_text())["card"]
-    rows = [json.loads(line) for line in (lab / "one.jsonl").read_text().splitlines()]
+    document = json.loads((lab / "letters" / "results.json").read_text(encoding="utf-8"))["card"]
+    rows = [json.loads(line) for line in (lab / "one.jsonl").read_text(encoding="utf-8").splitlines()]
     canonical = "".join(
         json.dumps({"label": r["label"], "text": r["text"]}, separators=(",", ":")) + "\n" for r in rows
     )
@@ -201,7 +201,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_table(
     result = api.run_sequence(file, out=copy / "letters", observer=again)
     assert sum(what.startswith("training") for what in again.jobs) == trainings, "what is done is not done again"
     # The uninterrupted run has a second order too: the first order's matrices and adapters must be the same.
-    runs = json.loads((lab / "letters" / "results.json").read_text())["runs"]
+    runs = json.loads((lab / "letters" / "results.json").read_text(encoding="utf-8"))["runs"]
     whole = {(run["strategy"], run["report"]["subject"]): run["report"] for run in runs if run["order"] == 1}
     for run in result.runs:
         assert run.report.values == whole[run.strategy, run.report.subject]["values"]

@@ -67,7 +67,9 @@ def test_a_plot_is_drawn(tmp_path, name, start) -> None:
 def test_a_plot_names_subject_and_mode(tmp_path) -> None:
     def words(report: MatrixReport) -> str:
         # matplotlib draws text as shapes and names it in a comment
-        return " ".join(re.findall(r"<!-- (.*?) -->", api.save_plot(report, tmp_path / "m.svg").read_text()))
+        return " ".join(
+            re.findall(r"<!-- (.*?) -->", api.save_plot(report, tmp_path / "m.svg").read_text(encoding="utf-8"))
+        )
 
     assert "mixed (manual)" in words(make_report(mode="manual", subject="mixed"))
     assert "as-trained (" not in words(make_report())
@@ -75,7 +77,7 @@ def test_a_plot_names_subject_and_mode(tmp_path) -> None:
 
 def test_a_table_holds_every_row_and_no_zero_for_what_is_missing(tmp_path) -> None:
     path = api.save_csv(make_report(), tmp_path / "m.csv")
-    assert list(csv.reader(path.read_text().splitlines())) == [
+    assert list(csv.reader(path.read_text(encoding="utf-8").splitlines())) == [
         ["after", "first", "second"],
         ["base", "", ""],
         ["first", "0.9", ""],
@@ -114,7 +116,7 @@ def test_nothing_measured_is_an_empty_report(tmp_path, bert_bank, no_model) -> N
     bank = Bank.create(tmp_path / "empty", Bank.open(bert_bank).snapshot().base)
     assert stored_reports(bank, bank.snapshot()) == []
     path = api.report(tmp_path / "empty", tmp_path / "r.html")
-    assert "0 tasks" in path.read_text()
+    assert "0 tasks" in path.read_text(encoding="utf-8")
 
 
 def test_the_report_says_what_eval_said_without_a_model(bank, compose, monkeypatch) -> None:
@@ -181,7 +183,7 @@ def test_scores_of_other_settings_do_not_mix(bank) -> None:
 def test_the_report_is_one_page_with_everything(bank, compose, tmp_path) -> None:
     compose("manual", name="mixed")
     evaluate(bank, all=True, forgetting_matrix=True)
-    page = api.report(bank, tmp_path / "bank.html").read_text()
+    page = api.report(bank, tmp_path / "bank.html").read_text(encoding="utf-8")
     for word in ("first", "second", "mixed", "olora", "default-src 'none'", "<svg"):
         assert word in page
     assert not re.search(r"<script|https?://(?!www\.w3\.org/)", page)

@@ -72,7 +72,7 @@ def test_its_score_is_what_its_head_gives(bank, source, bring_in, rows, peft_log
     base = bert_bank.parent / "base"
     model = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(base, num_labels=3), source)
     tokenizer, correct = AutoTokenizer.from_pretrained(base), 0
-    for line in held_out.read_text().splitlines():
+    for line in held_out.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         ids = tokenizer(row["text"], return_tensors="pt")["input_ids"]
         with torch.inference_mode():
@@ -136,7 +136,7 @@ def test_a_composition_says_that_it_holds_an_imported_adapter(bank, source, brin
 
 
 def edit(source: Path, **fields: Any) -> None:
-    (source / CONFIG).write_text(json.dumps(json.loads((source / CONFIG).read_text()) | fields))
+    (source / CONFIG).write_text(json.dumps(json.loads((source / CONFIG).read_text(encoding="utf-8")) | fields))
 
 
 def test_a_huge_update_is_told(source, bring_in) -> None:

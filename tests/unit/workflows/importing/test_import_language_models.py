@@ -102,7 +102,10 @@ def test_every_linear_module_can_be_adapted(kind, base, bring_in, tmp_path) -> N
 
 
 def test_the_record_keeps_how_it_is_asked(source, bring_in, tmp_path) -> None:
-    rows = [json.loads(line) for line in write_rows(tmp_path / "rows.jsonl", LABELS).read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in write_rows(tmp_path / "rows.jsonl", LABELS).read_text(encoding="utf-8").splitlines()
+    ]
     data = write_json(tmp_path / "rows.jsonl", [{"letters": row["text"], "label": row["label"]} for row in rows])
     options = {
         "label_words": "one=uno,two=dos,three=tres",
@@ -131,7 +134,7 @@ def test_its_score_is_what_plain_peft_reaches(base, source, bring_in, tmp_path) 
     held_out = write_rows(tmp_path / "e.jsonl", LABELS, rows=15, seed=2)
     result = bring_in(source, data=train, eval_data=str(held_out))
     model, tokenizer, correct = plain_model(base, source), AutoTokenizer.from_pretrained(base), 0
-    for line in held_out.read_text().splitlines():
+    for line in held_out.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         scores = label_scores(model, tokenizer, f"{row['text']} is one, three, two:", LABELS)
         correct += LABELS[scores.index(max(scores))] == row["label"]
@@ -176,7 +179,7 @@ def test_a_missing_task_type_is_the_banks(kind, source, bring_in) -> None:
 
 
 def edit(source: Path, **fields: Any) -> None:
-    config = json.loads((source / "adapter_config.json").read_text()) | fields
+    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8")) | fields
     (source / "adapter_config.json").write_text(json.dumps(config))
 
 

@@ -23,7 +23,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def edit(source: Path, **fields: Any) -> None:
-    config = json.loads((source / CONFIG).read_text()) | fields
+    config = json.loads((source / CONFIG).read_text(encoding="utf-8")) | fields
     (source / CONFIG).write_text(json.dumps(config))
 
 
