@@ -18,7 +18,7 @@ from lorabank.data.loading import Rows, load_task_data, read_rows, sample_rows, 
 
 
 def write(path: Path, *cells: tuple[str, str]) -> str:
-    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in cells))
+    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in cells), encoding="utf-8")
     return str(path)
 
 
@@ -71,7 +71,8 @@ def test_texts_alone_need_no_label_column(tmp_path: Path) -> None:
 
 
 def test_the_digest_is_over_the_rows_in_canonical_form(tmp_path: Path) -> None:
-    (tmp_path / "data.jsonl").write_text('{"label": 1, "text": "é", "other": 0}\n{"text": "b", "label": "x"}\n')
+    rows = '{"label": 1, "text": "é", "other": 0}\n{"text": "b", "label": "x"}\n'
+    (tmp_path / "data.jsonl").write_text(rows, encoding="utf-8")
     by_hand = hashlib.sha256('{"label":"1","text":"é"}\n{"label":"x","text":"b"}\n'.encode()).hexdigest()
     from_json = read_rows(tmp_path / "data.jsonl", text_column="text", label_column="label")
     assert from_json.sha256 == by_hand
