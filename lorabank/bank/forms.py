@@ -120,11 +120,19 @@ def _object(**known: Check) -> Check:
     return lambda value: type(value) is dict and all(check(value[key]) for key, check in known.items() if key in value)
 
 
+def _lists_of_texts(value: Any) -> bool:
+    """Lists of one text or more."""
+    return type(value) is list and all(type(one) is list and one and all(map(_text, one)) for one in value)
+
+
 _COUNT = _within(0, _MOST)
 _DIGEST = _hexadecimal(64)
 _POSITION = _within(1, 2**31)
 _BLOB = _optional(_DIGEST)
 _OPTIONAL_TEXT = _optional(_text)
+
+_RESERVED = _object(config=_object(), train=_DIGEST, eval=_DIGEST, past=_object(earlier=_lists_of_texts))
+"""What an interrupted training is resumed by (``workflows.past``)."""
 
 _TEXT_TO_TEXT = ("likelihood", "generation", "perplexity")
 
@@ -187,7 +195,7 @@ FORMS: dict[str, dict[str, Check | Json]] = {
         "detail": Json(_object(routed=_each(_COUNT))), "created_at": _text,
     },
     "operations": {
-        "name": _text, "id": _hexadecimal(32), "kind": _text, "config": _ANY_OBJECT, "started_at": _moment,
+        "name": _text, "id": _hexadecimal(32), "kind": _text, "config": Json(_RESERVED), "started_at": _moment,
         "pid": _within(0, 2**31), "boot_id": _text, "host": _text, "process_start": _within(-1, 2**63 - 1),
     },
 }  # fmt: skip

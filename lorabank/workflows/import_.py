@@ -19,6 +19,7 @@ from lorabank.core.config import InitConfig, TrainConfig, validate
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
+from lorabank.core.versions import package_versions
 from lorabank.data.loading import TaskData, example_row
 from lorabank.models.foreign import ForeignAdapter
 from lorabank.models.foreign_fit import check_effect, check_fits, largest_update
@@ -33,7 +34,7 @@ from lorabank.workflows.bases import future_base, open_or_init
 from lorabank.workflows.import_source import check_source_base, find_source, read_source
 from lorabank.workflows.results import AddTaskResult
 from lorabank.workflows.task_data import dataset_records, encode_rows, load_data, settled, task_statistics
-from lorabank.workflows.train import commit_and_score, package_versions, stored_files
+from lorabank.workflows.train import commit_and_score, stored_files
 from lorabank.workflows.upkeep import listed
 from lorabank.workflows.view import adapters_in_order, read_stack
 

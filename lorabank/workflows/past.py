@@ -14,6 +14,7 @@ from typing import Any
 
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.config import TrainConfig
+from lorabank.core.errors import DamagedError
 from lorabank.core.records import AdapterRecord
 from lorabank.training.strategies.base import Strategy
 from lorabank.training.strategies.states import needed
@@ -58,6 +59,22 @@ def past_of(snapshot: Snapshot, strategy: Strategy, config: TrainConfig) -> dict
     )
 
 
+def recorded_run(name: str, stored: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, str]]:
+    """Settings of an interrupted run, and the digests of its rows for training and evaluation.
+
+    Raises:
+        DamagedError: Its reservation does not hold them.
+    """
+    try:
+        return stored["config"], (stored["train"], stored["eval"])
+    except KeyError as error:
+        raise DamagedError(
+            f"the reservation of add-task {name!r} lacks {error.args[0]!r}, so it cannot be resumed",
+            hint=f"lorabank add-task {name} --data FILE --restart",
+            unchanged="the bank was not changed",
+        ) from error
+
+
 def moved_on(stored: Mapping[str, Any], now: Mapping[str, Any], snapshot: Snapshot) -> str | None:
     """What is other in the bank than when a run began, in words; None where its past is unchanged.
 
@@ -73,10 +90,10 @@ def moved_on(stored: Mapping[str, Any], now: Mapping[str, Any], snapshot: Snapsh
     then = stored[KEY]
     if then == now:
         return None
-    tasks_then, tasks_now = ([entry[0] for entry in past["earlier"]] for past in (then, now))
+    tasks_then, tasks_now = ([entry[0] for entry in past.get("earlier", ())] for past in (then, now))
     if tasks_then != tasks_now:
         return f"it began after {_listed(tasks_then)}, and now there is {_listed(tasks_now)}"
-    others = [a[0] for a, b in zip(then["earlier"], now["earlier"], strict=True) if a != b]
+    others = [a[0] for a, b in zip(then.get("earlier", ()), now["earlier"], strict=True) if a != b]
     if others:
         return f"{_listed(others)} had another adapter when it began"
     parts = [key for key in now if then.get(key) != now[key]]

@@ -11,10 +11,10 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.core.config import TrainConfig
 from lorabank.core.records import AdapterRecord, BaseModelRecord
 from lorabank.core.sequence_config import ROW_KEYS, Cell, SequenceConfig
+from lorabank.core.versions import package_versions
 from lorabank.workflows.results import MatrixReport
 from lorabank.workflows.sequence_folder import digest_of
 from lorabank.workflows.sequence_rows import SequenceTask
-from lorabank.workflows.train import package_versions
 
 _SHOWN = (
     "epochs", "learning_rate", "lr_scheduler_type", "batch_size", "gradient_accumulation_steps", "r", "lora_alpha",

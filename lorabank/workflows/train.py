@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -21,10 +20,19 @@ from lorabank.core.errors import BusyError, ConfigError, DataError, Incompatible
 from lorabank.core.observer import Observer, SilentObserver
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 from lorabank.core.trackers import check_tracker
+from lorabank.core.versions import package_versions
 from lorabank.data.loading import TaskData, example_row
 from lorabank.models.loading import load_base, resolve_device
 from lorabank.workflows.bases import future_base, open_or_init
-from lorabank.workflows.past import KEY, continued_by, earlier_adapters, moved_on, past_of, restart_command
+from lorabank.workflows.past import (
+    KEY,
+    continued_by,
+    earlier_adapters,
+    moved_on,
+    past_of,
+    recorded_run,
+    restart_command,
+)
 from lorabank.workflows.results import AddTaskResult, TaskPlan
 from lorabank.workflows.task_data import (
     dataset_records,
@@ -331,7 +339,8 @@ def _same_run(
     bank: Bank, operation: Operation, given: tuple[TrainConfig, TaskData] | None
 ) -> tuple[TrainConfig, TaskData]:
     """The settings and rows of the interrupted run; settings given again must be the same, and so must the past."""
-    stored = validate(TrainConfig, operation.config["config"], where="the interrupted run")
+    settings, rows = recorded_run(operation.name, operation.config)
+    stored = validate(TrainConfig, settings, where="the interrupted run")
     if given:
         differ = [key for key, value in asdict(given[0]).items() if value != getattr(stored, key)]
         if differ:
@@ -341,7 +350,7 @@ def _same_run(
                 hint=f"lorabank add-task {operation.name} --resume, or --restart with the new settings",
             )
     data = load_data(stored, bank.snapshot().base)
-    if (data.train.sha256, data.eval.sha256) != (operation.config["train"], operation.config["eval"]):
+    if (data.train.sha256, data.eval.sha256) != rows:
         raise DataError(
             f"{stored.data} is no longer what the interrupted run was trained on",
             unchanged="the interrupted run is still there",
@@ -385,11 +394,3 @@ def stored_files(
     except IncompatibleError as error:
         observer.notice(f"{error.message}; lorabank answers with it, and lorabank export will refuse it")
         return files
-
-
-def package_versions() -> dict[str, str]:
-    """Python and the packages that decide an adapter's bytes, as the adapter's record keeps them."""
-    from importlib.metadata import version
-
-    packages = ("lorabank", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}

@@ -12,7 +12,7 @@ from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
-from lorabank.core.errors import IncompatibleError
+from lorabank.core.errors import DamagedError, IncompatibleError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import AdapterRecord
 from lorabank.workflows import train
@@ -127,3 +127,10 @@ def test_a_run_without_a_record_is_resumed_where_there_never_was_a_past(lab, cop
     lab.add(other, "one")
     api.remove(other, "one")  # no task is there, but there was one
     refused(other, "an earlier version of lorabank began it")
+
+
+def test_a_reservation_without_settings_is_damage(lab, copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "_stored", lambda *_: {"train": "0" * 64})
+    bank = stop(lab, copy("olora", 0), "one", "olora")
+    with pytest.raises(DamagedError, match="lacks 'config'"):
+        api.add_task(bank, "one", None, resume=True)
