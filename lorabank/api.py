@@ -60,7 +60,7 @@ def init_bank(path: str | Path, config: InitConfig, observer: Observer = _SILENT
 
 def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig | None = None) -> TaskPlan:
     """What `add_task` would do: settings, rows, tokens, steps, sizes. Nothing is written."""
-    from lorabank.workflows.train import plan_task as run
+    from lorabank.workflows.plan import plan_task as run
 
     return run(path, name, config, init)
 

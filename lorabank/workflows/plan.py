@@ -1,0 +1,85 @@
+"""``add-task --dry-run``: what a training would do, without doing it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabank.bank.bank import Bank
+from lorabank.core import plugins
+from lorabank.core.config import InitConfig, TrainConfig, validate
+from lorabank.core.trackers import check_tracker
+from lorabank.data.loading import TaskData, example_row
+from lorabank.workflows.bases import future_base
+from lorabank.workflows.past import earlier_adapters
+from lorabank.workflows.results import TaskPlan
+from lorabank.workflows.task_data import encode_rows, load_data, recorded_scoring
+
+if TYPE_CHECKING:
+    from lorabank.training.planning import AdapterPlan
+    from lorabank.training.strategies.base import Strategy
+
+
+def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig | None) -> TaskPlan:
+    """What ``add_task`` would do; nothing is trained, written or loaded but the tokenizer and the base's shapes."""
+    from lorabank.training.planning import plan_adapter, planned_steps, resolve_penalties
+    from lorabank.workflows.recall import rows_replayed
+
+    checked = validate(TrainConfig, asdict(config))
+    check_tracker(checked.report_to)
+    exists = Bank.exists(path)
+    snapshot = Bank.open(path).snapshot() if exists else None
+    base = future_base(path, checked, init or InitConfig())
+    strategy = plugins.load(plugins.STRATEGIES, checked.strategy, "strategy")
+    data = load_data(checked, base)
+    adapter = plan_adapter(base, checked, len(data.labels))
+    examples = encode_rows(base, data, adapter.max_length)
+    lengths = sorted(examples.lengths)
+    earlier = earlier_adapters(snapshot)
+    names = {adapter.digest: adapter.task for adapter in earlier}
+    penalties = {penalty: weight for penalty, weight, _ in resolve_penalties(checked, strategy)}
+    return TaskPlan(
+        name=name,
+        settings=_filled_in(checked, data, strategy, penalties, adapter)
+        | {"base": base.name, "revision": base.revision, "task_type": base.task_type},
+        train_rows=len(data.train),
+        eval_rows=len(data.eval),
+        labels=data.labels,
+        example=example_row(data),
+        tokens={
+            "mean": sum(lengths) / len(lengths),
+            "p95": float(lengths[max(0, math.ceil(0.95 * len(lengths)) - 1)]),
+            "max": float(lengths[-1]),
+        },
+        rows_cut=examples.cut,
+        rows_dropped=examples.dropped,
+        steps=planned_steps(len(examples.rows) + rows_replayed(snapshot, strategy, checked), checked),
+        trainable_parameters=adapter.parameters,
+        adapter_bytes=4 * adapter.parameters,
+        context=tuple(names[digest] for digest in strategy.context(earlier) if digest in names),
+        penalty=penalties,
+        bank_exists=exists,
+        modules_left_out=adapter.left_out,
+        look_alike_labels=[str(group) for group in data.look_alikes],
+    )
+
+
+def _filled_in(
+    config: TrainConfig, data: TaskData, strategy: Strategy, penalties: Mapping[str, float], adapter: AdapterPlan
+) -> dict[str, Any]:
+    """The settings that lead to the same adapter with nothing left to strategy, penalty and model."""
+    penalty = config.penalty or strategy.penalty or "none"
+    endings = dict.fromkeys(name.rpartition(".")[2] for name in adapter.target_modules)
+    chosen = config.target_modules not in ("auto", "all-linear")
+    return asdict(config) | {
+        "format": data.form,
+        "prompt_template": data.prompt_template,
+        "scoring": recorded_scoring(data),
+        "penalty": penalty,
+        "lambda_orth": penalties.get(penalty) if config.lambda_orth is None else config.lambda_orth,
+        "target_modules": config.target_modules if chosen else ",".join(endings),
+        "max_length": adapter.max_length,
+    }
