@@ -54,6 +54,7 @@ def _peak(tasks: int, read: Callable[[], AdapterStack]) -> int:
             context=tuple(f"task-{k}" for k in range(tasks)),
             continued=None,
             work=Path(work),
+            number=tasks,
         )
         observer = _LiveTensors()
         train_adapter(job, observer)

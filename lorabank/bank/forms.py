@@ -131,7 +131,9 @@ _POSITION = _within(1, 2**31)
 _BLOB = _optional(_DIGEST)
 _OPTIONAL_TEXT = _optional(_text)
 
-_RESERVED = _object(config=_object(), train=_DIGEST, eval=_DIGEST, past=_object(earlier=_lists_of_texts))
+_RESERVED = _object(
+    config=_object(), train=_DIGEST, eval=_DIGEST, past=_object(earlier=_lists_of_texts, position=_POSITION)
+)
 """What an interrupted training is resumed by (``workflows.past``)."""
 
 _TEXT_TO_TEXT = ("likelihood", "generation", "perplexity")

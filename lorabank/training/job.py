@@ -53,6 +53,7 @@ class TrainJob:
         context: Names in ``earlier`` that are active while training.
         continued: Name in ``earlier`` of the adapter that goes on training, or None.
         work: Folder of the run's checkpoints.
+        number: How many adapters the bank was ever given, removed ones too: no two of its trainings have the same.
         replayed: Rows of earlier tasks that are trained on again.
         objects: Role to what each earlier task recorded under it, in sequence order.
         resume: Whether to go on from the newest whole checkpoint.
@@ -68,6 +69,7 @@ class TrainJob:
     context: tuple[str, ...]
     continued: str | None
     work: Path
+    number: int
     template: str | None = None
     replayed: tuple[Replayed, ...] = ()
     objects: Mapping[str, Sequence[Recorded]] = field(default_factory=dict)

@@ -54,9 +54,9 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     """
     config, device = job.config, resolve_device(processes.device_name(job.config.device))
     penalties = resolve_penalties(config, job.strategy)
-    # every task starts from other factors: with equal ones the new A would be the old one
     earlier = job.earlier()
-    seed_everything(config.seed * 1_000_003 + (len(earlier.names) if earlier else 0))
+    # every task starts from other factors: with equal ones the new A would be the old one
+    seed_everything(config.seed * 1_000_003 + job.number)
     base = load_base(job.base, num_labels=max(len(job.labels), 1), device=device, dtype=torch.float32)
     max_length = min(config.max_length, base.max_length or config.max_length)
     if not base.head_modules and not job.labels and any(job.texts):

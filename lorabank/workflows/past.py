@@ -38,7 +38,8 @@ def past_of(snapshot: Snapshot, strategy: Strategy, config: TrainConfig) -> dict
     """The past as JSON values: digests alone, so that nothing is read for it.
 
     Returns:
-        ``base`` (fingerprint), ``earlier`` (each task with the adapters of its state), ``context``, ``continued``,
+        ``base`` (fingerprint), ``position`` (the task's, which its first factors are drawn by), ``earlier`` (each task
+        with the adapters of its state), ``context``, ``continued``,
         ``replayed`` (what decides which rows of earlier tasks are trained on again, and how), ``objects`` (by role).
     """
     earlier = earlier_adapters(snapshot)
@@ -47,6 +48,7 @@ def past_of(snapshot: Snapshot, strategy: Strategy, config: TrainConfig) -> dict
     return _as_stored(
         {
             "base": snapshot.base.fingerprint,
+            "position": len(snapshot.by_position) + 1,
             "earlier": [[adapter.task, *needed(adapter)] for adapter in earlier],
             "context": strategy.context(earlier),
             "continued": continued_by(strategy, earlier),
@@ -87,7 +89,7 @@ def moved_on(stored: Mapping[str, Any], now: Mapping[str, Any], snapshot: Snapsh
         if not snapshot.by_position:
             return None  # no adapter was ever stored here: there is no past to differ
         return "an earlier version of lorabank began it, which did not record on top of what"
-    then = stored[KEY]
+    then = {"position": _drawn_as(stored[KEY]), **stored[KEY]}
     if then == now:
         return None
     tasks_then, tasks_now = ([entry[0] for entry in past.get("earlier", ())] for past in (then, now))
@@ -96,6 +98,8 @@ def moved_on(stored: Mapping[str, Any], now: Mapping[str, Any], snapshot: Snapsh
     others = [a[0] for a, b in zip(then.get("earlier", ()), now["earlier"], strict=True) if a != b]
     if others:
         return f"{_listed(others)} had another adapter when it began"
+    if then["position"] != now["position"]:
+        return f"it began as task number {then['position']}, and the next one is number {now['position']}"
     parts = [key for key in now if then.get(key) != now[key]]
     return f"when it began the bank had another {', '.join(parts) or 'past'}"
 
@@ -113,6 +117,11 @@ def restart_command(name: str, config: TrainConfig, *, restart: bool) -> str:
             several = isinstance(value, tuple)
             words += [word for one in (value if several else (value,)) for word in (f"--{dashed}", str(one))]
     return shlex.join(words)
+
+
+def _drawn_as(past: Mapping[str, Any]) -> int:
+    """The position by which a run drew its factors whose past has none: versions that wrote it counted adapters."""
+    return len({digest for entry in past.get("earlier", ()) for digest in entry[1:]}) + 1
 
 
 def _replayed(snapshot: Snapshot, adapter: AdapterRecord) -> list[Any]:

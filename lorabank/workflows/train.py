@@ -157,6 +157,7 @@ def _train(
         context=strategy.context(earlier),
         continued=continued_by(strategy, earlier),
         work=work,
+        number=len(snapshot.by_position),
         resume=resume,
     )
     return job, train_adapter(job, observer)

@@ -233,6 +233,7 @@ def trained_step(case: Case) -> None:
             context=(),
             continued=None,
             work=Path(work),
+            number=0,
         )
         trained = train_adapter(job, SilentObserver())
     if trained.steps != 1:

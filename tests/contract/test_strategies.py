@@ -15,6 +15,8 @@ from lorabank.bank.bank import Bank
 from lorabank.core import plugins
 from lorabank.core.config import EvalConfig, PredictConfig
 from lorabank.core.records import AdapterRecord
+from lorabank.core.seeding import seed_everything
+from lorabank.training import run
 from lorabank.training.strategies.states import answering, deployed_state
 from tests.contract.conftest import KINDS, Attended, Lab
 
@@ -74,6 +76,20 @@ def test_two_tasks_with_one_seed_have_other_factors(lab, adapters, strategy: str
     assert first.digest != second.digest
     if plugins.load(plugins.STRATEGIES, strategy, "strategy").earlier != "continued":
         assert second.metrics["overlap"][first.digest] < 0.5
+
+
+def test_no_adapter_is_drawn_as_an_earlier_one(copy, lab, adapters, strategy: str, monkeypatch) -> None:
+    """Also after removals, of the first task and of the last."""
+    bank, drawn = copy(strategy, 2), [0, 1]
+    monkeypatch.setattr(run, "seed_everything", lambda seed: (drawn.append(seed), seed_everything(seed)))
+    api.remove(bank, "one")
+    third = lab.add(bank, "three", strategy=strategy).adapter
+    (second, _) = adapters(bank)
+    if plugins.load(plugins.STRATEGIES, strategy, "strategy").earlier != "continued":
+        assert third.metrics["overlap"][second.digest] < 0.5
+    api.remove(bank, "three")
+    lab.add(bank, "one", strategy=strategy)
+    assert drawn == [0, 1, 2, 3]
 
 
 def test_the_state_as_trained_answers_as_weights_summed_by_hand(lab, adapters, by_hand, texts, strategy: str) -> None:

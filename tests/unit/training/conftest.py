@@ -80,6 +80,7 @@ def job(base: BaseModelRecord, tmp_path: Path) -> Callable[..., TrainJob]:
             context=context,
             continued=continued,
             work=tmp_path / work,
+            number=len(earlier.names) if earlier else 0,
             resume=resume,
         )
 
