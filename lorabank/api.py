@@ -6,11 +6,12 @@ this module loads neither torch nor a database library: each function imports wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lorabank.core.arguments import checked
+from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.observer import Observer, SilentObserver
 from lorabank.maintenance import backup as backup
 from lorabank.maintenance import doctor as doctor
@@ -19,17 +20,16 @@ from lorabank.maintenance import repair as repair
 from lorabank.maintenance import restore as restore
 from lorabank.maintenance import upgrade as upgrade
 from lorabank.maintenance import verify as verify
+from lorabank.workflows.results import MatrixReport
 
 if TYPE_CHECKING:
     from lorabank.bank.snapshot import Snapshot
-    from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
     from lorabank.evaluation.gates import GateResult
     from lorabank.workflows.results import (
         AddTaskResult,
         ComposeResult,
         DemoResult,
         ExportResult,
-        MatrixReport,
         Prediction,
         SequencePlan,
         SequenceResult,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _SILENT = SilentObserver()
 
 
+@checked
 def init_bank(path: str | Path, config: InitConfig, observer: Observer = _SILENT) -> Snapshot:
     """Make a bank.
 
@@ -52,12 +53,12 @@ def init_bank(path: str | Path, config: InitConfig, observer: Observer = _SILENT
         NotFoundError: There is no such base model.
         MissingExtraError: The base model is neither on the disk nor reachable.
     """
-    from lorabank.core.config import InitConfig, validate
     from lorabank.workflows.bases import init_bank as run
 
-    return run(path, validate(InitConfig, asdict(config)), observer).snapshot()
+    return run(path, config, observer).snapshot()
 
 
+@checked
 def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig | None = None) -> TaskPlan:
     """What `add_task` would do: settings, rows, tokens, steps, sizes. Nothing is written."""
     from lorabank.workflows.plan import plan_task as run
@@ -65,6 +66,7 @@ def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig
     return run(path, name, config, init)
 
 
+@checked
 def add_task(
     path: str | Path,
     name: str,
@@ -97,6 +99,7 @@ def add_task(
     return run(path, name, config, init=init, resume=resume, restart=restart, observer=observer)
 
 
+@checked
 def compose(path: str | Path, config: ComposeConfig, observer: Observer = _SILENT) -> ComposeResult:
     """Fit and store a composition of the bank's adapters.
 
@@ -110,31 +113,70 @@ def compose(path: str | Path, config: ComposeConfig, observer: Observer = _SILEN
     return run(Bank.open(path), config, observer)
 
 
+@checked
 def evaluate(path: str | Path, config: EvalConfig, observer: Observer = _SILENT) -> tuple[MatrixReport, ...]:
     """Score the state as trained and compositions; cells that were scored before are read, not computed."""
     from lorabank.bank.bank import Bank
-    from lorabank.core.config import EvalConfig, validate
     from lorabank.workflows.evaluate import evaluate as run
 
-    return run(Bank.open(path), validate(EvalConfig, asdict(config)), observer)
+    return run(Bank.open(path), config, observer)
 
 
-def predict(path: str | Path, config: PredictConfig, observer: Observer = _SILENT) -> tuple[Prediction, ...]:
-    """Label texts with a composition, or with the state as trained for a task that is named."""
+@checked
+def predict(
+    path: str | Path,
+    texts: Iterable[str] | None = None,
+    config: PredictConfig = PredictConfig(),
+    *,
+    observer: Observer = _SILENT,
+) -> tuple[Prediction, ...]:
+    """Label texts with a composition, or with the state as trained for a task that is named.
+
+    Args:
+        path: The bank's folder.
+        texts: The texts, in a list or anything else with strings one after the other; those of ``config.data``, a
+            file, come behind them.
+        config: Who answers.
+        observer: Gets notices.
+
+    Raises:
+        ConfigError: There is no text, or nobody says who answers.
+        NotFoundError: There is no bank, no such task or composition, or no file.
+    """
     from lorabank.bank.bank import Bank
     from lorabank.workflows.predict import predict as run
 
-    return run(Bank.open(path), config, observer)
+    return run(Bank.open(path), texts or (), config, observer)
 
 
-def generate(path: str | Path, config: GenerateConfig, observer: Observer = _SILENT) -> tuple[Prediction, ...]:
-    """Let a language model answer prompts with a composition, or as trained for a task that is named."""
+@checked
+def generate(
+    path: str | Path,
+    texts: Iterable[str] | None = None,
+    config: GenerateConfig = GenerateConfig(),
+    *,
+    observer: Observer = _SILENT,
+) -> tuple[Prediction, ...]:
+    """Let a language model answer prompts with a composition, or as trained for a task that is named.
+
+    Args:
+        path: The bank's folder.
+        texts: The prompts, as those of `predict`.
+        config: Who answers, and how.
+        observer: Gets notices.
+
+    Raises:
+        ConfigError: There is no prompt, or nobody says who answers.
+        IncompatibleError: The bank's base is a classifier.
+        NotFoundError: There is no bank, no such task or composition, or no file.
+    """
     from lorabank.bank.bank import Bank
     from lorabank.workflows.predict import generate as run
 
-    return run(Bank.open(path), config, observer)
+    return run(Bank.open(path), texts or (), config, observer)
 
 
+@checked
 def check_gates(reports: Sequence[MatrixReport], gates: Sequence[str]) -> tuple[GateResult, ...]:
     """Compare scalars with conditions such as ``backward_transfer>=-0.02``; each gate is checked on each report."""
     from lorabank.workflows.sharing import check_gates as run
@@ -142,6 +184,7 @@ def check_gates(reports: Sequence[MatrixReport], gates: Sequence[str]) -> tuple[
     return run(reports, gates)
 
 
+@checked
 def save_plot(report: MatrixReport, path: str | Path) -> Path:
     """Draw a matrix as a heat-map: PNG or SVG by the file's ending."""
     from lorabank.workflows.sharing import save_plot as run
@@ -149,6 +192,7 @@ def save_plot(report: MatrixReport, path: str | Path) -> Path:
     return run(report, Path(path))
 
 
+@checked
 def save_csv(report: MatrixReport, path: str | Path) -> Path:
     """Write a matrix as CSV."""
     from lorabank.workflows.sharing import save_csv as run
@@ -156,6 +200,7 @@ def save_csv(report: MatrixReport, path: str | Path) -> Path:
     return run(report, Path(path))
 
 
+@checked
 def overview(path: str | Path) -> Snapshot:
     """Everything in the bank: base, tasks, data sets, adapters, compositions."""
     from lorabank.bank.bank import Bank
@@ -163,6 +208,7 @@ def overview(path: str | Path) -> Snapshot:
     return Bank.open(path).snapshot()
 
 
+@checked
 def resumable(path: str | Path) -> tuple[str, ...]:
     """Names of the interrupted trainings that `add_task` goes on with for ``resume``; none where there is no bank."""
     from lorabank.bank.bank import Bank
@@ -176,6 +222,7 @@ def resumable(path: str | Path) -> tuple[str, ...]:
     return tuple(one.name for one in operations if one.kind == RESUMABLE and not one.alive)
 
 
+@checked
 def show(path: str | Path, name: str) -> dict[str, Any]:
     """One task or composition with all that is known of it."""
     from lorabank.workflows.upkeep import show as run
@@ -183,6 +230,7 @@ def show(path: str | Path, name: str) -> dict[str, Any]:
     return run(path, name)
 
 
+@checked
 def remove(path: str | Path, name: str, *, cascade: bool = False, dry_run: bool = False) -> tuple[str, ...]:
     """Remove a task or composition; its files go with `gc`.
 
@@ -197,6 +245,7 @@ def remove(path: str | Path, name: str, *, cascade: bool = False, dry_run: bool 
     return Bank.open(path).remove(name, cascade=cascade, dry_run=dry_run)
 
 
+@checked
 def export(
     path: str | Path,
     name: str,
@@ -228,6 +277,7 @@ def export(
     return run(path, name, Path(target), state=state, own=own, check=check, tokenizer=tokenizer)
 
 
+@checked
 def import_adapter(
     path: str | Path,
     source: str | Path,
@@ -261,7 +311,6 @@ def import_adapter(
         DataError: The folder's tensors are not exactly those of a LoRA adapter with a head.
         IncompatibleError: Its shapes do not fit the base, or it was trained on another one.
     """
-    from lorabank.core.config import InitConfig
     from lorabank.workflows.import_ import import_adapter as run
 
     return run(
@@ -278,6 +327,7 @@ def import_adapter(
     )
 
 
+@checked
 def report(path: str | Path, target: str | Path) -> Path:
     """Write one HTML file with tasks, compositions, stored matrices and lineage; it needs no network."""
     from lorabank.workflows.sharing import report as run
@@ -285,6 +335,7 @@ def report(path: str | Path, target: str | Path) -> Path:
     return run(path, Path(target))
 
 
+@checked
 def demo(
     target: str | Path, *, seed: int = 0, epochs: float | None = None, observer: Observer = _SILENT
 ) -> DemoResult:
@@ -294,6 +345,7 @@ def demo(
     return run(Path(target), seed=seed, epochs=epochs, observer=observer)
 
 
+@checked
 def plan_sequence(
     file: str | Path,
     *,
@@ -310,6 +362,7 @@ def plan_sequence(
     return run(prepare_sequence(file, out=out, size=size, dev=dev, only=only, observer=observer))
 
 
+@checked
 def run_sequence(
     file: str | Path,
     *,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorabank.core.arguments import checked
+
 if TYPE_CHECKING:
     from lorabank.bank.backup import BackupResult
     from lorabank.bank.database import UpgradeResult
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from lorabank.workflows.checkup import Checkup
 
 
+@checked
 def verify(path: str | Path, *, full: bool = False, part: tuple[int, int] | None = None) -> tuple[Finding, ...]:
     """Check rows and files; ``full`` reads every byte, ``part=(n, t)`` those of one of t parts. Nothing is changed."""
     from lorabank.bank.bank import Bank
@@ -22,6 +25,7 @@ def verify(path: str | Path, *, full: bool = False, part: tuple[int, int] | None
     return tuple(Bank.open(path).verify(full=full, part=part))
 
 
+@checked
 def gc(path: str | Path, *, dry_run: bool = False, grace_hours: float = 24.0) -> GcResult:
     """Delete files that nothing refers to and that are older than the grace."""
     from lorabank.bank.bank import Bank
@@ -29,6 +33,7 @@ def gc(path: str | Path, *, dry_run: bool = False, grace_hours: float = 24.0) ->
     return Bank.open(path).gc(dry_run=dry_run, grace_hours=grace_hours)
 
 
+@checked
 def doctor(path: str | Path, *, full: bool = False) -> Checkup:
     """Facts for a bug report (versions, devices, base model, the bank's state), warnings, and the bank's findings.
 
@@ -41,6 +46,7 @@ def doctor(path: str | Path, *, full: bool = False) -> Checkup:
     return run(path, full=full)
 
 
+@checked
 def repair(path: str | Path, *, source: str | Path | None = None) -> RepairResult:
     """Mend what can be mended without losing anything.
 
@@ -61,6 +67,7 @@ def repair(path: str | Path, *, source: str | Path | None = None) -> RepairResul
     return run(Layout(Path(path)), None if source is None else Path(source))
 
 
+@checked
 def backup(path: str | Path, target: str | Path | None = None) -> BackupResult:
     """Copy the database into the bank's `backups/` (the newest three stay), or the whole bank into another folder.
 
@@ -80,6 +87,7 @@ def backup(path: str | Path, target: str | Path | None = None) -> BackupResult:
     return back_up_database(layout) if target is None else copy_bank(layout, Path(target))
 
 
+@checked
 def restore(path: str | Path, backup: str | Path, *, incomplete: bool = False, dry_run: bool = False) -> RestoreResult:
     """Put a backup back; it is checked first, and the database that is there is kept aside.
 
@@ -101,6 +109,7 @@ def restore(path: str | Path, backup: str | Path, *, incomplete: bool = False, d
     return run(Layout(Path(path)), Path(backup), incomplete=incomplete, dry_run=dry_run)
 
 
+@checked
 def upgrade(path: str | Path, *, dry_run: bool = False) -> UpgradeResult:
     """Bring an older bank to this version's schema, after a backup."""
     from lorabank.bank.database import upgrade_database

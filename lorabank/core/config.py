@@ -155,9 +155,8 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Texts to label with a composition or with one task."""
+    """Who labels texts: a composition or one task."""
 
-    texts: tuple[str, ...] = _option((), "Text to label; may be repeated.")
     data: str | None = _option(None, "File whose text column is labelled: .jsonl, .csv or .parquet.")
     text_column: str = _option("text", "Column that holds the text.")
     composition: str | None = _option(None, "Composition that answers; default: the only one, or the last routed one.")
@@ -175,9 +174,8 @@ class PredictConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """Prompts that a language model goes on with, in the state of a composition or of one task."""
+    """How a language model answers prompts, in the state of a composition or of one task."""
 
-    texts: tuple[str, ...] = _option((), "Prompt; may be repeated.")
     data: str | None = _option(None, "File whose text column holds prompts: .jsonl, .csv or .parquet.")
     text_column: str = _option("text", "Column that holds the prompt.")
     composition: str | None = _option(None, "Composition that answers; default: the only one, or the last routed one.")

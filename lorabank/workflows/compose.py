@@ -7,7 +7,7 @@ from dataclasses import asdict
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core import plugins
-from lorabank.core.config import ComposeConfig, validate
+from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError, NotFoundError, at_work
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord, TaskRecord
@@ -19,35 +19,34 @@ from lorabank.workflows.view import load_runtime, read_members
 
 def compose(bank: Bank, config: ComposeConfig, observer: Observer) -> ComposeResult:
     """Fit a composition and store it."""
-    checked = validate(ComposeConfig, asdict(config))
-    if not checked.mode:
+    if not config.mode:
         raise ConfigError("no mode is given", hint=f"--mode {'|'.join(plugins.COMPOSERS)}")
-    composer = plugins.load(plugins.COMPOSERS, checked.mode, "composer")
+    composer = plugins.load(plugins.COMPOSERS, config.mode, "composer")
     snapshot = bank.snapshot()
-    tasks = _members(snapshot.tasks, checked.tasks)
-    name = checked.name or checked.mode
+    tasks = _members(snapshot.tasks, config.tasks)
+    name = config.name or config.mode
     loaded: list[Runtime] = []
 
     def runtime() -> Runtime:
         if not loaded:
             loaded.append(
-                load_runtime(bank, snapshot, device=checked.device, dtype="float32", batch_size=checked.batch_size)
+                load_runtime(bank, snapshot, device=config.device, dtype="float32", batch_size=config.batch_size)
             )
         return loaded[0]
 
-    with bank.reserve("compose", name, {**asdict(checked), "replace": checked.replace}) as operation:
+    with bank.reserve("compose", name, {**asdict(config), "replace": config.replace}) as operation:
         members = read_members(bank, snapshot, tasks, samples=True)
         with at_work(f"composition {name!r}"):
-            fitted = composer.fit(members, checked, runtime, observer)
+            fitted = composer.fit(members, config, runtime, observer)
         record = CompositionRecord(
             name=name,
-            mode=checked.mode,
+            mode=config.mode,
             members=tuple(member.task for member in members),
             adapters=tuple(member.adapter for member in members),
             parameters=fitted.parameters,
             objects={role: operation.stage_blob(data) for role, data in fitted.objects.items()},
         )
-        stored = operation.commit_composition(record, replace=checked.replace)
+        stored = operation.commit_composition(record, replace=config.replace)
     imported = _imported(snapshot, tasks)
     return ComposeResult(stored, {**fitted.report, **({"imported_adapters": imported} if imported else {})})
 

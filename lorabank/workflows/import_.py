@@ -93,17 +93,16 @@ def import_adapter(
 ) -> AddTaskResult:
     """Judge a PEFT folder and put it into the bank as a task, whole or not at all."""
     check_name(name)
-    checked = validate(TrainConfig, asdict(config))
     found = find_source(str(source), observer)
     adapter, digest = read_source(found, part=part, ignore_unknown=ignore_unknown)
     if not Bank.exists(path):
         init = _as_trained(adapter, init)
-    base = _future_base(path, name, checked, init)
+    base = _future_base(path, name, config, init)
     check_source_base(adapter, base, base_fingerprint)
     context = _earlier_parts(path, digest, part)
-    data = load_data(checked, base)
+    data = load_data(config, base)
     order = _label_order(data, labels, observer)
-    judged = _judge(adapter, base, data, order, checked)
+    judged = _judge(adapter, base, data, order, config)
     facts: dict[str, Any] = {
         "trusted": False,
         "source": found.name,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.bank import Bank
 from lorabank.core import plugins
-from lorabank.core.config import InitConfig, TrainConfig, validate
+from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.trackers import check_tracker
 from lorabank.data.loading import TaskData, example_row
 from lorabank.workflows.bases import future_base
@@ -28,22 +28,21 @@ def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig
     from lorabank.training.planning import plan_adapter, planned_steps, resolve_penalties
     from lorabank.workflows.recall import rows_replayed
 
-    checked = validate(TrainConfig, asdict(config))
-    check_tracker(checked.report_to)
+    check_tracker(config.report_to)
     exists = Bank.exists(path)
     snapshot = Bank.open(path).snapshot() if exists else None
-    base = future_base(path, checked, init or InitConfig())
-    strategy = plugins.load(plugins.STRATEGIES, checked.strategy, "strategy")
-    data = load_data(checked, base)
-    adapter = plan_adapter(base, checked, len(data.labels))
+    base = future_base(path, config, init or InitConfig())
+    strategy = plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
+    data = load_data(config, base)
+    adapter = plan_adapter(base, config, len(data.labels))
     examples = encode_rows(base, data, adapter.max_length)
     lengths = sorted(examples.lengths)
     earlier = earlier_adapters(snapshot)
     names = {adapter.digest: adapter.task for adapter in earlier}
-    penalties = {penalty: weight for penalty, weight, _ in resolve_penalties(checked, strategy)}
+    penalties = {penalty: weight for penalty, weight, _ in resolve_penalties(config, strategy)}
     return TaskPlan(
         name=name,
-        settings=_filled_in(checked, data, strategy, penalties, adapter)
+        settings=_filled_in(config, data, strategy, penalties, adapter)
         | {"base": base.name, "revision": base.revision, "task_type": base.task_type},
         train_rows=len(data.train),
         eval_rows=len(data.eval),
@@ -56,7 +55,7 @@ def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig
         },
         rows_cut=examples.cut,
         rows_dropped=examples.dropped,
-        steps=planned_steps(len(examples.rows) + rows_replayed(snapshot, strategy, checked), checked),
+        steps=planned_steps(len(examples.rows) + rows_replayed(snapshot, strategy, config), config),
         trainable_parameters=adapter.parameters,
         adapter_bytes=4 * adapter.parameters,
         context=tuple(names[digest] for digest in strategy.context(earlier) if digest in names),

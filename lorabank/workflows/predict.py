@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Member, longest, state_weights
 from lorabank.compose.prototype import build_router, default_parameters
 from lorabank.core import plugins
-from lorabank.core.config import GenerateConfig, PredictConfig, validate
+from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError, at_work
 from lorabank.core.observer import Observer
 from lorabank.data.cells import BadCell, check_characters
@@ -27,31 +27,30 @@ from lorabank.workflows.task_data import ChatTemplate
 from lorabank.workflows.view import adapters_in_order, load_composer, load_runtime
 
 
-def predict(bank: Bank, config: PredictConfig, observer: Observer) -> tuple[Prediction, ...]:
+def predict(bank: Bank, texts: Iterable[str], config: PredictConfig, observer: Observer) -> tuple[Prediction, ...]:
     """One prediction per text, in order.
 
     Without a composition the state as trained answers, and the task must be named. With a task no router picks
     adapters: a routed composition answers with the task's own state, as it does for texts that it routes there. A
     composition that does not route needs a task too, or the gaussian router picks the head.
     """
-    return _answer(bank, validate(PredictConfig, asdict(config)), observer, asked=None)
+    return _answer(bank, texts, config, observer, asked=None)
 
 
-def generate(bank: Bank, config: GenerateConfig, observer: Observer) -> tuple[Prediction, ...]:
+def generate(bank: Bank, texts: Iterable[str], config: GenerateConfig, observer: Observer) -> tuple[Prediction, ...]:
     """One generated text per prompt, in order; who answers is found as in `predict`.
 
     Raises:
         IncompatibleError: The bank's base is a classifier.
     """
-    checked = validate(GenerateConfig, asdict(config))
     base = bank.snapshot().base
     if base.task_type == "SEQ_CLS":
         raise IncompatibleError(
             f"the bank's base {base.name!r} is a classifier, which generates nothing",
             hint="lorabank predict, or make a bank with a language model: lorabank -b NEW init --task-type CAUSAL_LM",
         )
-    wanted = {"scoring": "generation", "max_new_tokens": checked.max_new_tokens}
-    return _answer(bank, checked, observer, asked=wanted | ({"template": None} if checked.raw else {}))
+    wanted = {"scoring": "generation", "max_new_tokens": config.max_new_tokens}
+    return _answer(bank, texts, config, observer, asked=wanted | ({"template": None} if config.raw else {}))
 
 
 def _checked(text: str, place: int) -> str:
@@ -64,10 +63,14 @@ def _checked(text: str, place: int) -> str:
 
 
 def _answer(
-    bank: Bank, config: PredictConfig | GenerateConfig, observer: Observer, asked: Mapping[str, Any] | None
+    bank: Bank,
+    given: Iterable[str],
+    config: PredictConfig | GenerateConfig,
+    observer: Observer,
+    asked: Mapping[str, Any] | None,
 ) -> tuple[Prediction, ...]:
-    """Answer the texts; ``asked`` is what is other than in the tasks' own forms."""
-    texts = [_checked(text, place) for place, text in enumerate(config.texts, start=1)]
+    """Answer the texts given and those of the file; ``asked`` is what is other than in the tasks' own forms."""
+    texts = [_checked(text, place) for place, text in enumerate(given, start=1)]
     if config.data:
         texts += read_rows(config.data, text_column=config.text_column, label_column=None).texts
     if not texts:
@@ -80,7 +83,7 @@ def _answer(
         snapshot.task(config.task)
     name = config.composition or (None if config.task else _default(snapshot))
     _check_question(config, snapshot, name)
-    given = texts
+    as_given = texts
     if not getattr(config, "raw", False):
         texts = _prompts(snapshot, texts, [config.task] if config.task else _tasks(snapshot, name))
     runtime = load_runtime(
@@ -95,7 +98,7 @@ def _answer(
     )
     with at_work(f"composition {name!r}" if name else f"task {config.task!r}"):
         found = _found(bank, snapshot, config, name, texts, runtime)
-    return _with_texts(found, given)
+    return _with_texts(found, as_given)
 
 
 def _found(

@@ -252,21 +252,20 @@ def _given(path: str | Path, config: TrainConfig | None, init: InitConfig) -> tu
     """Settings that were given, checked, and the rows they lead to; read before anything is changed."""
     if config is None:
         return None
-    checked = validate(TrainConfig, asdict(config))
-    check_tracker(checked.report_to)
-    plugins.load(plugins.STRATEGIES, checked.strategy, "strategy")
-    if checked.batch_size < processes.count():
+    check_tracker(config.report_to)
+    plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
+    if config.batch_size < processes.count():
         raise ConfigError(
-            f"--batch-size {checked.batch_size} leaves some of {processes.count()} processes without rows",
+            f"--batch-size {config.batch_size} leaves some of {processes.count()} processes without rows",
             unchanged="nothing was changed",
         )
-    base = future_base(path, checked, init)
-    data = load_data(checked, base)
+    base = future_base(path, config, init)
+    data = load_data(config, base)
     if not Bank.exists(path):  # no bank is made on a base that cannot be trained
         from lorabank.training.planning import plan_adapter
 
-        plan_adapter(base, checked, len(data.labels))
-    return checked, data
+        plan_adapter(base, config, len(data.labels))
+    return config, data
 
 
 def _same_run(

@@ -43,9 +43,7 @@ def test_routed_answers_are_those_of_one_row_in_plain_peft(name: str, tmp_path: 
         api.add_task(bank, task, config, init=InitConfig(base=str(base), task_type=pair.task_type))
     api.compose(bank, ComposeConfig(mode="prototype", device="cpu"))
     texts = tuple(row["text"] for labels in LABELS.values() for row in rows(labels, 6))
-    together, alone = (
-        api.predict(bank, PredictConfig(texts=texts, batch_size=size, device="cpu")) for size in (64, 1)
-    )
+    together, alone = (api.predict(bank, texts, PredictConfig(batch_size=size, device="cpu")) for size in (64, 1))
     assert {answer.task for answer in together} == set(LABELS)
     assert [(one.task, one.label) for one in together] == [(one.task, one.label) for one in alone]
     for task in LABELS:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from lorabank.core.config import GenerateConfig
 from lorabank.core.errors import IncompatibleError
 from lorabank.workflows.results import Prediction
 
@@ -15,9 +14,9 @@ from lorabank.workflows.results import Prediction
 def _says(*answers: str) -> Any:
     """One answer after the other, beside the prompts."""
 
-    def generate(config: GenerateConfig, **_: Any) -> tuple[Prediction, ...]:
-        given = answers * len(config.texts) if len(answers) == 1 else answers
-        pairs = zip(config.texts, given, strict=True)
+    def generate(texts: tuple[str, ...], **_: Any) -> tuple[Prediction, ...]:
+        given = answers * len(texts) if len(answers) == 1 else answers
+        pairs = zip(texts, given, strict=True)
         told = (None, "tales", "given", {"tales": 1.0}, "now", None)
         return tuple(Prediction(text, said, *told) for text, said in pairs)
 
@@ -77,7 +76,7 @@ def test_prompts_from_stdin_one_a_line(run: Any, api: Any, monkeypatch: pytest.M
 def test_a_dash_among_prompts_is_a_prompt(run: Any, api: Any) -> None:
     api["generate"] = _says("yes")
     assert run("generate", "-", "a").code == 0
-    assert api.called("generate")["config"].texts == ("-", "a")
+    assert api.called("generate")["texts"] == ("-", "a")
 
 
 def test_an_empty_answer_keeps_its_line(run: Any, api: Any) -> None:
@@ -88,8 +87,9 @@ def test_an_empty_answer_keeps_its_line(run: Any, api: Any) -> None:
 def test_settings_reach_the_library(run: Any, api: Any) -> None:
     api["generate"] = _says("yes")
     run("generate", "x", "--composition", "routed", "--max-new-tokens", "7", "--raw", "--batch-size", "3")
-    config = api.called("generate")["config"]
-    assert (config.texts, config.composition, config.max_new_tokens) == (("x",), "routed", 7)
+    called = api.called("generate")
+    config = called["config"]
+    assert (called["texts"], config.composition, config.max_new_tokens) == (("x",), "routed", 7)
     assert (config.raw, config.batch_size, config.task) == (True, 3, None)
 
 

@@ -53,7 +53,7 @@ def test_every_field_is_a_parameter_with_its_default(command: Any, config: Any) 
     params = {p.name: p for p in command.params}
     for field in fields(config):
         assert field.name in params
-        if field.name not in ("texts", "mode"):  # an argument, and the one that must be given
+        if field.name != "mode":  # the one that must be given
             assert (params[field.name].default or None) == (field.default or None)
 
 

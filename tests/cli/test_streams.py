@@ -201,7 +201,7 @@ def test_the_library_refuses_texts_that_cannot_be_encoded(bank: Bank) -> None:
 
     for text, problem in (("caf\udce9", "lone surrogate at position 4"), ("a\x00b", "NUL character at position 2")):
         with pytest.raises(ConfigError, match=rf"text 2: a {problem}"):
-            api.predict("bank", PredictConfig(texts=("good", text), task="spam"))
+            api.predict("bank", ["good", text], PredictConfig(task="spam"))
 
 
 @pytest.mark.parametrize("value", ["bash_source", "fish_source"])

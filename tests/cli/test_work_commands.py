@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lorabank.core.config import InitConfig, PredictConfig, TrainConfig
+from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.records import BaseModelRecord, CompositionRecord, DatasetRecord, TaskRecord
 from lorabank.workflows.results import AddTaskResult, ComposeResult, DemoResult, MatrixReport, Prediction
 
@@ -262,9 +262,9 @@ def test_eval_of_one_task_says_its_state(run: Any, api: Any) -> None:
     assert run("eval", "--task", "spam", "--json").document["reports"][0]["state"] == "learnt"
 
 
-def _predictions(config: PredictConfig, **_: Any) -> tuple[Prediction, ...]:
+def _predictions(texts: tuple[str, ...], **_: Any) -> tuple[Prediction, ...]:
     told = ("spam", 0.93, "spam", "routed", {"spam": 1.0}, "composition", "by-topic")
-    return tuple(Prediction(text, *told) for text in config.texts)
+    return tuple(Prediction(text, *told) for text in texts)
 
 
 def test_predict(run: Any, api: Any, monkeypatch: pytest.MonkeyPatch) -> None:

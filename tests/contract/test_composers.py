@@ -55,7 +55,7 @@ def test_one_adapter_answers_as_itself(copy, adapters, by_hand, texts, mode: str
     compose(bank, mode)
     (only,) = adapters(bank)
     expected = by_hand(bank, [only.digest], only.digest, texts)
-    found = api.predict(bank, PredictConfig(texts=tuple(texts), composition=mode, device="cpu", batch_size=5))
+    found = api.predict(bank, texts, PredictConfig(composition=mode, device="cpu", batch_size=5))
     labels = Bank.open(bank).snapshot().task("one").labels
     assert [one.label for one in found] == [labels[i] for i in expected.argmax(-1).tolist()]
     assert [one.probability for one in found] == pytest.approx(expected.max(-1).values.tolist(), abs=1e-5)
@@ -102,8 +102,7 @@ def test_a_batch_of_any_size_gives_the_same_answers(copy, texts, mode: str) -> N
     bank = copy("olora", 2)
     compose(bank, mode)
     every = [
-        api.predict(bank, PredictConfig(texts=tuple(texts), composition=mode, device="cpu", batch_size=size))
-        for size in (1, 7)
+        api.predict(bank, texts, PredictConfig(composition=mode, device="cpu", batch_size=size)) for size in (1, 7)
     ]
     for one, other in zip(*every, strict=True):
         assert (one.label, one.task, one.adapters) == (other.label, other.task, other.adapters)

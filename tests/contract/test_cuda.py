@@ -54,7 +54,7 @@ def test_a_composition_answers_as_on_a_cpu(copy, texts, mode: str, dtype: str) -
 def test_a_composition_is_made_on_a_gpu(copy, texts, mode: str) -> None:
     bank = copy("olora", 2)
     api.compose(bank, ComposeConfig(mode=mode, clusters_per_task=2, device="cuda"))
-    found = api.predict(bank, PredictConfig(texts=tuple(texts), composition=mode, device="cuda", batch_size=5))
+    found = api.predict(bank, texts, PredictConfig(composition=mode, device="cuda", batch_size=5))
     assert len(found) == len(texts)
     assert all(0 < one.probability <= 1 for one in found)
     assert Bank.open(bank).verify(full=True) == []

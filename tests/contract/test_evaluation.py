@@ -6,7 +6,7 @@ import pytest
 from transformers import BertForSequenceClassification, BertModel
 
 from lorabank import api
-from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, PredictConfig
+from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig
 from lorabank.core.errors import NotFoundError
 from lorabank.core.observer import SilentObserver
 from lorabank.workflows import view
@@ -162,7 +162,7 @@ def test_an_empty_bank_has_nothing_to_score_or_say(copy) -> None:
     with pytest.raises(NotFoundError, match="no task to score"):
         api.evaluate(bank, MATRIX)
     with pytest.raises(NotFoundError, match="has no task"):
-        api.predict(bank, PredictConfig(texts=("a b",)))
+        api.predict(bank, ["a b"])
 
 
 def test_a_routed_report_compares_with_the_oracle(copy, adapters, by_hand) -> None:

@@ -49,7 +49,7 @@ def huge(copy, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("task", [None, "one"])
 def test_neither_predict_nor_eval_answers(huge: Path, task: str | None) -> None:
     with pytest.raises(DivergedError, match=r"composition 'huge': the merged weights of .* are not finite"):
-        api.predict(huge, PredictConfig(texts=TEXTS, composition="huge", task=task, device="cpu"))
+        api.predict(huge, TEXTS, PredictConfig(composition="huge", task=task, device="cpu"))
     before = Bank.open(huge).all_evaluations()
     with pytest.raises(DivergedError, match=r"huge on task 'one': .* are not finite") as caught:
         api.evaluate(huge, EvalConfig(compositions=("huge",), device="cpu"))
@@ -61,8 +61,8 @@ def test_nothing_is_generated(lab: Lab, huge: Path) -> None:
     if lab.kind == "bert":
         pytest.skip("a classifier generates nothing")
     with pytest.raises(DivergedError, match=r"composition 'huge': the merged weights of .* are not finite"):
-        api.generate(huge, GenerateConfig(texts=TEXTS, composition="huge", task="one", device="cpu"))
-    assert api.generate(huge, GenerateConfig(texts=TEXTS, task="one", device="cpu", max_new_tokens=3))
+        api.generate(huge, TEXTS, GenerateConfig(composition="huge", task="one", device="cpu"))
+    assert api.generate(huge, TEXTS, GenerateConfig(task="one", device="cpu", max_new_tokens=3))
 
 
 @pytest.mark.parametrize(

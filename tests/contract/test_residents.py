@@ -37,8 +37,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def predict(bank: Path, texts: list[str], composition: str, **more: Any) -> Any:
     task = None if composition == "routed" else "one"
-    config = PredictConfig(texts=tuple(texts), composition=composition, task=task, device="cpu", batch_size=5, **more)
-    return api.predict(bank, config)
+    config = PredictConfig(composition=composition, task=task, device="cpu", batch_size=5, **more)
+    return api.predict(bank, texts, config)
 
 
 def flip(file: Path) -> None:
@@ -110,10 +110,10 @@ def test_a_damaged_head_never_answers_though_its_adapter_is_not_asked(copy, text
     bank: Path = copy("seqlora", 2)
     damage(weights(bank, "one"))
     with pytest.raises(DamagedError, match="adapter_"):
-        api.predict(bank, PredictConfig(texts=tuple(texts), task="one", device="cpu"))
+        api.predict(bank, texts, PredictConfig(task="one", device="cpu"))
     with pytest.raises(DamagedError, match="adapter_"):
         api.evaluate(bank, EvalConfig(forgetting_matrix=True, batch_size=3, device="cpu"))
-    assert api.predict(bank, PredictConfig(texts=tuple(texts), task="two", device="cpu"))
+    assert api.predict(bank, texts, PredictConfig(task="two", device="cpu"))
 
 
 def test_the_matrix_is_the_same(bank, tmp_path) -> None:

@@ -34,7 +34,7 @@ def strategy(request: pytest.FixtureRequest) -> str:
 
 
 def _answers(bank: Path, texts: list[str], task: str, **question: Any) -> tuple[list[str], list[float]]:
-    found = api.predict(bank, PredictConfig(texts=tuple(texts), task=task, device="cpu", **question))
+    found = api.predict(bank, texts, PredictConfig(task=task, device="cpu", **question))
     assert {one.task_id for one in found} == {"given"}
     assert {one.state for one in found} == {question.get("state", "composition" if question else "now")}
     return [one.label for one in found], [float(one.probability or 0) for one in found]
@@ -152,10 +152,10 @@ def test_with_a_task_no_router_picks_the_adapters(copy, texts) -> None:
     """Each text is answered as the routed composition answers the texts that it routes there."""
     bank = copy("olora", 2)
     api.compose(bank, ComposeConfig(mode="prototype", name="routed", clusters_per_task=2, device="cpu"))
-    routed = api.predict(bank, PredictConfig(texts=tuple(texts), composition="routed", device="cpu"))
+    routed = api.predict(bank, texts, PredictConfig(composition="routed", device="cpu"))
     assert {one.task for one in routed} == {"one", "two"}
     for task in ("one", "two"):
-        given = api.predict(bank, PredictConfig(texts=tuple(texts), composition="routed", task=task, device="cpu"))
+        given = api.predict(bank, texts, PredictConfig(composition="routed", task=task, device="cpu"))
         assert {one.composition for one in given} == {"routed"}
         there = [(a, b) for a, b in zip(routed, given, strict=True) if a.task == task]
         assert [b.label for _, b in there] == [a.label for a, _ in there]
@@ -170,9 +170,9 @@ def test_a_composition_is_a_state_of_its_own(copy, lab, texts) -> None:
     api.compose(bank, ComposeConfig(mode="prototype", name="routed", tasks="one", clusters_per_task=2, device="cpu"))
     for question in ({"composition": "routed", "task": "one"}, {"composition": "routed"}, {}):
         with pytest.raises(ConfigError, match="a state of its own"):
-            api.predict(bank, PredictConfig(texts=tuple(texts), state="now", **question))
+            api.predict(bank, texts, PredictConfig(state="now", **question))
     with pytest.raises(ConfigError, match="never routes to 'two'"):
-        api.predict(bank, PredictConfig(texts=tuple(texts), composition="routed", task="two"))
+        api.predict(bank, texts, PredictConfig(composition="routed", task="two"))
 
 
 def test_own_is_no_state(copy, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_state_as_trained_answers_as_weights_summed_by_hand(lab, adapters, b
     first, second = adapters(bank)
     for task, own in (("one", first), ("two", second)):
         expected = by_hand(bank, _deployed(bank, [first, second], own), own.digest, texts)
-        found = api.predict(bank, PredictConfig(texts=tuple(texts), task=task, device="cpu"))
+        found = api.predict(bank, texts, PredictConfig(task=task, device="cpu"))
         labels = Bank.open(bank).snapshot().task(task).labels
         assert [one.label for one in found] == [labels[i] for i in expected.argmax(-1).tolist()]
         assert [one.probability for one in found] == pytest.approx(expected.max(-1).values.tolist(), abs=1e-5)

@@ -210,7 +210,7 @@ def test_perplexity_is_that_of_plain_transformers(place: Place, mine: Path) -> N
 
 def test_generated_answers_are_those_of_plain_generate(place: Place) -> None:
     texts, _ = place.rows("pairs")
-    found = api.predict(place.bank, PredictConfig(texts=texts, task="pairs", device="cpu"))
+    found = api.predict(place.bank, texts, PredictConfig(task="pairs", device="cpu"))
     assert said(found) == [plainly_generated(place, text) for text in texts]
     assert {one.probability for one in found} == {None}
 
@@ -224,7 +224,7 @@ def test_an_exact_match_counts(place: Place, tmp_path: Path, monkeypatch: pytest
     own.kind, own.folder, own.base, own.bank = place.kind, folder, place.base, folder / "bank"
     own.scores, own.notices = {}, {}
     own.add(own.bank, "first", [_row("prompt-completion", i, word) for i, word in enumerate(WORDS)])
-    answers = said(api.generate(own.bank, GenerateConfig(texts=tuple(prompts), task="first", device="cpu", raw=True)))
+    answers = said(api.generate(own.bank, prompts, GenerateConfig(task="first", device="cpu", raw=True)))
     usable = [(p, a) for p, a in zip(prompts, answers, strict=True) if a.strip()]
     if len(usable) < 4:
         pytest.skip("this model says nothing")
@@ -261,12 +261,12 @@ def test_perplexity_of_answers_and_labels_as_free_text(place: Place, tmp_path: P
 
 def test_labels_come_with_their_probability_and_nothing_else_does(place: Place) -> None:
     labelled, alpaca = (
-        api.predict(place.bank, PredictConfig(texts=("hot",), task=t, device="cpu"))[0] for t in ("labelled", "alpaca")
+        api.predict(place.bank, ["hot"], PredictConfig(task=t, device="cpu"))[0] for t in ("labelled", "alpaca")
     )
     for one in (labelled, alpaca):
         assert one.label in ("cold", "warm")
         assert 0.5 <= one.probability <= 1
-    (free,) = api.generate(place.bank, GenerateConfig(texts=("hot",), task="labelled", device="cpu", max_new_tokens=4))
+    (free,) = api.generate(place.bank, ["hot"], GenerateConfig(task="labelled", device="cpu", max_new_tokens=4))
     assert free.probability is None
     assert free.label == plainly_generated(place, "hot\nOption: cold, warm\nAnswer:")
 
@@ -276,24 +276,24 @@ def test_a_user_s_words_are_put_into_the_chat_template(place: Place, task: str) 
     words = "Tell me about hail"
     rendered = f"<s><|user|>\n{words}</s>\n<|assistant|>\n"
     expected = plainly_generated(place, rendered)
-    predicted = api.predict(place.bank, PredictConfig(texts=(words,), task=task, device="cpu"))
-    generated = api.generate(place.bank, GenerateConfig(texts=(words,), task=task, device="cpu", max_new_tokens=4))
+    predicted = api.predict(place.bank, [words], PredictConfig(task=task, device="cpu"))
+    generated = api.generate(place.bank, [words], GenerateConfig(task=task, device="cpu", max_new_tokens=4))
     assert said(predicted) == said(generated) == [expected]
     assert [predicted[0].text, generated[0].text] == [words, words]
-    raw = GenerateConfig(texts=(rendered, words), task=task, device="cpu", max_new_tokens=4, raw=True)
-    assert said(api.generate(place.bank, raw)) == [expected, plainly_generated(place, words)]
+    raw = GenerateConfig(task=task, device="cpu", max_new_tokens=4, raw=True)
+    assert said(api.generate(place.bank, [rendered, words], raw)) == [expected, plainly_generated(place, words)]
 
 
 def test_raw_takes_no_template(place: Place) -> None:
-    raw = GenerateConfig(texts=("hot",), task="labelled", device="cpu", max_new_tokens=4, raw=True)
-    assert said(api.generate(place.bank, raw)) == [plainly_generated(place, "hot")]
+    raw = GenerateConfig(task="labelled", device="cpu", max_new_tokens=4, raw=True)
+    assert said(api.generate(place.bank, ["hot"], raw)) == [plainly_generated(place, "hot")]
 
 
 def test_answers_are_no_longer_than_asked_for(place: Place) -> None:
     lengths = []
     for most in (1, 2, 9):
-        config = GenerateConfig(texts=("hot",), task="pairs", device="cpu", max_new_tokens=most)
-        (one,) = api.generate(place.bank, config)
+        config = GenerateConfig(task="pairs", device="cpu", max_new_tokens=most)
+        (one,) = api.generate(place.bank, ["hot"], config)
         assert one.label == plainly_generated(place, "hot", most)
         lengths.append(len(one.label))
     assert lengths == sorted(lengths)
@@ -307,18 +307,18 @@ def test_a_composition_of_all_forms_can_be_measured_and_asked(mine: Path, mode: 
     (again,) = api.evaluate(mine, EvalConfig(compositions=(mode,), device="cpu"))
     assert again.computed == 0
     texts = ("sun 0", "What of fog?", "The dew came early, and it was cold.")
-    predicted = api.predict(mine, PredictConfig(texts=texts, composition=mode, device="cpu"))
+    predicted = api.predict(mine, texts, PredictConfig(composition=mode, device="cpu"))
     labels = {"labelled", "alpaca"}
     assert [one.probability is not None for one in predicted] == [one.task in labels for one in predicted]
     assert {one.task_id for one in predicted} == {"routed"}
-    generated = api.generate(mine, GenerateConfig(texts=texts, composition=mode, device="cpu", max_new_tokens=4))
+    generated = api.generate(mine, texts, GenerateConfig(composition=mode, device="cpu", max_new_tokens=4))
     assert [one.task for one in generated] == [one.task for one in predicted]
     for one, other in zip(predicted, generated, strict=True):
         assert other.probability is None
         if one.probability is None:
             assert one.label == other.label
-    told = PredictConfig(texts=texts, composition=mode, task="pairs", device="cpu")
-    assert {(one.task, one.task_id) for one in api.predict(mine, told)} == {("pairs", "given")}
+    told = PredictConfig(composition=mode, task="pairs", device="cpu")
+    assert {(one.task, one.task_id) for one in api.predict(mine, texts, told)} == {("pairs", "given")}
 
 
 def test_a_batch_of_any_size_generates_the_same(mine: Path) -> None:
@@ -326,7 +326,7 @@ def test_a_batch_of_any_size_generates_the_same(mine: Path) -> None:
     chance = random.Random(5)
     texts = tuple(" ".join(chance.choices(WORDS, k=chance.randint(1, 6))) for _ in range(7))
     every = [
-        said(api.generate(mine, GenerateConfig(texts=texts, device="cpu", max_new_tokens=4, batch_size=size)))
+        said(api.generate(mine, texts, GenerateConfig(device="cpu", max_new_tokens=4, batch_size=size)))
         for size in (1, 5)
     ]
     assert every[0] == every[1]
@@ -368,7 +368,7 @@ def test_another_chat_template_is_another_base(place: Place, tmp_path: Path) -> 
     for file in files:
         file.write_text(file.read_text(encoding="utf-8").replace("<|assistant|>", "<|model|>"))
     for ask in (
-        lambda: api.generate(bank, GenerateConfig(texts=("hail",), task="chat", device="cpu")),
+        lambda: api.generate(bank, ["hail"], GenerateConfig(task="chat", device="cpu")),
         lambda: api.add_task(bank, "more", TrainConfig(**({"data": data} | SETTINGS))),
     ):
         with pytest.raises(IncompatibleError, match="chat template"):

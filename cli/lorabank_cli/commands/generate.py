@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("texts", nargs=-1, metavar="[TEXT]...", help="Prompt; '-' reads one prompt per line from stdin.")
-def generate(run: Run) -> None:
+def generate(run: Run, texts: tuple[str, ...]) -> None:
     """Let the bank's language model go on with prompts.
 
     Greedy decoding in the state of a composition or of one task, with the task's prompt template and, where it was
@@ -35,12 +35,11 @@ def generate(run: Run) -> None:
     """
     from lorabank import api
 
-    params = run.ctx.params
-    params["texts"] = given_texts(params["texts"])
-    if not params["texts"] and not params["data"]:
+    given = given_texts(texts)
+    if not given and not run.ctx.params["data"]:
         raise click.UsageError("Missing a TEXT, '-' or '--data'.")
     with run.observer as observer:
-        answers = api.generate(run.bank, run.config(GenerateConfig), observer)
+        answers = api.generate(run.bank, given, run.config(GenerateConfig), observer=observer)
     for state in dict.fromkeys(map(_state, answers)):
         run.output.notice(state)
     run.output.data({"answers": answers}, "\n".join(map(_shown, answers)))

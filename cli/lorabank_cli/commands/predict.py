@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("texts", nargs=-1, metavar="[TEXT]...", help="Text to label; '-' reads one text per line from stdin.")
-def predict(run: Run) -> None:
+def predict(run: Run, texts: tuple[str, ...]) -> None:
     """Label texts with a composition or one task.
 
     Prints the label, its probability, whose head answered, in which state, and the weight of each adapter. With --task
@@ -36,12 +36,11 @@ def predict(run: Run) -> None:
     """
     from lorabank import api
 
-    params = run.ctx.params
-    params["texts"] = given_texts(params["texts"])
-    if not params["texts"] and not params["data"]:
+    given = given_texts(texts)
+    if not given and not run.ctx.params["data"]:
         raise click.UsageError("Missing a TEXT, '-' or '--data'.")
     with run.observer as observer:
-        predictions = api.predict(run.bank, run.config(PredictConfig), observer)
+        predictions = api.predict(run.bank, given, run.config(PredictConfig), observer=observer)
     run.output.data({"predictions": predictions}, _text(predictions))
 
 

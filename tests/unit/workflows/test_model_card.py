@@ -48,7 +48,7 @@ def test_a_classifiers_snippet_answers_with_the_banks_labels(bert_bank, tmp_path
     assert result.files == ("README.md", "adapter_config.json", "adapter_model.safetensors", "labels.json")
     assert json.loads((tmp_path / "out/labels.json").read_text(encoding="utf-8")) == ["one", "three", "two"]
     for text in ("a b c", "z y z", "m n o"):
-        (expected,) = api.predict(bert_bank, PredictConfig(texts=(text,), task="second", device="cpu"))
+        (expected,) = api.predict(bert_bank, [text], PredictConfig(task="second", device="cpu"))
         label, names = run(tmp_path / "out", text, capsys)
         assert label == expected.label
     assert names["model"].config.id2label == {0: "one", 1: "three", 2: "two"}
@@ -82,7 +82,7 @@ def test_a_language_models_snippet_asks_as_the_bank_does(kind, tmp_path, make_la
     add(bank, base, "asked", ("no", "yes"), 0, target_modules="all-linear", lora_dropout=0.0)
     api.export(bank, "asked", tmp_path / "out", tokenizer=True)
     answer, names = run(tmp_path / "out", "a b", capsys)
-    (expected,) = api.generate(bank, GenerateConfig(texts=("a b",), task="asked", device="cpu"))
+    (expected,) = api.generate(bank, ["a b"], GenerateConfig(task="asked", device="cpu"))
     assert names["prompt"] == TEMPLATE.replace("{labels}", "no, yes").replace("{text}", "a b")
     assert answer.strip() == expected.label.strip()
 

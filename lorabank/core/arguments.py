@@ -1,0 +1,195 @@
+"""What callers hand to the functions of ``lorabank.api``: each argument fits the type that the signature names.
+
+The signature is the one source: a function that is ``checked`` needs no check of its own, and no value of a wrong type
+reaches the work, where it would end as an error about something else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+import os
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from lorabank.core.config import (
+    ComposeConfig,
+    EvalConfig,
+    GenerateConfig,
+    InitConfig,
+    PredictConfig,
+    TrainConfig,
+    validate,
+)
+from lorabank.core.errors import ConfigError
+from lorabank.core.observer import Observer
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_CONFIGS: dict[Any, str] = {
+    InitConfig: 'InitConfig(base="FOLDER")',
+    TrainConfig: 'TrainConfig(data="rows.jsonl")',
+    ComposeConfig: 'ComposeConfig(mode="prototype")',
+    EvalConfig: "EvalConfig(all=True)",
+    PredictConfig: 'PredictConfig(task="spam")',
+    GenerateConfig: 'GenerateConfig(task="summaries")',
+}
+"""Classes of settings, whose values are checked too, with an example of each."""
+
+_PLAIN: dict[Any, tuple[str, str]] = {
+    str: ("a string", '"a text"'),
+    Path: ("a path", '"bank"'),
+    bool: ("True or False", "True"),
+    int: ("a whole number", "1"),
+    float: ("a finite number", "0.5"),
+    Observer: ("an Observer", "SilentObserver()"),
+    type(None): ("None", "None"),
+}
+"""Other types: how a message calls one, and an example."""
+
+
+class _Unfit(Exception):
+    """A value that does not fit; ``place`` is where in the argument it stands: ``[2]``."""
+
+    def __init__(self, value: Any, place: str = "") -> None:
+        self.value = value
+        self.place = place
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function refuse arguments that do not fit its signature; settings are checked to the last value.
+
+    Raises:
+        ConfigError: When it is called: naming the argument, what was given and what is wanted.
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # Python's own message also names the function
+        wanted = parameter_types(function)
+        for name, value in bound.arguments.items():
+            try:
+                bound.arguments[name] = _fitted(value, wanted[name])
+            except _Unfit as error:
+                _refuse(function.__name__, name, error, wanted[name])
+        return function(*bound.args, **bound.kwargs)
+
+    return call
+
+
+@cache
+def parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a function's parameters; what it returns may be a name that only type checkers import."""
+    annotations = {name: hint for name, hint in inspect.get_annotations(function).items() if name != "return"}
+    holder: Any = types.SimpleNamespace(__annotations__=annotations)
+    return get_type_hints(holder, globalns=function.__globals__)
+
+
+def _fitted(value: Any, hint: Any) -> Any:
+    """The value as the function may take it: a sequence as a tuple, a number of NumPy's as Python's own."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _first_fitting(value, inner)
+    if origin is Literal:
+        fits = isinstance(value, str) and value in inner
+    elif origin is tuple:
+        fits = isinstance(value, tuple | list) and len(value) == len(inner)
+        return tuple(_items(value, inner)) if fits else _unfit(value)
+    elif origin in (Sequence, Iterable):
+        if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+            raise _Unfit(value)
+        return tuple(_items(value, inner))
+    elif hint in _CONFIGS:
+        fits = isinstance(value, hint)
+        return validate(type(value), asdict(value)) if fits else _unfit(value)
+    elif hint is int:
+        fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return int(value) if fits else _unfit(value)
+    elif hint is float:
+        fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+        return float(value) if fits else _unfit(value)
+    elif hint is Path:
+        fits = isinstance(value, os.PathLike)
+    else:
+        fits = isinstance(value, hint) and not isinstance(value, type)
+    return value if fits else _unfit(value)
+
+
+def _unfit(value: Any) -> NoReturn:
+    raise _Unfit(value)
+
+
+def _items(values: Iterable[Any], hints: Sequence[Any]) -> Iterable[Any]:
+    """The items, each fitted to its own type, or all to the only one."""
+    for place, item in enumerate(values):
+        try:
+            yield _fitted(item, hints[place] if len(hints) > 1 else hints[0])
+        except _Unfit as error:
+            raise _Unfit(error.value, f"[{place}]{error.place}") from None
+
+
+def _first_fitting(value: Any, hints: Sequence[Any]) -> Any:
+    """The value as the first of several types that takes it; where none does, the one that got furthest says why."""
+    found = _Unfit(value)
+    for hint in hints:
+        try:
+            return _fitted(value, hint)
+        except _Unfit as error:
+            found = max(found, error, key=lambda one: len(one.place))
+    raise found
+
+
+def _refuse(function: str, name: str, error: _Unfit, hint: Any) -> NoReturn:
+    known, example = _described(hint)
+    wanted = _described(_inner(hint))[0] if error.place else known
+    raise ConfigError(
+        f"api.{function}: {name}{error.place} is {_shown(error.value)}, not {wanted}",
+        hint=f"for example api.{function}(..., {name}={example})",
+        unchanged="nothing was changed",
+    )
+
+
+def _inner(hint: Any) -> Any:
+    """What the items of a sequence are."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(_inner(one) for one in get_args(hint) if get_args(one))
+    return get_args(hint)[0]
+
+
+def _described(hint: Any) -> tuple[str, str]:
+    """How a message calls a type, and an example of it."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        each = [_described(one) for one in inner if one is not type(None)]
+        names = ["a path"] if {*inner} >= {str, Path} else [name for name, _ in each]
+        return " or ".join([*names, *(["None"] if type(None) in inner else [])]), each[-1][1]
+    if origin is Literal:
+        return " or ".join(map(repr, inner)), repr(inner[0])
+    if origin is tuple:
+        examples = [_described(one)[1] for one in inner]
+        return f"a tuple of {len(inner)} values", f"({', '.join(examples)})"
+    if origin in (Sequence, Iterable):
+        name, example = _described(inner[0])
+        return f"a list of {name.removeprefix('a ')}s", f"[{example}, ...]"
+    if hint in _CONFIGS:
+        return f"a {hint.__name__}", _CONFIGS[hint]
+    return _PLAIN.get(hint) or (f"a {hint.__name__}", f"a {hint.__name__}")
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: its type, and for plain ones what it is."""
+    kind = type(value).__name__
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    plain = value is None or isinstance(value, str | bytes | numbers.Number)
+    return "None" if value is None else f"the {kind} {value!r:.80}" if plain else f"a {kind}"
