@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from lorabank.core import processes
 from lorabank.core.errors import StorageError
+from lorabank_cli.about import Helped, show_help, version_option
 from lorabank_cli.options import shared_options
 from lorabank_cli.output import Output
 from lorabank_cli.room import guard
@@ -81,11 +82,17 @@ Completion, to be put into the shell's start-up file:
 """
 
 
-class Lazy(click.Group):
-    """A group that imports a command when it is called, and hands down the options given before its name."""
+class Lazy(Helped, click.Group):
+    """A group that imports a command when it is called, and hands down the options given before its name.
 
-    def __init__(self, *args: Any, table: dict[str, tuple[str, str]], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    Called without a command it shows its help.
+    """
+
+    def __init__(self, name: str, help: str, table: dict[str, tuple[str, str]], **kwargs: Any) -> None:
+        settings = {"help_option_names": ["-h", "--help"], **kwargs.pop("context_settings", {})}
+        super().__init__(
+            name, help=help, callback=_alone, invoke_without_command=True, context_settings=settings, **kwargs
+        )
         self.table = table
         self.params += shared_options()
 
@@ -134,15 +141,22 @@ class Lazy(click.Group):
         return words
 
 
-@click.group(
-    cls=Lazy,
-    table=COMMANDS,
+@click.pass_context
+def _alone(ctx: click.Context, json: bool, **_: Any) -> None:
+    """What a group does before its command: where none is named, the user is shown which there are."""
+    if ctx.invoked_subcommand is None:
+        ctx.ensure_object(Output).json |= json
+        show_help(ctx)
+
+
+cli = Lazy(
+    "lorabank",
+    "Train LoRA adapters task after task, keep them in one bank, compose them, measure what was forgotten.",
+    COMMANDS,
+    params=[version_option()],
     epilog=EPILOG,
-    context_settings={"auto_envvar_prefix": "LORABANK", "help_option_names": ["-h", "--help"]},
+    context_settings={"auto_envvar_prefix": "LORABANK"},
 )
-@click.version_option(package_name="lorabank", prog_name="lorabank")
-def cli(**_: Any) -> None:
-    """Train LoRA adapters task after task, keep them in one bank, compose them, measure what was forgotten."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

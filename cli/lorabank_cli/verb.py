@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from lorabank.core import processes
+from lorabank_cli.about import Helped
 from lorabank_cli.options import change_options, config_options, shared_options
 from lorabank_cli.output import Output
 
@@ -102,7 +103,7 @@ class Run:
         return f"file {self.ctx.params['config']}" if source is ParameterSource.DEFAULT_MAP else "default"
 
 
-class Verb(click.Command):
+class Verb(Helped):
     """A command with sections and examples in its help, config options and the shared ones.
 
     Args:
