@@ -142,7 +142,7 @@ class Lazy(Helped, click.Group):
 
 
 @click.pass_context
-def _alone(ctx: click.Context, json: bool, **_: Any) -> None:
+def _alone(ctx: click.Context, /, json: bool, **_: Any) -> None:
     """What a group does before its command: where none is named, the user is shown which there are."""
     if ctx.invoked_subcommand is None:
         ctx.ensure_object(Output).json |= json
