@@ -39,7 +39,7 @@ def sound(table: str, row: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(check, Json):
                 value, check = _DECODER.decode(value), check.check
             good = check(value)
-        except (ArithmeticError, RecursionError, TypeError, ValueError):
+        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
             good = False
         if not good:
             key = row[next(iter(FORMS[table]))]
@@ -125,6 +125,25 @@ def _lists_of_texts(value: Any) -> bool:
     return type(value) is list and all(type(one) is list and one and all(map(_text, one)) for one in value)
 
 
+def _label_detail(value: Any) -> bool:
+    """What ``evaluation.confusion`` keeps of a cell: names, three counts for each, and rows of places and counts."""
+    place = _within(0, len(value["names"]) - 1)
+    return (
+        type(value["names"]) is list
+        and all(map(_text, value["names"]))
+        and _number(value["macro_f1"])
+        and len(value["counts"]) == len(value["names"])
+        and all(len(counts) == 3 and all(map(_COUNT, counts)) for counts in value["counts"])
+        and all(place(wanted) and place(got) and _COUNT(rows) for wanted, got, rows in value["wrong"])
+        and all(
+            _within(1, _MOST)(row) and _text(wanted) and _text(got) and _optional(_number)(sure)
+            for row, wanted, got, sure in value["worst"]
+        )
+        and _COUNT(value["most"])
+        and _COUNT(value["unlisted"])
+    )
+
+
 _COUNT = _within(0, _MOST)
 _DIGEST = _hexadecimal(64)
 _POSITION = _within(1, 2**31)
@@ -194,7 +213,7 @@ FORMS: dict[str, dict[str, Check | Json]] = {
     "evaluations": {
         "key": _text, "subject": _text, "stage": _within(0, 2**31), "task": _text, "metric": _text, "value": _number,
         "n": _COUNT, "low": _number, "high": _number, "task_id": _one_of("given", "routed"), "settings": _ANY_OBJECT,
-        "detail": Json(_object(routed=_each(_COUNT))), "created_at": _text,
+        "detail": Json(_object(routed=_each(_COUNT), labels=_label_detail)), "created_at": _text,
     },
     "operations": {
         "name": _text, "id": _hexadecimal(32), "kind": _text, "config": Json(_RESERVED), "started_at": _moment,

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _FAINT, _GREY = "#1f2328", "#d8dee4", "#656d76"
+INK, FAINT, GREY = "#1f2328", "#d8dee4", "#656d76"
 _INK_LUMINANCE = 0.017
 _CELL_WIDTH, _CELL_HEIGHT = 0.86, 0.52  # inches
 
@@ -41,6 +41,15 @@ def save_heatmap(matrix: ScoreMatrix, path: str | Path, title: str = "") -> Path
     Raises:
         ConfigError: The suffix is another one.
     """
+    return save_figure(lambda: _draw(matrix, title), path)
+
+
+def save_figure(draw: Callable[[], Figure], path: str | Path) -> Path:
+    """Write what ``draw`` draws, under lorabank's own settings.
+
+    Raises:
+        ConfigError: The suffix is neither ``.png`` nor ``.svg``.
+    """
     target = Path(path)
     if target.suffix.lower() not in (".png", ".svg"):
         raise ConfigError(
@@ -48,13 +57,13 @@ def save_heatmap(matrix: ScoreMatrix, path: str | Path, title: str = "") -> Path
             unchanged="nothing was written",
             hint="for example --plot matrix.png",
         )
-    target.write_bytes(_render(matrix, title, target.suffix.lower()[1:]))
+    target.write_bytes(_render(draw, target.suffix.lower()[1:]))
     return target
 
 
 def heatmap_svg(matrix: ScoreMatrix, title: str = "") -> str:
     """The drawing of ``save_heatmap`` as an ``<svg>`` element to put into a page."""
-    text = _render(matrix, title, "svg").decode()
+    text = _render(lambda: _draw(matrix, title), "svg").decode()
     # The declaration and the metadata (a licence link and the like) belong into a file, not into a page.
     return re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
 
@@ -84,11 +93,11 @@ def _formula_safe(name: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
-def _render(matrix: ScoreMatrix, title: str, format: str) -> bytes:
+def _render(draw: Callable[[], Figure], format: str) -> bytes:
     buffer = io.BytesIO()
     with _own_settings():
         metadata: dict[str, Any] = {"Date": None} if format == "svg" else {}
-        _draw(matrix, title).savefig(buffer, format=format, dpi=200, bbox_inches="tight", metadata=metadata)
+        draw().savefig(buffer, format=format, dpi=200, bbox_inches="tight", metadata=metadata)
     return buffer.getvalue()
 
 
@@ -129,7 +138,7 @@ def _draw(matrix: ScoreMatrix, title: str) -> Figure:
     axes.set_xlim(0, len(matrix.tasks))
     axes.set_ylim(len(rows), 0)
     _draw_cells(axes, matrix.values[rows])
-    _draw_bar(bar, matrix.metric)
+    draw_bar(bar, matrix.metric)
     _outline_learnt(axes, rows)
     _label(axes, matrix, rows, title)
     return figure
@@ -148,29 +157,29 @@ def _draw_cells(axes: Axes, values: Values) -> None:
                 f"{value:.3f}",
                 ha="center",
                 va="center_baseline",
-                color=_readable_on(viridis(float(value))),
+                color=readable_on(viridis(float(value))),
                 fontsize=10,
             )
 
 
-def _draw_bar(bar: Axes, metric: str) -> None:
+def draw_bar(bar: Axes, metric: str) -> None:
     """The colour scale, as shapes: matplotlib's own is a bitmap, which a page that may load nothing does not show."""
     steps = np.linspace(0, 1, 65)
     bar.pcolormesh([0, 1], steps, steps[:-1, None], cmap="viridis", vmin=0, vmax=1, edgecolors="face", linewidth=0.3)
     bar.set_xticks([])
     bar.yaxis.tick_right()
     bar.yaxis.set_label_position("right")
-    bar.set_ylabel(safe(metric.replace("_", " ")), fontsize=9, color=_INK, parse_math=False)
-    bar.tick_params(length=0, labelsize=8, colors=_INK)
+    bar.set_ylabel(safe(metric.replace("_", " ")), fontsize=9, color=INK, parse_math=False)
+    bar.tick_params(length=0, labelsize=8, colors=INK)
     bar.set_frame_on(False)
 
 
-def _readable_on(colour: tuple[float, ...]) -> str:
+def readable_on(colour: tuple[float, ...]) -> str:
     """White or ink, whichever has more contrast on a colour (relative luminance, WCAG 2)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     on_white, on_ink = 1.05 / (luminance + 0.05), (luminance + 0.05) / (_INK_LUMINANCE + 0.05)
-    return "white" if on_white > on_ink else _INK
+    return "white" if on_white > on_ink else INK
 
 
 def _outline_learnt(axes: Axes, rows: list[int]) -> None:
@@ -179,7 +188,7 @@ def _outline_learnt(axes: Axes, rows: list[int]) -> None:
 
     for position, row in enumerate(rows):
         if row > 0:
-            frame = Rectangle((row - 1 + 0.04, position + 0.06), 0.92, 0.88, fill=False, edgecolor=_INK, linewidth=1.4)
+            frame = Rectangle((row - 1 + 0.04, position + 0.06), 0.92, 0.88, fill=False, edgecolor=INK, linewidth=1.4)
             axes.add_patch(frame)
 
 
@@ -192,7 +201,7 @@ def _label(axes: Axes, matrix: ScoreMatrix, rows: list[int], title: str) -> None
     axes.set_xticklabels(names, rotation=30 if turned else 0, ha="left" if turned else "center", parse_math=False)
     axes.set_yticklabels([safe(matrix.row_labels[row]) for row in rows], parse_math=False)
     axes.xaxis.tick_top()
-    axes.tick_params(length=0, labelsize=10, colors=_INK)
+    axes.tick_params(length=0, labelsize=10, colors=INK)
     axes.set_facecolor("white")
     axes.annotate(
         "framed: the task just learnt",
@@ -202,9 +211,9 @@ def _label(axes: Axes, matrix: ScoreMatrix, rows: list[int], title: str) -> None
         textcoords="offset points",
         va="top",
         fontsize=8,
-        color=_GREY,
+        color=GREY,
     )
     for spine in axes.spines.values():
-        spine.set_color(_FAINT)
+        spine.set_color(FAINT)
     if title:
-        axes.set_title(safe(title), loc="left", fontsize=12, fontweight="bold", color=_INK, pad=14, parse_math=False)
+        axes.set_title(safe(title), loc="left", fontsize=12, fontweight="bold", color=INK, pad=14, parse_math=False)

@@ -13,8 +13,8 @@ from lorabank.core.errors import at_work
 from lorabank.core.observer import Observer
 from lorabank.core.records import EvaluationRecord, TaskRecord
 from lorabank.data.rows import Rows
-from lorabank.evaluation import environments
-from lorabank.evaluation.scoring import Said, score_rows
+from lorabank.evaluation import confusion, environments
+from lorabank.evaluation.scoring import ACCURACY, Said, score_rows
 
 KEY_FORMAT = 2
 
@@ -137,6 +137,9 @@ def score_cell(
     detail: dict[str, Any] = {**score.detail, "seconds": time.monotonic() - started}
     if said.routed:
         detail["routed"] = {name: said.routed.count(name) for name in dict.fromkeys(said.routed)}
+    if task.labels and metric == ACCURACY:
+        sure = None if said.probabilities is None else said.probabilities.tolist()
+        detail[confusion.KEY] = confusion.label_detail(rows.labels, said.answers, sure)
     return EvaluationRecord(
         key=key,
         subject=subject.name,

@@ -37,12 +37,14 @@ class Said:
         routed: For a routed subject the task each row was sent to, else empty.
         log_likelihoods: For perplexity, float64 ``[n]``: of each row's text.
         tokens: For perplexity, int64 ``[n]``: tokens of each row.
+        probabilities: Of each answer among the labels of the task that gave it; NaN of a generated text.
     """
 
     answers: tuple[str, ...]
     routed: tuple[str, ...] = ()
     log_likelihoods: NDArray[np.float64] | None = None
     tokens: NDArray[np.int64] | None = None
+    probabilities: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

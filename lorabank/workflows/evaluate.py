@@ -15,12 +15,14 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, NotFoundError
 from lorabank.core.observer import Observer
-from lorabank.core.records import DatasetRecord, EvaluationRecord, TaskRecord
+from lorabank.core.records import DatasetRecord, TaskRecord
 from lorabank.data.loading import Rows, from_parquet
+from lorabank.evaluation.confusion import KEY as LABELS
+from lorabank.evaluation.confusion import LabelScores, label_scores, with_texts
 from lorabank.evaluation.environments import environments_of, this_environment
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.run import Filled, Subject, fill_cells, wanted_cells
-from lorabank.evaluation.scoring import DEFAULT_METRICS, INVERSE_PERPLEXITY
+from lorabank.evaluation.scoring import ACCURACY, DEFAULT_METRICS, INVERSE_PERPLEXITY
 from lorabank.models.loading import resolve_device, resolve_dtype
 from lorabank.training.strategies.states import State
 from lorabank.workflows.results import MatrixReport
@@ -64,12 +66,14 @@ def _check_question(config: EvalConfig) -> None:
         )
 
 
-def own_cell(bank: Bank, task: str, observer: Observer) -> EvaluationRecord:
-    """The score of a task as trained, at the last stage."""
+def own_score(bank: Bank, task: str, observer: Observer) -> dict[str, Any]:
+    """The score of a task as trained, at the last stage, as ``AddTaskResult`` tells it."""
     session = _Session(bank, EvalConfig(), observer)
     record = session.snapshot.task(task)
-    filled = session.fill(session.subject("as-trained"), [(record.position, record)])
-    return filled.records[0]
+    cell = session.fill(session.subject("as-trained"), [(record.position, record)]).records[0]
+    labels = label_scores(cell, record.labels)
+    told = {name: getattr(cell, name) for name in ("metric", "value", "n", "low", "high")}
+    return {**told, "labels": labels and session.with_texts(labels, task)}
 
 
 class _Session:
@@ -119,8 +123,8 @@ class _Session:
             )
         return self._runtime
 
-    def fill(self, subject: Subject, cells: Sequence[tuple[int, TaskRecord]]) -> Filled:
-        """Score what is not stored."""
+    def fill(self, subject: Subject, cells: Sequence[tuple[int, TaskRecord]], *, anew: bool = False) -> Filled:
+        """Score what is not stored; or ``anew``, for what a stored cell does not keep."""
         return fill_cells(
             subject,
             cells,
@@ -129,7 +133,7 @@ class _Session:
             rows=self._rows,
             metrics=self.metrics,
             settings=self.settings,
-            stored=self.bank.evaluations,
+            stored=(lambda keys: {}) if anew else self.bank.evaluations,
             keep=self.bank.add_evaluations,
             prepare=self.runtime,
             computed_with=this_environment(torch.get_num_threads()),
@@ -174,10 +178,18 @@ class _Session:
         subject = oracle_of(self.bank, self.snapshot, self.runtime) if own else self.subject(AsTrained.name)
         filled = self.fill(subject, [(last, task)])
         (cell,) = filled.records
+        if task.labels and cell.metric == ACCURACY and LABELS not in cell.detail:  # stored before that was kept
+            filled = self.fill(subject, [(last, task)], anew=True)
+            (cell,) = filled.records
         alone = replace(filled, records=(cell._replace(stage=task.position),))
         settings = {**self.settings, "head_from": "task", "average": self.config.average}
         report = matrix_report(subject, (task,), alone, None, settings)
-        return replace(report, subject=AsTrained.name, mode=AsTrained.mode, state=state)
+        labels = {task: self.with_texts(scores, task) for task, scores in report.labels.items()}
+        return replace(report, subject=AsTrained.name, mode=AsTrained.mode, state=state, labels=labels)
+
+    def with_texts(self, scores: LabelScores, task: str) -> LabelScores:
+        """The same with the texts of the mistakes."""
+        return with_texts(scores, self._rows(task).texts) if scores.mistakes else scores
 
     def _oracle(self) -> Filled:
         from lorabank.workflows.subjects import oracle_of
@@ -215,7 +227,19 @@ def matrix_report(
         settings=settings,
         metric=matrix.metric,
         environments=environments_of([*filled.records, *(oracle.records if oracle else ())]),
+        labels=_labels(tasks, filled),
     )
+
+
+def _labels(tasks: Sequence[TaskRecord], filled: Filled) -> dict[str, LabelScores]:
+    """How the rows of each label were answered, at the last stage."""
+    last, of_task = tasks[-1].position, {task.name: task for task in tasks}
+    found = {
+        record.task: label_scores(record, of_task[record.task].labels)
+        for record in filled.records
+        if record.stage == last
+    }
+    return {task: scores for task, scores in found.items() if scores is not None}
 
 
 def _routing(tasks: Sequence[TaskRecord], filled: Filled, oracle: Filled) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
+from lorabank.evaluation.confusion import LabelScores
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class AddTaskResult:
     """A task that is in the bank.
 
     Attributes:
-        score: ``metric``, ``value``, ``n``, ``low`` and ``high`` on its evaluation rows.
+        score: ``metric``, ``value``, ``n``, ``low`` and ``high`` on its evaluation rows, and as ``labels`` the
+            `LabelScores` of a task with labels, else None.
         look_alike_labels: As of `TaskPlan`.
     """
 
@@ -92,6 +94,8 @@ class MatrixReport:
         environments: Each environment that cells were computed in: their number ``cells``, versions of packages and
             ``threads``, None where a cell does not say.
         state: Of a report about one task, the state that it was scored in; otherwise None.
+        labels: Task to how the rows of each label were answered after the last stage; none of a task without labels,
+            or whose cell was stored before that was kept. Mistakes have their texts in a report about one task.
     """
 
     subject: str
@@ -110,6 +114,7 @@ class MatrixReport:
     metric: str = "accuracy"
     environments: tuple[dict[str, Any], ...] = ()
     state: Literal["now", "learnt"] | None = None
+    labels: dict[str, LabelScores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,16 @@ def check_gates(reports: Sequence[MatrixReport], gates: Sequence[str]) -> tuple[
 
 
 def save_plot(report: MatrixReport, path: Path) -> Path:
-    """Draw a matrix as ``.png`` or ``.svg``."""
+    """Draw a matrix as ``.png`` or ``.svg``; of a report about one task with labels, its confusion matrix."""
+    from lorabank.evaluation.confusion_plot import save_confusion
     from lorabank.evaluation.plots import save_heatmap
 
+    if report.state is not None and report.labels:
+        ((task, scores),) = report.labels.items()
+        (accuracy,), (rows,) = report.values[-1], report.counts
+        figures = f"accuracy {accuracy:.4f}, macro-F1 {scores.macro_f1:.4f}, {rows} rows"
+        with _writing(path):
+            return save_confusion(scores, path, f"{task}, in its state {report.state}", figures)
     title = report.subject if report.mode == report.subject else f"{report.subject} ({report.mode})"
     with _writing(path):
         return save_heatmap(_matrix(report), path, title)

@@ -82,7 +82,8 @@ class _Answering:
             likelihoods, tokens = self._runtime().log_likelihoods(rows.texts, rows.labels, plan, own)
             return Said((), routed, likelihoods, tokens)
         heads = self.head(stage, task) if route is None else np.array([member.head for member in members])[route]
-        return Said(self._runtime().answer(rows.texts, plan, heads).said, routed)
+        answers = self._runtime().answer(rows.texts, plan, heads)
+        return Said(answers.said, routed, probabilities=answers.probabilities)
 
     def form(self, task: TaskRecord) -> AnswerForm:
         """How the task is asked."""

@@ -229,13 +229,12 @@ def commit_and_score(
     Returns:
         What is stored now: the task, its adapter, its data sets; and its score.
     """
-    from lorabank.workflows.evaluate import own_cell
+    from lorabank.workflows.evaluate import own_score
 
     stored = operation.commit_task(task, adapter, datasets)
-    cell = own_cell(bank, stored.name, observer)
+    score = own_score(bank, stored.name, observer)
     after = bank.snapshot()
     kept = tuple(dataset for dataset in after.datasets if dataset.task == stored.name)
-    score = {"metric": cell.metric, "value": cell.value, "n": cell.n, "low": cell.low, "high": cell.high}
     return stored, after.adapter_of(stored.name), kept, score
 
 

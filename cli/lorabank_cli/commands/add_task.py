@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lorabank.core.config import InitConfig, TrainConfig
+from lorabank_cli.labels import confusion, summary
 from lorabank_cli.output import plain
 from lorabank_cli.settings import show_settings
 from lorabank_cli.text import command, named, pairs, safe, scored
@@ -15,6 +16,9 @@ from lorabank_cli.verb import Run, verb
 if TYPE_CHECKING:
     from lorabank.core.records import AdapterRecord
     from lorabank.workflows.results import AddTaskResult
+
+_MOST_LABELS = 8
+"""Of a task whose confusion matrix is shown at once; `eval --task` shows larger ones."""
 
 
 @verb(
@@ -87,13 +91,16 @@ def _text(result: AddTaskResult, names: dict[str, str]) -> str:
     items: list[tuple[str, object]] = [
         ("adapter", adapter.digest),
         (named(score["metric"]), f"{scored(score)} (95 % interval, task id given)"),
+        *summary(score.get("labels")),
         ("strategy", f"{adapter.strategy}, r {adapter.r}, {adapter.steps} steps, {adapter.wall_seconds:.0f} s"),
         ("held", _held(adapter, names)),
         ("overlap", ", ".join(overlap) or None),
         ("capacity left", None if left is None else f"{100 * left:.1f} % of the input space"),
         ("next", "lorabank eval --forgetting-matrix" if task.position > 1 else "lorabank add-task NAME --data FILE"),
     ]
-    return f"added task {safe(task.name)} (number {task.position}) to {safe(result.bank)}\n{pairs(items)}"
+    matrix = confusion(score["labels"], _MOST_LABELS) if score.get("labels") else None
+    head = f"added task {safe(task.name)} (number {task.position}) to {safe(result.bank)}\n{pairs(items)}"
+    return f"{head}\n\n{matrix}" if matrix else head
 
 
 def _held(adapter: AdapterRecord, names: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ import click
 from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, GateError, NotFoundError
 from lorabank_cli.heatmap import heatmap
+from lorabank_cli.labels import details
 from lorabank_cli.output import plain
 from lorabank_cli.text import command, named, pairs, safe, table, terminal_width, wants_color
 from lorabank_cli.verb import Run, verb
@@ -34,7 +35,9 @@ PLOTS = (".png", ".svg")
         "eval --forgetting-matrix --gate 'backward_transfer>=-0.02'",
     ),
 )
-@click.option("--plot", metavar="FILE", help="Write the matrix as a picture: .png or .svg.")
+@click.option(
+    "--plot", metavar="FILE", help="Write the matrix (with --task, of its labels) as a picture: .png or .svg."
+)
 @click.option("--csv", metavar="FILE", help="Write the matrix as a table.")
 @click.option("--gate", "gates", multiple=True, metavar="EXPR", help="Exit with 12 unless it holds; may be repeated.")
 def evaluate(run: Run, plot: str | None, csv: str | None, gates: tuple[str, ...]) -> None:
@@ -101,6 +104,7 @@ def _report(report: MatrixReport, color: bool) -> str:
             *_environments(report),
             "",
             _last_row(report, "task"),
+            *(f"\n{details(scores)}" for scores in report.labels.values()),
         ]
         return "\n".join(lines)
     given = "given: each text is answered as its own task"
@@ -115,6 +119,7 @@ def _report(report: MatrixReport, color: bool) -> str:
         *_environments(report),
         "",
         _last_row(report),
+        *_chance(report),
         "",
         _scalars(plain(report.scalars)),
     ]
@@ -131,18 +136,27 @@ def _environments(report: MatrixReport) -> list[str]:
     return [f"cells of different environments: {safe(told)}"] if told else []
 
 
+def _chance(report: MatrixReport) -> list[str]:
+    """One line for each task whose score is not above chance."""
+    return [f"{safe(task)}: {note}" for task, scores in report.labels.items() if (note := scores.chance_note)]
+
+
 def _scalars(scalars: dict[str, float | None]) -> str:
     return pairs([(name, "not defined here" if value is None else value) for name, value in scalars.items()])
 
 
 def _last_row(report: MatrixReport, title: str = "after the last task") -> str:
-    rows = [
-        (name, value, f"{low:.4f} .. {high:.4f}" if low is not None and high is not None else None, count)
-        for name, value, low, high, count in zip(
-            report.tasks, report.values[-1], report.low[-1], report.high[-1], report.counts, strict=True
-        )
+    columns = zip(report.tasks, report.values[-1], report.low[-1], report.high[-1], report.counts, strict=True)
+    rows: list[list[object]] = [
+        [name, value, f"{low:.4f} .. {high:.4f}" if low is not None and high is not None else None, count]
+        for name, value, low, high, count in columns
     ]
-    return table((title, named(report.metric), "95 % interval", "rows"), rows)
+    head = [title, named(report.metric), "95 % interval", "rows"]
+    if report.labels:
+        head.insert(3, "macro-F1")
+        for row in rows:
+            row.insert(3, report.labels[str(row[0])].macro_f1 if row[0] in report.labels else None)
+    return table(head, rows)
 
 
 def _routing(routing: dict[str, Any]) -> str:

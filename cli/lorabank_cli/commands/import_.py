@@ -7,6 +7,7 @@ import json
 import click
 
 from lorabank.core.config import InitConfig, TrainConfig
+from lorabank_cli.labels import summary
 from lorabank_cli.text import named, pairs, safe, scored
 from lorabank_cli.verb import Run, verb
 
@@ -71,6 +72,7 @@ def import_adapter(
             ("labels", ", ".join(result.task.labels) or None),
             ("prompt", template and json.dumps(template, ensure_ascii=False)),
             (named(result.score["metric"]), f"{scored(result.score)} (95 % interval, task id given)"),
+            *summary(result.score.get("labels")),
             ("next", "lorabank compose --mode prototype"),
         ]
     )

@@ -190,3 +190,13 @@ def test_the_report_is_one_page_with_everything(bank, compose, tmp_path) -> None
     with pytest.raises(NotFoundError, match="no folder"):
         api.report(bank, tmp_path / "none" / "bank.html")
     api.report(bank, tmp_path / "bank.html")  # a report may be made anew
+
+
+def test_the_plot_of_a_task_is_its_confusion_matrix(bank, tmp_path) -> None:
+    (report,) = api.evaluate(bank, EvalConfig(task="first", device="cpu"))
+    words = re.findall(r"<!-- (.*?) -->", api.save_plot(report, tmp_path / "c.svg").read_text(encoding="utf-8"))
+    (accuracy,) = report.values[-1]
+    found = f"accuracy {accuracy:.4f}, macro-F1 {report.labels['first'].macro_f1:.4f}, {report.counts[0]} rows"
+    # matplotlib draws text as shapes and names it in a comment, each line of a title by itself
+    for word in ("wanted", "answered", "no", "yes", found, "first, in its state now"):
+        assert any(word in said for said in words), word
