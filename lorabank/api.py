@@ -16,8 +16,10 @@ from lorabank.core.observer import Observer, SilentObserver
 from lorabank.maintenance import backup as backup
 from lorabank.maintenance import doctor as doctor
 from lorabank.maintenance import gc as gc
+from lorabank.maintenance import history as history
 from lorabank.maintenance import repair as repair
 from lorabank.maintenance import restore as restore
+from lorabank.maintenance import undo as undo
 from lorabank.maintenance import upgrade as upgrade
 from lorabank.maintenance import verify as verify
 from lorabank.workflows.results import MatrixReport

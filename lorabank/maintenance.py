@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from lorabank.bank.backup import BackupResult
     from lorabank.bank.database import UpgradeResult
     from lorabank.bank.gc import GcResult
+    from lorabank.bank.history import Entry
     from lorabank.bank.repair import RepairResult
     from lorabank.bank.restore import RestoreResult
+    from lorabank.bank.undo import UndoResult
     from lorabank.core.records import Finding
     from lorabank.workflows.checkup import Checkup
 
@@ -31,6 +33,35 @@ def gc(path: str | Path, *, dry_run: bool = False, grace_hours: float = 24.0) ->
     from lorabank.bank.bank import Bank
 
     return Bank.open(path).gc(dry_run=dry_run, grace_hours=grace_hours)
+
+
+@checked
+def history(path: str | Path) -> tuple[Entry, ...]:
+    """Every change of the bank, newest first; ``next`` says which one `undo` takes back."""
+    from lorabank.bank.history import read_history
+    from lorabank.bank.layout import Layout
+    from lorabank.bank.reading import read_manifest
+
+    layout = Layout(Path(path))
+    read_manifest(layout)
+    return tuple(read_history(layout))
+
+
+@checked
+def undo(path: str | Path, *, dry_run: bool = False) -> UndoResult:
+    """Take the last change back while its files are there; repeated, it goes further back.
+
+    A task or composition that was added is removed, what was removed can be used again, a name, a note and tags become
+    what they were. The undo is itself a line of the history.
+
+    Raises:
+        NotFoundError: There is nothing to take back, or `gc` deleted files that it needs.
+        ExistsError: A name that would come back is in use.
+        BusyError: An operation is under way.
+    """
+    from lorabank.bank.bank import Bank
+
+    return Bank.open(path).undo(dry_run=dry_run)
 
 
 @checked

@@ -32,6 +32,8 @@ COMMANDS = {
     "list": ("list:list_bank", "List tasks and compositions."),
     "show": ("show:show", "Show everything recorded about a task or composition."),
     "remove": ("remove:remove", "Remove a task or composition."),
+    "log": ("log:log", "Show what was changed and when."),
+    "undo": ("undo:undo", "Take the last change back."),
     "export": ("export:export", "Write an adapter as a folder that PEFT and vLLM load."),
     "import": ("import_:import_adapter", "Add a LoRA adapter that was trained elsewhere."),
     "verify": ("verify:verify", "Check the bank's records and files."),

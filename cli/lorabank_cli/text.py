@@ -146,6 +146,13 @@ def scored(score: Mapping[str, float]) -> str:
     return f"{score['value']:.4f} [{score['low']:.4f}, {score['high']:.4f}] on {score['n']:.0f} rows"
 
 
+def shortened(names: Sequence[str], most: int = 5) -> str:
+    """``"7: a, b, c, d, e, …"``: the first of many names after their number, a few without it."""
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{len(names)}: {', '.join(names[:most])}, \u2026"
+
+
 def size(count: int) -> str:
     """Bytes for people: ``"3.1 MB"`` (1 MB = 10**6 bytes)."""
     value = float(count)

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.layout import Layout
-from lorabank.bank.reading import read_evaluations, read_manifest, read_operations, read_snapshot, reading
+from lorabank.bank.reading import read_evaluations, read_events, read_manifest, read_operations, read_snapshot, reading
 from lorabank.core.errors import DamagedError, NotFoundError
-from lorabank.core.records import BaseModelRecord, EvaluationRecord, Finding, OperationRecord
+from lorabank.core.records import BaseModelRecord, EvaluationRecord, EventRecord, Finding, OperationRecord
 
 if TYPE_CHECKING:
     from lorabank.bank.gc import GcResult
     from lorabank.bank.operations import Operation
     from lorabank.bank.snapshot import Snapshot
+    from lorabank.bank.undo import UndoResult
 
 
 class Bank:
@@ -207,6 +208,26 @@ class Bank:
         from lorabank.bank.removal import remove
 
         return remove(self._layout, name, cascade=cascade, dry_run=dry_run)
+
+    def history(self) -> list[EventRecord]:
+        """Every change of the bank, oldest first."""
+        with reading(self._layout) as connection:
+            return read_events(connection)
+
+    def undo(self, *, dry_run: bool = False) -> UndoResult:
+        """Take the newest change back that was not taken back yet; repeated, it goes further back.
+
+        Args:
+            dry_run: Check that it can be done, change nothing.
+
+        Raises:
+            NotFoundError: There is nothing to take back, or files that it needs are gone.
+            ExistsError: A name that would come back is in use.
+            BusyError: An operation is under way.
+        """
+        from lorabank.bank.undo import undo
+
+        return undo(self._layout, dry_run=dry_run)
 
     def verify(self, *, full: bool, part: tuple[int, int] | None = None) -> list[Finding]:
         """Check the bank; an empty list means that nothing is wrong.

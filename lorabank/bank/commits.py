@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, func, select
 
 from lorabank.bank.database import now, writing
+from lorabank.bank.events import Change, log_event
 from lorabank.bank.layout import Layout
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.operations import taken
@@ -17,6 +18,7 @@ from lorabank.bank.rows import (
     composition_row,
     dataset_row,
     evaluation_row,
+    row_digest,
     sealed,
     task_row,
 )
@@ -45,6 +47,8 @@ def insert_task(
     task: TaskRecord,
     adapter: AdapterRecord,
     splits: Sequence[DatasetRecord],
+    *,
+    kind: str,
 ) -> TaskRecord:
     """Insert a task with its adapter and data sets; returns the task as stored."""
     _refuse_taken(connection, task.name)
@@ -73,6 +77,7 @@ def insert_task(
     first = _next(connection, datasets.c.id)
     for number, split in enumerate(splits, start=first):
         connection.execute(datasets.insert(), dataset_row(split, number, position))
+    log_event(connection, kind, stored.name, Change(tasks_added=(position,)))
     return stored
 
 
@@ -80,8 +85,7 @@ def insert_composition(
     connection: Connection, layout: Layout, stage: Stage, composition: CompositionRecord, *, replace: bool
 ) -> CompositionRecord:
     """Insert a composition with its members and objects; returns it as stored."""
-    if replace:
-        mark_removed(connection, compositions, compositions.c.name == composition.name)
+    gone = mark_removed(connection, compositions, compositions.c.name == composition.name) if replace else ()
     _refuse_taken(connection, composition.name)
     stored = _dated(composition)
     members = [
@@ -91,7 +95,10 @@ def insert_composition(
     identifier = _next(connection, compositions.c.id)
     _insert_blobs(connection, layout, stage, composition.objects.values())
     connection.execute(compositions.insert(), composition_row(stored, identifier))
-    rows = ({"composition": identifier, "ordinal": n, "adapter": member} for n, member in enumerate(members))
+    rows = (
+        {"composition": identifier, "ordinal": n, "adapter": member, "known_as": name}
+        for n, (name, member) in enumerate(zip(composition.members, members, strict=True))
+    )
     _insert(connection, composition_members, rows)
     objects = sorted(composition.objects.items())
     _insert(
@@ -99,13 +106,37 @@ def insert_composition(
         composition_objects,
         ({"composition": identifier, "role": role, "blob": blob} for role, blob in objects),
     )
+    change = Change(compositions_added=(identifier,), compositions_removed=gone)
+    log_event(connection, "compose", stored.name, change)
     return stored
 
 
-def mark_removed(connection: Connection, table: Table, condition: Any) -> None:
-    """Turn live rows of ``tasks`` or ``compositions`` into tombstones."""
-    live = table.update().where(condition, table.c.state != "removed")
-    connection.execute(live.values(state="removed", removed_at=now()))
+def mark_removed(connection: Connection, table: Table, condition: Any) -> tuple[int, ...]:
+    """Turn live rows of ``tasks`` or ``compositions`` into tombstones; returns their numbers."""
+    (number,) = table.primary_key
+    live = [int(row[0]) for row in connection.execute(select(number).where(condition, table.c.state != "removed"))]
+    connection.execute(table.update().where(number.in_(live)).values(state="removed", removed_at=now()))
+    return tuple(live)
+
+
+def mark_rows_removed(connection: Connection, table: Table, rows: Sequence[int]) -> None:
+    """Turn rows into tombstones by their numbers."""
+    (number,) = table.primary_key
+    mark_removed(connection, table, number.in_(rows))
+
+
+def bring_back(connection: Connection, table: Table, rows: Sequence[int]) -> None:
+    """Turn tombstones into rows in use; their files were checked."""
+    (number,) = table.primary_key
+    connection.execute(table.update().where(number.in_(rows)).values(state="ready", removed_at=None))
+
+
+def reseal(connection: Connection, table: Table, row: int, columns: Mapping[str, str | None]) -> None:
+    """Change what a row's digest covers, and seal it anew."""
+    (number,) = table.primary_key
+    found = connection.execute(table.select().where(number == row)).one()._asdict() | dict(columns)
+    changed = {**columns, "row_digest": row_digest(table.name, found)}
+    connection.execute(table.update().where(number == row).values(changed))
 
 
 def _dated(composition: CompositionRecord) -> CompositionRecord:

@@ -11,6 +11,7 @@ from pathlib import Path
 from lorabank import __version__
 from lorabank.bank.database import connect, create_database, now
 from lorabank.bank.definitions import schema_revision
+from lorabank.bank.events import first_event
 from lorabank.bank.failures import reported
 from lorabank.bank.judging import check_length
 from lorabank.bank.layout import DATABASE_FILES, ENTRIES, FORMAT, Layout
@@ -36,7 +37,8 @@ def create(layout: Layout, base: BaseModelRecord) -> str:
             identifier, version, moment = os.urandom(16).hex(), __version__, now()
             bank = {"id": 1, "bank_id": identifier, "format": FORMAT, "created_at": moment, "created_with": version}
             base = base._replace(created_at=base.created_at or moment)
-            create_database(layout, {"bank": sealed("bank", bank), "base_model": base_model_row(base)})
+            first = {"bank": sealed("bank", bank), "base_model": base_model_row(base)}
+            create_database(layout, first | {"events": first_event("init", moment)})
             _write_manifest(layout, {"format": FORMAT, "id": identifier, "created_with": version})
     return identifier
 

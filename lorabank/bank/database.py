@@ -118,6 +118,7 @@ def upgrade_database(path: Path | str, *, dry_run: bool = False) -> UpgradeResul
         with _engine(layout.database, foreign_keys=False).begin() as connection:
             try:
                 _migrate(connection, layout.database)
+                _log_upgrade(connection, before)
             except LorabankError:
                 raise
             except Exception as error:
@@ -161,6 +162,13 @@ def _migrate(connection: Connection, database: Path) -> None:
     assert isinstance(driver, sqlite3.Connection)
     if (revision := schema_revision(driver, database)) != REVISIONS[-1]:
         raise IncompatibleError(f"the migrations ended with schema {revision}, not with {REVISIONS[-1]}")
+
+
+def _log_upgrade(connection: Connection, before: str) -> None:
+    """The history of a bank of an older schema begins here."""
+    from lorabank.bank.events import Change, log_event
+
+    log_event(connection, "upgrade", "", Change(before={"schema": before}, after={"schema": REVISIONS[-1]}))
 
 
 def _engine(database: Path, *, foreign_keys: bool = True, new: bool = False) -> Engine:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lorabank.core.errors import DamagedError
-from lorabank.core.limits import MAX_LABELS, MAX_RANK
+from lorabank.core.limits import MAX_LABELS, MAX_NAME, MAX_NOTE, MAX_RANK, MAX_TAGS
 
 Check = Callable[[Any], bool]
 
@@ -144,6 +144,23 @@ def _label_detail(value: Any) -> bool:
     )
 
 
+def _places(value: Any) -> bool:
+    """Different numbers of rows."""
+    return type(value) is list and all(map(_POSITION, value)) and len(set(value)) == len(value)
+
+
+def _note(value: Any) -> bool:
+    return _text(value) and 0 < len(value) <= MAX_NOTE
+
+
+def _tags(value: Any) -> bool:
+    """Different words with commas between them."""
+    words = value.split(",")
+    return len(set(words)) == len(words) <= MAX_TAGS and all(
+        0 < len(word) <= MAX_NAME and word.isascii() and word.isprintable() for word in words
+    )
+
+
 _COUNT = _within(0, _MOST)
 _DIGEST = _hexadecimal(64)
 _POSITION = _within(1, 2**31)
@@ -175,6 +192,18 @@ _FACTS = Json(
         source_digest=_OPTIONAL_TEXT,
     )
 )
+_CHANGE = Json(
+    _object(
+        tasks_added=_places,
+        tasks_removed=_places,
+        compositions_added=_places,
+        compositions_removed=_places,
+        of=_one_of("tasks", "compositions"),
+        row=_POSITION,
+        before=_each(_OPTIONAL_TEXT),
+        after=_each(_OPTIONAL_TEXT),
+    )
+)
 _TASK_TYPE = _one_of("SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM")
 _NAMES = Json(_texts(_MOST))
 _ANY_OBJECT = Json(_object())
@@ -189,12 +218,14 @@ FORMS: dict[str, dict[str, Check | Json]] = {
     "tasks": {
         "name": _text, "position": _POSITION, "task_type": _TASK_TYPE, "labels": Json(_texts(MAX_LABELS)),
         "state": _one_of("training", "ready", "failed", "removed"), "adapter": _DIGEST, "statistics": _BLOB,
-        "prompt_template": _OPTIONAL_TEXT, "created_at": _text,
+        "prompt_template": _OPTIONAL_TEXT, "created_at": _text, "removed_at": _OPTIONAL_TEXT,
+        "note": _optional(_note), "tags": _optional(_tags), "first_name": _OPTIONAL_TEXT,
+        "replaces": _optional(_POSITION),
     },
     "datasets": {
         "task_name": _text, "split": _one_of("train", "eval", "calibration", "replay"), "rows": _COUNT,
         "columns": _NAMES, "sha256": _DIGEST, "source": _text, "rows_dropped": _COUNT, "rows_cut": _COUNT,
-        "blob": _BLOB,
+        "blob": _BLOB, "row_digests": _BLOB,
     },
     "adapters": {
         "task_name": _text, "digest": _DIGEST, "r": _within(1, MAX_RANK), "lora_alpha": _number,
@@ -207,8 +238,9 @@ FORMS: dict[str, dict[str, Check | Json]] = {
     "adapter_objects": {"role": _text, "blob": _DIGEST},
     "compositions": {
         "name": _text, "mode": _text, "parameters": _ANY_OBJECT, "state": _one_of("ready", "removed"),
-        "created_at": _text,
+        "created_at": _text, "removed_at": _OPTIONAL_TEXT, "note": _optional(_note), "tags": _optional(_tags),
     },
+    "composition_members": {"composition": _POSITION, "known_as": _OPTIONAL_TEXT},
     "composition_objects": {"role": _text, "blob": _DIGEST},
     "evaluations": {
         "key": _text, "subject": _text, "stage": _within(0, 2**31), "task": _text, "metric": _text, "value": _number,
@@ -218,6 +250,10 @@ FORMS: dict[str, dict[str, Check | Json]] = {
     "operations": {
         "name": _text, "id": _hexadecimal(32), "kind": _text, "config": Json(_RESERVED), "started_at": _moment,
         "pid": _within(0, 2**31), "boot_id": _text, "host": _text, "process_start": _within(-1, 2**63 - 1),
+    },
+    "events": {
+        "id": _POSITION, "kind": _text, "name": _text, "detail": _CHANGE, "undoes": _optional(_POSITION),
+        "version": _text, "created_at": _moment,
     },
 }  # fmt: skip
 """Table to its columns' forms; the first column names the row in a message."""

@@ -20,24 +20,32 @@ from lorabank.bank.live import LiveFiles, changed_rows, live_files
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.operations import RESUMABLE, holds_checkpoint
 from lorabank.bank.reading import read_operations, reading
+from lorabank.bank.undo import lost_with
 from lorabank.core.errors import ConfigError, DamagedError
-from lorabank.core.records import OperationRecord
+from lorabank.core.records import EventRecord, OperationRecord
 
 _TRASHED = rf"[0-9a-f]{{16}}-(?:{DIGEST}|{OPERATION_ID})"
 
 
 @dataclass(frozen=True, slots=True)
 class GcResult:
-    """What was deleted, or would be: paths below the bank folder, and their bytes in all."""
+    """What was deleted, or would be.
+
+    Attributes:
+        paths: Below the bank folder.
+        bytes: In all.
+        lost: Changes that ``undo`` could take back until then, newest first.
+    """
 
     paths: tuple[str, ...]
     bytes: int
+    lost: tuple[EventRecord, ...] = ()
 
 
 def gc(layout: Layout, *, dry_run: bool, grace_hours: float) -> GcResult:
     """Delete what nothing refers to; see ``Bank.gc``."""
     if dry_run:
-        return _result(layout, _garbage(layout, grace_hours))
+        return _result(layout, *_garbage(layout, grace_hours))
     if grace_hours <= 0 and (kind := network_filesystem(layout.root)) is not None:
         raise ConfigError(
             f"bank {layout.root} is on {kind}, a network file system, where a lock may not keep writers away",
@@ -47,14 +55,15 @@ def gc(layout: Layout, *, dry_run: bool, grace_hours: float) -> GcResult:
     # Every writer holds the lock shared from its first staged file to its commit, so nothing is on its way now.
     with bank_lock(layout.lock, exclusive=True), reported(layout.root):
         layout.make_folders()
-        garbage = _garbage(layout, grace_hours)
-        result = _result(layout, garbage)
+        garbage, lost = _garbage(layout, grace_hours)
+        result = _result(layout, garbage, lost)
         for path in garbage:
             delete(layout, path)
         return result
 
 
-def _garbage(layout: Layout, grace_hours: float) -> list[Path]:
+def _garbage(layout: Layout, grace_hours: float) -> tuple[list[Path], tuple[EventRecord, ...]]:
+    """What goes, and the changes that cannot be taken back without it."""
     with reading(layout) as connection:
         operations = read_operations(connection, layout)
         for operation in operations:
@@ -68,11 +77,12 @@ def _garbage(layout: Layout, grace_hours: float) -> list[Path]:
                 hint="lorabank verify --full",
                 unchanged="the bank was not changed",
             )
-        live = live_files(connection)
-    newest = time.time() - grace_hours * 3600
-    old = (path for path in _unreferenced(layout, live) if path.lstat().st_mtime <= newest)
+        newest = time.time() - grace_hours * 3600
+        unused = _unreferenced(layout, live_files(connection))
+        old = [path for path in unused if path.lstat().st_mtime <= newest]
+        lost = lost_with(connection, {path.name for path in old})
     trash = (path for path in layout.trash.glob("*") if re.fullmatch(_TRASHED, path.name))
-    return sorted([*old, *trash, *left_over(layout, operations)])
+    return sorted([*old, *trash, *left_over(layout, operations)]), lost
 
 
 def _unreferenced(layout: Layout, live: LiveFiles) -> Iterator[Path]:
@@ -129,8 +139,8 @@ def _opened(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _result(layout: Layout, garbage: list[Path]) -> GcResult:
-    return GcResult(tuple(str(path.relative_to(layout.root)) for path in garbage), sum(map(_size, garbage)))
+def _result(layout: Layout, garbage: list[Path], lost: tuple[EventRecord, ...]) -> GcResult:
+    return GcResult(tuple(str(path.relative_to(layout.root)) for path in garbage), sum(map(_size, garbage)), lost)
 
 
 def _size(path: Path) -> int:

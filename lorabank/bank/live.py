@@ -8,6 +8,7 @@ damaged (state ``failed``) keeps what is left of it.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lorabank.bank.forms import sound
@@ -17,20 +18,21 @@ from lorabank.core.errors import DataError
 
 _USED_BLOBS = {
     "tasks": """SELECT statistics, 'the statistics of task ' || name FROM tasks
-    WHERE state IN ('ready', 'failed') AND statistics IS NOT NULL""",
+    WHERE {task} AND statistics IS NOT NULL""",
     "datasets": """SELECT blob, 'the ' || split || ' rows of task ' || name FROM datasets
-    JOIN tasks ON tasks.position = datasets.task WHERE tasks.state IN ('ready', 'failed') AND blob IS NOT NULL""",
+    JOIN tasks ON tasks.position = datasets.task WHERE {task} AND blob IS NOT NULL""",
+    "events": """SELECT row_digests, 'the digests of the ' || split || ' rows of task ' || name FROM datasets
+    JOIN tasks ON tasks.position = datasets.task WHERE {task} AND row_digests IS NOT NULL""",
     "composition_objects": """SELECT blob, 'the ' || role || ' of composition ' || name FROM composition_objects
-    JOIN compositions ON compositions.id = composition WHERE compositions.state = 'ready'""",
+    JOIN compositions ON compositions.id = composition WHERE {composition}""",
     "adapter_objects": """SELECT blob, 'the ' || role || ' of task ' || name FROM adapter_objects
-    JOIN tasks ON tasks.position = adapter WHERE tasks.state IN ('ready', 'failed')""",
+    JOIN tasks ON tasks.position = adapter WHERE {task}""",
 }
-"""Blobs in use and whose each is, by the table that holds them; a backup of an older schema has fewer tables."""
+"""Blobs in use and whose each is, by a table of the schema that knows them: a backup of an older one has fewer."""
 
 _USED_ADAPTERS = """
-SELECT position FROM tasks WHERE state IN ('ready', 'failed')
-UNION SELECT member FROM adapter_context JOIN tasks ON tasks.position = adapter_context.adapter
-    WHERE tasks.state IN ('ready', 'failed')
+SELECT position FROM tasks WHERE {task}
+UNION SELECT member FROM adapter_context JOIN tasks ON tasks.position = adapter_context.adapter WHERE {task}
 """
 
 
@@ -49,24 +51,40 @@ class LiveFiles:
     owners: dict[str, str]
 
 
-def live_files(connection: sqlite3.Connection) -> LiveFiles:
-    """Read what the rows in use refer to."""
+def live_files(
+    connection: sqlite3.Connection, *, tasks: Iterable[int] = (), compositions: Iterable[int] = ()
+) -> LiveFiles:
+    """Read what the rows in use refer to.
+
+    Args:
+        connection: The database.
+        tasks: Positions of removed tasks that count as in use.
+        compositions: The same of compositions.
+    """
+    used = {
+        "task": f"(tasks.state IN ('ready', 'failed') OR tasks.position IN ({_numbers(tasks)}))",
+        "composition": f"(compositions.state = 'ready' OR compositions.id IN ({_numbers(compositions)}))",
+    }
     stored = [sound("blobs", row) for row in connection.execute("SELECT * FROM blobs")]
     sizes = {blob["digest"]: blob["bytes"] for blob in stored}
-    queries = [query for table, query in _USED_BLOBS.items() if table in _tables(connection)]
-    used = connection.execute(f"{' UNION '.join(queries)} ORDER BY 1, 2 DESC").fetchall()
-    owners = {row[0]: row[1] for row in used}
+    queries = [query.format(**used) for table, query in _USED_BLOBS.items() if table in _tables(connection)]
+    blobs_used = connection.execute(f"{' UNION '.join(queries)} ORDER BY 1, 2 DESC").fetchall()
+    owners = {row[0]: row[1] for row in blobs_used}
     blobs = {digest: StoredFile(digest, digest, sizes.get(digest, -1)) for digest in owners}
     adapters: dict[str, tuple[str, list[StoredFile]]] = {}
     for position, digest, task in connection.execute(
         "SELECT id, digest, name FROM adapters JOIN tasks ON tasks.position = adapters.id "
-        f"WHERE id IN ({_USED_ADAPTERS}) ORDER BY id DESC"
+        f"WHERE id IN ({_USED_ADAPTERS.format(**used)}) ORDER BY id DESC"
     ).fetchall():
         files = connection.execute(
             "SELECT name, sha256, bytes FROM adapter_files WHERE adapter = ? ORDER BY name", (position,)
         )
         adapters[digest] = (task, [StoredFile(**sound("adapter_files", row)) for row in files])
     return LiveFiles(adapters, blobs, owners)
+
+
+def _numbers(rows: Iterable[int]) -> str:
+    return ",".join(str(int(row)) for row in rows)
 
 
 def _tables(connection: sqlite3.Connection) -> set[str]:

@@ -113,7 +113,7 @@ class Operation:
         self._place()
         with writing(self._layout) as connection:
             self._end(connection)
-            stored = insert_task(connection, self._layout, self._stage, task, adapter, datasets)
+            stored = insert_task(connection, self._layout, self._stage, task, adapter, datasets, kind=self.kind)
         self._finish()
         return stored
 

@@ -27,7 +27,7 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.core.errors import DamagedError, IncompatibleError, NotFoundError, StorageError
 from lorabank.core.installing import UPDATE
 from lorabank.core.limits import MAX_CONFIG
-from lorabank.core.records import AdapterRecord, CompositionRecord, EvaluationRecord, OperationRecord
+from lorabank.core.records import AdapterRecord, CompositionRecord, EvaluationRecord, EventRecord, OperationRecord
 
 _HINT = "lorabank verify --full"
 
@@ -116,7 +116,8 @@ def read_snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
     if [task.position for task in records] != list(range(1, len(records) + 1)):
         raise DamagedError(f"{layout.database}: the positions of its tasks are not 1 to {len(records)}", hint=_HINT)
     damaged = {task.name for task in records if task.state == "failed"}
-    compositions = _compositions(connection)
+    every = _compositions(connection)
+    compositions = [made for made in every if made.state == "ready"]
     usable = {task.name for task in records if task.state in ("ready", "failed")}
     for made in compositions:
         if not made.members or len(set(made.members)) < len(made.members) or not usable.issuperset(made.members):
@@ -137,6 +138,7 @@ def read_snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
         compositions=tuple(made for made in compositions if damaged.isdisjoint(made.members)),
         damaged_tasks=tuple(task for task in records if task.state == "failed"),
         damaged_compositions=tuple(made for made in compositions if not damaged.isdisjoint(made.members)),
+        removed_compositions=tuple(made for made in every if made.state == "removed"),
     )
 
 
@@ -177,15 +179,35 @@ def _objects(connection: sqlite3.Connection, owner: Literal["adapter", "composit
 
 def _compositions(connection: sqlite3.Connection) -> tuple[CompositionRecord, ...]:
     members: dict[int, list[tuple[str, str]]] = {}
-    for composition, task, digest in connection.execute(
-        "SELECT composition, tasks.name, adapters.digest FROM composition_members "
+    names: dict[int, dict[str, str]] = {}
+    for row in connection.execute(
+        "SELECT composition, known_as, tasks.name, first_name, adapters.digest FROM composition_members "
         "JOIN adapters ON adapters.id = composition_members.adapter JOIN tasks ON tasks.position = adapters.id "
         "ORDER BY composition, ordinal"
     ):
-        members.setdefault(composition, []).append((task, digest))
+        then = sound("composition_members", row)["known_as"] or row["first_name"] or row["name"]
+        members.setdefault(row["composition"], []).append((row["name"], row["digest"]))
+        names.setdefault(row["composition"], {})[then] = row["name"]
     objects = _objects(connection, "composition")
-    rows = connection.execute("SELECT * FROM compositions WHERE state = 'ready' ORDER BY id")
-    return tuple(composition_record(row, members.get(row["id"], []), objects.get(row["id"], {})) for row in rows)
+    rows = connection.execute("SELECT * FROM compositions ORDER BY id")
+    return tuple(
+        composition_record(row, members.get(row["id"], []), objects.get(row["id"], {}), names.get(row["id"], {}))
+        for row in rows
+    )
+
+
+def read_events(connection: sqlite3.Connection) -> list[EventRecord]:
+    """The history, oldest first.
+
+    Raises:
+        DamagedError: A row cannot be read, or one is missing.
+    """
+    from lorabank.bank.events import event_record
+
+    events = [event_record(row) for row in connection.execute("SELECT * FROM events ORDER BY id")]
+    if [event.id for event in events] != list(range(1, len(events) + 1)):
+        raise DamagedError(f"bank.db: the numbers of its events are not 1 to {len(events)}", hint=_HINT)
+    return events
 
 
 def read_operations(connection: sqlite3.Connection, layout: Layout) -> list[OperationRecord]:

@@ -16,6 +16,7 @@ def remove(layout: Layout, name: str, *, cascade: bool, dry_run: bool) -> tuple[
         with reading(layout) as connection:
             return _affected(read_snapshot(connection, layout), name, cascade)
     from lorabank.bank.commits import mark_removed
+    from lorabank.bank.events import Change, log_event
     from lorabank.bank.operations import refuse_live
     from lorabank.bank.schema import compositions, tasks
 
@@ -24,8 +25,8 @@ def remove(layout: Layout, name: str, *, cascade: bool, dry_run: bool) -> tuple[
         # Nobody else can write now, so what is read here is what the update meets.
         with reading(layout) as connection:
             names = _affected(read_snapshot(connection, layout), name, cascade)
-        for table in (tasks, compositions):
-            mark_removed(transaction, table, table.c.name.in_(names))
+        gone = [mark_removed(transaction, table, table.c.name.in_(names)) for table in (tasks, compositions)]
+        log_event(transaction, "remove", name, Change(tasks_removed=gone[0], compositions_removed=gone[1]))
     return names
 
 

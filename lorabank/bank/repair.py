@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorabank.bank.database import busy, connect, writing
+from lorabank.bank.events import Change, log_event
 from lorabank.bank.failures import reported
 from lorabank.bank.fetching import fetch_adapter, fetch_blob
 from lorabank.bank.gc import delete, left_over
@@ -204,4 +205,5 @@ def _mark(layout: Layout, lost: set[str]) -> tuple[tuple[str, ...], tuple[str, .
         with writing(layout) as transaction:
             for positions, state in ((aside, "failed"), (back, "ready")):
                 transaction.execute(tasks.update().where(tasks.c.position.in_(positions)).values(state=state))
+            log_event(transaction, "repair", "", Change(tasks_added=tuple(back), tasks_removed=tuple(aside)))
     return tuple(states[position][0] for position in aside), tuple(states[position][0] for position in back)

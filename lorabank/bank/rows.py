@@ -32,9 +32,13 @@ IMMUTABLE: dict[str, tuple[str, ...]] = {
         "dtype", "quantisation", "task_type", "hidden_size", "parameters", "created_at",
     ),
     "blobs": ("digest", "bytes", "created_at"),
-    "tasks": ("position", "name", "task_type", "labels", "statistics", "prompt_template", "created_at"),
+    "tasks": (
+        "position", "name", "task_type", "labels", "statistics", "prompt_template", "created_at", "note", "tags",
+        "first_name", "replaces",
+    ),
     "datasets": (
         "id", "task", "split", "rows", "columns", "sha256", "source", "rows_dropped", "rows_cut", "blob",
+        "row_digests",
     ),
     "adapters": (
         "id", "digest", "r", "lora_alpha", "use_rslora", "target_modules", "strategy", "penalties", "seed", "steps",
@@ -43,16 +47,20 @@ IMMUTABLE: dict[str, tuple[str, ...]] = {
     "adapter_files": ("adapter", "name", "sha256", "bytes"),
     "adapter_context": ("adapter", "ordinal", "member"),
     "adapter_objects": ("adapter", "role", "blob"),
-    "compositions": ("id", "name", "mode", "parameters", "created_at"),
-    "composition_members": ("composition", "ordinal", "adapter"),
+    "compositions": ("id", "name", "mode", "parameters", "created_at", "note", "tags"),
+    "composition_members": ("composition", "ordinal", "adapter", "known_as"),
     "composition_objects": ("composition", "role", "blob"),
     "evaluations": (
         "key", "subject", "stage", "task", "metric", "value", "n", "low", "high", "task_id", "settings", "detail",
         "created_at",
     ),
     "operations": ("id", "kind", "name", "config", "started_at"),
+    "events": ("id", "kind", "name", "detail", "undoes", "version", "created_at"),
 }  # fmt: skip
 """Table to the columns that its row digest covers."""
+
+LATER = frozenset(("note", "tags", "first_name", "replaces", "row_digests", "known_as"))
+"""Columns among them that older schemas do not have: there they are as good as empty."""
 
 CHANGING: dict[str, tuple[str, ...]] = {
     "tasks": ("state", "removed_at"),
@@ -78,7 +86,8 @@ def row_digest(table: str, row: Row) -> str:
     """SHA-256 of the immutable columns of a row."""
     import hashlib  # loads OpenSSL, and reading needs no digest
 
-    content = [table, [[column, row[column]] for column in IMMUTABLE[table] if row[column] is not None]]
+    there = [column for column in IMMUTABLE[table] if column not in LATER or column in row]
+    content = [table, [[column, row[column]] for column in there if row[column] is not None]]
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
@@ -113,14 +122,27 @@ def task_row(record: TaskRecord) -> dict[str, Any]:
         "statistics": record.statistics,
         "prompt_template": record.prompt_template,
         "created_at": record.created_at,
+        "note": record.note,
+        "tags": joined(record.tags),
+        "first_name": record.first_name,
+        "replaces": record.replaces,
     }
     return {**sealed("tasks", row), "state": record.state}
+
+
+def joined(tags: Sequence[str]) -> str | None:
+    """Tags as a column holds them."""
+    return ",".join(tags) or None
+
+
+def _split(tags: str | None) -> tuple[str, ...]:
+    return tuple(tags.split(",")) if tags else ()
 
 
 def task_record(row: Row) -> TaskRecord:
     """A task from its row joined with the digest of its adapter (column ``adapter``)."""
     values = sound("tasks", row)
-    return TaskRecord(**values | {"labels": tuple(values["labels"])})
+    return TaskRecord(**values | {"labels": tuple(values["labels"]), "tags": _split(values["tags"])})
 
 
 def dataset_row(record: DatasetRecord, identifier: int, position: int) -> dict[str, Any]:
@@ -136,6 +158,7 @@ def dataset_row(record: DatasetRecord, identifier: int, position: int) -> dict[s
         "rows_dropped": int(record.rows_dropped),
         "rows_cut": int(record.rows_cut),
         "blob": record.blob,
+        "row_digests": record.row_digests,
     }
     return sealed("datasets", row)
 
@@ -194,18 +217,39 @@ def composition_row(record: CompositionRecord, identifier: int) -> dict[str, Any
         "mode": record.mode,
         "parameters": canonical(record.parameters),
         "created_at": record.created_at,
+        "note": record.note,
+        "tags": joined(record.tags),
     }
     return {**sealed("compositions", row), "state": "ready"}
 
 
-def composition_record(row: Row, members: Sequence[tuple[str, str]], objects: Mapping[str, str]) -> CompositionRecord:
-    """A composition from its row, its members as (task name, adapter digest), and its blobs by role."""
+def composition_record(
+    row: Row, members: Sequence[tuple[str, str]], objects: Mapping[str, str], names: Mapping[str, str]
+) -> CompositionRecord:
+    """A composition from its row.
+
+    Args:
+        row: Its row.
+        members: Its members as (name of the task now, digest of the adapter).
+        objects: Its blobs by role.
+        names: What each member was called when the composition was made, and is called now: what a composition
+            keeps of a member stands under the former.
+    """
+    values = sound("compositions", row)
+    weights = values["parameters"].get("weights")
+    if isinstance(weights, dict):
+        values["parameters"]["weights"] = {names.get(task, task): weight for task, weight in weights.items()}
     return CompositionRecord(
         members=tuple(task for task, _ in members),
         adapters=tuple(digest for _, digest in members),
-        objects=dict(objects),
-        **sound("compositions", row),
+        objects={_renamed(role, names): blob for role, blob in objects.items()},
+        **values | {"tags": _split(values["tags"])},
     )
+
+
+def _renamed(role: str, names: Mapping[str, str]) -> str:
+    kind, colon, task = role.partition(":")
+    return f"{kind}{colon}{names.get(task, task)}" if colon else role
 
 
 def evaluation_row(record: EvaluationRecord) -> dict[str, Any]:

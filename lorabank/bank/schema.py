@@ -1,8 +1,9 @@
 """The tables of ``bank.db``; the migrations make them, a test holds both together.
 
-Rows are never changed but for ``state``, ``removed_at`` and the process columns of ``operations``: those are the
-columns that a ``row_digest`` does not cover (``rows.IMMUTABLE``). Structured values are JSON text, so that the
-digest is over the very bytes that are stored and reading needs no SQLAlchemy.
+Rows are never changed but for ``state``, ``removed_at`` and the process columns of ``operations``, which a
+``row_digest`` does not cover (``rows.IMMUTABLE``), and for names, notes and tags: such a row is sealed anew.
+Structured values are JSON text, so that the digest is over the very bytes that are stored and reading needs no
+SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -114,6 +115,10 @@ tasks = Table(
     _text("state"),
     Column("removed_at", Text),
     _seal(),
+    Column("note", Text),
+    Column("tags", Text),
+    Column("first_name", Text),
+    Column("replaces", Integer),
     CheckConstraint("state IN ('training', 'ready', 'failed', 'removed')", name="state"),
     CheckConstraint("position > 0", name="position"),
 )
@@ -133,6 +138,7 @@ datasets = Table(
     _integer("rows_cut"),
     _blob("blob", nullable=True),
     _seal(),
+    _blob("row_digests", nullable=True),
     UniqueConstraint("task", "split"),
     CheckConstraint("split IN ('train', 'eval', 'calibration', 'replay')", name="split"),
 )
@@ -200,6 +206,8 @@ compositions = Table(
     _text("state"),
     Column("removed_at", Text),
     _seal(),
+    Column("note", Text),
+    Column("tags", Text),
     CheckConstraint("state IN ('ready', 'removed')", name="state"),
 )
 Index("uq_compositions_live_name", compositions.c.name, unique=True, sqlite_where=text("state != 'removed'"))
@@ -211,6 +219,7 @@ composition_members = Table(
     Column("ordinal", Integer, primary_key=True, nullable=False),
     _reference("adapter", "adapters.id"),
     _seal(),
+    Column("known_as", Text),
 )
 
 composition_objects = Table(
@@ -257,4 +266,18 @@ operations = Table(
     _seal(),
     Column("seen_at", Text),
     UniqueConstraint("name"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    _text("kind"),
+    _text("name"),
+    _text("detail"),
+    Column("undoes", Integer, ForeignKey("events.id")),
+    _text("version"),
+    _text("created_at"),
+    _seal(),
+    UniqueConstraint("undoes"),
 )

@@ -29,6 +29,7 @@ class Snapshot(NamedTuple):
         by_position: Every adapter ever stored, by the position of its task.
         damaged_tasks: Tasks that were set aside because a file they need is damaged; nothing answers with them.
         damaged_compositions: Compositions with such a member.
+        removed_compositions: Compositions that were removed.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Snapshot(NamedTuple):
     by_position: dict[int, AdapterRecord]
     damaged_tasks: tuple[TaskRecord, ...] = ()
     damaged_compositions: tuple[CompositionRecord, ...] = ()
+    removed_compositions: tuple[CompositionRecord, ...] = ()
 
     @property
     def adapters(self) -> dict[str, AdapterRecord]:

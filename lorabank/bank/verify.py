@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from lorabank.bank.layout import Layout
 from lorabank.bank.live import LiveFiles, changed_rows, live_files
 from lorabank.bank.locks import bank_lock
-from lorabank.bank.reading import read_evaluations, read_manifest, read_operations, read_snapshot, reading
+from lorabank.bank.reading import read_evaluations, read_events, read_manifest, read_operations, read_snapshot, reading
 from lorabank.bank.store import adapter_digest, adapter_problems, blob_problems, content_problems, strangers
 from lorabank.core.errors import ConfigError, DamagedError
 from lorabank.core.records import Finding
@@ -77,6 +77,7 @@ def database_findings(connection: sqlite3.Connection, layout: Layout, full: bool
         read_snapshot(connection, layout)
         read_evaluations(connection, layout)
         read_operations(connection, layout)
+        read_events(connection)
         said = dict(connection.execute("SELECT format, bank_id AS id, created_with FROM bank").fetchone())
         if read_manifest(layout) != said:
             yield Finding(

@@ -15,6 +15,8 @@ MAX_TENSORS = 4096
 MAX_RANK = 1024
 MAX_CONFIG = 256 * 1024
 MAX_NAME = 64
+MAX_NOTE = 2000
+MAX_TAGS = 32
 MAX_LINE = 1024**2
 MAX_ROWS = 5_000_000
 MAX_DECODED = 1024**3
@@ -49,6 +51,8 @@ LIMITS = (
     Limit("rank", MAX_RANK, "", "r of an adapter, trained or imported"),
     Limit("config", MAX_CONFIG, "bytes", "a JSON file of an adapter folder"),
     Limit("name", MAX_NAME, "characters", "the name of a task or composition"),
+    Limit("note", MAX_NOTE, "characters", "the note of a task or composition"),
+    Limit("tags", MAX_TAGS, "tags", "of one task or composition"),
     Limit("row", MAX_LINE, "bytes", "a line of .jsonl, a record of .csv, an entry of .json, cells of a .parquet row"),
     Limit("rows", MAX_ROWS, "rows", "of one data file, and values of one of its columns"),
     Limit("decoded", MAX_DECODED, "bytes", "all cells that are read from one data file, as they lie in memory"),

@@ -61,6 +61,18 @@ class TaskRecord(NamedTuple):
     """Digest of the blob with centroids, feature mean and scatter (the router's input)."""
     prompt_template: str | None = None
     created_at: str = ""
+    removed_at: str | None = None
+    note: str | None = None
+    tags: tuple[str, ...] = ()
+    first_name: str | None = None
+    """What it was called before it was first renamed, None where it never was: see `born`."""
+    replaces: int | None = None
+    """Position of the version that it took the place of."""
+
+    @property
+    def born(self) -> str:
+        """The name that never changes: what is stored under a task's name stands under this one."""
+        return self.first_name or self.name
 
 
 class DatasetRecord(NamedTuple):
@@ -76,6 +88,8 @@ class DatasetRecord(NamedTuple):
     rows_cut: int = 0
     blob: str | None = None
     """Digest of the Parquet blob, None for a split whose rows are not kept."""
+    row_digests: str | None = None
+    """Digest of the blob with a digest of each row, None where none are kept."""
 
 
 class AdapterRecord(NamedTuple):
@@ -120,6 +134,9 @@ class CompositionRecord(NamedTuple):
     objects: dict[str, str]
     state: Literal["ready", "removed"] = "ready"
     created_at: str = ""
+    removed_at: str | None = None
+    note: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 class EvaluationRecord(NamedTuple):
@@ -156,6 +173,28 @@ class OperationRecord(NamedTuple):
     started_at: str
     seen_at: str = ""
     alive: bool = True
+
+
+class EventRecord(NamedTuple):
+    """One change of a bank, as its history keeps it.
+
+    Attributes:
+        id: Its number, from 1, without gaps.
+        kind: ``"add-task"``, ``"import"``, ``"compose"``, ``"replace"``, ``"remove"``, ``"rename"``, ``"note"``,
+            ``"tag"``, ``"undo"``, ``"repair"``, ``"init"`` or ``"upgrade"``.
+        name: The task or composition, as it was called then; empty where it is about the whole bank.
+        detail: What came, what went and what became other: see `lorabank.bank.events.Change`.
+        undoes: Number of the change that this one took back.
+        version: Version of lorabank that made it.
+    """
+
+    id: int
+    kind: str
+    name: str
+    detail: dict[str, Any]
+    undoes: int | None
+    version: str
+    created_at: str
 
 
 class Finding(NamedTuple):

@@ -135,7 +135,7 @@ def test_findings_are_escaped(run: Any, api: Any) -> None:
 
 
 def test_gc_lists_before_it_deletes(run: Any, api: Any) -> None:
-    found = SimpleNamespace(paths=("blobs/aa/1", "staging/x"), bytes=1_500_000)
+    found = SimpleNamespace(paths=("blobs/aa/1", "staging/x"), bytes=1_500_000, lost=())
     api["gc"] = lambda **_: found
     planned = run("gc", "--dry-run")
     assert planned.out == "would delete 2 paths, 1.5 MB\n  blobs/aa/1\n  staging/x\n"

@@ -43,6 +43,8 @@ def test_every_verb_of_the_contract_is_there() -> None:
         "db upgrade",
         "sequence run",
         "limits",
+        "log",
+        "undo",
         "backup",
         "restore",
     }

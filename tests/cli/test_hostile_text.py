@@ -170,7 +170,7 @@ DIGESTS = {
 }
 FIXED = DIGESTS | {"state", "split", "task_id", "removed_at", "task_type", "dtype", "columns", "host", "boot_id"}
 JSON = {"labels", "target_modules", "penalties", "versions", "config", "metrics", "parameters", "settings", "detail"}
-NAMED = {"bank", "base_model", "datasets", "adapters", "tasks", "compositions", "evaluations"}
+NAMED = {"bank", "base_model", "datasets", "adapters", "tasks", "compositions", "evaluations", "events"}
 NUMBERS = {"penalties"}  # objects whose values are shown as numbers
 
 
@@ -188,6 +188,8 @@ def poison(bank: Path, payload: str) -> None:
                 number = new.pop("number")
                 for column, value in new.items():
                     if not isinstance(value, str) or column in FIXED or table in ("adapter_files",):
+                        continue
+                    if (table, column) == ("events", "created_at"):
                         continue
                     if column in JSON:
                         new[column] = poisoned_json(column, value, payload)
@@ -221,7 +223,8 @@ def poisoned(bank: Bank, empty_folder: Path) -> Callable[[str], Path]:
 
 READING = (
     ("list",), ("list", "--json"), ("verify",), ("verify", "--full", "--json"), ("gc", "--dry-run"), ("show", "x"),
-    ("remove", "x", "--dry-run"), ("backup",), ("report", "report.html"), ("predict", "hello"), ("eval",),
+    ("remove", "x", "--dry-run"), ("log",), ("log", "--json"), ("undo", "--dry-run"),
+    ("backup",), ("report", "report.html"), ("predict", "hello"), ("eval",),
 )  # fmt: skip
 
 

@@ -212,9 +212,58 @@ ROWS: list[tuple[str, dict[str, Any]]] = [
     ("base_model", {"hidden_size": "wide"}),
     ("base_model", {"task_type": "auto"}),
     ("base_model", {"fingerprint": ""}),
+    ("tasks", {"note": b"\xff"}),
+    ("tasks", {"note": ""}),
+    ("tasks", {"note": "x" * 2001}),
+    ("tasks", {"tags": "a,a"}),
+    ("tasks", {"tags": "a,,b"}),
+    ("tasks", {"tags": "\x1b[2J"}),
+    ("tasks", {"tags": ",".join(f"t{number}" for number in range(33))}),
+    ("tasks", {"first_name": b"\xff"}),
+    ("tasks", {"replaces": "x"}),
+    ("tasks", {"replaces": 0}),
+    ("tasks", {"removed_at": b"\xff"}),
+    ("compositions", {"note": b"\xff"}),
+    ("compositions", {"tags": b"a"}),
+    ("composition_members", {"known_as": b"\xff"}),
+    ("datasets", {"row_digests": "../../etc/passwd"}),
     ("evaluations", {"value": "x"}),
     ("evaluations", {"stage": -1}),
     ("evaluations", {"detail": canonical({"routed": {"a": "b"}})}),
     ("evaluations", {"settings": "7"}),
 ]  # fmt: skip
 """A table and columns that no record can be made of."""
+
+
+EVENTS: list[dict[str, Any]] = [
+    {"id": 99},
+    {"kind": b"\xff"},
+    {"name": b"\xff"},
+    {"detail": "[]"},
+    {"detail": "[" * 100_000},
+    {"detail": '{"tasks_added": "ab"}'},
+    {"detail": '{"tasks_added": [1, 1]}'},
+    {"detail": '{"tasks_removed": [-1]}'},
+    {"detail": '{"compositions_added": [null]}'},
+    {"detail": '{"of": "bank", "row": 1}'},
+    {"detail": '{"of": "tasks", "row": "x"}'},
+    {"detail": '{"before": {"name": 7}}'},
+    {"undoes": "x"},
+    {"created_at": "yesterday"},
+    {"version": b"\xff"},
+]
+"""Columns that no event can be made of."""
+
+HISTORIES: list[dict[str, Any]] = [
+    {"tasks_added": [77]},
+    {"tasks_removed": [1]},
+    {"compositions_added": [77]},
+    {"compositions_removed": [1]},
+    {"of": "tasks", "row": 77, "before": {"name": "b"}, "after": {"name": "a"}},
+    {"of": "tasks", "row": 1, "before": {"name": "b"}, "after": {"name": "other"}},
+    {"of": "tasks", "row": 1, "before": {"state": "removed"}, "after": {"state": "ready"}},
+    {"of": "tasks", "row": 1, "before": {"row_digest": "0"}, "after": {"row_digest": "1"}},
+    {"of": "tasks", "row": 1, "before": {}, "after": {"name": "a"}},
+    {"of": "compositions", "row": 1, "before": {"first_name": "b"}, "after": {"first_name": "a"}},
+]
+"""What the last event says that no bank of two tasks and a composition has gone through."""

@@ -16,6 +16,7 @@ import pytest
 
 from lorabank.bank import store
 from lorabank.bank.layout import check_name
+from lorabank.bank.remarks import check_note, check_tags
 from lorabank.bank.tensors import read_header
 from lorabank.core.config import TrainConfig, validate
 from lorabank.core.errors import ConfigError, DataError, LorabankError, StorageError
@@ -166,6 +167,14 @@ def label(folder: Path, length: int) -> None:
         raise ConfigError(error.problem) from error
 
 
+def note(_: Path, length: int) -> None:
+    check_note("x" * length)
+
+
+def tags(_: Path, count: int) -> None:
+    check_tags(f"tag{number}" for number in range(count))
+
+
 CHECKS: dict[str, Callable[[Path, int], None]] = {
     function.__name__: function
     for function in (
@@ -176,6 +185,8 @@ CHECKS: dict[str, Callable[[Path, int], None]] = {
         rank,
         config,
         name,
+        note,
+        tags,
         row,
         rows,
         decoded,

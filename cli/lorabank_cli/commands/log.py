@@ -1,0 +1,53 @@
+"""``lorabank log``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from lorabank_cli.text import command, safe, shortened, table, terminal_width
+from lorabank_cli.verb import Run, verb
+
+if TYPE_CHECKING:
+    from lorabank.bank.history import Entry
+
+
+@verb("log", examples=("log", "log --limit 5", "log --json"))
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show the newest N changes alone.")
+def log(run: Run, limit: int | None) -> None:
+    """Show what was changed and when.
+
+    Newest first, with the version of lorabank that made the change. 'lorabank undo' takes back the one that is marked
+    as next.
+    """
+    from lorabank import api
+
+    entries = api.history(run.bank)
+    shown = entries[:limit]
+    rows = [[e.number, e.at[:16].replace("T", " "), e.kind, e.name or None, told(e), _state(e)] for e in shown]
+    header = ("#", "when (UTC)", "change", "name", "what", "undo")
+    lines = [f"history of {safe(run.bank)}, newest first", table(header, rows, limit=terminal_width())]
+    if len(entries) > len(shown):
+        lines.append(f"({len(entries) - len(shown)} older; all: {command('lorabank', 'log')})")
+    run.output.data({"bank": run.bank, "changes": shown}, "\n".join(lines))
+
+
+def told(entry: Entry) -> str:
+    """What a change did beside what its kind and name say."""
+    parts = [
+        f"{key}: {old or '-'} -> {entry.after[key] or '-'}" for key, old in entry.before.items() if key in entry.after
+    ]
+    own = {entry.name} if entry.undoes is None else set()
+    for word, names in (("new", entry.added), ("gone", entry.removed)):
+        if others := [name for name in names if name not in own]:
+            parts.append(f"{word}: {shortened(others)}")
+    return "; ".join(part if len(part) <= 100 else f"{part[:99]}\u2026" for part in parts)
+
+
+def _state(entry: Entry) -> str | None:
+    if entry.undone_by is not None:
+        return f"undone by {entry.undone_by}"
+    if entry.undoes is not None:
+        return f"undoes {entry.undoes}"
+    return "next" if entry.next else None
