@@ -197,6 +197,8 @@ class SequenceRow:
         scalars: Metric to its mean; None where a score is missing. ``oracle`` and ``routing_accuracy`` (the share of
             rows that were routed to their task) are of routed subjects alone.
         tasks: Task to its score after the last task.
+        judged: Scores of tasks with labels after the last task, over all runs.
+        at_chance: How many of them are not clearly above the share of the most frequent label.
     """
 
     strategy: str
@@ -206,6 +208,13 @@ class SequenceRow:
     runs: int
     scalars: dict[str, Interval | None]
     tasks: dict[str, Interval | None]
+    judged: int = 0
+    at_chance: int = 0
+
+    @property
+    def chance(self) -> str:
+        """``3 of 12``; empty where every score is above chance."""
+        return f"{self.at_chance} of {self.judged}" if self.at_chance else ""
 
 
 @dataclass(frozen=True)
@@ -269,6 +278,7 @@ class SequenceResult:
         rows: The table.
         runs: Every matrix.
         paths: Files that were written.
+        warning: Said where no score of the table is clearly above chance; else None.
     """
 
     name: str
@@ -279,3 +289,4 @@ class SequenceResult:
     runs: tuple[SequenceRun, ...]
     paths: tuple[str, ...]
     seconds: float
+    warning: str | None = None

@@ -18,7 +18,7 @@ from lorabank.workflows.sequence_clock import Clock
 from lorabank.workflows.sequence_folder import document_of
 from lorabank.workflows.sequence_job import SequenceJob
 from lorabank.workflows.sequence_rows import write_tasks
-from lorabank.workflows.sequence_table import table_rows, write_results
+from lorabank.workflows.sequence_table import chance_warning, table_rows, write_results
 
 
 def run_sequence(job: SequenceJob, observer: Observer) -> SequenceResult:
@@ -93,16 +93,17 @@ def _gathered(job: SequenceJob, measured: Sequence[Measured], seconds: float) ->
         for one in measured
         for report in one.reports
     )
-    card = job.card(measured)
+    card, rows = job.card(measured), table_rows(runs)
     result = SequenceResult(
         name=job.config.name,
         folder=str(job.folder.path),
         card=card,
         card_lines=tuple(card_lines(card)),
-        rows=table_rows(runs),
+        rows=rows,
         runs=runs,
         paths=(),
         seconds=seconds,
+        warning=chance_warning(rows),
     )
     return write_results(job.folder, document_of(job.config), result)
 

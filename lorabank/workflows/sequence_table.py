@@ -66,6 +66,7 @@ def _row(strategy: str, reports: Sequence[MatrixReport]) -> SequenceRow:
     for name, key in (("oracle", "oracle"), ("routing_accuracy", "accuracy")):
         scalars[name] = interval([report.routing[key] if report.routing else None for report in reports])
     last = [dict(zip(report.tasks, report.values[-1], strict=True)) for report in reports]
+    judged = [scores for report in reports for scores in report.labels.values()]
     return SequenceRow(
         strategy=strategy,
         answers=first.subject,
@@ -74,6 +75,19 @@ def _row(strategy: str, reports: Sequence[MatrixReport]) -> SequenceRow:
         runs=len(reports),
         scalars=scalars,
         tasks={task: interval([scores[task] for scores in last]) for task in first.tasks},
+        judged=len(judged),
+        at_chance=sum(scores.chance_note is not None for scores in judged),
+    )
+
+
+def chance_warning(rows: Sequence[SequenceRow]) -> str | None:
+    """Said once where nothing in the table is clearly above chance; else None."""
+    judged = sum(row.judged for row in rows)
+    if not judged or sum(row.at_chance for row in rows) < judged:
+        return None
+    return (
+        "EVERY RUN IS AT CHANCE: no score is clearly above that of the most frequent label alone, so the table does "
+        "not say which way to train is better"
     )
 
 
@@ -83,8 +97,14 @@ def markdown(name: str, card: Mapping[str, Any], rows: Sequence[SequenceRow]) ->
     tasks = list(rows[0].tasks) if rows else []
     parts = [f"# {name}", "", "## Protocol", ""]
     parts += [f"- {title}: {text}" if title else f"  - {text}" for title, text in card_lines(card)]
-    parts += ["", "## Means over orders and seeds", "", EXPLANATION, ""]
+    parts += ["", "## Means over orders and seeds", ""]
+    warning = chance_warning(rows)
+    parts += [f"**{warning}.**", ""] if warning else []
+    parts += [EXPLANATION, ""]
     parts += _grid(rows, [TITLES[key] for key in measured], [[row.scalars[key] for key in measured] for row in rows])
+    if any(row.at_chance for row in rows):
+        told = (f"{row.strategy}, {row.answers}: {row.chance}" for row in rows if row.at_chance)
+        parts += ["", f"Scores of tasks that are not clearly above chance: {'; '.join(told)}."]
     parts += ["", "## Score by task, after the last one", ""]
     parts += _grid(rows, tasks, [[row.tasks[task] for task in tasks] for row in rows])
     return "\n".join(parts) + "\n"

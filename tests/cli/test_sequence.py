@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,19 @@ def test_the_card_stands_above_the_table(run: Callable[..., Any], api: Any, resu
     assert "forward transfer" not in found.out, "it was not measured"
     assert "/x/letters/table.md" in found.out
     assert "lorabank report --bank /x/letters/banks/order1/olora/seed0 report.html" in found.out
+
+
+def test_a_table_at_chance_says_so_once_and_counts(run: Callable[..., Any], api: Any, result: SequenceResult) -> None:
+    api["run_sequence"] = result
+    assert "chance" not in run("sequence", "run", "x.toml").out
+    rows = tuple(replace(one, judged=4, at_chance=4 - k) for k, one in enumerate(result.rows))
+    api["run_sequence"] = replace(result, rows=rows, warning="EVERY RUN IS AT CHANCE: \x1b[31mred")
+    found = run("sequence", "run", "x.toml")
+    assert found.out.count("\nEVERY RUN IS AT CHANCE: ") == 1
+    assert "\x1b" not in found.out
+    header, *lines = (line for line in found.out.splitlines() if line.startswith(("trained by", "olora")))
+    assert header.endswith("at chance")
+    assert [line.split()[-3:] for line in lines] == [["4", "of", "4"], ["3", "of", "4"]]
 
 
 def test_one_json_document(run: Callable[..., Any], api: Any, result: SequenceResult) -> None:

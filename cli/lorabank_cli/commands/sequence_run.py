@@ -87,8 +87,12 @@ def _text(result: SequenceResult) -> str:
         [row.strategy, row.answers, row.task_id, row.runs, *(_mean(row.scalars[name]) for name in scalars)]
         for row in rows
     ]
+    if any(row.at_chance for row in rows):
+        header.append("at chance")
+        lines = [[*line, row.chance] for line, row in zip(lines, rows, strict=True)]
     parts = [
         _card(result.card_lines),
+        *([safe(result.warning)] if result.warning else []),
         table(header, lines, limit=terminal_width()),
         "± is half of the 95 % t-interval over orders and seeds; task id routed: nobody said which task a text\n"
         "belongs to; oracle: the same with perfect routing; routed right: texts that went to their task",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from scipy import stats
 
+from lorabank.core.records import EvaluationRecord
+from lorabank.evaluation.confusion import label_detail, label_scores
 from lorabank.workflows.results import MatrixReport, SequenceRun
 from lorabank.workflows.sequence_clock import Clock, shown
-from lorabank.workflows.sequence_table import interval, t_quantile, table_rows
+from lorabank.workflows.sequence_table import chance_warning, interval, markdown, t_quantile, table_rows
 
 
 @pytest.mark.parametrize("degrees", [*range(1, 31), 31, 35, 47, 60, 119, 1000])
@@ -82,6 +85,29 @@ def test_rows_are_means_over_orders_and_seeds() -> None:
     assert routed.task_id == "routed"
     assert routed.scalars["routing_accuracy"] is not None
     assert routed.scalars["routing_accuracy"].mean == pytest.approx(0.7)
+
+
+def judged(one: SequenceRun, low: float) -> SequenceRun:
+    """The run, its task ``a`` judged by 20 rows of which half have one label; its interval begins at ``low``."""
+    detail = {"labels": label_detail(["x", "y"] * 10, ["x"] * 20)}
+    cell = EvaluationRecord("k", "s", 2, "a", "accuracy", low + 0.1, 20, low, low + 0.2, "given", {}, detail)
+    scores = label_scores(cell, ("x", "y"))
+    assert scores is not None
+    return replace(one, report=replace(one.report, labels={"a": scores}))
+
+
+def test_scores_at_chance_are_counted_and_said_loudly_where_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorabank.workflows.sequence_table.card_lines", lambda card: [])
+    tasks = ("a", "b")
+    one, other = run(1, 0, "as-trained", [0.5, 0.5], tasks), run(1, 1, "as-trained", [0.5, 0.5], tasks)
+    for lows, count, loud in (((0.45, 0.3), 2, True), ((0.45, 0.51), 1, False), ((0.6, 0.7), 0, False)):
+        rows = table_rows([judged(one, lows[0]), judged(other, lows[1])])
+        assert (rows[0].judged, rows[0].at_chance) == (2, count)
+        page = markdown("name", {}, rows)
+        assert ((chance_warning(rows) or "none") in page) is loud
+        assert page.count("EVERY RUN IS AT CHANCE") == loud
+        assert (f"not clearly above chance: olora, as-trained: {count} of 2." in page) is (count > 0)
+    assert chance_warning(table_rows([one, other])) is None, "nothing was judged"
 
 
 def test_time_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
