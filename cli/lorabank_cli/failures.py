@@ -56,14 +56,24 @@ def as_known(error: BaseException) -> LorabankError:
         return error
     if isinstance(error, ValueError) and "embedded null" in str(error):  # only a config file can hold one
         return UsageError("a path holds a NUL character", hint="lorabank --help")
-    if isinstance(error, UnicodeEncodeError):  # a file's name in another encoding than UTF-8
-        return UsageError(f"{error.object[:80]!r} is not UTF-8", hint="rename the file, or name another one")
+    if isinstance(error, UnicodeEncodeError):
+        return _unwritable(error)
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         hint = "free some space and run the same command again" if error.errno in _FULL else None
         return StorageError(f"{error.strerror or error}{where}", hint=hint)
     return InternalError(
         f"internal error: {type(error).__name__}: {error}", hint="run it again with --debug and report the traceback"
+    )
+
+
+def _unwritable(error: UnicodeEncodeError) -> LorabankError:
+    """A file's name in another encoding than UTF-8, or a name that this locale has no letters for."""
+    if error.encoding.lower().startswith("utf"):
+        return UsageError(f"{error.object[:80]!r} is not UTF-8", hint="rename the file, or name another one")
+    return UsageError(
+        f"{error.object[:80]!r} cannot be written in {error.encoding}, the encoding of file names in this locale",
+        hint="export LC_ALL=C.UTF-8, and the same command again",
     )
 
 

@@ -53,6 +53,8 @@ def read_manifest(layout: Layout) -> dict[str, Any]:
         raise _missing(layout) from None
     except OSError as error:
         raise StorageError(f"{layout.manifest}: {error.strerror}") from error
+    except UnicodeEncodeError:  # of the path, which the locale's encoding cannot write
+        raise
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedError(f"{layout.manifest}: not the manifest of a bank ({error})") from error
     if content["format"] > FORMAT:

