@@ -14,11 +14,14 @@ from lorabank.core.arguments import checked
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.observer import Observer, SilentObserver
 from lorabank.maintenance import backup as backup
+from lorabank.maintenance import change_tags as change_tags
 from lorabank.maintenance import doctor as doctor
 from lorabank.maintenance import gc as gc
 from lorabank.maintenance import history as history
+from lorabank.maintenance import rename as rename
 from lorabank.maintenance import repair as repair
 from lorabank.maintenance import restore as restore
+from lorabank.maintenance import set_note as set_note
 from lorabank.maintenance import undo as undo
 from lorabank.maintenance import upgrade as upgrade
 from lorabank.maintenance import verify as verify
@@ -78,6 +81,8 @@ def add_task(
     resume: bool = False,
     restart: bool = False,
     observer: Observer = _SILENT,
+    note: str | None = None,
+    tags: Sequence[str] = (),
 ) -> AddTaskResult:
     """Train the adapter of a new task on top of the earlier ones; the bank is made when there is none.
 
@@ -89,6 +94,8 @@ def add_task(
         resume: Go on with an interrupted run.
         restart: Throw an interrupted run away and begin anew.
         observer: Gets notices and the losses.
+        note: What the task is about, for people.
+        tags: Words to find it by, spelt like names.
 
     Raises:
         ExistsError: The name is taken.
@@ -98,12 +105,19 @@ def add_task(
     """
     from lorabank.workflows.train import add_task as run
 
-    return run(path, name, config, init=init, resume=resume, restart=restart, observer=observer)
+    return run(path, name, config, init=init, resume=resume, restart=restart, observer=observer, note=note, tags=tags)
 
 
 @checked
-def compose(path: str | Path, config: ComposeConfig, observer: Observer = _SILENT) -> ComposeResult:
-    """Fit and store a composition of the bank's adapters.
+def compose(
+    path: str | Path,
+    config: ComposeConfig,
+    observer: Observer = _SILENT,
+    *,
+    note: str | None = None,
+    tags: Sequence[str] = (),
+) -> ComposeResult:
+    """Fit and store a composition of the bank's adapters, with a note and tags as `add_task` takes them.
 
     Raises:
         NotFoundError: There is no bank, no task, or no sample that the mode needs.
@@ -112,7 +126,7 @@ def compose(path: str | Path, config: ComposeConfig, observer: Observer = _SILEN
     from lorabank.bank.bank import Bank
     from lorabank.workflows.compose import compose as run
 
-    return run(Bank.open(path), config, observer)
+    return run(Bank.open(path), config, observer, note=note, tags=tags)
 
 
 @checked
@@ -292,6 +306,8 @@ def import_adapter(
     part: int | None = None,
     ignore_unknown: bool = False,
     observer: Observer = _SILENT,
+    note: str | None = None,
+    tags: Sequence[str] = (),
 ) -> AddTaskResult:
     """Take a PEFT LoRA folder into the bank as a task.
 
@@ -307,6 +323,8 @@ def import_adapter(
         part: Number of a task in a folder of O-LoRA's reference implementation, from 1; default: all of them, summed.
         ignore_unknown: Pass over fields of its config that no version of PEFT is known to write.
         observer: Gets notices.
+        note: What the task is about, for people.
+        tags: Words to find it by, spelt like names.
 
     Raises:
         NotFoundError: There is no such folder, or an earlier part is not in the bank.
@@ -326,6 +344,8 @@ def import_adapter(
         part=part,
         ignore_unknown=ignore_unknown,
         observer=observer,
+        note=note,
+        tags=tags,
     )
 
 

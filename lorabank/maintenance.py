@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,41 @@ def undo(path: str | Path, *, dry_run: bool = False) -> UndoResult:
     from lorabank.bank.bank import Bank
 
     return Bank.open(path).undo(dry_run=dry_run)
+
+
+@checked
+def rename(path: str | Path, old: str, new: str) -> None:
+    """Give a task or composition another name; members, scores and lineage keep meaning the same.
+
+    Raises:
+        NotFoundError: There is nothing of the old name.
+        ExistsError: The new name is taken.
+    """
+    from lorabank.bank.bank import Bank
+
+    Bank.open(path).rename(old, new)
+
+
+@checked
+def set_note(path: str | Path, name: str, text: str | None) -> None:
+    """Write a note to a task or composition in the place of the one it has; None for none."""
+    from lorabank.bank.bank import Bank
+
+    Bank.open(path).set_note(name, text)
+
+
+@checked
+def change_tags(
+    path: str | Path, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Add tags to a task or composition and take others away; gives its tags now.
+
+    Raises:
+        NotFoundError: There is nothing of this name, or it has no such tag.
+    """
+    from lorabank.bank.bank import Bank
+
+    return Bank.open(path).change_tags(name, add=add, remove=remove)
 
 
 @checked

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
@@ -68,6 +68,13 @@ def change_options(*, dry_run: bool, confirm: bool) -> list[Option]:
     if confirm:
         options.append(Option(["--yes", "-y"], is_flag=True, section="General", help="Do not ask."))
     return options
+
+
+def remarked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command ``--note`` and ``--tag``: parameters ``note`` and ``tags``."""
+    note = click.option("--note", metavar="TEXT", help="What it is about, for people.")
+    tag = click.option("--tag", "tags", multiple=True, metavar="TAG", help="Word to find it by; may be repeated.")
+    return note(tag(function))
 
 
 def config_options(config: type[Any], section: str, names: Sequence[str], *, required: frozenset[str]) -> list[Option]:

@@ -111,7 +111,8 @@ class Bank:
         Args:
             kind: ``"add-task"``, ``"compose"`` or another verb, shown to who meets the reservation.
             name: Name of the task or composition to be; both share one set of names.
-            config: Settings, kept for ``resume``. ``{"replace": True}`` lets ``compose`` take a composition's name.
+            config: Settings, kept for ``resume``. ``{"replace": True}`` lets ``compose`` take a composition's name;
+                ``"note"`` and ``"tags"`` enter the bank with the commit.
 
         Raises:
             ConfigError: The name cannot be used.
@@ -208,6 +209,43 @@ class Bank:
         from lorabank.bank.removal import remove
 
         return remove(self._layout, name, cascade=cascade, dry_run=dry_run)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a task or composition another name; members, scores and lineage keep meaning the same.
+
+        Raises:
+            NotFoundError: There is nothing of the old name.
+            ConfigError, ExistsError: The new name cannot be used.
+            BusyError: An operation is under way.
+        """
+        from lorabank.bank.remarks import rename
+
+        rename(self._layout, old, new)
+
+    def set_note(self, name: str, text: str | None) -> None:
+        """Write a note to a task or composition in the place of the one it has; None or blanks for none.
+
+        Raises:
+            NotFoundError: There is nothing of this name.
+            ConfigError: The note cannot be stored.
+        """
+        from lorabank.bank.remarks import set_note
+
+        set_note(self._layout, name, text)
+
+    def change_tags(self, name: str, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> tuple[str, ...]:
+        """Add tags to a task or composition and take others away.
+
+        Returns:
+            Its tags now.
+
+        Raises:
+            NotFoundError: There is nothing of this name, or it has no such tag.
+            ConfigError: A tag cannot be stored.
+        """
+        from lorabank.bank.remarks import change_tags
+
+        return change_tags(self._layout, name, add, remove)
 
     def history(self) -> list[EventRecord]:
         """Every change of the bank, oldest first."""

@@ -51,10 +51,14 @@ def insert_task(
     kind: str,
 ) -> TaskRecord:
     """Insert a task with its adapter and data sets; returns the task as stored."""
-    _refuse_taken(connection, task.name)
+    refuse_taken(connection, task.name)
     position = _next(connection, tasks.c.position)
     stored = task._replace(
-        position=position, state="ready", adapter=adapter.digest, created_at=task.created_at or now()
+        position=position,
+        state="ready",
+        adapter=adapter.digest,
+        created_at=task.created_at or now(),
+        first_name=_first_name(connection, task.name, position),
     )
     files = _adapter_files(connection, stage, adapter.digest)
     adapter = adapter._replace(
@@ -81,12 +85,18 @@ def insert_task(
     return stored
 
 
+def _first_name(connection: Connection, name: str, position: int) -> str | None:
+    """What is stored under a task's first name must not meet what another task has there that was renamed since."""
+    renamed = tasks.select().where(tasks.c.first_name == name, tasks.c.state != "removed")
+    return f"{name}#{position}" if connection.execute(renamed).first() else None
+
+
 def insert_composition(
     connection: Connection, layout: Layout, stage: Stage, composition: CompositionRecord, *, replace: bool
 ) -> CompositionRecord:
     """Insert a composition with its members and objects; returns it as stored."""
     gone = mark_removed(connection, compositions, compositions.c.name == composition.name) if replace else ()
-    _refuse_taken(connection, composition.name)
+    refuse_taken(connection, composition.name)
     stored = _dated(composition)
     members = [
         _member(connection, task, digest)
@@ -139,6 +149,25 @@ def reseal(connection: Connection, table: Table, row: int, columns: Mapping[str,
     connection.execute(table.update().where(number == row).values(changed))
 
 
+def rename_scores(connection: Connection, table: Table, row: int, old: str, new: str) -> None:
+    """Let the stored scores of a task or composition go by its new name.
+
+    Scores are found by their key, which no name is part of; the name tells people whose they are. A removed task or
+    composition may have had the same name: what was measured before this one was made is not its own.
+    """
+    (number,) = table.primary_key
+    made = connection.execute(select(table.c.created_at).where(number == row)).scalar_one()
+    named = evaluations.c.task if table is tasks else evaluations.c.subject
+    found = connection.execute(evaluations.select().where(named == old, evaluations.c.created_at >= made)).fetchall()
+    for score in found:
+        changed = sealed("evaluations", {**_unsealed(score), named.name: new})
+        connection.execute(evaluations.update().where(evaluations.c.key == score.key).values(changed))
+
+
+def _unsealed(row: Any) -> dict[str, Any]:
+    return {column: value for column, value in row._asdict().items() if column != "row_digest"}
+
+
 def _dated(composition: CompositionRecord) -> CompositionRecord:
     return composition._replace(state="ready", created_at=composition.created_at or now())
 
@@ -153,7 +182,12 @@ def _next(connection: Connection, column: Any) -> int:
     return int(connection.execute(select(func.coalesce(func.max(column), 0) + 1)).scalar_one())
 
 
-def _refuse_taken(connection: Connection, name: str) -> None:
+def refuse_taken(connection: Connection, name: str) -> None:
+    """Refuse a name that is in use.
+
+    Raises:
+        ExistsError: Saying by what.
+    """
     for table, what in ((tasks, "task"), (compositions, "composition")):
         if connection.execute(table.select().where(table.c.name == name, table.c.state != "removed")).first():
             raise taken(what, name)

@@ -168,7 +168,12 @@ _BLOB = _optional(_DIGEST)
 _OPTIONAL_TEXT = _optional(_text)
 
 _RESERVED = _object(
-    config=_object(), train=_DIGEST, eval=_DIGEST, past=_object(earlier=_lists_of_texts, position=_POSITION)
+    config=_object(),
+    train=_DIGEST,
+    eval=_DIGEST,
+    past=_object(earlier=_lists_of_texts, position=_POSITION),
+    note=_note,
+    tags=lambda value: _texts(MAX_TAGS)(value) and _tags(",".join(value)),
 )
 """What an interrupted training is resumed by (``workflows.past``)."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -96,7 +96,7 @@ class Operation:
         """Make a task part of the bank.
 
         Args:
-            task: The task; its position and state are set here.
+            task: The task; its position, state, note and tags are set here.
             adapter: Its adapter; files, size and time are taken from what was staged. Each digest in its objects
                 must have been staged, or be in the bank.
             datasets: Its data sets.
@@ -111,6 +111,7 @@ class Operation:
         from lorabank.bank.commits import insert_task
 
         self._place()
+        task = task._replace(**self._remarks())
         with writing(self._layout) as connection:
             self._end(connection)
             stored = insert_task(connection, self._layout, self._stage, task, adapter, datasets, kind=self.kind)
@@ -121,7 +122,7 @@ class Operation:
         """Make a composition part of the bank.
 
         Args:
-            composition: The composition; its time is set here.
+            composition: The composition; its time, note and tags are set here.
             replace: Remove the composition that has this name.
 
         Returns:
@@ -134,6 +135,7 @@ class Operation:
         from lorabank.bank.commits import insert_composition
 
         self._place()
+        composition = composition._replace(**self._remarks())
         with writing(self._layout) as connection:
             self._end(connection)
             stored = insert_composition(connection, self._layout, self._stage, composition, replace=replace)
@@ -174,6 +176,10 @@ class Operation:
         if not self._finished and self._stage.is_empty:
             self._shared_lock.close()
             self._shared_lock.enter_context(bank_lock(self._layout.lock, exclusive=False))
+
+    def _remarks(self) -> dict[str, Any]:
+        """Note and tags, which were given with the reservation: see `lorabank.bank.remarks.remarks`."""
+        return {"note": self.config.get("note"), "tags": tuple(self.config.get("tags", ()))}
 
     def _place(self) -> None:
         self._hold_lock()
@@ -302,6 +308,21 @@ def refuse_live(connection: Connection, layout: Layout) -> None:
     for operation in live_and_dead(connection):
         if operation.alive:
             raise busy(layout, operation)
+
+
+def refuse_reserved(connection: Connection, layout: Layout, names: Collection[str]) -> None:
+    """Refuse a name that an interrupted training has which can be resumed.
+
+    Raises:
+        ExistsError: Saying how to go on with it, or to drop it.
+    """
+    for operation in live_and_dead(connection):
+        if operation.name in names and operation.kind == RESUMABLE and holds_checkpoint(layout.work(operation.id)):
+            raise ExistsError(
+                f"an interrupted {operation.kind} has the name {operation.name!r}",
+                hint=f"lorabank {operation.kind} {operation.name} --resume first, or another name",
+                unchanged="the bank was not changed",
+            )
 
 
 def holds_checkpoint(work: Path) -> bool:

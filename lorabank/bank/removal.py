@@ -36,7 +36,7 @@ def _affected(snapshot: Snapshot, name: str, cascade: bool) -> tuple[str, ...]:
     if any(composition.name == name for composition in compositions):
         return (name,)
     if all(task.name != name for task in (*snapshot.tasks, *snapshot.damaged_tasks)):
-        raise _unknown(snapshot, name)
+        raise unknown(snapshot, name)
     needed_by = tuple(composition.name for composition in compositions if name in composition.members)
     if needed_by and not cascade:
         raise ExistsError(
@@ -47,7 +47,8 @@ def _affected(snapshot: Snapshot, name: str, cascade: bool) -> tuple[str, ...]:
     return (name, *needed_by)
 
 
-def _unknown(snapshot: Snapshot, name: str) -> NotFoundError:
+def unknown(snapshot: Snapshot, name: str) -> NotFoundError:
+    """The refusal of a name that nothing in the bank has."""
     from lorabank.core.config import nearest
 
     known = [task.name for task in snapshot.tasks] + [composition.name for composition in snapshot.compositions]

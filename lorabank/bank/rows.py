@@ -135,14 +135,15 @@ def joined(tags: Sequence[str]) -> str | None:
     return ",".join(tags) or None
 
 
-def _split(tags: str | None) -> tuple[str, ...]:
+def split(tags: str | None) -> tuple[str, ...]:
+    """Tags from their column."""
     return tuple(tags.split(",")) if tags else ()
 
 
 def task_record(row: Row) -> TaskRecord:
     """A task from its row joined with the digest of its adapter (column ``adapter``)."""
     values = sound("tasks", row)
-    return TaskRecord(**values | {"labels": tuple(values["labels"]), "tags": _split(values["tags"])})
+    return TaskRecord(**values | {"labels": tuple(values["labels"]), "tags": split(values["tags"])})
 
 
 def dataset_row(record: DatasetRecord, identifier: int, position: int) -> dict[str, Any]:
@@ -243,7 +244,7 @@ def composition_record(
         members=tuple(task for task, _ in members),
         adapters=tuple(digest for _, digest in members),
         objects={_renamed(role, names): blob for role, blob in objects.items()},
-        **values | {"tags": _split(values["tags"])},
+        **values | {"tags": split(values["tags"])},
     )
 
 

@@ -11,7 +11,7 @@ from lorabank.bank.events import Change, change_of, left_to_undo, next_to_undo
 from lorabank.bank.layout import Layout
 from lorabank.bank.live import live_files
 from lorabank.bank.locks import bank_lock
-from lorabank.bank.reading import read_events, read_operations, read_snapshot, reading
+from lorabank.bank.reading import read_events, read_snapshot, reading
 from lorabank.bank.store import adapter_problems, blob_problems
 from lorabank.core.errors import DamagedError, ExistsError, NotFoundError
 from lorabank.core.records import EventRecord
@@ -49,7 +49,8 @@ def undo(layout: Layout, *, dry_run: bool) -> UndoResult:
     from lorabank.bank.commits import bring_back, mark_rows_removed
     from lorabank.bank.database import writing
     from lorabank.bank.events import log_event
-    from lorabank.bank.operations import refuse_live
+    from lorabank.bank.operations import refuse_live, refuse_reserved
+    from lorabank.bank.remarks import put_columns
     from lorabank.bank.schema import compositions, tasks
 
     # No gc meanwhile: it holds the lock alone.
@@ -58,6 +59,7 @@ def undo(layout: Layout, *, dry_run: bool) -> UndoResult:
         with driver_of(transaction) as connection:
             planned = _plan(connection, layout)
         change = change_of(planned.event).inverse
+        refuse_reserved(transaction, layout, {*planned.back, planned.after.get("name") or ""})
         sides: tuple[tuple[Table, Sequence[int], Sequence[int]], ...] = (
             (tasks, change.tasks_removed, change.tasks_added),
             (compositions, change.compositions_removed, change.compositions_added),
@@ -66,7 +68,7 @@ def undo(layout: Layout, *, dry_run: bool) -> UndoResult:
             mark_rows_removed(transaction, table, goes)
             bring_back(transaction, table, comes)
         if change.of is not None:
-            _put(transaction, change)
+            put_columns(transaction, change)
         log_event(transaction, "undo", planned.event.name, change, undoes=planned.event.id)
         with driver_of(transaction) as connection:
             read_snapshot(connection, layout)  # what does not fit together is rolled back
@@ -83,15 +85,6 @@ def driver_of(transaction: Connection) -> Iterator[sqlite3.Connection]:
         yield connection
     finally:
         connection.row_factory = None
-
-
-def _put(transaction: Connection, change: Change) -> None:
-    from lorabank.bank.commits import reseal
-    from lorabank.bank.schema import metadata
-
-    assert change.of is not None
-    assert change.row is not None
-    reseal(transaction, metadata.tables[change.of], change.row, change.after)
 
 
 def _plan(connection: sqlite3.Connection, layout: Layout) -> UndoResult:
@@ -117,7 +110,7 @@ def _plan(connection: sqlite3.Connection, layout: Layout) -> UndoResult:
     before, after = dict(change.before), dict(change.after)
     if change.of is not None:
         _check_columns(connection, event, change)
-    _refuse_taken(connection, layout, [*back, *([name] if (name := after.get("name")) else [])], gone)
+    _refuse_taken(connection, [*back, *([name] if (name := after.get("name")) else [])], gone)
     _check_files(connection, layout, event, change)
     return UndoResult(event, back, gone, before, after)
 
@@ -154,8 +147,8 @@ def _unfit(event: EventRecord) -> DamagedError:
     )
 
 
-def _refuse_taken(connection: sqlite3.Connection, layout: Layout, names: Sequence[str], gone: Sequence[str]) -> None:
-    """A name that comes back must be free, also of an interrupted training that could be resumed."""
+def _refuse_taken(connection: sqlite3.Connection, names: Sequence[str], gone: Sequence[str]) -> None:
+    """A name that comes back must be free."""
     for table in _NUMBER:
         used = {row[0] for row in connection.execute(f"SELECT name FROM {table} WHERE state != 'removed'")}
         for name in names:
@@ -165,13 +158,6 @@ def _refuse_taken(connection: sqlite3.Connection, layout: Layout, names: Sequenc
                     hint=f"lorabank remove {name}",
                     unchanged=_UNCHANGED,
                 )
-    for operation in read_operations(connection, layout):
-        if operation.name in names:
-            raise ExistsError(
-                f"{operation.name!r} cannot come back: an interrupted {operation.kind} has the name",
-                hint=f"lorabank {operation.kind} {operation.name} --resume, or to drop it: lorabank doctor --repair",
-                unchanged=_UNCHANGED,
-            )
 
 
 def _check_files(connection: sqlite3.Connection, layout: Layout, event: EventRecord, change: Change) -> None:

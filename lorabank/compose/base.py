@@ -34,6 +34,7 @@ class Member:
         clusters: Centroids that were asked for when the task was added.
         texts: Calibration texts kept in the bank; empty where none are kept.
         targets: Their labels or completions.
+        born: The name that the task never loses, by which scores of routed texts are kept; empty for its name.
     """
 
     task: str
@@ -46,6 +47,12 @@ class Member:
     clusters: int
     texts: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    born: str = ""
+
+    @property
+    def lasting(self) -> str:
+        """What it is called where a later name must change nothing."""
+        return self.born or self.task
 
 
 @dataclass(frozen=True)

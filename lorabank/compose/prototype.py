@@ -88,7 +88,7 @@ class Prototype:
         return [
             "prototype",
             [*router_identity(self._parameters), longest(members)],
-            [[member.task, list(member.state), statistics_digest(member)] for member in members],
+            [[member.lasting, list(member.state), statistics_digest(member)] for member in members],
         ]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from lorabank.bank.bank import Bank
+from lorabank.bank.remarks import remarks
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core import plugins
 from lorabank.core.config import ComposeConfig
@@ -17,8 +19,11 @@ from lorabank.workflows.results import ComposeResult
 from lorabank.workflows.view import load_runtime, read_members
 
 
-def compose(bank: Bank, config: ComposeConfig, observer: Observer) -> ComposeResult:
+def compose(
+    bank: Bank, config: ComposeConfig, observer: Observer, *, note: str | None = None, tags: Sequence[str] = ()
+) -> ComposeResult:
     """Fit a composition and store it."""
+    written = remarks(note, tags)
     if not config.mode:
         raise ConfigError("no mode is given", hint=f"--mode {'|'.join(plugins.COMPOSERS)}")
     composer = plugins.load(plugins.COMPOSERS, config.mode, "composer")
@@ -34,7 +39,7 @@ def compose(bank: Bank, config: ComposeConfig, observer: Observer) -> ComposeRes
             )
         return loaded[0]
 
-    with bank.reserve("compose", name, {**asdict(config), "replace": config.replace}) as operation:
+    with bank.reserve("compose", name, {**asdict(config), "replace": config.replace, **written}) as operation:
         members = read_members(bank, snapshot, tasks, samples=True)
         with at_work(f"composition {name!r}"):
             fitted = composer.fit(members, config, runtime, observer)

@@ -247,7 +247,7 @@ def _routing(tasks: Sequence[TaskRecord], filled: Filled, oracle: Filled) -> dic
     last = tasks[-1].position
     names = [task.name for task in tasks]
     cells = {record.task: record for record in filled.records if record.stage == last}
-    confusion = [[int(cells[true].detail["routed"].get(to, 0)) for to in names] for true in names]
+    confusion = [[int(cells[true].detail["routed"].get(task.born, 0)) for task in tasks] for true in names]
     total = sum(map(sum, confusion))
     return {
         "routed": float(np.mean([cells[name].value for name in names])),

@@ -14,6 +14,7 @@ from safetensors.torch import save as save_tensors
 from lorabank.bank.bank import Bank
 from lorabank.bank.layout import check_name
 from lorabank.bank.operations import Operation, taken
+from lorabank.bank.remarks import remarks
 from lorabank.core import plugins
 from lorabank.core.config import InitConfig, TrainConfig, validate
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError
@@ -90,9 +91,12 @@ def import_adapter(
     part: int | None,
     ignore_unknown: bool,
     observer: Observer,
+    note: str | None = None,
+    tags: Sequence[str] = (),
 ) -> AddTaskResult:
     """Judge a PEFT folder and put it into the bank as a task, whole or not at all."""
     check_name(name)
+    written = remarks(note, tags)
     found = find_source(str(source), observer)
     adapter, digest = read_source(found, part=part, ignore_unknown=ignore_unknown)
     if not Bank.exists(path):
@@ -120,7 +124,7 @@ def import_adapter(
     }
     _warn(facts, observer)
     bank, created = open_or_init(path, init, observer, form=data.form)
-    with bank.reserve("import", name, {"source": found.name, "digest": digest}) as operation:
+    with bank.reserve("import", name, {"source": found.name, "digest": digest, **written}) as operation:
         result = _commit(bank, operation, judged, data, order, context, facts, observer)
     return AddTaskResult(*result, bank=str(path), bank_created=created)
 

@@ -49,7 +49,7 @@ def past_of(snapshot: Snapshot, strategy: Strategy, config: TrainConfig) -> dict
         {
             "base": snapshot.base.fingerprint,
             "position": len(snapshot.by_position) + 1,
-            "earlier": [[adapter.task, *needed(adapter)] for adapter in earlier],
+            "earlier": [[snapshot.task(adapter.task).born, *needed(adapter)] for adapter in earlier],
             "context": strategy.context(earlier),
             "continued": continued_by(strategy, earlier),
             "replayed": [_replayed(snapshot, adapter) for adapter in earlier] if replays else [],
@@ -128,7 +128,7 @@ def _replayed(snapshot: Snapshot, adapter: AdapterRecord) -> list[Any]:
     task, train = snapshot.task(adapter.task), snapshot.dataset(adapter.task, "train")
     kept = snapshot.dataset(adapter.task, "replay")
     form = [list(task.labels), task.prompt_template, adapter.config.get("max_length")]
-    return [task.name, kept.blob if kept else None, train.rows if train else 0, adapter.seed, adapter.digest, form]
+    return [task.born, kept.blob if kept else None, train.rows if train else 0, adapter.seed, adapter.digest, form]
 
 
 def _listed(tasks: Sequence[str]) -> str:

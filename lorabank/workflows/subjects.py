@@ -45,7 +45,7 @@ class HeadRouter:
         """What decides the route."""
         members = known(self._members, stage)
         shares = router_identity(default_parameters(self._kind))
-        return [*shares, longest(members), [[member.task, statistics_digest(member)] for member in members]]
+        return [*shares, longest(members), [[member.lasting, statistics_digest(member)] for member in members]]
 
 
 class _Answering:
@@ -75,7 +75,7 @@ class _Answering:
         if route is None and self._router and stage:
             route = self._router.route(stage, rows.keys)
         members = known(self._members, stage)
-        routed = () if route is None else tuple(members[k].task for k in route)
+        routed = () if route is None else tuple(members[k].lasting for k in route)
         form = self.form(task)
         if form.scoring == "perplexity":
             own = self.head(stage, task)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lorabank.bank.bank import Bank
 from lorabank.bank.layout import check_name
 from lorabank.bank.operations import Operation, holds_checkpoint
+from lorabank.bank.remarks import remarks
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core import plugins, processes
 from lorabank.core.config import InitConfig, TrainConfig, validate
@@ -57,12 +58,15 @@ def add_task(
     resume: bool,
     restart: bool,
     observer: Observer,
+    note: str | None = None,
+    tags: Sequence[str] = (),
 ) -> AddTaskResult:
     """Train a task's adapter and put it into the bank, whole or not at all.
 
     Several processes train together; the main one alone changes the bank, scores and is heard. Each returns the same.
     """
     check_name(name)
+    written = remarks(note, tags)
     processes.join()
     observer = SilentObserver() if processes.rank() else observer
     with ExitStack() as change:
@@ -70,7 +74,15 @@ def add_task(
 
         def begin() -> tuple[Path, TrainConfig, TaskData]:
             bank, operation, created, (settings, data) = _reserve(
-                path, name, config, init or InitConfig(), change, resume=resume, restart=restart, observer=observer
+                path,
+                name,
+                config,
+                init or InitConfig(),
+                written,
+                change,
+                resume=resume,
+                restart=restart,
+                observer=observer,
             )
             held.append((bank, operation, created))
             return operation.work, settings, data
@@ -94,6 +106,7 @@ def _reserve(
     name: str,
     config: TrainConfig | None,
     init: InitConfig,
+    written: dict[str, Any],
     change: ExitStack,
     *,
     resume: bool,
@@ -115,10 +128,11 @@ def _reserve(
         bank.discard(name)
     if resume:
         operation = change.enter_context(bank.resume("add-task", name))
+        operation.config |= written
         return bank, operation, created, _same_run(bank, operation, given)
     assert given is not None
     past = _past(bank.snapshot(), given[0])
-    operation = change.enter_context(bank.reserve("add-task", name, _stored(*given, past)))
+    operation = change.enter_context(bank.reserve("add-task", name, _stored(*given, past) | written))
     if _past(bank.snapshot(), given[0]) != past:  # between the look and the reservation; from here on nobody writes
         raise BusyError(
             "another process changed the bank meanwhile",

@@ -102,6 +102,7 @@ def read_members(bank: Bank, snapshot: Snapshot, tasks: Sequence[TaskRecord], *,
                 clusters=int(adapter.config.get("clusters_per_task", 5)),
                 texts=rows.texts if rows else (),
                 targets=rows.labels if rows else (),
+                born=task.born,
             )
         )
     return members

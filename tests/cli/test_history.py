@@ -1,4 +1,4 @@
-"""log and undo as they are typed."""
+"""log, undo, rename, note and tag as they are typed."""
 
 from __future__ import annotations
 
@@ -87,3 +87,40 @@ def test_gc_says_what_cannot_be_undone_after_it(run: Any, bank: Bank) -> None:
     assert last.startswith("after it undo cannot take back: remove spam (change 5), compose both (change 4), ")
     assert run("gc", "--grace-hours", "0", "--yes", "--json").document["lost"][0] == "remove spam (change 5)"
     assert run("undo", "--yes").code == 3
+
+
+def test_rename_note_and_tag(run: Any, bank: Bank) -> None:
+    assert run("rename", "spam", "mail").out == "renamed spam to mail in bank\n"
+    assert run("note", "mail", "from 2025").out == "mail: from 2025\n"
+    assert run("tag", "mail", "prod", "late").out == "mail: late, prod\n"
+    assert run("tag", "mail", "--remove", "late", "--json").document == {"name": "mail", "tags": ["prod"]}
+    task = bank.snapshot().task("mail")
+    assert (task.note, task.tags, task.first_name) == ("from 2025", ("prod",), "spam")
+    lines = run("log").out.splitlines()[2:6]
+    assert [line.split()[3:5] for line in lines] == [
+        ["tag", "mail"],
+        ["tag", "mail"],
+        ["note", "mail"],
+        ["rename", "spam"],
+    ]
+    assert "tags: late,prod -> prod" in lines[0]
+    assert "note: - -> from 2025" in lines[2]
+    assert "name: spam -> mail" in lines[3]
+    assert run("note", "mail", "").out == "mail has no note\n"
+    assert run("tag", "mail", "--remove", "prod").out == "mail has no tags\n"
+
+
+def test_rename_note_and_tag_refuse_in_one_line(run: Any, bank: Bank) -> None:
+    for words, code in (
+        (("rename", "spam", "sentiment"), 4),
+        (("rename", "span", "x"), 3),
+        (("rename", "spam", "A B"), 2),
+        (("note", "spam", "x" * 2001), 2),
+        (("tag", "spam"), 2),
+        (("tag", "spam", "Not this"), 2),
+        (("tag", "spam", "--remove", "x"), 3),
+    ):
+        refused = run(*words)
+        assert refused.code == code, refused.err
+        assert refused.err.startswith("error: ")
+    assert len(bank.history()) == 4

@@ -161,6 +161,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory, save_base: Any, save_langua
     encoder = made["encoder"] = Path(shutil.copytree(tasks, root / "encoder"))
     for name, router in (("prototype", "kmeans"), ("routed", "gaussian")):
         api.compose(encoder / "bank", ComposeConfig(mode="prototype", router=router, name=name))
+    api.change_tags(encoder / "bank", "spam", add=["mail", "production"])
     shutil.copytree(encoder / "bank", encoder / "team/bank")
     for copy in ("copy-of-bank", "other-disk/bank"):
         api.backup(encoder / "bank", encoder / copy)

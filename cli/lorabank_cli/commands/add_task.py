@@ -8,6 +8,7 @@ import click
 
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank_cli.labels import confusion, summary
+from lorabank_cli.options import remarked
 from lorabank_cli.output import plain
 from lorabank_cli.settings import show_settings
 from lorabank_cli.text import command, named, pairs, safe, scored
@@ -37,7 +38,8 @@ _MOST_LABELS = 8
 @click.argument("name", help="Name of the task: lower-case letters, digits, '.', '_' and '-'.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted training of this task, with its settings.")
 @click.option("--restart", is_flag=True, help="Drop the interrupted training of this task and start anew.")
-def add_task(run: Run, name: str, resume: bool, restart: bool) -> None:
+@remarked
+def add_task(run: Run, name: str, resume: bool, restart: bool, note: str | None, tags: tuple[str, ...]) -> None:
     """Train an adapter for a new task and add it to the bank.
 
     The earlier adapters stay as they are; what they do while the new one is trained is the strategy. The adapter
@@ -56,7 +58,17 @@ def add_task(run: Run, name: str, resume: bool, restart: bool) -> None:
         return
     try:
         with run.observer as observer:
-            result = api.add_task(run.bank, name, config, init=init, resume=resume, restart=restart, observer=observer)
+            result = api.add_task(
+                run.bank,
+                name,
+                config,
+                init=init,
+                resume=resume,
+                restart=restart,
+                observer=observer,
+                note=note,
+                tags=tags,
+            )
     except KeyboardInterrupt:
         hint = "the same command begins anew: there was no checkpoint yet"
         if name in api.resumable(run.bank):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lorabank.core.config import ComposeConfig
+from lorabank_cli.options import remarked
 from lorabank_cli.output import plain
 from lorabank_cli.settings import show_settings
 from lorabank_cli.text import command, outline, pairs, safe
@@ -21,7 +22,8 @@ from lorabank_cli.verb import Run, verb
         "compose --mode attention --tasks sentiment,spam",
     ),
 )
-def compose(run: Run) -> None:
+@remarked
+def compose(run: Run, note: str | None, tags: tuple[str, ...]) -> None:
     """Make several adapters answer together.
 
     manual adds the adapters' delta weights with weights of yours; prototype finds each text's task by the nearest
@@ -37,7 +39,7 @@ def compose(run: Run) -> None:
         show_settings(run, f"would make composition {config.name or config.mode}", plan={"members": members})
         return
     with run.observer as observer:
-        result = api.compose(run.bank, config, observer)
+        result = api.compose(run.bank, config, observer, note=note, tags=tags)
     made = result.composition
     facts = pairs(
         [

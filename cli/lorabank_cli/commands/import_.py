@@ -8,6 +8,7 @@ import click
 
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank_cli.labels import summary
+from lorabank_cli.options import remarked
 from lorabank_cli.text import named, pairs, safe, scored
 from lorabank_cli.verb import Run, verb
 
@@ -34,6 +35,7 @@ KEPT = ("keep_samples", "clusters_per_task", "seed", "device")
 @click.option("--base-fingerprint", metavar="HEX", help="Fingerprint of the base model that it was trained on.")
 @click.option("--part", type=click.IntRange(min=1), metavar="N", help="One task of a folder that O-LoRA saved.")
 @click.option("--ignore-unknown", is_flag=True, help="Pass over unknown fields of its config, and list them.")
+@remarked
 def import_adapter(
     run: Run,
     source: str,
@@ -42,6 +44,8 @@ def import_adapter(
     base_fingerprint: str | None,
     part: int | None,
     ignore_unknown: bool,
+    note: str | None,
+    tags: tuple[str, ...],
 ) -> None:
     """Add a LoRA adapter that was trained elsewhere.
 
@@ -64,6 +68,8 @@ def import_adapter(
             part=part,
             ignore_unknown=ignore_unknown,
             observer=observer,
+            note=note,
+            tags=tags,
         )
     template = result.task.prompt_template
     facts = pairs(

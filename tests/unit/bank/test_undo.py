@@ -152,7 +152,7 @@ def test_a_name_that_an_interrupted_training_has_does_not_come_back(filled):
     with suppress(KeyboardInterrupt), filled.reserve("add-task", "ab", {}) as operation:
         (operation.work / "checkpoint-1").mkdir()
         raise KeyboardInterrupt
-    with pytest.raises(ExistsError, match="'ab' cannot come back: an interrupted add-task has the name"):
+    with pytest.raises(ExistsError, match="an interrupted add-task has the name 'ab'"):
         filled.undo()
 
 
