@@ -9,6 +9,9 @@ from typing import IO, Any
 
 from lorabank.core.escaping import safe as safe
 
+_LONG = 64
+"""Characters of one of several names in a line."""
+
 
 def shown(text: str, *, color: bool) -> str:
     """Text as it may reach a stream: each line is safe, and with ``color`` the colours of ``click.style`` stay.
@@ -147,10 +150,9 @@ def scored(score: Mapping[str, float]) -> str:
 
 
 def shortened(names: Sequence[str], most: int = 5) -> str:
-    """``"7: a, b, c, d, e, …"``: the first of many names after their number, a few without it."""
-    if len(names) <= most:
-        return ", ".join(names)
-    return f"{len(names)}: {', '.join(names[:most])}, \u2026"
+    """``"7: a, b, c, d, e, …"``: the first of many names after their number, a few without it; long ones are cut."""
+    first = ", ".join(name if len(name) <= _LONG else f"{name[:_LONG]}\u2026" for name in names[:most])
+    return first if len(names) <= most else f"{len(names)}: {first}, \u2026"
 
 
 def size(count: int) -> str:

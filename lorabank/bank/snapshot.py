@@ -14,6 +14,9 @@ from lorabank.core.records import (
     TaskRecord,
 )
 
+_SHOWN = 20
+"""Names in a message."""
+
 
 class Snapshot(NamedTuple):
     """Everything that is in a bank, read in one transaction.
@@ -52,6 +55,24 @@ class Snapshot(NamedTuple):
             adapter = self.by_position[task.position]
             found.setdefault(adapter.digest, adapter)
         return found
+
+    def versions(self, task: TaskRecord) -> tuple[TaskRecord, ...]:
+        """A task and what it took the place of, oldest first."""
+        every = {one.position: one for one in (*self.tasks, *self.damaged_tasks, *self.removed_tasks)}
+        chain = [task]
+        while (before := every.get(chain[-1].replaces or 0)) is not None:
+            chain.append(before)
+        return tuple(reversed(chain))
+
+    def state_of(self, task: TaskRecord) -> str:
+        """The state of a task for people: ``"superseded"`` where a newer version took its place."""
+        if task.state != "removed":
+            return "damaged" if task.state == "failed" else task.state
+        newer = (
+            one for one in (*self.tasks, *self.damaged_tasks, *self.removed_tasks) if one.replaces == task.position
+        )
+        took = any((one.removed_at or "9") > (task.removed_at or "") for one in newer)  # one that was undone did not
+        return "superseded" if took else "removed"
 
     def task(self, name: str) -> TaskRecord:
         """The task of this name.
@@ -111,5 +132,6 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> NotFoundError:
     from lorabank.core.config import nearest
 
     names = list(known)
-    there = f" The bank has: {', '.join(names)}." if names else f" The bank has no {kind}s yet."
+    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
+    there = f" The bank has: {', '.join(names[:_SHOWN])}{more}." if names else f" The bank has no {kind}s yet."
     return NotFoundError(f"no {kind} {name[:80]!r}.{nearest(name, names)}{there}", hint="lorabank list")

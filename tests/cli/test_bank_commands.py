@@ -18,9 +18,13 @@ def test_list_shows_tasks_with_the_score_they_had_when_learnt(run: Any, bank: Ba
     assert (shown.code, shown.err) == (0, "")
     lines = shown.out.splitlines()
     assert lines[0] == "bank at bank, base tiny"
-    assert lines[2].split() == ["#", "task", "labels", "strategy", "r", "rows", "score", "metric", "state"]
-    assert lines[3].split() == ["1", "sentiment", "no,", "yes", "olora", "8", "400", "0.8750", "accuracy", "ready"]
-    assert lines[4].split() == ["2", "spam", "no,", "yes", "olora", "8", "400", "0.9375", "accuracy", "ready"]
+    made = bank.snapshot().task("spam").created_at[:10]
+    size = f"{bank.snapshot().adapter_of('spam').bytes} bytes"
+    ending = ["400", "0.9375", "accuracy", made, *size.split(), "ready"]
+    columns = ["#", "task", "labels", "strategy", "r", "rows", "score", "metric", "made", "size", "state"]
+    assert lines[2].split() == columns
+    assert lines[3].split()[:8] == ["1", "sentiment", "no,", "yes", "olora", "8", "400", "0.8750"]
+    assert lines[4].split() == ["2", "spam", "no,", "yes", "olora", "8", *ending]
     assert lines[7].split()[:4] == ["both", "manual", "sentiment,", "spam"]
 
 

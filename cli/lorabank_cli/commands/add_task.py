@@ -11,7 +11,7 @@ from lorabank_cli.labels import confusion, summary
 from lorabank_cli.options import remarked
 from lorabank_cli.output import plain
 from lorabank_cli.settings import show_settings
-from lorabank_cli.text import command, named, pairs, safe, scored
+from lorabank_cli.text import command, named, pairs, safe, scored, shortened
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ def _config(run: Run, name: str, resume: bool, restart: bool) -> TrainConfig | N
 
 def _text(result: AddTaskResult, names: dict[str, str]) -> str:
     task, adapter, score = result.task, result.adapter, result.score
-    overlap = [f"{names[digest]} {value:.4f}" for digest, value in adapter.metrics.get("overlap", {}).items()]
+    largest = sorted(adapter.metrics.get("overlap", {}).items(), key=lambda item: -item[1])
+    overlap = [f"{names[digest]} {value:.4f}" for digest, value in largest]
     left = adapter.metrics.get("capacity_left")
     items: list[tuple[str, object]] = [
         ("adapter", adapter.digest),
@@ -106,7 +107,7 @@ def _text(result: AddTaskResult, names: dict[str, str]) -> str:
         *summary(score.get("labels")),
         ("strategy", f"{adapter.strategy}, r {adapter.r}, {adapter.steps} steps, {adapter.wall_seconds:.0f} s"),
         ("held", _held(adapter, names)),
-        ("overlap", ", ".join(overlap) or None),
+        ("overlap", shortened(overlap) or None),
         ("capacity left", None if left is None else f"{100 * left:.1f} % of the input space"),
         ("next", "lorabank eval --forgetting-matrix" if task.position > 1 else "lorabank add-task NAME --data FILE"),
     ]
@@ -119,6 +120,6 @@ def _held(adapter: AdapterRecord, names: dict[str, str]) -> str:
     """Which earlier adapters were active and frozen, and what kept the new one apart from them."""
     if not adapter.context:
         return "nothing: no earlier adapter was active"
-    earlier = ", ".join(names[digest] for digest in adapter.context)
+    earlier = shortened([names[digest] for digest in adapter.context])
     by = ", ".join(f"{name} {weight:g}" for name, weight in adapter.penalties.items()) or "no penalty"
     return f"{earlier} (active, frozen; {by})"

@@ -6,7 +6,7 @@ from lorabank.core.config import ComposeConfig
 from lorabank_cli.options import remarked
 from lorabank_cli.output import plain
 from lorabank_cli.settings import show_settings
-from lorabank_cli.text import command, outline, pairs, safe
+from lorabank_cli.text import command, outline, pairs, safe, shortened
 from lorabank_cli.verb import Run, verb
 
 
@@ -44,7 +44,7 @@ def compose(run: Run, note: str | None, tags: tuple[str, ...]) -> None:
     facts = pairs(
         [
             ("mode", made.mode),
-            ("members", ", ".join(made.members)),
+            ("members", shortened(made.members)),
             ("next", command("lorabank", "eval", "--composition", made.name, "--forgetting-matrix")),
         ]
     )

@@ -2,51 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lorabank_cli.text import command, safe, table, terminal_width
+import click
+
+from lorabank_cli.text import command, safe, shortened, size, table, terminal_width
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
     from lorabank.bank.snapshot import Snapshot
-    from lorabank.core.records import EvaluationRecord, TaskRecord
+    from lorabank.core.records import CompositionRecord, EvaluationRecord, TaskRecord
+
+ORDERS: dict[str, tuple[str, bool]] = {
+    "position": ("position", False),
+    "name": ("name", False),
+    "score": ("score", True),
+    "date": ("made", True),
+    "size": ("bytes", True),
+}
+"""Word to the key of an entry, and whether the greatest comes first. An entry without the key comes last."""
 
 
-@verb("list", examples=("list", "list --json", "list --bank team/bank"))
-def list_bank(run: Run) -> None:
-    """List tasks and compositions."""
+@verb(
+    "list",
+    examples=(
+        "list",
+        "list --all",
+        "list --tag production --sort score",
+        "list --sort date --limit 10",
+        "list --json",
+        "list --bank team/bank",
+    ),
+)
+@click.option("--all", "everything", is_flag=True, help="Also what was removed or superseded.")
+@click.option("--tag", metavar="TAG", help="Only what has this tag.")
+@click.option(
+    "--sort",
+    type=click.Choice([*ORDERS]),
+    default="position",
+    show_default=True,
+    help="Order; the best score, the newest and the largest come first.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N tasks and N compositions.")
+@click.option("--no-truncate", is_flag=True, help="Show every name and label, however long the lines get.")
+def list_bank(run: Run, everything: bool, tag: str | None, sort: str, limit: int | None, no_truncate: bool) -> None:
+    """List tasks and compositions.
+
+    Of many labels and members the number and the first ones are shown; --json has everything.
+    """
     # Not through lorabank.api: its settings would take a fifth of the time that this command may cost.
     from lorabank.bank.bank import Bank
 
     snapshot, evaluations = Bank.open(run.bank).contents()
     scores = _scores(snapshot, evaluations)
-    known = sorted((*snapshot.tasks, *snapshot.damaged_tasks), key=lambda task: task.position)
-    tasks = [_task(snapshot, task, scores.get(task.name)) for task in known]
+    removed = snapshot.removed_tasks if everything else ()
+    known = (*snapshot.tasks, *snapshot.damaged_tasks, *removed)
+    tasks = [_task(snapshot, task, scores.get((task.position, task.name))) for task in known]
+    made = [(one, "ready") for one in snapshot.compositions] + [
+        (one, "damaged") for one in snapshot.damaged_compositions
+    ]
+    made += [(one, "removed") for one in snapshot.removed_compositions] if everything else []
+    compositions = [_composition(number, one, state) for number, (one, state) in enumerate(made, start=1)]
+    chosen, left = _chosen(tasks, tag, sort, limit)
+    listed, unlisted = _chosen(compositions, tag, sort, limit)
     document = {
         "bank": run.bank,
         "id": snapshot.id,
         "format": snapshot.format,
         "base": snapshot.base,
-        "tasks": tasks,
-        "compositions": snapshot.compositions,
-        "damaged_compositions": snapshot.damaged_compositions,
+        "tasks": chosen,
+        "compositions": [one["record"] for one in listed if one["state"] == "ready"],
+        "damaged_compositions": [one["record"] for one in listed if one["state"] == "damaged"],
+        "removed_compositions": [one["record"] for one in listed if one["state"] == "removed"],
     }
-    run.output.data(document, _text(run, snapshot, tasks))
+    lines = [f"bank at {safe(run.bank)}, base {safe(snapshot.base.name)}", ""]
+    if not known:
+        lines += ["no tasks yet", f"next: {command('lorabank', 'add-task', 'NAME', '--data', 'FILE')}"]
+    else:
+        lines += [
+            *_tasks_text(chosen, left, no_truncate),
+            "",
+            *_compositions_text(made, listed, unlisted, no_truncate),
+        ]
+    run.output.data(document, "\n".join(lines))
 
 
-def _scores(snapshot: Snapshot, evaluations: list[EvaluationRecord]) -> dict[str, EvaluationRecord]:
+def _scores(snapshot: Snapshot, evaluations: list[EvaluationRecord]) -> dict[tuple[int, str], EvaluationRecord]:
     """The cell of each task right after it was learnt, asked as itself, where it was measured."""
-    position = {task.name: task.position for task in (*snapshot.tasks, *snapshot.damaged_tasks)}
+    every = (*snapshot.tasks, *snapshot.damaged_tasks, *snapshot.removed_tasks)
+    known = {(task.position, task.name) for task in every}
     return {
-        e.task: e
+        (e.stage, e.task): e
         for e in sorted(evaluations, key=lambda e: e.created_at)
-        if (e.subject, e.stage, e.task_id) == ("as-trained", position.get(e.task), "given")
+        if (e.stage, e.task) in known and (e.subject, e.task_id) == ("as-trained", "given")
     }
 
 
 def _task(snapshot: Snapshot, task: TaskRecord, cell: EvaluationRecord | None) -> dict[str, Any]:
     adapter = snapshot.by_position.get(task.position)  # not by digest: an import may equal what was trained here
-    train = snapshot.dataset(task.name, "train")
+    train = snapshot.dataset(task.name, "train") if task.state == "ready" else None
     return {
         "position": task.position,
         "name": task.name,
@@ -56,24 +111,90 @@ def _task(snapshot: Snapshot, task: TaskRecord, cell: EvaluationRecord | None) -
         "rows": train.rows if train else None,
         "score": cell.value if cell else None,
         "metric": cell.metric if cell else None,
-        "state": "damaged" if task.state == "failed" else task.state,
+        "made": task.created_at,
+        "bytes": adapter.bytes if adapter else None,
+        "version": len(snapshot.versions(task)),
+        "state": snapshot.state_of(task),
+        "removed_at": task.removed_at,
+        "tags": task.tags,
+        "note": task.note,
         "adapter": task.adapter,
     }
 
 
-def _text(run: Run, snapshot: Snapshot, tasks: list[dict[str, Any]]) -> str:
-    limit = terminal_width()
-    lines = [f"bank at {safe(run.bank)}, base {safe(snapshot.base.name)}", ""]
-    if not tasks:
-        lines += ["no tasks yet", f"next: {command('lorabank', 'add-task', 'NAME', '--data', 'FILE')}"]
-        return "\n".join(lines)
-    columns = ("position", "name", "labels", "strategy", "r", "rows", "score", "metric", "state")
-    rows = [[", ".join(t[c]) if c == "labels" else t[c] for c in columns] for t in tasks]
-    lines += [table(("#", "task", *columns[2:]), rows, limit=limit), ""]
-    made = [(c, "ready") for c in snapshot.compositions] + [(c, "damaged") for c in snapshot.damaged_compositions]
-    if made:
-        rows = [[c.name, c.mode, ", ".join(c.members), c.created_at, state] for c, state in made]
-        lines.append(table(("composition", "mode", "members", "made", "state"), rows, limit=limit))
-    else:
-        lines += ["no compositions yet", "next: lorabank compose --mode prototype"]
-    return "\n".join(lines)
+def _composition(number: int, record: CompositionRecord, state: str) -> dict[str, Any]:
+    made = record.created_at
+    return {
+        "position": number,
+        "name": record.name,
+        "made": made,
+        "tags": record.tags,
+        "state": state,
+        "record": record,
+    }
+
+
+def _chosen(
+    entries: list[dict[str, Any]], tag: str | None, sort: str, limit: int | None
+) -> tuple[list[dict[str, Any]], int]:
+    """The entries that are shown, in their order, and how many are left out for the limit."""
+    key, greatest_first = ORDERS[sort]
+    wanted = sorted((e for e in entries if tag is None or tag in e["tags"]), key=lambda e: e["position"])
+    there = sorted((e for e in wanted if e.get(key) is not None), key=lambda e: e[key], reverse=greatest_first)
+    ordered = [*there, *(e for e in wanted if e.get(key) is None)]
+    return ordered[:limit], len(ordered) - len(ordered[:limit])
+
+
+def _tasks_text(tasks: list[dict[str, Any]], left: int, whole: bool) -> list[str]:
+    names = ("#", "task", "labels", "strategy", "r", "rows", "score", "metric", "made", "size", "tags", "state")
+    show = _joined(whole)
+    rows = [
+        [
+            t["position"],
+            t["name"] if t["version"] == 1 else f"{t['name']} (v{t['version']})",
+            show(t["labels"]),
+            *(t[c] for c in ("strategy", "r", "rows", "score", "metric")),
+            t["made"][:10],
+            None if t["bytes"] is None else size(t["bytes"]),
+            show(t["tags"]) or None,
+            _state(t["state"], t["removed_at"]),
+        ]
+        for t in tasks
+    ]
+    return _table(names, rows, left, whole) if rows else ["no task has this tag"]
+
+
+def _compositions_text(made: Sequence[Any], listed: list[dict[str, Any]], left: int, whole: bool) -> list[str]:
+    if not made:
+        return ["no compositions yet", "next: lorabank compose --mode prototype"]
+    show = _joined(whole)
+    rows = [
+        [
+            one["name"],
+            one["record"].mode,
+            show(one["record"].members),
+            one["made"][:10],
+            show(one["tags"]) or None,
+            _state(one["state"], one["record"].removed_at),
+        ]
+        for one in listed
+    ]
+    names = ("composition", "mode", "members", "made", "tags", "state")
+    return _table(names, rows, left, whole) if rows else ["no composition has this tag"]
+
+
+def _table(names: Sequence[str], rows: list[list[Any]], left: int, whole: bool) -> list[str]:
+    """A table without columns that are empty in every row."""
+    kept = [i for i, name in enumerate(names) if name != "tags" or any(row[i] for row in rows)]
+    shown = table(
+        [names[i] for i in kept], [[row[i] for i in kept] for row in rows], limit=None if whole else terminal_width()
+    )
+    return [shown, f"({left} more; without --limit all are shown)"] if left else [shown]
+
+
+def _joined(whole: bool) -> Callable[[Sequence[str]], str]:
+    return (lambda names: ", ".join(names)) if whole else shortened
+
+
+def _state(state: str, removed_at: str | None) -> str:
+    return f"{state} {removed_at[:10]}" if removed_at else state
