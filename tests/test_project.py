@@ -26,7 +26,11 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 DEMO_DATA = ROOT / "lorabank/demo/data"
 
 # Import name of a distribution where the two differ.
-IMPORT_NAMES = {"huggingface-hub": "huggingface_hub", "scikit-learn": "sklearn"}
+IMPORT_NAMES = {
+    "charset-normalizer": "charset_normalizer",
+    "huggingface-hub": "huggingface_hub",
+    "scikit-learn": "sklearn",
+}
 
 
 @cache

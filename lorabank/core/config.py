@@ -46,7 +46,9 @@ class InitConfig:
 class TrainConfig:
     """One task: its data, its adapter and how the adapter is trained."""
 
-    data: str = _option("", "Training rows: .jsonl, .json, .csv, .parquet, or hf:OWNER/NAME[/CONFIG][:SPLIT].")
+    data: str = _option(
+        "", "Training rows: .jsonl, .json, .csv, .tsv, .xlsx, .parquet, or hf:OWNER/NAME[/CONFIG][:SPLIT]."
+    )
     eval_data: str | None = _option(None, "Evaluation rows; default: a part of --data.")
     format: Literal["auto", "classification", "prompt-completion", "messages", "alpaca", "sharegpt", "text"] = _option(
         "auto", "Form of the rows; auto: told by the columns."
@@ -55,6 +57,12 @@ class TrainConfig:
     eval_fraction: float = _option(0.2, "Part of --data kept for evaluation without --eval-data.", gt=0, lt=1)
     text_column: str = _option("text", "Column that holds the text.")
     label_column: str = _option("label", "Column that holds the label.")
+    delimiter: str | None = _option(
+        None, "Between cells: comma, semicolon, tab, bar or a character; default: detected, and shown."
+    )
+    encoding: str | None = _option(None, "Encoding of text files, as cp1252; default: UTF-8, or as their mark says.")
+    sheet: str | None = _option(None, "Sheet of .xlsx files; default: the first.")
+    skip_bad: bool = _option(False, "Leave bad rows out and list them, up to half of a file.")
     prompt_template: str | None = _option(
         None, "Text to text: the prompt of a labelled text, with {text} and, if wanted, {labels}."
     )
@@ -157,8 +165,14 @@ class EvalConfig:
 class PredictConfig:
     """Who labels texts: a composition or one task."""
 
-    data: str | None = _option(None, "File whose text column is labelled: .jsonl, .csv or .parquet.")
+    data: str | None = _option(None, "File whose text column is labelled: .jsonl, .csv, .xlsx, .parquet, ...")
     text_column: str = _option("text", "Column that holds the text.")
+    delimiter: str | None = _option(
+        None, "Between cells: comma, semicolon, tab, bar or a character; default: detected, and shown."
+    )
+    encoding: str | None = _option(None, "Encoding of text files, as cp1252; default: UTF-8, or as their mark says.")
+    sheet: str | None = _option(None, "Sheet of .xlsx files; default: the first.")
+    skip_bad: bool = _option(False, "Leave bad rows out and list them, up to half of a file.")
     composition: str | None = _option(None, "Composition that answers; default: the only one, or the last routed one.")
     task: str | None = _option(None, "Task whose head answers (the task id is given).")
     state: Literal["now", "learnt"] | None = _option(
@@ -176,8 +190,14 @@ class PredictConfig:
 class GenerateConfig:
     """How a language model answers prompts, in the state of a composition or of one task."""
 
-    data: str | None = _option(None, "File whose text column holds prompts: .jsonl, .csv or .parquet.")
+    data: str | None = _option(None, "File whose text column holds prompts: .jsonl, .csv, .xlsx, .parquet, ...")
     text_column: str = _option("text", "Column that holds the prompt.")
+    delimiter: str | None = _option(
+        None, "Between cells: comma, semicolon, tab, bar or a character; default: detected, and shown."
+    )
+    encoding: str | None = _option(None, "Encoding of text files, as cp1252; default: UTF-8, or as their mark says.")
+    sheet: str | None = _option(None, "Sheet of .xlsx files; default: the first.")
+    skip_bad: bool = _option(False, "Leave bad rows out and list them, up to half of a file.")
     composition: str | None = _option(None, "Composition that answers; default: the only one, or the last routed one.")
     task: str | None = _option(None, "Task whose adapter and prompt template answer (the task id is given).")
     state: Literal["now", "learnt"] | None = _option(

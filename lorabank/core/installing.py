@@ -7,6 +7,7 @@ EXTRAS = {
     "gguf": "gguf>=0.10",
     "hub": "datasets>=4",
     "rouge": "rouge-score>=0.1.2",
+    "xlsx": "openpyxl>=3.1",
     "fuzz": "atheris>=2.3",
 }
 """The packages of pyproject's extras that a message may propose."""

@@ -20,6 +20,8 @@ MAX_TAGS = 32
 MAX_LINE = 1024**2
 MAX_ROWS = 5_000_000
 MAX_DECODED = 1024**3
+MAX_UNPACKED = 1024**3
+MAX_WORKBOOK = 256 * 1024**2
 MAX_PAGE = 256 * 1024**2
 MAX_FOOTER = 8 * 1024**2
 MAX_LABELS = 10_000
@@ -53,9 +55,11 @@ LIMITS = (
     Limit("name", MAX_NAME, "characters", "the name of a task or composition"),
     Limit("note", MAX_NOTE, "characters", "the note of a task or composition"),
     Limit("tags", MAX_TAGS, "tags", "of one task or composition"),
-    Limit("row", MAX_LINE, "bytes", "a line of .jsonl, a record of .csv, an entry of .json, cells of a .parquet row"),
+    Limit("row", MAX_LINE, "bytes", "a line of .jsonl, a record of .csv, an entry of .json, cells of any other row"),
     Limit("rows", MAX_ROWS, "rows", "of one data file, and values of one of its columns"),
     Limit("decoded", MAX_DECODED, "bytes", "all cells that are read from one data file, as they lie in memory"),
+    Limit("unpacked", MAX_UNPACKED, "bytes", "what a .gz file unpacks to"),
+    Limit("workbook", MAX_WORKBOOK, "bytes", "what the parts of a .xlsx file unpack to"),
     Limit("page", MAX_PAGE, "bytes", "what one page of a .parquet file unpacks to"),
     Limit("footer", MAX_FOOTER, "bytes", "the footer of a .parquet file"),
     Limit("labels", MAX_LABELS, "labels", "of one task"),

@@ -11,6 +11,19 @@ from lorabank.data.forms import FORMS, load_form
 from lorabank.data.sheets import Sheet
 
 
+def with_known_columns(sheet: Sheet, config: TrainConfig) -> Sheet:
+    """The sheet, with columns such as ``Text`` and `` label`` under the names that forms know.
+
+    Where a form fits already, nothing is renamed: no column that is there is covered by another one.
+    """
+    names = _candidates(config) if config.format == "auto" else (config.format,)
+    forms = {name: load_form(name) for name in names}
+    columns = set(sheet.columns)
+    if any(columns.issuperset(form.in_sheet(config)) for name, form in forms.items() if name != "text"):
+        return sheet
+    return sheet.adopting(column for form in forms.values() for column in (*form.in_sheet(config), *form.optional))
+
+
 def fitting_forms(sheet: Sheet, config: TrainConfig) -> tuple[str, ...]:
     """The forms whose columns a sheet has; naming a text or label column rules out those without a text column."""
     columns = set(sheet.columns)

@@ -10,22 +10,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from sys import getsizeof
-from typing import Protocol
+from typing import Any, Protocol
 
 from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
 from lorabank.core.limits import MAX_DECODED, MAX_LINE, MAX_ROWS
 from lorabank.core.plugins import load
+from lorabank.data.bad_rows import UNCHANGED as UNCHANGED
+from lorabank.data.bad_rows import BadRow, BadRows
+from lorabank.data.opening import AS_IT_IS, PACKED, Reading
 
 FORMATS = {
     ".jsonl": "lorabank.data.jsonl:JsonLines",
     ".json": "lorabank.data.json_list:JsonList",
     ".csv": "lorabank.data.delimited:Csv",
+    ".tsv": "lorabank.data.delimited:Tsv",
+    ".txt": "lorabank.data.delimited:DelimitedText",
+    ".xlsx": "lorabank.data.workbook:Workbook",
     ".parquet": "lorabank.data.parquet:Parquet",
 }
 
-UNCHANGED = "nothing was changed"
+TEXT = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+"""Those that are text, and may be packed: ``.csv.gz``."""
+
 LINE_FEEDS = "a line ends at a line feed: save the file with Unix line ends, not with carriage returns alone"
+_SHEETS = (".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
 _SHOWN = 60
 _FEWER = "train on a part of the rows; lorabank limits names what is accepted"
 
@@ -41,6 +50,7 @@ class Table:
         lines: Where each row starts.
         rows: One tuple of cells for each row, in the order of ``columns``.
         held: Bytes of memory that the cells take.
+        bad: Rows that are left out of ``rows``.
     """
 
     source: str
@@ -49,6 +59,7 @@ class Table:
     lines: list[int] = field(default_factory=list)
     rows: list[tuple[object, ...]] = field(default_factory=list)
     held: int = 0
+    bad: BadRows = field(default_factory=BadRows)
 
     def add(self, line: int, cells: tuple[object, ...]) -> None:
         """Add a row; every reader adds its rows here, so that the limits hold for all of them.
@@ -63,9 +74,17 @@ class Table:
             raise too_much(self.source, f"its cells take more than {MAX_DECODED:,} bytes of memory")
         check_row_limit(self.source, len(self.rows))
 
+    def refuse(self, line: int, error: BadRow) -> None:
+        """Leave a row out, for what is wrong with it; whether that ends the reading is decided later for all."""
+        self.bad.add(line, error)
+
 
 class Reader(Protocol):
-    """A file that was opened for its columns; made from its path."""
+    """A file that was opened for its columns; made from its path and what the user says about reading it."""
+
+    @property
+    def read_as(self) -> str:
+        """How it is read, in words, where that is not plain; else nothing."""
 
     def columns(self) -> tuple[str, ...]:
         """The columns there are, without reading the rows; of JSON the keys of the first object."""
@@ -74,16 +93,19 @@ class Reader(Protocol):
         """The cells of ``columns``, which must be there, then of ``optional``, None where they are not."""
 
 
-def open_reader(source: str | Path) -> Reader:
+def open_reader(source: str | Path, reading: Reading = AS_IT_IS) -> Reader:
     """The reader of a table file or of a data set of the hub.
 
     Args:
-        source: A file whose suffix, in small letters, is in ``FORMATS``, or ``hf:OWNER/NAME[/CONFIG][:SPLIT]``.
+        source: A file whose suffix, in small letters, is in ``FORMATS`` (one of ``TEXT`` also with ``.gz`` behind it),
+            or ``hf:OWNER/NAME[/CONFIG][:SPLIT]``.
+        reading: What the user says about reading it.
 
     Raises:
         NotFoundError: There is no such file.
         DataError: The file is empty or of another kind.
-        ConfigError, MissingExtraError: As ``lorabank.data.hub.HubDataset``.
+        ConfigError: ``reading`` names no delimiter or no encoding, or it does not go with the kind of file.
+        MissingExtraError: The kind of file needs a package that is not installed.
     """
     if str(source).startswith("hf:"):
         from lorabank.data.hub import HubDataset
@@ -104,39 +126,59 @@ def open_reader(source: str | Path) -> Reader:
     if not file.is_file():
         kind = "a folder" if file.is_dir() else "not a regular file"
         raise DataError(f"{str(source)!r} is {kind}; a data file is needed", unchanged=UNCHANGED)
-    try:
-        reader = load(FORMATS, file.suffix.lower(), "format")
-    except ConfigError as error:
-        raise DataError(f"{str(source)!r}: {error.message}", unchanged=UNCHANGED, hint=error.hint) from error
+    reader = _reader_class(file)
     if file.stat().st_size == 0:
         raise DataError(f"{str(source)!r} is empty", unchanged=UNCHANGED)
-    opened: Reader = reader(file)
+    opened: Reader = reader(file, reading)
     return opened
 
 
-def bad_row(source: str | Path, where: str, problem: str, *, hint: str | None = None) -> DataError:
+def _reader_class(file: Path) -> Any:
+    """What reads files of this name."""
+    suffixes = [suffix.lower() for suffix in file.suffixes[-2:]]
+    suffix = "".join(suffixes[-1:])
+    if suffix == PACKED:
+        suffix = suffixes[0]
+        if suffix not in TEXT:
+            raise DataError(
+                f"{str(file)!r}: of packed files those of text are read: {', '.join(f'{one}.gz' for one in TEXT)}",
+                unchanged=UNCHANGED,
+                hint="unpack it: gunzip",
+            )
+    try:
+        return load(FORMATS, suffix, "format")
+    except ConfigError as error:
+        hint = f"save it as .xlsx or .csv; {error.hint}" if suffix in _SHEETS else error.hint
+        raise DataError(f"{str(file)!r}: {error.message}", unchanged=UNCHANGED, hint=hint) from error
+
+
+def bad_row(source: str | Path, where: str, problem: str, *, hint: str | None = None) -> BadRow:
     """The error for one place in a file, ``where`` being for example ``"line 3"``."""
-    return DataError(f"{str(source)!r}, {where}: {problem}", unchanged=UNCHANGED, hint=hint)
+    return BadRow(source, where, problem, hint=hint)
 
 
-def too_long(source: str | Path, where: str, raw: bytes | str) -> DataError:
+def too_long(source: str | Path, where: str, raw: bytes | str) -> BadRow:
     """The error for a row of a text file that does not end within the limit; ``raw`` is its beginning."""
     returns = ("\r" if isinstance(raw, str) else b"\r") in raw  # type: ignore[operator]
     return bad_row(source, where, f"longer than {MAX_LINE:,} bytes", hint=LINE_FEEDS if returns else "lorabank limits")
 
 
-def missing_column(
-    source: str | Path, column: str, present: Sequence[str], *, where: str = "", hint: str | None = None
-) -> DataError:
-    """The error for a wanted column that a file (or the row at ``where``) does not have."""
-    place = f", {where}" if where else ""
-    usual = None if where else "name the columns: --text-column COLUMN, --label-column COLUMN"
+def missing_column(source: str | Path, column: str, present: Sequence[str], *, hint: str | None = None) -> DataError:
+    """The error for a wanted column that a file does not have."""
     return DataError(
-        f"{str(source)!r}{place}: no column {column!r}; its columns are {listed_columns(present)}."
-        f"{nearest(column, list(present))}",
+        f"{str(source)!r}: {_missing(column, present)}",
         unchanged=UNCHANGED,
-        hint=hint or usual,
+        hint=hint or "name the columns: --text-column COLUMN, --label-column COLUMN",
     )
+
+
+def missing_cell(source: str | Path, where: str, column: str, present: Sequence[str]) -> BadRow:
+    """The error for the row at ``where`` that lacks a column which others have."""
+    return bad_row(source, where, _missing(column, present))
+
+
+def _missing(column: str, present: Sequence[str]) -> str:
+    return f"no column {column!r}; its columns are {listed_columns(present)}.{nearest(column, list(present))}"
 
 
 def listed_columns(present: Sequence[str]) -> str:

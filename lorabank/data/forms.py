@@ -71,7 +71,7 @@ def read_form(sheet: Sheet, name: str, config: TrainConfig, render_chat: RenderC
         free: Whether the completions are no list of labels.
 
     Raises:
-        DataError: A column is missing or a cell is wrong; names line and column.
+        DataError: A column is missing, or cells are wrong and not to be left out; names lines and columns.
     """
     form = load_form(name)
     return read_cells(sheet, form, form.in_sheet(config), render_chat, free=free)
@@ -84,7 +84,7 @@ def read_cells(
     table = sheet.read(columns, form.optional)
     # Names as the form knows them: those of the file, then of the sheet, then of the form.
     own = (*form.columns, *sheet.renamed(table.columns)[len(columns) :])
-    prompts, completions = [], []
+    prompts, completions, lines = [], [], []
     for line, cells in zip(table.lines, table.rows, strict=True):
         try:
             prompt, completion = form.row(dict(zip(own, cells, strict=True)), render_chat)
@@ -92,15 +92,20 @@ def read_cells(
             column = table.columns[own.index(error.column or own[0])]
             place = f", {error.place}" if error.place else ""
             where = f"{table.unit} {line}, column {column!r}{place}"
-            raise bad_row(sheet.source, where, error.problem, hint=error.hint) from error
+            table.refuse(line, bad_row(sheet.source, where, error.problem, hint=error.hint))
+            continue
+        lines.append(line)
         prompts.append(prompt)
         completions.append(completion)
+    left_out = table.bad.settle(sheet.source, len(lines), skip=sheet.skip_bad)
     return Rows(
         texts=tuple(prompts),
         labels=tuple(completions),
         source=sheet.source,
         columns=table.columns[: len(columns)],
-        lines=tuple(table.lines),
+        lines=tuple(lines),
         unit=table.unit,
         free=free,
+        left_out=left_out,
+        notes=sheet.notes,
     )

@@ -36,6 +36,8 @@ class HubDataset:
         MissingExtraError: The package ``datasets`` is not installed.
     """
 
+    read_as = ""
+
     def __init__(self, name: str) -> None:
         match = _NAME.fullmatch(name)
         if match is None:

@@ -8,18 +8,22 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lorabank.core.errors import DataError
 from lorabank.core.limits import MAX_LINE
-from lorabank.data.formats import Table, bad_row, missing_column, too_long
+from lorabank.data.bad_rows import BadRow, BadRows
+from lorabank.data.formats import Table, bad_row, too_long
+from lorabank.data.jsonl import fill_table
+from lorabank.data.opening import AS_IT_IS, Reading, TextFile
 from lorabank.data.strict_json import BYTE_ORDER_MARK, DECODER, KINDS, Refused, offset_of, problem_of
 
 _BLANKS = re.compile(r"[ \t\n\r]*")
 _SHAPE = "write a list of objects, [{...}, {...}], or one object a line in a .jsonl file"
+_LENIENT = json.JSONDecoder()
 _CUT = 16
 """An error so near to the end of what was read may only say that a value goes on behind it."""
 
@@ -30,51 +34,59 @@ class JsonList:
     Every method raises DataError where the file is not that, with the entry's number from 1, line and column.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reading: Reading = AS_IT_IS) -> None:
         self.path = path
+        self._source = TextFile(path, reading)
+
+    @property
+    def read_as(self) -> str:
+        """What is not the plain default."""
+        return self._source.read_as
 
     def columns(self) -> tuple[str, ...]:
-        """The keys of the first object; nothing behind it is parsed."""
+        """The keys of the first object; nothing behind it is parsed.
+
+        Raises:
+            DataError: No entry is an object.
+        """
+        bad = BadRows()
         with closing(self._entries()) as entries:
-            return next((tuple(record) for _, record in entries), ())
+            for number, record in entries:
+                if not isinstance(record, BadRow):
+                    return tuple(record)
+                bad.add(number, record)
+        if bad.count:
+            raise bad.error(str(self.path))
+        return ()
 
     def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Table:
         """The values of these keys, as Python values; None for an optional one that an object lacks.
 
         Raises:
-            DataError: An entry lacks one of ``columns``.
+            DataError: The first entry lacks one of ``columns``; where another does, it is a bad row.
         """
         with closing(self._entries()) as entries:  # at once, not when the error that ends it is forgotten
-            return self._table(entries, columns, optional)
+            return fill_table(Table(str(self.path), (*columns, *optional), unit="entry"), entries, columns)
 
-    def _table(
-        self, entries: Iterable[tuple[int, dict[str, Any]]], columns: Sequence[str], optional: Sequence[str]
-    ) -> Table:
-        table = Table(str(self.path), (*columns, *optional), unit="entry")
-        for number, record in entries:
-            absent = [column for column in columns if column not in record]
-            if absent:
-                where = f"entry {number}" if table.rows else ""
-                raise missing_column(self.path, absent[0], list(record), where=where)
-            table.add(number, tuple(record.get(column) for column in table.columns))
-        return table
-
-    def _entries(self) -> Generator[tuple[int, dict[str, Any]]]:
+    def _entries(self) -> Generator[tuple[int, dict[str, Any] | BadRow]]:
         """Number, from 1, and object of each entry."""
-        with self.path.open("rb") as file:
-            text = _Text(self.path, file)
+        with self._source.open() as file:
+            text = _Text(self._source, file)
             if text.peek() != "[":
-                problem = f"expected a list of objects, found {KINDS[type(text.value(''))]}"
+                value = text.value("")
+                problem = f"expected a list of objects, found {KINDS[type(value)]}"
                 raise bad_row(self.path, text.place(text.began), problem, hint=_SHAPE)
             text.at += 1
             number = 0
             while text.peek() != "]" or number:
                 number += 1
                 value = text.value(f"entry {number}")
-                if not isinstance(value, dict):
+                if isinstance(value, dict | BadRow):
+                    yield number, value
+                else:
                     where = f"entry {number} ({text.place(text.began)})"
-                    raise bad_row(self.path, where, f"expected an object, found {KINDS[type(value)]}", hint=_SHAPE)
-                yield number, value
+                    problem = f"expected an object, found {KINDS[type(value)]}"
+                    yield number, bad_row(self.path, where, problem, hint=_SHAPE)
                 if text.peek() != ",":
                     break
                 text.at += 1
@@ -97,17 +109,17 @@ class _Text:
         began: Where the last value began.
     """
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path = path
+    def __init__(self, source: TextFile, file: BinaryIO) -> None:
+        self.path = source.path
         self.at = self.began = 0
+        self._source = source
         self._file = file
         self._text = ""
         self._line, self._column = 1, 1  # of the first character in memory
         self._ended = False
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-        if file.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
-            file.seek(0)
-        self._start = file.tell()
+        self._begun = False
+        self._held = b""  # the beginning of a character
+        self._raw_line, self._raw_byte = 1, 1  # of the first byte that was not decoded
 
     def peek(self) -> str:
         """The next character that is not blank, or nothing at the end."""
@@ -126,14 +138,15 @@ class _Text:
         return f"line {self._line + self._text.count(chr(10), 0, at)}, column {column}"
 
     def value(self, entry: str) -> Any:
-        """The value that begins here; ``at`` is behind it then."""
+        """The value that begins here, or a bad row where JSON alone would take it; ``at`` is behind it then."""
         self._fill()
         start = self.began = self.at
         try:
             found, end = DECODER.raw_decode(self._text, start)
         except Refused as error:
             position = offset_of(error.token, self._text, start) if error.token else start
-            raise self._bad(entry, position, str(error)) from error
+            found = self._bad(entry, position, str(error))
+            end = self._end_of_refused(start, found)
         except json.JSONDecodeError as error:
             if not self._ended and (error.pos > len(self._text) - _CUT or error.msg.startswith("Unterminated")):
                 raise self._too_long(entry) from error
@@ -145,11 +158,22 @@ class _Text:
         self.at = end
         return found
 
-    def _bad(self, entry: str, position: int, problem: str) -> DataError:
+    def _end_of_refused(self, start: int, found: DataError) -> int:
+        """Where a value ends that is only not strict.
+
+        Raises:
+            DataError: ``found``, where the rest of it is no JSON either.
+        """
+        try:
+            return _LENIENT.raw_decode(self._text, start)[1]
+        except (ValueError, RecursionError):
+            raise found from None
+
+    def _bad(self, entry: str, position: int, problem: str) -> BadRow:
         place = self.place(position)
         return bad_row(self.path, f"{entry} ({place})" if entry else place, problem)
 
-    def _too_long(self, entry: str) -> DataError:
+    def _too_long(self, entry: str) -> BadRow:
         place = self.place(self.began)
         return too_long(self.path, f"{entry} ({place})" if entry else place, "")
 
@@ -164,19 +188,20 @@ class _Text:
         while not self._ended and sum(map(len, parts)) <= MAX_LINE:
             raw = self._file.read(MAX_LINE)
             self._ended = not raw
+            raw = self._held + (raw if self._begun else raw.removeprefix(BYTE_ORDER_MARK))
+            self._begun = True
             try:
-                parts.append(self._decoder.decode(raw, final=self._ended))
+                text, used = codecs.utf_8_decode(raw, "strict", self._ended)
             except UnicodeDecodeError as error:
-                where = self._byte_place(self._file.tell() - len(error.object) + error.start)
-                raise bad_row(self.path, where, "not UTF-8", hint="save the file as UTF-8") from error
+                self._pass(raw[: error.start])
+                place = f"line {self._raw_line}, byte {self._raw_byte}"
+                raise self._source.undecodable(place) from error
+            self._pass(raw[:used])
+            self._held = raw[used:]
+            parts.append(text)
         self._text = "".join(parts)
 
-    def _byte_place(self, offset: int) -> str:
-        """Line and byte of an offset in the file, from 1."""
-        self._file.seek(self._start)
-        line, byte, left = 1, 1, offset - self._start
-        while left and (raw := self._file.read(min(left, MAX_LINE))):
-            left -= len(raw)
-            line += raw.count(b"\n")
-            byte = len(raw) - raw.rfind(b"\n") if b"\n" in raw else byte + len(raw)
-        return f"line {line}, byte {byte}"
+    def _pass(self, raw: bytes) -> None:
+        """Count bytes that are behind us."""
+        self._raw_byte = len(raw) - raw.rfind(b"\n") if b"\n" in raw else self._raw_byte + len(raw)
+        self._raw_line += raw.count(b"\n")

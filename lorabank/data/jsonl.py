@@ -8,65 +8,91 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from lorabank.data.formats import LINE_FEEDS, Table, bad_row, missing_column
+from lorabank.data.bad_rows import BadRow, BadRows
+from lorabank.data.formats import LINE_FEEDS, Table, bad_row, missing_cell, missing_column
 from lorabank.data.lines import text_lines
+from lorabank.data.opening import AS_IT_IS, Reading, TextFile
 from lorabank.data.strict_json import DECODER, KINDS, Refused, offset_of, problem_of
 
 
 class JsonLines:
     """A JSON lines file; blank lines are skipped, a byte order mark is accepted.
 
-    Every method raises DataError where a line is not a strict JSON object, with its line and column.
+    A line that is not a strict JSON object is a bad row, with its line and column.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reading: Reading = AS_IT_IS) -> None:
         self.path = path
+        self._text = TextFile(path, reading)
+
+    @property
+    def read_as(self) -> str:
+        """What is not the plain default."""
+        return self._text.read_as
 
     def columns(self) -> tuple[str, ...]:
-        """The keys of the first object; nothing behind it is read."""
+        """The keys of the first object; nothing behind it is read.
+
+        Raises:
+            DataError: No line is an object.
+        """
+        bad = BadRows()
         with closing(self._records()) as records:
-            return next((tuple(record) for _, record in records), ())
+            for number, record in records:
+                if not isinstance(record, BadRow):
+                    return tuple(record)
+                bad.add(number, record)
+        if bad.count:
+            raise bad.error(str(self.path))
+        return ()
 
     def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Table:
         """The values of these keys, as Python values; None for an optional one that an object lacks.
 
         Raises:
-            DataError: A line lacks one of ``columns``.
+            DataError: The first object lacks one of ``columns``; where another does, it is a bad row.
         """
         with closing(self._records()) as records:  # at once, not when the error that ends it is forgotten
-            return self._table(records, columns, optional)
+            return fill_table(Table(str(self.path), (*columns, *optional)), records, columns)
 
-    def _table(
-        self, records: Iterable[tuple[int, dict[str, Any]]], columns: Sequence[str], optional: Sequence[str]
-    ) -> Table:
-        table = Table(str(self.path), (*columns, *optional))
-        for number, record in records:
-            absent = [column for column in columns if column not in record]
-            if absent:
-                # Where the first row lacks the key, it is the file's columns that are misnamed, not one row.
-                where = f"line {number}" if table.rows else ""
-                raise missing_column(self.path, absent[0], list(record), where=where)
+    def _records(self) -> Generator[tuple[int, dict[str, Any] | BadRow]]:
+        with self._text.open() as file:
+            for number, line in text_lines(file, self.path, self._text.undecodable):
+                yield number, line if isinstance(line, BadRow) else _parse(self.path, number, line)
+
+
+def fill_table(table: Table, records: Iterable[tuple[int, dict[str, Any] | BadRow]], columns: Sequence[str]) -> Table:
+    """A table of objects by their number.
+
+    Raises:
+        DataError: The first object lacks one of ``columns``.
+    """
+    for number, record in records:
+        if isinstance(record, BadRow):
+            table.refuse(number, record)
+            continue
+        absent = next((column for column in columns if column not in record), None)
+        if absent is None:
             table.add(number, tuple(record.get(column) for column in table.columns))
-        return table
+        elif table.rows:
+            table.refuse(number, missing_cell(table.source, f"{table.unit} {number}", absent, list(record)))
+        else:  # it is the file's columns that are misnamed, not one row
+            raise missing_column(table.source, absent, list(record))
+    return table
 
-    def _records(self) -> Generator[tuple[int, dict[str, Any]]]:
-        with self.path.open("rb") as file:
-            for number, line in text_lines(file, self.path):
-                yield number, _parse(self.path, number, line)
 
-
-def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
+def _parse(path: Path, number: int, line: str) -> dict[str, Any] | BadRow:
     where = f"line {number}"
     try:
         record = DECODER.decode(line)
     except Refused as error:
         where += f", column {offset_of(error.token, line) + 1}" if error.token else ""
-        raise bad_row(path, where, str(error)) from error
+        return bad_row(path, where, str(error))
     except json.JSONDecodeError as error:
         hint = LINE_FEEDS if "\r" in line.rstrip("\r\n") else None
-        raise bad_row(path, f"{where}, column {error.colno}", problem_of(error), hint=hint) from error
-    except RecursionError as error:
-        raise bad_row(path, where, "nested too deeply") from error
+        return bad_row(path, f"{where}, column {error.colno}", problem_of(error), hint=hint)
+    except RecursionError:
+        return bad_row(path, where, "nested too deeply")
     if not isinstance(record, dict):
-        raise bad_row(path, where, f"expected an object, found {KINDS[type(record)]}", hint="write one object a line")
+        return bad_row(path, where, f"expected an object, found {KINDS[type(record)]}", hint="write one object a line")
     return record

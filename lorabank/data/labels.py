@@ -9,6 +9,7 @@ from dataclasses import replace
 from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError, DataError
 from lorabank.core.limits import MAX_LABEL_LENGTH, MAX_LABELS
+from lorabank.data.bad_rows import BadRows
 from lorabank.data.cells import BadCell, check_label
 from lorabank.data.formats import UNCHANGED, bad_row
 from lorabank.data.rows import Rows
@@ -54,14 +55,17 @@ def check_labels(evaluation: Rows, labels: Sequence[str]) -> None:
     """Refuse evaluation rows with a label that no training row has.
 
     Raises:
-        DataError: Naming the line, the label and the nearest one.
+        DataError: Naming the lines, the labels and the nearest ones.
     """
-    known = set(labels)
+    known, bad = set(labels), BadRows()
     for index, label in enumerate(evaluation.labels):
         if label not in known:
             listed = ", ".join(repr(name) for name in labels[:20]) + (", ..." if len(labels) > 20 else "")
             problem = f"the label {_short(label)!r} is not among the training labels {listed}."
-            raise bad_row(evaluation.source, _where(evaluation, index), problem + nearest(label, list(labels)))
+            problem += nearest(label, list(labels))
+            bad.add(evaluation.lines[index], bad_row(evaluation.source, _where(evaluation, index), problem))
+    if bad.count:
+        raise bad.error(evaluation.source, hint="add rows of these labels to --data, or take these out of --eval-data")
 
 
 def label_words(setting: str, labels: Sequence[str]) -> dict[str, str]:

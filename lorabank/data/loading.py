@@ -11,11 +11,13 @@ from typing import NoReturn
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
 from lorabank.core.templates import DEFAULT_TEMPLATE, check_template, fill_labels, fill_text, slot_in
-from lorabank.data.detection import check_columns, choose_form, fitting_forms
+from lorabank.data.bad_rows import LeftOut
+from lorabank.data.detection import check_columns, choose_form, fitting_forms, with_known_columns
 from lorabank.data.formats import UNCHANGED
 from lorabank.data.forms import RenderChat, read_cells, read_form
 from lorabank.data.labels import check_labels, label_list, label_words, replace_labels
 from lorabank.data.look_alikes import LookAlikes, look_alikes
+from lorabank.data.opening import AS_IT_IS, Reading
 from lorabank.data.parquet import from_parquet, to_parquet
 from lorabank.data.rows import Rows, sample_rows
 from lorabank.data.sheets import Sheet, open_sheet
@@ -49,6 +51,8 @@ class TaskData:
         prompt_template: In text to text, makes the prompt of a labelled text; its labels are filled in. None for the
             other forms, whose texts are whole prompts, and for a classifier.
         scoring: ``"classification"``, or in text to text ``"likelihood"``, ``"generation"`` or ``"perplexity"``.
+        notes: How the files were read, where that is not plain.
+        left_out: Of each file with bad rows, what ``skip_bad`` left out.
     """
 
     labels: tuple[str, ...]
@@ -58,6 +62,13 @@ class TaskData:
     form: str = "classification"
     prompt_template: str | None = None
     scoring: str = "classification"
+    notes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What its user should know about the files and the labels."""
+        return (*self.notes, *map(str, self.left_out), *map(str, self.look_alikes))
 
     @property
     def look_alikes(self) -> tuple[LookAlikes, ...]:
@@ -65,7 +76,7 @@ class TaskData:
         return look_alikes(Counter((*self.train.labels, *self.eval.labels))) if self.labels else ()
 
 
-def read_rows(path: str | Path, *, text_column: str, label_column: str | None) -> Rows:
+def read_rows(path: str | Path, *, text_column: str, label_column: str | None, reading: Reading = AS_IT_IS) -> Rows:
     """Read texts, and labels if asked, from a table file or a data set of the hub.
 
     Labels are kept as strings without surrounding blanks: integers in decimal, booleans as ``true`` and ``false``.
@@ -76,6 +87,7 @@ def read_rows(path: str | Path, *, text_column: str, label_column: str | None) -
         path: The file.
         text_column: Column of the texts.
         label_column: Column of the labels, or None for texts alone.
+        reading: What the user says about reading the file.
 
     Returns:
         At least one row.
@@ -86,7 +98,8 @@ def read_rows(path: str | Path, *, text_column: str, label_column: str | None) -
     """
     from lorabank.data.plain_forms import CLASSIFICATION, UNLABELLED
 
-    sheet = open_sheet(path)
+    sheet = open_sheet(path, (), reading)
+    sheet = sheet.adopting((text_column,) if label_column is None else (text_column, label_column))
     if label_column is None:
         return replace(read_cells(sheet, UNLABELLED, (text_column,), _no_chat), labels=())
     return read_cells(sheet, CLASSIFICATION, (text_column, label_column), _no_chat)
@@ -141,10 +154,12 @@ def load_task_data(
     free = form != "classification" and scoring != "likelihood"
     render = render_chat or _no_chat
     rows = read_form(sheet, form, config, render, free=free)
+    files = [rows]
     labels = () if free else label_list(rows, **_label_hint(form))
     evaluation = None
     if config.eval_data is not None:
         evaluation = read_form(_open_evaluation(config, form), form, config, render, free=free)
+        files.append(evaluation)
         if not free:
             check_labels(evaluation, labels)
         check_overlap(rows, evaluation)
@@ -168,6 +183,8 @@ def load_task_data(
         form=form,
         prompt_template=template,
         scoring=scoring,
+        notes=tuple(note for read in files for note in read.notes),
+        left_out=tuple(read.left_out for read in files if read.left_out),
     )
 
 
@@ -180,7 +197,16 @@ def example_row(data: TaskData) -> tuple[str, str]:
 def _open(source: str, config: TrainConfig) -> Sheet:
     if not source:
         raise ConfigError("there is no data to train on", hint="add --data FILE", unchanged=UNCHANGED)
-    return open_sheet(source, config.map)
+    return open_rows(source, config)
+
+
+def open_rows(source: str, config: TrainConfig) -> Sheet:
+    """A file as the settings read it.
+
+    Raises:
+        NotFoundError, ConfigError, DataError: As `open_sheet`.
+    """
+    return with_known_columns(open_sheet(source, config.map, Reading.of(config)), config)
 
 
 def _open_evaluation(config: TrainConfig, form: str) -> Sheet:

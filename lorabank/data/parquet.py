@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from lorabank.core.errors import DamagedError, DataError
 from lorabank.core.limits import MAX_LINE
 from lorabank.data.formats import UNCHANGED, Table, bad_row, check_row_limit, missing_column
+from lorabank.data.opening import AS_IT_IS, Reading
 from lorabank.data.parquet_pages import check_footer, leaves, rows_at_a_time
 from lorabank.data.rows import Rows
 
@@ -25,7 +26,9 @@ class Parquet:
     Every method raises DataError where the file is broken.
     """
 
-    def __init__(self, path: Path) -> None:
+    read_as = ""
+
+    def __init__(self, path: Path, reading: Reading = AS_IT_IS) -> None:
         self.path = path
 
     def columns(self) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from lorabank.data.bad_rows import LeftOut
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -26,6 +28,8 @@ class Rows:
         lines: Where each row starts in the file, from 1.
         unit: What ``lines`` counts: ``"line"``, ``"entry"`` (of a JSON list) or ``"row"``.
         free: Whether ``labels`` are free completions, not labels of a list; no share of theirs is kept in a sample.
+        left_out: The bad rows that are not among these; of all rows of a file.
+        notes: How the file was read, where that is not plain; of all rows of a file.
     """
 
     texts: tuple[str, ...]
@@ -35,6 +39,13 @@ class Rows:
     lines: tuple[int, ...]
     unit: str = "row"
     free: bool = False
+    left_out: LeftOut | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What its user should know about the file."""
+        return (*self.notes, *([str(self.left_out)] if self.left_out else []))
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -34,7 +34,15 @@ from lorabank.training.strategies.states import IMPORTED
 from lorabank.workflows.bases import future_base, open_or_init
 from lorabank.workflows.import_source import check_source_base, find_source, read_source
 from lorabank.workflows.results import AddTaskResult
-from lorabank.workflows.task_data import dataset_records, encode_rows, load_data, settled, task_statistics
+from lorabank.workflows.task_data import (
+    dataset_records,
+    encode_rows,
+    found_in_data,
+    load_data,
+    recorded_bad_rows,
+    settled,
+    task_statistics,
+)
 from lorabank.workflows.train import commit_and_score, stored_files
 from lorabank.workflows.upkeep import listed
 from lorabank.workflows.view import adapters_in_order, read_stack
@@ -42,8 +50,9 @@ from lorabank.workflows.view import adapters_in_order, read_stack
 _UNCHANGED = "nothing was changed"
 
 _USED = (
-    "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "prompt_template",
-    "label_words", "scoring", "max_new_tokens", "max_length", "keep_samples", "clusters_per_task", "seed", "device",
+    "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "delimiter",
+    "encoding", "sheet", "skip_bad", "prompt_template", "label_words", "scoring", "max_new_tokens", "max_length",
+    "keep_samples", "clusters_per_task", "seed", "device",
 )  # fmt: skip
 """The settings that say something of a task whose adapter is not trained here."""
 
@@ -121,12 +130,15 @@ def import_adapter(
         "largest_update": judged.largest_update,
         "rows_cut": judged.rows_cut,
         "rows_dropped": judged.rows_dropped,
+        **recorded_bad_rows(data),
     }
     _warn(facts, observer)
+    for line in data.told:
+        observer.notice(line)
     bank, created = open_or_init(path, init, observer, form=data.form)
     with bank.reserve("import", name, {"source": found.name, "digest": digest, **written}) as operation:
         result = _commit(bank, operation, judged, data, order, context, facts, observer)
-    return AddTaskResult(*result, bank=str(path), bank_created=created)
+    return AddTaskResult(*result, bank=str(path), bank_created=created, **found_in_data(data))
 
 
 def _as_trained(adapter: ForeignAdapter, init: InitConfig) -> InitConfig:

@@ -16,7 +16,7 @@ from lorabank.data.loading import TaskData, example_row
 from lorabank.workflows.bases import future_base
 from lorabank.workflows.past import earlier_adapters
 from lorabank.workflows.results import TaskPlan
-from lorabank.workflows.task_data import encode_rows, load_data, recorded_scoring
+from lorabank.workflows.task_data import encode_rows, found_in_data, load_data, recorded_scoring
 
 if TYPE_CHECKING:
     from lorabank.training.planning import AdapterPlan
@@ -62,7 +62,7 @@ def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig
         penalty=penalties,
         bank_exists=exists,
         modules_left_out=adapter.left_out,
-        look_alike_labels=[str(group) for group in data.look_alikes],
+        **found_in_data(data),
     )
 
 

@@ -19,6 +19,7 @@ from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotF
 from lorabank.core.observer import Observer
 from lorabank.data.cells import BadCell, check_characters
 from lorabank.data.loading import read_rows
+from lorabank.data.opening import Reading
 from lorabank.models.runtime import Plan, Runtime
 from lorabank.training.strategies.states import State, answering_in
 from lorabank.workflows.results import Prediction, RoutedPrediction
@@ -72,7 +73,10 @@ def _answer(
     """Answer the texts given and those of the file; ``asked`` is what is other than in the tasks' own forms."""
     texts = [_checked(text, place) for place, text in enumerate(given, start=1)]
     if config.data:
-        texts += read_rows(config.data, text_column=config.text_column, label_column=None).texts
+        rows = read_rows(config.data, text_column=config.text_column, label_column=None, reading=Reading.of(config))
+        for line in rows.told:
+            observer.notice(line)
+        texts += rows.texts
     if not texts:
         verb = "predict" if asked is None else "generate"
         raise ConfigError("there is no text to answer", hint=f'lorabank {verb} "..." or --data FILE')

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
+from lorabank.data.bad_rows import LeftOut
 from lorabank.evaluation.confusion import LabelScores
 
 
@@ -26,6 +27,8 @@ class TaskPlan:
         modules_left_out: What is said about modules that ``target_modules`` means and that cannot be adapted; None
             where there are none.
         look_alike_labels: For each group of labels that a reader would take for one: what they are, with their rows.
+        read_as: How files were read, where that is not plain.
+        bad_rows: Of each file the bad rows that were left out: ``source``, ``rows`` and the ``first`` of them.
     """
 
     name: str
@@ -45,6 +48,8 @@ class TaskPlan:
     bank_exists: bool
     modules_left_out: str | None
     look_alike_labels: list[str] = field(default_factory=list)
+    read_as: tuple[str, ...] = ()
+    bad_rows: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class AddTaskResult:
         score: ``metric``, ``value``, ``n``, ``low`` and ``high`` on its evaluation rows, and as ``labels`` the
             `LabelScores` of a task with labels, else None.
         look_alike_labels: As of `TaskPlan`.
+        read_as: As of `TaskPlan`.
+        bad_rows: As of `TaskPlan`.
     """
 
     task: TaskRecord
@@ -64,6 +71,8 @@ class AddTaskResult:
     bank: str
     bank_created: bool
     look_alike_labels: list[str] = field(default_factory=list)
+    read_as: tuple[str, ...] = ()
+    bad_rows: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)

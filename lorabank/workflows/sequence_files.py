@@ -15,9 +15,11 @@ from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DataError
 from lorabank.core.records import BaseModelRecord
 from lorabank.data.forms import load_form
-from lorabank.data.loading import Rows, TaskData
-from lorabank.data.sheets import open_sheet
+from lorabank.data.loading import Rows, TaskData, open_rows
 from lorabank.workflows.task_data import load_data
+
+AS_WRITTEN: dict[str, Any] = {"map": (), "delimiter": None, "encoding": None, "sheet": None}
+"""Fields of `TrainConfig` that say how a source is read, as the files that are written here want them."""
 
 
 def copy_rows(rows: Rows, settings: TrainConfig, form: str, target: Path) -> None:
@@ -30,7 +32,7 @@ def copy_rows(rows: Rows, settings: TrainConfig, form: str, target: Path) -> Non
         target: The file; it appears whole or not at all.
     """
     kind = load_form(form)
-    sheet = open_sheet(rows.source, settings.map)
+    sheet = open_rows(rows.source, settings)
     table = sheet.read(kind.in_sheet(settings), kind.optional)
     names = sheet.renamed(table.columns)
     cells = dict(zip(table.lines, table.rows, strict=True))
@@ -55,7 +57,7 @@ def load_without(
                 copies[field] = str(Path(folder) / f"{field}.jsonl")
             counts.append(_keep(settings, field, labels, Path(copies[field])) if field in copies else 0)
         try:
-            data = load_data(replace(settings, map=(), format="classification", **copies), base)
+            data = load_data(replace(settings, **AS_WRITTEN, format="classification", **copies), base)
         except DataError as error:
             message = error.message
             for field, copy in copies.items():
@@ -68,9 +70,10 @@ def load_without(
 
 def _keep(settings: TrainConfig, field: str, labels: Sequence[str], target: Path) -> int:
     """Write the rows without these labels, each on the line that it has in its source; how many are left out."""
-    sheet = open_sheet(getattr(settings, field), settings.map)
+    sheet = open_rows(getattr(settings, field), settings)
     columns = (settings.text_column, settings.label_column)
     table = sheet.read(columns)
+    table.bad.settle(sheet.source, len(table.rows), skip=settings.skip_bad)
     kept = [
         (line, cells)
         for line, cells in zip(table.lines, table.rows, strict=True)

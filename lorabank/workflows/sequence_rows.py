@@ -13,7 +13,7 @@ from lorabank.core.errors import ConfigError, DataError
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.sequence_config import SequenceConfig
 from lorabank.data.loading import TaskData, sample_rows, split_rows
-from lorabank.workflows.sequence_files import copy_rows, load_without
+from lorabank.workflows.sequence_files import AS_WRITTEN, copy_rows, load_without
 
 _UNCHANGED = "nothing was trained"
 
@@ -44,7 +44,7 @@ class SequenceTask:
     def files(self, folder: Path) -> dict[str, Any]:
         """The fields of `TrainConfig` that lead to the files of `write_tasks`."""
         train, evaluation = (str(folder / self.name / f"{split}.jsonl") for split in ("train", "eval"))
-        return {"data": train, "eval_data": evaluation, "map": (), "format": self.data.form}
+        return {**AS_WRITTEN, "data": train, "eval_data": evaluation, "skip_bad": False, "format": self.data.form}
 
 
 def read_tasks(config: SequenceConfig, base: BaseModelRecord, *, dev: bool) -> dict[str, SequenceTask]:

@@ -103,6 +103,17 @@ def recorded_scoring(data: TaskData) -> str:
     return "auto" if data.scoring == "classification" else data.scoring
 
 
+def found_in_data(data: TaskData) -> dict[str, Any]:
+    """The fields of a result about a task that say what was found in its files."""
+    alike = [str(group) for group in data.look_alikes]
+    return {"look_alike_labels": alike, "read_as": data.notes, "bad_rows": data.left_out}
+
+
+def recorded_bad_rows(data: TaskData) -> dict[str, Any]:
+    """What the record says of bad rows; nothing where none were left out."""
+    return {"bad_rows": [asdict(left) for left in data.left_out]} if data.left_out else {}
+
+
 def task_statistics(base: LoadedBase, texts: Sequence[str], config: TrainConfig) -> bytes:
     """Centroids, mean and scatter of the training texts under the frozen base (CoLoR fits them before training)."""
     from lorabank.compose.routing import fit_statistics

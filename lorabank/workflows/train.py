@@ -36,7 +36,9 @@ from lorabank.workflows.past import (
 from lorabank.workflows.results import AddTaskResult
 from lorabank.workflows.task_data import (
     dataset_records,
+    found_in_data,
     load_data,
+    recorded_bad_rows,
     settled,
     task_statistics,
 )
@@ -88,15 +90,14 @@ def add_task(
             return operation.work, settings, data
 
         work, settings, data = processes.from_main(begin)
-        for group in data.look_alikes:
-            observer.notice(str(group))
+        for line in data.told:
+            observer.notice(line)
         job, trained = _train(Bank.open(path), work, settings, data, resume=resume, observer=observer)
 
         def commit() -> AddTaskResult:
             bank, operation, created = held[0]
             stored = _commit_and_score(bank, operation, settings, data, job, trained, observer)
-            alike = [str(group) for group in data.look_alikes]
-            return AddTaskResult(*stored, bank=str(path), bank_created=created, look_alike_labels=alike)
+            return AddTaskResult(*stored, bank=str(path), bank_created=created, **found_in_data(data))
 
         return processes.from_main(commit)
 
@@ -212,7 +213,7 @@ def _commit_and_score(
         files={},
         versions=package_versions(),
         config=asdict(config),
-        metrics={**trained.metrics, **chain},
+        metrics={**trained.metrics, **chain, **recorded_bad_rows(data)},
         objects={role: operation.stage_blob(value) for role, value in trained.objects.items()},
     )
     task = TaskRecord(

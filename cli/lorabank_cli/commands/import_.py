@@ -12,7 +12,10 @@ from lorabank_cli.options import remarked
 from lorabank_cli.text import named, pairs, safe, scored
 from lorabank_cli.verb import Run, verb
 
-DATA = ("data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "max_length")
+DATA = (
+    "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "delimiter", "encoding",
+    "sheet", "skip_bad", "max_length",
+)  # fmt: skip
 ASKED = ("prompt_template", "label_words", "scoring", "max_new_tokens")
 KEPT = ("keep_samples", "clusters_per_task", "seed", "device")
 

@@ -27,9 +27,11 @@ from lorabank.data.formats import Table, check_row_limit
 from lorabank.data.json_list import JsonList
 from lorabank.data.jsonl import JsonLines
 from lorabank.data.labels import label_list
+from lorabank.data.opening import check_unpacked
 from lorabank.data.parquet import Parquet
 from lorabank.data.parquet_pages import check_footer, rows_at_a_time
 from lorabank.data.rows import Rows
+from lorabank.data.workbook import check_parts
 
 VALUES = {limit.name: limit.value for limit in LIMITS}
 
@@ -92,7 +94,9 @@ def row(folder: Path, size: int) -> None:
     refused = []
     for reader in (JsonLines(lines), Csv(record), JsonList(entries), Parquet(cells)):
         try:
-            assert reader.read(["text"]).rows
+            table = reader.read(["text"])
+            table.bad.settle("data", len(table.rows), skip=False)
+            assert table.rows
         except DataError as error:
             refused.append(error)
     assert len(refused) in (0, 4), "one limit for every format"
@@ -137,6 +141,14 @@ def page(folder: Path, size: int) -> None:
     schema = SimpleNamespace(column=lambda _: SimpleNamespace(max_repetition_level=0))
     metadata = SimpleNamespace(schema=schema, num_row_groups=1, row_group=lambda _: group)
     assert rows_at_a_time(io.BytesIO(header + b"\x00"), metadata, [0], "data.parquet") == [1]
+
+
+def unpacked(folder: Path, size: int) -> None:
+    check_unpacked("data.csv.gz", size)
+
+
+def workbook(folder: Path, size: int) -> None:
+    check_parts("data.xlsx", [SimpleNamespace(file_size=size - 1000), SimpleNamespace(file_size=1000)])
 
 
 def footer(folder: Path, length: int) -> None:
@@ -191,6 +203,8 @@ CHECKS: dict[str, Callable[[Path, int], None]] = {
         rows,
         decoded,
         page,
+        unpacked,
+        workbook,
         footer,
         labels,
         label,

@@ -58,9 +58,9 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_an_unknown_suffix_names_the_known_ones(tmp_path: Path) -> None:
-    (tmp_path / "data.xlsx").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"data\.xlsx.*'\.xlsx'") as caught:
-        read_rows(tmp_path / "data.xlsx", text_column="text", label_column=None)
+    (tmp_path / "data.ods").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"data\.ods.*'\.ods'") as caught:
+        read_rows(tmp_path / "data.ods", text_column="text", label_column=None)
     assert all(suffix in (caught.value.hint or "") for suffix in FORMATS)
 
 

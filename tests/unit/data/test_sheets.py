@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,9 +23,15 @@ def write(folder: Path, suffix: str, rows: list[dict[str, str]]) -> Path:
     file = folder / f"data{suffix}"
     if suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), file)
-    elif suffix == ".csv":
-        lines = [",".join(row.values()) for row in rows]
-        file.write_text("\n".join([",".join(rows[0]), *lines]) + "\n")
+    elif suffix == ".xlsx":
+        book = openpyxl.Workbook()
+        for cells in ([*rows[0]], *([*row.values()] for row in rows)):
+            book.active.append(cells)
+        book.save(file)
+    elif suffix in (".csv", ".tsv", ".txt"):
+        between = "," if suffix == ".csv" else "\t"
+        lines = [between.join(row.values()) for row in rows]
+        file.write_text("\n".join([between.join(rows[0]), *lines]) + "\n")
     elif suffix == ".json":
         file.write_text(json.dumps(rows))
     else:

@@ -1,0 +1,125 @@
+"""Rows that cannot be used: all of a file are found, named together, or with ``--skip-bad`` left out and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorabank.core.errors import DataError
+
+UNCHANGED = "nothing was changed"
+NAMED = 10
+"""Bad rows that an error names."""
+
+LISTED = 20
+"""Bad rows that a result and a record list."""
+
+_PROBLEM = 100
+_SKIP = "--skip-bad leaves such rows out and lists them"
+
+
+class BadRow(DataError):
+    """What is wrong at one place of a file: the rest of the file can still be read.
+
+    Args:
+        source: The file's name as it was given.
+        where: The place, for example ``"line 3, column 'label'"``.
+        problem: What is wrong there.
+        hint: What to do about it.
+    """
+
+    def __init__(self, source: str | Path, where: str, problem: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{str(source)!r}, {where}: {problem}", unchanged=UNCHANGED, hint=hint)
+        self.where = where
+        self.problem = problem
+
+    @property
+    def brief(self) -> str:
+        """Place and problem, for a list of them under the file's name."""
+        problem = self.problem if len(self.problem) <= _PROBLEM else f"{self.problem[:_PROBLEM]}..."
+        return f"{self.where}: {problem}"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The bad rows that ``--skip-bad`` left out of a file.
+
+    Attributes:
+        source: The file's name as it was given.
+        rows: How many.
+        first: Place and problem of the first of them, as ``"line 3, column 'label': the label is empty"``.
+    """
+
+    source: str
+    rows: int
+    first: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = f"; and {self.rows - len(self.first)} more" if self.rows > len(self.first) else ""
+        count = "1 bad row is" if self.rows == 1 else f"{self.rows:,} bad rows are"
+        return f"{self.source!r}: {count} left out: {'; '.join(self.first)}{more}"
+
+
+@dataclass
+class BadRows:
+    """The bad rows of a file, of which the first are kept.
+
+    Attributes:
+        count: How many there are.
+    """
+
+    count: int = 0
+    _first: list[tuple[int, BadRow]] = field(default_factory=list)
+
+    def add(self, number: int, error: BadRow) -> None:
+        """Take a row, ``number`` being its line; a reader and a form each add theirs in the order of the file."""
+        self.count += 1
+        self._first.append((number, error))
+        if len(self._first) > 4 * LISTED:
+            self._first = self._sorted()[:LISTED]
+
+    def settle(self, source: str, good: int, *, skip: bool) -> LeftOut | None:
+        """What is left out, None where nothing is.
+
+        Args:
+            source: The file's name as it was given.
+            good: Rows that can be used.
+            skip: Whether bad rows are left out.
+
+        Raises:
+            DataError: There are bad rows, and they are not to be left out or are more than half of all.
+        """
+        if not self.count:
+            return None
+        if not skip:
+            raise self.error(source)
+        if self.count > good:
+            raise DataError(
+                f"{source!r}: {self.count:,} of {self.count + good:,} rows are bad, more than half of the file: "
+                + self._named(NAMED),
+                unchanged=UNCHANGED,
+                hint="this is no file of such rows: look at the first of them, or choose other columns",
+            )
+        return LeftOut(source, self.count, tuple(error.brief for _, error in self._sorted()[:LISTED]))
+
+    def error(self, source: str, *, hint: str = f"mend the file, or {_SKIP}") -> DataError:
+        """The error that names them.
+
+        Args:
+            source: The file's name as it was given.
+            hint: What to do where no row says it.
+        """
+        errors = [error for _, error in self._sorted()]
+        hint = next((error.hint for error in errors if error.hint), hint)
+        if self.count == 1:
+            return DataError(errors[0].message, unchanged=UNCHANGED, hint=hint)
+        return DataError(f"{source!r}: {self.count:,} bad rows: {self._named(NAMED)}", unchanged=UNCHANGED, hint=hint)
+
+    def _named(self, most: int) -> str:
+        errors: Sequence[BadRow] = [error for _, error in self._sorted()[:most]]
+        more = f"; and {self.count - len(errors):,} more" if self.count > len(errors) else ""
+        return "; ".join(error.brief for error in errors) + more
+
+    def _sorted(self) -> list[tuple[int, BadRow]]:
+        return sorted(self._first, key=lambda found: found[0])
