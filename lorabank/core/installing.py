@@ -8,6 +8,7 @@ EXTRAS = {
     "hub": "datasets>=4",
     "rouge": "rouge-score>=0.1.2",
     "xlsx": "openpyxl>=3.1",
+    "tracking": "tensorboard>=2.18",
     "fuzz": "atheris>=2.3",
 }
 """The packages of pyproject's extras that a message may propose."""

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError, MissingExtraError
+from lorabank.core.installing import EXTRAS, install
 
 TRACKERS: dict[str, dict[str, str]] = {
     "azure_ml": {"azureml": "azureml-core"},
@@ -42,8 +43,9 @@ def check_tracker(name: str) -> None:
         )
     if not any(find_spec(module) for module in TRACKERS[name]):
         package = next(iter(TRACKERS[name].values()))
+        command = install("tracking") if EXTRAS["tracking"].startswith(package) else f"pip install {package}"
         raise MissingExtraError(
             f"--report-to {name} needs the package {package}, which is not installed",
-            hint=f"pip install {package}",
+            hint=command,
             unchanged="nothing was changed",
         )

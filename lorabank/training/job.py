@@ -13,6 +13,7 @@ from lorabank.core.config import TrainConfig
 from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.records import BaseModelRecord
 from lorabank.training.strategies.base import Recorded, Strategy
+from lorabank.training.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class TrainJob:
         replayed: Rows of earlier tasks that are trained on again.
         objects: Role to what each earlier task recorded under it, in sequence order.
         resume: Whether to go on from the newest whole checkpoint.
+        tracking: The run of an experiment tracker.
     """
 
     base: BaseModelRecord
@@ -74,6 +76,7 @@ class TrainJob:
     replayed: tuple[Replayed, ...] = ()
     objects: Mapping[str, Sequence[Recorded]] = field(default_factory=dict)
     resume: bool = False
+    tracking: Tracking = field(default_factory=Tracking)
 
 
 @dataclass(frozen=True)

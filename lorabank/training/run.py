@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
-from transformers import TrainingArguments
 
 from lorabank.core import plugins, processes
 from lorabank.core.errors import ConfigError, DataError, DivergedError
@@ -39,6 +38,7 @@ from lorabank.training.penalties.base import Penalty
 from lorabank.training.planning import planned_steps, resolve_penalties
 from lorabank.training.replaying import MixedTask, add_replayed, keep_heads
 from lorabank.training.strategies.base import Begun, Start
+from lorabank.training.tracking import TrackedArguments
 from lorabank.training.trainer import AdapterTrainer
 
 
@@ -120,6 +120,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
             "rows_dropped": rows.dropped,
             **({"rows_replayed": sum(bool(row["heads"]) for row in rows.rows)} if job.replayed else {}),
             **groups.report(),
+            **({"tracker": run} if (run := job.tracking.run) else {}),
         },
         objects=job.strategy.finish(start, begun),
     )
@@ -209,7 +210,7 @@ def _trainer(
     lengths = [min(length, config.max_length) for length in examples.lengths]
     a_step = config.batch_size * config.gradient_accumulation_steps
     tokens = min(a_step / len(lengths), 1.0) * sum(lengths) / processes.count()
-    arguments = TrainingArguments(
+    arguments = TrackedArguments(
         output_dir=str(job.work),
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -225,7 +226,9 @@ def _trainer(
         save_steps=config.save_steps,
         logging_steps=10,
         logging_strategy="no" if config.report_to == "none" else "steps",
-        report_to=config.report_to,
+        report_to="none",  # its callback is the tracking's
+        run_name=job.tracking.run_name,
+        lorabank=job.tracking.settings,
         disable_tqdm=True,
         use_cpu=device.type == "cpu",
         bf16=device.type == "cuda",
@@ -248,6 +251,7 @@ def _trainer(
         after_step=partial(_after_step, begun),
         refresh=EffectiveWeights(begun.layers.values(), tokens),
         observer=observer,
+        callbacks=[job.tracking.callback] if job.tracking.callback else [],
     )
 
 

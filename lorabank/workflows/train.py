@@ -45,6 +45,7 @@ from lorabank.workflows.task_data import (
 
 if TYPE_CHECKING:
     from lorabank.training.job import TrainedAdapter, TrainJob
+    from lorabank.training.tracking import Tracking
 
 
 _SHOWN = 300
@@ -92,11 +93,13 @@ def add_task(
         work, settings, data = processes.from_main(begin)
         for line in data.told:
             observer.notice(line)
-        job, trained = _train(Bank.open(path), work, settings, data, resume=resume, observer=observer)
+        tracking = change.enter_context(_tracking(Path(path), name, settings, resume, observer))
+        job, trained = _train(Bank.open(path), work, settings, data, tracking, resume=resume, observer=observer)
 
         def commit() -> AddTaskResult:
             bank, operation, created = held[0]
             stored = _commit_and_score(bank, operation, settings, data, job, trained, observer)
+            tracking.log(_measured(name, stored[3]))
             return AddTaskResult(*stored, bank=str(path), bank_created=created, **found_in_data(data))
 
         return processes.from_main(commit)
@@ -143,8 +146,37 @@ def _reserve(
     return bank, operation, created, given
 
 
+def _tracking(path: Path, name: str, config: TrainConfig, resume: bool, observer: Observer) -> Tracking:
+    """The run of the experiment tracker that the settings name."""
+    from lorabank.training.tracking import Tracking
+
+    base = Bank.open(path).snapshot().base
+    settings = {**asdict(config), "base": base.name, "base_fingerprint": base.fingerprint}
+    return Tracking(
+        config.report_to,
+        bank=path.resolve().name,
+        task=name,
+        settings=settings,
+        resume=resume,
+        observer=observer,
+    )
+
+
+def _measured(name: str, score: Mapping[str, Any]) -> dict[str, float]:
+    """What a tracker is told of a task's score."""
+    found = {f"eval_{name}_{score['metric']}": float(score["value"])}
+    return found if score["labels"] is None else {**found, f"eval_{name}_macro_f1": score["labels"].macro_f1}
+
+
 def _train(
-    bank: Bank, work: Path, config: TrainConfig, data: TaskData, *, resume: bool, observer: Observer
+    bank: Bank,
+    work: Path,
+    config: TrainConfig,
+    data: TaskData,
+    tracking: Tracking,
+    *,
+    resume: bool,
+    observer: Observer,
 ) -> tuple[TrainJob, TrainedAdapter]:
     """Train with what the bank holds; nothing of it is changed."""
     from lorabank.training.job import TrainJob
@@ -174,6 +206,7 @@ def _train(
         work=work,
         number=len(snapshot.by_position),
         resume=resume,
+        tracking=tracking,
     )
     return job, train_adapter(job, observer)
 
