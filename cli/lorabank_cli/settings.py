@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorabank_cli.output import plain
 from lorabank_cli.text import pairs, safe, table, terminal_width
 from lorabank_cli.verb import Run, Setting
+
+_SHOWN = 20
+"""Parts of a value that are shown; all are in ``--json``."""
 
 
 def show_settings(
@@ -55,9 +58,16 @@ def _row(name: str, value: Any, source: str) -> tuple[str, str, str]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_shown(item)}" for name, item in value.items())
+        items = ((name, _shown(item), isinstance(item, Mapping)) for name, item in value.items())
+        return _cut([f"{name} ({item})" if nested else f"{name} {item}" for name, item, nested in items])
     if isinstance(value, list | tuple):
-        return ", ".join(map(_shown, value))
+        return _cut([_shown(item) for item in value])
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _cut(parts: Sequence[str]) -> str:
+    """The first parts, and how many more there are."""
+    more = f" and {len(parts) - _SHOWN} more (--json)" if len(parts) > _SHOWN else ""
+    return ", ".join(parts[:_SHOWN]) + more

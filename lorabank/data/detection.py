@@ -9,6 +9,7 @@ from lorabank.core.errors import DataError
 from lorabank.data.formats import UNCHANGED, listed_columns, missing_column
 from lorabank.data.forms import FORMS, load_form
 from lorabank.data.sheets import Sheet
+from lorabank.data.unsupported import check_kind_of_columns
 
 
 def with_known_columns(sheet: Sheet, config: TrainConfig) -> Sheet:
@@ -61,6 +62,7 @@ def choose_form(sheet: Sheet, config: TrainConfig) -> str:
         )
     if special:
         return special[0]
+    check_kind_of_columns(sheet.source, sheet.columns)
     _check_spelling(sheet, config, plain_fits="text" in fitting)
     if "text" in fitting and config.label_column == TrainConfig.label_column:
         return "text"

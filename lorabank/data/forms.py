@@ -14,6 +14,7 @@ from lorabank.data.cells import BadCell
 from lorabank.data.formats import bad_row
 from lorabank.data.rows import Rows
 from lorabank.data.sheets import Sheet
+from lorabank.data.unsupported import check_kind_of_labels
 
 FORMS = {
     "classification": "lorabank.data.plain_forms:CLASSIFICATION",
@@ -83,6 +84,9 @@ def read_cells(
     """As `read_form`, with the form itself and what its columns are called in the sheet."""
     table = sheet.read(columns, form.optional)
     # Names as the form knows them: those of the file, then of the sheet, then of the form.
+    if "label" in form.columns:
+        index = form.columns.index("label")
+        check_kind_of_labels(sheet.source, table.columns[index], [cells[index] for cells in table.rows])
     own = (*form.columns, *sheet.renamed(table.columns)[len(columns) :])
     prompts, completions, lines = [], [], []
     for line, cells in zip(table.lines, table.rows, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,6 +12,7 @@ from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
 from lorabank.core.templates import DEFAULT_TEMPLATE, check_template, fill_labels, fill_text, slot_in
 from lorabank.data.bad_rows import LeftOut
+from lorabank.data.checks import Repetitions, find_repetitions, label_counts, warnings
 from lorabank.data.detection import check_columns, choose_form, fitting_forms, with_known_columns
 from lorabank.data.formats import UNCHANGED
 from lorabank.data.forms import RenderChat, read_cells, read_form
@@ -22,6 +23,7 @@ from lorabank.data.parquet import from_parquet, to_parquet
 from lorabank.data.rows import Rows, sample_rows
 from lorabank.data.sheets import Sheet, open_sheet
 from lorabank.data.splits import check_overlap, split_rows
+from lorabank.data.unsupported import check_kind_of_answers, check_kind_of_columns
 
 __all__ = [
     "Rows",
@@ -51,6 +53,7 @@ class TaskData:
         prompt_template: In text to text, makes the prompt of a labelled text; its labels are filled in. None for the
             other forms, whose texts are whole prompts, and for a classifier.
         scoring: ``"classification"``, or in text to text ``"likelihood"``, ``"generation"`` or ``"perplexity"``.
+        repetitions: Rows of the files that repeat or contradict others.
         notes: How the files were read, where that is not plain.
         left_out: Of each file with bad rows, what ``skip_bad`` left out.
     """
@@ -62,13 +65,24 @@ class TaskData:
     form: str = "classification"
     prompt_template: str | None = None
     scoring: str = "classification"
+    repetitions: Repetitions = field(default_factory=Repetitions)
     notes: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
 
     @property
     def told(self) -> tuple[str, ...]:
         """What its user should know about the files and the labels."""
-        return (*self.notes, *map(str, self.left_out), *map(str, self.look_alikes))
+        return (*self.notes, *map(str, self.left_out), *map(str, self.look_alikes), *self.warnings)
+
+    @property
+    def label_counts(self) -> dict[str, dict[str, int]]:
+        """Rows of each label by split, the most frequent first; empty where there are no labels."""
+        return label_counts(self.labels, self.train, self.eval)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is likely a mistake in the rows."""
+        return warnings(self.label_counts, self.repetitions)
 
     @property
     def look_alikes(self) -> tuple[LookAlikes, ...]:
@@ -154,6 +168,8 @@ def load_task_data(
     free = form != "classification" and scoring != "likelihood"
     render = render_chat or _no_chat
     rows = read_form(sheet, form, config, render, free=free)
+    if form == "prompt-completion" and "label" in sheet.columns:
+        check_kind_of_answers(sheet.source, "label", [cells[0] for cells in sheet.read(("label",)).rows])
     files = [rows]
     labels = () if free else label_list(rows, **_label_hint(form))
     evaluation = None
@@ -168,6 +184,7 @@ def load_task_data(
         labels = tuple(words.values())
         rows = replace_labels(rows, words)
         evaluation = None if evaluation is None else replace_labels(evaluation, words)
+    repetitions = find_repetitions((rows, evaluation) if evaluation else (rows,))
     dropped = 0
     if evaluation is None:
         rows, evaluation, dropped = split_rows(rows, config.eval_fraction, config.seed)
@@ -183,6 +200,7 @@ def load_task_data(
         form=form,
         prompt_template=template,
         scoring=scoring,
+        repetitions=repetitions,
         notes=tuple(note for read in files for note in read.notes),
         left_out=tuple(read.left_out for read in files if read.left_out),
     )
@@ -223,6 +241,8 @@ def _form_for(sheet: Sheet, config: TrainConfig, task_type: str) -> str:
     if config.format == "auto":
         fitting = fitting_forms(sheet, config)
         others = [name for name in fitting if name not in ("classification", "text")]
+        if not others and "classification" not in fitting:
+            check_kind_of_columns(sheet.source, sheet.columns)
         form = others[0] if others and "classification" not in fitting else "classification"
     else:
         form = config.format

@@ -18,6 +18,7 @@ from lorabank.data.formats import UNCHANGED, Table, bad_row, check_row_limit, mi
 from lorabank.data.opening import AS_IT_IS, Reading
 from lorabank.data.parquet_pages import check_footer, leaves, rows_at_a_time
 from lorabank.data.rows import Rows
+from lorabank.data.unsupported import unsupported
 
 
 class Parquet:
@@ -157,6 +158,9 @@ def _check_type(source: str | Path, column: str, type_: Any) -> None:
     listed = kinds.is_list(value) or kinds.is_large_list(value)
     conversations = listed and kinds.is_struct(value.value_type) and _is_bounded(value)
     numbers = kinds.is_integer(value) or kinds.is_floating(value) or kinds.is_boolean(value)
+    if listed and not kinds.is_struct(value.value_type):
+        kind = "several labels for a text (multi-label) and token labels are"
+        raise unsupported(str(source), kind, f"the column {column!r} holds {type_}")
     if not (_is_text(value) or numbers or conversations):
         raise DataError(
             f"{str(source)!r}: the column {column!r} holds {type_}; expected strings, integers or booleans",

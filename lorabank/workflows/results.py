@@ -27,6 +27,9 @@ class TaskPlan:
         modules_left_out: What is said about modules that ``target_modules`` means and that cannot be adapted; None
             where there are none.
         look_alike_labels: For each group of labels that a reader would take for one: what they are, with their rows.
+        label_counts: Rows of each label in ``train`` and ``eval``, the most frequent first.
+        warnings: What is likely a mistake in the rows: labels without evaluation rows or with few, texts with several
+            labels, repeated rows, labels of very different frequency.
         read_as: How files were read, where that is not plain.
         bad_rows: Of each file the bad rows that were left out: ``source``, ``rows`` and the ``first`` of them.
     """
@@ -48,6 +51,8 @@ class TaskPlan:
     bank_exists: bool
     modules_left_out: str | None
     look_alike_labels: list[str] = field(default_factory=list)
+    label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     read_as: tuple[str, ...] = ()
     bad_rows: tuple[LeftOut, ...] = ()
 
@@ -60,6 +65,8 @@ class AddTaskResult:
         score: ``metric``, ``value``, ``n``, ``low`` and ``high`` on its evaluation rows, and as ``labels`` the
             `LabelScores` of a task with labels, else None.
         look_alike_labels: As of `TaskPlan`.
+        label_counts: As of `TaskPlan`.
+        warnings: As of `TaskPlan`.
         read_as: As of `TaskPlan`.
         bad_rows: As of `TaskPlan`.
     """
@@ -71,6 +78,8 @@ class AddTaskResult:
     bank: str
     bank_created: bool
     look_alike_labels: list[str] = field(default_factory=list)
+    label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     read_as: tuple[str, ...] = ()
     bad_rows: tuple[LeftOut, ...] = ()
 

@@ -106,7 +106,13 @@ def recorded_scoring(data: TaskData) -> str:
 def found_in_data(data: TaskData) -> dict[str, Any]:
     """The fields of a result about a task that say what was found in its files."""
     alike = [str(group) for group in data.look_alikes]
-    return {"look_alike_labels": alike, "read_as": data.notes, "bad_rows": data.left_out}
+    return {
+        "label_counts": data.label_counts,
+        "look_alike_labels": alike,
+        "warnings": data.warnings,
+        "read_as": data.notes,
+        "bad_rows": data.left_out,
+    }
 
 
 def recorded_bad_rows(data: TaskData) -> dict[str, Any]:
