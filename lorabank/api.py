@@ -64,11 +64,13 @@ def init_bank(path: str | Path, config: InitConfig, observer: Observer = _SILENT
 
 
 @checked
-def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig | None = None) -> TaskPlan:
+def plan_task(
+    path: str | Path, name: str, config: TrainConfig, init: InitConfig | None = None, *, replace: bool = False
+) -> TaskPlan:
     """What `add_task` would do: settings, rows, tokens, steps, sizes. Nothing is written."""
     from lorabank.workflows.plan import plan_task as run
 
-    return run(path, name, config, init)
+    return run(path, name, config, init, replace=replace)
 
 
 @checked
@@ -83,6 +85,7 @@ def add_task(
     observer: Observer = _SILENT,
     note: str | None = None,
     tags: Sequence[str] = (),
+    replace: bool = False,
 ) -> AddTaskResult:
     """Train the adapter of a new task on top of the earlier ones; the bank is made when there is none.
 
@@ -96,16 +99,29 @@ def add_task(
         observer: Gets notices and the losses.
         note: What the task is about, for people.
         tags: Words to find it by, spelt like names.
+        replace: Let a task of this name be superseded in the commit, with the compositions that hold it; `undo` brings
+            them back.
 
     Raises:
-        ExistsError: The name is taken.
+        ExistsError: The name is taken and ``replace`` is off.
         DataError: A row is wrong, or too many would be cut.
         BusyError: Another process is changing the bank.
         DivergedError: A loss or a trained tensor is not finite; nothing entered the bank.
     """
     from lorabank.workflows.train import add_task as run
 
-    return run(path, name, config, init=init, resume=resume, restart=restart, observer=observer, note=note, tags=tags)
+    return run(
+        path,
+        name,
+        config,
+        init=init,
+        resume=resume,
+        restart=restart,
+        observer=observer,
+        note=note,
+        tags=tags,
+        replace=replace,
+    )
 
 
 @checked
@@ -308,6 +324,7 @@ def import_adapter(
     observer: Observer = _SILENT,
     note: str | None = None,
     tags: Sequence[str] = (),
+    replace: bool = False,
 ) -> AddTaskResult:
     """Take a PEFT LoRA folder into the bank as a task.
 
@@ -325,6 +342,7 @@ def import_adapter(
         observer: Gets notices.
         note: What the task is about, for people.
         tags: Words to find it by, spelt like names.
+        replace: As of `add_task`.
 
     Raises:
         NotFoundError: There is no such folder, or an earlier part is not in the bank.
@@ -346,6 +364,7 @@ def import_adapter(
         observer=observer,
         note=note,
         tags=tags,
+        replace=replace,
     )
 
 

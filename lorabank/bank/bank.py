@@ -111,7 +111,8 @@ class Bank:
         Args:
             kind: ``"add-task"``, ``"compose"`` or another verb, shown to who meets the reservation.
             name: Name of the task or composition to be; both share one set of names.
-            config: Settings, kept for ``resume``. ``{"replace": True}`` lets ``compose`` take a composition's name;
+            config: Settings, kept for ``resume``. ``{"replace": True}`` lets ``compose`` take a composition's name,
+                ``{"replaces": POSITION}`` lets a task take that task's name and, with the commit, its place;
                 ``"note"`` and ``"tags"`` enter the bank with the commit.
 
         Raises:

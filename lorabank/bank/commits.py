@@ -49,8 +49,10 @@ def insert_task(
     splits: Sequence[DatasetRecord],
     *,
     kind: str,
+    replaces: int | None = None,
 ) -> TaskRecord:
-    """Insert a task with its adapter and data sets; returns the task as stored."""
+    """Insert a task with its adapter and data sets, in the place of an older version; returns the task as stored."""
+    old = _supersede(connection, task.name, replaces)
     refuse_taken(connection, task.name)
     position = _next(connection, tasks.c.position)
     stored = task._replace(
@@ -59,6 +61,7 @@ def insert_task(
         adapter=adapter.digest,
         created_at=task.created_at or now(),
         first_name=_first_name(connection, task.name, position),
+        replaces=replaces,
     )
     files = _adapter_files(connection, stage, adapter.digest)
     adapter = adapter._replace(
@@ -81,8 +84,27 @@ def insert_task(
     first = _next(connection, datasets.c.id)
     for number, split in enumerate(splits, start=first):
         connection.execute(datasets.insert(), dataset_row(split, number, position))
-    log_event(connection, kind, stored.name, Change(tasks_added=(position,)))
+    change = Change((position,), old.tasks_removed, (), old.compositions_removed)
+    log_event(connection, "replace" if old.tasks_removed else kind, stored.name, change)
     return stored
+
+
+def _supersede(connection: Connection, name: str, position: int | None) -> Change:
+    """Turn an older version of a task and the compositions that hold it into tombstones, where it is still in use."""
+    found = tasks.select().where(tasks.c.position == position, tasks.c.state != "removed")
+    if position is None or (old := connection.execute(found).first()) is None:
+        return Change()
+    if old.name != name:
+        raise IncompatibleError(
+            f"the version that is to be replaced is called {old.name!r} now, not {name!r}",
+            hint=f"lorabank rename {old.name} {name}, and the same command with --resume",
+            unchanged="the bank was not changed",
+        )
+    gone = mark_removed(connection, tasks, tasks.c.position == position)
+    holding = select(composition_members.c.composition).where(composition_members.c.adapter == position)
+    return Change(
+        tasks_removed=gone, compositions_removed=mark_removed(connection, compositions, compositions.c.id.in_(holding))
+    )
 
 
 def _first_name(connection: Connection, name: str, position: int) -> str | None:

@@ -173,6 +173,7 @@ _RESERVED = _object(
     eval=_DIGEST,
     past=_object(earlier=_lists_of_texts, position=_POSITION),
     note=_note,
+    replaces=_POSITION,
     tags=lambda value: _texts(MAX_TAGS)(value) and _tags(",".join(value)),
 )
 """What an interrupted training is resumed by (``workflows.past``)."""

@@ -111,10 +111,12 @@ class Operation:
         from lorabank.bank.commits import insert_task
 
         self._place()
-        task = task._replace(**self._remarks())
+        task, replaces = task._replace(**self._remarks()), self.config.get("replaces")
         with writing(self._layout) as connection:
             self._end(connection)
-            stored = insert_task(connection, self._layout, self._stage, task, adapter, datasets, kind=self.kind)
+            stored = insert_task(
+                connection, self._layout, self._stage, task, adapter, datasets, kind=self.kind, replaces=replaces
+            )
         self._finish()
         return stored
 
@@ -224,7 +226,7 @@ def reserve(layout: Layout, kind: str, name: str, config: Mapping[str, Any]) -> 
         with writing(layout) as connection:
             from lorabank.bank.schema import operations
 
-            _refuse_taken(connection, kind, name, replaces=kind == "compose" and bool(config.get("replace")))
+            _refuse_taken(connection, kind, name, config)
             _settle_operations(connection, layout, name)
             connection.execute(operations.insert(), operation_row(record, holder["process_start"]))
         return Operation(layout, record, holder)
@@ -347,21 +349,23 @@ def _settle_operations(connection: Connection, layout: Layout, name: str) -> Non
         connection.execute(operations.delete().where(operations.c.id == operation.id))
 
 
-def _refuse_taken(connection: Connection, kind: str, name: str, *, replaces: bool) -> None:
-    """Tasks and compositions share one set of names."""
+def _refuse_taken(connection: Connection, kind: str, name: str, config: Mapping[str, Any]) -> None:
+    """Tasks and compositions share one set of names; a new version may have the name of what it replaces."""
     from lorabank.bank.schema import compositions, tasks
 
-    task = tasks.select().where(tasks.c.name == name, tasks.c.state != "removed")
-    if connection.execute(task).first():
-        raise taken("task", name)
+    task = connection.execute(tasks.select().where(tasks.c.name == name, tasks.c.state != "removed")).first()
+    if task is not None and task.position != config.get("replaces"):
+        raise taken("task", name, kind=kind)
     composition = compositions.select().where(compositions.c.name == name, compositions.c.state != "removed")
+    replaces = kind == "compose" and config.get("replace")
     if not replaces and connection.execute(composition).first():
-        raise taken("composition", name)
+        raise taken("composition", name, kind=kind)
 
 
-def taken(what: str, name: str) -> ExistsError:
-    """The refusal of a name that is in use."""
-    instead = "--replace to supersede it, or " if what == "composition" else ""
+def taken(what: str, name: str, *, kind: str = "") -> ExistsError:
+    """The refusal of a name that is in use; ``kind`` is the operation that wants it."""
+    replaceable = kind == "compose" if what == "composition" else kind in ("add-task", "import")
+    instead = "--replace to supersede it, or " if replaceable else ""
     return ExistsError(
         f"the bank has a {what} {name!r} already",
         hint=f"{instead}another name, or: lorabank remove {name}",

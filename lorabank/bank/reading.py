@@ -117,6 +117,8 @@ def read_snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
     records = [task_record(row) for row in tasks]
     if [task.position for task in records] != list(range(1, len(records) + 1)):
         raise DamagedError(f"{layout.database}: the positions of its tasks are not 1 to {len(records)}", hint=_HINT)
+    if odd := [task for task in records if task.replaces is not None and task.replaces >= task.position]:
+        raise DamagedError(f"{layout.database}: task {odd[0].position} replaces one that came later", hint=_HINT)
     damaged = {task.name for task in records if task.state == "failed"}
     every = _compositions(connection)
     compositions = [made for made in every if made.state == "ready"]

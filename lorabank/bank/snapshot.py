@@ -56,6 +56,28 @@ class Snapshot(NamedTuple):
             found.setdefault(adapter.digest, adapter)
         return found
 
+    def without(self, position: int | None) -> Snapshot:
+        """The bank as a new version of a task meets it: the version that it will take the place of is gone."""
+        gone = [task for task in self.tasks if task.position == position]
+        if not gone:
+            return self
+        return self._replace(
+            tasks=tuple(task for task in self.tasks if task not in gone),
+            removed_tasks=(*self.removed_tasks, *gone),
+            datasets=tuple(data for data in self.datasets if data.task != gone[0].name),
+        )
+
+    def position_of(self, name: str) -> int | None:
+        """Position of the task of a name, set aside or not; None where there is none."""
+        known = (*self.tasks, *self.damaged_tasks)
+        return next((task.position for task in known if task.name == name), None)
+
+    def holding(self, position: int | None) -> tuple[CompositionRecord, ...]:
+        """The compositions that have a task as a member: they go when it is replaced."""
+        named = {task.name for task in (*self.tasks, *self.damaged_tasks) if task.position == position}
+        known = (*self.compositions, *self.damaged_compositions)
+        return tuple(made for made in known if not named.isdisjoint(made.members))
+
     def versions(self, task: TaskRecord) -> tuple[TaskRecord, ...]:
         """A task and what it took the place of, oldest first."""
         every = {one.position: one for one in (*self.tasks, *self.damaged_tasks, *self.removed_tasks)}

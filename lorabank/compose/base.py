@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -111,8 +111,24 @@ def longest(members: Sequence[Member]) -> int:
 
 def made_again(record: CompositionRecord) -> str:
     """The command that makes a composition anew, of the same members; other settings have their defaults."""
-    words = ["--mode", record.mode, "--name", record.name, "--tasks", ",".join(record.members)]
-    return shlex.join(["lorabank", "compose", *words, "--replace"])
+    return shlex.join([*_again(record), "--replace"])
+
+
+def with_its_settings(record: CompositionRecord) -> list[str]:
+    """The words of the command that makes a composition as it was made; its name must be free."""
+    words = _again(record)
+    for setting in fields(ComposeConfig):
+        value = record.parameters.get(setting.name)
+        if setting.name == "weights" and isinstance(value, Mapping):
+            value = ",".join(f"{task}={weight}" for task, weight in value.items())
+        if isinstance(value, str | int | float) and value != setting.default:
+            words += [f"--{setting.name.replace('_', '-')}", str(value)]
+    return words
+
+
+def _again(record: CompositionRecord) -> list[str]:
+    named = ["--mode", record.mode, "--name", record.name, "--tasks", ",".join(record.members)]
+    return ["lorabank", "compose", *named]
 
 
 def state_weights(names: Sequence[str], state: Mapping[str, float]) -> NDArray[np.float32]:

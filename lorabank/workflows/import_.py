@@ -43,7 +43,7 @@ from lorabank.workflows.task_data import (
     settled,
     task_statistics,
 )
-from lorabank.workflows.train import commit_and_score, stored_files
+from lorabank.workflows.train import commit_and_score, stored_files, superseded_by
 from lorabank.workflows.upkeep import listed
 from lorabank.workflows.view import adapters_in_order, read_stack
 
@@ -102,6 +102,7 @@ def import_adapter(
     observer: Observer,
     note: str | None = None,
     tags: Sequence[str] = (),
+    replace: bool = False,
 ) -> AddTaskResult:
     """Judge a PEFT folder and put it into the bank as a task, whole or not at all."""
     check_name(name)
@@ -110,7 +111,7 @@ def import_adapter(
     adapter, digest = read_source(found, part=part, ignore_unknown=ignore_unknown)
     if not Bank.exists(path):
         init = _as_trained(adapter, init)
-    base = _future_base(path, name, config, init)
+    base = _future_base(path, name, config, init, replace=replace)
     check_source_base(adapter, base, base_fingerprint)
     context = _earlier_parts(path, digest, part)
     data = load_data(config, base)
@@ -136,9 +137,14 @@ def import_adapter(
     for line in data.told:
         observer.notice(line)
     bank, created = open_or_init(path, init, observer, form=data.form)
+    snapshot = bank.snapshot()
+    old = snapshot.position_of(name) if replace else None
+    written = written if old is None else written | {"replaces": old}
     with bank.reserve("import", name, {"source": found.name, "digest": digest, **written}) as operation:
+        superseded = superseded_by(bank.snapshot(), old)
         result = _commit(bank, operation, judged, data, order, context, facts, observer)
-    return AddTaskResult(*result, bank=str(path), bank_created=created, **found_in_data(data))
+    told = found_in_data(data)
+    return AddTaskResult(*result, bank=str(path), bank_created=created, **told, superseded=superseded)
 
 
 def _as_trained(adapter: ForeignAdapter, init: InitConfig) -> InitConfig:
@@ -148,7 +154,9 @@ def _as_trained(adapter: ForeignAdapter, init: InitConfig) -> InitConfig:
     return validate(InitConfig, asdict(init) | {"task_type": adapter.task_type})
 
 
-def _future_base(path: str | Path, name: str, config: TrainConfig, init: InitConfig) -> BaseModelRecord:
+def _future_base(
+    path: str | Path, name: str, config: TrainConfig, init: InitConfig, *, replace: bool
+) -> BaseModelRecord:
     """The base model that the adapter is to sit on; a name that is taken is told before the base is loaded.
 
     Raises:
@@ -158,8 +166,8 @@ def _future_base(path: str | Path, name: str, config: TrainConfig, init: InitCon
     if Bank.exists(path):
         snapshot = Bank.open(path).snapshot()
         for kind, records in (("task", snapshot.tasks), ("composition", snapshot.compositions)):
-            if any(record.name == name for record in records):
-                raise taken(kind, name)
+            if any(record.name == name for record in records) and not (replace and kind == "task"):
+                raise taken(kind, name, kind="import")
     return base
 
 
@@ -223,7 +231,8 @@ def _commit(
     facts: dict[str, Any],
     observer: Observer,
 ) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
-    snapshot, adapter, config = bank.snapshot(), judged.adapter, judged.config
+    snapshot = bank.snapshot().without(operation.config.get("replaces"))
+    adapter, config = judged.adapter, judged.config
     overlap = overlap_report(adapter.factors, read_stack(bank, adapters_in_order(snapshot)))
     settings = asdict(config)
     record = AdapterRecord(

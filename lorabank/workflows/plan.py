@@ -23,14 +23,18 @@ if TYPE_CHECKING:
     from lorabank.training.strategies.base import Strategy
 
 
-def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig | None) -> TaskPlan:
+def plan_task(
+    path: str | Path, name: str, config: TrainConfig, init: InitConfig | None, *, replace: bool = False
+) -> TaskPlan:
     """What ``add_task`` would do; nothing is trained, written or loaded but the tokenizer and the base's shapes."""
     from lorabank.training.planning import plan_adapter, planned_steps, resolve_penalties
     from lorabank.workflows.recall import rows_replayed
 
     check_tracker(config.report_to)
     exists = Bank.exists(path)
-    snapshot = Bank.open(path).snapshot() if exists else None
+    found = Bank.open(path).snapshot() if exists else None
+    old = found.position_of(name) if found and replace else None
+    snapshot = found.without(old) if found else None
     base = future_base(path, config, init or InitConfig())
     strategy = plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
     data = load_data(config, base)
@@ -63,6 +67,8 @@ def plan_task(path: str | Path, name: str, config: TrainConfig, init: InitConfig
         bank_exists=exists,
         modules_left_out=adapter.left_out,
         **found_in_data(data),
+        replaces=old,
+        superseded=tuple(made.name for made in found.holding(old)) if found else (),
     )
 
 

@@ -48,7 +48,7 @@ def read_replayed(bank: Bank, snapshot: Snapshot, strategy: Strategy, config: Tr
                 unchanged="nothing was changed",
             )
         seed = snapshot.adapter_of(task.name).seed
-        kept.append(KeptRows(rows, _seen(snapshot, task.name), task.name, seed))
+        kept.append(KeptRows(rows, _seen(snapshot, task.name), task.born, seed))
     replayed = []
     for task, rows in zip(snapshot.tasks, replay_rows(kept, budget), strict=True):
         adapter = snapshot.adapter_of(task.name)

@@ -32,6 +32,8 @@ class TaskPlan:
             labels, repeated rows, labels of very different frequency.
         read_as: How files were read, where that is not plain.
         bad_rows: Of each file the bad rows that were left out: ``source``, ``rows`` and the ``first`` of them.
+        replaces: Number of the task that it would take the place of, None for none.
+        superseded: Compositions that would go with that task.
     """
 
     name: str
@@ -55,6 +57,8 @@ class TaskPlan:
     warnings: tuple[str, ...] = ()
     read_as: tuple[str, ...] = ()
     bad_rows: tuple[LeftOut, ...] = ()
+    replaces: int | None = None
+    superseded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class AddTaskResult:
         warnings: As of `TaskPlan`.
         read_as: As of `TaskPlan`.
         bad_rows: As of `TaskPlan`.
+        superseded: Compositions that held the version that this one took the place of, and went with it: name to the
+            words of the command that makes each again.
     """
 
     task: TaskRecord
@@ -82,6 +88,7 @@ class AddTaskResult:
     warnings: tuple[str, ...] = ()
     read_as: tuple[str, ...] = ()
     bad_rows: tuple[LeftOut, ...] = ()
+    superseded: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

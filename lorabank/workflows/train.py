@@ -63,6 +63,7 @@ def add_task(
     observer: Observer,
     note: str | None = None,
     tags: Sequence[str] = (),
+    replace: bool = False,
 ) -> AddTaskResult:
     """Train a task's adapter and put it into the bank, whole or not at all.
 
@@ -75,7 +76,7 @@ def add_task(
     with ExitStack() as change:
         held: list[tuple[Bank, Operation, bool]] = []
 
-        def begin() -> tuple[Path, TrainConfig, TaskData]:
+        def begin() -> tuple[Path, int | None, TrainConfig, TaskData]:
             bank, operation, created, (settings, data) = _reserve(
                 path,
                 name,
@@ -85,22 +86,28 @@ def add_task(
                 change,
                 resume=resume,
                 restart=restart,
+                replace=replace,
                 observer=observer,
             )
             held.append((bank, operation, created))
-            return operation.work, settings, data
+            return operation.work, operation.config.get("replaces"), settings, data
 
-        work, settings, data = processes.from_main(begin)
+        work, replaces, settings, data = processes.from_main(begin)
         for line in data.told:
             observer.notice(line)
         tracking = change.enter_context(_tracking(Path(path), name, settings, resume, observer))
-        job, trained = _train(Bank.open(path), work, settings, data, tracking, resume=resume, observer=observer)
+        snapshot = Bank.open(path).snapshot().without(replaces)
+        job, trained = _train(
+            Bank.open(path), snapshot, work, settings, data, tracking, resume=resume, observer=observer
+        )
 
         def commit() -> AddTaskResult:
             bank, operation, created = held[0]
+            superseded = superseded_by(bank.snapshot(), replaces)
             stored = _commit_and_score(bank, operation, settings, data, job, trained, observer)
             tracking.log(_measured(name, stored[3]))
-            return AddTaskResult(*stored, bank=str(path), bank_created=created, **found_in_data(data))
+            told = found_in_data(data)
+            return AddTaskResult(*stored, bank=str(path), bank_created=created, **told, superseded=superseded)
 
         return processes.from_main(commit)
 
@@ -115,6 +122,7 @@ def _reserve(
     *,
     resume: bool,
     restart: bool,
+    replace: bool,
     observer: Observer,
 ) -> tuple[Bank, Operation, bool, tuple[TrainConfig, TaskData]]:
     """The bank, the reserved name, whether the bank is new, and what is to be trained on which rows.
@@ -135,9 +143,14 @@ def _reserve(
         operation.config |= written
         return bank, operation, created, _same_run(bank, operation, given)
     assert given is not None
-    past = _past(bank.snapshot(), given[0])
+    snapshot = bank.snapshot()
+    old = snapshot.position_of(name) if replace else None
+    past = _past(snapshot.without(old), given[0])
+    written = written if old is None else written | {"replaces": old}
     operation = change.enter_context(bank.reserve("add-task", name, _stored(*given, past) | written))
-    if _past(bank.snapshot(), given[0]) != past:  # between the look and the reservation; from here on nobody writes
+    if (
+        _past(bank.snapshot().without(old), given[0]) != past
+    ):  # between the look and the reservation; from here on nobody writes
         raise BusyError(
             "another process changed the bank meanwhile",
             hint="the same command again",
@@ -170,6 +183,7 @@ def _measured(name: str, score: Mapping[str, Any]) -> dict[str, float]:
 
 def _train(
     bank: Bank,
+    snapshot: Snapshot,
     work: Path,
     config: TrainConfig,
     data: TaskData,
@@ -184,7 +198,6 @@ def _train(
     from lorabank.workflows.recall import read_objects, read_replayed
     from lorabank.workflows.view import read_stack
 
-    snapshot = bank.snapshot()
     if snapshot.base.task_type != "SEQ_CLS":
         prompt, answer = (json.dumps(text[:_SHOWN], ensure_ascii=False) for text in example_row(data))
         observer.notice(f"rows of the form {data.form}, scored by {data.scoring}; the first: {prompt} -> {answer}")
@@ -286,6 +299,13 @@ def commit_and_score(
     return stored, after.adapter_of(stored.name), kept, score
 
 
+def superseded_by(snapshot: Snapshot, position: int | None) -> dict[str, list[str]]:
+    """The compositions that go with a version that is replaced, and how each is made again."""
+    from lorabank.compose.base import with_its_settings
+
+    return {made.name: with_its_settings(made) for made in snapshot.holding(position)}
+
+
 def _past(snapshot: Snapshot, config: TrainConfig) -> dict[str, Any]:
     return past_of(snapshot, plugins.load(plugins.STRATEGIES, config.strategy, "strategy"), config)
 
@@ -336,7 +356,7 @@ def _same_run(
             unchanged="the interrupted run is still there",
             hint=restart_command(operation.name, stored, restart=True),
         )
-    snapshot = bank.snapshot()
+    snapshot = bank.snapshot().without(operation.config.get("replaces"))
     moved = moved_on(operation.config, _past(snapshot, stored), snapshot)
     if moved is not None:
         kept = holds_checkpoint(operation.work)

@@ -58,8 +58,14 @@ def _task(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> dict[str, Any]:
     overlap = {task_of.get(digest, digest): value for digest, value in adapter.metrics.get("overlap", {}).items()}
     if (chain := adapter.metrics.get("continued_from")) is not None:
         shown["metrics"]["continued_from"] = task_of.get(chain, chain)
+    versions = [
+        {"version": number, "number": one.position, "made": one.created_at, "state": snapshot.state_of(one)}
+        for number, one in enumerate(snapshot.versions(task), start=1)
+    ]
     return {
         "task": task._asdict(),
+        "version": len(versions),
+        "versions": versions if len(versions) > 1 else [],
         "path": str(bank.adapter_path(adapter.digest)),
         "base": _base(snapshot.base),
         "datasets": [dataset._asdict() for dataset in snapshot.datasets if dataset.task == task.name],

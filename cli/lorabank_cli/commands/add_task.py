@@ -15,7 +15,7 @@ from lorabank_cli.text import command, named, pairs, safe, scored, shortened
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
-    from lorabank.core.records import AdapterRecord
+    from lorabank.core.records import AdapterRecord, TaskRecord
     from lorabank.workflows.results import AddTaskResult
 
 _MOST_LABELS = 8
@@ -33,17 +33,24 @@ _MOST_LABELS = 8
         "add-task products --data p.parquet --strategy isolated --r 16 --epochs 3",
         "add-task spam --data spam.jsonl --dry-run",
         "add-task spam --resume",
+        "add-task spam --data spam.jsonl --replace",
     ),
 )
 @click.argument("name", help="Name of the task: lower-case letters, digits, '.', '_' and '-'.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted training of this task, with its settings.")
 @click.option("--restart", is_flag=True, help="Drop the interrupted training of this task and start anew.")
+@click.option(
+    "--replace", is_flag=True, help="Make a new version of a task of this name; 'lorabank undo' takes it back."
+)
 @remarked
-def add_task(run: Run, name: str, resume: bool, restart: bool, note: str | None, tags: tuple[str, ...]) -> None:
+def add_task(
+    run: Run, name: str, resume: bool, restart: bool, replace: bool, note: str | None, tags: tuple[str, ...]
+) -> None:
     """Train an adapter for a new task and add it to the bank.
 
     The earlier adapters stay as they are; what they do while the new one is trained is the strategy. The adapter
-    enters the bank whole or not at all. Without a bank one is made for the base model of --base.
+    enters the bank whole or not at all. Without a bank one is made for the base model of --base. With --replace the
+    older version of the task answers until the new one is in the bank.
     """
     from lorabank import api
     from lorabank_cli.failures import Interrupted
@@ -53,7 +60,7 @@ def add_task(run: Run, name: str, resume: bool, restart: bool, note: str | None,
     if run.dry_run:
         if config is None:
             raise click.UsageError("--dry-run and --resume exclude each other.")
-        plan = plain(api.plan_task(run.bank, name, config, init))
+        plan = plain(api.plan_task(run.bank, name, config, init, replace=replace))
         show_settings(run, f"would train task {name}", resolved=plan.pop("settings"), plan=plan)
         return
     try:
@@ -68,6 +75,7 @@ def add_task(run: Run, name: str, resume: bool, restart: bool, note: str | None,
                 observer=observer,
                 note=note,
                 tags=tags,
+                replace=replace,
             )
     except KeyboardInterrupt:
         hint = "the same command begins anew: there was no checkpoint yet"
@@ -112,8 +120,22 @@ def _text(result: AddTaskResult, names: dict[str, str]) -> str:
         ("next", "lorabank eval --forgetting-matrix" if task.position > 1 else "lorabank add-task NAME --data FILE"),
     ]
     matrix = confusion(score["labels"], _MOST_LABELS) if score.get("labels") else None
-    head = f"added task {safe(task.name)} (number {task.position}) to {safe(result.bank)}\n{pairs(items)}"
+    items += again(result)
+    head = f"added task {safe(task.name)} ({numbered(task)}) to {safe(result.bank)}\n{pairs(items)}"
     return f"{head}\n\n{matrix}" if matrix else head
+
+
+def numbered(task: TaskRecord) -> str:
+    """The place of a new task in the sequence, and of the version that it took the place of."""
+    return f"number {task.position}" + (f", in the place of number {task.replaces}" if task.replaces else "")
+
+
+def again(result: AddTaskResult) -> list[tuple[str, object]]:
+    """How to make the compositions again that went with an older version, and how to take it all back."""
+    if result.task.replaces is None:
+        return []
+    made = [(f"{name} again", command(*words)) for name, words in result.superseded.items()]
+    return [*made, ("back to before", command("lorabank", "undo"))]
 
 
 def _held(adapter: AdapterRecord, names: dict[str, str]) -> str:

@@ -7,6 +7,7 @@ import json
 import click
 
 from lorabank.core.config import InitConfig, TrainConfig
+from lorabank_cli.commands.add_task import again, numbered
 from lorabank_cli.labels import summary
 from lorabank_cli.options import remarked
 from lorabank_cli.text import named, pairs, safe, scored
@@ -38,6 +39,9 @@ KEPT = ("keep_samples", "clusters_per_task", "seed", "device")
 @click.option("--base-fingerprint", metavar="HEX", help="Fingerprint of the base model that it was trained on.")
 @click.option("--part", type=click.IntRange(min=1), metavar="N", help="One task of a folder that O-LoRA saved.")
 @click.option("--ignore-unknown", is_flag=True, help="Pass over unknown fields of its config, and list them.")
+@click.option(
+    "--replace", is_flag=True, help="Make a new version of a task of this name; 'lorabank undo' takes it back."
+)
 @remarked
 def import_adapter(
     run: Run,
@@ -47,6 +51,7 @@ def import_adapter(
     base_fingerprint: str | None,
     part: int | None,
     ignore_unknown: bool,
+    replace: bool,
     note: str | None,
     tags: tuple[str, ...],
 ) -> None:
@@ -73,6 +78,7 @@ def import_adapter(
             observer=observer,
             note=note,
             tags=tags,
+            replace=replace,
         )
     template = result.task.prompt_template
     facts = pairs(
@@ -83,7 +89,8 @@ def import_adapter(
             (named(result.score["metric"]), f"{scored(result.score)} (95 % interval, task id given)"),
             *summary(result.score.get("labels")),
             ("next", "lorabank compose --mode prototype"),
+            *again(result),
         ]
     )
-    head = f"imported task {safe(task)} (number {result.task.position}) into {safe(run.bank)}"
+    head = f"imported task {safe(task)} ({numbered(result.task)}) into {safe(run.bank)}"
     run.output.data(result, f"{head}\n{facts}")

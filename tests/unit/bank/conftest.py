@@ -82,6 +82,12 @@ class Kit:
         with bank.reserve("add-task", name, {"seed": 7}) as operation:
             return self.commit_task(operation, name, weight=weight, context=context)
 
+    def replace_task(self, bank: Bank, name: str, *, weight: float = 1.0) -> TaskRecord:
+        """A new version of a task."""
+        config = {"replaces": bank.snapshot().position_of(name)}
+        with bank.reserve("add-task", name, config) as operation:
+            return self.commit_task(operation, name, weight=weight)
+
     def commit_task(
         self, operation: Any, name: str, *, weight: float = 1.0, context: tuple[str, ...] = ()
     ) -> TaskRecord:

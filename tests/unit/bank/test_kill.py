@@ -69,8 +69,16 @@ def names(bank: Bank) -> set[str]:
     return {task.name for task in snapshot.tasks} | {composition.name for composition in snapshot.compositions}
 
 
-def kill_everywhere(start: Path, action: Callable[[Bank], object]) -> tuple[int, list[str]]:
-    """Kill an action before each of its operations, from the same start; returns kills and what was wrong after."""
+def kill_everywhere(
+    start: Path, action: Callable[[Bank], object], names: Callable[[Bank], object] = names
+) -> tuple[int, list[str]]:
+    """Kill an action before each of its operations, from the same start; returns kills and what was wrong after.
+
+    Args:
+        start: A bank that is copied.
+        action: What is done.
+        names: What of a bank is either as before or as after.
+    """
     bank = Bank.open(shutil.copytree(start, start.parent / "whole"))
     before = names(bank)
     action(bank)
@@ -136,6 +144,24 @@ def test_killed_at_every_step_of_collecting(start, kit):
     kills, wrong = kill_everywhere(start, lambda bank: bank.gc(dry_run=False, grace_hours=-1))
     assert wrong == []
     assert kills >= 3  # rename, fsync of the folder, unlink
+
+
+def test_killed_at_every_step_of_replacing(start, kit):
+    """One of the two versions answers, never both and never none."""
+
+    def versions(bank: Bank) -> object:
+        snapshot = bank.snapshot()
+        return {task.name: task.position for task in snapshot.tasks}, [made.name for made in snapshot.compositions]
+
+    def act(bank: Bank) -> None:
+        if bank.snapshot().position_of("a") == 1:
+            kit.replace_task(bank, "a", weight=5.0)
+
+    assert versions(Bank.open(start)) == ({"a": 1, "b": 2}, ["ab"])
+    kills, wrong = kill_everywhere(start, act, versions)
+    assert wrong == []
+    assert kills > 30
+    assert versions(Bank.open(start.parent / "whole")) == ({"b": 2, "a": 3}, [])
 
 
 @pytest.mark.slow

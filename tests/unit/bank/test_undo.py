@@ -32,6 +32,7 @@ CHANGES: dict[str, Callable[[Bank, object], object]] = {
     "add-task": lambda bank, kit: kit.add_task(bank, "c", weight=3.0),
     "compose": lambda bank, kit: kit.compose(bank, "mix", ("b", "a"), content=b"selector"),
     "compose --replace": lambda bank, kit: kit.compose(bank, "ab", ("b",), content=b"other", replace=True),
+    "replace": lambda bank, kit: kit.replace_task(bank, "a", weight=7.0),
     "remove a composition": lambda bank, kit: bank.remove("ab"),
     "remove --cascade": lambda bank, kit: bank.remove("a", cascade=True),
     "remove a task": lambda bank, kit: (bank.remove("ab"), bank.remove("b")),
