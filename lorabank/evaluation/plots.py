@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 INK, FAINT, GREY = "#1f2328", "#d8dee4", "#656d76"
 _INK_LUMINANCE = 0.017
 _CELL_WIDTH, _CELL_HEIGHT = 0.86, 0.52  # inches
+_MOST_NUMBERED = 14
+"""Tasks whose cells hold their numbers; the cells of more are smaller, and not every task is named beside them."""
+_SMALL = 0.2  # inches
+_MOST_NAMED = 25
+_MOST_TOLD = 20
 
 
 def save_heatmap(matrix: ScoreMatrix, path: str | Path, title: str = "") -> Path:
@@ -63,9 +68,21 @@ def save_figure(draw: Callable[[], Figure], path: str | Path) -> Path:
 
 def heatmap_svg(matrix: ScoreMatrix, title: str = "") -> str:
     """The drawing of ``save_heatmap`` as an ``<svg>`` element to put into a page."""
-    text = _render(lambda: _draw(matrix, title), "svg").decode()
+    named = f"Scores of {len(matrix.tasks)} tasks: rows after each task, columns on each task"
+    last = [f"{name} {value:.3f}" for name, value in zip(matrix.tasks, matrix.values[-1], strict=True)]
+    return page_svg(lambda: _draw(matrix, title), named, f"After the last task: {', '.join(last[:_MOST_TOLD])}")
+
+
+def page_svg(draw: Callable[[], Figure], title: str, description: str) -> str:
+    """A drawing as an ``<svg>`` element to put into a page, with words for who does not see it."""
+    from markupsafe import escape
+
+    text = _render(draw, "svg").decode()
     # The declaration and the metadata (a licence link and the like) belong into a file, not into a page.
-    return re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    head, _, rest = text.partition(">")
+    words = f"<title>{escape(safe(title))}</title><desc>{escape(safe(description))}</desc>"
+    return f'{head} role="img">{words}{rest}'
 
 
 def write_csv(matrix: ScoreMatrix, path: str | Path) -> Path:
@@ -131,26 +148,30 @@ def _draw(matrix: ScoreMatrix, title: str) -> Figure:
     from matplotlib.figure import Figure
 
     rows = list(matrix.measured_rows)
-    width, height = _CELL_WIDTH * len(matrix.tasks), _CELL_HEIGHT * len(rows)
+    small = len(matrix.tasks) > _MOST_NUMBERED
+    cell = (_SMALL, _SMALL) if small else (_CELL_WIDTH, _CELL_HEIGHT)
+    width, height = cell[0] * len(matrix.tasks), max(cell[1] * len(rows), _CELL_HEIGHT)
     # On a figure of one inch, fractions are inches; saving with a tight box keeps all that lies outside of it.
     figure = Figure(figsize=(1, 1), facecolor="white")
     axes, bar = figure.add_axes((0, 0, width, height)), figure.add_axes((width + 0.15, 0, 0.16, height))
     axes.set_xlim(0, len(matrix.tasks))
     axes.set_ylim(len(rows), 0)
-    _draw_cells(axes, matrix.values[rows])
+    _draw_cells(axes, matrix.values[rows], small=small)
     draw_bar(bar, matrix.metric)
     _outline_learnt(axes, rows)
     _label(axes, matrix, rows, title)
     return figure
 
 
-def _draw_cells(axes: Axes, values: Values) -> None:
+def _draw_cells(axes: Axes, values: Values, *, small: bool) -> None:
     from matplotlib import colormaps
 
     viridis = colormaps["viridis"]
-    axes.pcolormesh(np.ma.masked_invalid(values), cmap=viridis, vmin=0, vmax=1, edgecolors="white", linewidth=2)
+    axes.pcolormesh(
+        np.ma.masked_invalid(values), cmap=viridis, vmin=0, vmax=1, edgecolors="white", linewidth=0.5 if small else 2
+    )
     for (row, column), value in np.ndenumerate(values):
-        if not np.isnan(value):
+        if not small and not np.isnan(value):
             axes.text(
                 column + 0.5,
                 row + 0.5,
@@ -193,15 +214,20 @@ def _outline_learnt(axes: Axes, rows: list[int]) -> None:
 
 
 def _label(axes: Axes, matrix: ScoreMatrix, rows: list[int], title: str) -> None:
-    axes.set_xticks(np.arange(len(matrix.tasks)) + 0.5)
-    axes.set_yticks(np.arange(len(rows)) + 0.5)
+    every = -(-len(matrix.tasks) // _MOST_NAMED)
+    columns, lines = np.arange(0, len(matrix.tasks), every), np.arange(0, len(rows), every)
+    axes.set_xticks(columns + 0.5)
+    axes.set_yticks(lines + 0.5)
     # Long names would run into each other, so they are turned.
-    names = [safe(name) for name in matrix.tasks]
-    turned = max(map(len, names)) > 10
-    axes.set_xticklabels(names, rotation=30 if turned else 0, ha="left" if turned else "center", parse_math=False)
-    axes.set_yticklabels([safe(matrix.row_labels[row]) for row in rows], parse_math=False)
+    names = [safe(matrix.tasks[column]) for column in columns]
+    small = len(matrix.tasks) > _MOST_NUMBERED
+    turned = small or max(map(len, names)) > 10
+    rotation, align = (90, "center") if small else (30, "left")
+    rotation, align = (rotation, align) if turned else (0, "center")
+    axes.set_xticklabels(names, rotation=rotation, ha=align, parse_math=False)
+    axes.set_yticklabels([safe(matrix.row_labels[rows[line]]) for line in lines], parse_math=False)
     axes.xaxis.tick_top()
-    axes.tick_params(length=0, labelsize=10, colors=INK)
+    axes.tick_params(length=0, labelsize=8 if small else 10, colors=INK)
     axes.set_facecolor("white")
     axes.annotate(
         "framed: the task just learnt",

@@ -15,11 +15,17 @@ from typing import Any, Protocol
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.escaping import safe
 from lorabank.core.records import AdapterRecord, TaskRecord
+from lorabank.evaluation.confusion import LabelScores
+from lorabank.evaluation.curve_plot import curve_svg
 from lorabank.evaluation.environments import mixed
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.plots import heatmap_svg
-from lorabank.evaluation.scoring import DEFAULT_METRICS
+from lorabank.evaluation.scoring import ACCURACY, DEFAULT_METRICS
 
+_MOST_LABELS = 50
+"""Of a task whose labels are listed; the scores of the others are in ``eval --json``."""
+_MOST_COLUMNS = 12
+"""Labels of a confusion matrix that is shown whole."""
 _SUMMARY = ("average_accuracy", "learning_accuracy", "backward_transfer", "forward_transfer", "forgetting")
 
 
@@ -67,6 +73,10 @@ class Measured(Protocol):
         """Metric to value."""
 
     @property
+    def labels(self) -> Mapping[str, LabelScores]:
+        """Task to how the rows of each label were answered after the last stage."""
+
+    @property
     def environments(self) -> Sequence[Mapping[str, Any]]:
         """In which environments the cells were computed."""
 
@@ -91,27 +101,66 @@ def render_report(snapshot: Snapshot, measured: Sequence[Measured], *, created_a
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.finalize = _visible
-    filters: dict[str, Any] = {"score": _score, "short": _short, "pairs": _pairs, "named": _named}
-    environment.filters |= filters
+    environment.filters |= _FILTERS
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
+    tasks = _task_rows(snapshot, measured[0] if measured else None)
     return template.render(
         snapshot=snapshot,
-        tasks=_task_rows(snapshot),
+        tasks=tasks,
         sections=[_section(one) for one in measured],
         summary=_SUMMARY,
+        headline=_headline(measured[0]) if measured else None,
+        warnings=[note for one in measured if (note := _chance(one))],
+        settings=sorted({name for row in tasks for name in row["adapter"].config}),
+        most_labels=_MOST_LABELS,
+        most_columns=_MOST_COLUMNS,
         created_at=created_at,
         version=version,
     )
 
 
-def _task_rows(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """Each task with its adapter and the tasks whose adapters were active while it was trained."""
+def _headline(one: Measured) -> str | None:
+    """The first subject in a sentence: average, forgetting and the worst task; None before anything is whole."""
+    last = {task: value for task, value in zip(one.tasks, one.values[-1], strict=True) if _is_number(value)}
+    if len(last) < len(one.tasks):
+        return None
+    worst = min(last, key=lambda task: float(last[task]))
+    average = one.scalars.get("average_accuracy")
+    parts = [f"{one.subject}: average {_named(one.metric)} {_score(average)} after {_count(len(last), 'task')}"]
+    forgotten = one.scalars.get("forgetting")
+    if _is_number(forgotten):
+        parts.append(f"forgetting {_score(forgotten)}")
+    if len(last) > 1:
+        parts.append(f"the worst task is {worst} with {_score(last[worst])}")
+    return "; ".join(parts) + "."
+
+
+def _chance(one: Measured) -> str | None:
+    """Which tasks of a subject are not above chance; None where all are."""
+    low = [task for task, scores in one.labels.items() if scores.chance_note]
+    if not low:
+        return None
+    listed = ", ".join(low[:8]) + (f" and {len(low) - 8} more" if len(low) > 8 else "")
+    return f"{one.subject}: not clearly above chance on {_count(len(low), 'task')} of {len(one.labels)} ({listed})."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _task_rows(snapshot: Snapshot, first: Measured | None) -> list[dict[str, Any]]:
+    """Each task with its adapter, the tasks whose adapters were active while it was trained, and its score."""
     task_of = {digest: adapter.task for digest, adapter in snapshot.adapters.items()}
+    scores = dict(zip(first.tasks, first.values[-1], strict=True)) if first else {}
     rows = []
     for task in snapshot.tasks:
         adapter = snapshot.adapter_of(task.name)
         context = [task_of.get(digest, digest[:12]) for digest in adapter.context]
-        rows.append({"task": task, "adapter": adapter, "context": context, "asked": _asked(task, adapter)})
+        labels = first.labels.get(task.name) if first else None
+        asked = _asked(task, adapter)
+        row = {"task": task, "adapter": adapter, "context": context, "asked": asked, "score": scores.get(task.name)}
+        row |= {"macro_f1": labels and labels.macro_f1, "metric": asked["metric"] if asked else ACCURACY}
+        rows.append(row)
     return rows
 
 
@@ -134,9 +183,17 @@ def _section(one: Measured) -> dict[str, Any]:
 
     matrix = ScoreMatrix(tuple(one.tasks), one.values, one.counts, one.low, one.high, _named(one.metric))
     title = f"{one.subject} ({one.mode})" if one.mode != one.subject else one.subject
-    # matplotlib has escaped every label in the drawing.
-    svg = Markup(heatmap_svg(matrix))
-    return {"measured": one, "matrix": matrix, "title": title, "svg": svg, "mixed": mixed(one.environments)}
+    # matplotlib and the makers of the drawings have escaped every text in them.
+    svg, curve = Markup(heatmap_svg(matrix)), curve_svg(matrix)
+    return {
+        "measured": one,
+        "matrix": matrix,
+        "title": title,
+        "svg": svg,
+        "curve": curve and Markup(curve),
+        "mixed": mixed(one.environments),
+        "labels": one.labels,
+    }
 
 
 def _visible(value: Any) -> Any:
@@ -148,7 +205,34 @@ def _visible(value: Any) -> Any:
 
 def _score(value: float | None, decimals: int = 3) -> str:
     """A number, or an en dash where there is none."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{decimals}f}"
+    return f"{value:.{decimals}f}" if value is not None and _is_number(value) else "–"
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def _moment(text: str) -> str:
+    """A time to the minute: ``2030-01-02 03:04 UTC``; another text as it is."""
+    found = re.match(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)\S*(Z|\+00:00)$", text)
+    return f"{found[1]} {found[2]} UTC" if found else text
+
+
+def _confusions(scores: LabelScores) -> list[tuple[str, str, int]]:
+    """The commonest confusions, at most ten."""
+    return sorted((one for one in scores.confusion if one[0] != one[1]), key=lambda one: -one[2])[:10]
+
+
+def _matrix(scores: LabelScores) -> list[tuple[str, list[int]]]:
+    """Each wanted label with the rows that were answered with each name."""
+    counts = {(wanted, answered): rows for wanted, answered, rows in scores.confusion}
+    return [(one.label, [counts.get((one.label, name), 0) for name in scores.names]) for one in scores.labels]
+
+
+def _setting(value: Any) -> str:
+    if value is None or value == "":
+        return "–"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _short(digest: str | None) -> str:
@@ -165,3 +249,15 @@ def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{key} = {value:g}" if type(value) is float else f"{key} = {value}" for key, value in values.items()
     )
+
+
+_FILTERS: dict[str, Any] = {
+    "score": _score,
+    "short": _short,
+    "pairs": _pairs,
+    "named": _named,
+    "moment": _moment,
+    "confusions": _confusions,
+    "matrix": _matrix,
+    "setting": _setting,
+}

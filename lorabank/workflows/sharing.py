@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.failures import reported
-from lorabank.core.errors import NotFoundError
+from lorabank.core.errors import LorabankError, NotFoundError
 from lorabank.core.records import EvaluationRecord
 from lorabank.evaluation import gates as gating
 from lorabank.evaluation.matrix import ScoreMatrix
@@ -64,10 +64,27 @@ def report(path: str | Path, target: Path) -> Path:
     bank = Bank.open(path)
     snapshot = bank.snapshot()
     made = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    page = render_report(snapshot, stored_reports(bank, snapshot), created_at=made, version=__version__)
+    measured = with_mistakes(bank, snapshot, stored_reports(bank, snapshot))
+    page = render_report(snapshot, measured, created_at=made, version=__version__)
     with _writing(target):
         target.write_text(page, encoding="utf-8")
     return target
+
+
+def with_mistakes(bank: Bank, snapshot: Snapshot, reports: Sequence[MatrixReport]) -> list[MatrixReport]:
+    """The same with the texts of the worst mistakes; of evaluation rows that cannot be read there are none."""
+    from lorabank.evaluation.confusion import with_texts
+    from lorabank.workflows.view import read_rows_of
+
+    texts: dict[str, Sequence[str]] = {}
+    for task in {task for report in reports for task, scores in report.labels.items() if scores.mistakes}:
+        with suppress(LorabankError):
+            rows = read_rows_of(bank, snapshot, task, "eval")
+            texts[task] = rows.texts if rows else ()
+    return [
+        replace(report, labels={task: with_texts(one, texts.get(task, ())) for task, one in report.labels.items()})
+        for report in reports
+    ]
 
 
 def stored_reports(bank: Bank, snapshot: Snapshot) -> list[MatrixReport]:

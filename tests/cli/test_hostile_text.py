@@ -247,6 +247,8 @@ def test_a_bank_full_of_it(payload: str, poisoned: Callable[[str], Path], run: C
 
 
 def test_a_report_of_what_was_measured(poisoned: Callable[[str], Path], empty_folder: Path) -> None:
+    from lorabank.core.records import EvaluationRecord
+    from lorabank.evaluation.confusion import label_detail, label_scores, with_texts
     from lorabank.evaluation.report import render_report
     from lorabank.workflows.results import MatrixReport
 
@@ -257,6 +259,11 @@ def test_a_report_of_what_was_measured(poisoned: Callable[[str], Path], empty_fo
     given = {"subject": ALL, "mode": ALL, "task_id": ALL, "tasks": tasks, "values": values, "metric": ALL}
     given |= {"low": values, "high": values, "counts": (8,) * len(tasks), "routing": routing}
     given["scalars"] = dict.fromkeys(tasks, 0.5)
+    detail = {"labels": label_detail([ALL, "b"], ["b", ALL], [0.5, 0.6])}
+    cell = EvaluationRecord(ALL, ALL, 1, ALL, ALL, 0.0, 2, 0.0, 0.6, "given", {}, detail)
+    scores = label_scores(cell, (ALL, "b"))
+    assert scores is not None
+    given["labels"] = {task: with_texts(scores, [ALL, ALL]) for task in tasks}
     given["environments"] = [
         {"cells": n, "lorabank": ALL, "torch": ALL, "transformers": None, "threads": n} for n in (1, 2)
     ]

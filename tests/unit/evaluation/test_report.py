@@ -7,8 +7,21 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pytest
+
 from lorabank.bank.snapshot import Snapshot
-from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRecord, DatasetRecord, TaskRecord
+from lorabank.core.records import (
+    AdapterRecord,
+    BaseModelRecord,
+    CompositionRecord,
+    DatasetRecord,
+    EvaluationRecord,
+    TaskRecord,
+)
+from lorabank.evaluation.confusion import LabelScores, label_detail, label_scores, with_texts
+from lorabank.evaluation.curve_plot import curve_svg, curves
+from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.report import render_report
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -102,6 +115,7 @@ def measured(**changes: Any) -> Any:
         "scalars": {"average_accuracy": 0.825, "backward_transfer": -0.125, "forward_transfer": None},
         "routing": None,
         "environments": (),
+        "labels": {},
     }
     return SimpleNamespace(**one | changes)
 
@@ -113,7 +127,7 @@ def render(snapshot: Snapshot, *sections: Any) -> str:
 def test_report_tells_lineage_and_scores() -> None:
     texts = Page(render(bank(), measured())).texts
     page = " ".join(texts)
-    for fact in ("base/model", "9f3c2a", "2026-01-02T03:04:05Z", "lorabank 1.2.3", "22,713,216", "f" * 64):
+    for fact in ("base/model", "9f3c2a", "2026-01-02 03:04 UTC", "lorabank 1.2.3", "22,713,216", "f" * 64):
         assert fact in page
     assert "one, two" in texts, "trained beside the adapters of the tasks 'one' and 'two'"
     assert "Removed: two (#2)." in page
@@ -222,3 +236,108 @@ def test_routing_is_told_in_the_metric() -> None:
 
 def test_an_empty_bank_has_a_report() -> None:
     assert "0 tasks learnt on base/model" in " ".join(Page(render(bank(tasks=False))).texts)
+
+
+def judged(gold: list[str], answers: list[str], text: str) -> LabelScores:
+    detail = {"labels": label_detail(gold, answers, [0.75] * len(gold))}
+    right = sum(map(str.__eq__, gold, answers)) / len(gold)
+    cell = EvaluationRecord(
+        "k", "s", 3, "one", "accuracy", right, len(gold), right - 0.1, right + 0.1, "given", {}, detail
+    )
+    found = label_scores(cell, sorted(set(gold)))
+    assert found is not None
+    return with_texts(found, [text] * len(gold))
+
+
+def test_the_report_begins_with_a_sentence_and_warns_of_chance() -> None:
+    gold = ["no", "yes"] * 20
+    labels = {"one": judged(gold, ["no"] * 40, "t"), "three": judged(gold, gold, "t")}
+    scalars = {"average_accuracy": 0.825, "forgetting": 0.125}
+    texts = Page(render(bank(), measured(labels=labels, scalars=scalars))).texts
+    sentence = "as-trained: average accuracy 0.825 after 2 tasks; forgetting 0.125; the worst task is one with 0.750."
+    assert sentence in texts
+    assert "as-trained: not clearly above chance on 1 task of 2 (one)." in texts
+    whole = " ".join(Page(render(bank(), measured())).texts)
+    assert "chance" not in whole
+    assert "average accuracy" not in " ".join(Page(render(bank())).texts)
+
+
+def test_labels_confusions_and_mistakes_stand_in_folds() -> None:
+    gold = ["no", "yes"] * 20
+    answers = ["yes", "yes"] * 2 + gold[4:]
+    page = Page(render(bank(), measured(labels={"one": judged(gold, answers, "a <b>text</b>")})))
+    texts = page.texts
+    assert "one: macro-F1 0.950" in texts
+    start = texts.index("wanted ↓ answered →")
+    assert texts[start + 1 : start + 9] == ["no", "yes", "no", "18", "2", "yes", "0", "20"]
+    assert texts.count("a <b>text</b>") == 2
+    many = [f"label {k:02}" for k in range(30)] * 2
+    found = judged(many, many[1:] + many[:1], "t")
+    texts = Page(render(bank(), measured(labels={"one": found}))).texts
+    assert "The commonest confusions of one" in texts
+    assert "wanted ↓ answered →" not in texts
+
+
+def test_settings_and_dates_are_for_people() -> None:
+    whole = bank()
+    config = {"learning_rate": 0.002, "map": ["a=b", "c=d"], "prompt_template": None}
+    adapters = {key: one._replace(config=config) for key, one in whole.by_position.items()}
+    tasks = tuple(task._replace(created_at="2030-01-02T03:04:05.123456+00:00") for task in whole.tasks)
+    html = render(whole._replace(by_position=adapters, tasks=tasks), measured())
+    texts = Page(html).texts
+    start = texts.index("learning_rate")
+    assert texts[start : start + 9] == [
+        "learning_rate", "0.002", "0.002", "map", "a=b, c=d", "a=b, c=d", "prompt_template", "–", "–",
+    ]  # fmt: skip
+    assert texts.count("2030-01-02 03:04 UTC") == 2
+    assert "123456" not in html
+
+
+def test_who_does_not_see_it_is_told() -> None:
+    routing = {
+        "oracle": 0.9,
+        "routed": 0.8,
+        "accuracy": 0.95,
+        "confusion": [[1, 0], [0, 1]],
+        "tasks": ["one", "three"],
+    }
+    gold = ["no", "yes"] * 5
+    html = render(bank(), measured(routing=routing, labels={"one": judged(gold, gold[::-1], "t")}))
+    for table in re.findall(r"<table>.*?</table>", html, re.S):
+        assert table.count("<caption>") == 1
+    assert not re.search(r"<th(?![^>]*scope=)[ >]", html)
+    for svg in re.findall(r"<svg.*?</svg>", html, re.S):
+        assert re.match(r'<svg[^>]* role="img"><title>[^<]+</title><desc>[^<]+</desc>', svg)
+    assert "After the last task: one 0.750, three 0.900" in html
+    for rule in ("@media print", "prefers-color-scheme: dark"):
+        assert rule in html
+
+
+def test_fifty_tasks_stay_legible() -> None:
+    """Numbers and names that would not be readable are left out, and a curve shows the average."""
+    names = tuple(f"queue-{k:02}-support" for k in range(50))
+    values = np.full((51, 50), np.nan)
+    for task in range(50):
+        values[task + 1 :, task] = 0.9 - np.arange(50 - task) / 100
+    html = render(bank(), measured(tasks=names, values=values, low=None, high=None, counts=[40] * 50))
+    matrix, curve = re.findall(r"<svg.*?</svg>", html, re.S)
+    # matplotlib draws text as shapes and names it in a comment
+    named = set(re.findall(r"<!-- (queue.*?) -->", matrix))
+    assert 10 <= len(named) <= 25
+    assert "<!-- 0.900 -->" not in matrix
+    last = np.mean([0.9 - k / 100 for k in range(50)])
+    assert f"From 0.900 after task 1 to {last:.3f} after task 50" in curve
+    assert len(html) < 3_000_000
+
+
+def test_the_curve_is_the_mean_over_the_tasks_learnt() -> None:
+    nothing = np.nan
+    values = np.array(
+        [[nothing] * 3, [0.9, nothing, nothing], [0.7, 0.8, nothing], [0.6, 0.7, 0.5]],
+    )
+    matrix = ScoreMatrix(("a", "b", "c"), values, np.ones(3))
+    learnt, just = curves(matrix)
+    assert learnt == pytest.approx([0.9, 0.75, 0.6])
+    assert just == pytest.approx([0.9, 0.8, 0.5])
+    values[1, 0] = nothing
+    assert curve_svg(ScoreMatrix(("a", "b", "c"), values, np.ones(3))) is None

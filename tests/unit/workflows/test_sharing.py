@@ -183,7 +183,11 @@ def test_scores_of_other_settings_do_not_mix(bank) -> None:
 def test_the_report_is_one_page_with_everything(bank, compose, tmp_path) -> None:
     compose("manual", name="mixed")
     evaluate(bank, all=True, forgetting_matrix=True)
+    (report,) = api.evaluate(bank, EvalConfig(task="second", device="cpu"))
     page = api.report(bank, tmp_path / "bank.html").read_text(encoding="utf-8")
+    assert report.labels["second"].mistakes, "the worst mistakes are to be shown"
+    for one in report.labels["second"].mistakes:
+        assert f'<td class="said">{one.text}</td>' in page
     for word in ("first", "second", "mixed", "olora", "default-src 'none'", "<svg"):
         assert word in page
     assert not re.search(r"<script|https?://(?!www\.w3\.org/)", page)
