@@ -67,7 +67,8 @@ def insert_task(
     adapter = adapter._replace(
         bytes=sum(file.bytes for file in files), created_at=adapter.created_at or stored.created_at
     )
-    kept = [stored.statistics, *(split.blob for split in splits), *adapter.objects.values()]
+    of_rows = [blob for split in splits for blob in (split.blob, split.row_digests)]
+    kept = [stored.statistics, *of_rows, *adapter.objects.values()]
     _insert_blobs(connection, layout, stage, kept)
     connection.execute(tasks.insert(), task_row(stored))
     connection.execute(adapters.insert(), adapter_row(adapter, position))

@@ -193,6 +193,7 @@ _FACTS = Json(
     _object(
         continued_from=_BLOB,
         overlap=_each(_number),
+        known_rows=_each(_COUNT),
         capacity_left=_optional(_number),
         part=_optional(_COUNT),
         source_digest=_OPTIONAL_TEXT,

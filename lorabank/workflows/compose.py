@@ -8,6 +8,7 @@ from dataclasses import asdict
 from lorabank.bank.bank import Bank
 from lorabank.bank.remarks import remarks
 from lorabank.bank.snapshot import Snapshot
+from lorabank.compose.base import with_its_settings
 from lorabank.core import plugins
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError, NotFoundError, at_work
@@ -54,6 +55,11 @@ def compose(
         stored = operation.commit_composition(record, replace=config.replace)
     imported = _imported(snapshot, tasks)
     return ComposeResult(stored, {**fitted.report, **({"imported_adapters": imported} if imported else {})})
+
+
+def superseded_by(snapshot: Snapshot, position: int | None) -> dict[str, list[str]]:
+    """The compositions that go with a version that is replaced, and how each is made again."""
+    return {made.name: with_its_settings(made) for made in snapshot.holding(position)}
 
 
 def _imported(snapshot: Snapshot, tasks: list[TaskRecord]) -> list[str]:

@@ -32,7 +32,9 @@ from lorabank.models.trial import try_base
 from lorabank.training.groups import overlap_report
 from lorabank.training.strategies.states import IMPORTED
 from lorabank.workflows.bases import future_base, open_or_init
+from lorabank.workflows.compose import superseded_by
 from lorabank.workflows.import_source import check_source_base, find_source, read_source
+from lorabank.workflows.known_rows import known_rows
 from lorabank.workflows.results import AddTaskResult
 from lorabank.workflows.task_data import (
     dataset_records,
@@ -43,7 +45,7 @@ from lorabank.workflows.task_data import (
     settled,
     task_statistics,
 )
-from lorabank.workflows.train import commit_and_score, stored_files, superseded_by
+from lorabank.workflows.train import commit_and_score, stored_files
 from lorabank.workflows.upkeep import listed
 from lorabank.workflows.view import adapters_in_order, read_stack
 
@@ -139,6 +141,8 @@ def import_adapter(
     bank, created = open_or_init(path, init, observer, form=data.form)
     snapshot = bank.snapshot()
     old = snapshot.position_of(name) if replace else None
+    if known := known_rows(bank, snapshot.without(old), data.eval, observer):
+        facts["known_rows"] = known
     written = written if old is None else written | {"replaces": old}
     with bank.reserve("import", name, {"source": found.name, "digest": digest, **written}) as operation:
         superseded = superseded_by(bank.snapshot(), old)
@@ -268,7 +272,7 @@ def _commit(
         statistics=operation.stage_blob(judged.statistics),
         prompt_template=data.prompt_template,
     )
-    datasets = dataset_records(operation, data, config, judged.rows_cut, judged.rows_dropped)
+    datasets = dataset_records(operation, data, config, judged.rows_cut, judged.rows_dropped, trained=False)
     return commit_and_score(bank, operation, task, record, datasets, observer)
 
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from lorabank.bank.bank import Bank
 from lorabank.core import plugins
 from lorabank.core.config import InitConfig, TrainConfig
+from lorabank.core.observer import SilentObserver
 from lorabank.core.trackers import check_tracker
 from lorabank.data.loading import TaskData, example_row
 from lorabank.workflows.bases import future_base
+from lorabank.workflows.known_rows import known_rows
 from lorabank.workflows.past import earlier_adapters
 from lorabank.workflows.results import TaskPlan
 from lorabank.workflows.task_data import encode_rows, found_in_data, load_data, recorded_scoring
@@ -42,6 +44,7 @@ def plan_task(
     examples = encode_rows(base, data, adapter.max_length)
     lengths = sorted(examples.lengths)
     earlier = earlier_adapters(snapshot)
+    known = known_rows(Bank.open(path), snapshot, data.eval, SilentObserver()) if snapshot else {}
     names = {adapter.digest: adapter.task for adapter in earlier}
     penalties = {penalty: weight for penalty, weight, _ in resolve_penalties(config, strategy)}
     return TaskPlan(
@@ -67,6 +70,7 @@ def plan_task(
         bank_exists=exists,
         modules_left_out=adapter.left_out,
         **found_in_data(data),
+        known_rows={names[digest]: count for digest, count in known.items()},
         replaces=old,
         superseded=tuple(made.name for made in found.holding(old)) if found else (),
     )

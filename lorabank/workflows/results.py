@@ -32,6 +32,7 @@ class TaskPlan:
             labels, repeated rows, labels of very different frequency.
         read_as: How files were read, where that is not plain.
         bad_rows: Of each file the bad rows that were left out: ``source``, ``rows`` and the ``first`` of them.
+        known_rows: Task to the number of evaluation rows that stand in its training rows.
         replaces: Number of the task that it would take the place of, None for none.
         superseded: Compositions that would go with that task.
     """
@@ -57,6 +58,7 @@ class TaskPlan:
     warnings: tuple[str, ...] = ()
     read_as: tuple[str, ...] = ()
     bad_rows: tuple[LeftOut, ...] = ()
+    known_rows: dict[str, int] = field(default_factory=dict)
     replaces: int | None = None
     superseded: tuple[str, ...] = ()
 

@@ -14,6 +14,7 @@ from lorabank.core.config import TrainConfig, validate
 from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.records import BaseModelRecord, DatasetRecord
 from lorabank.data.cells import BadCell
+from lorabank.data.known import row_digests
 from lorabank.data.loading import Rows, TaskData, load_task_data, sample_rows, to_parquet
 from lorabank.models.loading import LoadedBase, load_tokenizer
 from lorabank.models.prompting import encode_labels
@@ -137,8 +138,12 @@ def dataset_records(
     rows_dropped: int = 0,
     *,
     replay: str = "none",
+    trained: bool = True,
 ) -> tuple[DatasetRecord, ...]:
-    """The splits; of the training rows only the calibration sample is kept, and what a strategy replays."""
+    """The splits; of the training rows only the calibration sample is kept, and what a strategy replays.
+
+    Of all training rows digests are kept, unless the adapter was ``trained`` elsewhere on rows that nobody knows.
+    """
 
     def record(split: Any, rows: Rows, blob: str | None, *, dropped: int = 0, cut: int = 0) -> DatasetRecord:
         return DatasetRecord(
@@ -154,7 +159,9 @@ def dataset_records(
         )
 
     splits = [
-        record("train", data.train, None, cut=rows_cut, dropped=rows_dropped),
+        record("train", data.train, None, cut=rows_cut, dropped=rows_dropped)._replace(
+            row_digests=operation.stage_blob(row_digests(data.train)) if trained else None
+        ),
         record("eval", data.eval, operation.stage_blob(to_parquet(data.eval)), dropped=data.dropped),
     ]
     if config.keep_samples:

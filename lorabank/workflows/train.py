@@ -24,6 +24,8 @@ from lorabank.core.versions import package_versions
 from lorabank.data.loading import TaskData, example_row
 from lorabank.models.loading import load_base, resolve_device
 from lorabank.workflows.bases import future_base, open_or_init
+from lorabank.workflows.compose import superseded_by
+from lorabank.workflows.known_rows import known_rows
 from lorabank.workflows.past import (
     KEY,
     continued_by,
@@ -97,6 +99,7 @@ def add_task(
             observer.notice(line)
         tracking = change.enter_context(_tracking(Path(path), name, settings, resume, observer))
         snapshot = Bank.open(path).snapshot().without(replaces)
+        known = known_rows(Bank.open(path), snapshot, data.eval, observer)
         job, trained = _train(
             Bank.open(path), snapshot, work, settings, data, tracking, resume=resume, observer=observer
         )
@@ -104,7 +107,7 @@ def add_task(
         def commit() -> AddTaskResult:
             bank, operation, created = held[0]
             superseded = superseded_by(bank.snapshot(), replaces)
-            stored = _commit_and_score(bank, operation, settings, data, job, trained, observer)
+            stored = _commit_and_score(bank, operation, settings, data, job, trained, known, observer)
             tracking.log(_measured(name, stored[3]))
             told = found_in_data(data)
             return AddTaskResult(*stored, bank=str(path), bank_created=created, **told, superseded=superseded)
@@ -231,6 +234,7 @@ def _commit_and_score(
     data: TaskData,
     job: TrainJob,
     trained: TrainedAdapter,
+    known: dict[str, int],
     observer: Observer,
 ) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
     """Stage the adapter with its statistics, make the task part of the bank, and score it."""
@@ -239,7 +243,7 @@ def _commit_and_score(
     statistics = task_statistics(loaded, data.train.keys, config)
     files = stored_files(_files(job.base, trained, config), job.base, len(data.labels), observer)
     digest = operation.stage_adapter(files)
-    chain = {"continued_from": job.continued} if job.continued else {}
+    facts = {key: value for key, value in (("continued_from", job.continued), ("known_rows", known)) if value}
     adapter = AdapterRecord(
         digest=digest,
         task=operation.name,
@@ -259,7 +263,11 @@ def _commit_and_score(
         files={},
         versions=package_versions(),
         config=asdict(config),
-        metrics={**trained.metrics, **chain, **recorded_bad_rows(data)},
+        metrics={
+            **trained.metrics,
+            **facts,
+            **recorded_bad_rows(data),
+        },
         objects={role: operation.stage_blob(value) for role, value in trained.objects.items()},
     )
     task = TaskRecord(
@@ -297,13 +305,6 @@ def commit_and_score(
     after = bank.snapshot()
     kept = tuple(dataset for dataset in after.datasets if dataset.task == stored.name)
     return stored, after.adapter_of(stored.name), kept, score
-
-
-def superseded_by(snapshot: Snapshot, position: int | None) -> dict[str, list[str]]:
-    """The compositions that go with a version that is replaced, and how each is made again."""
-    from lorabank.compose.base import with_its_settings
-
-    return {made.name: with_its_settings(made) for made in snapshot.holding(position)}
 
 
 def _past(snapshot: Snapshot, config: TrainConfig) -> dict[str, Any]:

@@ -56,6 +56,8 @@ def _task(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> dict[str, Any]:
     }
     shown["metrics"] = {key: value for key, value in adapter.metrics.items() if key != "overlap"}
     overlap = {task_of.get(digest, digest): value for digest, value in adapter.metrics.get("overlap", {}).items()}
+    if known := adapter.metrics.get("known_rows"):
+        shown["metrics"]["known_rows"] = {task_of.get(digest, digest): count for digest, count in known.items()}
     if (chain := adapter.metrics.get("continued_from")) is not None:
         shown["metrics"]["continued_from"] = task_of.get(chain, chain)
     versions = [

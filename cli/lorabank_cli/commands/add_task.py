@@ -116,6 +116,7 @@ def _text(result: AddTaskResult, names: dict[str, str]) -> str:
         ("strategy", f"{adapter.strategy}, r {adapter.r}, {adapter.steps} steps, {adapter.wall_seconds:.0f} s"),
         ("held", _held(adapter, names)),
         ("overlap", shortened(overlap) or None),
+        ("known rows", known(adapter, names)),
         ("capacity left", None if left is None else f"{100 * left:.1f} % of the input space"),
         ("next", "lorabank eval --forgetting-matrix" if task.position > 1 else "lorabank add-task NAME --data FILE"),
     ]
@@ -123,6 +124,12 @@ def _text(result: AddTaskResult, names: dict[str, str]) -> str:
     items += again(result)
     head = f"added task {safe(task.name)} ({numbered(task)}) to {safe(result.bank)}\n{pairs(items)}"
     return f"{head}\n\n{matrix}" if matrix else head
+
+
+def known(adapter: AdapterRecord, names: dict[str, str]) -> str | None:
+    """How many evaluation rows stand in the training rows of earlier tasks; None where no one knows any."""
+    found = adapter.metrics.get("known_rows", {})
+    return shortened([f"{count} of {names.get(digest, digest)}" for digest, count in found.items()]) or None
 
 
 def numbered(task: TaskRecord) -> str:
