@@ -7,6 +7,7 @@ import traceback
 
 import click
 
+from lorabank.core.commands import Command
 from lorabank.core.errors import LorabankError, StorageError
 from lorabank.core.exhaustion import exhausted
 from lorabank.core.processes import failed_before
@@ -38,7 +39,7 @@ def report_failure(error: BaseException, output: Output) -> int:
         return code
     if output.debug:
         output.aside("".join(traceback.format_exception(error)).rstrip("\n"))
-    output.error(type(known).__name__, known.exit_code, known.message, known.unchanged, known.hint)
+    output.error(known)
     return known.exit_code
 
 
@@ -55,7 +56,7 @@ def as_known(error: BaseException) -> LorabankError:
     if isinstance(error, LorabankError):
         return error
     if isinstance(error, ValueError) and "embedded null" in str(error):  # only a config file can hold one
-        return UsageError("a path holds a NUL character", hint="lorabank --help")
+        return UsageError("a path holds a NUL character", commands=[Command("--help")])
     if isinstance(error, UnicodeEncodeError):
         return _unwritable(error)
     if isinstance(error, OSError):
@@ -81,5 +82,5 @@ def _usage(error: click.ClickException) -> LorabankError:
     """What click says on one line, with where to read on."""
     ctx = getattr(error, "ctx", None)
     message = " ".join(error.format_message().replace(",\n\t", ", ").split())
-    hint = f"{ctx.command_path} --help" if ctx is not None else "lorabank --help"
-    return UsageError(message, hint=hint)
+    verbs = ctx.command_path.split()[1:] if ctx is not None else ()
+    return UsageError(message, commands=[Command(*verbs, "--help")])

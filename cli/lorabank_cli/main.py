@@ -175,6 +175,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if args is None else args)
     output = Output(json="--json" in words, debug="--debug" in words, silent=processes.rank() > 0)
+    output.words = tuple(words)
     if args is None:
         open_streams()
         guard()

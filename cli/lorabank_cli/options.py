@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 TABLES = {"strategy": ("STRATEGIES",), "penalty": ("PENALTIES", "none"), "mode": ("COMPOSERS",)}
 """Fields whose values are the names of a string table in ``lorabank.core.plugins``, and further words."""
 
+DEFAULT_BANK = "bank"
+
 COMPLETIONS = {"task": complete_tasks, "composition": complete_compositions, "compositions": complete_compositions}
 """Fields whose values are names in the bank."""
 
@@ -51,7 +53,7 @@ def shared_options() -> list[Option]:
         return Option([*names, name], section="General", shared=True, envvar=f"LORABANK_{name.upper()}", **kwargs)
 
     return [
-        option("--bank", "-b", name="bank", default="bank", show_default=True, metavar="DIR", help="The bank."),
+        option("--bank", "-b", name="bank", default=DEFAULT_BANK, show_default=True, metavar="DIR", help="The bank."),
         option("--config", name="config", metavar="FILE", help="TOML file with a table per command."),
         option("--json", name="json", is_flag=True, help="One JSON document on stdout."),
         option("--quiet", "-q", name="quiet", is_flag=True, help="No notices and no progress."),

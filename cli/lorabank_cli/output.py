@@ -6,32 +6,38 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorabank.core.commands import Command
 from lorabank_cli.text import safe, shown, wants_color
 
+if TYPE_CHECKING:
+    from lorabank.core.errors import LorabankError
 
-def plain(value: Any) -> Any:
-    """Records, tuples, paths and NaN as what JSON knows: objects, lists, strings and null."""
+
+def plain(value: Any, bank: str | None = None) -> Any:
+    """Records, tuples, paths and NaN as what JSON knows: objects, lists, strings and null; commands about ``bank``."""
     fields = getattr(value, "_fields", None) or getattr(value, "__dataclass_fields__", None)
     if fields:
-        return {name: plain(getattr(value, name)) for name in fields}
+        return {name: plain(getattr(value, name), bank) for name in fields}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, bank) for key, item in value.items()}
+    if isinstance(value, Command):
+        return value.line(bank)
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [plain(item, bank) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def as_json(document: Any) -> str:
+def as_json(document: Any, bank: str | None = None) -> str:
     """One document; ASCII only, so that no control character reaches a terminal."""
     import json
 
-    return json.dumps(plain(document), indent=2, allow_nan=False).replace("\x7f", "\\u007f")
+    return json.dumps(plain(document, bank), indent=2, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 class Output:
@@ -42,6 +48,10 @@ class Output:
         quiet: Whether notices are left out.
         debug: Whether errors show their traceback.
         silent: Whether another process of several speaks for this one.
+
+    Attributes:
+        bank: The bank of this call, where it is not the one that is taken by default.
+        words: What was typed behind ``lorabank``.
     """
 
     def __init__(self, *, json: bool = False, quiet: bool = False, debug: bool = False, silent: bool = False) -> None:
@@ -49,6 +59,8 @@ class Output:
         self.json = json
         self.quiet = quiet
         self.debug = debug
+        self.bank: str | None = None
+        self.words: tuple[str, ...] = ()
         self.written = False
         self.interrupted = False
 
@@ -65,9 +77,17 @@ class Output:
         """Write the result: ``document`` with ``--json``, else ``text`` (escaped by its maker)."""
         self.written = True
         color = not self.json and wants_color(sys.stdout)
-        written = as_json(document) if self.json else shown(text, color=color)
+        written = as_json(document, self.bank) if self.json else shown(text, color=color)
         if written and not self.silent:
             click.echo(written, color=color)
+
+    def line(self, command: Command) -> str:
+        """A command that is proposed, as it can be pasted: about the bank of this call."""
+        return safe(command.line(self.bank))
+
+    def next(self, *commands: Command, title: str = "next") -> str:
+        """Commands below a result, each on a line of its own."""
+        return "\n".join([f"{title}:", *(f"  {self.line(command)}" for command in commands)])
 
     def notice(self, message: str) -> None:
         """Write one line about what happens, unless ``--quiet``."""
@@ -78,16 +98,24 @@ class Output:
         """Write lines that are no result to stderr, ``--quiet`` or not."""
         click.echo(shown(text, color=False), err=True, color=False)
 
-    def error(self, kind: str, code: int, message: str, unchanged: str | None, hint: str | None) -> None:
+    def error(self, error: LorabankError) -> None:
         """Write an error, silent or not; with ``--json`` also as the one document, unless a result was written."""
         head = click.style("error:", fg="red", bold=True)
-        lines = [f"{head} {safe(message)}"]
-        if unchanged:
-            lines.append(f"  {safe(unchanged)}")
-        if hint:
-            lines.append(f"  hint: {safe(hint)}")
+        lines = [f"{head} {safe(error.message)}"]
+        if error.unchanged:
+            lines.append(f"  {safe(error.unchanged)}")
+        if error.hint or error.commands:
+            lines.append(f"  hint: {safe(error.hint or '')}".rstrip())
+        lines += [f"    {self.line(command)}" for command in error.commands]
         click.echo("\n".join(lines), err=True, color=wants_color(sys.stderr))
         if self.json and not self.written:
-            error = {"kind": kind, "exit_code": code, "message": message, "unchanged": unchanged, "hint": hint}
+            document = {
+                "kind": type(error).__name__,
+                "exit_code": error.exit_code,
+                "message": error.message,
+                "unchanged": error.unchanged,
+                "hint": error.hint,
+                "commands": error.commands,
+            }
             self.silent = False
-            self.data({"error": error}, "")
+            self.data({"error": document}, "")

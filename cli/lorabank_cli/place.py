@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError
+from lorabank_cli.output import Output
 
 
 def bank_of(ctx: click.Context) -> Path:
@@ -27,7 +29,8 @@ def bank_of(ctx: click.Context) -> Path:
             if owner not in (None, os.geteuid(), 0):
                 raise ConfigError(
                     f"{part} belongs to another user ({owner}), and this command did not name it",
-                    hint=f"lorabank --bank {path} and the command, if you mean it",
+                    hint="name it, if you mean it",
+                    commands=[Command("--bank", str(path), *ctx.ensure_object(Output).words)],
                     unchanged="nothing was changed",
                 )
     return path

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from lorabank.core import processes
 from lorabank_cli.about import Helped
-from lorabank_cli.options import change_options, config_options, shared_options
+from lorabank_cli.options import DEFAULT_BANK, change_options, config_options, shared_options
 from lorabank_cli.output import Output
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ class Verb(Helped):
         run = Run(ctx)
         output, params = run.output, ctx.params
         output.json, output.quiet, output.debug = params["json"], params["quiet"], params["debug"]
+        output.bank = params["bank"] if params["bank"] != DEFAULT_BANK else None
         if processes.count() > 1 and not self.several:
             from lorabank.core.errors import ConfigError
 

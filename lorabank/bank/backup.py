@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from lorabank.bank.live import changed_rows, live_files
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.reading import read_manifest
 from lorabank.bank.store import check_space, sync_folder
+from lorabank.core.commands import VERIFY, Command
 from lorabank.core.errors import ConfigError, DamagedError, ExistsError, IncompatibleError, LorabankError, StorageError
 
 
@@ -110,16 +111,19 @@ def copy_bank(source: Layout, folder: Path) -> BackupResult:
             live, tasks = live_files(copy), task_names(copy)
         brought = bring(target, live, source.root)
         if brought.lost:
-            raise not_whole(source, brought, hint="lorabank verify --full", unchanged="the database of the copy")
+            raise not_whole(source, brought, unchanged="the database of the copy", commands=[VERIFY])
         install(draft, target)
         mended += put_manifest(target, source)
     return BackupResult(str(folder), brought.copied, len(tasks), (*brought.mended, *mended))
 
 
-def not_whole(source: Layout, brought: Brought, *, hint: str, unchanged: str) -> DamagedError:
+def not_whole(
+    source: Layout, brought: Brought, *, unchanged: str, commands: Sequence[Command], hint: str | None = None
+) -> DamagedError:
     """The refusal of what cannot be copied whole."""
     more = f", and {len(brought.lost) - 1} more" if brought.lost[1:] else ""
-    return DamagedError(f"{source.root}: {brought.lost[0]}{more}", hint=hint, unchanged=f"{unchanged} was not changed")
+    message, kept = f"{source.root}: {brought.lost[0]}{more}", f"{unchanged} was not changed"
+    return DamagedError(message, hint=hint, commands=commands, unchanged=kept)
 
 
 @contextmanager
@@ -166,13 +170,12 @@ def check_sound(connection: sqlite3.Connection, path: Path) -> None:
     Raises:
         DamagedError: Saying what was found.
     """
-    hint = "lorabank verify --full"
     verdict = connection.execute("PRAGMA integrity_check").fetchone()[0]
     if verdict != "ok":
-        raise DamagedError(f"{path}: {verdict}", hint=hint, unchanged="the bank was not changed")
+        raise DamagedError(f"{path}: {verdict}", commands=[VERIFY], unchanged="the bank was not changed")
     for table, key in changed_rows(connection):
         message = f"{path}: row {key!r} of {table} is damaged"
-        raise DamagedError(message, hint=hint, unchanged="the bank was not changed")
+        raise DamagedError(message, commands=[VERIFY], unchanged="the bank was not changed")
 
 
 def task_names(connection: sqlite3.Connection) -> list[str]:
@@ -256,6 +259,7 @@ def _refuse_diverged(target: Layout, copy: sqlite3.Connection) -> list[str]:
         if not isinstance(known, DamagedError):
             raise
         known.hint = f"name another folder, or move {target.database} away and run the same command again"
+        known.commands = ()
         raise known from error
     if not there <= here:
         raise IncompatibleError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.layout import Layout
 from lorabank.bank.reading import read_evaluations, read_events, read_manifest, read_operations, read_snapshot, reading
+from lorabank.core.commands import LIST, VERIFY
 from lorabank.core.errors import DamagedError, NotFoundError
 from lorabank.core.records import BaseModelRecord, EvaluationRecord, EventRecord, Finding, OperationRecord
 
@@ -164,11 +165,11 @@ class Bank:
         with reading(self._layout) as connection:
             files = recorded_files(connection, digest)
         if not files:
-            raise NotFoundError(f"the bank has no adapter {digest[:12]!r}", hint="lorabank list")
+            raise NotFoundError(f"the bank has no adapter {digest[:12]!r}", commands=[LIST])
         folder = self._layout.adapter(digest)
         problems = adapter_problems(folder, files)
         if problems:
-            raise DamagedError(f"adapter {folder}: {problems[0]}", hint="lorabank verify --full")
+            raise DamagedError(f"adapter {folder}: {problems[0]}", commands=[VERIFY])
         return folder
 
     def read_blob(self, digest: str) -> bytes:
@@ -186,9 +187,9 @@ class Bank:
             with open_plain(path) as file:
                 content = file.read()
         except OSError as error:
-            raise DamagedError(f"blob {path}: {error.strerror}", hint="lorabank verify --full") from error
+            raise DamagedError(f"blob {path}: {error.strerror}", commands=[VERIFY]) from error
         if hashlib.sha256(content).hexdigest() != digest:
-            raise DamagedError(f"blob {path}: other content than was stored", hint="lorabank verify --full")
+            raise DamagedError(f"blob {path}: other content than was stored", commands=[VERIFY])
         return content
 
     def remove(self, name: str, *, cascade: bool = False, dry_run: bool = False) -> tuple[str, ...]:

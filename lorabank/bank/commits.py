@@ -36,6 +36,7 @@ from lorabank.bank.schema import (
     tasks,
 )
 from lorabank.bank.store import Stage, StoredFile
+from lorabank.core.commands import Command
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, EvaluationRecord, TaskRecord
 
@@ -98,7 +99,8 @@ def _supersede(connection: Connection, name: str, position: int | None) -> Chang
     if old.name != name:
         raise IncompatibleError(
             f"the version that is to be replaced is called {old.name!r} now, not {name!r}",
-            hint=f"lorabank rename {old.name} {name}, and the same command with --resume",
+            hint="give it back its name, and go on with --resume",
+            commands=[Command("rename", old.name, name), Command("add-task", name, "--resume")],
             unchanged="the bank was not changed",
         )
     gone = mark_removed(connection, tasks, tasks.c.position == position)
@@ -233,7 +235,7 @@ def _context_member(connection: Connection, layout: Layout, digest: str) -> int:
     if row is None or not layout.adapter(digest).is_dir():
         raise IncompatibleError(
             f"adapter {digest[:12]}, which was active in training, is not in the bank any more",
-            hint="train again: lorabank add-task NAME --restart",
+            hint="train it again with the same command and --restart",
             unchanged="the bank was not changed",
         )
     return int(row[0])

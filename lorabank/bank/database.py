@@ -23,6 +23,7 @@ from lorabank.bank.layout import Layout
 from lorabank.bank.locks import LEASE, bank_lock, host_name
 from lorabank.bank.reading import read_manifest, read_operations
 from lorabank.bank.store import sync_folder
+from lorabank.core.commands import Command
 from lorabank.core.errors import BusyError, DamagedError, IncompatibleError, LorabankError, StorageError
 from lorabank.core.records import OperationRecord
 
@@ -233,15 +234,17 @@ def _refuse_live_operations(layout: Layout) -> None:
 
 def busy(layout: Layout, operation: OperationRecord) -> BusyError:
     """The refusal while another process works on the bank, with what ends it when the process is dead."""
-    hint = "wait for it to end; lorabank list shows it"
+    hint, commands = "wait for it to end; doctor shows it", [Command("doctor")]
     if operation.host != host_name():
         hint = (
             f"wait for it to end. It was seen alive at {operation.seen_at[:19]}Z; when that is "
-            f"{LEASE.total_seconds() / 60:.0f} minutes ago it counts as dead, and lorabank doctor --repair drops it"
+            f"{LEASE.total_seconds() / 60:.0f} minutes ago it counts as dead, and can be dropped"
         )
+        commands = [Command("doctor", "--repair")]
     process = f"process {operation.pid} on {operation.host}"
     return BusyError(
         f"bank {layout.root}: {process} is doing {operation.kind} {operation.name!r}",
         hint=hint,
+        commands=commands,
         unchanged="the bank was not changed",
     )

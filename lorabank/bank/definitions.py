@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from lorabank.core.commands import Command
 from lorabank.core.errors import DamagedError, IncompatibleError
 from lorabank.core.installing import UPDATE
 
@@ -151,4 +152,4 @@ def _shown(name: object) -> str:
 
 
 def _foreign(database: Path, problem: str) -> DamagedError:
-    return DamagedError(f"{database}: {problem}", hint="lorabank doctor", unchanged="the bank was not changed")
+    return DamagedError(f"{database}: {problem}", commands=[Command("doctor")], unchanged="the bank was not changed")

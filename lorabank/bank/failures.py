@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lorabank.core.commands import VERIFY, Command
 from lorabank.core.errors import BusyError, DamagedError, LorabankError, StorageError
 
 _UNSOUND = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA", "SQLITE_TOOBIG")
@@ -48,21 +49,21 @@ def database_error(error: Exception, path: Path, unchanged: str | None) -> Lorab
     """What to report for SQLite's error, also when SQLAlchemy wraps it; None for what only a bug can cause."""
     cause = getattr(error, "orig", error)
     if isinstance(cause, UnicodeDecodeError):  # sqlite3 cannot even give SQLite's message about a damaged schema
-        return DamagedError(f"{path}: text that is not UTF-8", hint="lorabank verify --full", unchanged=unchanged)
+        return DamagedError(f"{path}: text that is not UTF-8", commands=[VERIFY], unchanged=unchanged)
     if not isinstance(cause, sqlite3.Error):
         return None
     name = getattr(cause, "sqlite_errorname", "") or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return BusyError(f"{path}: another process is writing", hint="try again in a moment", unchanged=unchanged)
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")):
-        return StorageError(f"{path}: {cause}", hint="lorabank doctor", unchanged=unchanged)
+        return StorageError(f"{path}: {cause}", commands=[Command("doctor")], unchanged=unchanged)
     if name == "SQLITE_INTERRUPT":  # by the limit that each connection has
         message = f"{path}: reading takes more steps than a database of this size can need"
-        return DamagedError(message, hint="lorabank verify --full", unchanged=unchanged)
+        return DamagedError(message, commands=[VERIFY], unchanged=unchanged)
     unread = ("no such", "foreign key mismatch", "unsupported file format")  # a flipped bit in schema or header
     missing = name == "SQLITE_ERROR" and any(words in str(cause) for words in unread)
     undecodable = not name and "decode" in str(cause)  # sqlite3's own message for text that is not UTF-8
     if missing or undecodable or name.startswith(_UNSOUND):
         other = "not the tables of lorabank: " if "malformed database schema" in str(cause) else ""
-        return DamagedError(f"{path}: {other}{cause}", hint="lorabank verify --full", unchanged=unchanged)
+        return DamagedError(f"{path}: {other}{cause}", commands=[VERIFY], unchanged=unchanged)
     return None

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from lorabank.core.commands import VERIFY
 from lorabank.core.errors import DamagedError
 from lorabank.core.limits import MAX_LABELS, MAX_NAME, MAX_NOTE, MAX_RANK, MAX_TAGS
 
@@ -45,7 +46,7 @@ def sound(table: str, row: Mapping[str, Any]) -> dict[str, Any]:
             key = row[next(iter(FORMS[table]))]
             raise DamagedError(
                 f"bank.db: row {str(key)[:80]!r} of {table}: its {column} cannot be {str(value)[:80]!r}",
-                hint="lorabank verify --full",
+                commands=[VERIFY],
             )
         values[column] = value
     return values
@@ -59,7 +60,7 @@ def answers_in_text(task: str, config: Mapping[str, Any]) -> None:
     """
     if config.get("scoring") not in _TEXT_TO_TEXT or not {"format", "max_length", "max_new_tokens"} <= config.keys():
         message = f"bank.db: task {task[:80]!r}: its settings do not say how the language model is asked"
-        raise DamagedError(message, hint="lorabank verify --full")
+        raise DamagedError(message, commands=[VERIFY])
 
 
 def _refuse(constant: str) -> float:

@@ -21,6 +21,7 @@ from lorabank.bank.locks import bank_lock
 from lorabank.bank.operations import RESUMABLE, holds_checkpoint
 from lorabank.bank.reading import read_operations, reading
 from lorabank.bank.undo import lost_with
+from lorabank.core.commands import VERIFY
 from lorabank.core.errors import ConfigError, DamagedError
 from lorabank.core.records import EventRecord, OperationRecord
 
@@ -49,7 +50,7 @@ def gc(layout: Layout, *, dry_run: bool, grace_hours: float) -> GcResult:
     if grace_hours <= 0 and (kind := network_filesystem(layout.root)) is not None:
         raise ConfigError(
             f"bank {layout.root} is on {kind}, a network file system, where a lock may not keep writers away",
-            hint="lorabank gc with --grace-hours above 0",
+            hint="leave --grace-hours out, or give a number above 0",
             unchanged="the bank was not changed",
         )
     # Every writer holds the lock shared from its first staged file to its commit, so nothing is on its way now.
@@ -74,7 +75,7 @@ def _garbage(layout: Layout, grace_hours: float) -> tuple[list[Path], tuple[Even
             table, key = changed[0]
             raise DamagedError(
                 f"bank {layout.root}: row {key!r} of {table} is damaged: nothing is deleted",
-                hint="lorabank verify --full",
+                commands=[VERIFY],
                 unchanged="the bank was not changed",
             )
         newest = time.time() - grace_hours * 3600

@@ -15,6 +15,7 @@ from pathlib import Path
 from struct import unpack
 
 from lorabank.bank.plain import open_plain
+from lorabank.core.commands import VERIFY, Command
 from lorabank.core.errors import ConfigError, DamagedError
 
 LONGEST = 504
@@ -42,12 +43,13 @@ def judge_database(database: Path) -> int:
     journal, log, _ = files = beside(database)
     status = _judged(database)
     if status is None:
-        raise DamagedError(f"{database} is missing", hint="lorabank verify")
+        raise DamagedError(f"{database} is missing", commands=[Command("verify")])
     found = {path: own for path in files if (own := _judged(path, status.st_uid)) is not None}
     if journal in found and (problem := _foreign(database, journal)):
         raise DamagedError(
             f"{journal}: {problem}",
-            hint=f"move it out of {database.parent} if you do not know it, then: lorabank verify",
+            hint=f"move it out of {database.parent} if you do not know it, then check the bank",
+            commands=[Command("verify")],
             unchanged="nothing was changed",
         )
     return status.st_size + (found[log].st_size if log in found else 0)
@@ -94,7 +96,8 @@ def _judged(path: Path, owner: int | None = None) -> os.stat_result | None:
     if problem:
         raise DamagedError(
             f"{path}: {problem}",
-            hint="lorabank verify --full, or use a copy of the folder: cp -r",
+            hint="check the bank, or use a copy of the folder: cp -r",
+            commands=[VERIFY],
             unchanged="nothing was changed",
         )
     return status

@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+from lorabank.core.commands import VERIFY
 from lorabank.core.errors import ConfigError, DamagedError
 from lorabank.core.limits import MAX_NAME
 
@@ -142,5 +143,5 @@ def check_file_name(name: str) -> str:
 
 def _checked(value: str, pattern: str) -> str:
     if not re.fullmatch(pattern, value):
-        raise DamagedError(f"{value[:80]!r} is not a digest of this bank", hint="lorabank verify --full")
+        raise DamagedError(f"{value[:80]!r} is not a digest of this bank", commands=[VERIFY])
     return value

@@ -17,6 +17,7 @@ from lorabank.bank.layout import Layout, check_name
 from lorabank.bank.locks import bank_lock, boot_id, host_name, is_alive, process_start
 from lorabank.bank.rows import operation_record, operation_row
 from lorabank.bank.store import Stage, check_space
+from lorabank.core.commands import Command
 from lorabank.core.errors import DivergedError, ExistsError, LorabankError, NotFoundError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, OperationRecord, TaskRecord
 
@@ -253,7 +254,7 @@ def take_over(layout: Layout, kind: str, name: str) -> Operation:
             if found is None:
                 raise NotFoundError(
                     f"there is no interrupted {kind} {name[:80]!r} to resume",
-                    hint=f"lorabank {kind} {name} without --resume" if name.isprintable() else None,
+                    hint="leave --resume out",
                     unchanged="the bank was not changed",
                 )
             holder = _this_process()
@@ -322,7 +323,8 @@ def refuse_reserved(connection: Connection, layout: Layout, names: Collection[st
         if operation.name in names and operation.kind == RESUMABLE and holds_checkpoint(layout.work(operation.id)):
             raise ExistsError(
                 f"an interrupted {operation.kind} has the name {operation.name!r}",
-                hint=f"lorabank {operation.kind} {operation.name} --resume first, or another name",
+                hint="go on with it first, or choose another name",
+                commands=[Command("add-task", operation.name, "--resume")],
                 unchanged="the bank was not changed",
             )
 
@@ -342,7 +344,8 @@ def _settle_operations(connection: Connection, layout: Layout, name: str) -> Non
             if operation.name == name:
                 raise ExistsError(
                     f"an interrupted {operation.kind} {name!r} from {operation.started_at[:19]}Z has checkpoints",
-                    hint=f"lorabank add-task {name} --resume (or --restart to begin again)",
+                    hint="go on with it, or begin again with --restart",
+                    commands=[Command("add-task", name, "--resume")],
                     unchanged="the bank was not changed",
                 )
             continue
@@ -365,9 +368,10 @@ def _refuse_taken(connection: Connection, kind: str, name: str, config: Mapping[
 def taken(what: str, name: str, *, kind: str = "") -> ExistsError:
     """The refusal of a name that is in use; ``kind`` is the operation that wants it."""
     replaceable = kind == "compose" if what == "composition" else kind in ("add-task", "import")
-    instead = "--replace to supersede it, or " if replaceable else ""
+    instead = "add --replace to supersede it, " if replaceable else ""
     return ExistsError(
         f"the bank has a {what} {name!r} already",
-        hint=f"{instead}another name, or: lorabank remove {name}",
+        hint=f"{instead}choose another name, or remove the {what}",
+        commands=[Command("remove", name)],
         unchanged="the bank was not changed",
     )

@@ -8,6 +8,7 @@ import stat
 from io import FileIO
 from pathlib import Path
 
+from lorabank.core.commands import VERIFY
 from lorabank.core.errors import DamagedError
 
 
@@ -22,9 +23,9 @@ def open_plain(path: Path) -> FileIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise DamagedError(f"{path}: a link, which is not followed", hint="lorabank verify --full") from error
+            raise DamagedError(f"{path}: a link, which is not followed", commands=[VERIFY]) from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise DamagedError(f"{path}: not a regular file", hint="lorabank verify --full")
+        raise DamagedError(f"{path}: not a regular file", commands=[VERIFY])
     return FileIO(descriptor)

@@ -24,12 +24,11 @@ from lorabank.bank.rows import (
     task_record,
 )
 from lorabank.bank.snapshot import Snapshot
+from lorabank.core.commands import ADD_TASK, VERIFY, Command
 from lorabank.core.errors import DamagedError, IncompatibleError, NotFoundError, StorageError
 from lorabank.core.installing import UPDATE
 from lorabank.core.limits import MAX_CONFIG
 from lorabank.core.records import AdapterRecord, CompositionRecord, EvaluationRecord, EventRecord, OperationRecord
-
-_HINT = "lorabank verify --full"
 
 
 def read_manifest(layout: Layout) -> dict[str, Any]:
@@ -70,7 +69,7 @@ def read_manifest(layout: Layout) -> dict[str, Any]:
 def _missing(layout: Layout) -> NotFoundError | DamagedError:
     if layout.database.exists():
         return DamagedError(f"bank {layout.root}: bank.json is missing: the bank was never finished, or lost the file")
-    return NotFoundError(f"no bank at {layout.root}", hint="lorabank add-task NAME --data FILE")
+    return NotFoundError(f"no bank at {layout.root}", commands=[ADD_TASK])
 
 
 @contextmanager
@@ -93,7 +92,7 @@ def _refuse_other_schema(revision: str, layout: Layout) -> None:
     if revision in REVISIONS:
         raise IncompatibleError(
             f"bank {layout.root} has schema {revision}, this lorabank needs {REVISIONS[-1]}",
-            hint="lorabank db upgrade",
+            commands=[Command("db", "upgrade")],
             unchanged="the bank was not changed",
         )
     raise newer_schema(layout.database, revision)
@@ -116,9 +115,11 @@ def read_snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
     )
     records = [task_record(row) for row in tasks]
     if [task.position for task in records] != list(range(1, len(records) + 1)):
-        raise DamagedError(f"{layout.database}: the positions of its tasks are not 1 to {len(records)}", hint=_HINT)
+        message = f"{layout.database}: the positions of its tasks are not 1 to {len(records)}"
+        raise DamagedError(message, commands=[VERIFY])
     if odd := [task for task in records if task.replaces is not None and task.replaces >= task.position]:
-        raise DamagedError(f"{layout.database}: task {odd[0].position} replaces one that came later", hint=_HINT)
+        message = f"{layout.database}: task {odd[0].position} replaces one that came later"
+        raise DamagedError(message, commands=[VERIFY])
     damaged = {task.name for task in records if task.state == "failed"}
     every = _compositions(connection)
     compositions = [made for made in every if made.state == "ready"]
@@ -126,7 +127,7 @@ def read_snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
     for made in compositions:
         if not made.members or len(set(made.members)) < len(made.members) or not usable.issuperset(made.members):
             message = f"composition {made.name[:80]!r} has no members, or twice the same, or others than tasks"
-            raise DamagedError(f"{layout.database}: {message}", hint=_HINT)
+            raise DamagedError(f"{layout.database}: {message}", commands=[VERIFY])
     datasets = connection.execute(
         "SELECT datasets.*, tasks.name AS task_name FROM datasets JOIN tasks ON tasks.position = datasets.task "
         "WHERE tasks.state = 'ready' ORDER BY datasets.task, datasets.id"
@@ -157,7 +158,7 @@ def _adapters(connection: sqlite3.Connection) -> dict[int, AdapterRecord]:
         "JOIN adapters ON adapters.id = member ORDER BY adapter_context.adapter, ordinal"
     ):
         if member >= adapter:
-            raise DamagedError(f"bank.db: task {adapter} was not trained on top of task {member}", hint=_HINT)
+            raise DamagedError(f"bank.db: task {adapter} was not trained on top of task {member}", commands=[VERIFY])
         context.setdefault(adapter, []).append(digest)
     objects = _objects(connection, "adapter")
     rows = connection.execute(
@@ -210,7 +211,7 @@ def read_events(connection: sqlite3.Connection) -> list[EventRecord]:
 
     events = [event_record(row) for row in connection.execute("SELECT * FROM events ORDER BY id")]
     if [event.id for event in events] != list(range(1, len(events) + 1)):
-        raise DamagedError(f"bank.db: the numbers of its events are not 1 to {len(events)}", hint=_HINT)
+        raise DamagedError(f"bank.db: the numbers of its events are not 1 to {len(events)}", commands=[VERIFY])
     return events
 
 

@@ -7,6 +7,7 @@ from lorabank.bank.layout import Layout
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.reading import read_snapshot, reading
 from lorabank.bank.snapshot import Snapshot
+from lorabank.core.commands import LIST, Command
 from lorabank.core.errors import ExistsError, NotFoundError
 
 
@@ -41,7 +42,7 @@ def _affected(snapshot: Snapshot, name: str, cascade: bool) -> tuple[str, ...]:
     if needed_by and not cascade:
         raise ExistsError(
             f"task {name!r} is needed by the composition{'s' * (len(needed_by) > 1)} {', '.join(needed_by)}",
-            hint=f"lorabank remove {name} --cascade",
+            commands=[Command("remove", name, "--cascade")],
             unchanged="the bank was not changed",
         )
     return (name, *needed_by)
@@ -54,6 +55,6 @@ def unknown(snapshot: Snapshot, name: str) -> NotFoundError:
     known = [task.name for task in snapshot.tasks] + [composition.name for composition in snapshot.compositions]
     return NotFoundError(
         f"no task or composition {name[:80]!r}.{nearest(name, known)}",
-        hint="lorabank list",
+        commands=[LIST],
         unchanged="the bank was not changed",
     )

@@ -28,6 +28,7 @@ from lorabank.bank.reading import read_manifest, read_operations, reading
 from lorabank.bank.rows import row_digest
 from lorabank.bank.store import StoredFile, is_damaged, strangers, sync_folder
 from lorabank.bank.verify import database_findings
+from lorabank.core.commands import Command
 from lorabank.core.errors import DamagedError, NotFoundError
 from lorabank.core.records import OperationRecord
 
@@ -91,7 +92,7 @@ def _examine(connection: sqlite3.Connection, layout: Layout) -> tuple[list[Opera
     for finding in database_findings(connection, layout, full=True):
         raise DamagedError(
             f"bank {layout.root}: {finding.subject}: {finding.message}: nothing was repaired",
-            hint="lorabank restore BACKUP",
+            commands=[Command("restore", "BACKUP")],
             unchanged="the bank was not changed",
         )
     return operations, live_files(connection)

@@ -20,6 +20,7 @@ from lorabank.bank.live import LiveFiles, live_files
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.reading import read_manifest, read_operations
 from lorabank.bank.store import adapter_problems, blob_problems, sync_folder
+from lorabank.core.commands import VERIFY, Command
 from lorabank.core.errors import DamagedError, ExistsError, IncompatibleError, LorabankError, NotFoundError
 
 UNCHANGED = "the bank was not changed"
@@ -72,8 +73,8 @@ def restore(layout: Layout, backup: Path, *, incomplete: bool, dry_run: bool) ->
         if missing and not incomplete:
             raise DamagedError(
                 f"{backup}: {len(missing)} of its files are not in the bank any more, the first: {missing[0]}",
-                hint="an older or newer backup, a copy of the whole bank, or --incomplete and then: "
-                "lorabank doctor --repair",
+                hint="name an older or newer backup, or a copy of the whole bank; or put it back without them",
+                commands=[Command("restore", str(backup), "--incomplete")],
                 unchanged=UNCHANGED,
             )
         mended: tuple[str, ...] = ()
@@ -98,7 +99,7 @@ def _found(layout: Layout, backup: Path) -> Path:
     names = [path.name for path in copies(layout)[-3:]]
     raise NotFoundError(
         f"no backup {str(backup)[:200]!r}." + (f" The bank has: {', '.join(names)}." if names else ""),
-        hint=f"lorabank restore {names[-1]}" if names else "lorabank backup makes one",
+        commands=[Command("restore", names[-1]) if names else Command("backup")],
         unchanged=UNCHANGED,
     )
 
@@ -134,8 +135,8 @@ def _bring(layout: Layout, live: LiveFiles, origin: Layout, dry_run: bool) -> tu
     """Give the bank the files that it lacks, or holds damaged; returns what was mended."""
     brought = bring(layout, live, origin.root, dry_run=dry_run)
     if brought.lost:
-        hint = f"another backup; lorabank verify --full --bank {origin.root} lists what is damaged"
-        raise not_whole(origin, brought, hint=hint, unchanged="the database of the bank")
+        hint, damaged = "name another backup; this lists what is damaged", Command("-b", str(origin.root), *VERIFY)
+        raise not_whole(origin, brought, hint=hint, commands=[damaged], unchanged="the database of the bank")
     return brought.mended
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from lorabank.core.commands import LIST, Command
 from lorabank.core.errors import DamagedError, NotFoundError
 from lorabank.core.records import (
     AdapterRecord,
@@ -133,7 +134,8 @@ class Snapshot(NamedTuple):
         if (what := damaged.get(name)) is not None:
             raise DamagedError(
                 f"{what} {name!r} was set aside: a file that it needs is damaged",
-                hint=f"lorabank doctor --repair --from COPY fetches a good copy; or: lorabank remove {name}",
+                hint="fetch a good copy, or remove it",
+                commands=[Command("doctor", "--repair", "--from", "COPY"), Command("remove", name)],
                 unchanged="nothing was changed",
             )
 
@@ -156,4 +158,4 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> NotFoundError:
     names = list(known)
     more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
     there = f" The bank has: {', '.join(names[:_SHOWN])}{more}." if names else f" The bank has no {kind}s yet."
-    return NotFoundError(f"no {kind} {name[:80]!r}.{nearest(name, names)}{there}", hint="lorabank list")
+    return NotFoundError(f"no {kind} {name[:80]!r}.{nearest(name, names)}{there}", commands=[LIST])

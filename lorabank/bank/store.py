@@ -19,6 +19,7 @@ from lorabank.bank.layout import Layout, check_file_name
 from lorabank.bank.plain import open_plain
 from lorabank.bank.rows import canonical
 from lorabank.bank.tensors import check_tensors, looks_like_safetensors
+from lorabank.core.commands import Command
 from lorabank.core.errors import DataError, StorageError
 from lorabank.core.limits import FREE_SPACE
 from lorabank.core.limits import MAX_CONFIG as MAX_CONFIG
@@ -93,7 +94,8 @@ def check_space(folder: Path, need: int) -> None:
     if free < 2 * need + FREE_SPACE:
         raise StorageError(
             f"{folder}: {free // 1024**2} MiB free, {(2 * need + FREE_SPACE) // 1024**2} MiB needed",
-            hint="free some space, for example with: lorabank gc",
+            hint="free some space",
+            commands=[Command("gc")],
             unchanged="the bank was not changed",
         )
 

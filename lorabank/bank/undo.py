@@ -13,6 +13,7 @@ from lorabank.bank.live import live_files
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.reading import read_events, read_snapshot, reading
 from lorabank.bank.store import adapter_problems, blob_problems
+from lorabank.core.commands import VERIFY, Command
 from lorabank.core.errors import DamagedError, ExistsError, NotFoundError
 from lorabank.core.records import EventRecord
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
 
 _UNCHANGED = "the bank was not changed"
-_COPY = "lorabank restore COPY, a copy of the whole bank that still has them"
+_COPY = "put a copy of the whole bank back that still has them"
+_RESTORE = (Command("restore", "COPY"),)
 
 
 class UndoResult(NamedTuple):
@@ -97,7 +99,7 @@ def _plan(connection: sqlite3.Connection, layout: Layout) -> UndoResult:
     """
     event = next_to_undo(read_events(connection))
     if event is None:
-        raise NotFoundError("there is nothing to undo", hint="lorabank log", unchanged=_UNCHANGED)
+        raise NotFoundError("there is nothing to undo", commands=[Command("log")], unchanged=_UNCHANGED)
     change = change_of(event).inverse
     back = (
         *_names(connection, event, "tasks", change.tasks_added, live=False),
@@ -142,7 +144,7 @@ def _check_columns(connection: sqlite3.Connection, event: EventRecord, change: C
 def _unfit(event: EventRecord) -> DamagedError:
     return DamagedError(
         f"bank.db: change {event.id} ({event.kind} {event.name[:80]!r}) does not fit what the bank holds",
-        hint="lorabank verify --full",
+        commands=[VERIFY],
         unchanged=_UNCHANGED,
     )
 
@@ -155,7 +157,7 @@ def _refuse_taken(connection: sqlite3.Connection, names: Sequence[str], gone: Se
             if name in used.difference(gone):
                 raise ExistsError(
                     f"{name!r} cannot come back: another has the name",
-                    hint=f"lorabank remove {name}",
+                    commands=[Command("remove", name)],
                     unchanged=_UNCHANGED,
                 )
 
@@ -177,8 +179,10 @@ def _check_files(connection: sqlite3.Connection, layout: Layout, event: EventRec
             continue
         more = f", and {len(problems) - 1} more" if problems[1:] else ""
         if full:
-            raise DamagedError(f"{what}: {problems[0]}{more}", hint=_COPY, unchanged=_UNCHANGED)
-        raise NotFoundError(f"{what}, since files are gone: {problems[0]}{more}", hint=_COPY, unchanged=_UNCHANGED)
+            message = f"{what}: {problems[0]}{more}"
+            raise DamagedError(message, hint=_COPY, commands=_RESTORE, unchanged=_UNCHANGED)
+        message = f"{what}, since files are gone: {problems[0]}{more}"
+        raise NotFoundError(message, hint=_COPY, commands=_RESTORE, unchanged=_UNCHANGED)
 
 
 def lost_with(connection: sqlite3.Connection, digests: set[str]) -> tuple[EventRecord, ...]:

@@ -24,7 +24,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from lorabank.compose.base import Fitted, Member, known, state_weights
+from lorabank.compose.base import Fitted, Member, known, made_again, state_weights
+from lorabank.core.commands import Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import DivergedError, NotFoundError
 from lorabank.core.observer import Observer
@@ -45,11 +46,16 @@ class Attention:
     routed: ClassVar[bool] = False
 
     def __init__(
-        self, tensors: Mapping[int, Mapping[str, Tensor]], members: Sequence[Member], runtime: Callable[[], Runtime]
+        self,
+        tensors: Mapping[int, Mapping[str, Tensor]],
+        members: Sequence[Member],
+        runtime: Callable[[], Runtime],
+        again: Command,
     ) -> None:
         self._tensors = tensors
         self._members = members
         self._runtime = runtime
+        self._again = again
 
     @classmethod
     def fit(
@@ -92,7 +98,7 @@ class Attention:
         for key, tensor in (load_tensors(objects["selectors"]) if "selectors" in objects else {}).items():
             stage, _, name = key.partition("|")
             by_stage.setdefault(int(stage), {})[name] = tensor
-        return cls(by_stage, members, runtime)
+        return cls(by_stage, members, runtime, made_again(record, "--stages", "all"))
 
     def plan(self, stage: int, texts: Sequence[str]) -> Plan:
         """The stage's selector over the adapters it knows.
@@ -107,7 +113,7 @@ class Attention:
         if last not in self._tensors:
             raise NotFoundError(
                 f"the attention has no selector for the stage after {members[-1].task!r}",
-                hint="lorabank compose --mode attention --stages all --replace",
+                commands=[self._again],
             )
         selector = _selector(members, self._runtime()).load_tensors(self._tensors[last]).requires_grad_(False)
         return Plan(selector=selector, members=_digests(members))
@@ -211,6 +217,7 @@ def _check_samples(members: Sequence[Member]) -> None:
     if missing and len(members) > 1:
         raise NotFoundError(
             f"task {missing[0]!r} was added without calibration samples, which attention is fitted on",
-            hint="lorabank compose --mode prototype needs none",
+            hint="prototype needs none",
+            commands=[Command("compose", "--mode", "prototype")],
             unchanged="nothing was changed",
         )

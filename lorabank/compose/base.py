@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabank.compose.routing import TaskStatistics
+from lorabank.core.commands import Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
@@ -109,13 +109,13 @@ def longest(members: Sequence[Member]) -> int:
     return max(member.form.max_length for member in members)
 
 
-def made_again(record: CompositionRecord) -> str:
+def made_again(record: CompositionRecord, *more: str) -> Command:
     """The command that makes a composition anew, of the same members; other settings have their defaults."""
-    return shlex.join([*_again(record), "--replace"])
+    return Command(*_again(record), *more, "--replace")
 
 
-def with_its_settings(record: CompositionRecord) -> list[str]:
-    """The words of the command that makes a composition as it was made; its name must be free."""
+def with_its_settings(record: CompositionRecord) -> Command:
+    """The command that makes a composition as it was made; its name must be free."""
     words = _again(record)
     for setting in fields(ComposeConfig):
         value = record.parameters.get(setting.name)
@@ -123,12 +123,11 @@ def with_its_settings(record: CompositionRecord) -> list[str]:
             value = ",".join(f"{task}={weight}" for task, weight in value.items())
         if isinstance(value, str | int | float) and value != setting.default:
             words += [f"--{setting.name.replace('_', '-')}", str(value)]
-    return words
+    return Command(*words)
 
 
 def _again(record: CompositionRecord) -> list[str]:
-    named = ["--mode", record.mode, "--name", record.name, "--tasks", ",".join(record.members)]
-    return ["lorabank", "compose", *named]
+    return ["compose", "--mode", record.mode, "--name", record.name, "--tasks", ",".join(record.members)]
 
 
 def state_weights(names: Sequence[str], state: Mapping[str, float]) -> NDArray[np.float32]:

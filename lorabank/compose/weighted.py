@@ -116,7 +116,7 @@ def stored_weights(record: CompositionRecord, members: Sequence[Member]) -> tupl
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise DamagedError(
             f"composition {record.name[:80]!r} does not say the weights of its members ({error!r})"[:500],
-            hint=f"{made_again(record)} --weights TASK=WEIGHT,...",
+            commands=[made_again(record, "--weights", ",".join(f"{task}=WEIGHT" for task in record.members))],
         ) from error
     return weights, max_rank
 
@@ -144,7 +144,7 @@ def parse_weights(text: str | None, tasks: Sequence[str]) -> dict[str, float]:
         task, _, number = (piece.strip() for piece in part.partition("="))
         if task not in tasks:
             raise ConfigError(
-                f"--weights names {task!r}, which is no member.{nearest(task, list(tasks))}",
+                f"--weights names {task!r}, which is not a member.{nearest(task, list(tasks))}",
                 hint=f"members: {', '.join(tasks)}",
                 unchanged="nothing was changed",
             )
@@ -157,7 +157,7 @@ def parse_weights(text: str | None, tasks: Sequence[str]) -> dict[str, float]:
         if not abs(weights[task]) < float("inf"):
             raise ConfigError(
                 f"--weights: {part.strip()!r} is not TASK=NUMBER",
-                hint="lorabank compose --mode manual --weights " + ",".join(f"{name}=1" for name in tasks),
+                hint=f"for example --weights {','.join(f'{name}=1' for name in tasks)}",
                 unchanged="nothing was changed",
             )
     return {task: weights.get(task, 0.0) for task in tasks}

@@ -5,8 +5,13 @@ Exit codes are part of the command line's contract (docs/errors.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Self, TypeVar
+
+from lorabank.core.commands import Command
+
+E = TypeVar("E", bound="LorabankError")
 
 MAX_MESSAGE = 1500
 """Characters of a message; the place that it names stands at its beginning."""
@@ -17,19 +22,42 @@ class LorabankError(Exception):
 
     Args:
         message: One line that names the thing: file, row, column, key, task.
-        hint: The next thing to type or do, shown on a second line.
+        hint: What to do next, in words.
+        commands: What can be typed next, each shown on a line of its own.
         unchanged: What stayed as it was, for example ``"the bank was not changed"``.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str | None = None, unchanged: str | None = None) -> None:
-        if len(message) > MAX_MESSAGE:  # a key or a label of a file can be as long as the file
-            message = f"{message[:MAX_MESSAGE]}..."
-        super().__init__(message)
-        self.message = message
+    def __init__(
+        self, message: str, *, hint: str | None = None, commands: Sequence[Command] = (), unchanged: str | None = None
+    ) -> None:
+        self.message = _fitting(message)
+        super().__init__(self.message)
         self.hint = hint
+        self.commands = tuple(commands)
         self.unchanged = unchanged
+
+    def saying(self, message: str, *, unchanged: str | None = None) -> Self:
+        """The same error with another message; ``unchanged`` where it does not say itself what stayed."""
+        again = _again(type(self), ())
+        again.__dict__.update(self.__dict__)
+        again.message, again.unchanged = _fitting(message), self.unchanged or unchanged
+        again.args = (again.message,)
+        return again
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args), self.__dict__  # whatever the constructor of a subclass takes
+
+
+def _fitting(message: str) -> str:
+    """A key or a label of a file, which a message quotes, can be as long as the file."""
+    return message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}..."
+
+
+def _again(kind: type[E], args: tuple[Any, ...]) -> E:
+    """An error as it was made, without its constructor."""
+    return kind.__new__(kind, *args)
 
 
 class ConfigError(LorabankError):
@@ -108,4 +136,4 @@ def at_work(what: str) -> Iterator[None]:
     try:
         yield
     except DivergedError as error:
-        raise DivergedError(f"{what}: {error.message}", hint=error.hint, unchanged=error.unchanged) from error
+        raise error.saying(f"{what}: {error.message}") from error

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from lorabank.core.commands import Command
+
 TaskState = Literal["training", "ready", "failed", "removed"]
 Split = Literal["train", "eval", "calibration", "replay"]
 
@@ -204,3 +206,4 @@ class Finding(NamedTuple):
     subject: str
     message: str
     hint: str = ""
+    commands: tuple[Command, ...] = ()

@@ -142,7 +142,7 @@ class _Reader:
     def table(self, kind: type[T], values: Any, where: str) -> tuple[T | None, tuple[str, ...]]:
         """A checked table and the keys that it gives; None where something is wrong, which is kept for the end."""
         if not isinstance(values, dict):
-            self.problems.append(f"{where} is no table")
+            self.problems.append(f"{where} is not a table")
             return None, ()
         reserved = SET_BY_SEQUENCE.get(kind, {})
         before = len(self.problems)
@@ -161,7 +161,7 @@ class _Reader:
         """The checked tables ``[name.*]``."""
         found = document.get(name, {})
         if not isinstance(found, dict):
-            self.problems.append(f"{name} is no table of tables: write [{name}.NAME]")
+            self.problems.append(f"{name} is not a table of tables: write [{name}.NAME]")
             return {}
         for key in found:
             if not NAME.fullmatch(key):

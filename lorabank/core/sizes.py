@@ -22,11 +22,11 @@ def parse_bytes(text: str, *, option: str) -> int:
         option: Named in the message.
 
     Raises:
-        ConfigError: It is no size above 0.
+        ConfigError: It is not a size above 0.
     """
     found = _SIZE.fullmatch(text.strip())
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
     size = int(float(found[1]) * units[found[2].lower()]) if found and found[2].lower() in units else 0
     if size < 1:
-        raise ConfigError(f"{option} {text!r} is no size", hint=f"{option} 512MiB", unchanged="nothing was changed")
+        raise ConfigError(f"{option} {text!r} is not a size", hint=f"{option} 512MiB", unchanged="nothing was changed")
     return size

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lorabank.core.commands import Command
 from lorabank.core.errors import DataError
 
 UNCHANGED = "nothing was changed"
@@ -27,10 +28,20 @@ class BadRow(DataError):
         where: The place, for example ``"line 3, column 'label'"``.
         problem: What is wrong there.
         hint: What to do about it.
+        commands: What to type about it.
     """
 
-    def __init__(self, source: str | Path, where: str, problem: str, *, hint: str | None = None) -> None:
-        super().__init__(f"{str(source)!r}, {where}: {problem}", unchanged=UNCHANGED, hint=hint)
+    def __init__(
+        self,
+        source: str | Path,
+        where: str,
+        problem: str,
+        *,
+        hint: str | None = None,
+        commands: Sequence[Command] = (),
+    ) -> None:
+        message = f"{str(source)!r}, {where}: {problem}"
+        super().__init__(message, unchanged=UNCHANGED, hint=hint, commands=commands)
         self.where = where
         self.problem = problem
 
@@ -112,9 +123,10 @@ class BadRows:
         """
         errors = [error for _, error in self._sorted()]
         hint = next((error.hint for error in errors if error.hint), hint)
-        if self.count == 1:
-            return DataError(errors[0].message, unchanged=UNCHANGED, hint=hint)
-        return DataError(f"{source!r}: {self.count:,} bad rows: {self._named(NAMED)}", unchanged=UNCHANGED, hint=hint)
+        commands = next((error.commands for error in errors if error.commands), ())
+        many = f"{source!r}: {self.count:,} bad rows: {self._named(NAMED)}"
+        message = errors[0].message if self.count == 1 else many
+        return DataError(message, unchanged=UNCHANGED, hint=hint, commands=commands)
 
     def _named(self, most: int) -> str:
         errors: Sequence[BadRow] = [error for _, error in self._sorted()[:most]]

@@ -12,6 +12,7 @@ from pathlib import Path
 from sys import getsizeof
 from typing import Any, Protocol
 
+from lorabank.core.commands import Command
 from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
 from lorabank.core.limits import MAX_DECODED, MAX_LINE, MAX_ROWS
@@ -36,7 +37,8 @@ TEXT = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 LINE_FEEDS = "a line ends at a line feed: save the file with Unix line ends, not with carriage returns alone"
 _SHEETS = (".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
 _SHOWN = 60
-_FEWER = "train on a part of the rows; lorabank limits names what is accepted"
+_FEWER = "train on a part of the rows; limits names what is accepted"
+_LIMITS = (Command("limits"),)
 
 
 @dataclass
@@ -152,15 +154,20 @@ def _reader_class(file: Path) -> Any:
         raise DataError(f"{str(file)!r}: {error.message}", unchanged=UNCHANGED, hint=hint) from error
 
 
-def bad_row(source: str | Path, where: str, problem: str, *, hint: str | None = None) -> BadRow:
+def bad_row(
+    source: str | Path, where: str, problem: str, *, hint: str | None = None, commands: Sequence[Command] = ()
+) -> BadRow:
     """The error for one place in a file, ``where`` being for example ``"line 3"``."""
-    return BadRow(source, where, problem, hint=hint)
+    return BadRow(source, where, problem, hint=hint, commands=commands)
 
 
 def too_long(source: str | Path, where: str, raw: bytes | str) -> BadRow:
     """The error for a row of a text file that does not end within the limit; ``raw`` is its beginning."""
     returns = ("\r" if isinstance(raw, str) else b"\r") in raw  # type: ignore[operator]
-    return bad_row(source, where, f"longer than {MAX_LINE:,} bytes", hint=LINE_FEEDS if returns else "lorabank limits")
+    problem = f"longer than {MAX_LINE:,} bytes"
+    if returns:
+        return bad_row(source, where, problem, hint=LINE_FEEDS)
+    return bad_row(source, where, problem, commands=_LIMITS)
 
 
 def missing_column(source: str | Path, column: str, present: Sequence[str], *, hint: str | None = None) -> DataError:
@@ -190,12 +197,16 @@ def listed_columns(present: Sequence[str]) -> str:
 def check_row_limit(source: str | Path, rows: int) -> None:
     """Refuse a file with more rows than can be held in memory with their texts."""
     if rows > MAX_ROWS:
-        raise DataError(f"{str(source)!r} has more than {MAX_ROWS:,} rows", unchanged=UNCHANGED, hint=_FEWER)
+        raise DataError(
+            f"{str(source)!r} has more than {MAX_ROWS:,} rows", unchanged=UNCHANGED, hint=_FEWER, commands=_LIMITS
+        )
 
 
 def too_much(source: str | Path, problem: str) -> DataError:
     """The error for a file that would decode to more than the limits allow."""
-    return DataError(f"{str(source)!r} decodes to too much: {problem}", unchanged=UNCHANGED, hint=_FEWER)
+    return DataError(
+        f"{str(source)!r} decodes to too much: {problem}", unchanged=UNCHANGED, hint=_FEWER, commands=_LIMITS
+    )
 
 
 def _held(cell: object) -> int:

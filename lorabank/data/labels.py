@@ -89,7 +89,7 @@ def label_words(setting: str, labels: Sequence[str]) -> dict[str, str]:
             word = check_label(word)
         except BadCell as error:
             raise _bad_words(
-                f"{part.strip()!r} is no label=word ({error.problem.replace('label', 'word')})"
+                f"{part.strip()!r} is not label=word ({error.problem.replace('label', 'word')})"
             ) from error
         if label not in labels:
             raise _bad_words(f"the data have no label {label!r}.{nearest(label, list(labels))}")

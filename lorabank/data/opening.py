@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
+from lorabank.core.commands import Command
 from lorabank.core.errors import DataError
 from lorabank.core.limits import MAX_UNPACKED
 from lorabank.data.bad_rows import UNCHANGED, BadRow
@@ -201,5 +202,6 @@ def check_unpacked(source: str | Path, total: int) -> None:
         raise DataError(
             f"{str(source)!r} unpacks to more than {MAX_UNPACKED:,} bytes",
             unchanged=UNCHANGED,
-            hint="unpack it, or train on a part of the rows; lorabank limits names what is accepted",
+            hint="unpack it, or train on a part of the rows; limits names what is accepted",
+            commands=[Command("limits")],
         )

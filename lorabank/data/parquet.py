@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lorabank.core.commands import VERIFY, Command
 from lorabank.core.errors import DamagedError, DataError
 from lorabank.core.limits import MAX_LINE
 from lorabank.data.formats import UNCHANGED, Table, bad_row, check_row_limit, missing_column
@@ -110,7 +111,7 @@ def _take(table: Table, batch: Any) -> None:
     if held.max() > MAX_LINE:
         row = int((held > MAX_LINE).argmax())
         problem = f"its cells have {held[row]:,} bytes; {MAX_LINE:,} is the limit"
-        raise bad_row(table.source, f"row {first + row}", problem, hint="lorabank limits")
+        raise bad_row(table.source, f"row {first + row}", problem, commands=[Command("limits")])
     parts = np.flatnonzero(np.diff(np.cumsum(held) // MAX_LINE)) + 1
     places = {name: place for place, name in enumerate(batch.schema.names)}
     for start, end in zip([0, *parts], [*parts, batch.num_rows], strict=True):
@@ -223,12 +224,10 @@ def from_parquet(data: bytes) -> Rows:
                 raise DataError(f"{_STORED!r} have the columns {', '.join(names)[:80]!r}")
             table = _read(parquet, file, _STORED, names)
     except DataError as error:
-        raise DamagedError(f"stored rows cannot be read: {error.message}", hint="lorabank verify --full") from error
+        raise DamagedError(f"stored rows cannot be read: {error.message}", commands=[VERIFY]) from error
     for number, row in enumerate(table.rows, start=1):
         if not all(isinstance(cell, str) for cell in row):
-            raise DamagedError(
-                f"stored rows cannot be read: row {number} holds no text", hint="lorabank verify --full"
-            )
+            raise DamagedError(f"stored rows cannot be read: row {number} holds no text", commands=[VERIFY])
     columns: list[tuple[Any, ...]] = list(zip(*table.rows, strict=True)) or [() for _ in names]
     return Rows(
         texts=columns[0],

@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lorabank.core.commands import Command
 from lorabank.core.config import nearest
 from lorabank.core.errors import DataError, LorabankError, MissingExtraError
 from lorabank.core.installing import install
@@ -75,7 +76,7 @@ class Workbook:
                 found = tuple(None if place is None else cells[place] for place in places)
                 if sum(len(cell) for cell in found if cell) * 4 > MAX_LINE and self._size(found) > MAX_LINE:
                     problem = f"longer than {MAX_LINE:,} bytes"
-                    table.refuse(number, bad_row(self.path, f"row {number}", problem, hint="lorabank limits"))
+                    table.refuse(number, bad_row(self.path, f"row {number}", problem, commands=[Command("limits")]))
                 else:
                     table.add(number, found)
         return table

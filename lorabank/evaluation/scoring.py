@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lorabank.core.commands import Command
 from lorabank.core.errors import DivergedError
 from lorabank.evaluation.metrics import wilson_interval
 from lorabank.evaluation.text_metrics import TEXT_METRICS
@@ -90,7 +91,8 @@ def _perplexity(likelihoods: NDArray[np.float64], tokens: NDArray[np.int64]) -> 
         raise DivergedError(
             f"the perplexity is not finite: a token has the mean log-likelihood {mean:g}",
             unchanged="no score was stored",
-            hint="lorabank show NAME says which adapters answer",
+            hint="show says which adapters answer",
+            commands=[Command("show", "NAME")],
         )
     residual = (likelihoods - mean * tokens) / tokens.mean()
     half = _Z95 * float(residual.std(ddof=1)) / math.sqrt(len(tokens)) if len(tokens) > 1 else math.inf

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lorabank.core.commands import Command
 from lorabank.core.errors import DivergedError
 
 _BROKEN = (DivergedError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
@@ -85,7 +86,8 @@ def not_finite(what: str) -> DivergedError:
     """The refusal of what was computed, in the plural."""
     return DivergedError(
         f"{what} are not finite, so they answer nothing",
-        hint="lorabank show NAME says with which weights the adapters answer; smaller ones are finite",
+        hint="smaller weights are finite; show says with which weights the adapters answer",
+        commands=[Command("show", "NAME")],
         unchanged="nothing was changed",
     )
 
@@ -120,7 +122,8 @@ def check_weights(model: nn.Module) -> None:
     if broken is not None:
         raise DivergedError(
             f"the base model has values that are not finite in its tensor {broken}",
-            hint="a sound copy of the base model, in a bank of its own: lorabank -b NEW init --base FOLDER",
+            hint="make a bank of its own for a sound copy of the base model",
+            commands=[Command("-b", "NEW", "init", "--base", "FOLDER")],
             unchanged="the bank was not changed",
         )
 

@@ -50,7 +50,7 @@ def converted_checkpoint(file: Path, *, notice: Callable[[str], None] | None = N
         notice: Called with one line before a conversion starts.
 
     Raises:
-        DataError: It is no GGUF file, or a broken one.
+        DataError: It is not a GGUF file, or a broken one.
         IncompatibleError: transformers does not know its architecture, or it lacks weights.
         MissingExtraError: It is not converted yet, and the package ``gguf`` is not installed.
         StorageError: The cache folder cannot be written.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from lorabank.core import plugins
+from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, MissingExtraError
 from lorabank.core.records import BaseModelRecord
 from lorabank.models.architecture import check_able, infer_task_type, load_config, made_for, read_config
@@ -42,7 +43,8 @@ __all__ = [
 _NO_LIMIT = 1_000_000_000
 """Tokens; tokenizers without a limit name a number far above it."""
 
-_PUT_BACK = "put back the model that the bank was made with, or make a new bank: lorabank -b NEW init"
+_PUT_BACK = "put back the model that the bank was made with, or make a bank for this one"
+_NEW_BANK = (Command("-b", "NEW", "init", "--base", "FOLDER"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,7 @@ def load_tokenizer(base: ResolvedBase | BaseModelRecord) -> PreTrainedTokenizerB
             f"base model {base.name!r} is not the one of this bank: its {what} differs",
             unchanged="the bank was not changed",
             hint=_PUT_BACK,
+            commands=_NEW_BANK,
         )
     read_config(resolved.path)
     with quiet_transformers():
@@ -272,6 +275,7 @@ def _check_same(record: BaseModelRecord, found: BaseModelRecord) -> None:
             f"base model {record.name!r} is not the one of this bank: other {' and '.join(differ)}",
             unchanged="the bank was not changed",
             hint=_PUT_BACK,
+            commands=_NEW_BANK,
         )
 
 

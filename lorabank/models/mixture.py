@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorabank.core.commands import Command
 from lorabank.core.lora import AdapterStack, LoraFactors, StackedFactors
 from lorabank.models.finite import check_tensors
 from lorabank.models.places import FIRST, Place, UnplacedError, find_places
@@ -186,7 +187,8 @@ class Mixture:
         """
         mixed = {n: layer for n, layer in self._layers.items() if not isinstance(layer.form, Merged | None)}
         changing = {n: layer for n, layer in mixed.items() if layer.called or bool(layer.factors.B.any())}
-        check_called(changing, hint="a composition of one state for all texts: lorabank compose --mode manual")
+        hint = "use a composition that has one state for all texts"
+        check_called(changing, hint=hint, commands=[Command("compose", "--mode", "manual")])
 
     @contextmanager
     def bare(self) -> Iterator[None]:

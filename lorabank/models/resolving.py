@@ -113,7 +113,7 @@ def resolve_base(
         DataError: A GGUF file is broken; IncompatibleError, StorageError as in `converted_checkpoint`.
     """
     if gguf_file is not None and not gguf_file.endswith(".gguf"):
-        raise ConfigError(f"gguf_file {gguf_file!r} is no name of a GGUF file: it does not end in .gguf")
+        raise ConfigError(f"gguf_file {gguf_file!r} is not the name of a GGUF file: it does not end in .gguf")
     if name is None:
         if gguf_file is None:
             raise ConfigError("no base model is named", hint="--base with a folder or a hub id")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lorabank.core.commands import Command
 from lorabank.core.errors import IncompatibleError
 
 
@@ -115,12 +116,15 @@ def passed_by(model: nn.Module, names: Iterable[str], run: Callable[[], object])
     return tuple(name for name, layer in layers.items() if layer.weight_read and not layer.called)
 
 
-def check_called(layers: Mapping[str, WrappedLinear], hint: str | None = None) -> None:
+def check_called(
+    layers: Mapping[str, WrappedLinear], hint: str | None = None, commands: Sequence[Command] = ()
+) -> None:
     """Refuse adapters that the model's code passed by (`passed_by`) in all forward passes so far.
 
     Args:
         layers: Module name to its wrapper.
         hint: What to do.
+        commands: What to type.
 
     Raises:
         IncompatibleError: The weight of a layer was read, and the layer was never called.
@@ -131,5 +135,6 @@ def check_called(layers: Mapping[str, WrappedLinear], hint: str | None = None) -
             f"the model's code reads the weight of {passed[0]!r} and never calls it, so that an adapter on it does "
             f"nothing ({len(passed)} of {len(layers)} adapted modules)",
             hint=hint,
+            commands=commands,
             unchanged="nothing was changed",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import stat
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from typing import NamedTuple
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.filesystem import network_filesystem
+from lorabank.bank.operations import RESUMABLE
+from lorabank.core.commands import Command
 from lorabank.core.config import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 from lorabank.core.errors import DamagedError, LorabankError
 from lorabank.core.limits import FREE_SPACE
@@ -33,11 +36,13 @@ class Checkup(NamedTuple):
         facts: Name and value: versions, machine, devices, the bank, its base model.
         warnings: What is odd but damages nothing by itself.
         findings: What is wrong with the bank, each with its cure.
+        commands: What can be typed next beside the cures: an upgrade, an interrupted training to go on with.
     """
 
     facts: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     findings: tuple[Finding, ...]
+    commands: tuple[Command, ...] = ()
 
 
 def doctor(path: str | Path, *, full: bool = False) -> Checkup:
@@ -46,10 +51,10 @@ def doctor(path: str | Path, *, full: bool = False) -> Checkup:
     facts += [(package, _version(package)) for package in PACKAGES]
     facts += [("cpu", f"{os.cpu_count()} cores, {platform.machine()}"), ("cpu dtype", cpu_dtype(cpu_flags()))]
     facts += [("devices", _devices())]
-    of_bank, findings = _examined(Path(path), full)
+    of_bank, findings, commands = _examined(Path(path), full)
     missing = [name for name, found in facts if found == "not installed"]
     warnings = (*(f"{name} is not installed: pip install {name}" for name in missing), *_warnings(Path(path)))
-    return Checkup((*facts, *of_bank), warnings, tuple(findings))
+    return Checkup((*facts, *of_bank), warnings, tuple(findings), tuple(commands))
 
 
 def _warnings(path: Path) -> Iterator[str]:
@@ -65,7 +70,7 @@ def _warnings(path: Path) -> Iterator[str]:
     if free < 2 * FREE_SPACE:
         yield f"{path} has {free // 1024**2} MiB free: nothing can be added below {FREE_SPACE // 1024**2} MiB"
     if (mode := stat.S_IMODE(path.stat().st_mode)) & stat.S_IRWXO:
-        yield f"{path} is open to every user of this machine (mode {mode:o}): chmod o-rwx {path}"
+        yield f"{path} is open to every user of this machine (mode {mode:o}): chmod o-rwx {shlex.quote(str(path))}"
 
 
 def _version(package: str) -> str:
@@ -88,24 +93,30 @@ def _devices() -> str:
     return ", ".join([threads, *gpus])
 
 
-def _examined(path: Path, full: bool) -> tuple[list[tuple[str, str]], list[Finding]]:
-    """Facts about the bank and what is wrong with it."""
+def _examined(path: Path, full: bool) -> tuple[list[tuple[str, str]], list[Finding], list[Command]]:
+    """Facts about the bank, what is wrong with it, and what can be typed next."""
     facts = [("bank", str(path.resolve()))]
     if not Bank.exists(path) and not (path / "bank.db").exists():
-        return [
-            *facts,
-            ("bank state", "there is none"),
-            ("base model", _reach(DEFAULT_BASE, None)),
-            ("language model", _reach(DEFAULT_LANGUAGE_MODEL, None)),
-        ], []
+        return (
+            [
+                *facts,
+                ("bank state", "there is none"),
+                ("base model", _reach(DEFAULT_BASE, None)),
+                ("language model", _reach(DEFAULT_LANGUAGE_MODEL, None)),
+            ],
+            [],
+            [],
+        )
     try:
         bank = Bank.open(path)
         snapshot = bank.snapshot()
         operations = bank.operations()
     except LorabankError as error:
         facts.append(("bank state", error.message + (f" ({error.hint})" if error.hint else "")))
-        cure = "lorabank doctor --repair, or: lorabank restore BACKUP"
-        return facts, [Finding("database", "bank", error.message, cure)] if isinstance(error, DamagedError) else []
+        if not isinstance(error, DamagedError):
+            return facts, [], list(error.commands)
+        cure = Command("doctor", "--repair"), Command("restore", "BACKUP")
+        return facts, [Finding("database", "bank", error.message, "repair it, or put a backup back", cure)], []
     from lorabank.bank.definitions import REVISIONS
 
     findings = bank.verify(full=full)
@@ -121,15 +132,15 @@ def _examined(path: Path, full: bool) -> tuple[list[tuple[str, str]], list[Findi
         ("operations", "; ".join(map(_operation, operations)) or "none under way"),
         ("base model", _reach(snapshot.base.name, snapshot.base.revision)),
     ]
-    return facts, findings
+    stopped = [one.name for one in operations if one.kind == RESUMABLE and not one.alive]
+    return facts, findings, [Command("add-task", name, "--resume") for name in stopped]
 
 
 def _operation(operation: OperationRecord) -> str:
     what = f"{operation.kind} {operation.name} since {operation.started_at[:19]}Z"
     if operation.alive:
         return f"{what}, process {operation.pid} on {operation.host}"
-    again = f" (lorabank add-task {operation.name} --resume)" if operation.kind == "add-task" else ""
-    return f"{what}, interrupted{again}"
+    return f"{what}, interrupted"
 
 
 def _reach(name: str, revision: str | None) -> str:

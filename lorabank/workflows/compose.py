@@ -10,6 +10,7 @@ from lorabank.bank.remarks import remarks
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import with_its_settings
 from lorabank.core import plugins
+from lorabank.core.commands import ADD_TASK, LIST, Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError, NotFoundError, at_work
 from lorabank.core.observer import Observer
@@ -57,7 +58,7 @@ def compose(
     return ComposeResult(stored, {**fitted.report, **({"imported_adapters": imported} if imported else {})})
 
 
-def superseded_by(snapshot: Snapshot, position: int | None) -> dict[str, list[str]]:
+def superseded_by(snapshot: Snapshot, position: int | None) -> dict[str, Command]:
     """The compositions that go with a version that is replaced, and how each is made again."""
     return {made.name: with_its_settings(made) for made in snapshot.holding(position)}
 
@@ -72,16 +73,14 @@ def _imported(snapshot: Snapshot, tasks: list[TaskRecord]) -> list[str]:
 def _members(tasks: tuple[TaskRecord, ...], chosen: str | None) -> list[TaskRecord]:
     """The tasks named, in sequence order; all of them by default."""
     if not tasks:
-        raise NotFoundError("the bank has no task to compose", hint="lorabank add-task NAME --data FILE")
+        raise NotFoundError("the bank has no task to compose", commands=[ADD_TASK])
     if chosen is None:
         return list(tasks)
     names = [name.strip() for name in chosen.split(",") if name.strip()]
     known = {task.name for task in tasks}
     for name in names:
         if name not in known:
-            raise NotFoundError(
-                f"no task {name!r} to compose; there are {', '.join(sorted(known))}", hint="lorabank list"
-            )
+            raise NotFoundError(f"no task {name!r} to compose; there are {', '.join(sorted(known))}", commands=[LIST])
     if not names:
         raise ConfigError("--tasks names no task", hint="--tasks a,b")
     return [task for task in tasks if task.name in names]

@@ -12,6 +12,7 @@ import torch
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
+from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, NotFoundError
 from lorabank.core.observer import Observer
@@ -61,7 +62,8 @@ def _check_question(config: EvalConfig) -> None:
     if beside:
         raise ConfigError(
             f"--task scores one task as trained, and --{beside[0].replace('_', '-')} scores something else",
-            hint=f"lorabank eval --task {config.task}, or leave --task out",
+            hint="leave the one or the other out",
+            commands=[Command("eval", "--task", config.task)],
             unchanged="nothing was computed",
         )
 
@@ -85,7 +87,7 @@ class _Session:
         self.observer = observer
         self.snapshot: Snapshot = bank.snapshot()
         if not self.snapshot.tasks:
-            raise NotFoundError("the bank has no task to score", hint="lorabank add-task NAME --data FILE")
+            raise NotFoundError("the bank has no task to score", commands=[ADD_TASK])
         self.tasks: tuple[TaskRecord, ...] = self.snapshot.tasks
         self.data: dict[str, DatasetRecord] = evaluation_data(self.snapshot)
         where = resolve_device(config.device)

@@ -13,6 +13,7 @@ import torch
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.weighted import Weighted, stored_weights
+from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.lora import LoraFactors, compress
 from lorabank.core.records import BaseModelRecord, CompositionRecord, TaskRecord
@@ -63,12 +64,13 @@ def export(
     bank = Bank.open(path)
     snapshot = bank.snapshot()
     record = find_named(snapshot, name)
-    target = Path(os.path.abspath(target))
+    given, target = target, Path(os.path.abspath(target))
     check_target(target, bank.path)
     if isinstance(record, CompositionRecord):
         if own or state:
             option = "--own" if own else "--state"
-            raise ConfigError(f"{option} is for tasks", hint=f"lorabank export {name} FOLDER", unchanged=_UNCHANGED)
+            commands = [Command("export", name, str(given))]
+            raise ConfigError(f"{option} is for tasks", commands=commands, unchanged=_UNCHANGED)
         draft = _export_composition(bank, snapshot, record)
     elif own:
         if state:
@@ -152,8 +154,11 @@ def _accepted(name: str, server: str, files: Mapping[str, bytes]) -> str:
     if verdict.problems:
         raise IncompatibleError(
             f"{server} would not serve {name!r}: {'; '.join(verdict.problems)}",
-            hint=f"lorabank compose --mode manual --tasks TASK --name {name}-served [--max-rank R], which has neither "
-            "head nor patterns, and export that",
+            hint="export a composition of it, which has neither head nor patterns; its --max-rank caps the rank",
+            commands=[
+                Command("compose", "--mode", "manual", "--tasks", name, "--name", f"{name}-served"),
+                Command("export", f"{name}-served", "FOLDER"),
+            ],
             unchanged=_UNCHANGED,
         )
     return f"{server} takes it with {verdict.needs}"
@@ -180,11 +185,11 @@ def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State
         draft = _export_own(bank, snapshot, task)
         return replace(draft, note=f"{said}: {draft.note}", stage=stage)
     if SELECTOR in answers.objects:
-        alone = f"lorabank export {task.name} FOLDER --own writes its own adapter alone"
-        learnt = f"lorabank export {task.name} FOLDER --state learnt"
+        other = ("--own",) if SELECTOR in own.objects else ("--state", "learnt")
         raise ConfigError(
             f"task {task.name!r} is answered by attention over several adapters, which no single adapter is",
-            hint=alone if SELECTOR in own.objects else learnt,
+            hint="write its own adapter alone" if other == ("--own",) else "write it as it was when it was learnt",
+            commands=[Command("export", task.name, "FOLDER", *other)],
             unchanged=_UNCHANGED,
         )
     stack = stack_of(bank, own_state(answers))
@@ -244,13 +249,16 @@ def _no_single_adapter(record: CompositionRecord) -> ConfigError:
     """Why a composition whose weights depend on the input is no PEFT folder, and what is nearest to it."""
     if record.mode == "prototype":
         why = f"it picks one of {len(record.members)} adapters for each text"
-        hint = f"export the tasks one by one: lorabank export {record.members[0]} FOLDER"
+        hint = "export the tasks one by one"
+        commands = [Command("export", task, f"./{task}-adapter") for task in record.members[:3]]
     else:
         why = "its weights depend on the input"
-        hint = f"fixed weights can be exported: lorabank compose --mode manual --tasks {','.join(record.members)}"
+        hint = "fixed weights can be exported"
+        commands = [Command("compose", "--mode", "manual", "--tasks", ",".join(record.members))]
     return ConfigError(
-        f"composition {record.name!r} ({record.mode}) is no single adapter: {why}",
+        f"composition {record.name!r} ({record.mode}) is not a single adapter: {why}",
         hint=hint,
+        commands=commands,
         unchanged=_UNCHANGED,
     )
 

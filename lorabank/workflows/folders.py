@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import stat
 from collections.abc import Callable, Mapping
@@ -30,7 +31,9 @@ def check_target(target: Path, bank: Path) -> None:
             raise ExistsError(f"{target} is {what}", hint="name a folder that does not exist", unchanged=_UNWRITTEN)
         parent = target.parent
         if not parent.is_dir():
-            raise NotFoundError(f"there is no folder {parent}", hint=f"mkdir -p {parent}", unchanged=_UNWRITTEN)
+            raise NotFoundError(
+                f"there is no folder {parent}", hint=shlex.join(["mkdir", "-p", str(parent)]), unchanged=_UNWRITTEN
+            )
         if target.resolve().is_relative_to(bank.resolve()):
             raise ConfigError(f"{target} lies in the bank", hint="name a folder elsewhere", unchanged=_UNWRITTEN)
 
@@ -97,7 +100,7 @@ def read_regular(
         with reported(path, unchanged=unchanged):
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                refuse("is no regular file")
+                refuse("is not a regular file")
             if status.st_size > limit:
                 refuse(f"is larger than {limit} bytes")
             with os.fdopen(descriptor, "rb", closefd=False) as file:

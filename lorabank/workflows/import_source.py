@@ -96,12 +96,12 @@ def read_source(
     config = read_regular(source.config, MAX_CONFIG, unchanged=_UNCHANGED)
     weights = read_regular(source.weights, MAX_FILE, unchanged=_UNCHANGED, judge=judge_header)
     if config is None:
-        _refuse(f"{source.config} is missing: the folder is no PEFT adapter")
+        _refuse(f"{source.config} is missing: the folder is not a PEFT adapter")
     if weights is None:
         pickled = source.weights.with_suffix(".bin")
         if pickled.exists():
             _refuse(f"{pickled} is a pickle, which could run code: it is never read", "save it as safetensors")
-        _refuse(f"{source.weights} is missing: the folder is no PEFT adapter")
+        _refuse(f"{source.weights} is missing: the folder is not a PEFT adapter")
     check_tensor_bytes(weights, WEIGHTS_FILE)
     files = [
         StoredFile(name, hashlib.sha256(data).hexdigest(), len(data))
@@ -125,7 +125,7 @@ def check_source_base(adapter: ForeignAdapter, base: BaseModelRecord, fingerprin
         if len(fingerprint) < _SHOWN_DIGITS or not base.fingerprint.startswith(fingerprint.lower()):
             raise IncompatibleError(
                 f"--base-fingerprint {fingerprint[:64]!r} is not that of the bank's base model, {shown}...",
-                hint=f"the first {_SHOWN_DIGITS} digits or more of the fingerprint that lorabank init shows",
+                hint=f"the first {_SHOWN_DIGITS} digits or more of the fingerprint that init and list --json show",
                 unchanged=_UNCHANGED,
             )
     elif adapter.base_model not in (base.name, plain_name(base)):

@@ -7,12 +7,12 @@ all: its checkpoints descend from it, and later tasks trust the record that says
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from lorabank.bank.snapshot import Snapshot
+from lorabank.core.commands import Command
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DamagedError
 from lorabank.core.records import AdapterRecord
@@ -72,7 +72,7 @@ def recorded_run(name: str, stored: Mapping[str, Any]) -> tuple[dict[str, Any], 
     except KeyError as error:
         raise DamagedError(
             f"the reservation of add-task {name!r} lacks {error.args[0]!r}, so it cannot be resumed",
-            hint=f"lorabank add-task {name} --data FILE --restart",
+            commands=[Command("add-task", name, "--data", "FILE", "--restart")],
             unchanged="the bank was not changed",
         ) from error
 
@@ -104,9 +104,9 @@ def moved_on(stored: Mapping[str, Any], now: Mapping[str, Any], snapshot: Snapsh
     return f"when it began the bank had another {', '.join(parts) or 'past'}"
 
 
-def restart_command(name: str, config: TrainConfig, *, restart: bool) -> str:
+def restart_command(name: str, config: TrainConfig, *, restart: bool) -> Command:
     """What to type to train with the same settings from the first step on."""
-    words = ["lorabank", "add-task", name, *(["--restart"] if restart else [])]
+    words = ["add-task", name, *(["--restart"] if restart else [])]
     for field in fields(TrainConfig):
         value, dashed = getattr(config, field.name), field.name.replace("_", "-")
         if value == field.default:
@@ -116,7 +116,7 @@ def restart_command(name: str, config: TrainConfig, *, restart: bool) -> str:
         else:
             several = isinstance(value, tuple)
             words += [word for one in (value if several else (value,)) for word in (f"--{dashed}", str(one))]
-    return shlex.join(words)
+    return Command(*words)
 
 
 def _drawn_as(past: Mapping[str, Any]) -> int:

@@ -14,6 +14,7 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Member, longest, state_weights
 from lorabank.compose.prototype import build_router, default_parameters
 from lorabank.core import plugins
+from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError, at_work
 from lorabank.core.observer import Observer
@@ -48,7 +49,8 @@ def generate(bank: Bank, texts: Iterable[str], config: GenerateConfig, observer:
     if base.task_type == "SEQ_CLS":
         raise IncompatibleError(
             f"the bank's base {base.name!r} is a classifier, which generates nothing",
-            hint="lorabank predict, or make a bank with a language model: lorabank -b NEW init --task-type CAUSAL_LM",
+            hint="predict labels texts; a language model generates, in a bank of its own",
+            commands=[Command("predict", "TEXT"), Command("-b", "NEW", "init", "--task-type", "CAUSAL_LM")],
         )
     wanted = {"scoring": "generation", "max_new_tokens": config.max_new_tokens}
     return _answer(bank, texts, config, observer, asked=wanted | ({"template": None} if config.raw else {}))
@@ -78,11 +80,11 @@ def _answer(
             observer.notice(line)
         texts += rows.texts
     if not texts:
-        verb = "predict" if asked is None else "generate"
-        raise ConfigError("there is no text to answer", hint=f'lorabank {verb} "..." or --data FILE')
+        command = Command("predict", "TEXT") if asked is None else Command("generate", "TEXT")
+        raise ConfigError("there is no text to answer", hint="give texts, or --data FILE", commands=[command])
     snapshot = bank.snapshot()
     if not snapshot.tasks:
-        raise NotFoundError("the bank has no task", hint="lorabank add-task NAME --data FILE")
+        raise NotFoundError("the bank has no task", commands=[ADD_TASK])
     if config.task:
         snapshot.task(config.task)
     name = config.composition or (None if config.task else _default(snapshot))
@@ -212,7 +214,8 @@ def _default(snapshot: Snapshot) -> str:
     if not chosen:
         raise ConfigError(
             "nobody says which task or composition answers",
-            hint=f"--task {snapshot.tasks[-1].name}, or lorabank compose --mode prototype",
+            hint=f"name a task, as --task {snapshot.tasks[-1].name}, or make a composition that routes",
+            commands=[Command("compose", "--mode", "prototype")],
             unchanged="nothing was changed",
         )
     return chosen[0].name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lorabank.core.commands import Command
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
 from lorabank.data.bad_rows import LeftOut
 from lorabank.evaluation.confusion import LabelScores
@@ -76,7 +77,7 @@ class AddTaskResult:
         read_as: As of `TaskPlan`.
         bad_rows: As of `TaskPlan`.
         superseded: Compositions that held the version that this one took the place of, and went with it: name to the
-            words of the command that makes each again.
+            command that makes each again.
     """
 
     task: TaskRecord
@@ -90,7 +91,7 @@ class AddTaskResult:
     warnings: tuple[str, ...] = ()
     read_as: tuple[str, ...] = ()
     bad_rows: tuple[LeftOut, ...] = ()
-    superseded: dict[str, list[str]] = field(default_factory=dict)
+    superseded: dict[str, Command] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

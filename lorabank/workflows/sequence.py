@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -83,7 +84,7 @@ def _check_rows(job: SequenceJob, cell: Cell, snapshot: Snapshot) -> None:
             if record is None or record.sha256 != digest:
                 raise DamagedError(
                     f"the {split} rows of task {name!r} in {job.folder.bank(cell)} are not those of {job.folder.data}",
-                    hint=f"move the folder away: mv {job.folder.path} {job.folder.path}.old",
+                    hint=shlex.join(["mv", str(job.folder.path), f"{job.folder.path}.old"]),
                 )
 
 
@@ -136,5 +137,4 @@ def _named(cell: Cell) -> Iterator[None]:
     try:
         yield
     except LorabankError as error:
-        kept = "what was done before is kept"
-        raise type(error)(f"{cell}: {error.message}", hint=error.hint, unchanged=error.unchanged or kept) from error
+        raise error.saying(f"{cell}: {error.message}", unchanged="what was done before is kept") from error

@@ -62,7 +62,7 @@ def load_without(
             message = error.message
             for field, copy in copies.items():
                 message = message.replace(copy, getattr(settings, field))
-            raise DataError(message, hint=error.hint, unchanged=error.unchanged) from None
+            raise error.saying(message) from None
         sources = {copy: getattr(settings, field) for field, copy in copies.items()}
         train, evaluation = (replace(rows, source=sources[rows.source]) for rows in (data.train, data.eval))
     return replace(data, train=train, eval=evaluation), (counts[0], counts[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -178,7 +179,9 @@ def _matrix(report: MatrixReport) -> ScoreMatrix:
 def _writing(path: Path) -> Iterator[None]:
     if not path.parent.is_dir():
         raise NotFoundError(
-            f"there is no folder {path.parent}", hint=f"mkdir -p {path.parent}", unchanged="nothing was written"
+            f"there is no folder {path.parent}",
+            hint=shlex.join(["mkdir", "-p", str(path.parent)]),
+            unchanged="nothing was written",
         )
     with reported(path):
         yield

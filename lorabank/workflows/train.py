@@ -15,6 +15,7 @@ from lorabank.bank.operations import Operation, holds_checkpoint
 from lorabank.bank.remarks import remarks
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core import plugins, processes
+from lorabank.core.commands import Command
 from lorabank.core.config import InitConfig, TrainConfig, validate
 from lorabank.core.errors import BusyError, ConfigError, DataError, IncompatibleError
 from lorabank.core.observer import Observer, SilentObserver
@@ -134,7 +135,7 @@ def _reserve(
     """
     given = _given(path, config, init)
     if given is None and not resume:
-        raise ConfigError("there is no data to train on", hint=f"lorabank add-task {name} --data FILE")
+        raise ConfigError("there is no data to train on", commands=[Command("add-task", name, "--data", "FILE")])
     if given and not resume and not restart:
         bank, created = open_or_init(path, init, observer, form=given[1].form)
     else:
@@ -348,14 +349,15 @@ def _same_run(
             raise ConfigError(
                 f"--resume goes on with the settings of the interrupted run, but {', '.join(differ)} differ",
                 unchanged="the interrupted run is still there",
-                hint=f"lorabank add-task {operation.name} --resume, or --restart with the new settings",
+                hint="go on with its own settings, or add --restart to begin again with the new ones",
+                commands=[Command("add-task", operation.name, "--resume")],
             )
     data = load_data(stored, bank.snapshot().base)
     if (data.train.sha256, data.eval.sha256) != rows:
         raise DataError(
             f"{stored.data} is no longer what the interrupted run was trained on",
             unchanged="the interrupted run is still there",
-            hint=restart_command(operation.name, stored, restart=True),
+            commands=[restart_command(operation.name, stored, restart=True)],
         )
     snapshot = bank.snapshot().without(operation.config.get("replaces"))
     moved = moved_on(operation.config, _past(snapshot, stored), snapshot)
@@ -364,7 +366,7 @@ def _same_run(
         raise IncompatibleError(
             f"add-task {operation.name!r} cannot be resumed, since the bank is another one: {moved}",
             unchanged="the interrupted run is still there" if kept else "the bank was not changed",
-            hint=restart_command(operation.name, stored, restart=kept),
+            commands=[restart_command(operation.name, stored, restart=kept)],
         )
     return stored, data
 
@@ -393,5 +395,5 @@ def stored_files(
     try:
         return plain_files(files, base, labels)
     except IncompatibleError as error:
-        observer.notice(f"{error.message}; lorabank answers with it, and lorabank export will refuse it")
+        observer.notice(f"{error.message}; lorabank answers with it, and its export will be refused")
         return files

@@ -8,6 +8,7 @@ from typing import Any
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
+from lorabank.core.commands import ADD_TASK, LIST
 from lorabank.core.config import nearest
 from lorabank.core.errors import NotFoundError
 from lorabank.core.records import BaseModelRecord, CompositionRecord, TaskRecord
@@ -28,7 +29,7 @@ def find_named(snapshot: Snapshot, name: str) -> TaskRecord | CompositionRecord:
     there = f" The bank has: {listed(names)}." if names else " The bank is empty."
     raise NotFoundError(
         f"no task or composition {name[:80]!r}.{nearest(name, names)}{there}",
-        hint="lorabank list" if names else "lorabank add-task NAME --data FILE",
+        commands=[LIST if names else ADD_TASK],
     )
 
 

@@ -229,7 +229,7 @@ class _Objects(Mapping[str, bytes]):
     def __getitem__(self, role: str) -> bytes:
         if role not in self._digests:
             message = f"composition {self._record.name[:80]!r} lacks its {role[:80]!r}"
-            raise DamagedError(message, hint=made_again(self._record))
+            raise DamagedError(message, commands=[made_again(self._record)])
         return self._bank.read_blob(self._digests[role])
 
     def __contains__(self, role: object) -> bool:
@@ -254,6 +254,6 @@ def load_composer(
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise DamagedError(
             f"composition {record.name[:80]!r}: what is stored of it cannot be used ({error!r})",
-            hint=made_again(record),
+            commands=[made_again(record)],
         ) from error
     return loaded, members

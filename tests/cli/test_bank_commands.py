@@ -43,7 +43,7 @@ def test_an_empty_bank_says_what_to_do_next(run: Any, empty_folder: Path) -> Non
     base = _any_base()._replace(name="tiny\x1b[2J")
     Bank.create(empty_folder / "bank", base)
     shown = run("list")
-    assert "no tasks yet\nnext: lorabank add-task NAME --data FILE" in shown.out
+    assert "no tasks yet\nnext:\n  lorabank add-task NAME --data FILE" in shown.out
     assert "tiny\\x1b[2J" in shown.out
     assert run("list", "--json").document["tasks"] == []
 
@@ -58,7 +58,7 @@ def test_no_bank(run: Any) -> None:
     shown = run("list")
     assert (shown.code, shown.out) == (3, "")
     assert shown.err.splitlines()[0].startswith("error: no bank at bank")
-    assert "hint: lorabank add-task NAME --data FILE" in shown.err
+    assert "hint:\n    lorabank add-task NAME --data FILE\n" in shown.err
 
 
 @pytest.mark.parametrize("words", [("-b", "team", "list"), ("list", "-b", "team"), ("--bank=team", "list")])
@@ -79,8 +79,8 @@ def test_show_names_what_to_type_next(run: Any, api: Any) -> None:
     api["show"] = {"task": {"name": "spam", "labels": ["ham", "spam"]}, "path": "bank/adapters/aa"}
     shown = run("show", "spam")
     assert "path  bank/adapters/aa" in shown.out
-    assert "lorabank predict --task spam TEXT" in shown.out
-    assert "lorabank export spam FOLDER" in shown.out
+    assert "\n  lorabank predict --task spam TEXT\n" in shown.out
+    assert "\n  lorabank export spam FOLDER\n" in shown.out
     api["show"] = {"composition": {"name": "routed"}}
     assert "lorabank predict --composition routed TEXT" in run("show", "routed").out
     assert run("show", "routed", "--json").document == {"composition": {"name": "routed"}}
@@ -173,8 +173,9 @@ def test_doctor_report_and_export(run: Any, api: Any) -> None:
 
     api["doctor"] = Checkup((("python", "3.11"), ("torch", "2.13")), (), ())
     assert run("doctor").out == "python  3.11\ntorch   2.13\n"
-    document = {"facts": {"python": "3.11", "torch": "2.13"}, "warnings": [], "repaired": None, "findings": []}
-    assert run("doctor", "--json").document == document
+    facts = {"python": "3.11", "torch": "2.13"}
+    empty = {"warnings": [], "findings": [], "commands": []}
+    assert run("doctor", "--json").document == {"facts": facts, "repaired": None, **empty}
     api["report"] = lambda path, target: Path(target)
     assert run("report").out == "wrote report.html\n"
     assert run("report", "x.html", "--json").document == {"path": "x.html"}
@@ -195,7 +196,7 @@ def test_the_doctor_finds_repairs_and_exits_with_8_while_findings_remain(run: An
     shown = run("doctor")
     assert shown.code == 8
     assert "adapter_model.safetensors is missing" in shown.out
-    assert "hint: lorabank doctor --repair" in shown.err
+    assert "\n    lorabank doctor --repair\n" in shown.err
     shown = run("doctor", "--repair", "--json")
     assert shown.code == 8
     (name,) = shown.document["repaired"]["set_aside"]

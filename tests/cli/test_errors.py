@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lorabank.core import errors
+from lorabank.core.commands import LIST, VERIFY
 
 
 def test_each_class_has_the_documented_exit_code(run: Any, api: Any) -> None:
@@ -34,14 +35,16 @@ def test_each_class_has_the_documented_exit_code(run: Any, api: Any) -> None:
     found = {name for name, item in inspect.getmembers(errors, inspect.isclass) if item.__module__ == errors.__name__}
     assert found == set(documented)
     for name, code in documented.items():
-        api["show"] = getattr(errors, name)("it went wrong", unchanged="nothing was changed", hint="lorabank list")
+        api["show"] = getattr(errors, name)(
+            "it went wrong", unchanged="nothing was changed", hint="look", commands=[LIST]
+        )
         shown = run("show", "x")
         assert (shown.code, shown.out) == (code, "")
-        assert shown.err == "error: it went wrong\n  nothing was changed\n  hint: lorabank list\n"
+        assert shown.err == "error: it went wrong\n  nothing was changed\n  hint: look\n    lorabank list\n"
 
 
 def test_with_json_the_error_is_the_one_document(run: Any, api: Any) -> None:
-    api["show"] = errors.DataError("a.jsonl:3: no \x1b[2J", hint="look")
+    api["show"] = errors.DataError("a.jsonl:3: no \x1b[2J", hint="look", commands=[VERIFY])
     shown = run("show", "x", "--json")
     assert shown.code == 6
     assert shown.document == {
@@ -51,6 +54,7 @@ def test_with_json_the_error_is_the_one_document(run: Any, api: Any) -> None:
             "message": "a.jsonl:3: no \x1b[2J",
             "unchanged": None,
             "hint": "look",
+            "commands": ["lorabank verify --full"],
         }
     }
     assert "\x1b" not in shown.out + shown.err
@@ -103,7 +107,7 @@ def test_ctrl_c(run: Any, api: Any) -> None:
 @pytest.mark.parametrize(
     ("kept", "hint"),
     [
-        (("spam",), "lorabank add-task spam --resume goes on from the last checkpoint"),
+        (("spam",), "hint: go on from the last checkpoint\n    lorabank add-task spam --resume\n"),
         (("other",), "the same command begins anew"),
         ((), "the same command begins anew"),
     ],

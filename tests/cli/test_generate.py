@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lorabank.core.commands import Command
 from lorabank.core.errors import IncompatibleError
 from lorabank.workflows.results import Prediction
 
@@ -114,7 +115,7 @@ def test_a_length_that_is_none_is_refused(run: Any, api: Any, tokens: str) -> No
 
 
 def test_an_error_is_one_line(run: Any, api: Any) -> None:
-    api["generate"] = IncompatibleError("the bank's base 'x' is a classifier", hint="lorabank predict")
+    api["generate"] = IncompatibleError("the bank's base 'x' is a classifier", commands=[Command("predict", "TEXT")])
     shown = run("generate", "x")
     assert (shown.code, shown.out) == (5, "")
-    assert shown.err == "error: the bank's base 'x' is a classifier\n  hint: lorabank predict\n"
+    assert shown.err == "error: the bank's base 'x' is a classifier\n  hint:\n    lorabank predict TEXT\n"

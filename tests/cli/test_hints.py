@@ -1,65 +1,111 @@
-"""Hints: every lorabank command that a message proposes is one that the command line takes."""
+"""Commands that errors and results propose: data in the sources, which the command line takes and a user pastes."""
 
 from __future__ import annotations
 
 import ast
 import re
+import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
-from lorabank_cli.main import cli
+from lorabank_cli.main import COMMANDS, cli
 
-from lorabank.core import plugins
+from lorabank import api as library
+from lorabank.bank.bank import Bank
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "lorabank").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
-FILLED = "FILLED"
-"""What stands for a value of an f-string."""
+FILLED = "filled"
+"""What stands for a word that is known at run time alone."""
+PLACEHOLDERS = {"BACKUP", "COPY", "FILE", "FOLDER", "NAME", "NEW", "TEXT"}
+"""What the user alone can know."""
+ODD = "my bank's"
 
 
-def texts(tree: ast.AST) -> Iterator[str]:
-    """The string literals of a source file but its docstrings; an f-string with `FILLED` in it."""
+# ----------------------------------------------------------------------------------------------------- in the sources
+
+
+def prose(tree: ast.AST) -> Iterator[str]:
+    """The string literals of a source file but docstrings and the help; an f-string with `FILLED` in it."""
     docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EPILOG":
+            docs.add(id(node.value))
+        if isinstance(node, ast.keyword) and node.arg == "help":
+            docs.add(id(node.value))
     inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else FILLED for part in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not {id(node)} & (docs | inside):
-            yield node.value
+        literal = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs | inside
+        if isinstance(node, ast.JoinedStr) or literal:
+            yield word(node)
 
 
-def proposed(text: str) -> Iterator[list[str]]:
-    """The words of each command in a text, up to the prose behind it."""
-    for found in re.findall(r"\blorabank (?:-b \w+ |--bank \w+ )?(?=[a-z])([^,;:()`'\n]*)", text):
-        yield found.split()
+def word(node: ast.expr) -> str:
+    """A string expression as far as the source says it."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(word, node.values))
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else FILLED
 
 
-def problem(words: list[str]) -> str | None:
-    """What a command line has that the command does not take; None for prose that begins like a command."""
+def spelt(text: str) -> str | None:
+    """The command that a text spells out, in the place of one that is data."""
+    found = re.search(rf"\blorabank (?:-b \S+ |--bank \S+ )?(?:{'|'.join(COMMANDS)})\b", text)
+    return found and found[0]
+
+
+def proposed(tree: ast.AST) -> Iterator[tuple[list[str], bool]]:
+    """The words of each ``Command(...)``, and whether they are all of them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Command":
+            whole = not any(isinstance(argument, ast.Starred) for argument in node.args)
+            yield [word(argument) for argument in node.args if not isinstance(argument, ast.Starred)], whole
+
+
+def problem(words: list[str], *, whole: bool = True) -> str | None:
+    """What the command line has against the words; of the beginning of a command whether there are such options."""
+    ctx = click.Context(cli, info_name="lorabank")
     command: click.Command | None = cli
-    while isinstance(command, click.Group) and words and words[0] in command.list_commands(click.Context(command)):
-        command, words = command.get_command(click.Context(command), words[0]), words[1:]
-    if command is None or isinstance(command, click.Group):
+    while words and words[0] in ("-b", "--bank"):
+        words = words[2:]
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        name, *words = words
+        command = command.get_command(ctx, name)
+        if command is None:
+            return f"there is no command {name}"
+    assert command is not None
+    try:
+        command.make_context(str(command.name), list(words), parent=ctx, resilient_parsing=not whole)
+    except click.exceptions.Exit:
         return None
-    taken = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    for word, value in zip(words, [*words[1:], ""], strict=False):
-        if word.startswith("--") and (name := word.partition("=")[0].rstrip(".")) not in taken:
-            return f"{command.name} has no option {name}"
-        if word == "--mode" and value not in (*plugins.COMPOSERS, FILLED):
-            return f"there is no mode {value}"
+    except click.UsageError as error:
+        return error.format_message()
     return None
 
 
-def test_every_command_that_a_message_proposes_exists() -> None:
+def test_no_message_spells_a_command_as_prose() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {text}"
+        for path in SOURCES
+        for text in prose(ast.parse(path.read_text(encoding="utf-8")))
+        if spelt(text)
+    ]
+    assert wrong == []
+
+
+def test_every_proposed_command_is_one_that_the_command_line_takes(run: Any) -> None:
     checked, wrong = 0, []
     for path in SOURCES:
-        for text in texts(ast.parse(path.read_text(encoding="utf-8"))):
-            for words in proposed(text):
-                checked += 1
-                if found := problem(words):
-                    wrong.append(f"{path.relative_to(ROOT)}: {found}: {text}")
+        for words, whole in proposed(ast.parse(path.read_text(encoding="utf-8"))):
+            checked += 1
+            if found := problem(words, whole=whole):
+                wrong.append(f"{path.relative_to(ROOT)}: {found}: {words}")
+            unknown = {part for one in words for part in re.findall(r"\b[A-Z]{3,}\b", one)} - PLACEHOLDERS
+            if unknown - {"WEIGHT"}:
+                wrong.append(f"{path.relative_to(ROOT)}: what is {unknown}: {words}")
     assert checked > 60
     assert wrong == []
 
@@ -67,15 +113,170 @@ def test_every_command_that_a_message_proposes_exists() -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("lorabank list", None),
-        ("wait for it to end; lorabank list shows it", None),
-        ("lorabank -b NEW init --base FOLDER", None),
-        ("lorabank compose --mode manual --tasks FILLED", None),
-        ("a sum: lorabank compose --mode uniform", "there is no mode uniform"),
-        ("lorabank add-task NAME --again", "add-task has no option --again"),
-        ("lorabank -b NEW init --model FOLDER", "init has no option --model"),
-        ("lorabank db upgrade --now", "upgrade has no option --now"),
+        ("wait for it to end; lorabank list shows it", "lorabank list"),
+        ("a sum: lorabank -b NEW compose --mode manual", "lorabank -b NEW compose"),
+        ("update lorabank: git pull", None),
+        ("this lorabank needs a0001", None),
     ],
 )
-def test_a_command_that_does_not_exist_is_found(text: str, found: str | None) -> None:
-    assert [problem(words) for words in proposed(text)] == [found]
+def test_a_command_in_prose_is_found(text: str, found: str | None) -> None:
+    assert spelt(text) == found
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("list", None),
+        ("db upgrade", None),
+        ("-b NEW init --base FOLDER", None),
+        ("compose --mode manual --tasks filled", None),
+        ("compose --mode uniform", "Invalid value for '--mode'"),
+        ("add-task NAME --data FILE --again", "No such option '--again'"),
+        ("-b NEW init --model FOLDER", "No such option '--model'"),
+        ("db upgrade --now", "No such option '--now'"),
+        ("remove", "Missing argument 'NAME'"),
+        ("trane spam", "there is no command trane"),
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(run: Any, line: str, found: str | None) -> None:
+    said = problem(line.split())
+    assert said is None if found is None else str(said).startswith(found)
+
+
+# -------------------------------------------------------------------------------------------- pasted, in an odd bank
+
+
+def lines(text: str) -> list[str]:
+    """The commands among the lines of an output: each stands on a line of its own."""
+    return [line.strip() for line in text.splitlines() if line.startswith("  ") and "lorabank " in line]
+
+
+@pytest.fixture
+def odd(bank: Bank) -> Path:
+    """The small bank under an odd name, and the same one at ``./bank``, which no pasted command may touch."""
+    shutil.copytree(bank.path, ODD)
+    return Path(ODD)
+
+
+@pytest.fixture
+def proposals(run: Any, odd: Path) -> Any:
+    """``proposals(*words)``: the commands that a call in the odd bank proposes, checked in both forms of output."""
+
+    def call(*words: str) -> list[str]:
+        shown = run("-b", ODD, *words)
+        found = lines(shown.out + shown.err)
+        assert found, shown
+        for line in found:
+            read = shlex.split(line)
+            assert read[:3] == ["lorabank", "-b", ODD], line
+            assert problem(read[1:]) is None, line
+        return found
+
+    return call
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def damage(bank: Path) -> None:
+    library.backup(bank, "copy")
+    next(bank.glob("adapters/*/adapter_model.safetensors")).unlink()
+
+
+def interrupt(bank: Path) -> None:
+    operation = Bank.open(bank).reserve("add-task", "third", {})
+    (operation.work / "checkpoint-1").mkdir()
+    (operation.work / "checkpoint-1" / "state").write_text("half")
+    operation.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+
+
+def nothing(bank: Path) -> None:
+    """Leave it as it is."""
+
+
+@pytest.mark.parametrize(
+    ("before", "words", "fill", "code", "said"),
+    [
+        pytest.param(nothing, "show frist", {}, 0, "bank at my bank's", id="a name that is not there"),
+        pytest.param(nothing, "predict --task frist a", {}, 0, "bank at my bank's", id="a task that is not there"),
+        pytest.param(nothing, "remove sentiment", {"": "--yes"}, 0, "removed sentiment, both", id="cascade"),
+        pytest.param(nothing, "remove both --yes", {}, 0, "", id="what follows a removal"),
+        pytest.param(
+            nothing, "compose --mode manual --name both", {"": "--yes"}, 0, "removed both", id="a name taken"
+        ),
+        pytest.param(nothing, "backup", {"": "--yes"}, 0, "put back", id="the way back"),
+        pytest.param(
+            lambda bank: library.backup(bank), "restore x.db", {"": "--yes"}, 0, "put back", id="no such backup"
+        ),
+        pytest.param(nothing, "restore x.db", {}, 0, "wrote my bank's/backups", id="no backup at all"),
+        pytest.param(damage, "doctor", {"COPY": "copy"}, 0, "fetched", id="the cure that the doctor names"),
+        pytest.param(damage, "verify", {"COPY": "copy"}, 0, "fetched", id="the cure of a finding"),
+        pytest.param(damage, "doctor --repair", {"COPY": "copy"}, 0, "fetched", id="the cure after a repair"),
+    ],
+)
+def test_a_pasted_command_does_what_it_says_on_the_bank_of_the_call(
+    run: Any, proposals: Any, odd: Path, before: Any, words: str, fill: dict[str, str], code: int, said: str
+) -> None:
+    before(odd)
+    other = tree(Path("bank"))
+    line = proposals(*words.split())[0]
+    typed = [fill.get(one, one) for one in shlex.split(line)[1:]] + ([fill[""]] if "" in fill else [])
+    shown = run(*typed)
+    assert shown.code == code, shown
+    assert said in shown.out
+    assert tree(Path("bank")) == other
+
+
+@pytest.mark.parametrize(
+    ("before", "words", "expected"),
+    [
+        (nothing, "list", None),
+        (nothing, "show spam", ["predict --task spam TEXT", "export spam FOLDER"]),
+        (nothing, "show both", ["predict --composition both TEXT"]),
+        (nothing, "eval --task spam --all", ["eval --task spam"]),
+        (nothing, "export both out --own", ["export both out"]),
+        (nothing, "generate a", ["predict TEXT", None]),
+        (interrupt, "add-task third --data rows.jsonl", None),
+        (interrupt, "doctor", ["add-task third --resume"]),
+        (interrupt, "add-task fourth --resume", None),
+    ],
+)
+def test_a_proposed_command_names_the_bank(
+    run: Any, odd: Path, before: Any, words: str, expected: list[str | None] | None
+) -> None:
+    Path("rows.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n')
+    before(odd)
+    shown = run("-b", ODD, *words.split())
+    for line, wanted in zip(lines(shown.out + shown.err), expected or [], strict=expected is not None):
+        read = shlex.split(line)
+        assert problem(read[1:]) is None, line
+        if wanted is not None:
+            assert read == ["lorabank", "-b", ODD, *wanted.split()]
+
+
+def test_no_bank_at_all(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lines(run("list").err) == ["lorabank add-task NAME --data FILE"]
+    expected = ["lorabank", "-b", ODD, "add-task", "NAME", "--data", "FILE"]
+    assert shlex.split(lines(run("list", "-b", ODD).err)[0]) == expected
+    monkeypatch.setenv("LORABANK_BANK", ODD)  # the shell that it is pasted into may not have it
+    assert shlex.split(lines(run("list").err)[0]) == expected
+    monkeypatch.delenv("LORABANK_BANK")
+    Path("c.toml").write_text(f'bank = "{ODD}"\n')
+    assert shlex.split(lines(run("list", "--config", "c.toml").err)[0]) == expected
+
+
+def test_json_has_the_same_lines(run: Any, odd: Path) -> None:
+    error = run("-b", ODD, "remove", "sentiment", "--json").document["error"]
+    assert error["commands"] == [shlex.join(["lorabank", "-b", ODD, "remove", "sentiment", "--cascade"])]
+    damage(odd)
+    for finding in run("-b", ODD, "verify", "--json").document["findings"]:
+        assert all(shlex.split(line)[:3] == ["lorabank", "-b", ODD] for line in finding["commands"])
+        assert finding["commands"]
+
+
+def test_a_bank_of_another_user_is_named_in_the_same_command(run: Any, bank: Bank, monkeypatch: Any) -> None:
+    monkeypatch.setattr("lorabank_cli.place._owner", lambda path: 4711)
+    (line,) = lines(run("show", "spam", "--json", "-q").err)
+    assert shlex.split(line) == ["lorabank", "--bank", "bank", "show", "spam", "--json", "-q"]
+    assert run(*shlex.split(line)[1:]).code == 0

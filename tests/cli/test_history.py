@@ -24,7 +24,7 @@ def test_log_shows_the_newest_first_and_what_is_next(run: Any, bank: Bank) -> No
     assert len(lines) == 7
     limited = run("log", "--limit", "2").out.splitlines()
     assert [line.split() for line in limited[2:4]] == [line.split() for line in lines[2:4]]
-    assert limited[4:] == ["(3 older; all: lorabank log)"]
+    assert limited[4:] == ["(3 older)", "all:", "  lorabank log"]
 
 
 def test_log_as_json_has_everything(run: Any, bank: Bank) -> None:

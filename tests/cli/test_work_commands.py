@@ -52,7 +52,8 @@ def test_add_task_says_what_was_held_and_what_to_do_next(run: Any, api: Any, rec
         "  held           sentiment (active, frozen; orthogonal 0.5)",
         "  overlap        sentiment 0.0021",
         "  capacity left  95.8 % of the input space",
-        "  next           lorabank eval --forgetting-matrix",
+        "next:",
+        "  lorabank eval --forgetting-matrix",
     ]
     arguments = api.called("add_task")
     assert arguments["config"] == TrainConfig(data="s.jsonl")

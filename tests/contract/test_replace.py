@@ -76,7 +76,7 @@ def test_compositions_go_along_and_are_made_again_as_told(lab: Lab, copy: Callab
     assert list(result.superseded) == ["sum", "prototype"]
     assert Bank.open(bank).snapshot().compositions == ()
     for words in result.superseded.values():
-        assert main([*words[1:], "--bank", str(bank), "--device", "cpu", "--quiet"]) == 0
+        assert main([*words, "--bank", str(bank), "--device", "cpu", "--quiet"]) == 0
     after = Bank.open(bank).snapshot()
     for name in result.superseded:
         kept, old = (dict(one.composition(name).parameters) for one in (after, before))

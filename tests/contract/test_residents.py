@@ -133,5 +133,5 @@ def test_what_must_lie_in_memory_together_is_refused_with_the_size_it_needs(bank
     assert predict(bank, texts, "attended", max_resident=caught.value.hint.split()[1])
     with pytest.raises(ConfigError, match="an adapter needs"):
         predict(bank, texts, "routed", max_resident="1KB")
-    with pytest.raises(ConfigError, match="is no size"):
+    with pytest.raises(ConfigError, match="is not a size"):
         predict(bank, texts, "routed", max_resident="much")

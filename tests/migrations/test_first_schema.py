@@ -110,7 +110,7 @@ def test_it_is_refused_and_left_alone(path):
     before = (path / "bank.db").read_bytes()
     with pytest.raises(IncompatibleError, match=f"has schema 0001, this lorabank needs {HEAD}") as caught:
         Bank.open(path)
-    assert caught.value.hint == "lorabank db upgrade"
+    assert caught.value.commands == (("db", "upgrade"),)
     assert upgrade_database(path, dry_run=True).before == "0001"
     assert (path / "bank.db").read_bytes() == before
 

@@ -171,7 +171,7 @@ def test_an_older_bank_is_refused_then_upgraded_with_a_backup(bank, next_schema)
     next_schema()
     with pytest.raises(IncompatibleError, match=f"has schema {HEAD}, this lorabank needs next") as caught:
         Bank.open(bank.path)
-    assert caught.value.hint == "lorabank db upgrade"
+    assert caught.value.commands == (("db", "upgrade"),)
     planned = upgrade_database(bank.path, dry_run=True)
     assert (planned.before, planned.after, planned.backup) == (HEAD, "next", None)
     assert query(bank, "SELECT * FROM alembic_version") == [(HEAD,)]

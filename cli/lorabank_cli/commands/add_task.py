@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank_cli.labels import confusion, summary
 from lorabank_cli.options import remarked
 from lorabank_cli.output import plain
 from lorabank_cli.settings import show_settings
-from lorabank_cli.text import command, named, pairs, safe, scored, shortened
+from lorabank_cli.text import named, pairs, safe, scored, shortened
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -78,12 +79,12 @@ def add_task(
                 replace=replace,
             )
     except KeyboardInterrupt:
-        hint = "the same command begins anew: there was no checkpoint yet"
+        hint, commands = "the same command begins anew: there was no checkpoint yet", []
         if name in api.resumable(run.bank):
-            hint = f"{command('lorabank', 'add-task', name)} --resume goes on from the last checkpoint"
-        raise Interrupted("interrupted", unchanged="the bank was not changed", hint=hint) from None
+            hint, commands = "go on from the last checkpoint", [Command("add-task", name, "--resume")]
+        raise Interrupted("interrupted", unchanged="the bank was not changed", hint=hint, commands=commands) from None
     names = {digest: adapter.task for digest, adapter in api.overview(run.bank).adapters.items()}
-    run.output.data(result, _text(result, names))
+    run.output.data(result, _text(run, result, names))
 
 
 def _config(run: Run, name: str, resume: bool, restart: bool) -> TrainConfig | None:
@@ -104,7 +105,7 @@ def _config(run: Run, name: str, resume: bool, restart: bool) -> TrainConfig | N
     return None
 
 
-def _text(result: AddTaskResult, names: dict[str, str]) -> str:
+def _text(run: Run, result: AddTaskResult, names: dict[str, str]) -> str:
     task, adapter, score = result.task, result.adapter, result.score
     largest = sorted(adapter.metrics.get("overlap", {}).items(), key=lambda item: -item[1])
     overlap = [f"{names[digest]} {value:.4f}" for digest, value in largest]
@@ -118,12 +119,11 @@ def _text(result: AddTaskResult, names: dict[str, str]) -> str:
         ("overlap", shortened(overlap) or None),
         ("known rows", known(adapter, names)),
         ("capacity left", None if left is None else f"{100 * left:.1f} % of the input space"),
-        ("next", "lorabank eval --forgetting-matrix" if task.position > 1 else "lorabank add-task NAME --data FILE"),
     ]
     matrix = confusion(score["labels"], _MOST_LABELS) if score.get("labels") else None
-    items += again(result)
     head = f"added task {safe(task.name)} ({numbered(task)}) to {safe(result.bank)}\n{pairs(items)}"
-    return f"{head}\n\n{matrix}" if matrix else head
+    follow = run.output.next(Command("eval", "--forgetting-matrix") if task.position > 1 else ADD_TASK)
+    return "\n\n".join(part for part in ("\n".join([head, follow, *again(run, result)]), matrix) if part)
 
 
 def known(adapter: AdapterRecord, names: dict[str, str]) -> str | None:
@@ -137,12 +137,13 @@ def numbered(task: TaskRecord) -> str:
     return f"number {task.position}" + (f", in the place of number {task.replaces}" if task.replaces else "")
 
 
-def again(result: AddTaskResult) -> list[tuple[str, object]]:
+def again(run: Run, result: AddTaskResult) -> list[str]:
     """How to make the compositions again that went with an older version, and how to take it all back."""
     if result.task.replaces is None:
         return []
-    made = [(f"{name} again", command(*words)) for name, words in result.superseded.items()]
-    return [*made, ("back to before", command("lorabank", "undo"))]
+    gone = result.superseded
+    made = [run.output.next(*gone.values(), title=f"to make {safe(', '.join(gone))} again")] if gone else []
+    return [*made, run.output.next(Command("undo"), title="to go back to before")]
 
 
 def _held(adapter: AdapterRecord, names: dict[str, str]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from lorabank_cli.text import command, pairs, safe
+from lorabank.core.commands import Command
+from lorabank_cli.text import pairs, safe
 from lorabank_cli.verb import Run, verb
 
 
@@ -25,7 +26,7 @@ def backup(run: Run, target: str | None) -> None:
             ("tasks", result.tasks),
             ("copied", None if target is None else f"{result.files} adapters and blobs that were not there yet"),
             *(("mended", line) for line in result.mended),
-            ("back", command("lorabank", "--bank", str(run.bank), "restore", result.path)),
         ]
     )
-    run.output.data(result, f"wrote {safe(result.path)}\n{facts}")
+    back = run.output.next(Command("restore", result.path), title="to put it back")
+    run.output.data(result, f"wrote {safe(result.path)}\n{facts}\n{back}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from lorabank.core.commands import Command
 from lorabank.core.config import ComposeConfig
 from lorabank_cli.options import remarked
 from lorabank_cli.output import plain
 from lorabank_cli.settings import show_settings
-from lorabank_cli.text import command, outline, pairs, safe, shortened
+from lorabank_cli.text import outline, pairs, safe, shortened
 from lorabank_cli.verb import Run, verb
 
 
@@ -45,9 +46,9 @@ def compose(run: Run, note: str | None, tags: tuple[str, ...]) -> None:
         [
             ("mode", made.mode),
             ("members", shortened(made.members)),
-            ("next", command("lorabank", "eval", "--composition", made.name, "--forgetting-matrix")),
         ]
     )
+    follow = run.output.next(Command("eval", "--composition", made.name, "--forgetting-matrix"))
     report = outline(plain(result.report))
-    parts = [f"made composition {safe(made.name)} in {safe(run.bank)}", report, facts]
+    parts = [f"made composition {safe(made.name)} in {safe(run.bank)}", report, facts, follow]
     run.output.data(result, "\n".join(part for part in parts if part))

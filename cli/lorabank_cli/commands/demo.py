@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lorabank.core.commands import Command
 from lorabank_cli.options import Finite
-from lorabank_cli.text import command, safe, table
+from lorabank_cli.text import safe, table
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ def demo(run: Run, target: str, seed: int, epochs: float | None) -> None:
 
     with run.observer as observer:
         result = api.demo(target, seed=seed, epochs=epochs, observer=observer)
-    run.output.data(result, _text(target, result))
+    run.output.data(result, _text(run, target, result))
 
 
-def _text(target: str, result: DemoResult) -> str:
+def _text(run: Run, target: str, result: DemoResult) -> str:
     """One line per strategy and composition, then where everything lies."""
     titles = [title for title, _ in COLUMNS]
     rows = [[row[key] for _, key in COLUMNS] for row in result.rows]
@@ -54,6 +55,6 @@ def _text(target: str, result: DemoResult) -> str:
             "task id routed: nobody said which task a text belongs to; oracle: the same with perfect routing",
             f"heat-maps, reports and banks are in {safe(target)} ({result.seconds:.0f} s):",
             *(f"  {safe(path)}" for path in result.paths),
-            f"next: {command('lorabank', '--bank', f'{target}/olora', 'predict', 'A wonderful, moving film.')}",
+            run.output.next(Command("--bank", f"{target}/olora", "predict", "A wonderful, moving film.")),
         ]
     )

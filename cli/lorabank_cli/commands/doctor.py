@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lorabank.core.commands import Command
 from lorabank.core.errors import DamagedError
-from lorabank_cli.text import pairs, safe, table
+from lorabank_cli.findings import findings_text
+from lorabank_cli.text import pairs, safe
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -36,17 +38,19 @@ def doctor(run: Run, repair: bool, source: str | None) -> None:
         "warnings": found.warnings,
         "repaired": repaired,
         "findings": found.findings,
+        "commands": found.commands,
     }
-    run.output.data(document, _text(found, repaired))
+    run.output.data(document, _text(run, found, repaired))
     if found.findings:
         count = len(found.findings)
         raise DamagedError(
             f"{count} finding{'s' if count > 1 else ''} in {run.bank}",
-            hint=None if repair else "lorabank doctor --repair, with --from COPY when there is a copy of the bank",
+            hint=None if repair else "add --from COPY where there is a copy of the bank",
+            commands=() if repair else [Command("doctor", "--repair")],
         )
 
 
-def _text(found: Checkup, repaired: RepairResult | None) -> str:
+def _text(run: Run, found: Checkup, repaired: RepairResult | None) -> str:
     blocks = [pairs(found.facts, indent="")]
     blocks += [f"warning: {safe(warning)}" for warning in found.warnings]
     if repaired is not None:
@@ -54,6 +58,7 @@ def _text(found: Checkup, repaired: RepairResult | None) -> str:
         lines = [f"{name}\n" + "\n".join(f"  {safe(path)}" for path in paths) for name, paths in done]
         blocks.append("\n".join(lines) or "nothing was to be repaired")
     if found.findings:
-        rows = [(f.kind, f.subject, f.message, f.hint) for f in found.findings]
-        blocks.append(table(("kind", "subject", "finding", "cure"), rows))
+        blocks.append(findings_text(run.output, found.findings))
+    if found.commands:
+        blocks.append(run.output.next(*found.commands))
     return "\n\n".join(blocks)

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from lorabank.core.commands import Command
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank_cli.commands.add_task import again, numbered
 from lorabank_cli.labels import summary
@@ -88,9 +89,8 @@ def import_adapter(
             ("prompt", template and json.dumps(template, ensure_ascii=False)),
             (named(result.score["metric"]), f"{scored(result.score)} (95 % interval, task id given)"),
             *summary(result.score.get("labels")),
-            ("next", "lorabank compose --mode prototype"),
-            *again(result),
         ]
     )
     head = f"imported task {safe(task)} ({numbered(result.task)}) into {safe(run.bank)}"
-    run.output.data(result, f"{head}\n{facts}")
+    follow = run.output.next(Command("compose", "--mode", "prototype"))
+    run.output.data(result, "\n".join([head, facts, follow, *again(run, result)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lorabank.core.commands import ADD_TASK
 from lorabank.core.config import InitConfig
 from lorabank_cli.settings import show_settings
 from lorabank_cli.text import pairs, safe
@@ -34,7 +35,7 @@ def init(run: Run) -> None:
             ("parameters", base.parameters),
             ("dtype", base.dtype),
             ("fingerprint", base.fingerprint),
-            ("next", "lorabank add-task NAME --data FILE"),
         ]
     )
-    run.output.data({"bank": run.bank, "id": snapshot.id, "base": base}, f"made a bank at {safe(run.bank)}\n{text}")
+    document = {"bank": run.bank, "id": snapshot.id, "base": base}
+    run.output.data(document, f"made a bank at {safe(run.bank)}\n{text}\n{run.output.next(ADD_TASK)}")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorabank_cli.text import command, safe, shortened, size, table, terminal_width
+from lorabank.core.commands import ADD_TASK, Command
+from lorabank_cli.text import safe, shortened, size, table, terminal_width
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -78,12 +79,12 @@ def list_bank(run: Run, everything: bool, tag: str | None, sort: str, limit: int
     }
     lines = [f"bank at {safe(run.bank)}, base {safe(snapshot.base.name)}", ""]
     if not known:
-        lines += ["no tasks yet", f"next: {command('lorabank', 'add-task', 'NAME', '--data', 'FILE')}"]
+        lines += ["no tasks yet", run.output.next(ADD_TASK)]
     else:
         lines += [
             *_tasks_text(chosen, left, no_truncate),
             "",
-            *_compositions_text(made, listed, unlisted, no_truncate),
+            *_compositions_text(run, made, listed, unlisted, no_truncate),
         ]
     run.output.data(document, "\n".join(lines))
 
@@ -164,9 +165,11 @@ def _tasks_text(tasks: list[dict[str, Any]], left: int, whole: bool) -> list[str
     return _table(names, rows, left, whole) if rows else ["no task has this tag"]
 
 
-def _compositions_text(made: Sequence[Any], listed: list[dict[str, Any]], left: int, whole: bool) -> list[str]:
+def _compositions_text(
+    run: Run, made: Sequence[Any], listed: list[dict[str, Any]], left: int, whole: bool
+) -> list[str]:
     if not made:
-        return ["no compositions yet", "next: lorabank compose --mode prototype"]
+        return ["no compositions yet", run.output.next(Command("compose", "--mode", "prototype"))]
     show = _joined(whole)
     rows = [
         [

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lorabank_cli.text import command, safe, shortened, table, terminal_width
+from lorabank.core.commands import Command
+from lorabank_cli.text import safe, shortened, table, terminal_width
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def log(run: Run, limit: int | None) -> None:
     header = ("#", "when (UTC)", "change", "name", "what", "undo")
     lines = [f"history of {safe(run.bank)}, newest first", table(header, rows, limit=terminal_width())]
     if len(entries) > len(shown):
-        lines.append(f"({len(entries) - len(shown)} older; all: {command('lorabank', 'log')})")
+        lines += [f"({len(entries) - len(shown)} older)", run.output.next(Command("log"), title="all")]
     run.output.data({"bank": run.bank, "changes": shown}, "\n".join(lines))
 
 

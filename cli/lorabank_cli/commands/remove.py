@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from lorabank.core.commands import Command
 from lorabank_cli.completion import complete_names
 from lorabank_cli.text import safe
 from lorabank_cli.verb import Run, verb
@@ -31,5 +32,5 @@ def remove(run: Run, name: str, cascade: bool) -> None:
         return
     run.confirm(f"Remove {safe(', '.join(names))} from {safe(run.bank)}?")
     removed = api.remove(run.bank, name, cascade=cascade)
-    text = f"removed {safe(', '.join(removed))}\n  next  lorabank gc"
+    text = f"removed {safe(', '.join(removed))}\n{run.output.next(Command('gc'))}"
     run.output.data({"dry_run": False, "removed": removed}, text)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lorabank.core.commands import Command
 from lorabank_cli.output import plain
 from lorabank_cli.text import pairs, safe
 from lorabank_cli.verb import Run, verb
@@ -37,22 +38,22 @@ def restore(run: Run, backup: str, incomplete: bool) -> None:
     if run.dry_run or not run.ctx.params["yes"]:
         planned = api.restore(run.bank, backup, incomplete=incomplete, dry_run=True)
         if run.dry_run:
-            text = f"would put back {safe(planned.backup)}\n{_facts(planned)}".rstrip()
+            text = f"would put back {safe(planned.backup)}\n{_facts(run, planned)}".rstrip()
             run.output.data({"dry_run": True, **plain(planned)}, text)
             return
         run.confirm(f"Put {safe(planned.backup)} back? {len(planned.back)} tasks come back, {len(planned.gone)} go.")
     done = api.restore(run.bank, backup, incomplete=incomplete)
-    run.output.data({"dry_run": False, **plain(done)}, f"put back {safe(done.backup)}\n{_facts(done)}".rstrip())
+    run.output.data({"dry_run": False, **plain(done)}, f"put back {safe(done.backup)}\n{_facts(run, done)}".rstrip())
 
 
-def _facts(result: RestoreResult) -> str:
-    return pairs(
+def _facts(run: Run, result: RestoreResult) -> str:
+    facts = pairs(
         [
             ("tasks that come back", ", ".join(result.back) or "none"),
             ("tasks that go", ", ".join(result.gone) or "none"),
             ("files that are gone", len(result.missing) or None),
             *(("mended", line) for line in result.mended),
             ("kept aside", result.kept),
-            ("next", "lorabank doctor --repair" if result.missing else None),
         ]
     )
+    return f"{facts}\n{run.output.next(Command('doctor', '--repair'))}" if result.missing else facts

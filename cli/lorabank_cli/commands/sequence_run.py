@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lorabank_cli.text import command, named, pairs, safe, table, terminal_width
+from lorabank.core.commands import Command
+from lorabank_cli.text import named, pairs, safe, table, terminal_width
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def run_sequence(run: Run, file: str, out: str | None, size: str | None, dev: bo
         raise Interrupted(
             "interrupted", unchanged="what was done is kept", hint="the same command goes on from there"
         ) from None
-    run.output.data(result, _text(result))
+    run.output.data(result, _text(run, result))
 
 
 def _planned(plan: SequencePlan) -> str:
@@ -79,7 +80,7 @@ def _planned(plan: SequencePlan) -> str:
     return "\n\n".join(parts)
 
 
-def _text(result: SequenceResult) -> str:
+def _text(run: Run, result: SequenceResult) -> str:
     rows = result.rows
     scalars = [name for name in (rows[0].scalars if rows else ()) if any(row.scalars[name] for row in rows)]
     header = ["trained by", "answered by", "task id", "runs", *(TITLES.get(name, named(name)) for name in scalars)]
@@ -98,7 +99,7 @@ def _text(result: SequenceResult) -> str:
         "belongs to; oracle: the same with perfect routing; routed right: texts that went to their task",
         f"written to {safe(result.folder)} ({result.seconds:.0f} s):\n"
         + "\n".join(f"  {safe(path)}" for path in result.paths),
-        f"next: {command('lorabank', 'report', '--bank', _first_bank(result), 'report.html')}",
+        run.output.next(Command("report", "--bank", _first_bank(result), "report.html")),
     ]
     return "\n\n".join(parts)
 

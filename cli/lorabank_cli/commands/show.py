@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
+from lorabank.core.commands import Command
 from lorabank_cli.completion import complete_names
 from lorabank_cli.output import plain
-from lorabank_cli.text import command, named, outline, pairs, safe
+from lorabank_cli.text import named, outline, pairs, safe
 from lorabank_cli.verb import Run, verb
 
 
@@ -23,14 +24,15 @@ def show(run: Run, name: str) -> None:
 
     document = api.show(run.bank, name)
     chosen = ("--composition", name) if "composition" in document else ("--task", name)
-    ready: list[tuple[str, object]] = [("predict", command("lorabank", "predict", *chosen, "TEXT"))]
+    ready = [Command("predict", *chosen, "TEXT")]
     if chosen[0] == "--task":
-        ready.append(("export", command("lorabank", "export", name, "FOLDER")))
+        ready.append(Command("export", name, "FOLDER"))
     shown = plain(document)
     left = shown.get("adapter", {}).get("metrics", {}).pop("capacity_by_module", None)
-    blocks = {"how it is asked": _asked(document), "room for later tasks": _room(left or {}), "ready to type": ready}
+    blocks = {"how it is asked": _asked(document), "room for later tasks": _room(left or {})}
     parts = [f"{safe(name)} in {safe(run.bank)}\n{outline(shown)}"]
     parts += [f"{title}\n{pairs(items)}" for title, items in blocks.items() if items]
+    parts.append(run.output.next(*ready, title="ready to type"))
     run.output.data(document, "\n\n".join(parts))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from lorabank.core.errors import DamagedError
-from lorabank_cli.text import safe, table
+from lorabank_cli.findings import findings_text
+from lorabank_cli.text import safe
 from lorabank_cli.verb import Run, verb
 
 
@@ -39,12 +40,8 @@ def verify(run: Run, full: bool, subset: tuple[int, int] | None) -> None:
     if full and subset:
         raise click.UsageError("--full and --subset exclude each other.")
     findings = api.verify(run.bank, full=full, part=subset)
-    rows = [(f.kind, f.subject, f.message, f.hint) for f in findings]
-    text = (
-        table(("kind", "subject", "finding", "cure"), rows)
-        if rows
-        else f"{safe(run.bank)} is clean ({_depth(full, subset)})"
-    )
+    clean = f"{safe(run.bank)} is clean ({_depth(full, subset)})"
+    text = findings_text(run.output, findings) if findings else clean
     part = "/".join(map(str, subset)) if subset else None
     run.output.data({"clean": not findings, "full": full, "subset": part, "findings": findings}, text)
     if findings:

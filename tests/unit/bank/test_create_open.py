@@ -120,7 +120,7 @@ def test_open_without_a_bank_says_what_to_type(tmp_path):
     with pytest.raises(NotFoundError, match="no bank at") as caught:
         Bank.open(tmp_path / "nowhere")
     assert caught.value.exit_code == 3
-    assert caught.value.hint == "lorabank add-task NAME --data FILE"
+    assert caught.value.commands == (("add-task", "NAME", "--data", "FILE"),)
     assert not (tmp_path / "nowhere").exists()
 
 

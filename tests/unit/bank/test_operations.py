@@ -125,7 +125,7 @@ def test_an_interrupted_training_with_a_checkpoint_can_be_resumed(bank, kit):
     assert not left.alive
     with pytest.raises(ExistsError, match="interrupted add-task 'spam'") as caught:
         bank.reserve("add-task", "spam", {})
-    assert "--resume" in caught.value.hint
+    assert caught.value.commands == (("add-task", "spam", "--resume"),)
     assert "--restart" in caught.value.hint
     kit.add_task(bank, "products")  # another name is free
     with bank.resume("add-task", "spam") as resumed:

@@ -173,10 +173,10 @@ def test_what_is_no_single_adapter_is_refused(bank, compose, tmp_path) -> None:
     compose("manual", name="nothing", weights="first=0,second=0")
     with pytest.raises(ConfigError, match="picks one of 2 adapters for each text") as routed:
         api.export(bank, "routed", tmp_path / "out")
-    assert "lorabank export first FOLDER" in str(routed.value.hint)
+    assert routed.value.commands[0] == ("export", "first", "./first-adapter")
     with pytest.raises(ConfigError, match="weights depend on the input") as attended:
         api.export(bank, "attended", tmp_path / "out")
-    assert "compose --mode manual --tasks first,second" in str(attended.value.hint)
+    assert attended.value.commands == (("compose", "--mode", "manual", "--tasks", "first,second"),)
     with pytest.raises(ConfigError, match="the bare base model"):
         api.export(bank, "nothing", tmp_path / "out")
     with pytest.raises(ConfigError, match="--own is for tasks"):
@@ -197,7 +197,7 @@ def test_what_a_server_would_refuse_is_not_written(bank, compose, tmp_path) -> N
         IncompatibleError, match=r"vllm would not serve 'second': modules_to_save \(classifier"
     ) as refused:
         api.export(bank, "second", tmp_path / "out", check="vllm")
-    assert "compose --mode manual" in str(refused.value.hint)
+    assert refused.value.commands[1] == ("export", "second-served", "FOLDER")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="there is vllm"):
         api.export(bank, "second", tmp_path / "out", check="llama.cpp")

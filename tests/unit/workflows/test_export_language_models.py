@@ -122,7 +122,7 @@ def test_what_attention_answers_is_no_single_adapter(tmp_path, make_language_mod
         add(bank, base, name, ("no", "yes"), seed, strategy="amlora", r=2)
     with pytest.raises(ConfigError, match="attention over several adapters") as refused:
         api.export(bank, "two", tmp_path / "out")
-    assert "--own" in str(refused.value.hint)
+    assert refused.value.commands == (("export", "two", "FOLDER", "--own"),)
     assert not (tmp_path / "out").exists()
     api.export(bank, "two", tmp_path / "out", own=True)
     digest = Bank.open(bank).snapshot().adapter_of("two").digest

@@ -1,0 +1,48 @@
+"""Commands as data: what is pasted is what was meant, whatever the words and the bank are called."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import shlex
+import subprocess
+
+import pytest
+
+from lorabank.core.commands import VERIFY, Command
+from lorabank.core.errors import DataError
+from lorabank.data.bad_rows import BadRow
+
+WORDS = ["my bank's", 'a "b" c', "$HOME `id`", "a\\b", "*", "~", "#x", "-", "", "é ü 日本", "a;b & c | d > e", "!x"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_shell_reads_the_words_that_were_meant(word: str) -> None:
+    line = Command("show", word).line(word or "bank")
+    script = f"lorabank() {{ printf '%s\\0' \"$@\"; }}\n{line}"
+    read = subprocess.run(["bash", "-c", script], capture_output=True, check=True, timeout=60).stdout
+    assert read.decode().split("\0")[:-1] == ["-b", word or "bank", "show", word]
+
+
+def test_the_bank_of_the_call_is_named_where_the_command_names_none() -> None:
+    assert str(VERIFY) == VERIFY.line() == "lorabank verify --full"
+    assert VERIFY.line("team") == "lorabank -b team verify --full"
+    assert Command("-b", "NEW", "init").line("team") == "lorabank -b NEW init"
+    assert Command("--bank", "x", "list").line("team") == "lorabank --bank x list"
+    assert Command("list", "--help").line("team") == "lorabank list --help"
+
+
+def test_it_is_the_same_after_a_copy_and_in_another_process() -> None:
+    command = Command("remove", "a b")
+    error = BadRow("a.csv", "line 3", "no", hint="look", commands=[command])
+    for again in (pickle.loads(pickle.dumps(error)), copy.deepcopy(error), error.saying(error.message)):
+        assert (type(again), str(again), again.args) == (BadRow, "'a.csv', line 3: no", error.args)
+        assert (again.message, again.hint, again.unchanged) == (str(error), "look", "nothing was changed")
+        assert again.commands == (command,)
+        assert shlex.split(str(again.commands[0])) == ["lorabank", "remove", "a b"]
+
+
+def test_an_error_that_says_it_in_other_words_proposes_the_same() -> None:
+    error = DataError("row 3", hint="look", commands=[VERIFY]).saying("cell a: row 3", unchanged="the rest is kept")
+    assert (type(error), error.message, error.hint) == (DataError, "cell a: row 3", "look")
+    assert (error.commands, error.unchanged) == ((VERIFY,), "the rest is kept")
