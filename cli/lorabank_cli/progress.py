@@ -23,10 +23,16 @@ _SECONDS = 30.0
 
 
 class ConsoleObserver:
-    """Shows notices and progress with the loss and each penalty; silent with ``--quiet``."""
+    """Shows notices and progress with the loss and each penalty; silent with ``--quiet``.
 
-    def __init__(self, output: Output) -> None:
+    Args:
+        output: The streams.
+        lines: Plain lines of one job beside its first step; of 0 there is a line only after a long silence.
+    """
+
+    def __init__(self, output: Output, lines: int = _LINES) -> None:
         self._output = output
+        self._lines = lines
         self._bar: ProgressBar[int] | None = None
         self._what = ""
         self._total = 0
@@ -55,7 +61,7 @@ class ConsoleObserver:
                 length=total, label=self._what, file=sys.stderr, show_pos=True, item_show_func=_shown
             )
             self._bar.__enter__()
-        else:
+        elif self._lines:
             self._output.aside(f"{self._what}: 0/{total}")
 
     def advance(self, done: int, values: Mapping[str, float]) -> None:
@@ -72,8 +78,8 @@ class ConsoleObserver:
             self._bar.current_item = line  # type: ignore[assignment]
             self._bar.update(done - self._bar.pos)
         elif not self._output.quiet and self._total:
-            tenth, now = done * _LINES // self._total, monotonic()
-            if tenth > self._tenth or done == 1 or now - self._shown > _SECONDS:
+            tenth, now = done * self._lines // self._total, monotonic()
+            if tenth > self._tenth or (done == 1 and self._lines) or now - self._shown > _SECONDS:
                 self._tenth, self._shown = tenth, now
                 self._output.aside(f"{self._what}: {done}/{self._total}  {line}".rstrip())
 

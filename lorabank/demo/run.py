@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from lorabank.bank.bank import Bank
 from lorabank.core.config import ComposeConfig, EvalConfig, TrainConfig
 from lorabank.core.observer import Observer
+from lorabank.demo.steps import Step, Steps
+from lorabank.demo.table import markdown
+from lorabank.workflows.compose import compose
 from lorabank.workflows.results import DemoResult, MatrixReport
 from lorabank.workflows.sequence_bank import compose_and_measure, learn, learnt_tasks
 
@@ -34,35 +39,127 @@ COMPOSITIONS = (
 )
 
 
+_ROWS, _HELD_OUT = 480, 240
+"""Rows of each task to train on and to score."""
+_TRAINED = 3
+"""Passes through the model that a training row costs: one forward, and backward about two."""
+_ATTENDED = 1.5
+"""Passes that a row under attention costs, where each adapter and the selector run for themselves."""
+_FITTED = 12
+"""Passes that a row costs on which a selector is fitted."""
+
+
+class _Part(NamedTuple):
+    """A step of the demo, whether it was done before, and what does it."""
+
+    step: Step
+    done: Callable[[], bool]
+    run: Callable[[Observer], object]
+
+
 def demo(target: Path, *, seed: int, epochs: float | None, observer: Observer) -> DemoResult:
     """Sequential training (one adapter goes on) beside O-LoRA with three ways to compose.
 
     A folder of an earlier, interrupted demo is gone on with: what is in its banks is not trained again.
 
     Args:
-        target: Folder for data, banks, heat-maps and the report.
+        target: Folder for data, banks, heat-maps, the table and the reports.
         seed: Seed of both sequences.
         epochs: Passes over each task's rows; None for the default.
         observer: Gets notices and progress.
     """
-    from lorabank.workflows.sharing import report as write_report
-    from lorabank.workflows.sharing import save_plot
-
     started = time.monotonic()
+    observer.notice(
+        f"{len(TASKS)} tasks ({', '.join(TASKS)}) are learnt one after another, by seqlora (one adapter goes on) and "
+        "by olora (one for each task); olora's are composed in three ways, and each task is scored after each; all of "
+        f"it lies in {target}"
+    )
     copy_data(target / "data")
     changed = {} if epochs is None else {"epochs": epochs}
     rows: list[dict[str, Any]] = []
     paths: list[str] = []
+    parts: list[_Part] = []
     for strategy, compositions in (("seqlora", ()), ("olora", COMPOSITIONS)):
+        parts += _learning(target, strategy, seed, changed)
+        parts += _composing(target / strategy, compositions, seed)
+        parts.append(_measuring(target, strategy, compositions, seed, rows, paths))
+    steps = Steps(observer, [part.step for part in parts])
+    for part in parts:
+        if part.done():
+            steps.skip()
+        else:
+            steps.begin()
+            part.run(steps)
+    page = target / "table.md"
+    page.write_text(markdown(rows), encoding="utf-8")
+    return DemoResult(tuple(rows), (*paths, str(page)), time.monotonic() - started)
+
+
+def _learning(target: Path, strategy: str, seed: int, changed: Mapping[str, Any]) -> list[_Part]:
+    """Each task, unless it is in the bank."""
+    bank, passes = target / strategy, float(changed.get("epochs", SETTINGS["epochs"]))
+    work = {"training": _ROWS * passes * _TRAINED, "scoring": _HELD_OUT, "": _ROWS}
+    return [
+        _Part(
+            Step(f"{strategy} learns {task}", work),
+            partial(_is_learnt, bank, task),
+            partial(_learn, bank, target / "data", task, strategy, seed, changed),
+        )
+        for task in TASKS
+    ]
+
+
+def _composing(bank: Path, compositions: Sequence[ComposeConfig], seed: int) -> list[_Part]:
+    """Each composition, unless it is in the bank."""
+    samples = SETTINGS["keep_samples"] * sum(range(2, len(TASKS) + 1))  # of the stages that have a selector
+    work = {"attention": {"attention over": 2 * samples * _FITTED}}
+    return [
+        _Part(
+            Step(f"composing {config.mode}", work.get(config.mode, {"": _HELD_OUT})),
+            partial(_is_composed, bank, config),
+            partial(_compose, bank, replace(config, seed=seed)),
+        )
+        for config in compositions
+    ]
+
+
+def _measuring(
+    target: Path,
+    strategy: str,
+    compositions: Sequence[ComposeConfig],
+    seed: int,
+    rows: list[dict[str, Any]],
+    paths: list[str],
+) -> _Part:
+    """The matrix of the state as trained and of each composition: table rows, heat-maps and the report."""
+    cells = len(TASKS) * (len(TASKS) + 1) // 2 * _HELD_OUT
+    work = {"scoring as-trained": float(cells - len(TASKS) * _HELD_OUT)}
+    work |= {f"scoring {one.name}": cells * (_ATTENDED if one.mode == "attention" else 1.0) for one in compositions}
+
+    def run(observer: Observer) -> None:
+        from lorabank.workflows.sharing import report as write_report
+        from lorabank.workflows.sharing import save_plot
+
         bank = target / strategy
-        train_sequence(bank, target / "data", strategy, seed=seed, changed=changed, observer=observer)
-        reports = measure(bank, compositions, seed=seed, observer=observer)
-        rows += [table_row(strategy, report) for report in reports]
-        for report in reports:
+        for report in measure(bank, compositions, seed=seed, observer=observer):
+            rows.append(table_row(strategy, report))
             name = strategy if report.subject == "as-trained" else f"{strategy}-{report.subject}"
             paths.append(str(save_plot(report, target / f"{name}.png")))
         paths.append(str(write_report(bank, target / f"{strategy}.html")))
-    return DemoResult(tuple(rows), tuple(paths), time.monotonic() - started)
+
+    return _Part(Step(f"scoring {strategy}", work), lambda: False, run)
+
+
+def _is_learnt(bank: Path, task: str) -> bool:
+    return task in learnt_tasks(bank)
+
+
+def _is_composed(bank: Path, config: ComposeConfig) -> bool:
+    return any(composition.name == config.name for composition in Bank.open(bank).snapshot().compositions)
+
+
+def _compose(bank: Path, config: ComposeConfig, observer: Observer) -> None:
+    compose(Bank.open(bank), config, observer)
 
 
 def copy_data(target: Path) -> None:
@@ -78,17 +175,22 @@ def train_sequence(
     """Add the four tasks that are not in the bank yet, in order, with SETTINGS and what is changed in them."""
     there = learnt_tasks(bank)
     for task in TASKS:
-        if task in there:
-            continue
-        observer.notice(f"{strategy}: learning {task}")
-        config = TrainConfig(
-            data=str(data / task / "train.jsonl"),
-            eval_data=str(data / task / "test.jsonl"),
-            strategy=strategy,
-            seed=seed,
-            **{**SETTINGS, **changed},
-        )
-        learn(bank, task, config, None, observer)
+        if task not in there:
+            observer.notice(f"{strategy}: learning {task}")
+            _learn(bank, data, task, strategy, seed, changed, observer)
+
+
+def _learn(
+    bank: Path, data: Path, task: str, strategy: str, seed: int, changed: Mapping[str, Any], observer: Observer
+) -> None:
+    config = TrainConfig(
+        data=str(data / task / "train.jsonl"),
+        eval_data=str(data / task / "test.jsonl"),
+        strategy=strategy,
+        seed=seed,
+        **{**SETTINGS, **changed},
+    )
+    learn(bank, task, config, None, observer)
 
 
 def measure(

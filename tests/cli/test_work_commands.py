@@ -335,3 +335,18 @@ def test_demo(run: Any, api: Any) -> None:
     assert "lorabank-demo/olora.png" in shown.out
     assert api.called("demo")["epochs"] == 1.0
     assert Path(api.called("demo")["target"]) == Path("lorabank-demo")
+
+
+def test_the_demo_is_short_in_a_pipe_and_shows_bars_on_a_terminal(run: Any, api: Any, terminal: Any) -> None:
+    def work(target: object, *, seed: int, epochs: object, observer: Any) -> DemoResult:
+        observer.notice("step 1 of 13: seqlora learns sentiment")
+        observer.start("training", 90)
+        for done in range(1, 91):
+            observer.advance(done, {"loss": 0.5})
+        observer.finish()
+        return DemoResult((), (), 1.0)
+
+    api["demo"] = work
+    assert run("demo").err == "step 1 of 13: seqlora learns sentiment\n"
+    terminal("stderr")
+    assert "90/90" in run("demo").err

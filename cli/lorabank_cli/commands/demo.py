@@ -14,18 +14,6 @@ from lorabank_cli.verb import Run, verb
 if TYPE_CHECKING:
     from lorabank.workflows.results import DemoResult
 
-COLUMNS = (
-    ("trained by", "strategy"),
-    ("answered by", "answers"),
-    ("task id", "task_id"),
-    ("average accuracy", "average_accuracy"),
-    ("learning accuracy", "learning_accuracy"),
-    ("backward transfer", "backward_transfer"),
-    ("forgetting", "forgetting"),
-    ("oracle", "oracle"),
-    ("routed right", "routing_accuracy"),
-)
-
 
 @verb("demo", examples=("demo", "demo ./try --epochs 1"))
 @click.argument("target", default="lorabank-demo", help="Folder to write; an interrupted demo goes on there.")
@@ -38,21 +26,24 @@ def demo(run: Run, target: str, seed: int, epochs: float | None) -> None:
     ways and shows what was forgotten. Under ten minutes on two cores.
     """
     from lorabank import api
+    from lorabank_cli.progress import ConsoleObserver
 
-    with run.observer as observer:
+    with ConsoleObserver(run.output, lines=0) as observer:
         result = api.demo(target, seed=seed, epochs=epochs, observer=observer)
     run.output.data(result, _text(run, target, result))
 
 
 def _text(run: Run, target: str, result: DemoResult) -> str:
     """One line per strategy and composition, then where everything lies."""
+    from lorabank.demo.table import COLUMNS, EXPLANATION
+
     titles = [title for title, _ in COLUMNS]
     rows = [[row[key] for _, key in COLUMNS] for row in result.rows]
     return "\n".join(
         [
             table(titles, rows),
             "",
-            "task id routed: nobody said which task a text belongs to; oracle: the same with perfect routing",
+            EXPLANATION,
             f"heat-maps, reports and banks are in {safe(target)} ({result.seconds:.0f} s):",
             *(f"  {safe(path)}" for path in result.paths),
             run.output.next(Command("--bank", f"{target}/olora", "predict", "A wonderful, moving film.")),
