@@ -6,12 +6,16 @@ this module loads neither torch nor a database library: each function imports wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lorabank.answering import answer_file as answer_file
+from lorabank.answering import answer_rows as answer_rows
+from lorabank.answering import generate as generate
+from lorabank.answering import predict as predict
 from lorabank.core.arguments import checked
-from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
+from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
 from lorabank.core.observer import Observer, SilentObserver
 from lorabank.maintenance import backup as backup
 from lorabank.maintenance import change_tags as change_tags
@@ -35,7 +39,6 @@ if TYPE_CHECKING:
         ComposeResult,
         DemoResult,
         ExportResult,
-        Prediction,
         SequencePlan,
         SequenceResult,
         TaskPlan,
@@ -152,60 +155,6 @@ def evaluate(path: str | Path, config: EvalConfig, observer: Observer = _SILENT)
     from lorabank.workflows.evaluate import evaluate as run
 
     return run(Bank.open(path), config, observer)
-
-
-@checked
-def predict(
-    path: str | Path,
-    texts: Iterable[str] | None = None,
-    config: PredictConfig = PredictConfig(),
-    *,
-    observer: Observer = _SILENT,
-) -> tuple[Prediction, ...]:
-    """Label texts with a composition, or with the state as trained for a task that is named.
-
-    Args:
-        path: The bank's folder.
-        texts: The texts, in a list or anything else with strings one after the other; those of ``config.data``, a
-            file, come behind them.
-        config: Who answers.
-        observer: Gets notices.
-
-    Raises:
-        ConfigError: There is no text, or nobody says who answers.
-        NotFoundError: There is no bank, no such task or composition, or no file.
-    """
-    from lorabank.bank.bank import Bank
-    from lorabank.workflows.predict import predict as run
-
-    return run(Bank.open(path), texts or (), config, observer)
-
-
-@checked
-def generate(
-    path: str | Path,
-    texts: Iterable[str] | None = None,
-    config: GenerateConfig = GenerateConfig(),
-    *,
-    observer: Observer = _SILENT,
-) -> tuple[Prediction, ...]:
-    """Let a language model answer prompts with a composition, or as trained for a task that is named.
-
-    Args:
-        path: The bank's folder.
-        texts: The prompts, as those of `predict`.
-        config: Who answers, and how.
-        observer: Gets notices.
-
-    Raises:
-        ConfigError: There is no prompt, or nobody says who answers.
-        IncompatibleError: The bank's base is a classifier.
-        NotFoundError: There is no bank, no such task or composition, or no file.
-    """
-    from lorabank.bank.bank import Bank
-    from lorabank.workflows.predict import generate as run
-
-    return run(Bank.open(path), texts or (), config, observer)
 
 
 @checked

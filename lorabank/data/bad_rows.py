@@ -74,21 +74,22 @@ class LeftOut:
 
 @dataclass
 class BadRows:
-    """The bad rows of a file, of which the first are kept.
+    """The bad rows of a file.
 
     Attributes:
-        count: How many there are.
+        rows: The line of each, and what is wrong with it; a reader adds its own, then a form.
     """
 
-    count: int = 0
-    _first: list[tuple[int, BadRow]] = field(default_factory=list)
+    rows: list[tuple[int, BadRow]] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.rows)
 
     def add(self, number: int, error: BadRow) -> None:
-        """Take a row, ``number`` being its line; a reader and a form each add theirs in the order of the file."""
-        self.count += 1
-        self._first.append((number, error))
-        if len(self._first) > 4 * LISTED:
-            self._first = self._sorted()[:LISTED]
+        """Take a row, ``number`` being its line."""
+        self.rows.append((number, error))
 
     def settle(self, source: str, good: int, *, skip: bool) -> LeftOut | None:
         """What is left out, None where nothing is.
@@ -134,4 +135,4 @@ class BadRows:
         return "; ".join(error.brief for error in errors) + more
 
     def _sorted(self) -> list[tuple[int, BadRow]]:
-        return sorted(self._first, key=lambda found: found[0])
+        return sorted(self.rows, key=lambda found: found[0])

@@ -36,6 +36,9 @@ TEXT = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 
 LINE_FEEDS = "a line ends at a line feed: save the file with Unix line ends, not with carriage returns alone"
 _SHEETS = (".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
+_BAD_ROW = 1024
+"""Bytes of memory that a bad row takes, about."""
+
 _SHOWN = 60
 _FEWER = "train on a part of the rows; limits names what is accepted"
 _LIMITS = (Command("limits"),)
@@ -77,8 +80,15 @@ class Table:
         check_row_limit(self.source, len(self.rows))
 
     def refuse(self, line: int, error: BadRow) -> None:
-        """Leave a row out, for what is wrong with it; whether that ends the reading is decided later for all."""
+        """Leave a row out, for what is wrong with it; whether that ends the reading is decided later for all.
+
+        Raises:
+            DataError: There are so many that they take more memory than the limits allow.
+        """
         self.bad.add(line, error)
+        self.held += _BAD_ROW
+        if self.held > MAX_DECODED:
+            raise too_much(self.source, f"its bad rows take more than {MAX_DECODED:,} bytes of memory")
 
 
 class Reader(Protocol):

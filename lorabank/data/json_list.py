@@ -17,7 +17,7 @@ from lorabank.core.errors import DataError
 from lorabank.core.limits import MAX_LINE
 from lorabank.data.bad_rows import BadRow, BadRows
 from lorabank.data.formats import Table, bad_row, too_long
-from lorabank.data.jsonl import fill_table
+from lorabank.data.jsonl import every_key, fill_table
 from lorabank.data.opening import AS_IT_IS, Reading, TextFile
 from lorabank.data.strict_json import BYTE_ORDER_MARK, DECODER, KINDS, Refused, offset_of, problem_of
 
@@ -58,6 +58,11 @@ class JsonList:
         if bad.count:
             raise bad.error(str(self.path))
         return ()
+
+    def all_columns(self) -> tuple[str, ...]:
+        """The keys of all objects, in the order in which they appear."""
+        with closing(self._entries()) as records:
+            return every_key(str(self.path), records)
 
     def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Table:
         """The values of these keys, as Python values; None for an optional one that an object lacks.

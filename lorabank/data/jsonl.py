@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lorabank.data.bad_rows import BadRow, BadRows
-from lorabank.data.formats import LINE_FEEDS, Table, bad_row, missing_cell, missing_column
+from lorabank.data.formats import LINE_FEEDS, Table, bad_row, missing_cell, missing_column, too_much
 from lorabank.data.lines import text_lines
 from lorabank.data.opening import AS_IT_IS, Reading, TextFile
 from lorabank.data.strict_json import DECODER, KINDS, Refused, offset_of, problem_of
+
+_MAX_KEYS = 10_000
+"""Keys that are columns; more are data in the place of keys."""
 
 
 class JsonLines:
@@ -46,6 +49,11 @@ class JsonLines:
             raise bad.error(str(self.path))
         return ()
 
+    def all_columns(self) -> tuple[str, ...]:
+        """The keys of all objects, in the order in which they appear."""
+        with closing(self._records()) as records:
+            return every_key(str(self.path), records)
+
     def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Table:
         """The values of these keys, as Python values; None for an optional one that an object lacks.
 
@@ -59,6 +67,21 @@ class JsonLines:
         with self._text.open() as file:
             for number, line in text_lines(file, self.path, self._text.undecodable):
                 yield number, line if isinstance(line, BadRow) else _parse(self.path, number, line)
+
+
+def every_key(source: str, records: Iterable[tuple[int, dict[str, Any] | BadRow]]) -> tuple[str, ...]:
+    """The keys of all objects, in the order in which they appear.
+
+    Raises:
+        DataError: There are more than a table may have columns.
+    """
+    keys: dict[str, None] = {}
+    for _, record in records:
+        if not isinstance(record, BadRow):
+            keys.update(dict.fromkeys(record))
+            if len(keys) > _MAX_KEYS:
+                raise too_much(source, f"its objects have more than {_MAX_KEYS:,} different keys")
+    return tuple(keys)
 
 
 def fill_table(table: Table, records: Iterable[tuple[int, dict[str, Any] | BadRow]], columns: Sequence[str]) -> Table:

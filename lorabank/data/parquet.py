@@ -52,7 +52,7 @@ class Parquet:
             for column in columns:
                 if column not in names:
                     raise missing_column(self.path, column, names)
-            return _read(parquet, file, self.path, (*columns, *optional))
+            return _read(parquet, file, self.path, (*columns, *optional), kept=optional)
 
 
 @contextmanager
@@ -78,8 +78,10 @@ def _through_pyarrow(file: BinaryIO, **options: Any) -> Any:
     return pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False, **options)
 
 
-def _read(parquet: Any, file: BinaryIO, source: str | Path, columns: tuple[str, ...]) -> Table:
-    """The columns, None in the place of one that is not there."""
+def _read(
+    parquet: Any, file: BinaryIO, source: str | Path, columns: tuple[str, ...], kept: Sequence[str] = ()
+) -> Table:
+    """The columns, None in the place of one that is not there; those that are only kept may hold other values too."""
     schema, footer = parquet.schema_arrow, parquet.metadata
     present = [column for column in dict.fromkeys(columns) if column in schema.names]
     for column in present:
@@ -87,7 +89,7 @@ def _read(parquet: Any, file: BinaryIO, source: str | Path, columns: tuple[str, 
         if len(twins) > 1:  # pyarrow reads both by the name of the first
             what = "stands twice" if twins[0] == twins[1] else f"cannot be told apart from {twins[-1]!r}"
             raise DataError(f"{str(source)!r}: the column {column!r} {what}", unchanged=UNCHANGED)
-        _check_type(source, column, schema.field(column).type)
+        _check_type(source, column, schema.field(column).type, kept=column in kept)
     check_row_limit(source, footer.num_rows)
     found = [index for column in present for index in leaves(footer, column)]
     sizes = rows_at_a_time(file, footer, found, source)
@@ -152,9 +154,11 @@ _VALUE = 3
 """Bytes that a value has at least as JSON."""
 
 
-def _check_type(source: str | Path, column: str, type_: Any) -> None:
+def _check_type(source: str | Path, column: str, type_: Any, *, kept: bool) -> None:
     import pyarrow.types as kinds
 
+    if kept and _is_bounded(type_):
+        return
     value = type_.value_type if kinds.is_dictionary(type_) else type_
     listed = kinds.is_list(value) or kinds.is_large_list(value)
     conversations = listed and kinds.is_struct(value.value_type) and _is_bounded(value)

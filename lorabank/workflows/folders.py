@@ -6,7 +6,8 @@ import os
 import shlex
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
@@ -63,6 +64,58 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         sync_folder(target.parent)
+
+
+def check_new_file(target: Path, bank: Path, *, overwrite: bool, read: str | None) -> None:
+    """A file to be written must not be there, or be a regular one that may be replaced; it lies outside the bank.
+
+    Args:
+        target: The file.
+        bank: The bank's folder.
+        overwrite: Whether a file that is there is replaced.
+        read: A file that is read for it, which it must not be.
+
+    Raises:
+        ExistsError: Something is there.
+        NotFoundError: There is no parent folder.
+        ConfigError: It lies in the bank, or is the file that is read.
+    """
+    with reported(target, unchanged=_UNWRITTEN):
+        if target.is_symlink() or (target.exists() and not target.is_file()):
+            what = "a link" if target.is_symlink() else "a folder" if target.is_dir() else "no regular file"
+            raise ExistsError(f"{target} is {what}", hint="name a file that does not exist", unchanged=_UNWRITTEN)
+        if read is not None and target.exists() and os.path.exists(read) and target.samefile(read):
+            raise ConfigError(f"{target} is the file that is read", hint="name another file", unchanged=_UNWRITTEN)
+        if target.exists() and not overwrite:
+            raise ExistsError(f"{target} is there already", hint="--overwrite replaces it", unchanged=_UNWRITTEN)
+        parent = target.parent
+        if not parent.is_dir():
+            raise NotFoundError(
+                f"there is no folder {parent}", hint=shlex.join(["mkdir", "-p", str(parent)]), unchanged=_UNWRITTEN
+            )
+        if target.resolve().is_relative_to(bank.resolve()):
+            raise ConfigError(f"{target} lies in the bank", hint="name a file elsewhere", unchanged=_UNWRITTEN)
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[BinaryIO]:
+    """A file that appears whole when the block ends: it is written beside its place, synced, then renamed.
+
+    Raises:
+        StorageError: No space, no permission, or an input/output error.
+    """
+    with reported(target, unchanged=_UNWRITTEN):
+        temporary = target.with_name(f".{target.name[:200]}.{os.urandom(6).hex()}")
+        try:
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(target.absolute().parent)
 
 
 def read_regular(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ from lorabank.workflows.subjects import all_members, state_plan
 from lorabank.workflows.task_data import ChatTemplate
 from lorabank.workflows.view import adapters_in_order, load_composer, load_runtime
 
+Answerer = Callable[[Sequence[str]], tuple[Prediction, ...]]
+"""Gives one answer for each text, in order."""
+
 
 def predict(bank: Bank, texts: Iterable[str], config: PredictConfig, observer: Observer) -> tuple[Prediction, ...]:
     """One prediction per text, in order.
@@ -36,7 +40,7 @@ def predict(bank: Bank, texts: Iterable[str], config: PredictConfig, observer: O
     adapters: a routed composition answers with the task's own state, as it does for texts that it routes there. A
     composition that does not route needs a task too, or the gaussian router picks the head.
     """
-    return _answer(bank, texts, config, observer, asked=None)
+    return _answer(bank, texts, config, observer)
 
 
 def generate(bank: Bank, texts: Iterable[str], config: GenerateConfig, observer: Observer) -> tuple[Prediction, ...]:
@@ -45,19 +49,19 @@ def generate(bank: Bank, texts: Iterable[str], config: GenerateConfig, observer:
     Raises:
         IncompatibleError: The bank's base is a classifier.
     """
-    base = bank.snapshot().base
-    if base.task_type == "SEQ_CLS":
-        raise IncompatibleError(
-            f"the bank's base {base.name!r} is a classifier, which generates nothing",
-            hint="predict labels texts; a language model generates, in a bank of its own",
-            commands=[Command("predict", "TEXT"), Command("-b", "NEW", "init", "--task-type", "CAUSAL_LM")],
-        )
-    wanted = {"scoring": "generation", "max_new_tokens": config.max_new_tokens}
-    return _answer(bank, texts, config, observer, asked=wanted | ({"template": None} if config.raw else {}))
+    return _answer(bank, texts, config, observer)
+
+
+def checked_texts(texts: Iterable[str]) -> list[str]:
+    """Texts that were given as arguments, with the characters that a text of a file may have.
+
+    Raises:
+        ConfigError: One has others.
+    """
+    return [_checked(text, place) for place, text in enumerate(texts, start=1)]
 
 
 def _checked(text: str, place: int) -> str:
-    """A text that was given as an argument, with the characters that a text of a file may have."""
     try:
         check_characters(text)
     except BadCell as error:
@@ -66,22 +70,42 @@ def _checked(text: str, place: int) -> str:
 
 
 def _answer(
-    bank: Bank,
-    given: Iterable[str],
-    config: PredictConfig | GenerateConfig,
-    observer: Observer,
-    asked: Mapping[str, Any] | None,
+    bank: Bank, given: Iterable[str], config: PredictConfig | GenerateConfig, observer: Observer
 ) -> tuple[Prediction, ...]:
-    """Answer the texts given and those of the file; ``asked`` is what is other than in the tasks' own forms."""
-    texts = [_checked(text, place) for place, text in enumerate(given, start=1)]
+    """Answer the texts given and those of the file."""
+    _check_base(bank, config)
+    texts = checked_texts(given)
     if config.data:
         rows = read_rows(config.data, text_column=config.text_column, label_column=None, reading=Reading.of(config))
         for line in rows.told:
             observer.notice(line)
         texts += rows.texts
     if not texts:
-        command = Command("predict", "TEXT") if asked is None else Command("generate", "TEXT")
+        generates = isinstance(config, GenerateConfig)
+        command = Command("generate", "TEXT") if generates else Command("predict", "TEXT")
         raise ConfigError("there is no text to answer", hint="give texts, or --data FILE", commands=[command])
+    return answerer(bank, config, observer)(texts)
+
+
+def _check_base(bank: Bank, config: PredictConfig | GenerateConfig) -> None:
+    base = bank.snapshot().base
+    if isinstance(config, GenerateConfig) and base.task_type == "SEQ_CLS":
+        raise IncompatibleError(
+            f"the bank's base {base.name!r} is a classifier, which generates nothing",
+            hint="predict labels texts; a language model generates, in a bank of its own",
+            commands=[Command("predict", "TEXT"), Command("-b", "NEW", "init", "--task-type", "CAUSAL_LM")],
+        )
+
+
+def answerer(bank: Bank, config: PredictConfig | GenerateConfig, observer: Observer) -> Answerer:
+    """Who answers, found out and checked; models are loaded with the first texts and stay.
+
+    Raises:
+        ConfigError: Nobody says who answers, or the question has no one meaning.
+        NotFoundError: There is no task, or none of that name.
+        IncompatibleError: A classifier is to generate.
+    """
+    _check_base(bank, config)
     snapshot = bank.snapshot()
     if not snapshot.tasks:
         raise NotFoundError("the bank has no task", commands=[ADD_TASK])
@@ -89,22 +113,37 @@ def _answer(
         snapshot.task(config.task)
     name = config.composition or (None if config.task else _default(snapshot))
     _check_question(config, snapshot, name)
-    as_given = texts
-    if not getattr(config, "raw", False):
-        texts = _prompts(snapshot, texts, [config.task] if config.task else _tasks(snapshot, name))
-    runtime = load_runtime(
-        bank,
-        snapshot,
-        device=config.device,
-        dtype="auto",
-        batch_size=config.batch_size,
-        asked=asked,
-        max_resident=config.max_resident,
-        notice=observer.notice,
-    )
-    with at_work(f"composition {name!r}" if name else f"task {config.task!r}"):
-        found = _found(bank, snapshot, config, name, texts, runtime)
-    return _with_texts(found, as_given)
+
+    @cache
+    def runtime() -> Runtime:
+        return load_runtime(
+            bank,
+            snapshot,
+            device=config.device,
+            dtype="auto",
+            batch_size=config.batch_size,
+            asked=_other_than_trained(config),
+            max_resident=config.max_resident,
+            notice=observer.notice,
+        )
+
+    def ask(texts: Sequence[str]) -> tuple[Prediction, ...]:
+        prompts = list(texts)
+        if not getattr(config, "raw", False):
+            prompts = _prompts(snapshot, prompts, [config.task] if config.task else _tasks(snapshot, name))
+        with at_work(f"composition {name!r}" if name else f"task {config.task!r}"):
+            found = _found(bank, snapshot, config, name, prompts, runtime())
+        return _with_texts(found, texts)
+
+    return ask
+
+
+def _other_than_trained(config: PredictConfig | GenerateConfig) -> Mapping[str, Any] | None:
+    """What is asked in another form than the tasks' own."""
+    if isinstance(config, PredictConfig):
+        return None
+    wanted = {"scoring": "generation", "max_new_tokens": config.max_new_tokens}
+    return wanted | ({"template": None} if config.raw else {})
 
 
 def _found(

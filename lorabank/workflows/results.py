@@ -179,6 +179,25 @@ class RoutedPrediction(Prediction):
 
 
 @dataclass(frozen=True)
+class AnswersFile:
+    """A file of rows with their answers.
+
+    Attributes:
+        rows: How many there are.
+        answered: How many of them have an answer.
+        read_as: How the file that was asked was read, where that is not plain.
+        bad_rows: The bad rows, which have no answer.
+    """
+
+    path: str
+    format: str
+    rows: int
+    answered: int
+    read_as: tuple[str, ...] = ()
+    bad_rows: LeftOut | None = None
+
+
+@dataclass(frozen=True)
 class ExportResult:
     """A PEFT folder that was written.
 

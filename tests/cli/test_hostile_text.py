@@ -314,6 +314,8 @@ def test_the_names_of_files(run: Callable[..., Any], bank: Bank, empty_folder: P
 @pytest.mark.parametrize("payload", [*PAYLOADS.values(), ALL], ids=[*PAYLOADS, "all"])
 def test_answers_findings_and_progress(payload: str, run: Callable[..., Any], api: Any) -> None:
     from lorabank.core.observer import Observer
+    from lorabank.data.asked import given_rows
+    from lorabank.workflows.answer_rows import AnsweredRows
     from lorabank.workflows.results import ExportResult, Prediction
 
     def answering(path: object, config: object, observer: Observer) -> tuple[Prediction, ...]:
@@ -325,6 +327,8 @@ def test_answers_findings_and_progress(payload: str, run: Callable[..., Any], ap
         return (Prediction(**{**dict.fromkeys(Prediction.__dataclass_fields__), **text, "probability": 0.5}),)
 
     api["predict"] = api["generate"] = answering
+    asked = given_rows([payload])
+    api["answer_rows"] = AnsweredRows(("text", payload), iter([[(payload, payload)]]), asked)
     api["verify"] = (Finding(payload, payload, payload, payload),)
     api["remove"] = (payload, payload)
     api["report"] = Path(payload)

@@ -268,8 +268,10 @@ def _predictions(texts: tuple[str, ...], **_: Any) -> tuple[Prediction, ...]:
     return tuple(Prediction(text, *told) for text in texts)
 
 
-def test_predict(run: Any, api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict(run: Any, api: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     api["predict"] = _predictions
+    monkeypatch.setenv("COLUMNS", "200")
+    terminal("stdout")
     shown = run("predict", "You \x1b[2J won", "--composition", "routed")
     assert shown.out.splitlines()[0].split() == [
         "label",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lorabank.core.config import GenerateConfig
-from lorabank_cli.streams import given_texts
+from lorabank_cli.answers import Form, answer_options, asked_texts, write_rows
 from lorabank_cli.text import safe
 from lorabank_cli.verb import Run, verb
 
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
         "generate --task summaries 'The council met on Monday ...'",
         "generate --composition routed 'What is LoRA?' --max-new-tokens 100",
         "generate --task summaries --raw 'Once upon a time'",
+        "generate --task summaries --data articles.jsonl --output answers.jsonl",
         "generate - < prompts.txt",
     ),
 )
 @click.argument("texts", nargs=-1, metavar="[TEXT]...", help="Prompt; '-' reads one prompt per line from stdin.")
-def generate(run: Run, texts: tuple[str, ...]) -> None:
+@answer_options
+def generate(run: Run, texts: tuple[str, ...], output: str | None, form: Form | None, overwrite: bool) -> None:
     """Let the bank's language model go on with prompts.
 
     Greedy decoding in the state of a composition or of one task, with the task's prompt template and, where it was
@@ -35,11 +37,11 @@ def generate(run: Run, texts: tuple[str, ...]) -> None:
     """
     from lorabank import api
 
-    given = given_texts(texts)
-    if not given and not run.ctx.params["data"]:
-        raise click.UsageError("Missing a TEXT, '-' or '--data'.")
+    given, config = asked_texts(run, texts), run.config(GenerateConfig)
+    if write_rows(run, config, given, output=output, form=form, overwrite=overwrite, lines=None):
+        return
     with run.observer as observer:
-        answers = api.generate(run.bank, given, run.config(GenerateConfig), observer=observer)
+        answers = api.generate(run.bank, given, config, observer=observer)
     for state in dict.fromkeys(map(_state, answers)):
         run.output.notice(state)
     run.output.data({"answers": answers}, "\n".join(map(_shown, answers)))

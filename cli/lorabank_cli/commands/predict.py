@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lorabank.core.config import PredictConfig
-from lorabank_cli.streams import given_texts
+from lorabank_cli.answers import Form, answer_options, asked_texts, write_rows
 from lorabank_cli.text import table, terminal_width
 from lorabank_cli.verb import Run, verb
 
@@ -24,23 +24,26 @@ if TYPE_CHECKING:
         "predict --task spam 'You have won a prize'",
         "predict --task spam --state learnt 'You have won a prize'",
         "predict --composition routed --data texts.csv --text-column body --json",
+        "predict --composition routed --data texts.csv --output labelled.csv",
         "predict - < lines.txt",
     ),
 )
 @click.argument("texts", nargs=-1, metavar="[TEXT]...", help="Text to label; '-' reads one text per line from stdin.")
-def predict(run: Run, texts: tuple[str, ...]) -> None:
+@answer_options
+def predict(run: Run, texts: tuple[str, ...], output: str | None, form: Form | None, overwrite: bool) -> None:
     """Label texts with a composition or one task.
 
     Prints the label, its probability, whose head answered, in which state, and the weight of each adapter. With --task
-    the task id is given and no router picks an adapter; without it a routed composition finds the task.
+    the task id is given and no router picks an adapter; without it a routed composition finds the task. To a reader
+    that is no terminal it writes tab-separated rows; --output writes them to a file.
     """
     from lorabank import api
 
-    given = given_texts(texts)
-    if not given and not run.ctx.params["data"]:
-        raise click.UsageError("Missing a TEXT, '-' or '--data'.")
+    given, config = asked_texts(run, texts), run.config(PredictConfig)
+    if write_rows(run, config, given, output=output, form=form, overwrite=overwrite, lines="tsv"):
+        return
     with run.observer as observer:
-        predictions = api.predict(run.bank, given, run.config(PredictConfig), observer=observer)
+        predictions = api.predict(run.bank, given, config, observer=observer)
     run.output.data({"predictions": predictions}, _text(predictions))
 
 

@@ -20,7 +20,7 @@ from lorabank.workflows.results import MatrixReport
 FUNCTIONS = {
     name: value
     for name, value in vars(api).items()
-    if inspect.isfunction(value) and value.__module__ in ("lorabank.api", "lorabank.maintenance")
+    if inspect.isfunction(value) and value.__module__ in ("lorabank.api", "lorabank.answering", "lorabank.maintenance")
 }
 REPORT = MatrixReport.__new__(MatrixReport)
 NO_TEXT: list[Any] = [5, b"a", {"a": 1}, ["a"], ("a",), object(), str]
@@ -53,6 +53,8 @@ CASES: dict[str, tuple[Any, list[Any]]] = {
     "ComposeConfig": (ComposeConfig(), [None, EvalConfig(), *NO_CONFIG]),
     "EvalConfig": (EvalConfig(), [None, ComposeConfig(), *NO_CONFIG]),
     "PredictConfig": (PredictConfig(), [None, GenerateConfig(), *NO_CONFIG]),
+    "PredictConfig | GenerateConfig": (PredictConfig(), [None, EvalConfig(), *NO_CONFIG]),
+    "Literal['jsonl', 'csv', 'tsv', 'parquet'] | None": (None, ["xlsx", 1, ["csv"], {}]),
     "GenerateConfig": (GenerateConfig(), [None, PredictConfig(), *NO_CONFIG]),
 }
 """Annotation to a value that fits and values that do not."""
