@@ -10,9 +10,10 @@ from lorabank.bank.layout import Layout
 from lorabank.bank.reading import read_evaluations, read_events, read_manifest, read_operations, read_snapshot, reading
 from lorabank.core.commands import LIST, VERIFY
 from lorabank.core.errors import DamagedError, NotFoundError
-from lorabank.core.records import BaseModelRecord, EvaluationRecord, EventRecord, Finding, OperationRecord
+from lorabank.core.records import BaseModelRecord, EvaluationRecord, Finding, OperationRecord
 
 if TYPE_CHECKING:
+    from lorabank.bank.events import EventRecord
     from lorabank.bank.gc import GcResult
     from lorabank.bank.operations import Operation
     from lorabank.bank.snapshot import Snapshot

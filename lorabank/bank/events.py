@@ -11,13 +11,34 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorabank.bank.forms import sound
 from lorabank.bank.rows import canonical, sealed
-from lorabank.core.records import EventRecord
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 UNDOABLE = ("add-task", "import", "compose", "replace", "remove", "rename", "note", "tag")
 """Kinds of changes that can be taken back, when nothing came after them."""
+
+
+class EventRecord(NamedTuple):
+    """One change of a bank, as its history keeps it.
+
+    Attributes:
+        id: Its number, from 1, without gaps.
+        kind: ``"add-task"``, ``"import"``, ``"compose"``, ``"replace"``, ``"remove"``, ``"rename"``, ``"note"``,
+            ``"tag"``, ``"undo"``, ``"repair"``, ``"init"`` or ``"upgrade"``.
+        name: The task or composition, as it was called then; empty where it is about the whole bank.
+        detail: What came, what went and what became other: see `Change`.
+        undoes: Number of the change that this one took back.
+        version: Version of lorabank that made it.
+    """
+
+    id: int
+    kind: str
+    name: str
+    detail: dict[str, Any]
+    undoes: int | None
+    version: str
+    created_at: str
 
 
 class Change(NamedTuple):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabank.bank.database import busy
+from lorabank.bank.events import EventRecord
 from lorabank.bank.failures import reported
 from lorabank.bank.filesystem import network_filesystem
 from lorabank.bank.layout import DIGEST, OPERATION_ID, Layout
@@ -23,7 +24,7 @@ from lorabank.bank.reading import read_operations, reading
 from lorabank.bank.undo import lost_with
 from lorabank.core.commands import VERIFY
 from lorabank.core.errors import ConfigError, DamagedError
-from lorabank.core.records import EventRecord, OperationRecord
+from lorabank.core.records import OperationRecord
 
 _TRASHED = rf"[0-9a-f]{{16}}-(?:{DIGEST}|{OPERATION_ID})"
 

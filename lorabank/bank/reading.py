@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lorabank.bank.connections import connect_to_read
 from lorabank.bank.definitions import REVISIONS, newer_schema, read_revision
@@ -28,7 +28,10 @@ from lorabank.core.commands import ADD_TASK, VERIFY, Command
 from lorabank.core.errors import DamagedError, IncompatibleError, NotFoundError, StorageError
 from lorabank.core.installing import UPDATE
 from lorabank.core.limits import MAX_CONFIG
-from lorabank.core.records import AdapterRecord, CompositionRecord, EvaluationRecord, EventRecord, OperationRecord
+from lorabank.core.records import AdapterRecord, CompositionRecord, EvaluationRecord, OperationRecord
+
+if TYPE_CHECKING:
+    from lorabank.bank.events import EventRecord
 
 
 def read_manifest(layout: Layout) -> dict[str, Any]:

@@ -81,6 +81,8 @@ class Snapshot(NamedTuple):
 
     def versions(self, task: TaskRecord) -> tuple[TaskRecord, ...]:
         """A task and what it took the place of, oldest first."""
+        if task.replaces is None:
+            return (task,)
         every = {one.position: one for one in (*self.tasks, *self.damaged_tasks, *self.removed_tasks)}
         chain = [task]
         while (before := every.get(chain[-1].replaces or 0)) is not None:

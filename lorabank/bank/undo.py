@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from lorabank.bank.events import Change, change_of, left_to_undo, next_to_undo
+from lorabank.bank.events import Change, EventRecord, change_of, left_to_undo, next_to_undo
 from lorabank.bank.layout import Layout
 from lorabank.bank.live import live_files
 from lorabank.bank.locks import bank_lock
@@ -15,7 +15,6 @@ from lorabank.bank.reading import read_events, read_snapshot, reading
 from lorabank.bank.store import adapter_problems, blob_problems
 from lorabank.core.commands import VERIFY, Command
 from lorabank.core.errors import DamagedError, ExistsError, NotFoundError
-from lorabank.core.records import EventRecord
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Table

@@ -177,28 +177,6 @@ class OperationRecord(NamedTuple):
     alive: bool = True
 
 
-class EventRecord(NamedTuple):
-    """One change of a bank, as its history keeps it.
-
-    Attributes:
-        id: Its number, from 1, without gaps.
-        kind: ``"add-task"``, ``"import"``, ``"compose"``, ``"replace"``, ``"remove"``, ``"rename"``, ``"note"``,
-            ``"tag"``, ``"undo"``, ``"repair"``, ``"init"`` or ``"upgrade"``.
-        name: The task or composition, as it was called then; empty where it is about the whole bank.
-        detail: What came, what went and what became other: see `lorabank.bank.events.Change`.
-        undoes: Number of the change that this one took back.
-        version: Version of lorabank that made it.
-    """
-
-    id: int
-    kind: str
-    name: str
-    detail: dict[str, Any]
-    undoes: int | None
-    version: str
-    created_at: str
-
-
 class Finding(NamedTuple):
     """One thing that ``verify`` or ``doctor`` found wrong."""
 

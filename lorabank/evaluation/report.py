@@ -107,6 +107,7 @@ def render_report(snapshot: Snapshot, measured: Sequence[Measured], *, created_a
     return template.render(
         snapshot=snapshot,
         tasks=tasks,
+        remarked=[one for one in (*snapshot.tasks, *snapshot.compositions) if one.note or one.tags],
         sections=[_section(one) for one in measured],
         summary=_SUMMARY,
         headline=_headline(measured[0]) if measured else None,

@@ -226,7 +226,7 @@ def test_the_command_works_as_it_is_shown(
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     parts = list(lexer)
-    words = list(itertools.takewhile(lambda word: word[0] not in "<>|&;" or word in ("-",), parts))
+    words = list(itertools.takewhile(lambda word: word[:1] not in tuple("<>|&;") or word in ("-",), parts))
     for known, where in ELSEWHERE.items():
         if known in words:
             pytest.skip(where)

@@ -11,7 +11,7 @@ from lorabank_cli.text import safe, shortened, size
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
-    from lorabank.core.records import EventRecord
+    from lorabank.bank.events import EventRecord
 
 
 @verb("gc", dry_run=True, confirm=True, examples=("gc --dry-run", "gc --yes", "gc --grace-hours 0 --yes"))

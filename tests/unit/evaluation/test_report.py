@@ -234,6 +234,17 @@ def test_routing_is_told_in_the_metric() -> None:
     assert "token f1 0.250 routed, 0.500 with the true task" in " ".join(texts)
 
 
+def test_notes_and_tags_are_shown_and_escaped() -> None:
+    plain = bank()
+    assert "Notes and tags" not in Page(render(plain)).texts
+    tasks = (plain.tasks[0]._replace(note="<b>mails</b>\u202e", tags=("late", "prod")), plain.tasks[1])
+    page = Page(render(plain._replace(tasks=tasks)))
+    assert "Notes and tags" in page.texts
+    assert "late, prod" in page.texts
+    assert "<b>mails</b>\\u202e" in page.texts
+    assert all(tag != "b" for tag, _ in page.tags)
+
+
 def test_an_empty_bank_has_a_report() -> None:
     assert "0 tasks learnt on base/model" in " ".join(Page(render(bank(tasks=False))).texts)
 
