@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lorabank.core.config import nearest
-from lorabank.core.errors import ConfigError, NotFoundError
+from lorabank.core.errors import ConfigError, NotFoundError, joined
 from lorabank.core.toml_file import load_toml
 
 Lookup = Callable[[str], click.Command | None]
@@ -52,7 +52,7 @@ def read_config(
         for option, item in value.items():
             _take(found[key], known, option, item, f"[{key}] ", problems)
     if problems:
-        raise ConfigError(f"{path}: " + "; ".join(problems), unchanged="nothing was changed")
+        raise ConfigError(f"{path}: {joined(problems)}", unchanged="nothing was changed")
     return found
 
 

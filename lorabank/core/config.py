@@ -8,11 +8,11 @@ number is finite; all errors at once. Importing this module costs the standard l
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
-from lorabank.core.errors import ConfigError
+from lorabank.core.errors import ConfigError, joined
 from lorabank.core.limits import MAX_RANK
 
 DEFAULT_BASE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -239,6 +239,28 @@ def validate(config: type[T], values: Mapping[str, Any], *, where: str = "settin
         ConfigError: Naming every unknown key (with the nearest known one) and every value that is out of bounds,
             infinite or not a number.
     """
+    examined = examine(config, values)
+    if examined.problems:
+        raise ConfigError(f"{where}: {joined(examined.problems)}", unchanged="nothing was changed")
+    return examined.config
+
+
+class Examined(NamedTuple, Generic[T]):
+    """Loose values as a config, and what is wrong with them.
+
+    Attributes:
+        config: The values that fit, and defaults in the place of those that do not.
+        wrong: The fields whose value does not fit.
+        problems: One for each unknown key and each value that does not fit.
+    """
+
+    config: T
+    wrong: frozenset[str]
+    problems: tuple[str, ...]
+
+
+def examine(config: type[T], values: Mapping[str, Any]) -> Examined[T]:
+    """Build a config from loose values, as `validate` does, and tell all that is wrong in the place of an error."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
     from pydantic.fields import FieldInfo
 
@@ -249,15 +271,32 @@ def validate(config: type[T], values: Mapping[str, Any], *, where: str = "settin
         name: (hints[name], FieldInfo(default=f.default, **_bounds(f, hints[name]))) for name, f in known.items()
     }
     model = create_model(config.__name__, __config__=ConfigDict(extra="ignore", allow_inf_nan=False), **definitions)
+    wrong = {name for name, hint in hints.items() if _truth_for_number(values.get(name), hint)}
+    problems += [f"{name} = {_shown(values[name])}: true and false are not numbers" for name in known if name in wrong]
+    adapter = TypeAdapter(model)
     try:
-        checked = TypeAdapter(model).validate_python(dict(values))
+        checked = adapter.validate_python({key: value for key, value in values.items() if key not in wrong})
     except ValidationError as error:
-        problems += [
-            f"{'.'.join(map(str, e['loc']))} = {_shown(e['input'])}: {e['msg'].lower()}" for e in error.errors()
-        ]
-    if problems:
-        raise ConfigError(f"{where}: " + "; ".join(problems), unchanged="nothing was changed")
-    return config(**{name: getattr(checked, name) for name in known})
+        found = error.errors()
+        problems += [f"{'.'.join(map(str, e['loc']))} = {_shown(e['input'])}: {e['msg'].lower()}" for e in found]
+        wrong |= {str(e["loc"][0]) for e in found}
+        checked = adapter.validate_python({key: value for key, value in values.items() if key not in wrong})
+    built = config(**{name: getattr(checked, name) for name in known})
+    return Examined(built, frozenset(wrong), tuple(problems))
+
+
+def _truth_for_number(value: Any, hint: Any) -> bool:
+    """Whether ``True`` or ``False`` stands where a number is wanted: Python takes them for 1 and 0."""
+    kinds = set(_kinds(hint))
+    held = value if isinstance(value, list | tuple) else (value,)
+    return bool(kinds & {int, float}) and bool not in kinds and any(isinstance(one, bool) for one in held)
+
+
+def _kinds(hint: Any) -> Iterator[Any]:
+    """The types that a hint is made of."""
+    yield hint
+    for inner in get_args(hint):
+        yield from _kinds(inner)
 
 
 def _bounds(field: Field[Any], hint: Any) -> dict[str, Any]:

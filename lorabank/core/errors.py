@@ -13,8 +13,10 @@ from lorabank.core.commands import Command
 
 E = TypeVar("E", bound="LorabankError")
 
-MAX_MESSAGE = 1500
+MAX_MESSAGE = 6000
 """Characters of a message; the place that it names stands at its beginning."""
+
+_MAX_PROBLEM = 300
 
 
 class LorabankError(Exception):
@@ -48,6 +50,18 @@ class LorabankError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (type(self), self.args), self.__dict__  # whatever the constructor of a subclass takes
+
+
+def joined(problems: Sequence[str]) -> str:
+    """Problems on one line, each cut where it is long; those that do not fit into a message are counted."""
+    found, room = [], MAX_MESSAGE - 500  # for what a message says before and behind them
+    for problem in problems:
+        found.append(problem if len(problem) <= _MAX_PROBLEM else f"{problem[:_MAX_PROBLEM]}...")
+        room -= len(found[-1]) + 2
+        if room < 0:
+            break
+    more = len(problems) - len(found)
+    return "; ".join([*found, *([f"and {more} more"] if more else [])])
 
 
 def _fitting(message: str) -> str:

@@ -16,21 +16,24 @@ NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _NAMES = "use a-z, 0-9, '.', '_' and '-'"
 
 
-def settings_problems(settings: SequenceSettings, tasks: Collection[str], variants: Any) -> Iterator[str]:
+def settings_problems(
+    settings: SequenceSettings, wrong: Collection[str], tasks: Collection[str], variants: Any
+) -> Iterator[str]:
     """What is wrong with the keys outside of all tables.
 
     Args:
         settings: The keys.
+        wrong: Those whose value does not fit its type, which was said.
         tasks: The names of the tables ``[tasks.NAME]``.
         variants: The tables ``[strategy.NAME]`` as they stand in the file.
     """
-    if not NAME.fullmatch(settings.name):
+    if "name" not in wrong and not NAME.fullmatch(settings.name):
         yield f"name {settings.name!r}: {_NAMES}" if settings.name else "name is missing"
-    if not settings.selection.strip():
+    if "selection" not in wrong and not settings.selection.strip():
         yield 'selection is missing: say how the settings were chosen, as in selection = "on rows cut from train"'
     for key in ("orders", "strategies", "seeds"):
         values = getattr(settings, key)
-        if not values:
+        if not values and key not in wrong:
             yield f"{key} names nothing"
         if len(set(values)) < len(values):
             yield f"{key} names one twice"
@@ -60,16 +63,26 @@ def _strategy_problems(strategies: Sequence[str], variants: Mapping[str, Any]) -
         if not NAME.fullmatch(name):
             yield f"strategies: {name!r} cannot be a name: {_NAMES}"
     for name in dict.fromkeys((*strategies, *meant)):
-        if meant.get(name, name) not in known:
+        if isinstance(meant.get(name, name), str) and meant.get(name, name) not in known:
             yield f"there is no strategy {meant.get(name, name)!r}.{nearest(name, [*known, *meant])}"
 
 
-def composition_problems(tables: Sequence[CompositionTable], strategies: Sequence[str]) -> Iterator[str]:
-    """Modes that do not exist, names that cannot be names or stand twice, strategies that are not run."""
+def composition_problems(
+    tables: Sequence[CompositionTable], wrong: Sequence[Collection[str]], strategies: Sequence[str]
+) -> Iterator[str]:
+    """Modes that do not exist, names that cannot be names or stand twice, strategies that are not run.
+
+    Args:
+        tables: The compositions, with their defaults filled in.
+        wrong: For each the fields whose value does not fit its type, which was said.
+        strategies: Those that are run.
+    """
     known = _names("composers", plugins.COMPOSERS)
     names = [table.name for table in tables]
-    for number, table in enumerate(tables, start=1):
+    for number, (table, said) in enumerate(zip(tables, wrong, strict=True), start=1):
         where = f"[[compositions]] {number}"
+        if "mode" in said:
+            continue
         if table.mode not in known:
             why = f"there is no mode {table.mode!r}.{nearest(table.mode, known)}" if table.mode else "names no mode"
             yield f"{where}: {why}"
@@ -78,7 +91,7 @@ def composition_problems(tables: Sequence[CompositionTable], strategies: Sequenc
         if names.count(table.name) > 1:
             yield f"{where}: the name {table.name!r} stands twice"
         for strategy in table.on:
-            if strategy not in strategies:
+            if strategies and strategy not in strategies:
                 yield f"{where}: on {strategy!r}, which is not run.{nearest(strategy, list(strategies))}"
 
 

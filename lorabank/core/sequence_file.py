@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from lorabank.core.config import EvalConfig, TrainConfig, nearest, validate
-from lorabank.core.errors import ConfigError, NotFoundError
+from lorabank.core.config import EvalConfig, TrainConfig, config_fields, examine, nearest
+from lorabank.core.errors import ConfigError, NotFoundError, joined
 from lorabank.core.sequence_checks import NAME, composition_problems, settings_problems
 from lorabank.core.sequence_config import (
     SET_BY_SEQUENCE,
@@ -47,7 +47,12 @@ def read_sequence(path: str | Path, size: str | None = None) -> SequenceConfig:
     """
     file = Path(path)
     missing = NotFoundError(f"no sequence file {file}", hint="name an existing TOML file: docs/sequences.md")
-    return _Reader(file, size).sequence(_sized(file, load_toml(file, missing=missing), size))
+    document = load_toml(file, missing=missing)
+    reader = _Reader(file, size)
+    sizes = document.get("sizes", {})
+    if not isinstance(sizes, dict) or not all(isinstance(table, dict) for table in sizes.values()):
+        reader.problems.append("sizes is not a table of tables: write [sizes.NAME]")
+    return reader.sequence(_sized(file, document, size))
 
 
 def _sized(file: Path, document: dict[str, Any], size: str | None) -> dict[str, Any]:
@@ -74,17 +79,34 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
 
 
 def check_data(config: SequenceConfig) -> None:
-    """Refuse a data file that is not there under the path that the file gives it, not under the one it stands for.
+    """Refuse data files that are not there, by the paths that the file gives them, not by those they stand for.
 
     Raises:
-        NotFoundError: Naming the table, the key and the path as it is written.
+        NotFoundError: Naming for each the table, the key and the path as it is written.
     """
+    missing = []
     for name in config.task_names:
         for key in _FILES:
             path, written = getattr(config.tasks[name], key), config.document["tasks"][name].get(key)
             if path and not path.startswith("hf:") and not os.path.exists(path):
-                message = f"{config.file}: [tasks.{name}] {key}: no such file: {written!r}"
-                raise NotFoundError(message, hint="paths are relative to the sequence file", unchanged=_UNCHANGED)
+                missing.append(f"[tasks.{name}] {key}: no such file: {written!r}")
+    if missing:
+        message = f"{config.file}: {joined(missing)}"
+        raise NotFoundError(message, hint="paths are relative to the sequence file", unchanged=_UNCHANGED)
+
+
+class _Table(NamedTuple, Generic[T]):
+    """A table of the file: defaults stand where a value is wrong.
+
+    Attributes:
+        config: Its values.
+        given: The keys that it gives.
+        wrong: The fields whose value does not fit, of which nothing more needs to be said.
+    """
+
+    config: T
+    given: tuple[str, ...]
+    wrong: frozenset[str]
 
 
 class _Reader:
@@ -98,67 +120,53 @@ class _Reader:
     def sequence(self, document: dict[str, Any]) -> SequenceConfig:
         """The checked sequence of a document."""
         flat = {key: value for key, value in document.items() if key not in TABLES}
-        settings, _ = self.table(SequenceSettings, flat, "")
-        train, given = self.table(TrainConfig, document.get("train", {}), "[train]")
-        own = {name: getattr(train, name) for name in given} if train else {}
-        strategies = {
-            name: {key: getattr(table, key) for key in keys}
-            for name, (table, keys) in self.tables(StrategyTable, document, "strategy").items()
-            if table
-        }
+        settings, _, wrong = self.table(SequenceSettings, flat, "")
+        train, given, _ = self.table(TrainConfig, document.get("train", {}), "[train]")
+        variants = self.tables(StrategyTable, document, "strategy")
         tasks = self.tables(TaskTable, document, "tasks")
         entries = document.get("compositions", [])
         entries = entries if isinstance(entries, list) else [entries]
         made = [
-            self.table(CompositionTable, entry, f"[[compositions]] {number}")[0]
+            self.table(CompositionTable, entry, f"[[compositions]] {number}")
             for number, entry in enumerate(entries, start=1)
         ]
-        evaluation, _ = self.table(EvalConfig, document.get("evaluation", {}), "[evaluation]")
-        compositions = [self.named(table, settings) for table in made if table]
-        if settings:
-            self.problems += settings_problems(settings, tasks, document.get("strategy", {}))
-            self.problems += composition_problems(compositions, settings.strategies)
-            settings = self.with_base(settings)
-        for name, (task, keys) in tasks.items():
-            if task and "data" not in keys:
-                self.problems.append(f"[tasks.{name}] names no data")
+        evaluation = self.table(EvalConfig, document.get("evaluation", {}), "[evaluation]").config
+        compositions = [self.named(one.config, settings) for one in made]
+        self.problems += settings_problems(settings, wrong, tasks, document.get("strategy", {}))
+        self.problems += composition_problems(compositions, [one.wrong for one in made], settings.strategies)
+        self.problems += [f"[tasks.{name}] names no data" for name, task in tasks.items() if "data" not in task.given]
         if self.problems:
-            raise ConfigError(f"{self.file}: " + "; ".join(self.problems), unchanged=_UNCHANGED)
-        assert settings is not None
-        assert evaluation is not None
+            raise ConfigError(f"{self.file}: {joined(self.problems)}", unchanged=_UNCHANGED)
         return SequenceConfig(
             file=self.file,
             size=self.size,
-            settings=settings,
-            train=own,
-            strategies=strategies,
-            tasks={name: table for name, (table, _) in tasks.items() if table},
-            given={name: keys for name, (_, keys) in tasks.items()},
+            settings=self.with_base(settings),
+            train={key: getattr(train, key) for key in given},
+            strategies={name: {key: getattr(one.config, key) for key in one.given} for name, one in variants.items()},
+            tasks={name: task.config for name, task in tasks.items()},
+            given={name: task.given for name, task in tasks.items()},
             compositions=tuple(compositions),
             evaluation=replace(evaluation, all=True, forgetting_matrix=True),
             document=document,
         )
 
-    def table(self, kind: type[T], values: Any, where: str) -> tuple[T | None, tuple[str, ...]]:
-        """A checked table and the keys that it gives; None where something is wrong, which is kept for the end."""
+    def table(self, kind: type[T], values: Any, where: str) -> _Table[T]:
+        """A table; what is wrong with it is kept for the end, and does not hide what else is wrong."""
         if not isinstance(values, dict):
             self.problems.append(f"{where} is not a table")
-            return None, ()
+            every = tuple(field.name for field in config_fields(kind))
+            return _Table(kind(), every, frozenset(every))
         reserved = SET_BY_SEQUENCE.get(kind, {})
-        before = len(self.problems)
         self.problems += [f"{where} {key}: {why}" for key, why in reserved.items() if key in values]
         rest = {key: self.filled(key, value, where) for key, value in values.items() if key not in reserved}
-        try:
-            checked = validate(kind, rest, where=where or "above the tables")
-        except ConfigError as error:
-            self.problems.append(error.message)
-            return None, ()
-        return (checked if len(self.problems) == before else None), tuple(rest)
+        examined = examine(kind, rest)
+        if examined.problems:
+            place = where or "above the tables"
+            self.problems += [f"{place}: {problem}" for problem in examined.problems]
+        return _Table(examined.config, tuple(rest), examined.wrong)
 
-    def tables(
-        self, kind: type[T], document: Mapping[str, Any], name: str
-    ) -> dict[str, tuple[T | None, tuple[str, ...]]]:
-        """The checked tables ``[name.*]``."""
+    def tables(self, kind: type[T], document: Mapping[str, Any], name: str) -> dict[str, _Table[T]]:
+        """The tables ``[name.*]``."""
         found = document.get(name, {})
         if not isinstance(found, dict):
             self.problems.append(f"{name} is not a table of tables: write [{name}.NAME]")
@@ -202,7 +210,6 @@ class _Reader:
             return replace(settings, base=local(settings.base))
         return replace(settings, gguf_file=local(settings.gguf_file)) if settings.gguf_file else settings
 
-    def named(self, table: CompositionTable, settings: SequenceSettings | None) -> CompositionTable:
+    def named(self, table: CompositionTable, settings: SequenceSettings) -> CompositionTable:
         """The table with its defaults filled in."""
-        strategies = settings.strategies if settings else ()
-        return replace(table, name=table.name or table.mode, on=table.on or strategies)
+        return replace(table, name=table.name or table.mode, on=table.on or settings.strategies)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import typing
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -119,3 +120,16 @@ def test_settings_within_bounds_are_taken() -> None:
     assert validate(TrainConfig, {"learning_rate": "1e-4", "epochs": 3}).learning_rate == 1e-4
     assert validate(ComposeConfig, {"max_rank": None}).max_rank is None
     assert validate(EvalConfig, {"batch_size": 2**31 - 1}).batch_size == 2**31 - 1
+
+
+@pytest.mark.parametrize("kind", [ComposeConfig, EvalConfig, TrainConfig])
+@pytest.mark.parametrize("truth", [True, False])
+def test_true_and_false_are_not_numbers(kind: type, truth: bool) -> None:
+    hints = typing.get_type_hints(kind)
+    numbers = [name for name, hint in hints.items() if {int, float} & {hint, *typing.get_args(hint)}]
+    assert len(numbers) >= 1
+    for name in numbers:
+        with pytest.raises(ConfigError, match=f"{name} = {truth}: true and false are not numbers"):
+            validate(kind, {name: truth})
+    flags = [name for name, hint in hints.items() if hint is bool]
+    assert all(getattr(validate(kind, {name: truth}), name) is truth for name in flags)

@@ -224,9 +224,9 @@ def test_files_that_are_none(write: Callable[..., Path], tmp_path: Path) -> None
         read_sequence(write(text="name = "))
     with pytest.raises(ConfigError, match="not TOML: an integer of more than 64 bits"):
         read_sequence(write(text=f"seeds = [0x{'f' * 5000}]"))
-    with pytest.raises(ConfigError, match=r"\[train\] is no table"):
+    with pytest.raises(ConfigError, match=r"\[train\] is not a table"):
         read_sequence(write(text="train = 3\n"))
-    with pytest.raises(ConfigError, match=r"tasks is no table of tables"):
+    with pytest.raises(ConfigError, match=r"tasks is not a table of tables"):
         read_sequence(write(text="tasks = 3\n"))
 
 
@@ -244,3 +244,113 @@ def test_the_benchmarks_files_can_be_read_in_every_size(file: Path, monkeypatch:
         for cell in config.cells:
             for task in config.order(cell):
                 assert config.training(task, cell.strategy, seed=cell.seed).data.startswith("/data/")
+
+
+FAULTY = """
+name = "Not A Name"
+revisoin = "main"
+orders = [["one", "twoo"], ["one"], ["one", "one"], []]
+strategies = ["seqlora", "reply", "reply"]
+seeds = [true]
+dev_fraction = 2
+base = "${HOME}/model"
+
+[train]
+lerning_rate = 1
+r = "many"
+seed = 3
+epochs = false
+
+[strategy.variant]
+strategy = "olorra"
+data = "x"
+batch_size = 0
+
+[strategy.odd]
+strategy = 3
+
+[tasks.one]
+eval_data = "${NOT_SET_ANYWHERE}/x"
+max_length = 1
+
+[tasks.Two]
+dta = "two.jsonl"
+
+[tasks.three]
+data = 5
+
+[[compositions]]
+mode = "protoype"
+on = ["nobody"]
+
+[[compositions]]
+router = "kmean"
+
+[[compositions]]
+mode = "manual"
+name = "a b"
+
+[[compositions]]
+mode = "manual"
+name = "a b"
+
+[evaluation]
+metrc = "auto"
+all = true
+
+[sizes]
+small = 3
+"""
+FAULTS = [
+    "name 'Not A Name'", "unknown key 'revisoin'. Did you mean 'revision'?", "there is no table [tasks.twoo].",
+    "order 2 has other tasks", "order 3 names a task twice", "order 4 names no task", "there is no strategy 'reply'.",
+    "strategies names one twice", "seeds = [True]: true and false are not numbers", "dev_fraction = 2:",
+    "selection is missing", "base = '${HOME}/model': a variable", "[train]: unknown key 'lerning_rate'.",
+    "[train]: r = 'many':", "[train] seed: seeds = [...] stands above", "[train]: epochs = False: true and false",
+    "there is no strategy 'olorra'.", "[strategy.variant] data: it is the same",
+    "[strategy.variant]: batch_size = 0:", "[strategy.odd]: strategy = 3:", "[tasks.one] names no data",
+    "NOT_SET_ANYWHERE is not set", "[tasks.one]: max_length = 1:", "[tasks.Two] cannot be a name",
+    "[tasks.Two]: unknown key 'dta'. Did you mean 'data'?", "[tasks.Two] names no data", "[tasks.three]: data = 5:",
+    "[[compositions]] 1: there is no mode 'protoype'.", "[[compositions]] 1: on 'nobody'",
+    "[[compositions]] 2: router = 'kmean':", "[[compositions]] 2: names no mode", "[[compositions]] 3: name 'a b'",
+    "[[compositions]] 4: the name 'a b' stands twice", "[evaluation]: unknown key 'metrc'.",
+    "[evaluation] all: everything is scored", "sizes is not a table of tables",
+]  # fmt: skip
+
+
+def test_one_fault_of_each_kind_and_each_is_named_once(write: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_sequence(write(text=FAULTY))
+    problems = caught.value.message.partition(": ")[2].split("; ")
+    for fault in FAULTS:
+        assert sum(fault in problem for problem in problems) == 1, fault
+    assert "name is missing" not in caught.value.message
+    unsaid = [problem for problem in problems if not any(fault in problem for fault in FAULTS)]
+    assert unsaid == [
+        "order 3 has other tasks than order 1: a mean over them would say nothing",
+        "order 4 has other tasks than order 1: a mean over them would say nothing",
+        "[[compositions]] 3: the name 'a b' stands twice",
+        "[[compositions]] 4: name 'a b': use a-z, 0-9, '.', '_' and '-'",
+    ]
+
+
+def test_a_thousand_faults_are_counted_and_a_huge_key_hides_no_other(write: Callable[..., Path]) -> None:
+    keys = "\n".join(f"unknown_{number} = 1" for number in range(1000))
+    with pytest.raises(ConfigError) as caught:
+        read_sequence(write(("max_train_rows = 30", keys)))
+    shown = caught.value.message.count("unknown key")
+    assert shown > 50
+    assert caught.value.message.endswith(f"; and {1000 - shown} more")
+    with pytest.raises(ConfigError, match="unknown key 'max_rows'"):
+        read_sequence(write(("max_train_rows = 30", f"{'x' * 100_000} = 1\nmax_rows = 30")))
+
+
+def test_every_missing_file_is_named(write: Callable[..., Path]) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        check_data(read_sequence(write()))
+    for named in (
+        "[tasks.one] data: no such file: 'rows/one.jsonl'",
+        "eval_data: no such",
+        "[tasks.two] data: no such",
+    ):
+        assert caught.value.message.count(named) == 1
