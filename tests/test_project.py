@@ -29,6 +29,7 @@ DEMO_DATA = ROOT / "lorabank/demo/data"
 IMPORT_NAMES = {
     "charset-normalizer": "charset_normalizer",
     "huggingface-hub": "huggingface_hub",
+    "rouge-score": "rouge_score",
     "scikit-learn": "sklearn",
 }
 

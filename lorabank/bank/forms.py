@@ -162,6 +162,14 @@ def _tags(value: Any) -> bool:
     )
 
 
+def _text_detail(value: Any) -> bool:
+    """What ``evaluation.text_samples`` keeps of a cell: means by name, and rows of a place and three texts."""
+    return _each(_number)(value["metrics"]) and all(
+        _within(1, _MOST)(row) and all(map(_text, (asked, wanted, got)))
+        for row, asked, wanted, got in value["samples"]
+    )
+
+
 _COUNT = _within(0, _MOST)
 _DIGEST = _hexadecimal(64)
 _POSITION = _within(1, 2**31)
@@ -184,6 +192,7 @@ _TEXT_TO_TEXT = ("likelihood", "generation", "perplexity")
 _SETTINGS = Json(
     _object(
         format=_text,
+        chat_template=_one_of("auto", "none"),
         scoring=_one_of("auto", *_TEXT_TO_TEXT),
         max_length=_within(1, 2**20),
         max_new_tokens=_within(1, 2**15),
@@ -198,6 +207,7 @@ _FACTS = Json(
         capacity_left=_optional(_number),
         part=_optional(_COUNT),
         source_digest=_OPTIONAL_TEXT,
+        text_metric=_one_of("exact_match", "token_f1"),
     )
 )
 _CHANGE = Json(
@@ -253,7 +263,7 @@ FORMS: dict[str, dict[str, Check | Json]] = {
     "evaluations": {
         "key": _text, "subject": _text, "stage": _within(0, 2**31), "task": _text, "metric": _text, "value": _number,
         "n": _COUNT, "low": _number, "high": _number, "task_id": _one_of("given", "routed"), "settings": _ANY_OBJECT,
-        "detail": Json(_object(routed=_each(_COUNT), labels=_label_detail)), "created_at": _text,
+        "detail": Json(_object(routed=_each(_COUNT), labels=_label_detail, texts=_text_detail)), "created_at": _text,
     },
     "operations": {
         "name": _text, "id": _hexadecimal(32), "kind": _text, "config": Json(_RESERVED), "started_at": _moment,

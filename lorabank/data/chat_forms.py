@@ -7,10 +7,13 @@ template, up to where the assistant begins to answer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lorabank.core.config import nearest
 from lorabank.data.cells import BadCell, check_text, shown
+from lorabank.data.formats import bad_row
 from lorabank.data.forms import Form, RenderChat
+from lorabank.data.rows import Rows
 
 ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -116,6 +119,39 @@ def render(messages: Sequence[Message], render_chat: RenderChat) -> str:
     except TemplateError as error:
         reason = " ".join(str(error).split())
         raise BadCell(f"the chat template refuses the conversation: {reason}") from error
+
+
+class Rendered:
+    """A way to render conversations that knows what it rendered.
+
+    Args:
+        render_chat: Renders them.
+    """
+
+    def __init__(self, render_chat: RenderChat) -> None:
+        self._render = render_chat
+        self.rendered: set[str] = set()
+
+    def __call__(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The messages as the chat template writes them."""
+        text = self._render(messages)
+        self.rendered.add(text)
+        return text
+
+    def every(self, rows: Rows) -> Rows:
+        """The rows with each prompt that was no conversation as the turn of a user.
+
+        Raises:
+            DataError: The chat template refuses one; names its place.
+        """
+        texts = []
+        for index, text in enumerate(rows.texts):
+            try:
+                texts.append(text if text in self.rendered else render([{"role": "user", "content": text}], self))
+            except BadCell as error:
+                where = f"{rows.unit} {rows.lines[index]}, column {rows.columns[0]!r}"
+                raise bad_row(rows.source, where, error.problem, hint=error.hint) from error
+        return replace(rows, texts=tuple(texts))
 
 
 def _messages(cells: Mapping[str, object], render_chat: RenderChat) -> tuple[str, str]:

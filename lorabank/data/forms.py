@@ -25,6 +25,12 @@ FORMS = {
     "text": "lorabank.data.plain_forms:TEXT",
 }
 
+CHATS = ("messages", "sharegpt")
+"""Forms whose rows are conversations."""
+
+TURNS = ("prompt-completion", "alpaca")
+"""Forms whose prompts are texts, and to a model with a chat template a user's turn."""
+
 RenderChat = Callable[[Sequence[Mapping[str, str]]], str]
 """Messages (``role``, ``content``) to the string that a model reads before it answers."""
 

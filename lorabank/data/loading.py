@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
-from lorabank.core.templates import DEFAULT_TEMPLATE, check_template, fill_labels, fill_text, slot_in
+from lorabank.core.templates import DEFAULT_TEMPLATE, ChatPrompt, check_template, fill_labels, fill_text, slot_in
 from lorabank.data.bad_rows import LeftOut
+from lorabank.data.chat_forms import Rendered
 from lorabank.data.checks import Repetitions, find_repetitions, label_counts, warnings
 from lorabank.data.detection import check_columns, choose_form, fitting_forms, with_known_columns
 from lorabank.data.formats import UNCHANGED
-from lorabank.data.forms import RenderChat, read_cells, read_form
+from lorabank.data.forms import CHATS, TURNS, RenderChat, read_cells, read_form
 from lorabank.data.labels import check_labels, label_list, label_words, replace_labels
 from lorabank.data.look_alikes import LookAlikes, look_alikes
 from lorabank.data.opening import AS_IT_IS, Reading
@@ -50,9 +51,12 @@ class TaskData:
         eval: Evaluation rows; each label is one of ``labels``.
         dropped: Repetitions of an evaluation row that a split of our own left out (they would count twice).
         form: A key of ``lorabank.data.forms.FORMS``.
-        prompt_template: In text to text, makes the prompt of a labelled text; its labels are filled in. None for the
-            other forms, whose texts are whole prompts, and for a classifier.
+        prompt_template: In text to text, makes the prompt of a labelled text; its labels are filled in. A `ChatPrompt`
+            where texts are put into the base's chat template. None where texts are whole prompts, and for a
+            classifier.
         scoring: ``"classification"``, or in text to text ``"likelihood"``, ``"generation"`` or ``"perplexity"``.
+        chat: Whether the model reads the prompts in the base's chat template: by ``prompt_template``, or because they
+            are conversations, which the texts hold as the chat template writes them.
         repetitions: Rows of the files that repeat or contradict others.
         notes: How the files were read, where that is not plain.
         left_out: Of each file with bad rows, what ``skip_bad`` left out.
@@ -65,6 +69,7 @@ class TaskData:
     form: str = "classification"
     prompt_template: str | None = None
     scoring: str = "classification"
+    chat: bool = False
     repetitions: Repetitions = field(default_factory=Repetitions)
     notes: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
@@ -137,7 +142,11 @@ def detect_form(config: TrainConfig) -> str:
 
 
 def load_task_data(
-    config: TrainConfig, *, task_type: str = "SEQ_CLS", render_chat: RenderChat | None = None
+    config: TrainConfig,
+    *,
+    task_type: str = "SEQ_CLS",
+    render_chat: RenderChat | None = None,
+    turn: Callable[[], ChatPrompt] | None = None,
 ) -> TaskData:
     """Read a task's training and evaluation rows.
 
@@ -150,6 +159,7 @@ def load_task_data(
         task_type: PEFT's name; ``"SEQ_CLS"`` takes labelled texts alone.
         render_chat: Messages to the string that the model reads before it answers; None where the base model has no
             chat template.
+        turn: Gives the base's chat template around a user's turn; None where it has none.
 
     Returns:
         The splits, each in the order of its file.
@@ -166,7 +176,7 @@ def load_task_data(
     scoring = _scoring(config, form, task_type)
     _check_settings(config, form, task_type)
     free = form != "classification" and scoring != "likelihood"
-    render = render_chat or _no_chat
+    render = Rendered(render_chat or _no_chat)
     rows = read_form(sheet, form, config, render, free=free)
     if form == "prompt-completion" and "label" in sheet.columns:
         check_kind_of_answers(sheet.source, "label", [cells[0] for cells in sheet.read(("label",)).rows])
@@ -176,6 +186,11 @@ def load_task_data(
     if config.eval_data is not None:
         evaluation = read_form(_open_evaluation(config, form), form, config, render, free=free)
         files.append(evaluation)
+    asked = turn if form in TURNS and config.chat_template == "auto" else None
+    if asked and render.rendered:  # some prompts are conversations: all of them become one
+        rows = render.every(rows)
+        evaluation = evaluation and render.every(evaluation)
+    if evaluation is not None:
         if not free:
             check_labels(evaluation, labels)
         check_overlap(rows, evaluation)
@@ -192,6 +207,8 @@ def load_task_data(
     if form == "classification" and task_type != "SEQ_CLS":
         _check_slots(labels)
         template = fill_labels(config.prompt_template or DEFAULT_TEMPLATE, labels)
+    elif asked and not render.rendered:
+        template = asked()
     return TaskData(
         labels=labels if scoring in ("classification", "likelihood") else (),
         train=rows,
@@ -200,6 +217,7 @@ def load_task_data(
         form=form,
         prompt_template=template,
         scoring=scoring,
+        chat=form in CHATS or asked is not None,
         repetitions=repetitions,
         notes=tuple(note for read in files for note in read.notes),
         left_out=tuple(read.left_out for read in files if read.left_out),

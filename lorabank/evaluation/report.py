@@ -20,7 +20,8 @@ from lorabank.evaluation.curve_plot import curve_svg
 from lorabank.evaluation.environments import mixed
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.plots import heatmap_svg
-from lorabank.evaluation.scoring import ACCURACY, DEFAULT_METRICS
+from lorabank.evaluation.scoring import ACCURACY
+from lorabank.evaluation.text_samples import TextScores, metric_of
 
 _MOST_LABELS = 50
 """Of a task whose labels are listed; the scores of the others are in ``eval --json``."""
@@ -79,6 +80,10 @@ class Measured(Protocol):
     @property
     def environments(self) -> Sequence[Mapping[str, Any]]:
         """In which environments the cells were computed."""
+
+    @property
+    def texts(self) -> Mapping[str, TextScores]:
+        """Task to how its rows were answered in free text."""
 
     @property
     def routing(self) -> Mapping[str, Any] | None:
@@ -173,7 +178,7 @@ def _asked(task: TaskRecord, adapter: AdapterRecord) -> dict[str, Any] | None:
     return {
         "form": adapter.config["format"],
         "scoring": scoring,
-        "metric": DEFAULT_METRICS[scoring],
+        "metric": metric_of(scoring, adapter.metrics),
         "max_length": adapter.config["max_length"],
         "max_new_tokens": adapter.config["max_new_tokens"] if scoring == "generation" else None,
     }

@@ -13,7 +13,7 @@ from lorabank.core.errors import at_work
 from lorabank.core.observer import Observer
 from lorabank.core.records import EvaluationRecord, TaskRecord
 from lorabank.data.rows import Rows
-from lorabank.evaluation import confusion, environments
+from lorabank.evaluation import confusion, environments, text_samples
 from lorabank.evaluation.scoring import ACCURACY, Said, score_rows
 
 KEY_FORMAT = 2
@@ -140,6 +140,8 @@ def score_cell(
     if task.labels and metric == ACCURACY:
         sure = None if said.probabilities is None else said.probabilities.tolist()
         detail[confusion.KEY] = confusion.label_detail(rows.labels, said.answers, sure)
+    if said.answers and not task.labels:
+        detail[text_samples.KEY] = text_samples.text_detail(rows.texts, rows.labels, said.answers)
     return EvaluationRecord(
         key=key,
         subject=subject.name,

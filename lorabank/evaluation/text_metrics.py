@@ -2,19 +2,31 @@
 
 The normalisation is that of the papers that compare continual learning on language models: SQuAD's without the removal
 of articles, as Super-NaturalInstructions (arXiv 2204.07705) and after it O-LoRA (arXiv 2310.14152) compute it.
+
+Their words are what stands between blanks, for ROUGE runs of ASCII letters and digits. A script that writes no blanks
+(Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan) has no words then: here each of its characters is one, and for
+ROUGE the letters of every script are letters. Both differ from the papers; texts in ASCII give their very numbers.
 """
 
 from __future__ import annotations
 
 import string
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
-from importlib import import_module
+from itertools import groupby
 from typing import Any
+from unicodedata import category
 
-from lorabank.core.errors import MissingExtraError
-from lorabank.core.installing import install
+_UNSPACED = (
+    (0x0E00, 0x0EFF), (0x0F00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x19E0, 0x19FF), (0x2E80, 0x2FDF),
+    (0x3000, 0x30FF), (0x3100, 0x312F), (0x31A0, 0x31BF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
+    (0xA9E0, 0xA9FF), (0xAA60, 0xAA7F), (0xF900, 0xFAFF), (0xFF00, 0xFF0F), (0xFF1A, 0xFF20), (0xFF3B, 0xFF40),
+    (0xFF5B, 0xFF9F), (0x1AFF0, 0x1B16F), (0x20000, 0x3FFFF),
+)  # fmt: skip
+"""First and last code point of the blocks of scripts without blanks between words, their punctuation included."""
+_FIRST = [first for first, _ in _UNSPACED]
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -43,24 +55,49 @@ def token_f1(said: str, gold: str) -> float:
     Source:
         SQuAD, arXiv 1606.05250, and for answers without words SQuAD 2.0, arXiv 1806.03822.
     """
-    words, right = normalise(said).split(), normalise(gold).split()
-    if not (words and right):
-        return float(words == right)
-    same = sum((Counter(words) & Counter(right)).values())
-    return 2 * same / (len(words) + len(right))
+    found, right = words(said), words(gold)
+    if not (found and right):
+        return float(found == right)
+    same = sum((Counter(found) & Counter(right)).values())
+    return 2 * same / (len(found) + len(right))
+
+
+def words(text: str) -> list[str]:
+    """What stands between blanks after normalisation; of a script without blanks each character."""
+    return [piece for word in normalise(text).split() for piece in _pieces(word)]
+
+
+def _pieces(word: str) -> Iterator[str]:
+    """A word parted into the characters of scripts without blanks, each with its marks, and what is between them."""
+    if word.isascii():
+        yield word
+        return
+    characters: list[str] = []
+    for character in word:
+        if characters and category(character)[0] == "M" and _unspaced(characters[-1][0]):
+            characters[-1] += character
+        else:
+            characters.append(character)
+    for unspaced, run in groupby(characters, lambda one: _unspaced(one[0])):
+        if unspaced:
+            yield from (one for one in run if category(one[0])[0] in "LMN")
+        else:
+            yield "".join(run)
+
+
+def _unspaced(character: str) -> bool:
+    at = bisect_right(_FIRST, ord(character)) - 1
+    return at >= 0 and ord(character) <= _UNSPACED[at][1]
 
 
 def rouge_l(said: str, gold: str) -> float:
     """F-measure of the longest common subsequence of stemmed words (ROUGE-L), by the package ``rouge-score``.
 
-    Its words are runs of ASCII letters and digits: texts in other scripts score 0.
+    Its own words are runs of ASCII letters and digits; see above for other scripts.
 
     Source:
         Lin, ROUGE: A Package for Automatic Evaluation of Summaries, https://aclanthology.org/W04-1013; with stemming,
         as in Super-NaturalInstructions.
-
-    Raises:
-        MissingExtraError: The package is not installed.
     """
     return float(_rouge_scorer().score(target=gold, prediction=said)["rougeL"].fmeasure)
 
@@ -75,8 +112,19 @@ TEXT_METRICS: dict[str, Callable[[str, str], float]] = {
 
 @cache
 def _rouge_scorer() -> Any:
-    try:
-        module = import_module("rouge_score.rouge_scorer")
-    except ImportError as error:
-        raise MissingExtraError(f"rouge_l needs the package rouge-score: {error}", hint=install("rouge")) from error
-    return module.RougeScorer(["rougeL"], use_stemmer=True)
+    from rouge_score.rouge_scorer import RougeScorer  # a second of imports
+    from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
+
+    published = DefaultTokenizer(use_stemmer=True)
+
+    class EveryScript(Tokenizer):  # type: ignore[misc]
+        """The published words of ASCII; other letters are letters too."""
+
+        def tokenize(self, text: str) -> list[str]:
+            if text.isascii():
+                return list(published.tokenize(text))
+            letters = "".join(one if category(one)[0] in "LMN" else " " for one in text.lower())
+            pieces = [piece for word in letters.split() for piece in _pieces(word)]
+            return [token for one in pieces for token in (published.tokenize(one) if one.isascii() else [one])]
+
+    return RougeScorer(["rougeL"], tokenizer=EveryScript())

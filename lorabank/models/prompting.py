@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorabank.core.errors import DataError, IncompatibleError
-from lorabank.core.templates import check_template, fill_labels
+from lorabank.core.templates import ChatPrompt, check_template, fill_labels, parted
 from lorabank.models.special_tokens import (
     Edges,
     as_written,
@@ -48,7 +48,7 @@ def encode_prompts(
     The tokenizer's beginning token stands there exactly once where the tokenizer adds one, also where a chat template
     wrote it already. A prompt without any token becomes a beginning token alone (the end token where there is none),
     so that the first word of what follows can be predicted. With a template, a prompt that is too long loses the end
-    of its text; without one it loses its beginning.
+    of its text; without one, and in a chat template, it loses its beginning.
 
     Special tokens of a template, or of a prompt without one, are special; in a text they are words like others.
 
@@ -72,7 +72,9 @@ def encode_prompts(
     edges = _edges(tokenizer, end)
     if template is not None:
         check_template(template)
-        least = edges.size + len(_filled(tokenizer, template, [""], edges.begin)[0])
+    fitted = None if isinstance(template, ChatPrompt) else template
+    if fitted is not None:
+        least = edges.size + len(_filled(tokenizer, fitted, [""], edges.begin)[0])
         _check_budget("the prompt template without its text", least, min(budgets))
     if template is None:
         bodies = _bodies(tokenizer, texts, edges.begin)
@@ -89,7 +91,7 @@ def encode_prompts(
         _check_budget("one token of a prompt", edges.size + 1, budgets[i])
         if len(body) > room:
             cut += 1
-            body = body[-room:] if template is None else _fit(tokenizer, template, texts[i], room, edges.begin)
+            body = body[-room:] if fitted is None else _fit(tokenizer, fitted, texts[i], room, edges.begin)
         ids.append([*edges.begin, *body, *edges.end])
     return EncodedPrompts(tuple(ids), cut)
 
@@ -188,8 +190,8 @@ def encode_pairs(
         DataError: No row is left, the template does not fit, or labels collide.
         IncompatibleError: The tokenizer has no end token.
     """
-    blank = glued and template is not None
-    if template is not None:
+    blank, chat = glued and parted(template), isinstance(template, ChatPrompt)
+    if template is not None and not chat:
         template = fill_labels(template, labels)
     if labels:
         encode_labels(tokenizer, labels, glued=blank)
@@ -201,8 +203,8 @@ def encode_pairs(
         if 0 < room < len(completions[i]):
             completions[i] = completions[i][:room]
             cut += 1
-    least = [len(edges.nothing()) if not text else edges.size + 1 for text in texts]
-    if template is not None:
+    least = [edges.size + 1 if text or chat else len(edges.nothing()) for text in texts]
+    if template is not None and not chat:
         least = [1] * len(texts)  # a template that does not fit is a mistake, not a matter of single rows
     kept = [i for i in range(len(texts)) if least[i] + len(completions[i]) <= max_length]
     if texts and not kept:

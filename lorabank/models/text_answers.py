@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lorabank.core import plugins
 from lorabank.core.errors import ConfigError, DataError
+from lorabank.core.templates import parted
 from lorabank.models.answering import AnswerForm, Answers, Enter
 from lorabank.models.finite import check_rows
 from lorabank.models.generating import generate
@@ -33,7 +34,7 @@ class TextAnswerer:
 
     def __init__(self, base: LoadedBase, task_type: str, forms: Sequence[AnswerForm], batch_size: int) -> None:
         self.forms = tuple(forms)
-        self._base = base
+        self.base = base
         self._type: TaskType = plugins.load(plugins.TASK_TYPES, task_type, "task type")()
         self._batch_size = batch_size
 
@@ -66,8 +67,8 @@ class TextAnswerer:
             pairs = self._encoded(form, [texts[i] for i in rows], [targets[i] for i in rows])
             whole = [rows[pair["index"]] for pair in pairs]
             likelihoods[whole], tokens[whole] = completion_log_likelihoods(
-                self._base.model,
-                self._base.tokenizer,
+                self.base.model,
+                self.base.tokenizer,
                 [pair["prompt"] for pair in pairs],
                 [pair["completion"] for pair in pairs],
                 batch_size=self._batch_size,
@@ -85,10 +86,10 @@ class TextAnswerer:
             except DataError:
                 continue  # none of these rows fits
         if not pairs:
-            return torch.zeros((), device=self._base.model.device)
-        inputs = self._type.collate(self._base.tokenizer, pairs)
-        on_device = {name: tensor.to(self._base.model.device) for name, tensor in inputs.items()}
-        return self._type.loss(self._base.model, on_device)
+            return torch.zeros((), device=self.base.model.device)
+        inputs = self._type.collate(self.base.tokenizer, pairs)
+        on_device = {name: tensor.to(self.base.model.device) for name, tensor in inputs.items()}
+        return self._type.loss(self.base.model, on_device)
 
     def _groups(self, heads: NDArray[np.int64]) -> Iterator[tuple[AnswerForm, list[int]]]:
         """Each form that is asked for, with its rows."""
@@ -100,7 +101,7 @@ class TextAnswerer:
     ) -> tuple[Mapping[str, Any], ...]:
         """Prompt and completion as training encodes them."""
         return self._type.encode(
-            self._base.tokenizer,
+            self.base.tokenizer,
             texts,
             targets,
             labels=form.labels,
@@ -109,15 +110,15 @@ class TextAnswerer:
         ).rows
 
     def _prompts(self, form: AnswerForm, texts: Sequence[str], room: int) -> tuple[list[int], ...]:
-        return encode_prompts(self._base.tokenizer, texts, form.template, room, end=not self._type.glued).ids
+        return encode_prompts(self.base.tokenizer, texts, form.template, room, end=not self._type.glued).ids
 
     def _label_scores(self, form: AnswerForm, texts: Sequence[str], enter: Enter, shared: bool) -> NDArray[np.float64]:
-        labels = encode_labels(self._base.tokenizer, form.labels, glued=self._glued(form))
+        labels = encode_labels(self.base.tokenizer, form.labels, glued=self._glued(form))
         room = form.max_length - max(len(ids) for ids in labels)
         prompts = self._prompts(form, texts, room)
         return label_log_likelihoods(
-            self._base.model,
-            self._base.tokenizer,
+            self.base.model,
+            self.base.tokenizer,
             prompts,
             labels,
             batch_size=self._batch_size,
@@ -126,13 +127,13 @@ class TextAnswerer:
         )
 
     def _generated(self, form: AnswerForm, texts: Sequence[str], enter: Enter) -> list[str]:
-        limit = self._base.max_length
+        limit = self.base.max_length
         check_answer_length(form.max_new_tokens, limit)
         room = form.max_length if limit is None else min(form.max_length, limit - form.max_new_tokens)
         prompts = self._prompts(form, texts, room)
         return generate(
-            self._base.model,
-            self._base.tokenizer,
+            self.base.model,
+            self.base.tokenizer,
             prompts,
             max_new_tokens=form.max_new_tokens,
             batch_size=self._batch_size,
@@ -141,7 +142,7 @@ class TextAnswerer:
 
     def _glued(self, form: AnswerForm) -> bool:
         """Whether an answer follows its prompt after a blank."""
-        return self._type.glued and form.template is not None
+        return self._type.glued and parted(form.template)
 
 
 def check_answer_length(max_new_tokens: int, limit: int | None) -> None:

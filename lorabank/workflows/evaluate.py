@@ -16,16 +16,19 @@ from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, NotFoundError
 from lorabank.core.observer import Observer
-from lorabank.core.records import DatasetRecord, TaskRecord
+from lorabank.core.records import DatasetRecord, EvaluationRecord, TaskRecord
 from lorabank.data.loading import Rows, from_parquet
 from lorabank.evaluation.confusion import KEY as LABELS
 from lorabank.evaluation.confusion import LabelScores, label_scores, with_texts
 from lorabank.evaluation.environments import environments_of, this_environment
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.run import Filled, Subject, fill_cells, wanted_cells
-from lorabank.evaluation.scoring import ACCURACY, DEFAULT_METRICS, INVERSE_PERPLEXITY
+from lorabank.evaluation.scoring import ACCURACY, INVERSE_PERPLEXITY
+from lorabank.evaluation.text_samples import KEY as TEXTS
+from lorabank.evaluation.text_samples import TextScores, metric_of, text_scores
 from lorabank.models.loading import resolve_device, resolve_dtype
 from lorabank.training.strategies.states import State
+from lorabank.workflows.bare import BARE
 from lorabank.workflows.results import MatrixReport
 from lorabank.workflows.view import evaluation_data, form_of
 
@@ -75,7 +78,7 @@ def own_score(bank: Bank, task: str, observer: Observer) -> dict[str, Any]:
     cell = session.fill(session.subject("as-trained"), [(record.position, record)]).records[0]
     labels = label_scores(cell, record.labels)
     told = {name: getattr(cell, name) for name in ("metric", "value", "n", "low", "high")}
-    return {**told, "labels": labels and session.with_texts(labels, task)}
+    return {**told, "labels": labels and session.with_texts(labels, task), "texts": text_scores(cell)}
 
 
 class _Session:
@@ -96,7 +99,7 @@ class _Session:
             "device": where.type,
             "batch_size": config.batch_size,
         }
-        usual = {task.name: DEFAULT_METRICS[self._scoring(task)] for task in self.tasks}
+        usual = {task.name: self._usual(task) for task in self.tasks}
         self.metrics = usual if config.metric == "auto" else {task.name: self._metric(task) for task in self.tasks}
         self.settings["metric"] = "auto" if self.metrics == usual else config.metric
         self._runtime: Any = None
@@ -145,13 +148,17 @@ class _Session:
     def _scoring(self, task: TaskRecord) -> str:
         return form_of(task, self.snapshot.adapter_of(task.name)).scoring
 
+    def _usual(self, task: TaskRecord) -> str:
+        """The metric of the task's cells where none is chosen."""
+        return metric_of(self._scoring(task), self.snapshot.adapter_of(task.name).metrics)
+
     def _metric(self, task: TaskRecord) -> str:
         """What was chosen to score the task's cells by, if it can be."""
         scoring, chosen = self._scoring(task), self.config.metric
         if (chosen == INVERSE_PERPLEXITY) != (scoring == "perplexity"):
             raise ConfigError(
                 f"task {task.name!r} is scored by {scoring}, which has no {chosen}",
-                hint=f"--metric auto ({DEFAULT_METRICS[scoring]})",
+                hint=f"--metric auto ({self._usual(task)})",
                 unchanged="nothing was changed",
             )
         return chosen
@@ -175,12 +182,19 @@ class _Session:
         """The one cell of a task in a state: what ``predict --task NAME --state STATE`` says to its rows."""
         from lorabank.workflows.subjects import AsTrained, oracle_of
 
+        if name == BARE:
+            raise ConfigError(
+                "the bare base is no task, so --task none has no rows to be scored on",
+                hint="--forward-transfer also scores the untrained base on the rows of every task",
+                commands=[Command("eval", "--forward-transfer")],
+                unchanged="nothing was computed",
+            )
         task, last = self.snapshot.task(name), self.tasks[-1].position
         own = state == "learnt"
         subject = oracle_of(self.bank, self.snapshot, self.runtime) if own else self.subject(AsTrained.name)
         filled = self.fill(subject, [(last, task)])
         (cell,) = filled.records
-        if task.labels and cell.metric == ACCURACY and LABELS not in cell.detail:  # stored before that was kept
+        if (kept := _kept(task, cell)) and kept not in cell.detail:  # stored before that was kept
             filled = self.fill(subject, [(last, task)], anew=True)
             (cell,) = filled.records
         alone = replace(filled, records=(cell._replace(stage=task.position),))
@@ -198,6 +212,13 @@ class _Session:
 
         last = self.tasks[-1].position
         return self.fill(oracle_of(self.bank, self.snapshot, self.runtime), [(last, task) for task in self.tasks])
+
+
+def _kept(task: TaskRecord, cell: EvaluationRecord) -> str | None:
+    """What the detail of a cell holds of how its rows were answered."""
+    if task.labels:
+        return LABELS if cell.metric == ACCURACY else None
+    return None if cell.metric == INVERSE_PERPLEXITY else TEXTS
 
 
 def matrix_report(
@@ -230,6 +251,7 @@ def matrix_report(
         metric=matrix.metric,
         environments=environments_of([*filled.records, *(oracle.records if oracle else ())]),
         labels=_labels(tasks, filled),
+        texts=_texts(tasks, filled),
     )
 
 
@@ -241,6 +263,13 @@ def _labels(tasks: Sequence[TaskRecord], filled: Filled) -> dict[str, LabelScore
         for record in filled.records
         if record.stage == last
     }
+    return {task: scores for task, scores in found.items() if scores is not None}
+
+
+def _texts(tasks: Sequence[TaskRecord], filled: Filled) -> dict[str, TextScores]:
+    """How the rows of tasks with free answers were answered, at the last stage."""
+    last = tasks[-1].position
+    found = {record.task: text_scores(record) for record in filled.records if record.stage == last}
     return {task: scores for task, scores in found.items() if scores is not None}
 
 

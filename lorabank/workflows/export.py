@@ -16,7 +16,7 @@ from lorabank.compose.weighted import Weighted, stored_weights
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.lora import LoraFactors, compress
-from lorabank.core.records import BaseModelRecord, CompositionRecord, TaskRecord
+from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRecord, TaskRecord
 from lorabank.models.fingerprint import tokenizer_files
 from lorabank.models.peft_check import plain_files
 from lorabank.models.peft_folder import CONFIG_FILE, combined_files, read_adapter, with_fields
@@ -29,7 +29,7 @@ from lorabank.workflows.results import ExportResult
 from lorabank.workflows.sharing import stored_reports
 from lorabank.workflows.subjects import AsTrained
 from lorabank.workflows.upkeep import find_named, listed
-from lorabank.workflows.view import adapters_in_order, read_members, stack_of
+from lorabank.workflows.view import adapters_in_order, in_chat_template, read_members, stack_of
 
 _UNCHANGED = "nothing was written"
 _ANY_HEAD = 2
@@ -120,7 +120,7 @@ def _beside(
             facts,
             labels=task.labels,
             template=task.prompt_template,
-            form=adapter.config.get("format", ""),
+            chat=in_chat_template(adapter),
             max_length=adapter.config["max_length"],
             max_new_tokens=adapter.config.get("max_new_tokens", 32),
             strategy=adapter.strategy,
@@ -172,7 +172,9 @@ def _export_own(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> _Draft:
     beneath = _names(snapshot, adapter.context)
     alone = f"; without {listed(beneath)}, on top of which it was trained" if beneath else ""
     stage = None if beneath else task.position
-    return _Draft(files, "adapter", f"r {adapter.r} on {snapshot.base.name}; {_form(task)}{alone}", task, stage)
+    return _Draft(
+        files, "adapter", f"r {adapter.r} on {snapshot.base.name}; {_form(task, adapter)}{alone}", task, stage
+    )
 
 
 def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State) -> _Draft:
@@ -203,7 +205,7 @@ def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State
         head_modules=config["modules_to_save"] or (),
     )
     members = listed(_names(snapshot, own_state(answers)))
-    note = f"{said}: {members} in one adapter, r {_rank(joined)} on {snapshot.base.name}; {_form(task)}"
+    note = f"{said}: {members} in one adapter, r {_rank(joined)} on {snapshot.base.name}; {_form(task, own)}"
     return _Draft(files, "joined", note, task, stage)
 
 
@@ -236,11 +238,14 @@ def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecor
     return _Draft(files, "composition", note, None)
 
 
-def _form(task: TaskRecord) -> str:
+def _form(task: TaskRecord, adapter: AdapterRecord) -> str:
     """What the user of a task's folder must know beside it: the outputs of its head, or how it is asked."""
     if task.task_type == "SEQ_CLS":
         return f"head of {len(task.labels)} labels in this order: {listed(task.labels)}"
     template = task.prompt_template
+    if in_chat_template(adapter):
+        asked = "the text is a user's turn in the base's chat template"
+        return f"{asked}; answers {listed(task.labels)}" if task.labels else asked
     asked = "the text is the prompt" if template is None else f"prompt {json.dumps(template, ensure_ascii=False)}"
     return f"{asked}; answers {listed(task.labels)}" if task.labels else asked
 

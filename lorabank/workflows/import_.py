@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotF
 from lorabank.core.observer import Observer
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 from lorabank.core.versions import package_versions
-from lorabank.data.loading import TaskData, example_row
+from lorabank.data.loading import TaskData
 from lorabank.models.foreign import ForeignAdapter
 from lorabank.models.foreign_fit import check_effect, check_fits, largest_update
 from lorabank.models.heads import Head, load_head, put_head
@@ -37,6 +36,7 @@ from lorabank.workflows.import_source import check_source_base, find_source, rea
 from lorabank.workflows.known_rows import known_rows
 from lorabank.workflows.results import AddTaskResult
 from lorabank.workflows.task_data import (
+    as_asked,
     dataset_records,
     encode_rows,
     found_in_data,
@@ -44,6 +44,7 @@ from lorabank.workflows.task_data import (
     recorded_bad_rows,
     settled,
     task_statistics,
+    text_facts,
 )
 from lorabank.workflows.train import commit_and_score, stored_files
 from lorabank.workflows.upkeep import listed
@@ -53,8 +54,8 @@ _UNCHANGED = "nothing was changed"
 
 _USED = (
     "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "delimiter",
-    "encoding", "sheet", "skip_bad", "prompt_template", "label_words", "scoring", "max_new_tokens", "max_length",
-    "keep_samples", "clusters_per_task", "seed", "device",
+    "encoding", "sheet", "skip_bad", "prompt_template", "chat_template", "label_words", "scoring", "max_new_tokens",
+    "max_length", "keep_samples", "clusters_per_task", "seed", "device",
 )  # fmt: skip
 """The settings that say something of a task whose adapter is not trained here."""
 
@@ -260,7 +261,7 @@ def _commit(
         files={},
         versions=package_versions(),
         config={name: settings[name] for name in _USED},
-        metrics={**facts, **overlap},
+        metrics={**facts, **overlap, **text_facts(data)},
     )
     task = TaskRecord(
         name=operation.name,
@@ -270,7 +271,7 @@ def _commit(
         state="training",
         adapter=record.digest,
         statistics=operation.stage_blob(judged.statistics),
-        prompt_template=data.prompt_template,
+        prompt_template=data.prompt_template and str(data.prompt_template),
     )
     datasets = dataset_records(operation, data, config, judged.rows_cut, judged.rows_dropped, trained=False)
     return commit_and_score(bank, operation, task, record, datasets, observer)
@@ -290,8 +291,7 @@ def _label_order(data: TaskData, labels: Sequence[str] | None, observer: Observe
                 hint="leave it out; other words for the data's labels: --label-words 0=negative,1=positive",
                 unchanged=_UNCHANGED,
             )
-        prompt, answer = (json.dumps(text[:_SHOWN], ensure_ascii=False) for text in example_row(data))
-        observer.notice(f"rows of the form {data.form}, scored by {data.scoring}; the first: {prompt} -> {answer}")
+        observer.notice(as_asked(data))
         return data.labels
     if labels is None:
         observer.notice(f"labels in the order of the head's outputs, taken from the data: {listed(data.labels)}")

@@ -24,7 +24,6 @@ _CLASSES = {
 _PIPELINES = {"SEQ_CLS": "text-classification", "CAUSAL_LM": "text-generation"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|&~#$])")
-_CHATS = ("messages", "sharegpt")
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Facts:
         labels: In the order of a head's outputs; the answers of a language model's task.
         headless: Whether it is a classifier's adapter without a head.
         template: Prompt of a text, None where the text is the prompt.
-        form: Form of the rows that it learnt from.
+        chat: Whether a text is a user's turn in the base's chat template.
         max_length: Most tokens of a text.
         max_new_tokens: Of an answer.
         strategy: How it was trained; of a sum None.
@@ -56,7 +55,7 @@ class Facts:
     labels: Sequence[str] = ()
     headless: bool = False
     template: str | None = None
-    form: str = ""
+    chat: bool = False
     max_length: int = 128
     max_new_tokens: int = 32
     strategy: str | None = None
@@ -72,7 +71,7 @@ def card(facts: Facts) -> bytes:
         ("its weights", f"SHA-256 {base.fingerprint} over names and values, as lorabank computes it"),
         ("task type", base.task_type),
         ("labels, in the order of the outputs" if base.task_type == "SEQ_CLS" else "answers", listed(facts.labels)),
-        ("prompt", facts.template and json.dumps(facts.template, ensure_ascii=False)),
+        ("prompt", _prompt(facts)),
         ("trained by", facts.strategy),
         *((f"score on {task}", score) for task, score in facts.scores.items()),
     ]
@@ -120,6 +119,14 @@ def _front_matter(base: BaseModelRecord) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
+def _prompt(facts: Facts) -> str | None:
+    """How a prompt is made of a text, None where the text is the prompt."""
+    written = facts.template and json.dumps(facts.template, ensure_ascii=False)
+    if not facts.chat:
+        return written
+    return f"the text as a user's turn in the base's chat template{f': {written}' if written else ''}"
+
+
 def _snippet(facts: Facts) -> str:
     """Python that needs PEFT and transformers alone; what came from outside stands in it as literals."""
     classifies = facts.base.task_type == "SEQ_CLS"
@@ -153,15 +160,14 @@ def _classify(facts: Facts) -> list[str]:
 
 
 def _answer(facts: Facts) -> list[str]:
-    chat = facts.form in _CHATS
-    if chat:
+    if facts.chat:
         turn = '[{"role": "user", "content": "a text"}]'
         prompt = [f"prompt = tokenizer.apply_chat_template({turn}, add_generation_prompt=True, tokenize=False)"]
     elif facts.template is None:
         prompt = ['prompt = "a text"']
     else:
         prompt = [f'prompt = {facts.template!r}.replace("{{text}}", "a text")']
-    bare = ", add_special_tokens=False" if chat else ""
+    bare = ", add_special_tokens=False" if facts.chat else ""
     answer = "output[0]" if facts.base.task_type == "SEQ_2_SEQ_LM" else 'output[0, inputs["input_ids"].shape[1] :]'
     return [
         *prompt,

@@ -18,7 +18,7 @@ from lorabank.workflows.bases import future_base
 from lorabank.workflows.known_rows import known_rows
 from lorabank.workflows.past import earlier_adapters
 from lorabank.workflows.results import TaskPlan
-from lorabank.workflows.task_data import encode_rows, found_in_data, load_data, recorded_scoring
+from lorabank.workflows.task_data import encode_rows, found_in_data, load_data, recorded_chat, recorded_scoring
 
 if TYPE_CHECKING:
     from lorabank.training.planning import AdapterPlan
@@ -30,6 +30,7 @@ def plan_task(
 ) -> TaskPlan:
     """What ``add_task`` would do; nothing is trained, written or loaded but the tokenizer and the base's shapes."""
     from lorabank.training.planning import plan_adapter, planned_steps, resolve_penalties
+    from lorabank.workflows.advice import characters_per_token, few_steps, poor_fit
     from lorabank.workflows.recall import rows_replayed
 
     check_tracker(config.report_to)
@@ -43,6 +44,8 @@ def plan_task(
     adapter = plan_adapter(base, config, len(data.labels))
     examples = encode_rows(base, data, adapter.max_length)
     lengths = sorted(examples.lengths)
+    rows = len(examples.rows) + rows_replayed(snapshot, strategy, config)
+    per_token = characters_per_token(base, data)
     earlier = earlier_adapters(snapshot)
     known = known_rows(Bank.open(path), snapshot, data.eval, SilentObserver()) if snapshot else {}
     names = {adapter.digest: adapter.task for adapter in earlier}
@@ -59,16 +62,20 @@ def plan_task(
             "mean": sum(lengths) / len(lengths),
             "p95": float(lengths[max(0, math.ceil(0.95 * len(lengths)) - 1)]),
             "max": float(lengths[-1]),
+            "characters_per_token": per_token,
         },
         rows_cut=examples.cut,
         rows_dropped=examples.dropped,
-        steps=planned_steps(len(examples.rows) + rows_replayed(snapshot, strategy, config), config),
+        steps=planned_steps(rows, config),
         trainable_parameters=adapter.parameters,
         adapter_bytes=4 * adapter.parameters,
         context=tuple(names[digest] for digest in strategy.context(earlier) if digest in names),
         penalty=penalties,
         bank_exists=exists,
         modules_left_out=adapter.left_out,
+        prompts="put into the base's chat template" if data.chat else None,
+        few_steps=few_steps(rows, config),
+        poor_fit=poor_fit(per_token),
         **found_in_data(data),
         known_rows={names[digest]: count for digest, count in known.items()},
         replaces=old,
@@ -85,7 +92,8 @@ def _filled_in(
     chosen = config.target_modules not in ("auto", "all-linear")
     return asdict(config) | {
         "format": data.form,
-        "prompt_template": data.prompt_template,
+        "prompt_template": data.prompt_template and str(data.prompt_template),
+        "chat_template": recorded_chat(data),
         "scoring": recorded_scoring(data),
         "penalty": penalty,
         "lambda_orth": penalties.get(penalty) if config.lambda_orth is None else config.lambda_orth,

@@ -24,10 +24,11 @@ from lorabank.data.loading import read_rows
 from lorabank.data.opening import Reading
 from lorabank.models.runtime import Plan, Runtime
 from lorabank.training.strategies.states import State, answering_in
+from lorabank.workflows.bare import BARE, bare_answerer
 from lorabank.workflows.results import Prediction, RoutedPrediction
 from lorabank.workflows.subjects import all_members, state_plan
 from lorabank.workflows.task_data import ChatTemplate
-from lorabank.workflows.view import adapters_in_order, load_composer, load_runtime
+from lorabank.workflows.view import adapters_in_order, holds_conversations, load_composer, load_runtime
 
 Answerer = Callable[[Sequence[str]], tuple[Prediction, ...]]
 """Gives one answer for each text, in order."""
@@ -107,6 +108,8 @@ def answerer(bank: Bank, config: PredictConfig | GenerateConfig, observer: Obser
     """
     _check_base(bank, config)
     snapshot = bank.snapshot()
+    if config.task == BARE:
+        return bare_answerer(snapshot, config, observer)
     if not snapshot.tasks:
         raise NotFoundError("the bank has no task", commands=[ADD_TASK])
     if config.task:
@@ -216,8 +219,7 @@ def _tasks(snapshot: Snapshot, composition: str | None) -> Sequence[str]:
 
 def _prompts(snapshot: Snapshot, texts: list[str], tasks: Sequence[str]) -> list[str]:
     """Texts as these tasks' rows were: a user's message in the chat template where all were conversations."""
-    formats = {snapshot.adapter_of(task).config.get("format") for task in tasks}
-    if not formats <= {"messages", "sharegpt"}:
+    if not all(holds_conversations(snapshot.task(task), snapshot.adapter_of(task)) for task in tasks):
         return texts
     render = ChatTemplate(snapshot.base)
     prompts = []

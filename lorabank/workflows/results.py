@@ -9,6 +9,7 @@ from lorabank.core.commands import Command
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
 from lorabank.data.bad_rows import LeftOut
 from lorabank.evaluation.confusion import LabelScores
+from lorabank.evaluation.text_samples import TextScores
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class TaskPlan:
     Attributes:
         settings: Every setting by name, as the work would use it: penalty and weight filled in, names of modules in
             place of ``auto``, ``max_length`` within the model's limit.
-        tokens: ``mean``, ``p95`` and ``max`` tokens of a training text, before cutting.
+        tokens: ``mean``, ``p95`` and ``max`` tokens of a training text, before cutting; ``characters_per_token`` of
+            its first rows.
         example: A training row as the model sees it: text or prompt, and label or completion.
         rows_cut: Training rows longer than ``max_length``.
         rows_dropped: Training rows whose completion does not fit into ``max_length``.
@@ -36,6 +38,9 @@ class TaskPlan:
         known_rows: Task to the number of evaluation rows that stand in its training rows.
         replaces: Number of the task that it would take the place of, None for none.
         superseded: Compositions that would go with that task.
+        prompts: How prompts are built of texts, where it is by the base's chat template; else None.
+        few_steps: What to type for more steps where they are few; else None.
+        poor_fit: What is told where the base's tokenizer hardly knows the rows' script; else None.
     """
 
     name: str
@@ -62,6 +67,9 @@ class TaskPlan:
     known_rows: dict[str, int] = field(default_factory=dict)
     replaces: int | None = None
     superseded: tuple[str, ...] = ()
+    prompts: str | None = None
+    few_steps: str | None = None
+    poor_fit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class AddTaskResult:
 
     Attributes:
         score: ``metric``, ``value``, ``n``, ``low`` and ``high`` on its evaluation rows, and as ``labels`` the
-            `LabelScores` of a task with labels, else None.
+            `LabelScores` of a task with labels, as ``texts`` the `TextScores` of one with free answers, else None.
         look_alike_labels: As of `TaskPlan`.
         label_counts: As of `TaskPlan`.
         warnings: As of `TaskPlan`.
@@ -124,6 +132,8 @@ class MatrixReport:
         state: Of a report about one task, the state that it was scored in; otherwise None.
         labels: Task to how the rows of each label were answered after the last stage; none of a task without labels,
             or whose cell was stored before that was kept. Mistakes have their texts in a report about one task.
+        texts: Task to how its rows were answered in free text after the last stage, with samples; none of other
+            tasks, or whose cell was stored before that was kept.
     """
 
     subject: str
@@ -143,6 +153,7 @@ class MatrixReport:
     environments: tuple[dict[str, Any], ...] = ()
     state: Literal["now", "learnt"] | None = None
     labels: dict[str, LabelScores] = field(default_factory=dict)
+    texts: dict[str, TextScores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,9 +161,10 @@ class Prediction:
     """The label of one text (or the text that was generated) and whose head gave it.
 
     Attributes:
+        task: Whose head or form answered; ``"none"`` for the bare base.
         probability: The label's among its task's labels; None for a generated text.
         adapters: Weight of each task's adapter that answered.
-        state: Of a task as trained ``"now"`` or ``"learnt"``, else ``"composition"``.
+        state: Of a task as trained ``"now"`` or ``"learnt"``, of the bare base ``"base"``, else ``"composition"``.
         composition: Name of the composition that answered, or None.
     """
 
@@ -162,7 +174,7 @@ class Prediction:
     task: str
     task_id: Literal["given", "routed"]
     adapters: dict[str, float]
-    state: Literal["now", "learnt", "composition"]
+    state: Literal["now", "learnt", "base", "composition"]
     composition: str | None
 
 

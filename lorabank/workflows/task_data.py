@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from lorabank.bank.operations import Operation
 from lorabank.core import plugins
 from lorabank.core.config import TrainConfig, validate
-from lorabank.core.errors import ConfigError, IncompatibleError
+from lorabank.core.errors import ConfigError, DataError, IncompatibleError
 from lorabank.core.records import BaseModelRecord, DatasetRecord
+from lorabank.core.templates import ChatPrompt, check_template, parted
 from lorabank.data.cells import BadCell
 from lorabank.data.known import row_digests
-from lorabank.data.loading import Rows, TaskData, load_task_data, sample_rows, to_parquet
+from lorabank.data.loading import Rows, TaskData, example_row, load_task_data, sample_rows, to_parquet
+from lorabank.evaluation.text_samples import FACT, usual_metric
 from lorabank.models.loading import LoadedBase, load_tokenizer
 from lorabank.models.prompting import encode_labels
 from lorabank.models.special_tokens import spellings
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lorabank.models.task_types import Examples, TaskType
+
+
+_SHOWN = 300
+"""Characters of an example."""
 
 
 def encode_rows(base: BaseModelRecord, data: TaskData, max_length: int) -> Examples:
@@ -43,10 +50,15 @@ def load_data(config: TrainConfig, base: BaseModelRecord) -> TaskData:
     """The rows that the settings name, as tasks of this base have them; the labels stand in the template."""
     if not config.data:
         raise ConfigError("there is no data to train on", hint="add --data FILE", unchanged="nothing was changed")
-    data = load_task_data(config, task_type=base.task_type, render_chat=ChatTemplate(base))
+    chat = ChatTemplate(base)
+    turn = chat.turn if base.chat_template_hash else None
+    data = load_task_data(config, task_type=base.task_type, render_chat=chat, turn=turn)
+    if isinstance(data.prompt_template, ChatPrompt):
+        chat.check_turns(data.train)
+        chat.check_turns(data.eval)
     task_type: TaskType = plugins.load(plugins.TASK_TYPES, base.task_type, "task type")()
     if data.labels and not task_type.has_head:  # labels that this model cannot tell apart are refused before anything
-        encode_labels(load_tokenizer(base), data.labels, glued=task_type.glued and data.prompt_template is not None)
+        encode_labels(load_tokenizer(base), data.labels, glued=task_type.glued and parted(data.prompt_template))
     return data
 
 
@@ -77,6 +89,44 @@ class ChatTemplate:
         chat = [dict(message) for message in messages]
         return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
 
+    def turn(self, hint: str = "--chat-template none takes the prompts as they are") -> ChatPrompt:
+        """The prompt template that puts a text into a user's turn, up to where the assistant answers.
+
+        Args:
+            hint: What to do where it takes none.
+
+        Raises:
+            IncompatibleError: The chat template takes no single turn of a user, or does not write it as it is.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            prompt = ChatPrompt(self([{"role": "user", "content": "{text}"}]))
+            check_template(prompt)
+        except (TemplateError, ConfigError) as error:
+            reason = " ".join(str(error).split())
+            raise IncompatibleError(
+                f"the chat template of {self._base.name!r} cannot be put around a text: {reason}",
+                hint=hint,
+                unchanged="nothing was changed",
+            ) from error
+        return prompt
+
+    def check_turns(self, rows: Rows) -> None:
+        """Refuse prompts that bring turns of their own, which within a user's turn would be words.
+
+        Raises:
+            DataError: A prompt spells a control token.
+        """
+        for index, text in enumerate(rows.texts):
+            if found := self._control.search(text):
+                raise DataError(
+                    f"{rows.where(index)}: the prompt spells {found.group()!r}, a control token of the base's "
+                    "tokenizer, so it cannot be put into the base's chat template",
+                    hint="--chat-template none takes the prompts as they are",
+                    unchanged="nothing was changed",
+                )
+
     @cached_property
     def _control(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, spellings(self._tokenizer))) or "(?!)")
@@ -96,6 +146,7 @@ class ChatTemplate:
 def settled(config: TrainConfig, data: TaskData, max_length: int) -> TrainConfig:
     """The settings as the adapter's record keeps them: what the data and the model decided is filled in."""
     decided = {"format": data.form, "scoring": recorded_scoring(data), "max_length": max_length}
+    decided["chat_template"] = recorded_chat(data)
     return validate(TrainConfig, asdict(config) | decided)
 
 
@@ -119,6 +170,23 @@ def found_in_data(data: TaskData) -> dict[str, Any]:
 def recorded_bad_rows(data: TaskData) -> dict[str, Any]:
     """What the record says of bad rows; nothing where none were left out."""
     return {"bad_rows": [asdict(left) for left in data.left_out]} if data.left_out else {}
+
+
+def recorded_chat(data: TaskData) -> str:
+    """The setting ``chat_template`` of these rows: ``auto`` where the base's is around them, else ``none``."""
+    return "auto" if data.chat else "none"
+
+
+def text_facts(data: TaskData) -> dict[str, str]:
+    """What an adapter's record says of how its task's answers are judged; nothing where they are no free text."""
+    return {FACT: usual_metric(data.eval.labels)} if data.scoring == "generation" else {}
+
+
+def as_asked(data: TaskData) -> str:
+    """The rows in one line: their form, how their prompts are built, their scoring, and the first of them."""
+    prompt, answer = (json.dumps(text[:_SHOWN], ensure_ascii=False) for text in example_row(data))
+    chat = ", put into the base's chat template" if data.chat else ""
+    return f"rows of the form {data.form}{chat}, scored by {data.scoring}; the first: {prompt} -> {answer}"
 
 
 def task_statistics(base: LoadedBase, texts: Sequence[str], config: TrainConfig) -> bytes:

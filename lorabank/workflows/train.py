@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from lorabank.core.observer import Observer, SilentObserver
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 from lorabank.core.trackers import check_tracker
 from lorabank.core.versions import package_versions
-from lorabank.data.loading import TaskData, example_row
+from lorabank.data.loading import TaskData
 from lorabank.models.loading import load_base, resolve_device
 from lorabank.workflows.bases import future_base, open_or_init
 from lorabank.workflows.compose import superseded_by
@@ -38,21 +37,19 @@ from lorabank.workflows.past import (
 )
 from lorabank.workflows.results import AddTaskResult
 from lorabank.workflows.task_data import (
+    as_asked,
     dataset_records,
     found_in_data,
     load_data,
     recorded_bad_rows,
     settled,
     task_statistics,
+    text_facts,
 )
 
 if TYPE_CHECKING:
     from lorabank.training.job import TrainedAdapter, TrainJob
     from lorabank.training.tracking import Tracking
-
-
-_SHOWN = 300
-"""Characters of an example."""
 
 
 def add_task(
@@ -199,14 +196,18 @@ def _train(
     """Train with what the bank holds; nothing of it is changed."""
     from lorabank.training.job import TrainJob
     from lorabank.training.run import train_adapter
-    from lorabank.workflows.recall import read_objects, read_replayed
+    from lorabank.workflows.advice import characters_per_token, few_steps, poor_fit
+    from lorabank.workflows.recall import read_objects, read_replayed, rows_replayed
     from lorabank.workflows.view import read_stack
 
     if snapshot.base.task_type != "SEQ_CLS":
-        prompt, answer = (json.dumps(text[:_SHOWN], ensure_ascii=False) for text in example_row(data))
-        observer.notice(f"rows of the form {data.form}, scored by {data.scoring}; the first: {prompt} -> {answer}")
+        observer.notice(as_asked(data))
     earlier = earlier_adapters(snapshot)
     strategy = plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
+    rows = len(data.train) + rows_replayed(snapshot, strategy, config)
+    for advice in (few_steps(rows, config), poor_fit(characters_per_token(snapshot.base, data))):
+        if advice:
+            observer.notice(advice)
     job = TrainJob(
         base=snapshot.base,
         config=config,
@@ -264,11 +265,7 @@ def _commit_and_score(
         files={},
         versions=package_versions(),
         config=asdict(config),
-        metrics={
-            **trained.metrics,
-            **facts,
-            **recorded_bad_rows(data),
-        },
+        metrics={**trained.metrics, **facts, **text_facts(data), **recorded_bad_rows(data)},
         objects={role: operation.stage_blob(value) for role, value in trained.objects.items()},
     )
     task = TaskRecord(
@@ -279,7 +276,7 @@ def _commit_and_score(
         state="training",
         adapter=digest,
         statistics=operation.stage_blob(statistics),
-        prompt_template=data.prompt_template,
+        prompt_template=data.prompt_template and str(data.prompt_template),
     )
     cut, dropped = trained.metrics["rows_cut"], trained.metrics["rows_dropped"]
     datasets = dataset_records(operation, data, config, cut, dropped, replay=job.strategy.replay)

@@ -19,6 +19,8 @@ from lorabank.core.errors import DamagedError, LorabankError, NotFoundError
 from lorabank.core.lora import AdapterStack, FactorShape
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
 from lorabank.core.sizes import parse_bytes
+from lorabank.core.templates import ChatPrompt
+from lorabank.data.forms import CHATS
 from lorabank.data.loading import from_parquet
 from lorabank.data.rows import Rows
 from lorabank.models.answering import Answerer, AnswerForm
@@ -120,14 +122,26 @@ def _read_statistics(bank: Bank, task: TaskRecord) -> TaskStatistics:
 
 def form_of(task: TaskRecord, adapter: AdapterRecord) -> AnswerForm:
     """How a task is asked and answers, from its records."""
-    config = adapter.config
+    config, template = adapter.config, task.prompt_template
+    if template is not None and in_chat_template(adapter):
+        template = ChatPrompt(template)
     return AnswerForm(
         labels=task.labels,
         max_length=int(config.get("max_length", 256)),
         scoring="classification" if task.task_type == "SEQ_CLS" else config["scoring"],
-        template=task.prompt_template,
+        template=template,
         max_new_tokens=int(config.get("max_new_tokens", 50)),
     )
+
+
+def in_chat_template(adapter: AdapterRecord) -> bool:
+    """Whether a task's prompts stand in the base's chat template; a record without the setting is of bare prompts."""
+    return adapter.config.get("format") in CHATS or adapter.config.get("chat_template", "none") != "none"
+
+
+def holds_conversations(task: TaskRecord, adapter: AdapterRecord) -> bool:
+    """Whether the texts of a task's rows are whole conversations as the chat template wrote them."""
+    return in_chat_template(adapter) and task.prompt_template is None
 
 
 def load_runtime(

@@ -80,6 +80,16 @@ def test_a_dash_among_prompts_is_a_prompt(run: Any, api: Any) -> None:
     assert api.called("generate")["texts"] == ("-", "a")
 
 
+def test_answers_to_a_file_stand_below_what_was_asked(run: Any, api: Any) -> None:
+    told = (None, "none", "given", {}, "base", None)
+    api["generate"] = (Prediction("Once?\nor twice", "upon\na time", *told), Prediction("\x1b[2J", "", *told))
+    shown = run("generate", "--data", "rows.jsonl", "--task", "none")
+    assert shown.out == (
+        "asked:  Once?\n        or twice\nanswer: upon\n        a time\n\nasked:  \\x1b[2J\nanswer:\n"
+    )
+    assert shown.err == ""  # who answers was told by the library
+
+
 def test_an_empty_answer_keeps_its_line(run: Any, api: Any) -> None:
     api["generate"] = _says("", "b")
     assert run("generate", "x", "y").out == "\nb\n"

@@ -25,7 +25,7 @@ from lorabank.workflows.results import Prediction
 
 SETTINGS = {
     "eval_fraction": 0.5, "epochs": 1, "batch_size": 4, "r": 2, "lora_alpha": 8.0, "learning_rate": 1e-2,
-    "keep_samples": 4, "clusters_per_task": 2, "max_new_tokens": 4, "device": "cpu",
+    "keep_samples": 4, "clusters_per_task": 2, "max_new_tokens": 4, "device": "cpu", "chat_template": "none",
 }  # fmt: skip
 WORDS = ["sun", "rain", "snow", "wind", "fog", "hail", "ice", "dew"]
 
@@ -164,8 +164,10 @@ def test_every_form_becomes_a_task(place: Place, task: str) -> None:
 
 
 def test_what_is_learnt_is_told_before_it_is_learnt(place: Place) -> None:
-    (told,) = place.notices["chat"]
-    assert told.startswith("rows of the form messages, scored by generation; the first: ")
+    (told,) = (line for line in place.notices["chat"] if line.startswith("rows of the form"))
+    assert told.startswith(
+        "rows of the form messages, put into the base's chat template, scored by generation; the first: "
+    )
     assert "<|system|>\\nBe short.</s>\\n<|user|>\\nTell me about" in told
     assert told.endswith('-> "It is cold."') or told.endswith('-> "It is warm."')
 

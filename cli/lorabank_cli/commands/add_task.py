@@ -13,6 +13,7 @@ from lorabank_cli.options import remarked
 from lorabank_cli.output import plain
 from lorabank_cli.settings import show_settings
 from lorabank_cli.text import named, pairs, safe, scored, shortened
+from lorabank_cli.texts import other_metrics, samples
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def _text(run: Run, result: AddTaskResult, names: dict[str, str]) -> str:
         ("adapter", adapter.digest),
         (named(score["metric"]), f"{scored(score)} (95 % interval, task id given)"),
         *summary(score.get("labels")),
+        *other_metrics(score.get("texts"), score["metric"]),
         ("strategy", f"{adapter.strategy}, r {adapter.r}, {adapter.steps} steps, {adapter.wall_seconds:.0f} s"),
         ("held", _held(adapter, names)),
         ("overlap", shortened(overlap) or None),
@@ -123,7 +125,9 @@ def _text(run: Run, result: AddTaskResult, names: dict[str, str]) -> str:
     matrix = confusion(score["labels"], _MOST_LABELS) if score.get("labels") else None
     head = f"added task {safe(task.name)} ({numbered(task)}) to {safe(result.bank)}\n{pairs(items)}"
     follow = run.output.next(Command("eval", "--forgetting-matrix") if task.position > 1 else ADD_TASK)
-    return "\n\n".join(part for part in ("\n".join([head, follow, *again(run, result)]), matrix) if part)
+    answers = samples(score["texts"]) if score.get("texts") else None
+    head = "\n".join([head, follow, *again(run, result)])
+    return "\n\n".join(part for part in (head, matrix, answers) if part)
 
 
 def known(adapter: AdapterRecord, names: dict[str, str]) -> str | None:

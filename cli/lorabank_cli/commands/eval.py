@@ -15,6 +15,7 @@ from lorabank_cli.heatmap import heatmap
 from lorabank_cli.labels import details
 from lorabank_cli.output import plain
 from lorabank_cli.text import command, named, pairs, safe, table, terminal_width, wants_color
+from lorabank_cli.texts import answered
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def _report(report: MatrixReport, color: bool) -> str:
             "",
             _last_row(report, "task"),
             *(f"\n{details(scores)}" for scores in report.labels.values()),
+            *answered(report.texts),
         ]
         return "\n".join(lines)
     given = "given: each text is answered as its own task"
@@ -120,6 +122,7 @@ def _report(report: MatrixReport, color: bool) -> str:
         "",
         _last_row(report),
         *_chance(report),
+        *answered(report.texts),
         "",
         _scalars(plain(report.scalars)),
     ]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     configs={"Answering": GenerateConfig},
     examples=(
         "generate --task summaries 'The council met on Monday ...'",
+        "generate --task none 'What is gout?'",
         "generate --composition routed 'What is LoRA?' --max-new-tokens 100",
         "generate --task summaries --raw 'Once upon a time'",
         "generate --task summaries --data articles.jsonl --output answers.jsonl",
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 def generate(run: Run, texts: tuple[str, ...], output: str | None, form: Form | None, overwrite: bool) -> None:
     """Let the bank's language model go on with prompts.
 
-    Greedy decoding in the state of a composition or of one task, with the task's prompt template and, where it was
-    trained on conversations, the chat template. Prints the text alone to stdout and the state to stderr; --json also
-    says who answered.
+    Greedy decoding in the state of a composition or of one task, with the task's prompt template or, where it was
+    trained in it, the base's chat template. --task none asks the bare base, before and beside every task. Prints the
+    answers to stdout, those to the rows of --data below what was asked, and the state to stderr; --json also says who
+    answered.
     """
     from lorabank import api
 
@@ -42,13 +44,22 @@ def generate(run: Run, texts: tuple[str, ...], output: str | None, form: Form | 
         return
     with run.observer as observer:
         answers = api.generate(run.bank, given, config, observer=observer)
-    for state in dict.fromkeys(map(_state, answers)):
+    for state in dict.fromkeys(_state(answer) for answer in answers if answer.state != "base"):
         run.output.notice(state)
-    run.output.data({"answers": answers}, "\n".join(map(_shown, answers)))
+    if run.ctx.params["data"]:
+        text = "\n\n".join(map(_pair, answers))
+    else:
+        text = "\n".join(_lines(answer.label) for answer in answers)
+    run.output.data({"answers": answers}, text)
 
 
-def _shown(answer: Prediction) -> str:
-    return "\n".join(map(safe, answer.label.split("\n")))
+def _pair(answer: Prediction) -> str:
+    """What was asked and what was answered, told apart at the beginning of their lines."""
+    return f"asked:  {_lines(answer.text, 8)}\nanswer: {_lines(answer.label, 8)}".rstrip()
+
+
+def _lines(text: str, indent: int = 0) -> str:
+    return f"\n{' ' * indent}".join(map(safe, text.split("\n")))
 
 
 def _state(answer: Prediction) -> str:

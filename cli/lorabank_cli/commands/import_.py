@@ -12,13 +12,14 @@ from lorabank_cli.commands.add_task import again, numbered
 from lorabank_cli.labels import summary
 from lorabank_cli.options import remarked
 from lorabank_cli.text import named, pairs, safe, scored
+from lorabank_cli.texts import other_metrics, samples
 from lorabank_cli.verb import Run, verb
 
 DATA = (
     "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "delimiter", "encoding",
     "sheet", "skip_bad", "max_length",
 )  # fmt: skip
-ASKED = ("prompt_template", "label_words", "scoring", "max_new_tokens")
+ASKED = ("prompt_template", "chat_template", "label_words", "scoring", "max_new_tokens")
 KEPT = ("keep_samples", "clusters_per_task", "seed", "device")
 
 
@@ -89,8 +90,11 @@ def import_adapter(
             ("prompt", template and json.dumps(template, ensure_ascii=False)),
             (named(result.score["metric"]), f"{scored(result.score)} (95 % interval, task id given)"),
             *summary(result.score.get("labels")),
+            *other_metrics(result.score.get("texts"), result.score["metric"]),
         ]
     )
     head = f"imported task {safe(task)} ({numbered(result.task)}) into {safe(run.bank)}"
     follow = run.output.next(Command("compose", "--mode", "prototype"))
-    run.output.data(result, "\n".join([head, facts, follow, *again(run, result)]))
+    told = "\n".join([head, facts, follow, *again(run, result)])
+    texts = result.score.get("texts")
+    run.output.data(result, f"{told}\n\n{samples(texts)}" if texts else told)

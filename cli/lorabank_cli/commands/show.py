@@ -53,16 +53,19 @@ def _asked(document: Mapping[str, Any]) -> list[tuple[str, object]]:
     task = document.get("task", {})
     if task.get("task_type", "SEQ_CLS") == "SEQ_CLS":
         return []
-    from lorabank.evaluation.scoring import DEFAULT_METRICS
+    from lorabank.data.forms import CHATS
+    from lorabank.evaluation.text_samples import metric_of
 
     config = document["adapter"]["config"]
     scoring, template = config["scoring"], task["prompt_template"]
     whole = "none: the whole text is learnt" if config["format"] == "text" else "the text is the prompt"
+    chat = config["format"] in CHATS or config.get("chat_template", "none") != "none"
     return [
         ("task type", task["task_type"]),
         ("form of the rows", config["format"]),
+        ("chat template", "the base's, around every text" if chat else None),
         ("prompt", whole if template is None else json.dumps(template, ensure_ascii=False)),
         ("scoring", scoring),
-        ("metric", named(DEFAULT_METRICS[scoring])),
+        ("metric", named(metric_of(scoring, document["adapter"].get("metrics", {})))),
         ("new tokens", config["max_new_tokens"] if scoring == "generation" else None),
     ]

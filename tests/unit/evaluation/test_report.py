@@ -116,6 +116,7 @@ def measured(**changes: Any) -> Any:
         "routing": None,
         "environments": (),
         "labels": {},
+        "texts": {},
     }
     return SimpleNamespace(**one | changes)
 

@@ -59,7 +59,6 @@ def test_a_graded_interval_stays_within_0_and_1() -> None:
 
 
 def test_rouge_l() -> None:
-    pytest.importorskip("rouge_score")
     # the longest common subsequence "police kill gunman" has 3 of 4 words on both sides
     score = score_rows("rouge_l", Said(("police kill the gunman",)), ["police killed a gunman"])
     assert score.value == pytest.approx(0.75)

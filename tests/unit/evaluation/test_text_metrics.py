@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import sys
-
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from rouge_score import rouge_scorer
 
-from lorabank.core.errors import MissingExtraError
-from lorabank.evaluation import text_metrics
-from lorabank.evaluation.text_metrics import TEXT_METRICS, exact_match, normalise, rouge_l, token_f1
+from lorabank.evaluation.text_metrics import TEXT_METRICS, exact_match, normalise, rouge_l, token_f1, words
 
 
 @pytest.mark.parametrize(
@@ -72,18 +71,62 @@ def test_token_f1(said: str, gold: str, expected: float) -> None:
     ],
 )
 def test_rouge_l_against_hand_computed_subsequences(said: str, gold: str, expected: float) -> None:
-    pytest.importorskip("rouge_score")
     assert rouge_l(said, gold) == pytest.approx(expected, abs=1e-12)
 
 
-def test_rouge_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rouge_score", None)
-    monkeypatch.delitem(sys.modules, "rouge_score.rouge_scorer", raising=False)
-    text_metrics._rouge_scorer.cache_clear()
-    with pytest.raises(MissingExtraError, match="rouge-score") as caught:
-        rouge_l("a", "a")
-    assert caught.value.hint == 'pip install "rouge-score>=0.1.2"'
-    assert "\n" not in caught.value.message
+ASCII = "".join(map(chr, range(32, 127)))
+UNSPACED = "痛风怎么治疗すしラーメンสวัสดีລາວខ្មែរမြန်မာ"
+
+
+@settings(deadline=None)  # the first call imports nltk
+@given(st.text(ASCII, max_size=60), st.text(ASCII, max_size=60))
+@example("Running dogs_ran, e-mail!", "the runner's dog ran by e mail")
+def test_ascii_has_the_published_numbers(said: str, gold: str) -> None:
+    published = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    assert rouge_l(said, gold) == published.score(target=gold, prediction=said)["rougeL"].fmeasure
+    assert words(said) == normalise(said).split()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("急性痛风", ["急", "性", "痛", "风"]),
+        ("用抗炎药,多喝水。", ["用", "抗", "炎", "药", "多", "喝", "水"]),  # punctuation is no word
+        ("每天140/90毫米", ["每", "天", "14090", "毫", "米"]),  # "/" is dropped as in every text
+        ("维生素D", ["维", "生", "素", "d"]),
+        ("すしとラーメン", ["す", "し", "と", "ラ", "ー", "メ", "ン"]),
+        ("ที่นี่", ["ที่", "นี่"]),  # a mark belongs to its letter
+        ("Ça va – BIEN “oui”", ["ça", "va", "–", "bien", "“oui”"]),  # scripts with blanks stay as published
+        ("안녕 하세요", ["안녕", "하세요"]),
+        ("привет, мир", ["привет", "мир"]),
+    ],
+)
+def test_a_script_without_blanks_has_its_characters_as_words(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "f1", "rouge"),
+    [
+        ("急性痛风用药", "痛风要用药", 2 * 4 / (6 + 5), 2 * 4 / (6 + 5)),
+        ("药用", "用药", 1.0, 0.5),  # the order counts for ROUGE-L alone
+        ("English nonsense.", "痛风要用药", 0.0, 0.0),
+        ("痛风用 aspirin.", "痛风用aspirin", 1.0, 1.0),
+        ("большой дом", "дом", 2 / 3, 2 / 3),
+        ("Müller läuft", "müller läuft!", 1.0, 1.0),
+    ],
+)
+def test_other_scripts_are_scored(said: str, gold: str, f1: float, rouge: float) -> None:
+    assert token_f1(said, gold) == pytest.approx(f1)
+    assert rouge_l(said, gold) == pytest.approx(rouge)
+
+
+@settings(deadline=None)
+@given(st.text(UNSPACED + "ab 。,", min_size=1, max_size=30))
+def test_every_text_is_like_itself(text: str) -> None:
+    if words(text):
+        assert token_f1(text, text) == 1.0
+        assert rouge_l(text, text) in (1.0, 0.0)  # 0 where nothing of it is a letter or digit
 
 
 def test_the_table_names_every_metric() -> None:

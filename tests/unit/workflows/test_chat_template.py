@@ -66,7 +66,8 @@ def test_an_ordinary_conversation_is_rendered(chat: ChatTemplate) -> None:
 
 def test_a_text_to_answer_is_refused_by_its_number(chat: ChatTemplate) -> None:
     adapter = SimpleNamespace(config={"format": "messages"})
-    snapshot: Any = SimpleNamespace(adapter_of=lambda task: adapter, base=SimpleNamespace(name="base"))
+    task, base = SimpleNamespace(prompt_template=None), SimpleNamespace(name="base")
+    snapshot: Any = SimpleNamespace(adapter_of=lambda name: adapter, task=lambda name: task, base=base)
     assert _prompts(snapshot, ["hi"], ["t"]) == ["<|user|>hi</s><|assistant|>"]
     with pytest.raises(DataError, match=r"^text 2: '</s>' is a control token"):
         _prompts(snapshot, ["hi", FORGED], ["t"])

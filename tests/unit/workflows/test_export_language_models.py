@@ -108,12 +108,17 @@ def test_a_compressed_composition_has_its_rank(made, tmp_path) -> None:
     assert any((one - other).abs().max() > 1e-4 for one, other in zip(found, whole, strict=True))
 
 
-def test_a_task_without_a_template_says_that_the_text_is_the_prompt(tmp_path, make_language_model) -> None:
+@pytest.mark.parametrize(
+    ("chat", "asked"),
+    [("none", "the text is the prompt"), ("auto", "the text is a user's turn in the base's chat template")],
+)
+def test_a_task_without_a_template_says_what_the_text_is(tmp_path, make_language_model, chat, asked) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"say {c}", "completion": c * 2}) + "\n" for c in "abcdefgh"))
-    add(tmp_path / "bank", make_language_model(), "free", ("a", "b"), 0, data=str(data), prompt_template=None)
+    given = {"data": str(data), "prompt_template": None, "chat_template": chat}
+    add(tmp_path / "bank", make_language_model(), "free", ("a", "b"), 0, **given)
     note = api.export(tmp_path / "bank", "free", tmp_path / "out").note
-    assert note.endswith("; the text is the prompt")
+    assert note.endswith(f"; {asked}")
 
 
 def test_what_attention_answers_is_no_single_adapter(tmp_path, make_language_model) -> None:

@@ -87,15 +87,21 @@ def test_a_language_models_snippet_asks_as_the_bank_does(kind, tmp_path, make_la
     assert answer.strip() == expected.label.strip()
 
 
-def test_a_chats_snippet_asks_through_the_chat_template(tmp_path, make_language_model, capsys) -> None:
+@pytest.mark.parametrize("form", ["messages", "alpaca"])
+def test_a_chats_snippet_asks_through_the_chat_template(tmp_path, make_language_model, capsys, form) -> None:
     base, bank = make_language_model("llama"), tmp_path / "bank"
     turns = [[{"role": "user", "content": c}, {"role": "assistant", "content": c * 2}] for c in "abcdefgh"]
     data = tmp_path / "chats.jsonl"
-    data.write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns))
+    rows = [{"messages": turn} for turn in turns]
+    if form == "alpaca":
+        rows = [{"instruction": asked["content"], "output": answer["content"]} for asked, answer in turns]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     add(bank, base, "asked", ("no", "yes"), 0, data=str(data), prompt_template=None, max_new_tokens=4)
     api.export(bank, "asked", tmp_path / "out", tokenizer=True)
     _, names = run(tmp_path / "out", "a b", capsys)
     assert names["prompt"] == "<s><|user|>\na b</s>\n<|assistant|>\n"
+    card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert "the text as a user's turn in the base's chat template" in card
     ids = names["inputs"]["input_ids"][0].tolist()
     assert ids.count(names["tokenizer"].bos_token_id) == 1
     assert names["output"].shape[1] <= len(ids) + 4

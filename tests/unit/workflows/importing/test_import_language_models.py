@@ -167,7 +167,9 @@ def test_other_forms_of_rows(kind, source, bring_in, tmp_path, form, scoring, me
     ]
     data = write_json(tmp_path / "rows.jsonl", rows)
     result = bring_in(source, data=data, format=form, prompt_template=None, max_new_tokens=4)
-    assert (result.task.labels, result.task.prompt_template) == ((), None)
+    turn = "<s><|user|>\n{text}</s>\n<|assistant|>\n"
+    assert (result.task.labels, result.task.prompt_template) == ((), None if form == "text" else turn)
+    assert result.adapter.config["chat_template"] == ("none" if form == "text" else "auto")
     assert (result.adapter.config["format"], result.adapter.config["scoring"]) == (form, scoring)
     assert result.score["metric"] == metric
     assert api.verify(tmp_path / "bank", full=True) == ()

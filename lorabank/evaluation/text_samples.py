@@ -1,0 +1,108 @@
+"""How free text was answered: every text metric over all rows, and some rows with what was asked, wanted and got.
+
+A cell keeps them in its detail, bounded whatever the number and the length of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median_low
+from typing import Any
+
+from lorabank.core.records import EvaluationRecord
+from lorabank.evaluation.scoring import DEFAULT_METRICS
+from lorabank.evaluation.text_metrics import TEXT_METRICS, words
+
+KEY = "texts"
+"""Where a cell's detail holds it."""
+
+FACT = "text_metric"
+"""Where an adapter's record holds the `usual_metric` of its task."""
+
+MOST_SAMPLES = 5
+MOST_CHARACTERS = 300
+"""Of each text of a sample."""
+
+SHORT = 5
+"""Words of an answer that is right or wrong as a whole."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One evaluation row; long texts have lost their middle.
+
+    Attributes:
+        row: Its number among the evaluation rows, from 1.
+        asked: The prompt.
+        wanted: The answer of the data.
+        got: What was generated.
+    """
+
+    row: int
+    asked: str
+    wanted: str
+    got: str
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """How the rows of a task with free answers were answered.
+
+    Attributes:
+        metrics: Each metric of ``TEXT_METRICS`` to its mean over all rows.
+        samples: Rows at equal distances.
+    """
+
+    metrics: dict[str, float]
+    samples: tuple[Sample, ...]
+
+
+def usual_metric(answers: Sequence[str]) -> str:
+    """The metric that judges a task's answers best.
+
+    Long answers are never the very words of the data, so that an exact match says nothing about them.
+
+    Args:
+        answers: The answers of the evaluation rows, one at least.
+
+    Returns:
+        ``"exact_match"`` where at least half of them have at most five words, else ``"token_f1"``.
+    """
+    return "exact_match" if median_low(len(words(answer)) for answer in answers) <= SHORT else "token_f1"
+
+
+def metric_of(scoring: str, facts: Mapping[str, Any]) -> str:
+    """The metric of a task's cells where none is chosen.
+
+    Args:
+        scoring: How the task is scored.
+        facts: The ``metrics`` of its adapter's record; one of before `usual_metric` names none.
+    """
+    default = DEFAULT_METRICS[scoring]
+    return str(facts.get(FACT, default)) if scoring == "generation" else default
+
+
+def text_detail(asked: Sequence[str], wanted: Sequence[str], got: Sequence[str]) -> dict[str, Any]:
+    """What a cell keeps of n generated answers, as plain values."""
+    metrics = {name: fmean(map(metric, got, wanted)) for name, metric in TEXT_METRICS.items()}
+    count = min(MOST_SAMPLES, len(got))
+    rows = [k * len(got) // count for k in range(count)]
+    samples = [[row + 1, *(shortened(texts[row]) for texts in (asked, wanted, got))] for row in rows]
+    return {"metrics": metrics, "samples": samples}
+
+
+def text_scores(record: EvaluationRecord) -> TextScores | None:
+    """How the rows of a cell were answered; None where they have labels, or were scored before that was kept."""
+    kept: Mapping[str, Any] | None = record.detail.get(KEY)
+    if kept is None:
+        return None
+    return TextScores(dict(kept["metrics"]), tuple(Sample(*values) for values in kept["samples"]))
+
+
+def shortened(text: str) -> str:
+    """A text of at most ``MOST_CHARACTERS``: of a longer one its beginning and its end."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    half = (MOST_CHARACTERS - 3) // 2
+    return f"{text[:half]} … {text[-half:]}"
