@@ -90,7 +90,8 @@ def write_files(folder: Path) -> None:
     letters(folder / "reviews.parquet", ("text", "stars"), ("one", "five"))
     letters(folder / "held-out.parquet", ("text", "stars"), ("one", "five"))
     letters(folder / "topics.csv", ("body", "section"), ("sport", "trade"))
-    letters(folder / "news.jsonl", both, ("sport", "trade"))
+    for name in ("news.jsonl", "articles.jsonl"):
+        letters(folder / name, both, ("sport", "trade"))
     rows = letters(folder / "spam.csv", ("body", "folder"), ("ham", "spam"))
     with open(folder / "spam.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
+import openpyxl
 import torch
 from safetensors.torch import save
 
@@ -59,11 +62,21 @@ def config(data: bytes) -> None:
     read_foreign(data, good_weights(), ignore_unknown=len(data) % 2 == 0)
 
 
-def rows(data: bytes) -> None:
-    """A JSONL file to train on."""
-    path = _place()[1] / "rows.jsonl"
+def rows(data: bytes, suffix: str = ".jsonl") -> None:
+    """A file to train on."""
+    path = _place()[1] / f"rows{suffix}"
     path.write_bytes(data)
-    load_data(TrainConfig(data=str(path)), BASE)
+    load_data(TrainConfig(data=str(path), skip_bad=len(data) % 2 == 0), BASE)
+
+
+@cache
+def good_workbook() -> bytes:
+    """A small Excel workbook."""
+    book, file = openpyxl.Workbook(), io.BytesIO()
+    for row in (("Text", "label"), *((f"text {number}", number % 2) for number in range(8))):
+        book.active.append(row)
+    book.save(file)
+    return file.getvalue()
 
 
 def name(data: bytes) -> None:
@@ -90,8 +103,11 @@ def clear() -> None:
         _place.cache_clear()
 
 
+_CSV = b'text,label\n"a ""b""\nc",x\nd,y\ne,x\nf,y\n'
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "header": header, "config": config, "rows": rows, "name": name, "manifest": manifest,
+    "csv": partial(rows, suffix=".csv"), "packed": partial(rows, suffix=".csv.gz"),
+    "list": partial(rows, suffix=".json"), "workbook": partial(rows, suffix=".xlsx"),
 }  # fmt: skip
 SEEDS: dict[str, tuple[bytes, ...]] = {
     "header": (good_weights(),),
@@ -101,6 +117,10 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n',
         b'{"prompt": "a", "completion": "b"}\n{"instruction": "a", "input": "", "output": "b"}\n',
     ),
+    "csv": (_CSV, _CSV.replace(b",", b";"), _CSV.decode().encode("utf-16"), b"sep=\t\n" + _CSV.replace(b",", b"\t")),
+    "packed": (gzip.compress(_CSV),),
+    "list": (b'[{"text": "a", "label": "x"}, {"text": "b", "label": "y"}, {"text": "c", "label": "x"}]',),
+    "workbook": (good_workbook(),),
     "name": (b"spam", b"default", b"con", b"a..b"),
     "manifest": (b'{"format": 1, "id": "00", "created_with": "0.1.0"}',),
 }

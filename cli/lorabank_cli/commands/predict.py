@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         "predict --task spam 'You have won a prize'",
         "predict --task spam --state learnt 'You have won a prize'",
         "predict --composition routed --data texts.csv --text-column body --json",
-        "predict --composition routed --data texts.csv --output labelled.csv",
+        "predict --composition routed --data texts.csv --text-column body --output labelled.csv",
         "predict - < lines.txt",
     ),
 )

@@ -219,3 +219,19 @@ def test_written_files_keep_columns_words_and_form(
     }
     assert len(read_chats.train) == 4
     assert chats.of == (10, 2)
+
+
+def test_files_of_any_dialect_are_read_and_written_as_plain_ones(
+    tasks: Callable[..., Path], base: BaseModelRecord, tmp_path: Path
+) -> None:
+    rows = "".join(f'"größe {i}";{"xy"[i % 2]}\r\n' for i in range(16))
+    (tmp_path / "b.csv").write_bytes(f"Text;Label\r\n{rows};x\r\n".encode("cp1252"))
+    more = 'data = "b.csv"\nencoding = "cp1252"\nskip_bad = true'
+    file = tasks(b="leave_out_labels = []")
+    text = file.read_text().replace('data = "b.jsonl"', more)
+    file.write_text(text)
+    for task, data in reloaded(file, base, tmp_path / "out"):
+        assert (data.train.sha256, data.eval.sha256) == (task.digests["train"], task.digests["eval"])
+        if task.name == "b":
+            assert len(data.train) == 16
+            assert data.notes == ()
