@@ -37,13 +37,25 @@ class _Descriptor(io.RawIOBase):
         return os.isatty(self._number)
 
     def write(self, data: Any) -> int:
-        if not self._broken:
+        while not self._broken:
             try:
                 return os.write(self._number, data)
+            except (
+                BlockingIOError
+            ):  # whoever started this process, or shares the stream, made it one that does not wait
+                self._wait()
             except OSError as error:
                 self._broken = True
                 self._tell(error)
         return len(data)
+
+    def _wait(self) -> None:
+        """Until the reader has made room, or is gone."""
+        import select
+
+        waiting = select.poll()
+        waiting.register(self._number, select.POLLOUT)
+        waiting.poll()
 
     def _tell(self, error: OSError) -> None:
         """Nothing for standard error: there is nobody to tell, and the work is worth more than its messages."""

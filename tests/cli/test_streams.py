@@ -69,8 +69,13 @@ STATES = {
 """State to the exit code of a command that writes a result; None where it is the usual one."""
 
 WORDS = [
+    [],
+    ["db"],
+    ["--json"],
     ["--help"],
     ["--version"],
+    ["--json", "--version"],
+    ["log"],
     ["list"],
     ["--json", "list"],
     ["--verbose", "list"],
@@ -134,6 +139,95 @@ def test_a_reader_that_leaves_at_once_is_told_by_the_code(bank: Bank) -> None:
     told = subprocess.run(["bash", "-c", f"set -o pipefail; sleep 0 | {{ {shell}; }}"], capture_output=True, text=True)
     assert told.stdout.strip() in {"0", "141"}, "0 where the reader was slower than the writer"
     assert told.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "line", ["list | head -1", "list --json | true", "--help | head -1", "limits --json | head -c 1"]
+)
+def test_the_usual_pipelines_are_silent(bank: Bank, line: str) -> None:
+    told = subprocess.run(
+        ["bash", "-c", f"'{sys.executable}' -m lorabank_cli {line} >&2; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.strip() in {"0", "141"}, "0 where all fits into the pipe"
+    assert "Traceback" not in told.stderr
+    assert "error" not in told.stderr
+
+
+LONG = """
+import os, sys
+from types import ModuleType, SimpleNamespace
+import lorabank
+from lorabank.workflows.results import MatrixReport, Prediction
+from lorabank_cli.main import main
+
+text = "a text with Grüße, 日本 and \\U0001f600"
+answer = Prediction(text, "ja é " * 9, 0.5, "spam", "given", {"spam": 1.0}, "now", None)
+fake = ModuleType("lorabank.api")
+fake.predict = fake.generate = lambda *args, **kwargs: (answer,) * 60_000
+row = (text, "ja é")
+fake.answer_rows = lambda *args, **kwargs: SimpleNamespace(columns=("text", "label"), parts=[[row] * 20_000] * 3)
+fake.show = lambda *args: {"task": {"name": "spam", "labels": ["日本"] * 200_000}}
+sys.modules["lorabank.api"] = lorabank.api = fake
+sys.argv = ["lorabank", *sys.argv[1:]]
+sys.exit(main())
+"""
+"""The command line over answers of several MiB: no pipe holds them."""
+
+MANY = [["predict", "a"], ["generate", "a"], ["show", "spam"], ["predict", "a", "--json"], ["show", "spam", "--json"]]
+
+
+@pytest.mark.parametrize("words", MANY, ids=" ".join)
+def test_a_reader_that_leaves_in_the_middle(words: list[str]) -> None:
+    run = subprocess.Popen([sys.executable, "-c", LONG, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert run.stdout is not None
+    assert len(run.stdout.read(100_000)) == 100_000
+    run.stdout.close()
+    assert run.stderr is not None
+    told = run.stderr.read()
+    run.stderr.close()
+    assert run.wait() == 141
+    assert b"Traceback" not in told
+    assert b"error" not in told
+
+
+@pytest.mark.parametrize("words", MANY, ids=" ".join)
+def test_a_stream_that_does_not_wait_gets_everything(words: list[str]) -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    run = subprocess.Popen([sys.executable, "-c", LONG, *words], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    with open(read, "rb") as file:
+        got = file.read()
+    assert run.stderr is not None
+    told = run.stderr.read()
+    run.stderr.close()
+    assert run.wait() == 0, told
+    assert len(got) > 2**20
+    assert got.endswith(b"\n")
+    if "--json" in words:
+        json.loads(got)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16"])
+@pytest.mark.parametrize("words", [["predict", "a"], ["generate", "a"], ["show", "spam"]], ids=" ".join)
+def test_what_an_encoding_lacks_is_shown_as_an_escape(words: list[str], encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-c", LONG.replace("0_000", ""), *words]
+    run = subprocess.run(command, capture_output=True, check=False, env=environment)
+    assert run.returncode == 0, run.stderr
+    shown = run.stdout.decode(encoding)
+    assert ("\\u65e5\\u672c" in shown) == (encoding != "utf-16" and words[0] != "generate")
+    assert ("é" in shown) == (words[0] != "show")
+
+
+def test_a_standard_input_that_cannot_be_read_is_an_input_error(bank: Bank, tmp_path: Any) -> None:
+    with open(tmp_path / "file", "wb") as write_only:
+        run = lorabank("predict", "--task", "spam", "-", stdin=write_only)
+    assert run.returncode == 10
+    assert re.fullmatch(rb"error: [^\n]*\n", run.stderr)
 
 
 LOCALES = {
