@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.escaping import safe
-from lorabank.core.records import AdapterRecord, TaskRecord
+from lorabank.core.records import AdapterRecord, CompositionRecord, TaskRecord
 from lorabank.evaluation.confusion import LabelScores
 from lorabank.evaluation.curve_plot import curve_svg
 from lorabank.evaluation.environments import mixed
@@ -109,10 +109,11 @@ def render_report(snapshot: Snapshot, measured: Sequence[Measured], *, created_a
     environment.filters |= _FILTERS
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     tasks = _task_rows(snapshot, measured[0] if measured else None)
+    named: tuple[TaskRecord | CompositionRecord, ...] = (*snapshot.tasks, *snapshot.compositions)
     return template.render(
         snapshot=snapshot,
         tasks=tasks,
-        remarked=[one for one in (*snapshot.tasks, *snapshot.compositions) if one.note or one.tags],
+        remarked=[one for one in named if one.note or one.tags],
         sections=[_section(one) for one in measured],
         summary=_SUMMARY,
         headline=_headline(measured[0]) if measured else None,

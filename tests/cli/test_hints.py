@@ -52,8 +52,8 @@ def word(node: ast.expr) -> str:
 
 
 def spelt(text: str) -> str | None:
-    """The command that a text spells out, in the place of one that is data."""
-    found = re.search(rf"\blorabank (?:-b \S+ |--bank \S+ )?(?:{'|'.join(COMMANDS)})\b", text)
+    """The command that a text spells out, in the place of one that is data; a title of a page is none."""
+    found = re.search(rf"(?<!# )\blorabank (?:-b \S+ |--bank \S+ )?(?:{'|'.join(COMMANDS)})\b", text)
     return found and found[0]
 
 
@@ -116,6 +116,7 @@ def test_every_proposed_command_is_one_that_the_command_line_takes(run: Any) -> 
         ("wait for it to end; lorabank list shows it", "lorabank list"),
         ("a sum: lorabank -b NEW compose --mode manual", "lorabank -b NEW compose"),
         ("update lorabank: git pull", None),
+        ("# lorabank demo", None),
         ("this lorabank needs a0001", None),
     ],
 )
