@@ -250,6 +250,7 @@ def test_a_report_of_what_was_measured(poisoned: Callable[[str], Path], empty_fo
     from lorabank.core.records import EvaluationRecord
     from lorabank.evaluation.confusion import label_detail, label_scores, with_texts
     from lorabank.evaluation.report import render_report
+    from lorabank.evaluation.text_samples import Sample, TextScores
     from lorabank.workflows.results import MatrixReport
 
     tasks = tuple(PAYLOADS.values())
@@ -264,6 +265,7 @@ def test_a_report_of_what_was_measured(poisoned: Callable[[str], Path], empty_fo
     scores = label_scores(cell, (ALL, "b"))
     assert scores is not None
     given["labels"] = {task: with_texts(scores, [ALL, ALL]) for task in tasks}
+    given["texts"] = {task: TextScores({ALL: 0.5}, (Sample(1, ALL, ALL, ALL),)) for task in tasks}
     given["environments"] = [
         {"cells": n, "lorabank": ALL, "torch": ALL, "transformers": None, "threads": n} for n in (1, 2)
     ]
