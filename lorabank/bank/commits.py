@@ -20,6 +20,7 @@ from lorabank.bank.rows import (
     evaluation_row,
     row_digest,
     sealed,
+    split,
     task_row,
 )
 from lorabank.bank.schema import (
@@ -53,6 +54,7 @@ def insert_task(
     replaces: int | None = None,
 ) -> TaskRecord:
     """Insert a task with its adapter and data sets, in the place of an older version; returns the task as stored."""
+    task = _as_noted(connection, task, replaces)
     old = _supersede(connection, task.name, replaces)
     refuse_taken(connection, task.name)
     position = _next(connection, tasks.c.position)
@@ -68,7 +70,7 @@ def insert_task(
     adapter = adapter._replace(
         bytes=sum(file.bytes for file in files), created_at=adapter.created_at or stored.created_at
     )
-    of_rows = [blob for split in splits for blob in (split.blob, split.row_digests)]
+    of_rows = [blob for data in splits for blob in (data.blob, data.row_digests)]
     kept = [stored.statistics, *of_rows, *adapter.objects.values()]
     _insert_blobs(connection, layout, stage, kept)
     connection.execute(tasks.insert(), task_row(stored))
@@ -84,11 +86,17 @@ def insert_task(
     objects = sorted(adapter.objects.items())
     _insert(connection, adapter_objects, ({"adapter": position, "role": role, "blob": blob} for role, blob in objects))
     first = _next(connection, datasets.c.id)
-    for number, split in enumerate(splits, start=first):
-        connection.execute(datasets.insert(), dataset_row(split, number, position))
+    for number, data in enumerate(splits, start=first):
+        connection.execute(datasets.insert(), dataset_row(data, number, position))
     change = Change((position,), old.tasks_removed, (), old.compositions_removed)
     log_event(connection, "replace" if old.tasks_removed else kind, stored.name, change)
     return stored
+
+
+def _as_noted(connection: Connection, task: TaskRecord, replaces: int | None) -> TaskRecord:
+    """A new version with the note and the tags of the old one where none were given for it."""
+    old = connection.execute(tasks.select().where(tasks.c.position == replaces)).first() if replaces else None
+    return task if old is None else task._replace(note=task.note or old.note, tags=task.tags or split(old.tags))
 
 
 def _supersede(connection: Connection, name: str, position: int | None) -> Change:

@@ -37,7 +37,9 @@ def log(run: Run, limit: int | None) -> None:
 def told(entry: Entry) -> str:
     """What a change did beside what its kind and name say."""
     parts = [
-        f"{key}: {old or '-'} -> {entry.after[key] or '-'}" for key, old in entry.before.items() if key in entry.after
+        f"{key}: {old or '-'} -> {entry.after[key] or '-'}"
+        for key, old in entry.before.items()
+        if key in entry.after and key != "first_name"
     ]
     own = {entry.name} if entry.undoes is None else set()
     for word, names in (("new", entry.added), ("gone", entry.removed)):

@@ -37,7 +37,11 @@ def _effects(result: UndoResult) -> str:
         ("back", shortened(result.back) or None),
         ("gone", shortened(result.gone) or None),
     ]
-    items += [(name, f"{result.before[name] or '-'} -> {value or '-'}") for name, value in result.after.items()]
+    items += [
+        (name, f"{result.before[name] or '-'} -> {value or '-'}")
+        for name, value in result.after.items()
+        if name != "first_name"
+    ]
     return pairs(items)
 
 

@@ -111,3 +111,16 @@ def test_a_version_that_came_later_cannot_be_replaced(filled):
     rewrite(filled, "tasks", replaces=1)
     with pytest.raises(DamagedError, match="task 1 replaces one that came later"):
         filled.snapshot()
+
+
+def test_a_new_version_keeps_note_and_tags_unless_others_are_given(filled, kit):
+    filled.set_note("a", "mails")
+    filled.change_tags("a", add=["prod"])
+    kit.replace_task(filled, "a", weight=3.0)
+    assert filled.snapshot().task("a")[-4:-2] == ("mails", ("prod",))
+    config = {"replaces": 3, "note": "other mails", "tags": ["late"]}
+    with filled.reserve("add-task", "a", config) as operation:
+        kit.commit_task(operation, "a", weight=4.0)
+    assert filled.snapshot().task("a")[-4:-2] == ("other mails", ("late",))
+    assert filled.undo().back == ("a",)
+    assert filled.snapshot().task("a")[-4:-2] == ("mails", ("prod",))
