@@ -70,4 +70,5 @@ def _shown(value: Any) -> str:
 def _cut(parts: Sequence[str]) -> str:
     """The first parts, and how many more there are."""
     more = f" and {len(parts) - _SHOWN} more (--json)" if len(parts) > _SHOWN else ""
-    return ", ".join(parts[:_SHOWN]) + more
+    between = "; " if any(", " in part for part in parts) else ", "
+    return between.join(parts[:_SHOWN]) + more

@@ -14,7 +14,7 @@ from lorabank.data.asked import AskedRows, given_rows, read_asked
 from lorabank.data.opening import Reading
 from lorabank.data.row_files import form_of, row_writer
 from lorabank.workflows.folders import check_new_file, new_file
-from lorabank.workflows.predict import Answerer, answerer, checked_texts
+from lorabank.workflows.predict import Answerer, BadText, answerer, checked_texts
 from lorabank.workflows.results import AnswersFile, Prediction
 
 PART = 4096
@@ -86,13 +86,12 @@ def answer_file(
     own = {"row": (1,), "probability": (0.5,), "margin": (0.5,)}
     for name in answered.columns[len(asked.columns) :]:
         like[name] = own.get(name.rpartition("lorabank_")[2], ("",))
+    answers, task = 0, len(asked.columns) + 1 + _kinds(config).index("task")
     with new_file(target) as file, row_writer(chosen, file, answered.columns, like) as write:
         for part in answered.parts:
             write(part)
-    count = len(asked.texts)
-    return AnswersFile(
-        str(target), chosen, count, count - (asked.bad.rows if asked.bad else 0), asked.notes, asked.bad
-    )
+            answers += sum(row[task] is not None for row in part)
+    return AnswersFile(str(target), chosen, len(asked.texts), answers, asked.notes, asked.bad)
 
 
 def _kinds(config: PredictConfig | GenerateConfig) -> tuple[str, ...]:
@@ -125,6 +124,26 @@ def _asked(texts: Sequence[str], config: PredictConfig | GenerateConfig) -> Aske
     return given_rows(texts)
 
 
+def _answers(
+    asked: AskedRows, rows: Iterable[int], ask: Answerer, problems: dict[int, str], *, skip_bad: bool
+) -> dict[int, Prediction]:
+    """The answers to some rows; ``problems`` gets what is wrong with texts that cannot be asked.
+
+    Raises:
+        DataError: There is such a text, and it is not to be skipped.
+    """
+    good = [(row, text) for row in rows if (text := asked.texts[row]) is not None]
+    while good:
+        try:
+            return dict(zip((row for row, _ in good), ask([text for _, text in good]), strict=True))
+        except BadText as error:
+            row, _ = good.pop(error.place - 1)
+            if not skip_bad:
+                raise error.saying(f"row {row + 1}: {error.problem}") from error
+            problems[row] = error.problem
+    return {}
+
+
 def _parts(
     asked: AskedRows, ask: Answerer, config: PredictConfig | GenerateConfig, observer: Observer
 ) -> Iterator[list[Row]]:
@@ -133,14 +152,14 @@ def _parts(
     try:
         for start in range(0, len(asked.texts), PART):
             rows = range(start, min(start + PART, len(asked.texts)))
-            good = [(row, text) for row in rows if (text := asked.texts[row]) is not None]
-            answers = dict(zip((row for row, _ in good), ask([text for _, text in good]) if good else (), strict=True))
+            problems = {row: problem for row in rows if (problem := asked.problems[row]) is not None}
+            answers = _answers(asked, rows, ask, problems, skip_bad=config.skip_bad)
             yield [
                 (
                     *(asked.cells[row] or empty),
                     row + 1,
                     *answer_cells(answers.get(row), config),
-                    *((asked.problems[row],) if config.skip_bad else ()),
+                    *((problems.get(row),) if config.skip_bad else ()),
                 )
                 for row in rows
             ]

@@ -34,6 +34,22 @@ Answerer = Callable[[Sequence[str]], tuple[Prediction, ...]]
 """Gives one answer for each text, in order."""
 
 
+class BadText(DataError):
+    """A text that no prompt can be made of.
+
+    Attributes:
+        place: Which of the texts, from 1.
+        problem: What is wrong with it.
+    """
+
+    def __init__(self, place: int, problem: str) -> None:
+        super().__init__(
+            f"text {place}: {problem}", hint="write it with a blank inside", unchanged="nothing was changed"
+        )
+        self.place = place
+        self.problem = problem
+
+
 def predict(bank: Bank, texts: Iterable[str], config: PredictConfig, observer: Observer) -> tuple[Prediction, ...]:
     """One prediction per text, in order.
 
@@ -227,9 +243,7 @@ def _prompts(snapshot: Snapshot, texts: list[str], tasks: Sequence[str]) -> list
         try:
             prompts.append(render([{"role": "user", "content": text}]))
         except BadCell as error:
-            raise DataError(
-                f"text {place}: {error.problem}", hint="write it with a blank inside", unchanged="nothing was changed"
-            ) from error
+            raise BadText(place, error.problem) from error
     return prompts
 
 

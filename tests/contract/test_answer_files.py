@@ -20,6 +20,7 @@ from lorabank import api
 from lorabank.core.config import ComposeConfig, GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, DataError, ExistsError, NotFoundError
 from lorabank.workflows import answer_rows
+from lorabank.workflows import predict as predicting
 
 TEXTS = ["a b c", "x, y; z", 'say "q"\nr s', "tab\there", "m n", "p q r s t"]
 ROWS = [{"id": f"00{i}", "text": text, "label": "mine", "row": i} for i, text in enumerate(TEXTS)]
@@ -179,6 +180,32 @@ def test_generated_answers_stand_beside_their_prompts(tmp_path: Path, make_lab: 
         (7, 1, said[0].label, "one"),
         (8, 2, said[1].label, "one"),
     ]
+
+
+def test_a_text_that_cannot_be_asked_is_named_by_its_row(
+    tmp_path: Path, routed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also behind the first part; a chat template refuses texts that spell its control tokens."""
+    monkeypatch.setattr(answer_rows, "PART", 4)
+    render = predicting._prompts
+
+    def refusing(snapshot: Any, texts: list[str], tasks: Any) -> list[str]:
+        for place, text in enumerate(texts, start=1):
+            if text in ("m n", TEXTS[0]):
+                raise predicting.BadText(place, "a control token")
+        return render(snapshot, texts, tasks)
+
+    monkeypatch.setattr(predicting, "_prompts", refusing)
+    data = write(tmp_path / "in.csv", ROWS[1:])
+    with pytest.raises(DataError, match=r"^row 4: a control token"):
+        api.answer_file(routed, tmp_path / "out.csv", config=PredictConfig(data=str(data), task="one"))
+    data = write(tmp_path / "in.csv", ROWS)
+    skipping = PredictConfig(data=str(data), task="one", skip_bad=True)
+    result = api.answer_file(routed, tmp_path / "out.csv", config=skipping)
+    assert (result.rows, result.answered) == (6, 4)
+    found = read(tmp_path / "out.csv")
+    assert [row["problem"] for row in found] == ["a control token", "", "", "", "a control token", ""]
+    assert [bool(row["predicted_label"]) for row in found] == [False, True, True, True, False, True]
 
 
 # --------------------------------------------------------------------------------------------------- the command line
