@@ -34,13 +34,13 @@ def test_weights(text, expected) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sentimant=1", r"'sentimant', which is no member\. Did you mean 'sentiment'\?"),
+        ("sentimant=1", r"'sentimant', which is not a member\. Did you mean 'sentiment'\?"),
         ("spam", r"'spam' is not TASK=NUMBER"),
         ("spam=much", r"'spam=much' is not TASK=NUMBER"),
         ("spam=nan", r"'spam=nan' is not TASK=NUMBER"),
         ("spam=-inf", r"'spam=-inf' is not TASK=NUMBER"),
-        ("", r"'', which is no member"),
-        ("spam=1,", r"'', which is no member"),
+        ("", r"'', which is not a member"),
+        ("spam=1,", r"'', which is not a member"),
         ("spam=1,spam=2", r"names 'spam' twice"),
     ],
 )
