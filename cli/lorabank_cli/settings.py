@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,10 +40,7 @@ def show_settings(
         ),
     ]
     if plan:
-        lines += [
-            "",
-            pairs([(name.replace("_", " "), _shown(value) or "none") for name, value in plan.items()], indent=""),
-        ]
+        lines += ["", pairs([row for name, value in plan.items() for row in _fact(name, value)], indent="")]
     lines += ["", "nothing was changed"]
     run.output.data(document, "\n".join(lines))
 
@@ -56,10 +54,36 @@ def _row(name: str, value: Any, source: str) -> tuple[str, str, str]:
     return name.replace("_", "-"), _shown(value) or "-", source
 
 
+def _fact(name: str, value: Any) -> list[tuple[str, str]]:
+    """The rows of a fact: the second and further lines of its value stand below the first. Empty ones have none."""
+    titles = itertools.chain([name.replace("_", " ")], itertools.repeat(""))
+    return list(zip(titles, _lines(value), strict=False))
+
+
+def _lines(value: Any) -> list[str]:
+    """A value in lines: one for each sentence or group of facts, and one for all short words together."""
+    if isinstance(value, Mapping):
+        if not any(isinstance(item, Mapping | list | tuple) for item in value.values()):
+            return [_shown(value)] if value else []
+        parts = [[f"{_shown(key)}: {_shown(item)}"] for key, item in value.items()]
+    elif isinstance(value, list | tuple) and any(" " in str(item) for item in value):
+        parts = [_group(item) if isinstance(item, Mapping) else [_shown(item)] for item in value]
+    else:
+        return [text] if (text := _shown(value)) else []
+    more = [f"and {len(parts) - _SHOWN} more (--json)"] if len(parts) > _SHOWN else []
+    return [line for part in parts[:_SHOWN] for line in part] + more
+
+
+def _group(facts: Mapping[str, Any]) -> list[str]:
+    """One of several objects: its plain facts in a line, and below it each entry of its lists."""
+    plain_ones = {name: item for name, item in facts.items() if not isinstance(item, list | tuple)}
+    entries = [entry for item in facts.values() if isinstance(item, list | tuple) for entry in item]
+    return [_shown(plain_ones), *(f"  {_shown(entry)}" for entry in entries)]
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        items = ((name, _shown(item), isinstance(item, Mapping)) for name, item in value.items())
-        return _cut([f"{name} ({item})" if nested else f"{name} {item}" for name, item, nested in items])
+        return _cut([f"{str(name).replace('_', ' ')} {_shown(item)}" for name, item in value.items()])
     if isinstance(value, list | tuple):
         return _cut([_shown(item) for item in value])
     if isinstance(value, bool):
@@ -70,5 +94,4 @@ def _shown(value: Any) -> str:
 def _cut(parts: Sequence[str]) -> str:
     """The first parts, and how many more there are."""
     more = f" and {len(parts) - _SHOWN} more (--json)" if len(parts) > _SHOWN else ""
-    between = "; " if any(", " in part for part in parts) else ", "
-    return between.join(parts[:_SHOWN]) + more
+    return ", ".join(parts[:_SHOWN]) + more

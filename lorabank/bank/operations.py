@@ -368,7 +368,7 @@ def _refuse_taken(connection: Connection, kind: str, name: str, config: Mapping[
 def taken(what: str, name: str, *, kind: str = "") -> ExistsError:
     """The refusal of a name that is in use; ``kind`` is the operation that wants it."""
     replaceable = kind == "compose" if what == "composition" else kind in ("add-task", "import")
-    instead = "add --replace to supersede it, " if replaceable else ""
+    instead = "add --replace to put the new one in its place, " if replaceable else ""
     return ExistsError(
         f"the bank has a {what} {name!r} already",
         hint=f"{instead}choose another name, or remove the {what}",

@@ -68,7 +68,7 @@ def warnings(counts: dict[str, dict[str, int]], found: Repetitions) -> tuple[str
         said.append(f"no evaluation row has {_labels(unmeasured)}, so it is trained and not measured")
     if found.conflicts:
         count = "a text stands" if found.conflicts == 1 else f"{found.conflicts:,} texts stand"
-        said.append(f"{count} with different labels: {_listed(found.first, found.conflicts)}")
+        said.append(f"{count} with different labels: {_listed(found.first, found.conflicts, '; ')}")
     if found.rows:
         said.append("1 row repeats another one" if found.rows == 1 else f"{found.rows:,} rows repeat another one")
     trained = {label: rows["train"] for label, rows in counts.items()}
@@ -91,8 +91,8 @@ def _labels(labels: Sequence[str]) -> str:
     )
 
 
-def _listed(shown: Sequence[str], count: int) -> str:
-    return ", ".join(shown) + (f" and {count - len(shown):,} more" if count > len(shown) else "")
+def _listed(shown: Sequence[str], count: int, between: str = ", ") -> str:
+    return between.join(shown) + (f" and {count - len(shown):,} more" if count > len(shown) else "")
 
 
 def _short(text: str) -> str:

@@ -268,8 +268,8 @@ def _default(snapshot: Snapshot) -> str:
     chosen = routed[-1:] or (list(snapshot.compositions) if len(snapshot.compositions) == 1 else [])
     if not chosen:
         raise ConfigError(
-            "nobody says which task or composition answers",
-            hint=f"name a task, as --task {snapshot.tasks[-1].name}, or make a composition that routes",
+            "no task is named, and no composition finds one for a text",
+            hint=f"name one, as --task {snapshot.tasks[-1].name}, or make a composition that routes texts",
             commands=[Command("compose", "--mode", "prototype")],
             unchanged="nothing was changed",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lorabank_cli.commands.init import init
 from lorabank_cli.commands.predict import predict
 
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
+from lorabank.data.bad_rows import LeftOut
 from lorabank.workflows.results import ComposeResult, TaskPlan
 
 PLAN = TaskPlan(
@@ -153,6 +154,37 @@ def test_a_dry_run_shows_what_the_strategy_fills_in_and_the_work(run: Any, api: 
     assert rows["steps"] == ["120"]
     assert "mean 20.5, p95 40, max 60" in shown.out
     assert shown.out.endswith("nothing was changed\n")
+
+
+def test_a_dry_run_gives_each_sentence_a_line_of_its_own_and_leaves_out_what_is_not(run: Any, api: Any) -> None:
+    api["plan_task"] = replace(
+        PLAN,
+        context=(),
+        label_counts={"ham": {"train": 200, "eval": 50}, "spam": {"train": 2, "eval": 0}},
+        warnings=("no evaluation row has 'spam', so it is not measured", "3 rows repeat another one"),
+        bad_rows=(LeftOut("s.jsonl", 7, ("line 5: blank, and short", "line 6: not JSON")),),
+    )
+    facts = run("add-task", "spam", "--data", "s.jsonl", "--dry-run").out.split("\n\n")[2].splitlines()
+    start = next(i for i, line in enumerate(facts) if line.startswith("label counts"))
+    indent = facts[start].index("ham")
+    assert {line[:indent].strip() for line in facts[start:]} == {"label counts", "warnings", "bad rows", ""}
+    assert [line[indent:] for line in facts[start:]] == [
+        "ham: train 200, eval 50",
+        "spam: train 2, eval 0",
+        "no evaluation row has 'spam', so it is not measured",
+        "3 rows repeat another one",
+        "source s.jsonl, rows 7",
+        "  line 5: blank, and short",
+        "  line 6: not JSON",
+    ]
+    assert not [line for line in facts if line.startswith(("context", "read as", "few steps"))]
+
+
+def test_a_dry_run_counts_the_lines_that_it_does_not_show(run: Any, api: Any) -> None:
+    api["plan_task"] = replace(PLAN, read_as=tuple(f"file {number} is odd" for number in range(23)))
+    shown = run("add-task", "spam", "--data", "s.jsonl", "--dry-run").out
+    assert sum(line.endswith(" is odd") for line in shown.splitlines()) == 20
+    assert "and 3 more (--json)" in shown
 
 
 def test_verbose_shows_settings_on_stderr(run: Any, api: Any) -> None:
