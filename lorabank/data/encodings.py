@@ -41,21 +41,27 @@ def check_encoding(name: str) -> str:
     Raises:
         ConfigError: There is no such encoding of text.
     """
-    from encodings.aliases import aliases
+    codec = _codec(name)
+    if codec is None:
+        from encodings.aliases import aliases
 
-    try:
-        codec = codecs.lookup(name)
-        codec.incrementaldecoder()
-    except (LookupError, TypeError, ValueError):
-        codec = None
-    if codec is None or not codec._is_text_encoding or codec.name in _NO_FILES:
-        known = sorted({*aliases.values(), *(alias.replace("_", "-") for alias in aliases)})
+        known = {name.replace("_", "-") for names in aliases.items() for name in names if _codec(name)}
         raise ConfigError(
-            f"--encoding: there is no encoding {name!r}.{nearest(name, known)}",
+            f"--encoding: there is no encoding of text {name[:80]!r}.{nearest(name, sorted(known))}",
             hint="--encoding cp1252, or another one: utf-8, utf-16, latin-1, cp1251, gb18030, shift_jis",
             unchanged="nothing was changed",
         )
     return codec.name
+
+
+def _codec(name: str) -> codecs.CodecInfo | None:
+    """The codec of a name that files of text are written in, None where there is none."""
+    try:
+        codec = codecs.lookup(name)
+        codec.incrementaldecoder()
+    except (LookupError, TypeError, ValueError):
+        return None
+    return codec if codec._is_text_encoding and codec.name not in _NO_FILES else None
 
 
 class Recoded(io.RawIOBase):
@@ -94,6 +100,8 @@ class Recoded(io.RawIOBase):
                 raise self._refuse(self._line + before) from error
             except UnicodeEncodeError as error:
                 raise self._refuse(self._line + text.count("\n", 0, error.start)) from error
+            except UnicodeError as error:  # without a place: utf-16 and utf-32 need a byte order mark
+                raise self._refuse(self._line) from error
             self._line += text.count("\n")
         count = min(len(buffer), len(self._left))
         buffer[:count], self._left = self._left[:count], self._left[count:]

@@ -88,7 +88,7 @@ class TextFile:
 
     def __init__(self, path: Path, reading: Reading = AS_IT_IS) -> None:
         self.path = path
-        self._given = check_encoding(reading.encoding) if reading.encoding else None
+        self._given = check_encoding(reading.encoding) if reading.encoding is not None else None
 
     @cached_property
     def encoding(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -169,12 +170,22 @@ def test_one_damaged_line_among_others_is_a_bad_row(tmp_path: Path) -> None:
     assert len(all_rows(load(tmp_path, "x.csv", content, skip_bad=True))) == 11
 
 
-@pytest.mark.parametrize("name", ["utf8x", "hex", "rot13", "idna", "unicode_escape", "zlib", "", "\0"])
+NO_ENCODINGS = ["utf8x", "hex", "rot13", "idna", "unicode_escape", "zlib", "base64", "utf-7", "", "\0"]
+
+
+@pytest.mark.parametrize("name", NO_ENCODINGS)
 def test_what_is_no_encoding_of_text_is_a_usage_error(tmp_path: Path, name: str) -> None:
-    if name == "":
-        return
-    with pytest.raises(ConfigError, match="there is no encoding"):
+    with pytest.raises(ConfigError, match="there is no encoding of text") as caught:
         load(tmp_path, "x.csv", b"text,label\na,b\n", encoding=name)
+    proposed = re.findall("Did you mean '(.*)'", str(caught.value))
+    for other in proposed:  # what is proposed is accepted
+        assert Csv(tmp_path / "x.csv", Reading(encoding=other))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_an_encoding_that_needs_a_byte_order_mark_is_refused_without_it(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(DataError, match=f"line 1: not {encoding}"):
+        load(tmp_path, "x.csv", b"text,label\n" + b"abc,d\n" * 6, encoding=encoding)
 
 
 def test_bytes_that_are_not_of_the_given_encoding_name_their_line(tmp_path: Path) -> None:
