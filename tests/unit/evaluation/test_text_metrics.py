@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
-from lorabank.evaluation.text_metrics import TEXT_METRICS, exact_match, normalise, rouge_l, token_f1, words
+from lorabank.evaluation.text_metrics import (
+    TEXT_METRICS,
+    exact_match,
+    longest_common,
+    normalise,
+    rouge_l,
+    token_f1,
+    words,
+)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +95,28 @@ def test_ascii_has_the_published_numbers(said: str, gold: str) -> None:
     published = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
     assert rouge_l(said, gold) == published.score(target=gold, prediction=said)["rougeL"].fmeasure
     assert words(said) == normalise(said).split()
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=70), st.lists(st.sampled_from("abcd"), max_size=140))
+def test_the_longest_common_subsequence_is_that_of_the_table(one: list[str], other: list[str]) -> None:
+    row = [0] * (len(other) + 1)
+    for word in one:
+        before, row = row, [0]
+        for place, there in enumerate(other):
+            row.append(before[place] + 1 if word == there else max(row[place], before[place + 1]))
+    assert longest_common(one, other) == longest_common(other, one) == row[-1]
+
+
+def test_long_texts_take_no_table_of_every_pair_of_words() -> None:
+    said = " ".join(f"word{i}" for i in range(4_000))
+    rouge_l("a", "a")
+    tracemalloc.start()
+    try:
+        rouge_l(said, f"{said} {said}")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 64 * 1024**2  # the table has 32 million entries
 
 
 @pytest.mark.parametrize(
