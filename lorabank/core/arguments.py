@@ -99,7 +99,8 @@ def _fitted(value: Any, hint: Any) -> Any:
     """The value as the function may take it: a sequence as a tuple, a number of NumPy's as Python's own."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return _first_fitting(value, inner)
+        fitted = _first_fitting(value, inner)
+        return fitted if Path not in inner or fitted is None or _can_be_path(fitted) else _unfit(value)
     if origin is Literal:
         fits = isinstance(value, str) and value in inner
     elif origin is tuple:
@@ -123,6 +124,14 @@ def _fitted(value: Any, hint: Any) -> Any:
     else:
         fits = isinstance(value, hint) and not isinstance(value, type)
     return value if fits else _unfit(value)
+
+
+def _can_be_path(value: str | os.PathLike[str]) -> bool:
+    """Whether the system could hold a file of this name: a NUL character or a lone surrogate is in none."""
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
 
 
 def _unfit(value: Any) -> NoReturn:

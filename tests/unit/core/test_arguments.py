@@ -24,13 +24,14 @@ FUNCTIONS = {
 }
 REPORT = MatrixReport.__new__(MatrixReport)
 NO_TEXT: list[Any] = [5, b"a", {"a": 1}, ["a"], ("a",), object(), str]
+NO_PATH: list[Any] = [*NO_TEXT, "a\0b", "a\ud800", Path("a\0b")]
 NO_TEXTS: list[Any] = ["a text", b"a", 5, {"a": 1}, [5], ["a", None], [["a"]], ("a", b"b"), PredictConfig(), object()]
 NO_FLAG: list[Any] = [1, 0, "yes", None, [True], {}]
 NO_COUNT: list[Any] = ["1", 1.0, True, [1], {}]
 NO_CONFIG: list[Any] = ["rows.jsonl", {"data": "rows.jsonl"}, ["a"], 5, Path("a"), TrainConfig, object()]
 CASES: dict[str, tuple[Any, list[Any]]] = {
-    "str | Path": ("nowhere", [None, *NO_TEXT]),
-    "str | Path | None": ("nowhere", NO_TEXT),
+    "str | Path": ("nowhere", [None, *NO_PATH]),
+    "str | Path | None": ("nowhere", NO_PATH),
     "str": ("spam", [None, Path("a"), *NO_TEXT]),
     "str | None": (None, [Path("a"), *NO_TEXT]),
     "bool": (True, NO_FLAG),
