@@ -52,6 +52,12 @@ def sound(table: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def fits(table: str, columns: Mapping[str, Any]) -> bool:
+    """Whether columns without JSON may be put into a row of a table."""
+    checks = {column: FORMS[table][column] for column in columns}
+    return all(not isinstance(check, Json) and check(columns[column]) for column, check in checks.items())
+
+
 def answers_in_text(task: str, config: Mapping[str, Any]) -> None:
     """What must stand in the settings of a language model's task, so that it can be asked.
 
@@ -72,6 +78,11 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 def _text(value: Any) -> bool:
     return type(value) is str
+
+
+def _storable(value: Any) -> bool:
+    """A text that a column can hold: what JSON spells may have a lone surrogate."""
+    return _text(value) and value.encode() is not None
 
 
 def _hexadecimal(digits: int) -> Check:
@@ -218,8 +229,8 @@ _CHANGE = Json(
         compositions_removed=_places,
         of=_one_of("tasks", "compositions"),
         row=_POSITION,
-        before=_each(_OPTIONAL_TEXT),
-        after=_each(_OPTIONAL_TEXT),
+        before=_each(_optional(_storable)),
+        after=_each(_optional(_storable)),
     )
 )
 _TASK_TYPE = _one_of("SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM")

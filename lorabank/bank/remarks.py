@@ -140,7 +140,7 @@ def _row_of(connection: Connection, layout: Layout, name: str) -> tuple[Table, M
     from lorabank.bank.removal import unknown
     from lorabank.bank.schema import compositions, tasks
 
-    for table in (tasks, compositions):
+    for table in (tasks, compositions) if name.isascii() else ():  # as all names are; SQLite takes no lone surrogate
         row = connection.execute(table.select().where(table.c.name == name, table.c.state != "removed")).first()
         if row is not None:
             return table, row._asdict()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from lorabank.bank.events import Change, EventRecord, change_of, left_to_undo, next_to_undo
+from lorabank.bank.forms import fits
 from lorabank.bank.layout import Layout
 from lorabank.bank.live import live_files
 from lorabank.bank.locks import bank_lock
@@ -133,6 +134,8 @@ def _names(
 def _check_columns(connection: sqlite3.Connection, event: EventRecord, change: Change) -> None:
     allowed = {"name", "note", "tags"} | ({"first_name"} if change.of == "tasks" else set())
     if change.of not in _NUMBER or not change.before.keys() == change.after.keys() <= allowed:
+        raise _unfit(event)
+    if not fits(change.of, change.after):
         raise _unfit(event)
     query = f"SELECT * FROM {change.of} WHERE {_NUMBER[change.of]} = ?"
     row = connection.execute(query, (change.row,)).fetchone()

@@ -248,6 +248,7 @@ EVENTS: list[dict[str, Any]] = [
     {"detail": '{"of": "bank", "row": 1}'},
     {"detail": '{"of": "tasks", "row": "x"}'},
     {"detail": '{"before": {"name": 7}}'},
+    {"detail": '{"after": {"note": "\\ud800"}}'},
     {"undoes": "x"},
     {"created_at": "yesterday"},
     {"version": b"\xff"},
@@ -264,6 +265,9 @@ HISTORIES: list[dict[str, Any]] = [
     {"of": "tasks", "row": 1, "before": {"state": "removed"}, "after": {"state": "ready"}},
     {"of": "tasks", "row": 1, "before": {"row_digest": "0"}, "after": {"row_digest": "1"}},
     {"of": "tasks", "row": 1, "before": {}, "after": {"name": "a"}},
+    {"of": "tasks", "row": 1, "before": {"name": None}, "after": {"name": "a"}},
+    {"of": "tasks", "row": 1, "before": {"note": ""}, "after": {"note": None}},
+    {"of": "tasks", "row": 1, "before": {"tags": ",,"}, "after": {"tags": None}},
     {"of": "compositions", "row": 1, "before": {"first_name": "b"}, "after": {"first_name": "a"}},
 ]
 """What the last event says that no bank of two tasks and a composition has gone through."""

@@ -95,6 +95,7 @@ def test_scores_of_a_removed_task_of_the_same_name_stay_its_own(filled, kit):
     [
         ("a", "b", ExistsError), ("a", "ab", ExistsError), ("ab", "a", ExistsError), ("a", "a", ConfigError),
         ("a", "No Name", ConfigError), ("a", "auto", ConfigError), ("nothing", "x", NotFoundError),
+        ("a\ud800", "x", NotFoundError),
     ],
 )  # fmt: skip
 def test_names_that_cannot_be_given(filled, old, new, error):
