@@ -76,6 +76,24 @@ def choose_form(sheet: Sheet, config: TrainConfig) -> str:
     )
 
 
+def check_plain_text(sheet: Sheet, config: TrainConfig) -> None:
+    """Refuse to take a text column beside columns that no form knows for plain text, unless that is said.
+
+    For where much hangs on it: such a file is as likely one of labelled texts whose labels are called otherwise.
+
+    Raises:
+        DataError: Naming the columns.
+    """
+    others = [column for column in sheet.columns if column != config.text_column]
+    if config.format == "auto" and others:
+        raise DataError(
+            f"{sheet.source!r} has no column 'label': its texts are plain, or labelled by one of "
+            f"{listed_columns(others)}",
+            unchanged=UNCHANGED,
+            hint="labelled: --label-column COLUMN; plain text, for a language model: --format text",
+        )
+
+
 def _candidates(config: TrainConfig) -> tuple[str, ...]:
     named = (config.text_column, config.label_column) != (TrainConfig.text_column, TrainConfig.label_column)
     return ("classification", "text") if named else tuple(FORMS)

@@ -14,7 +14,7 @@ from lorabank.core.templates import DEFAULT_TEMPLATE, ChatPrompt, check_template
 from lorabank.data.bad_rows import LeftOut
 from lorabank.data.chat_forms import Rendered
 from lorabank.data.checks import Repetitions, find_repetitions, label_counts, warnings
-from lorabank.data.detection import check_columns, choose_form, fitting_forms, with_known_columns
+from lorabank.data.detection import check_columns, check_plain_text, choose_form, fitting_forms, with_known_columns
 from lorabank.data.formats import UNCHANGED
 from lorabank.data.forms import CHATS, TURNS, RenderChat, read_cells, read_form
 from lorabank.data.labels import check_labels, label_list, label_words, replace_labels
@@ -124,11 +124,13 @@ def read_rows(path: str | Path, *, text_column: str, label_column: str | None, r
     return read_cells(sheet, CLASSIFICATION, (text_column, label_column), _no_chat)
 
 
-def detect_form(config: TrainConfig) -> str:
+def detect_form(config: TrainConfig, *, decides: bool = False) -> str:
     """The form of the training rows, told by the columns of ``data`` or given as ``format``; no row is read.
 
     Args:
         config: ``data``, ``format``, ``map``, ``text_column`` and ``label_column`` are read.
+        decides: Whether the form alone decides which base model a bank gets. Columns that may be labelled texts as
+            well as plain text are then refused.
 
     Returns:
         A key of ``lorabank.data.forms.FORMS``.
@@ -138,7 +140,11 @@ def detect_form(config: TrainConfig) -> str:
         ConfigError: No file is named, or a renaming is wrong.
         DataError: No form has these columns, or several have.
     """
-    return choose_form(_open(config.data, config), config)
+    sheet = _open(config.data, config)
+    form = choose_form(sheet, config)
+    if decides and form == "text":
+        check_plain_text(sheet, config)
+    return form
 
 
 def load_task_data(

@@ -78,7 +78,8 @@ def _make(path: str | Path, base: BaseModelRecord, observer: Observer) -> Bank:
 def future_base(path: str | Path, config: TrainConfig, init: InitConfig) -> BaseModelRecord:
     """The base model of the bank, or of the bank that would be made; nothing is written."""
     if not Bank.exists(path):
-        return described(init, form=detect_form(config))
+        named = init.base or init.gguf_file or init.task_type != "auto"
+        return described(init, form=detect_form(config, decides=not named))
     base = Bank.open(path).snapshot().base
     check_base(path, base, init)
     return base

@@ -47,6 +47,18 @@ def test_further_columns_do_not_hide_the_form(tmp_path: Path, columns: tuple[str
     assert detect(tmp_path, *columns) == form
 
 
+def test_where_the_form_decides_the_base_plain_text_beside_others_is_asked_for(tmp_path: Path) -> None:
+    data = file_with(tmp_path, "text", "category", "id")
+    with pytest.raises(DataError, match=r"no column 'label'.* one of 'category', 'id'") as caught:
+        detect_form(TrainConfig(data=data), decides=True)
+    assert "--label-column COLUMN" in (caught.value.hint or "")
+    assert "--format text" in (caught.value.hint or "")
+    assert detect_form(TrainConfig(data=data)) == "text"
+    assert detect_form(TrainConfig(data=data, format="text"), decides=True) == "text"
+    assert detect_form(TrainConfig(data=data, label_column="category"), decides=True) == "classification"
+    assert detect_form(TrainConfig(data=file_with(tmp_path, "text")), decides=True) == "text"
+
+
 def test_two_forms_at_once_ask_for_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="fit several forms: prompt-completion, messages") as caught:
         detect(tmp_path, "prompt", "completion", "messages")
