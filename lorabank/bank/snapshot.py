@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from lorabank.core.commands import LIST, Command
+from lorabank.core.commands import ADD_TASK, LIST, Command
 from lorabank.core.errors import DamagedError, NotFoundError
 from lorabank.core.records import (
     AdapterRecord,
@@ -15,7 +15,7 @@ from lorabank.core.records import (
     TaskRecord,
 )
 
-_SHOWN = 20
+_SHOWN = 5
 """Names in a message."""
 
 
@@ -110,7 +110,7 @@ class Snapshot(NamedTuple):
             if task.name == name:
                 return task
         self.refuse_damaged(name)
-        raise _unknown("task", name, (task.name for task in self.tasks))
+        raise self.unknown("task", name, (task.name for task in self.tasks))
 
     def composition(self, name: str) -> CompositionRecord:
         """The composition of this name.
@@ -123,7 +123,22 @@ class Snapshot(NamedTuple):
             if composition.name == name:
                 return composition
         self.refuse_damaged(name)
-        raise _unknown("composition", name, (composition.name for composition in self.compositions))
+        raise self.unknown("composition", name, (composition.name for composition in self.compositions))
+
+    def unknown(self, kind: str, name: str, known: Iterable[str]) -> NotFoundError:
+        """The error for a name that is not among those known: the nearest, or that it was removed."""
+        from lorabank.core.config import nearest
+
+        what = f"no {kind} {name[:80]!r}"
+        removed = {task.name for task in self.removed_tasks} | {made.name for made in self.removed_compositions}
+        if name in removed:
+            return NotFoundError(
+                f"{what}: what had this name was removed", commands=[Command("list", "--all"), Command("log")]
+            )
+        names = list(known)
+        more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
+        there = f" The bank has: {', '.join(names[:_SHOWN])}{more}." if names else f" The bank has no {kind} yet."
+        return NotFoundError(f"{what}.{nearest(name, names)}{there}", commands=[LIST if names else ADD_TASK])
 
     def refuse_damaged(self, name: str) -> None:
         """Refuse the name of a task or composition that was set aside.
@@ -152,12 +167,3 @@ class Snapshot(NamedTuple):
             NotFoundError: There is no such task.
         """
         return self.by_position[self.task(task).position]
-
-
-def _unknown(kind: str, name: str, known: Iterable[str]) -> NotFoundError:
-    from lorabank.core.config import nearest
-
-    names = list(known)
-    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
-    there = f" The bank has: {', '.join(names[:_SHOWN])}{more}." if names else f" The bank has no {kind}s yet."
-    return NotFoundError(f"no {kind} {name[:80]!r}.{nearest(name, names)}{there}", commands=[LIST])

@@ -8,9 +8,6 @@ from typing import Any
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
-from lorabank.core.commands import ADD_TASK, LIST
-from lorabank.core.config import nearest
-from lorabank.core.errors import NotFoundError
 from lorabank.core.records import BaseModelRecord, CompositionRecord, TaskRecord
 
 
@@ -18,19 +15,14 @@ def find_named(snapshot: Snapshot, name: str) -> TaskRecord | CompositionRecord:
     """The task or composition of a name: they share one set of names.
 
     Raises:
-        NotFoundError: With the nearest name.
+        NotFoundError: With the nearest name, or that it was removed.
     """
     records: tuple[TaskRecord | CompositionRecord, ...] = (*snapshot.tasks, *snapshot.compositions)
     for record in records:
         if record.name == name:
             return record
     snapshot.refuse_damaged(name)
-    names = [record.name for record in records]
-    there = f" The bank has: {listed(names)}." if names else " The bank is empty."
-    raise NotFoundError(
-        f"no task or composition {name[:80]!r}.{nearest(name, names)}{there}",
-        commands=[LIST if names else ADD_TASK],
-    )
+    raise snapshot.unknown("task or composition", name, (record.name for record in records))
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:
@@ -56,7 +48,8 @@ def _task(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> dict[str, Any]:
         "context": [task_of[digest] for digest in adapter.context],
     }
     shown["metrics"] = {key: value for key, value in adapter.metrics.items() if key != "overlap"}
-    overlap = {task_of.get(digest, digest): value for digest, value in adapter.metrics.get("overlap", {}).items()}
+    largest_first = sorted(adapter.metrics.get("overlap", {}).items(), key=lambda item: -item[1])
+    overlap = {task_of.get(digest, digest): value for digest, value in largest_first}
     if known := adapter.metrics.get("known_rows"):
         shown["metrics"]["known_rows"] = {task_of.get(digest, digest): count for digest, count in known.items()}
     if (chain := adapter.metrics.get("continued_from")) is not None:

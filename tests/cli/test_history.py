@@ -27,6 +27,21 @@ def test_log_shows_the_newest_first_and_what_is_next(run: Any, bank: Bank) -> No
     assert limited[4:] == ["(3 older)", "all:", "  lorabank log"]
 
 
+def test_log_says_what_an_undo_brought_back(run: Any, bank: Bank) -> None:
+    bank.remove("spam", cascade=True)
+    bank.undo()
+    assert "back: spam, both" in run("log", "--limit", "1").out
+
+
+def test_a_removed_name_is_said_to_be_removed(run: Any, bank: Bank) -> None:
+    bank.remove("spam", cascade=True)
+    for words in (("show", "spam"), ("predict", "--task", "spam", "x"), ("predict", "--composition", "both", "x")):
+        missing = run(*words)
+        assert missing.code == 3
+        assert "what had this name was removed" in missing.err.splitlines()[0]
+        assert [line.strip() for line in missing.err.splitlines()[2:]] == ["lorabank list --all", "lorabank log"]
+
+
 def test_log_as_json_has_everything(run: Any, bank: Bank) -> None:
     bank.remove("both")
     bank.undo()
@@ -106,6 +121,9 @@ def test_rename_note_and_tag(run: Any, bank: Bank) -> None:
     assert "tags: late,prod -> prod" in lines[0]
     assert "note: - -> from 2025" in lines[2]
     assert "name: spam -> mail" in lines[3]
+    added = next(line for line in run("log").out.splitlines() if "add-task" in line)
+    assert added.split()[3:5] == ["add-task", "spam"]
+    assert "now called: mail" in added
     assert run("note", "mail", "").out == "mail has no note\n"
     assert run("tag", "mail", "--remove", "prod").out == "mail has no tags\n"
 

@@ -42,7 +42,7 @@ def told(entry: Entry) -> str:
         if key in entry.after and key != "first_name"
     ]
     own = {entry.name} if entry.undoes is None else set()
-    for word, names in (("new", entry.added), ("gone", entry.removed)):
+    for word, names in (("now called" if entry.undoes is None else "back", entry.added), ("gone", entry.removed)):
         if others := [name for name in names if name not in own]:
             parts.append(f"{word}: {shortened(others)}")
     return "; ".join(part if len(part) <= 100 else f"{part[:99]}\u2026" for part in parts)

@@ -11,7 +11,7 @@ from lorabank.bank.bank import Bank
 from lorabank.core.config import EvalConfig
 from lorabank.core.errors import NotFoundError
 from lorabank.workflows.checkup import PACKAGES
-from lorabank.workflows.upkeep import find_named, listed
+from lorabank.workflows.upkeep import _task, find_named, listed
 
 
 def test_a_task_with_all_that_is_known_of_it(bank, compose) -> None:
@@ -77,6 +77,19 @@ def test_an_unknown_name(bank, compose) -> None:
         find_named(snapshot, "mixd")
 
 
+def test_an_unknown_name_among_many_names_the_first_few(bank) -> None:
+    error = Bank.open(bank).snapshot().unknown("task", "x", (f"task-{i}" for i in range(50)))
+    assert error.message == "no task 'x'. The bank has: task-0, task-1, task-2, task-3, task-4, ... (50 in all)."
+
+
+def test_overlaps_are_shown_largest_first(bank) -> None:
+    opened = Bank.open(bank)
+    snapshot = opened.snapshot()
+    adapter = snapshot.adapter_of("second")._replace(metrics={"overlap": {"a": 0.1, "b": 0.3, "c": 0.2}})
+    shown = _task(opened, snapshot._replace(by_position=snapshot.by_position | {2: adapter}), snapshot.task("second"))
+    assert list(shown["overlap"]) == ["b", "c", "a"]
+
+
 def test_many_names_are_cut_short() -> None:
     assert listed(["a", "b"]) == "a, b"
     assert listed([str(i) for i in range(30)], most=3) == "0, 1, 2, ... (30 in all)"
@@ -117,7 +130,10 @@ def test_the_doctor_tells_what_is_wrong_with_a_bank(bank) -> None:
     (bank / "adapters" / adapter.digest / "adapter_model.safetensors").unlink()
     assert facts(bank)["bank state"].endswith("quick check: 1 finding")
     (bank / "bank.db").write_bytes(b"not a database at all" * 100)
-    assert "file is not a database (lorabank verify --full)" in facts(bank)["bank state"]
+    (finding,) = api.doctor(bank).findings
+    assert facts(bank)["bank state"] == finding.message
+    assert finding.message.endswith(": file is not a database")
+    assert list(map(str, finding.commands)) == ["lorabank doctor --repair", "lorabank restore BACKUP"]
 
 
 def test_the_doctor_tells_of_operations_and_of_a_missing_base(bank, monkeypatch, tmp_path) -> None:
@@ -134,15 +150,13 @@ def test_the_doctor_tells_of_operations_and_of_a_missing_base(bank, monkeypatch,
     assert told["base model"] == f"{name}: not on this disk, the hub does not answer"
 
 
-def test_the_doctor_says_how_to_go_on_with_what_was_interrupted() -> None:
+def test_the_doctor_names_what_was_interrupted() -> None:
     from lorabank.core.records import OperationRecord
     from lorabank.workflows.checkup import _operation
 
     began = "2026-01-02T03:04:05.000000+00:00"
     dead = OperationRecord("0" * 32, "add-task", "spam", 1, "b", "h", {}, began, alive=False)
-    assert _operation(dead) == (
-        "add-task spam since 2026-01-02T03:04:05Z, interrupted (lorabank add-task spam --resume)"
-    )
+    assert _operation(dead) == "add-task spam since 2026-01-02T03:04:05Z, interrupted"
 
 
 def test_a_package_that_is_missing_is_told(monkeypatch, tmp_path) -> None:
