@@ -91,6 +91,12 @@ class Bank:
         with reading(self._layout) as connection:
             return read_evaluations(connection, self._layout)
 
+    def task_scores(self, name: str) -> list[EvaluationRecord]:
+        """The stored scores on a task, oldest first, without those of another version or task that had its name."""
+        from lorabank.bank.history import read_task_scores
+
+        return read_task_scores(self._layout, self.snapshot().task(name).position)
+
     def add_evaluations(self, records: Iterable[EvaluationRecord]) -> None:
         """Store scores; one whose key is there already is left as it is.
 

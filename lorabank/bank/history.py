@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from lorabank.bank.events import UNDOABLE, change_of, next_to_undo
+from lorabank.bank.events import UNDOABLE, EventRecord, change_of, next_to_undo
 from lorabank.bank.layout import Layout
-from lorabank.bank.reading import read_events, reading
+from lorabank.bank.reading import read_evaluations, read_events, reading
+from lorabank.core.records import EvaluationRecord
 
 
 class Entry(NamedTuple):
@@ -78,3 +80,39 @@ def read_history(layout: Layout) -> list[Entry]:
             )
         )
     return entries
+
+
+def read_task_scores(layout: Layout, position: int) -> list[EvaluationRecord]:
+    """The stored scores on a task, oldest first.
+
+    Scores tell a task by its name alone. Another version of the task, or one that was removed, may have had the name:
+    what was measured meanwhile is not this one's, unless its adapter is the same.
+    """
+    with reading(layout) as connection:
+        events = read_events(connection)
+        alike = connection.execute(
+            "SELECT tasks.position, tasks.created_at FROM tasks JOIN adapters ON adapters.id = tasks.position "
+            "WHERE adapters.digest = (SELECT digest FROM adapters WHERE id = ?)",
+            (position,),
+        ).fetchall()
+        (name,) = connection.execute("SELECT name FROM tasks WHERE position = ?", (position,)).fetchone()
+        scores = [score for score in read_evaluations(connection, layout) if score.task == name]
+    spans = [span for row, made in alike for span in _in_use(events, row, made)]
+    return [score for score in scores if any(first <= score.created_at <= last for first, last in spans)]
+
+
+_ALWAYS = "9999"
+"""After every moment."""
+
+
+def _in_use(events: Sequence[EventRecord], position: int, made: str) -> list[tuple[str, str]]:
+    """From when to when a task could be used."""
+    found = [(made, _ALWAYS)]
+    for event in events:
+        change = change_of(event)
+        first, last = found[-1]
+        if position in change.tasks_removed and last == _ALWAYS:
+            found[-1] = (first, event.created_at)
+        elif position in change.tasks_added and last != _ALWAYS:
+            found.append((event.created_at, _ALWAYS))
+    return found

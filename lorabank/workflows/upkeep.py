@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
-from lorabank.core.records import BaseModelRecord, CompositionRecord, TaskRecord
+from lorabank.core.records import BaseModelRecord, CompositionRecord, EvaluationRecord, TaskRecord
 
 
 def find_named(snapshot: Snapshot, name: str) -> TaskRecord | CompositionRecord:
@@ -68,7 +68,7 @@ def _task(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> dict[str, Any]:
         "adapter": shown,
         "overlap": overlap,
         "compositions": [made.name for made in snapshot.compositions if task.name in made.members],
-        "scores": _scores(bank, lambda subject, on: on == task.name),
+        "scores": _scores(bank.task_scores(task.name)),
     }
 
 
@@ -97,15 +97,11 @@ def _composition(bank: Bank, snapshot: Snapshot, record: CompositionRecord) -> d
         "path": str(bank.path),
         "base": _base(bank.snapshot().base),
         "members": members,
-        "scores": _scores(bank, lambda subject, on: subject == record.name),
+        "scores": _scores(one for one in bank.all_evaluations() if one.subject == record.name),
     }
 
 
-def _scores(bank: Bank, wanted: Callable[[str, str], bool]) -> list[dict[str, Any]]:
+def _scores(records: Iterable[EvaluationRecord]) -> list[dict[str, Any]]:
     """Stored cells, oldest first."""
     names = ("subject", "stage", "task", "metric", "value", "low", "high", "n", "task_id", "created_at")
-    return [
-        {name: getattr(record, name) for name in names}
-        for record in bank.all_evaluations()
-        if wanted(record.subject, record.task)
-    ]
+    return [{name: getattr(record, name) for name in names} for record in records]

@@ -57,6 +57,35 @@ def test_versions_follow_each_other_and_go_back(filled, kit):
     assert {snapshot.state_of(task) for task in snapshot.removed_tasks} == {"removed"}  # none took its place
 
 
+def test_a_version_has_the_scores_that_were_measured_on_it(filled, kit):
+    """Scores tell a task by its name, which versions share."""
+
+    def measure(key: str, **changes: object) -> None:
+        filled.add_evaluations([kit.evaluation(key, task="a", created_at="", **changes)])
+
+    def own() -> list[str]:
+        return [score.key for score in filled.task_scores("a")]
+
+    filled.add_evaluations([kit.evaluation("of b", task="b", created_at="")])
+    measure("first")
+    kit.replace_task(filled, "a", weight=3.0)
+    assert own() == []
+    measure("second")
+    assert own() == ["second"]
+    filled.undo()
+    assert own() == ["first"]
+    measure("first again", stage=3)
+    kit.replace_task(filled, "a", weight=4.0)
+    filled.undo()
+    filled.rename("a", "c")
+    filled.rename("c", "a")
+    assert own() == ["first", "first again"]
+    filled.remove("ab")
+    filled.remove("a")
+    kit.add_task(filled, "a")  # the very adapter once more: its scores have its key, and are not measured again
+    assert own() == ["first", "first again"]
+
+
 def test_the_old_version_answers_until_the_commit(filled, kit):
     before = filled.snapshot()
     with suppress(RuntimeError), filled.reserve("add-task", "a", {"replaces": 1}) as operation:
