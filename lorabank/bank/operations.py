@@ -313,13 +313,23 @@ def refuse_live(connection: Connection, layout: Layout) -> None:
             raise busy(layout, operation)
 
 
-def refuse_reserved(connection: Connection, layout: Layout, names: Collection[str]) -> None:
+def refuse_reserved(
+    connection: Connection, layout: Layout, names: Collection[str], *, owners: Collection[int] = ()
+) -> None:
     """Refuse a name that an interrupted training has which can be resumed.
+
+    Args:
+        connection: A transaction.
+        layout: Where the bank is.
+        names: The names.
+        owners: Positions of the tasks that get them: a training that is to replace such a task is in nobody's way.
 
     Raises:
         ExistsError: Saying how to go on with it, or to drop it.
     """
     for operation in live_and_dead(connection):
+        if operation.config.get("replaces") in owners:
+            continue
         if operation.name in names and operation.kind == RESUMABLE and holds_checkpoint(layout.work(operation.id)):
             raise ExistsError(
                 f"an interrupted {operation.kind} has the name {operation.name!r}",

@@ -67,7 +67,7 @@ def rename(layout: Layout, old: str, new: str) -> None:
         if new == old:
             raise ConfigError(f"{old!r} is its name already", unchanged=_UNCHANGED)
         refuse_taken(connection, new)
-        refuse_reserved(connection, layout, [new])
+        refuse_reserved(connection, layout, [new], owners=[row.get("position", 0)])
         first = {"first_name": row["first_name"] or old} if "first_name" in row else {}
         return {"name": new, **first}
 

@@ -61,7 +61,8 @@ def undo(layout: Layout, *, dry_run: bool) -> UndoResult:
         with driver_of(transaction) as connection:
             planned = _plan(connection, layout)
         change = change_of(planned.event).inverse
-        refuse_reserved(transaction, layout, {*planned.back, planned.after.get("name") or ""})
+        owners = {*change.tasks_added, *([change.row] if change.of == tasks.name and change.row else [])}
+        refuse_reserved(transaction, layout, {*planned.back, planned.after.get("name") or ""}, owners=owners)
         sides: tuple[tuple[Table, Sequence[int], Sequence[int]], ...] = (
             (tasks, change.tasks_removed, change.tasks_added),
             (compositions, change.compositions_removed, change.compositions_added),

@@ -126,6 +126,27 @@ def test_what_was_renamed_meanwhile_is_not_replaced(filled, kit):
     assert filled.snapshot() == before
 
 
+@pytest.mark.parametrize("back", ["rename", "undo", "undo a removal"])
+def test_what_is_to_be_replaced_gets_its_name_back(filled, kit, back):
+    """The hint of the refusal above must work: the waiting run is in the way of others with its name alone."""
+    interrupted(filled)
+    before = filled.snapshot().task("a")
+    if back == "undo a removal":
+        filled.remove("a", cascade=True)
+    else:
+        filled.rename("a", "z")
+    with pytest.raises(ExistsError, match="an interrupted add-task has the name 'a'"):
+        filled.rename("b", "a")
+    if back == "rename":
+        filled.rename("z", "a")
+    else:
+        filled.undo()
+    assert filled.snapshot().task("a")[:2] == before[:2]
+    with filled.resume("add-task", "a") as operation:
+        kit.commit_task(operation, "a", weight=6.0)
+    assert filled.snapshot().task("a").replaces == 1
+
+
 def test_what_was_removed_meanwhile_is_followed(filled, kit):
     interrupted(filled)
     filled.remove("a", cascade=True)
