@@ -101,6 +101,8 @@ def write_files(folder: Path) -> None:
     for name in ("lines.txt", "prompts.txt"):
         (folder / name).write_text("a b c\nd e f\n", encoding="utf-8")
     letters(folder / "summaries.jsonl", ("prompt", "completion"), ("a", "b"))
+    letters(folder / "medical.jsonl", ("instruction", "output"), ("a", "b"))
+    letters(folder / "questions.jsonl", ("text", "id"), ("1", "2"), count=2)
     asked = letters(folder / "chats.jsonl", ("asked", "said"), ("yes", "no"))
     chats = [
         {"messages": [{"role": "user", "content": row["asked"]}, {"role": "assistant", "content": row["said"]}]}
@@ -170,7 +172,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory, save_base: Any, save_langua
     path.rename(path.with_name(COPY))
 
     language = world("language")
-    for name in ("summaries", "agnews", "support"):
+    for name in ("summaries", "agnews", "support", "medical"):
         train(language, name, "summaries.jsonl", "my-model")
     chats = made["chats"] = Path(shutil.copytree(language, root / "chats"))
     train(language, "chat", "chats.jsonl", "my-model")
@@ -236,7 +238,7 @@ def test_the_command_works_as_it_is_shown(
     if (folder / "copy-of-bank").exists():
         (folder / "copy-of-bank").rename(tmp_path / "copy-of-bank")
     monkeypatch.chdir(folder)
-    base = "my-model" if {"news", "support"} & {*words} else "encoder"
+    base = "my-model" if {"news", "support", "medical"} & {*words} else "encoder"
     if words[0] == "add-task":
         monkeypatch.setenv("LORABANK_ADD_TASK_BASE", base)
     monkeypatch.setenv("DATA", ".")
