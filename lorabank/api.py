@@ -54,7 +54,7 @@ def init_bank(path: str | Path, config: InitConfig, observer: Observer = _SILENT
     Args:
         path: A folder that does not exist or is empty.
         config: The base model and the task type.
-        observer: Gets one notice.
+        observer: Gets a notice where the bank lies on a network file system.
 
     Raises:
         ExistsError: There is a bank already.

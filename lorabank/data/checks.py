@@ -65,7 +65,8 @@ def warnings(counts: dict[str, dict[str, int]], found: Repetitions) -> tuple[str
     said = []
     unmeasured = [label for label, rows in counts.items() if not rows["eval"]]
     if unmeasured:
-        said.append(f"no evaluation row has {_labels(unmeasured)}, so it is trained and not measured")
+        they = "it is" if len(unmeasured) == 1 else "they are"
+        said.append(f"no evaluation row has {_labels(unmeasured)}, so {they} trained and not measured")
     if found.conflicts:
         count = "a text stands" if found.conflicts == 1 else f"{found.conflicts:,} texts stand"
         said.append(f"{count} with different labels: {_listed(found.first, found.conflicts, '; ')}")

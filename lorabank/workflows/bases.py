@@ -42,7 +42,10 @@ def open_or_init(
 ) -> tuple[Bank, bool]:
     """The bank, made first when there is none; a named base must be the bank's."""
     if not Bank.exists(path):
-        return _make(path, described(config, observer, form=form), observer), True
+        base = described(config, observer, form=form)
+        bank = _make(path, base, observer)
+        observer.notice(f"made a bank at {path} with the base model {base.name} ({base.source}, {base.task_type})")
+        return bank, True
     bank = Bank.open(path)
     check_base(path, bank.snapshot().base, config)
     return bank, False
@@ -71,7 +74,6 @@ def _make(path: str | Path, base: BaseModelRecord, observer: Observer) -> Bank:
             f"{path} is on {kind}, a network file system, where locks may not work: change this bank from one process "
             "at a time, better keep it on a local disk"
         )
-    observer.notice(f"made a bank at {path} with the base model {base.name} ({base.source}, {base.task_type})")
     return bank
 
 

@@ -127,7 +127,12 @@ def answerer(bank: Bank, config: PredictConfig | GenerateConfig, observer: Obser
     if config.task == BARE:
         return bare_answerer(snapshot, config, observer)
     if not snapshot.tasks:
-        raise NotFoundError("the bank has no task", commands=[ADD_TASK])
+        bare = [Command("generate", "--task", BARE, "TEXT")] if isinstance(config, GenerateConfig) else []
+        raise NotFoundError(
+            "the bank has no task",
+            hint="the bare base answers under the name 'none'" if bare else None,
+            commands=[*bare, ADD_TASK],
+        )
     if config.task:
         snapshot.task(config.task)
     name = config.composition or (None if config.task else _default(snapshot))

@@ -27,11 +27,14 @@ def test_show_says_how_a_task_is_asked(
     for fact in ("CAUSAL_LM", form, scoring, *shown):
         assert fact in asked
     assert ("new tokens" in asked) == (scoring == "generation")
+    assert "lorabank generate --task spam TEXT" in out
 
 
 def test_show_asks_a_classifier_nothing(run: Any, api: Any) -> None:
     api["show"] = {"task": {"name": "spam", "task_type": "SEQ_CLS"}, "adapter": {"config": {}}}
-    assert "how it is asked" not in run("show", "spam").out
+    out = run("show", "spam").out
+    assert "how it is asked" not in out
+    assert "lorabank predict --task spam TEXT" in out
 
 
 def test_show_tells_which_modules_have_the_least_room(run: Any, api: Any) -> None:

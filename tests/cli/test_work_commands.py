@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,12 +54,24 @@ def test_add_task_says_what_was_held_and_what_to_do_next(run: Any, api: Any, rec
         "  overlap        sentiment 0.0021",
         "  capacity left  95.8 % of the input space",
         "next:",
+        "  lorabank predict --task spam TEXT",
         "  lorabank eval --forgetting-matrix",
     ]
     arguments = api.called("add_task")
     assert arguments["config"] == TrainConfig(data="s.jsonl")
     assert arguments["init"] == InitConfig(base="./tiny")
     assert (arguments["resume"], arguments["restart"]) == (False, False)
+
+
+def test_a_task_without_labels_is_asked_by_generate(run: Any, api: Any, records: Any) -> None:
+    added = _added(records)
+    api["add_task"] = replace(added, task=added.task._replace(position=1, task_type="CAUSAL_LM", labels=()))
+    api["overview"] = NOTHING
+    assert run("-b", "my bank", "add-task", "spam", "--data", "s.jsonl").out.splitlines()[-3:] == [
+        "next:",
+        "  lorabank -b 'my bank' generate --task spam TEXT",
+        "  lorabank -b 'my bank' add-task NAME --data FILE",
+    ]
 
 
 def test_the_first_task_holds_nothing(run: Any, api: Any, records: Any) -> None:
@@ -185,6 +198,17 @@ def test_eval_shows_matrix_intervals_and_every_scalar(run: Any, api: Any) -> Non
         "  average_accuracy   0.8750",
         "  backward_transfer  -0.1000",
         "  forward_transfer   not defined here",
+    ]
+
+
+def test_eval_of_the_last_row_names_the_option_for_what_was_forgotten(run: Any, api: Any) -> None:
+    api["evaluate"] = (_report(values=[[None, None], [None, None], [0.8, 0.95]]),)
+    api["check_gates"] = _gates
+    assert run("eval", "--all").out.splitlines()[-4:] == [
+        "",
+        "  average_accuracy   0.8750",
+        "  backward_transfer  -0.1000",
+        "  what was learnt and forgotten: --forgetting-matrix",
     ]
 
 

@@ -124,7 +124,9 @@ def _text(run: Run, result: AddTaskResult, names: dict[str, str]) -> str:
     ]
     matrix = confusion(score["labels"], _MOST_LABELS) if score.get("labels") else None
     head = f"added task {safe(task.name)} ({numbered(task)}) to {safe(result.bank)}\n{pairs(items)}"
-    follow = run.output.next(Command("eval", "--forgetting-matrix") if task.position > 1 else ADD_TASK)
+    chosen = ("--task", task.name, "TEXT")
+    asked = Command("predict", *chosen) if task.labels else Command("generate", *chosen)
+    follow = run.output.next(asked, Command("eval", "--forgetting-matrix") if task.position > 1 else ADD_TASK)
     answers = samples(score["texts"]) if score.get("texts") else None
     head = "\n".join([head, follow, *again(run, result)])
     return "\n\n".join(part for part in (head, matrix, answers) if part)

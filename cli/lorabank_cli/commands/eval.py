@@ -124,7 +124,7 @@ def _report(report: MatrixReport, color: bool) -> str:
         *_chance(report),
         *answered(report.texts),
         "",
-        _scalars(plain(report.scalars)),
+        *_scalars(report),
     ]
     if report.routing:
         lines += ["", _routing(plain(report.routing))]
@@ -144,8 +144,16 @@ def _chance(report: MatrixReport) -> list[str]:
     return [f"{safe(task)}: {note}" for task, scores in report.labels.items() if (note := scores.chance_note)]
 
 
-def _scalars(scalars: dict[str, float | None]) -> str:
-    return pairs([(name, "not defined here" if value is None else value) for name, value in scalars.items()])
+def _scalars(report: MatrixReport) -> list[str]:
+    """The metrics of the matrix; where the last row alone was measured, one line stands for those of the whole."""
+    scalars = plain(report.scalars)
+    last_alone = len(report.tasks) > 1 and not any(value is not None for row in report.values[1:-1] for value in row)
+    shown = [
+        (name, "not defined here" if value is None else value)
+        for name, value in scalars.items()
+        if not (last_alone and value is None)
+    ]
+    return [pairs(shown), *(["  what was learnt and forgotten: --forgetting-matrix"] if last_alone else [])]
 
 
 def _last_row(report: MatrixReport, title: str = "after the last task") -> str:

@@ -24,7 +24,9 @@ def show(run: Run, name: str) -> None:
 
     document = api.show(run.bank, name)
     chosen = ("--composition", name) if "composition" in document else ("--task", name)
-    ready = [Command("predict", *chosen, "TEXT")]
+    task = document.get("task", {})
+    free = task.get("task_type", "SEQ_CLS") != "SEQ_CLS" and not task.get("labels")
+    ready = [Command("generate", *chosen, "TEXT") if free else Command("predict", *chosen, "TEXT")]
     if chosen[0] == "--task":
         ready.append(Command("export", name, "FOLDER"))
     shown = plain(document)

@@ -45,7 +45,7 @@ def test_a_label_without_evaluation_rows_is_told(tmp_path: Path) -> None:
     assert "no evaluation row has the label 'legal', so it is trained and not measured" in data.warnings
     (tmp_path / "eval.jsonl").write_text('{"text": "new", "label": "a"}\n')
     data = load(tmp_path, labelled(*["a", "b", "c"] * 20), eval_data=str(tmp_path / "eval.jsonl"))
-    assert data.warnings[0].startswith("no evaluation row has the labels 'b', 'c'")
+    assert data.warnings[0].startswith("no evaluation row has the labels 'b', 'c', so they are trained and")
 
 
 def test_texts_with_several_labels_are_named_with_their_lines(tmp_path: Path) -> None:

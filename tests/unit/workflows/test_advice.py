@@ -30,6 +30,12 @@ def test_sixty_rows_and_the_defaults() -> None:
     )
 
 
+def test_one_step_is_one() -> None:
+    told = few_steps(2, TrainConfig(epochs=1))
+    assert told is not None
+    assert told.startswith("1 optimizer step is few, ")
+
+
 @given(
     st.integers(1, 400),
     st.integers(1, 40),

@@ -11,9 +11,9 @@ import torch
 
 from lorabank import api
 from lorabank.bank.layout import check_name
-from lorabank.core.commands import Command
+from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
-from lorabank.core.errors import ConfigError, IncompatibleError
+from lorabank.core.errors import ConfigError, IncompatibleError, NotFoundError
 from lorabank.core.observer import SilentObserver
 from lorabank.workflows.bare import BARE
 
@@ -109,6 +109,17 @@ def test_beside_a_task_the_base_says_what_it_said_before(make_language_model: An
     for beside in ({"state": "learnt"}, {"composition": "x"}):
         with pytest.raises(ConfigError, match=f"--{next(iter(beside))} is about adapters"):
             ask(bank, "hi", **beside)
+
+
+def test_an_empty_bank_proposes_the_base(make_language_model: Any, tmp_path: Path) -> None:
+    bank = tmp_path / "bank"
+    api.init_bank(bank, InitConfig(base=str(make_language_model())))
+    with pytest.raises(NotFoundError, match="the bank has no task") as error:
+        api.generate(bank, TEXTS)
+    assert error.value.commands[0] == Command("generate", "--task", "none", "TEXT")
+    with pytest.raises(NotFoundError, match="the bank has no task") as error:
+        api.predict(bank, TEXTS)
+    assert error.value.commands == (ADD_TASK,)
 
 
 def test_no_task_can_have_that_name() -> None:
