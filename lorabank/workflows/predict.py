@@ -133,6 +133,8 @@ def answerer(bank: Bank, config: PredictConfig | GenerateConfig, observer: Obser
             hint="the bare base answers under the name 'none'" if bare else None,
             commands=[*bare, ADD_TASK],
         )
+    if not (config.task or config.composition or snapshot.compositions) and len(snapshot.tasks) == 1:
+        config = replace(config, task=snapshot.tasks[0].name)
     if config.task:
         snapshot.task(config.task)
     name = config.composition or (None if config.task else _default(snapshot))

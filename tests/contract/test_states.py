@@ -185,3 +185,11 @@ def test_own_is_no_state(copy, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--state is for tasks"):
         api.export(bank, "manual", tmp_path / "out", state="now")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_only_task_answers_where_nothing_is_named(lab, copy) -> None:
+    """Where there are several, or a composition, nobody guesses."""
+    texts, bank = ["a b c", "x y z"], copy("olora", 1)
+    assert api.predict(bank, texts, PredictConfig()) == api.predict(bank, texts, PredictConfig(task="one"))
+    with pytest.raises(ConfigError, match="no task is named"):
+        api.predict(lab.bank("olora", 2), texts, PredictConfig())
