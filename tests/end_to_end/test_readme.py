@@ -78,4 +78,8 @@ def test_the_snippets_run(folder: Path) -> None:
     run(folder, sys.executable, "-c", snippets[0])
     (folder / "again").mkdir()
     (folder / "again/s.jsonl").write_bytes((folder / "s.jsonl").read_bytes())
-    assert 0 <= float(run(folder / "again", sys.executable, "-c", snippets[1])) <= 1
+    score, answer = run(folder / "again", sys.executable, "-c", snippets[1]).splitlines()
+    assert 0 <= float(score) <= 1
+    label, probability = answer.split()
+    assert label in ("negative", "positive")
+    assert 0 < float(probability) <= 1

@@ -113,7 +113,7 @@ def test_what_peft_cannot_load_is_told_when_it_is_stored_and_refused_when_it_is_
     monkeypatch.setattr(peft, "get_peft_model", refuse)
     told = Notices()
     bank = add(tmp_path, save_base(tmp_path / "base"), observer=told)
-    assert [line for line in told.told if "no adapters on this model" in line and "export will refuse it" in line]
+    assert [line for line in told.told if "no adapters on this model" in line and "its export will be refused" in line]
     with pytest.raises(IncompatibleError, match="PEFT cannot load the adapter: no adapters on this model"):
         api.export(bank, "moved", tmp_path / "out")
     assert not (tmp_path / "out").exists()
