@@ -81,11 +81,36 @@ def test_commands_of_the_documents_parse(document: Path) -> None:
         parse(words)
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_within_sentences_have_the_words_of_the_code(document: Path) -> None:
+    """A verb alone names itself; with more words it must parse. Capitals stand for what the reader puts there."""
+    for line in in_sentences(document.read_text(encoding="utf-8")):
+        words = list(itertools.takewhile(lambda word: word not in ("|", "--help"), shlex.split(line)))
+        try:
+            parse(words)
+        except click.MissingParameter:
+            assert " ".join(["lorabank", *words]) in ALL, line
+
+
+def test_commands_are_found_in_sentences() -> None:
+    text = "See `lorabank log`, `lorabank tag\nNAME` and `other`.\n```console\n$ lorabank list # `lorabank x`\n```\n"
+    assert list(in_sentences(text)) == ["log", "tag NAME"]
+
+
 def test_commands_are_found_in_a_document() -> None:
     text = '```console\n$ lorabank add-task a --prompt-template "x\n{text}"   # why\nsaid\n$ ls\n```\n'
     text += "```bash\nlorabank predict - < texts.txt\nlorabank list | head -1\n```\n"
     expected = [["add-task", "a", "--prompt-template", "x\n{text}"], ["predict", "-"], ["list"]]
     assert list(shown(text)) == expected
+
+
+def in_sentences(text: str) -> Iterator[str]:
+    """What follows `lorabank` in the code spans of a document outside of its blocks, but for optional parts."""
+    prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.M | re.S)
+    for span in re.findall(r"`lorabank\s([^`]+)`", prose):
+        line = " ".join(span.replace("\\|", "|").split())
+        if line.split()[0].islower():
+            yield re.sub(r" \[[^]]*\]", "", line)
 
 
 def shown(text: str) -> Iterator[list[str]]:
