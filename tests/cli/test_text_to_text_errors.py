@@ -254,8 +254,16 @@ def test_a_task_or_composition_that_is_not_there(refused: Any, verb: str) -> Non
 
 
 @pytest.mark.parametrize("verb", ["generate", "predict"])
-def test_nobody_says_who_answers(refused: Any, verb: str) -> None:
-    assert "--task first" in refused(2, verb, "hello")
+def test_nobody_says_who_answers(run: Any, made: dict[str, Path], tmp_path: Path, verb: str) -> None:
+    """The only task answers, until compositions stand beside it of which none routes."""
+    shutil.copytree(made["llama"], tmp_path / "bank")
+    asked = (verb, "hello", "--device", "cpu")
+    assert run(*asked, "--json").document == run(*asked, "--json", "--task", "first").document
+    for name in ("one", "two"):
+        assert run("compose", "--mode", "manual", "--name", name).code == 0
+    said = run(*asked)
+    assert (said.code, said.out) == (2, "")
+    assert "--task first" in said.err
 
 
 def test_a_generated_answer_that_fills_the_window(refused: Any) -> None:

@@ -114,7 +114,7 @@ def test_names_are_looked_up_with_a_suggestion(bank, kit):
     kit.add_task(bank, "sentiment")
     with pytest.raises(NotFoundError, match="Did you mean 'sentiment'"):
         bank.snapshot().task("sentimnt")
-    with pytest.raises(NotFoundError, match="no compositions yet"):
+    with pytest.raises(NotFoundError, match="no composition yet"):
         bank.snapshot().composition("mix")
 
 
