@@ -65,5 +65,6 @@ def database_error(error: Exception, path: Path, unchanged: str | None) -> Lorab
     undecodable = not name and "decode" in str(cause)  # sqlite3's own message for text that is not UTF-8
     if missing or undecodable or name.startswith(_UNSOUND):
         other = "not the tables of lorabank: " if "malformed database schema" in str(cause) else ""
-        return DamagedError(f"{path}: {other}{cause}", commands=[VERIFY], unchanged=unchanged)
+        file = path / "bank.db" if path.is_dir() else path
+        return DamagedError(f"{file}: {other}{cause}", commands=[VERIFY], unchanged=unchanged)
     return None
