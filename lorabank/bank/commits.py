@@ -158,7 +158,9 @@ def mark_removed(connection: Connection, table: Table, condition: Any) -> tuple[
     """Turn live rows of ``tasks`` or ``compositions`` into tombstones; returns their numbers."""
     (number,) = table.primary_key
     live = [int(row[0]) for row in connection.execute(select(number).where(condition, table.c.state != "removed"))]
-    connection.execute(table.update().where(number.in_(live)).values(state="removed", removed_at=now()))
+    gone = {"state": "removed", "removed_at": now()}
+    for row in live:
+        reseal(connection, table, row, gone)
     return tuple(live)
 
 
@@ -170,8 +172,8 @@ def mark_rows_removed(connection: Connection, table: Table, rows: Sequence[int])
 
 def bring_back(connection: Connection, table: Table, rows: Sequence[int]) -> None:
     """Turn tombstones into rows in use; their files were checked."""
-    (number,) = table.primary_key
-    connection.execute(table.update().where(number.in_(rows)).values(state="ready", removed_at=None))
+    for row in rows:
+        reseal(connection, table, row, {"state": "ready", "removed_at": None})
 
 
 def reseal(connection: Connection, table: Table, row: int, columns: Mapping[str, str | None]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lorabank.bank.forms import sound
-from lorabank.bank.rows import IMMUTABLE, row_digest
+from lorabank.bank.rows import IMMUTABLE, is_sealed
 from lorabank.bank.store import StoredFile
 from lorabank.core.errors import DataError
 
@@ -104,7 +104,7 @@ def changed_rows(connection: sqlite3.Connection) -> list[tuple[str, str]]:
 
 def _is_unchanged(table: str, row: sqlite3.Row) -> bool:
     try:
-        return row_digest(table, dict(row)) == str(row["row_digest"])
+        return is_sealed(table, dict(row))
     except (DataError, LookupError):  # a flipped bit turned text into bytes, or renamed a column in the schema
         return False
 

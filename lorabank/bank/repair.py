@@ -25,7 +25,7 @@ from lorabank.bank.live import LiveFiles, live_files
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.operations import RESUMABLE, drop, holds_checkpoint
 from lorabank.bank.reading import read_manifest, read_operations, reading
-from lorabank.bank.rows import row_digest
+from lorabank.bank.rows import is_sealed
 from lorabank.bank.store import StoredFile, is_damaged, strangers, sync_folder
 from lorabank.bank.verify import database_findings
 from lorabank.core.commands import Command
@@ -112,7 +112,7 @@ def _mend_manifest(layout: Layout) -> None:
     with closing(connect(layout.database, foreign_keys=True)) as connection:
         connection.row_factory = sqlite3.Row
         row = connection.execute("SELECT * FROM bank").fetchone()
-    sound = row is not None and row_digest("bank", dict(row)) == row["row_digest"] and row["format"] == FORMAT
+    sound = row is not None and is_sealed("bank", dict(row)) and row["format"] == FORMAT
     said = {"format": FORMAT, "id": row["bank_id"], "created_with": row["created_with"]} if sound else None
     if said is None and broken is not None:
         raise broken

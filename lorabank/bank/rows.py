@@ -34,7 +34,7 @@ IMMUTABLE: dict[str, tuple[str, ...]] = {
     "blobs": ("digest", "bytes", "created_at"),
     "tasks": (
         "position", "name", "task_type", "labels", "statistics", "prompt_template", "created_at", "note", "tags",
-        "first_name", "replaces",
+        "first_name", "replaces", "removed_at",
     ),
     "datasets": (
         "id", "task", "split", "rows", "columns", "sha256", "source", "rows_dropped", "rows_cut", "blob",
@@ -47,7 +47,7 @@ IMMUTABLE: dict[str, tuple[str, ...]] = {
     "adapter_files": ("adapter", "name", "sha256", "bytes"),
     "adapter_context": ("adapter", "ordinal", "member"),
     "adapter_objects": ("adapter", "role", "blob"),
-    "compositions": ("id", "name", "mode", "parameters", "created_at", "note", "tags"),
+    "compositions": ("id", "name", "mode", "parameters", "created_at", "note", "tags", "removed_at"),
     "composition_members": ("composition", "ordinal", "adapter", "known_as"),
     "composition_objects": ("composition", "role", "blob"),
     "evaluations": (
@@ -63,8 +63,8 @@ LATER = frozenset(("note", "tags", "first_name", "replaces", "row_digests", "kno
 """Columns among them that older schemas do not have: there they are as good as empty."""
 
 CHANGING: dict[str, tuple[str, ...]] = {
-    "tasks": ("state", "removed_at"),
-    "compositions": ("state", "removed_at"),
+    "tasks": ("state",),
+    "compositions": ("state",),
     "operations": ("pid", "boot_id", "host", "process_start", "seen_at"),
 }
 """Table to the columns that change, and that no digest covers."""
@@ -89,6 +89,17 @@ def row_digest(table: str, row: Row) -> str:
     there = [column for column in IMMUTABLE[table] if column not in LATER or column in row]
     content = [table, [[column, row[column]] for column in there if row[column] is not None]]
     return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def is_sealed(table: str, row: Row) -> bool:
+    """Whether a row still has its digest.
+
+    A row that was removed under schema 0003 or an older one has the digest that it had in use.
+    """
+    given = str(row["row_digest"])
+    if row_digest(table, row) == given:
+        return True
+    return row.get("state") == "removed" and row_digest(table, {**row, "removed_at": None}) == given
 
 
 def sealed(table: str, row: Row) -> dict[str, Any]:
@@ -126,6 +137,7 @@ def task_row(record: TaskRecord) -> dict[str, Any]:
         "tags": joined(record.tags),
         "first_name": record.first_name,
         "replaces": record.replaces,
+        "removed_at": None,
     }
     return {**sealed("tasks", row), "state": record.state}
 
@@ -220,6 +232,7 @@ def composition_row(record: CompositionRecord, identifier: int) -> dict[str, Any
         "created_at": record.created_at,
         "note": record.note,
         "tags": joined(record.tags),
+        "removed_at": None,
     }
     return {**sealed("compositions", row), "state": "ready"}
 

@@ -1,7 +1,7 @@
 """The tables of ``bank.db``; the migrations make them, a test holds both together.
 
-Rows are never changed but for ``state``, ``removed_at`` and the process columns of ``operations``, which a
-``row_digest`` does not cover (``rows.IMMUTABLE``), and for names, notes and tags: such a row is sealed anew.
+Rows are never changed but for ``state`` and the process columns of ``operations``, which a ``row_digest`` does not
+cover (``rows.IMMUTABLE``), and for names, notes, tags and ``removed_at``: such a row is sealed anew.
 Structured values are JSON text, so that the digest is over the very bytes that are stored and reading needs no
 SQLAlchemy.
 """

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lorabank.bank.bank import Bank
+from lorabank.bank.rows import IMMUTABLE
 from lorabank.core.errors import BusyError, ConfigError, DamagedError, ExistsError, LorabankError, NotFoundError
 
 
@@ -131,24 +132,26 @@ def test_a_damaged_blob_is_not_read(filled, kit):
         filled.read_blob("../bank.json")
 
 
-TABLES = (
-    "bank", "base_model", "blobs", "tasks", "datasets", "adapters", "adapter_files", "adapter_context",
-    "adapter_objects", "compositions", "composition_members", "composition_objects", "evaluations", "operations",
-)  # fmt: skip
+SEALED = [(table, "TRUE") for table in IMMUTABLE]
+SEALED += [(table, "state = 'removed'") for table in ("tasks", "compositions")]
 
 
-@pytest.mark.parametrize("table", TABLES)
-def test_every_changed_column_of_a_row_is_found(filled, table, kit):
+@pytest.mark.parametrize(("table", "which"), SEALED)
+def test_every_changed_column_of_a_row_is_found(filled, table, which, kit):
     """Each immutable column of each table, changed behind the bank's back."""
     if table == "operations":
         filled.reserve("add-task", "d", {})
-    changing = {"row_digest", "state", "removed_at", "pid", "boot_id", "host", "process_start", "seen_at"}
+    if "removed" in which:
+        snapshot = filled.snapshot()
+        filled.remove((snapshot.tasks if table == "tasks" else snapshot.compositions)[-1].name, cascade=True)
+    changing = {"row_digest", "state", "pid", "boot_id", "host", "process_start", "seen_at"}
     with closing(sqlite3.connect(filled.path / "bank.db", isolation_level=None)) as connection:
         connection.execute("PRAGMA ignore_check_constraints = ON")
         names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})") if row[1] not in changing]
         assert names
         for name in names:
-            row, old = connection.execute(f"SELECT rowid, {name} FROM {table} ORDER BY rowid DESC").fetchone()
+            where = f"FROM {table} WHERE {which} ORDER BY rowid DESC"
+            row, old = connection.execute(f"SELECT rowid, {name} {where}").fetchone()
             new = old + 1 if isinstance(old, int | float) else f"{old or ''}x"
             connection.execute(f"UPDATE {table} SET {name} = ? WHERE rowid = ?", (new, row))
             findings = filled.verify(full=False)
