@@ -166,6 +166,10 @@ class Bank:
             NotFoundError: The bank has no such adapter.
             DamagedError: A file is missing or changed.
         """
+        return self._verified(digest)[0]
+
+    def _verified(self, digest: str) -> tuple[Path, list[str]]:
+        """An adapter's folder and the names of its files."""
         from lorabank.bank.live import recorded_files
         from lorabank.bank.store import adapter_problems
 
@@ -177,7 +181,21 @@ class Bank:
         problems = adapter_problems(folder, files)
         if problems:
             raise DamagedError(f"adapter {folder}: {problems[0]}", commands=[VERIFY])
-        return folder
+        return folder, [file.name for file in files]
+
+    def adapter_files(self, digest: str) -> dict[str, bytes]:
+        """The content of an adapter's files by name, checked as by `verified_adapter`.
+
+        Raises:
+            NotFoundError: The bank has no such adapter.
+            DamagedError: A file is missing or changed.
+            StorageError: A file cannot be read.
+        """
+        from lorabank.bank.failures import reported
+
+        folder, names = self._verified(digest)
+        with reported(folder):
+            return {name: (folder / name).read_bytes() for name in names}
 
     def read_blob(self, digest: str) -> bytes:
         """The content of a blob, after its SHA-256 was compared.

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.failures import reported
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.weighted import Weighted, stored_weights
 from lorabank.core.commands import Command
@@ -168,9 +167,7 @@ def _accepted(name: str, server: str, files: Mapping[str, bytes]) -> str:
 def _export_own(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> _Draft:
     """The stored files: they need nothing but a copy, and a copy keeps r, lora_alpha and every bit."""
     adapter = snapshot.adapter_of(task.name)
-    folder = bank.verified_adapter(adapter.digest)
-    with reported(folder, unchanged=_UNCHANGED):
-        files = {file: (folder / file).read_bytes() for file in adapter.files}
+    files = bank.adapter_files(adapter.digest)
     beneath = _names(snapshot, adapter.context)
     alone = f"; without {listed(beneath)}, on top of which it was trained" if beneath else ""
     stage = None if beneath else task.position

@@ -194,9 +194,7 @@ def _export(place: Path) -> None:
     """What ``export`` does with a task's own adapter: checked, copied beside the target, synced, renamed."""
     bank, target = opened(place), place / "exported"
     check_target(target, bank.path)
-    digest = bank.snapshot().adapter_of("a").digest
-    folder = bank.verified_adapter(digest)
-    write_folder(target, {file: (folder / file).read_bytes() for file in bank.snapshot().adapters[digest].files})
+    write_folder(target, bank.adapter_files(bank.snapshot().adapter_of("a").digest))
 
 
 COMMANDS = (
