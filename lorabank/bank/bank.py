@@ -97,6 +97,12 @@ class Bank:
 
         return read_task_scores(self._layout, self.snapshot().task(name).position)
 
+    def composition_scores(self, name: str) -> list[EvaluationRecord]:
+        """The same of a composition; none where there is no such."""
+        from lorabank.bank.history import read_composition_scores
+
+        return read_composition_scores(self._layout, name)
+
     def add_evaluations(self, records: Iterable[EvaluationRecord]) -> None:
         """Store scores; one whose key is there already is left as it is.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lorabank.bank.events import UNDOABLE, EventRecord, change_of, next_to_undo
 from lorabank.bank.layout import Layout
@@ -97,22 +97,60 @@ def read_task_scores(layout: Layout, position: int) -> list[EvaluationRecord]:
         ).fetchall()
         (name,) = connection.execute("SELECT name FROM tasks WHERE position = ?", (position,)).fetchone()
         scores = [score for score in read_evaluations(connection, layout) if score.task == name]
-    spans = [span for row, made in alike for span in _in_use(events, row, made)]
-    return [score for score in scores if any(first <= score.created_at <= last for first, last in spans)]
+    return _measured(scores, events, "tasks", alike)
+
+
+def read_composition_scores(layout: Layout, name: str) -> list[EvaluationRecord]:
+    """The stored scores of a composition in use, oldest first, by the rule of `read_task_scores`.
+
+    A composition that was made again of the same adapters with the same weights answers alike.
+    """
+    with reading(layout) as connection:
+        events = read_events(connection)
+        made = {}
+        for row in connection.execute("SELECT id, name, mode, parameters, state, created_at FROM compositions"):
+            parts = [
+                tuple(map(tuple, connection.execute(query, (row["id"],)).fetchall()))
+                for query in (
+                    "SELECT adapter FROM composition_members WHERE composition = ? ORDER BY ordinal",
+                    "SELECT role, blob FROM composition_objects WHERE composition = ? ORDER BY role",
+                )
+            ]
+            made[row["id"]] = (row, (row["mode"], row["parameters"], *parts))
+        scores = [score for score in read_evaluations(connection, layout) if score.subject == name]
+    wanted = [what for row, what in made.values() if row["name"] == name and row["state"] == "ready"]
+    alike = [(number, row["created_at"]) for number, (row, what) in made.items() if what in wanted]
+    return _measured(scores, events, "compositions", alike)
 
 
 _ALWAYS = "9999"
 """After every moment."""
 
 
-def _in_use(events: Sequence[EventRecord], position: int, made: str) -> list[tuple[str, str]]:
-    """From when to when a task could be used."""
+def _measured(
+    scores: Sequence[EvaluationRecord],
+    events: Sequence[EventRecord],
+    table: Literal["tasks", "compositions"],
+    alike: Sequence[tuple[int, str]],
+) -> list[EvaluationRecord]:
+    """The scores of the time in which one of some rows could be used; each row has a number and when it was made."""
+    spans = [span for row, made in alike for span in _in_use(events, table, row, made)]
+    return [score for score in scores if any(first <= score.created_at <= last for first, last in spans)]
+
+
+def _in_use(
+    events: Sequence[EventRecord], table: Literal["tasks", "compositions"], row: int, made: str
+) -> list[tuple[str, str]]:
+    """From when to when a task or a composition could be used."""
     found = [(made, _ALWAYS)]
     for event in events:
         change = change_of(event)
+        tasks = table == "tasks"
+        added = change.tasks_added if tasks else change.compositions_added
+        removed = change.tasks_removed if tasks else change.compositions_removed
         first, last = found[-1]
-        if position in change.tasks_removed and last == _ALWAYS:
+        if row in removed and last == _ALWAYS:
             found[-1] = (first, event.created_at)
-        elif position in change.tasks_added and last != _ALWAYS:
+        elif row in added and last != _ALWAYS:
             found.append((event.created_at, _ALWAYS))
     return found

@@ -97,7 +97,7 @@ def _composition(bank: Bank, snapshot: Snapshot, record: CompositionRecord) -> d
         "path": str(bank.path),
         "base": _base(bank.snapshot().base),
         "members": members,
-        "scores": _scores(one for one in bank.all_evaluations() if one.subject == record.name),
+        "scores": _scores(bank.composition_scores(record.name)),
     }
 
 

@@ -86,6 +86,26 @@ def test_a_version_has_the_scores_that_were_measured_on_it(filled, kit):
     assert own() == ["first", "first again"]
 
 
+def test_a_composition_has_the_scores_that_were_measured_on_it(filled, kit):
+    def measure(key: str) -> None:
+        filled.add_evaluations([kit.evaluation(key, subject="ab", created_at="")])
+
+    def own() -> list[str]:
+        return [score.key for score in filled.composition_scores("ab")]
+
+    filled.add_evaluations([kit.evaluation("of another", subject="only-b", created_at="")])
+    measure("first")
+    kit.compose(filled, "ab", ("b", "a"), replace=True)
+    assert own() == []
+    measure("second")
+    assert own() == ["second"]
+    filled.undo()
+    assert own() == ["first"]
+    kit.compose(filled, "ab", ("b",), replace=True)
+    kit.compose(filled, "ab", ("a", "b"), content=kit.safetensors(0.5), replace=True)
+    assert own() == ["first"]  # the very composition once more
+
+
 def test_the_old_version_answers_until_the_commit(filled, kit):
     before = filled.snapshot()
     with suppress(RuntimeError), filled.reserve("add-task", "a", {"replaces": 1}) as operation:
