@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 
 from lorabank.core.arguments import checked
 from lorabank.core.config import GenerateConfig, PredictConfig
@@ -16,7 +18,28 @@ if TYPE_CHECKING:
 
 _SILENT = SilentObserver()
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def _texts_in_settings(function: Callable[P, R]) -> Callable[P, R]:
+    """Take ``function(path, PredictConfig(texts=...))`` too, with a warning: texts are an argument of their own."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        config = args[1] if len(args) == 2 else kwargs.get("config")
+        texts = getattr(config, "given_texts", None)
+        if texts is None or "texts" in kwargs:
+            return function(*args, **kwargs)
+        better = f"api.{function.__name__}(path, texts, config)"
+        warnings.warn(f"texts are no setting of {type(config).__name__}: call {better}", DeprecationWarning, 2)
+        moved: dict[str, Any] = {**kwargs, "texts": texts, "config": config}
+        return cast("Callable[..., R]", function)(*args[:1], **moved)
+
+    return call
+
+
+@_texts_in_settings
 @checked
 def predict(
     path: str | Path,
@@ -44,6 +67,7 @@ def predict(
     return run(Bank.open(path), texts or (), config, observer)
 
 
+@_texts_in_settings
 @checked
 def generate(
     path: str | Path,

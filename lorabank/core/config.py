@@ -8,9 +8,9 @@ number is finite; all errors at once. Importing this module costs the standard l
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, field, fields
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, InitVar, dataclass, field, fields
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from lorabank.core.errors import ConfigError, joined
 from lorabank.core.limits import MAX_RANK
@@ -166,7 +166,19 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class _WithTexts:
+    """Takes ``texts``, which stood among the settings before they were an argument of their own."""
+
+    texts: InitVar[Sequence[str] | None] = None
+    given_texts: ClassVar[tuple[str, ...] | None] = None
+
+    def __post_init__(self, texts: Sequence[str] | None) -> None:
+        if texts is not None:
+            object.__setattr__(self, "given_texts", tuple(texts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(_WithTexts):
     """Who labels texts: a composition or one task."""
 
     data: str | None = _option(None, "File whose text column is labelled: .jsonl, .csv, .xlsx, .parquet, ...")
@@ -191,7 +203,7 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(_WithTexts):
     """How a language model answers prompts, in the state of a composition or of one task."""
 
     data: str | None = _option(None, "File whose text column holds prompts: .jsonl, .csv, .xlsx, .parquet, ...")

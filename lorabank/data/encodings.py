@@ -120,15 +120,15 @@ def unmarked_utf_16(start: bytes) -> str | None:
 def looks_like_utf_8(file: BinaryIO) -> bool:
     """Whether a file that is not UTF-8 throughout was meant to be: most of its lines that are not ASCII are."""
     good = bad = read = 0
-    while read < _JUDGED and (line := file.readline(_CHUNK)):
-        read += len(line)
-        if not line.isascii():
-            try:
-                line.decode()
-                good += 1
-            except UnicodeDecodeError as error:
-                cut = len(line) == _CHUNK and error.start > _CHUNK - 4  # in the middle of a character
-                bad += not cut
+    decoder = codecs.getincrementaldecoder(UTF_8)()  # a part of a long line may end in the middle of a character
+    while read < _JUDGED and (part := file.readline(_CHUNK)):
+        read += len(part)
+        try:
+            decoder.decode(part, final=part.endswith(b"\n"))
+            good += not part.isascii()
+        except UnicodeDecodeError:
+            decoder.reset()
+            bad += 1
     return good > bad
 
 

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 
 from lorabank.core.errors import DataError
 from lorabank.core.limits import MAX_LINE
-from lorabank.data.bad_rows import BadRow, BadRows
+from lorabank.data.bad_rows import BadRow
 from lorabank.data.formats import Table, bad_row, too_long
-from lorabank.data.jsonl import every_key, fill_table
+from lorabank.data.jsonl import every_key, fill_table, first_keys
 from lorabank.data.opening import AS_IT_IS, Reading, TextFile
 from lorabank.data.strict_json import BYTE_ORDER_MARK, DECODER, KINDS, Refused, offset_of, problem_of
 
@@ -49,15 +49,8 @@ class JsonList:
         Raises:
             DataError: No entry is an object.
         """
-        bad = BadRows()
         with closing(self._entries()) as entries:
-            for number, record in entries:
-                if not isinstance(record, BadRow):
-                    return tuple(record)
-                bad.add(number, record)
-        if bad.count:
-            raise bad.error(str(self.path))
-        return ()
+            return first_keys(str(self.path), entries)
 
     def all_columns(self) -> tuple[str, ...]:
         """The keys of all objects, in the order in which they appear."""

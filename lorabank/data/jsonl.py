@@ -39,15 +39,8 @@ class JsonLines:
         Raises:
             DataError: No line is an object.
         """
-        bad = BadRows()
         with closing(self._records()) as records:
-            for number, record in records:
-                if not isinstance(record, BadRow):
-                    return tuple(record)
-                bad.add(number, record)
-        if bad.count:
-            raise bad.error(str(self.path))
-        return ()
+            return first_keys(str(self.path), records)
 
     def all_columns(self) -> tuple[str, ...]:
         """The keys of all objects, in the order in which they appear."""
@@ -67,6 +60,22 @@ class JsonLines:
         with self._text.open() as file:
             for number, line in text_lines(file, self.path, self._text.undecodable):
                 yield number, line if isinstance(line, BadRow) else _parse(self.path, number, line)
+
+
+def first_keys(source: str, records: Iterable[tuple[int, dict[str, Any] | BadRow]]) -> tuple[str, ...]:
+    """The keys of the first object; nothing behind it is taken.
+
+    Raises:
+        DataError: There are records, and none is an object.
+    """
+    bad = BadRows()
+    for number, record in records:
+        if not isinstance(record, BadRow):
+            return tuple(record)
+        bad.add(number, record)
+    if bad.count:
+        raise bad.error(source)
+    return ()
 
 
 def every_key(source: str, records: Iterable[tuple[int, dict[str, Any] | BadRow]]) -> tuple[str, ...]:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
+import termios
+import threading
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 PAYLOADS = {
     "colour": "\x1b[31mred\x1b[0m",
@@ -94,3 +102,32 @@ def assert_harmless_page(path: Path) -> None:
     assert page.live == []
     assert page.policy.startswith("default-src 'none'")
     assert "script-src" not in page.policy
+
+
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Both streams on a pseudo-terminal; gives a list that holds what was written to it, at the end."""
+    master, slave = pty.openpty()
+    settings = termios.tcgetattr(slave)
+    settings[1] &= ~termios.OPOST  # the line feed stays one
+    termios.tcsetattr(slave, termios.TCSANOW, settings)
+    received: list[bytes] = []
+
+    def drain() -> None:
+        try:
+            while data := os.read(master, 65536):
+                received.append(data)
+        except OSError:  # the other side was closed
+            pass
+
+    reader = threading.Thread(target=drain)
+    reader.start()
+    written: list[str] = []
+    with monkeypatch.context() as patch, os.fdopen(slave, "w", encoding="utf-8") as stream:
+        patch.setattr("sys.stdout", stream)
+        patch.setattr("sys.stderr", stream)
+        yield written
+        stream.flush()
+    reader.join(timeout=30)
+    os.close(master)
+    written.append(b"".join(received).decode())

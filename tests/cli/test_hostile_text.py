@@ -9,13 +9,10 @@ from __future__ import annotations
 import ast
 import json
 import os
-import pty
 import re
 import sqlite3
-import termios
-import threading
 from collections.abc import Callable
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,42 +26,13 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.rows import canonical, sealed
 from lorabank.core.errors import DataError
 from lorabank.core.records import Finding
-from tests.cli.hostile import ALL, PAYLOADS, assert_harmless, assert_harmless_page
+from tests.cli.hostile import ALL, PAYLOADS, assert_harmless, assert_harmless_page, terminal
 
 VERBS = {path: command for path, command in commands() if not isinstance(command, click.Group)}
 
 
 def test_there_are_forty_payloads() -> None:
     assert len(PAYLOADS) >= 40
-
-
-@contextmanager
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Both streams on a pseudo-terminal; gives a list that holds what was written to it, at the end."""
-    master, slave = pty.openpty()
-    settings = termios.tcgetattr(slave)
-    settings[1] &= ~termios.OPOST  # the line feed stays one
-    termios.tcsetattr(slave, termios.TCSANOW, settings)
-    received: list[bytes] = []
-
-    def drain() -> None:
-        try:
-            while data := os.read(master, 65536):
-                received.append(data)
-        except OSError:  # the other side was closed
-            pass
-
-    reader = threading.Thread(target=drain)
-    reader.start()
-    written: list[str] = []
-    with monkeypatch.context() as patch, os.fdopen(slave, "w", encoding="utf-8") as stream:
-        patch.setattr("sys.stdout", stream)
-        patch.setattr("sys.stderr", stream)
-        yield written
-        stream.flush()
-    reader.join(timeout=30)
-    os.close(master)
-    written.append(b"".join(received).decode())
 
 
 # ----------------------------------------------------------------------------------- words of the command line

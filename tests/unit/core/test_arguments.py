@@ -185,3 +185,16 @@ def test_too_many_or_unknown_arguments_stay_pythons_errors() -> None:
         api.show("bank")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"show\(\)"):
         api.show("bank", "spam", surprise=1)  # type: ignore[call-arg]
+
+
+def test_texts_among_the_settings_are_taken_with_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As scripts wrote it before texts were an argument."""
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr("lorabank.bank.bank.Bank.open", lambda path: path)
+    monkeypatch.setattr("lorabank.workflows.predict.predict", lambda *args: asked.append(args[:3]) or ())
+    settings = PredictConfig(texts=["a", "b"], task="spam")  # a list, as an argument may be
+    for call in (lambda: api.predict("x", settings), lambda: api.predict("x", config=settings)):
+        with pytest.warns(DeprecationWarning, match=r"call api\.predict\(path, texts, config\)"):
+            call()
+    api.predict("x", ("a", "b"), PredictConfig(task="spam"))
+    assert asked == [("x", ("a", "b"), PredictConfig(task="spam"))] * 3

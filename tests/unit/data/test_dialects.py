@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError
+from lorabank.data import dialects, encodings
 from lorabank.data.delimited import Csv
+from lorabank.data.dialects import find_dialect
 from lorabank.data.formats import open_reader
 from lorabank.data.loading import TaskData, load_task_data, read_rows
 from lorabank.data.opening import Reading
@@ -97,6 +99,30 @@ def test_a_comma_in_the_cells_of_a_semicolon_file_decides_nothing(tmp_path: Path
     }
 
 
+@pytest.mark.parametrize(
+    ("usual", "content", "delimiter"),
+    [
+        (",", "text;kind, as sold\n" + "a;b\n" * 3, ";"),  # a comma in the header, where no row has one
+        (",", "id|text;more|label\n" + "1|one;two|a\n" * 3, "|"),  # both fit every row: what makes most columns
+        ("\t", "text\tlabel,more\na\tb,c\nplain\n", "\t"),  # both fit equally badly: what the name says
+        (",", "text\nno other column\n", ","),
+    ],
+)
+def test_header_and_rows_decide_together(usual: str, content: str, delimiter: str) -> None:
+    assert find_dialect(io.BytesIO(content.encode()), None, usual=usual).delimiter == delimiter
+
+
+def test_a_row_that_the_sample_cuts_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"x;text,label\n" + b"a;b,c\n" * 4
+    monkeypatch.setattr(dialects, "_SAMPLE", len(content) - len(",c\n"))
+    assert find_dialect(io.BytesIO(content), None).delimiter == ","
+
+
+def test_a_first_line_that_names_the_delimiter_is_no_header_whatever_the_user_says(tmp_path: Path) -> None:
+    data = load(tmp_path, "x.csv", b"sep=;\r\n" + EXCEL.encode(), delimiter="semicolon", **COLUMNS)
+    assert all_rows(data) == set(ROWS)
+
+
 def test_the_users_delimiter_comes_before_what_is_found(tmp_path: Path) -> None:
     content = b"text:label\n" + b"".join(b"t%d:%s\n" % (i, b"ab"[i % 2 :][:1]) for i in range(8))
     assert len(all_rows(load(tmp_path, "x.csv", content, delimiter=":"))) == 8
@@ -170,6 +196,39 @@ def test_one_damaged_line_among_others_is_a_bad_row(tmp_path: Path) -> None:
     assert len(all_rows(load(tmp_path, "x.csv", content, skip_bad=True))) == 11
 
 
+def test_one_line_that_happens_to_be_utf_8_makes_no_utf_8_of_the_file(tmp_path: Path) -> None:
+    content = TEXTS["cp1252"].encode("cp1252") * 2 + "schön,positif\n".encode()
+    with pytest.raises(DataError, match="line 2, byte 6: not UTF-8") as caught:
+        load(tmp_path, "x.csv", content, skip_bad=True)
+    assert re.fullmatch(r"it is probably (cp125\d): add --encoding \1", str(caught.value.hint))
+
+
+@pytest.mark.parametrize("shift", range(3))
+def test_a_long_line_is_judged_whole(tmp_path: Path, shift: int) -> None:
+    """Its parts end within a character, which is three bytes long here."""
+    long = "x" * shift + "痛" * 60_000
+    content = f"text,label\n{long}1,a\n{long}2,b\n{long}3,a\n{long}4,b\n".encode() + b"gr\xf6\xdfer,a\n"
+    with pytest.raises(DataError, match="line 6, byte 3: not UTF-8, as other lines of the file are"):
+        load(tmp_path, "x.csv", content)
+    assert len(all_rows(load(tmp_path, "x.csv", content, skip_bad=True))) == 4
+
+
+def test_what_is_not_ascii_is_looked_for_behind_the_beginning(tmp_path: Path) -> None:
+    head, _, rest = TEXTS["cp1252"].partition("\n")
+    content = f"{head}\n".encode() + b"plain words,positif\n" * 4000 + rest.encode("cp1252")
+    with pytest.raises(DataError, match="line 4002, byte 6: not UTF-8") as caught:
+        load(tmp_path, "x.csv", content)
+    assert caught.value.hint == "it is probably cp1252: add --encoding cp1252"
+
+
+def test_the_encoding_that_failed_is_not_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encodings, "_SAMPLE", 512)
+    content = TEXTS["cp1252"].encode("cp1252") * 8 + b"\x81,positif\n"
+    with pytest.raises(DataError, match="not cp1252") as caught:
+        load(tmp_path, "x.csv", content, encoding="cp1252")
+    assert "cp1252" not in str(caught.value.hint)
+
+
 NO_ENCODINGS = ["utf8x", "hex", "rot13", "idna", "unicode_escape", "zlib", "base64", "utf-7", "", "\0"]
 
 
@@ -191,6 +250,8 @@ def test_an_encoding_that_needs_a_byte_order_mark_is_refused_without_it(tmp_path
 def test_bytes_that_are_not_of_the_given_encoding_name_their_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 3: not ascii"):
         load(tmp_path, "x.csv", "text,label\na,b\nä,b\n".encode(), encoding="ascii")
+    with pytest.raises(DataError, match=r"line 30002: not ascii"):  # far behind the first part that is decoded
+        load(tmp_path, "x.csv", b"text,label\n" + b"plain,b\n" * 30_000 + "ä,b\n".encode(), encoding="ascii")
 
 
 # ------------------------------------------------------------------------------------------------------ packed files
