@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Result, compare
 from benchmarks.models import ALPHA, RANK, batch, every_linear, minilm, smollm2
-from lorabank.training.effective_weight import EffectiveWeights
-from lorabank.training.layer import attach_adapter
+from lorabank.training.layer import EffectiveWeights, attach_adapter
 
 BAR = 1.02
 ALL, NONE = float("inf"), 0.0

@@ -18,7 +18,8 @@ from benchmarks.models import RANK, minilm, query_and_value, random_stack
 from lorabank.core.config import DEFAULT_BASE, TrainConfig
 from lorabank.core.lora import AdapterStack
 from lorabank.core.observer import SilentObserver
-from lorabank.models.loading import describe_base, resolve_base
+from lorabank.models.loading import describe_base
+from lorabank.models.resolving import resolve_base
 from lorabank.training.job import TrainJob
 from lorabank.training.run import train_adapter
 from lorabank.training.strategies.presets import OLORA

@@ -10,12 +10,12 @@ from lorabank.core.arguments import checked
 
 if TYPE_CHECKING:
     from lorabank.bank.backup import BackupResult
-    from lorabank.bank.database import UpgradeResult
     from lorabank.bank.gc import GcResult
     from lorabank.bank.history import Entry
     from lorabank.bank.repair import RepairResult
     from lorabank.bank.restore import RestoreResult
     from lorabank.bank.undo import UndoResult
+    from lorabank.bank.upgrade import UpgradeResult
     from lorabank.core.records import Finding
     from lorabank.workflows.checkup import Checkup
 
@@ -41,7 +41,7 @@ def history(path: str | Path) -> tuple[Entry, ...]:
     """Every change of the bank, newest first; ``next`` says which one `undo` takes back."""
     from lorabank.bank.history import read_history
     from lorabank.bank.layout import Layout
-    from lorabank.bank.reading import read_manifest
+    from lorabank.bank.manifest import read_manifest
 
     layout = Layout(Path(path))
     read_manifest(layout)
@@ -179,6 +179,6 @@ def restore(path: str | Path, backup: str | Path, *, incomplete: bool = False, d
 @checked
 def upgrade(path: str | Path, *, dry_run: bool = False) -> UpgradeResult:
     """Bring an older bank to this version's schema, after a backup."""
-    from lorabank.bank.database import upgrade_database
+    from lorabank.bank.upgrade import upgrade_database
 
     return upgrade_database(path, dry_run=dry_run)

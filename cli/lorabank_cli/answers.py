@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 
+from lorabank.core.escaping import safe
 from lorabank.data.row_files import as_json, as_line
 from lorabank_cli.streams import given_texts
-from lorabank_cli.text import safe
 from lorabank_cli.verb import Run
 
 Form = Literal["jsonl", "csv", "tsv", "parquet"]

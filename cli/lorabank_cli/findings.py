@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lorabank_cli.text import safe, table
+from lorabank.core.escaping import safe
+from lorabank_cli.text import table
 
 if TYPE_CHECKING:
     from lorabank.core.commands import Command

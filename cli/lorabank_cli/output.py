@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorabank.core.commands import Command
-from lorabank_cli.text import safe, shown, wants_color
+from lorabank.core.escaping import safe
+from lorabank_cli.text import shown, wants_color
 
 if TYPE_CHECKING:
     from lorabank.core.errors import LorabankError

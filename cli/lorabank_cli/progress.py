@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
+from lorabank.core.escaping import safe
 from lorabank_cli.output import Output
-from lorabank_cli.text import safe
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-from lorabank.core.escaping import safe as safe
+from lorabank.core.escaping import safe
 
 _LONG = 64
 """Characters of one of several names in a line."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabank_cli.text import named, safe, table
+from lorabank.core.escaping import safe
+from lorabank_cli.text import named, table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

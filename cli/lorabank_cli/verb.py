@@ -85,7 +85,7 @@ class Run:
             click.Abort: The answer was no.
         """
         from lorabank.core.errors import ConfigError
-        from lorabank_cli.text import safe
+        from lorabank.core.escaping import safe
 
         if self.ctx.params["yes"]:
             return

@@ -25,8 +25,9 @@ from lorabank.bank.judging import check_length, judge_database
 from lorabank.bank.layout import ENTRIES, Layout
 from lorabank.bank.live import changed_rows, live_files
 from lorabank.bank.locks import bank_lock
-from lorabank.bank.reading import read_manifest
-from lorabank.bank.store import check_space, sync_folder
+from lorabank.bank.manifest import read_manifest
+from lorabank.bank.store import check_space
+from lorabank.bank.sync import sync_folder
 from lorabank.core.commands import VERIFY, Command
 from lorabank.core.errors import ConfigError, DamagedError, ExistsError, IncompatibleError, LorabankError, StorageError
 
@@ -276,7 +277,7 @@ def put_manifest(target: Layout, source: Layout) -> list[str]:
     Returns:
         One line when another was there.
     """
-    from lorabank.bank.creation import write_manifest
+    from lorabank.bank.manifest import write_manifest
 
     there = os.path.lexists(target.manifest)
     with suppress(LorabankError):

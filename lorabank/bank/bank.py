@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.layout import Layout
-from lorabank.bank.reading import read_evaluations, read_events, read_manifest, read_operations, read_snapshot, reading
+from lorabank.bank.manifest import read_manifest
+from lorabank.bank.reading import read_evaluations, read_events, read_operations, read_snapshot, reading
 from lorabank.core.commands import LIST, VERIFY
 from lorabank.core.errors import DamagedError, NotFoundError
 from lorabank.core.records import BaseModelRecord, EvaluationRecord, Finding, OperationRecord

@@ -7,11 +7,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, func, select
 
-from lorabank.bank.database import now, writing
+from lorabank.bank.database import writing
 from lorabank.bank.events import Change, log_event
+from lorabank.bank.failures import taken
 from lorabank.bank.layout import Layout
 from lorabank.bank.locks import bank_lock
-from lorabank.bank.operations import taken
 from lorabank.bank.rows import (
     adapter_row,
     blob_row,
@@ -37,6 +37,7 @@ from lorabank.bank.schema import (
     tasks,
 )
 from lorabank.bank.store import Stage, StoredFile
+from lorabank.bank.times import now
 from lorabank.core.commands import Command
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, EvaluationRecord, TaskRecord

@@ -9,15 +9,17 @@ from contextlib import closing
 from pathlib import Path
 
 from lorabank import __version__
-from lorabank.bank.database import connect, create_database, now
+from lorabank.bank.database import connect, create_database
 from lorabank.bank.definitions import schema_revision
 from lorabank.bank.events import first_event
 from lorabank.bank.failures import reported
 from lorabank.bank.judging import check_length
 from lorabank.bank.layout import DATABASE_FILES, ENTRIES, FORMAT, Layout
 from lorabank.bank.locks import bank_lock
+from lorabank.bank.manifest import write_manifest
 from lorabank.bank.rows import base_model_row, sealed
-from lorabank.bank.store import check_space, sync_folder, write_new
+from lorabank.bank.store import check_space
+from lorabank.bank.times import now
 from lorabank.core.errors import DamagedError, ExistsError
 from lorabank.core.records import BaseModelRecord
 
@@ -39,7 +41,8 @@ def create(layout: Layout, base: BaseModelRecord) -> str:
             base = base._replace(created_at=base.created_at or moment)
             first = {"bank": sealed("bank", bank), "base_model": base_model_row(base)}
             create_database(layout, first | {"events": first_event("init", moment)})
-            _write_manifest(layout, {"format": FORMAT, "id": identifier, "created_with": version})
+            content = {"format": FORMAT, "id": identifier, "created_with": version}
+            write_manifest(layout, json.dumps(content, indent=2).encode() + b"\n")
     return identifier
 
 
@@ -78,19 +81,3 @@ def _is_used(layout: Layout) -> bool:
             return connection.execute("SELECT 1 FROM tasks").fetchone() is not None
     except sqlite3.DatabaseError:
         return True
-
-
-def _write_manifest(layout: Layout, content: dict[str, object]) -> None:
-    write_manifest(layout, json.dumps(content, indent=2).encode() + b"\n")
-
-
-def write_manifest(layout: Layout, content: bytes) -> None:
-    """Write ``bank.json`` under a fresh name, synced, then renamed: it is there whole or not at all."""
-    folder = layout.staging(os.urandom(16).hex())
-    folder.mkdir(mode=0o700)
-    draft = folder / layout.manifest.name
-    write_new(draft, content)
-    os.rename(draft, layout.manifest)
-    folder.rmdir()
-    sync_folder(layout.root)
-    sync_folder(layout.root.resolve().parent)

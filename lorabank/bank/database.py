@@ -1,4 +1,4 @@
-"""Writing the database: connections, transactions, creation and upgrades.
+"""Writing the database: connections, transactions, migrations and creation.
 
 SQLAlchemy and Alembic are imported inside functions: reading a bank must not pay for them.
 """
@@ -9,47 +9,24 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabank.bank.connections import BUSY_SECONDS, connect_to_read, connect_to_write
-from lorabank.bank.definitions import APPLICATION_ID, REVISIONS, newer_schema, read_revision, schema_revision
-from lorabank.bank.failures import database_error, malformed, reported
+from lorabank.bank.connections import BUSY_SECONDS, connect_to_write
+from lorabank.bank.definitions import APPLICATION_ID, REVISIONS, newer_schema, schema_revision
+from lorabank.bank.failures import reported
 from lorabank.bank.filesystem import network_filesystem
 from lorabank.bank.layout import Layout
-from lorabank.bank.locks import LEASE, bank_lock, host_name
-from lorabank.bank.reading import read_manifest, read_operations
-from lorabank.bank.store import sync_folder
+from lorabank.bank.locks import LEASE, host_name
+from lorabank.bank.sync import sync_folder
 from lorabank.core.commands import Command
-from lorabank.core.errors import BusyError, DamagedError, IncompatibleError, LorabankError, StorageError
+from lorabank.core.errors import BusyError, DamagedError, IncompatibleError
 from lorabank.core.records import OperationRecord
 
 if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection, Engine
-
-
-@dataclass(frozen=True, slots=True)
-class UpgradeResult:
-    """What an upgrade did, or would do.
-
-    Attributes:
-        before: Schema revision found.
-        after: Schema revision now (with ``dry_run``: after a real run).
-        backup: The copy made before, None when nothing was to be done.
-    """
-
-    before: str
-    after: str
-    backup: str | None
-
-
-def now() -> str:
-    """The time as stored: UTC, ISO 8601, with microseconds."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 @contextmanager
@@ -61,7 +38,7 @@ def writing(layout: Layout, *, unchanged: str = "the bank was not changed") -> I
         StorageError: No space, or an input/output error.
         IncompatibleError: The schema was upgraded meanwhile by another version.
     """
-    with reported(layout.root, unchanged=unchanged), _engine(layout.database).begin() as connection:
+    with reported(layout.root, unchanged=unchanged), engine(layout.database).begin() as connection:
         revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         if revision != REVISIONS[-1]:
             raise newer_schema(layout.database, str(revision))
@@ -77,62 +54,13 @@ def create_database(layout: Layout, first_rows: dict[str, dict[str, Any]]) -> No
     with closing(connect(layout.database, foreign_keys=False, new=True)) as connection:
         _choose_journal(connection, layout.database)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    with _engine(layout.database, foreign_keys=False, new=True).begin() as connection:
-        _migrate(connection, layout.database)
+    with engine(layout.database, foreign_keys=False, new=True).begin() as connection:
+        migrate(connection, layout.database)
         from lorabank.bank.schema import metadata
 
         for table, row in first_rows.items():
             connection.execute(metadata.tables[table].insert(), row)
     sync_folder(layout.root)
-
-
-def upgrade_database(path: Path | str, *, dry_run: bool = False) -> UpgradeResult:
-    """Bring the schema of a bank to this version's.
-
-    A copy goes to ``backups/`` first (the newest three are kept); all revisions run in one transaction, so a failed
-    or killed upgrade leaves the old schema.
-
-    Args:
-        path: The bank folder.
-        dry_run: Say what would happen.
-
-    Raises:
-        NotFoundError: There is no bank.
-        IncompatibleError: A newer version wrote the bank.
-        BusyError: An operation is under way, or another process holds the lock.
-        DamagedError: The database or its copy is not sound.
-    """
-    from lorabank.bank.backup import back_up
-
-    layout = Layout(Path(path))
-    read_manifest(layout)
-    if dry_run:
-        before = _known_revision(layout)
-        return UpgradeResult(before, REVISIONS[-1], None)
-    with bank_lock(layout.lock, exclusive=True), reported(layout.root, unchanged="the bank was not changed"):
-        before = _known_revision(layout)
-        if before == REVISIONS[-1]:
-            return UpgradeResult(before, before, None)
-        _refuse_live_operations(layout)
-        layout.make_folders()
-        backup = back_up(layout)
-        with _engine(layout.database, foreign_keys=False).begin() as connection:
-            try:
-                _migrate(connection, layout.database)
-                _log_upgrade(connection, before)
-            except LorabankError:
-                raise
-            except Exception as error:
-                known = database_error(error, layout.root, None)
-                if isinstance(error, OSError) or isinstance(known, BusyError | StorageError) or malformed(error):
-                    raise
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
-                raise IncompatibleError(
-                    f"bank {layout.root}: the upgrade from schema {before} failed: {reason}",
-                    hint=f"go on with the version that made the bank; a copy of bank.db lies at {backup}",
-                    unchanged="the bank was not changed",
-                ) from error
-        return UpgradeResult(before, REVISIONS[-1], str(backup))
 
 
 def alembic_config() -> Config:
@@ -149,7 +77,7 @@ def script_location() -> Path:
     return Path(str(resources.files("lorabank_migrations")))
 
 
-def _migrate(connection: Connection, database: Path) -> None:
+def migrate(connection: Connection, database: Path) -> None:
     """Run all missing revisions in the caller's transaction and check what they left."""
     from alembic import command
 
@@ -165,25 +93,18 @@ def _migrate(connection: Connection, database: Path) -> None:
         raise IncompatibleError(f"the migrations ended with schema {revision}, not with {REVISIONS[-1]}")
 
 
-def _log_upgrade(connection: Connection, before: str) -> None:
-    """The history of a bank of an older schema begins here."""
-    from lorabank.bank.events import Change, log_event
-
-    log_event(connection, "upgrade", "", Change(before={"schema": before}, after={"schema": REVISIONS[-1]}))
-
-
-def _engine(database: Path, *, foreign_keys: bool = True, new: bool = False) -> Engine:
+def engine(database: Path, *, foreign_keys: bool = True, new: bool = False) -> Engine:
     """An engine whose every transaction is ``BEGIN IMMEDIATE``; no pool, so that it is safe after a fork."""
     from sqlalchemy import create_engine, event
     from sqlalchemy.pool import NullPool
 
-    engine = create_engine("sqlite://", creator=lambda: _for_writing(database, foreign_keys, new), poolclass=NullPool)
+    made = create_engine("sqlite://", creator=lambda: _for_writing(database, foreign_keys, new), poolclass=NullPool)
 
-    @event.listens_for(engine, "begin")
+    @event.listens_for(made, "begin")
     def _begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    return engine
+    return made
 
 
 def _for_writing(database: Path, foreign_keys: bool, new: bool) -> sqlite3.Connection:
@@ -214,22 +135,6 @@ def connect(database: Path, foreign_keys: bool, *, new: bool = False) -> sqlite3
         connection.close()
         raise sqlite3.DatabaseError("this build of SQLite cannot enforce foreign keys")
     return connection
-
-
-def _known_revision(layout: Layout) -> str:
-    with reported(layout.root), closing(connect_to_read(layout.database)) as connection:
-        revision = read_revision(connection)
-    if revision not in REVISIONS:
-        raise newer_schema(layout.database, revision)
-    return revision
-
-
-def _refuse_live_operations(layout: Layout) -> None:
-    with closing(connect_to_read(layout.database)) as connection:
-        connection.row_factory = sqlite3.Row
-        for operation in read_operations(connection, layout):
-            if operation.alive:
-                raise busy(layout, operation)
 
 
 def busy(layout: Layout, operation: OperationRecord) -> BusyError:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lorabank.bank.canonical import canonical
 from lorabank.bank.forms import sound
-from lorabank.bank.rows import canonical, sealed
+from lorabank.bank.rows import sealed
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -132,8 +133,8 @@ def log_event(connection: Connection, kind: str, name: str, change: Change, *, u
     from sqlalchemy import func, select
 
     from lorabank import __version__
-    from lorabank.bank.database import now
     from lorabank.bank.schema import events
+    from lorabank.bank.times import now
 
     number = int(connection.execute(select(func.coalesce(func.max(events.c.id), 0) + 1)).scalar_one())
     record = EventRecord(number, kind, name, change.detail, undoes, __version__, now())

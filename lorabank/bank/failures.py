@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorabank.core.commands import VERIFY, Command
-from lorabank.core.errors import BusyError, DamagedError, LorabankError, StorageError
+from lorabank.core.errors import BusyError, DamagedError, ExistsError, LorabankError, StorageError
 
 _UNSOUND = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA", "SQLITE_TOOBIG")
 
@@ -68,3 +68,15 @@ def database_error(error: Exception, path: Path, unchanged: str | None) -> Lorab
         file = path / "bank.db" if path.is_dir() else path
         return DamagedError(f"{file}: {other}{cause}", commands=[VERIFY], unchanged=unchanged)
     return None
+
+
+def taken(what: str, name: str, *, kind: str = "") -> ExistsError:
+    """The refusal of a name that is in use; ``kind`` is the operation that wants it."""
+    replaceable = kind == "compose" if what == "composition" else kind in ("add-task", "import")
+    instead = "add --replace to put the new one in its place, " if replaceable else ""
+    return ExistsError(
+        f"the bank has a {what} {name!r} already",
+        hint=f"{instead}choose another name, or remove the {what}",
+        commands=[Command("remove", name)],
+        unchanged="the bank was not changed",
+    )

@@ -13,7 +13,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from lorabank.bank.database import connect, now
+from lorabank.bank.database import connect
+from lorabank.bank.times import now
 
 INTERVAL = 60.0
 """Seconds between two beats; ``locks.LEASE`` allows for nine that fail."""

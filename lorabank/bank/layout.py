@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+from lorabank.bank.sync import sync_folder
 from lorabank.core.commands import VERIFY
 from lorabank.core.errors import ConfigError, DamagedError
 from lorabank.core.limits import MAX_NAME
@@ -84,8 +85,6 @@ class Layout:
         Raises:
             DamagedError: One of them is a link: what is written or deleted would lie outside the bank.
         """
-        from lorabank.bank.store import sync_folder
-
         folders = [self._checked(name) for name in FOLDERS]
         missing = [folder for folder in folders if not folder.exists()]
         for folder in missing:

@@ -10,13 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from lorabank.bank.database import busy, now, writing
-from lorabank.bank.failures import reported
+from lorabank.bank.database import busy, writing
+from lorabank.bank.failures import reported, taken
 from lorabank.bank.heartbeat import Heartbeat
 from lorabank.bank.layout import Layout, check_name
 from lorabank.bank.locks import bank_lock, boot_id, host_name, is_alive, process_start
 from lorabank.bank.rows import operation_record, operation_row
 from lorabank.bank.store import Stage, check_space
+from lorabank.bank.times import now
 from lorabank.core.commands import Command
 from lorabank.core.errors import DivergedError, ExistsError, LorabankError, NotFoundError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, OperationRecord, TaskRecord
@@ -373,15 +374,3 @@ def _refuse_taken(connection: Connection, kind: str, name: str, config: Mapping[
     replaces = kind == "compose" and config.get("replace")
     if not replaces and connection.execute(composition).first():
         raise taken("composition", name, kind=kind)
-
-
-def taken(what: str, name: str, *, kind: str = "") -> ExistsError:
-    """The refusal of a name that is in use; ``kind`` is the operation that wants it."""
-    replaceable = kind == "compose" if what == "composition" else kind in ("add-task", "import")
-    instead = "add --replace to put the new one in its place, " if replaceable else ""
-    return ExistsError(
-        f"the bank has a {what} {name!r} already",
-        hint=f"{instead}choose another name, or remove the {what}",
-        commands=[Command("remove", name)],
-        unchanged="the bank was not changed",
-    )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from lorabank.bank.connections import connect_to_read
 from lorabank.bank.definitions import REVISIONS, newer_schema, read_revision
 from lorabank.bank.failures import reported
 from lorabank.bank.forms import sound
-from lorabank.bank.layout import FORMAT, Layout
-from lorabank.bank.plain import open_plain
+from lorabank.bank.layout import Layout
+from lorabank.bank.manifest import read_manifest
 from lorabank.bank.rows import (
     adapter_record,
     base_model_record,
@@ -24,55 +23,12 @@ from lorabank.bank.rows import (
     task_record,
 )
 from lorabank.bank.snapshot import Snapshot
-from lorabank.core.commands import ADD_TASK, VERIFY, Command
-from lorabank.core.errors import DamagedError, IncompatibleError, NotFoundError, StorageError
-from lorabank.core.installing import UPDATE
-from lorabank.core.limits import MAX_CONFIG
+from lorabank.core.commands import VERIFY, Command
+from lorabank.core.errors import DamagedError, IncompatibleError
 from lorabank.core.records import AdapterRecord, CompositionRecord, EvaluationRecord, OperationRecord
 
 if TYPE_CHECKING:
     from lorabank.bank.events import EventRecord
-
-
-def read_manifest(layout: Layout) -> dict[str, Any]:
-    """The content of ``bank.json``.
-
-    Raises:
-        NotFoundError: There is no bank.
-        DamagedError: The file is missing beside a database, it is a link or no file, or it does not parse.
-        StorageError: It cannot be read.
-        IncompatibleError: A newer lorabank wrote it.
-    """
-    try:
-        with open_plain(layout.manifest) as file:
-            text = file.read(MAX_CONFIG + 1)
-        if len(text) > MAX_CONFIG:
-            raise ValueError(f"over {MAX_CONFIG} bytes")
-        content = json.loads(text)
-        if not isinstance(content["id"], str) or type(content["format"]) is not int:
-            raise TypeError("id or format")
-    except (FileNotFoundError, NotADirectoryError):
-        raise _missing(layout) from None
-    except OSError as error:
-        raise StorageError(f"{layout.manifest}: {error.strerror}") from error
-    except UnicodeEncodeError:  # of the path, which the locale's encoding cannot write
-        raise
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DamagedError(f"{layout.manifest}: not the manifest of a bank ({error})") from error
-    if content["format"] > FORMAT:
-        raise IncompatibleError(
-            f"bank {layout.root} has format {content['format']}, this lorabank knows {FORMAT}: "
-            f"it was made by lorabank {content.get('created_with', '?')!s}",
-            hint=UPDATE,
-            unchanged="the bank was not changed",
-        )
-    return dict(content)
-
-
-def _missing(layout: Layout) -> NotFoundError | DamagedError:
-    if layout.database.exists():
-        return DamagedError(f"bank {layout.root}: bank.json is missing: the bank was never finished, or lost the file")
-    return NotFoundError(f"no bank at {layout.root}", commands=[ADD_TASK])
 
 
 @contextmanager

@@ -23,10 +23,12 @@ from lorabank.bank.gc import delete, left_over
 from lorabank.bank.layout import FORMAT, Layout
 from lorabank.bank.live import LiveFiles, live_files
 from lorabank.bank.locks import bank_lock
+from lorabank.bank.manifest import read_manifest
 from lorabank.bank.operations import RESUMABLE, drop, holds_checkpoint
-from lorabank.bank.reading import read_manifest, read_operations, reading
+from lorabank.bank.reading import read_operations, reading
 from lorabank.bank.rows import is_sealed
-from lorabank.bank.store import StoredFile, is_damaged, strangers, sync_folder
+from lorabank.bank.store import StoredFile, is_damaged, strangers
+from lorabank.bank.sync import sync_folder
 from lorabank.bank.verify import database_findings
 from lorabank.core.commands import Command
 from lorabank.core.errors import DamagedError, NotFoundError
@@ -118,7 +120,7 @@ def _mend_manifest(layout: Layout) -> None:
         raise broken
     if said is None or found == said or (found is not None and found["id"] != said["id"]):
         return  # what is wrong with the database is found where it is examined
-    from lorabank.bank.creation import write_manifest
+    from lorabank.bank.manifest import write_manifest
 
     write_manifest(layout, json.dumps(said, indent=2).encode() + b"\n")
 

@@ -18,8 +18,10 @@ from lorabank.bank.fetching import bring
 from lorabank.bank.layout import DATABASE_FILES, ENTRIES, Layout
 from lorabank.bank.live import LiveFiles, live_files
 from lorabank.bank.locks import bank_lock
-from lorabank.bank.reading import read_manifest, read_operations
-from lorabank.bank.store import adapter_problems, blob_problems, sync_folder
+from lorabank.bank.manifest import read_manifest
+from lorabank.bank.reading import read_operations
+from lorabank.bank.store import adapter_problems, blob_problems
+from lorabank.bank.sync import sync_folder
 from lorabank.core.commands import VERIFY, Command
 from lorabank.core.errors import DamagedError, ExistsError, IncompatibleError, LorabankError, NotFoundError
 

@@ -6,11 +6,11 @@ columns. Columns that are NULL are left out of it: a later schema may add a colu
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorabank.bank.canonical import canonical
 from lorabank.bank.forms import answers_in_text, sound
 from lorabank.core.errors import DataError
 from lorabank.core.records import (
@@ -68,18 +68,6 @@ CHANGING: dict[str, tuple[str, ...]] = {
     "operations": ("pid", "boot_id", "host", "process_start", "seen_at"),
 }
 """Table to the columns that change, and that no digest covers."""
-
-
-def canonical(value: Any) -> str:
-    """JSON text that depends on the value alone: sorted keys, no spaces, ASCII.
-
-    Raises:
-        DataError: The value holds a NaN or an infinity, or something that JSON cannot hold.
-    """
-    try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"a value cannot be stored: {error}", unchanged="the bank was not changed") from error
 
 
 def row_digest(table: str, row: Row) -> str:
@@ -308,10 +296,3 @@ def finite(value: Any, what: str) -> float:
     if not math.isfinite(number):
         raise DataError(f"{what} = {number} is not finite", unchanged="the bank was not changed")
     return number
-
-
-def _plain(value: Any) -> Any:
-    """NumPy scalars as Python numbers."""
-    if hasattr(value, "item"):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} is not a plain value")

@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorabank.bank.canonical import canonical
 from lorabank.bank.layout import Layout, check_file_name
 from lorabank.bank.plain import open_plain
-from lorabank.bank.rows import canonical
+from lorabank.bank.sync import sync_folder
 from lorabank.bank.tensors import check_tensors, looks_like_safetensors
 from lorabank.core.commands import Command
 from lorabank.core.errors import DataError, StorageError
-from lorabank.core.limits import FREE_SPACE
-from lorabank.core.limits import MAX_CONFIG as MAX_CONFIG
+from lorabank.core.limits import FREE_SPACE, MAX_CONFIG
 
 _CHUNK = 1 << 20
 _OF_THE_PROCESS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
@@ -73,15 +73,6 @@ def write_new(path: Path, data: bytes) -> StoredFile:
     if hash_file(path) != (digest.hexdigest(), len(data)):
         raise StorageError(f"{path}: the disk gave back other bytes than were written")
     return StoredFile(path.name, digest.hexdigest(), len(data))
-
-
-def sync_folder(path: Path) -> None:
-    """Make the entries of a folder durable: a rename is not, before this."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def check_space(folder: Path, need: int) -> None:

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from lorabank.core.errors import DataError
-from lorabank.core.limits import MAX_FILE as MAX_FILE
-from lorabank.core.limits import MAX_HEADER, MAX_METADATA, MAX_TENSORS
+from lorabank.core.limits import MAX_FILE, MAX_HEADER, MAX_METADATA, MAX_TENSORS
 
 _SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,

@@ -10,7 +10,8 @@ from contextlib import ExitStack, suppress
 from lorabank.bank.layout import Layout
 from lorabank.bank.live import LiveFiles, changed_rows, live_files
 from lorabank.bank.locks import bank_lock
-from lorabank.bank.reading import read_evaluations, read_events, read_manifest, read_operations, read_snapshot, reading
+from lorabank.bank.manifest import read_manifest
+from lorabank.bank.reading import read_evaluations, read_events, read_operations, read_snapshot, reading
 from lorabank.bank.store import adapter_digest, adapter_problems, blob_problems, content_problems, strangers
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, DamagedError

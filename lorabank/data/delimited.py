@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 from lorabank.core.errors import DataError
 from lorabank.core.limits import MAX_LINE
-from lorabank.data.bad_rows import BadRow
+from lorabank.data.bad_rows import UNCHANGED, BadRow
 from lorabank.data.dialects import COMMA, Dialect, check_delimiter, find_dialect
-from lorabank.data.formats import LINE_FEEDS, UNCHANGED, Table, bad_row, missing_column, too_long
+from lorabank.data.formats import LINE_FEEDS, Table, bad_row, missing_column, too_long
 from lorabank.data.opening import AS_IT_IS, BadFile, Reading, TextFile
 
 

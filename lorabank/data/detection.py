@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DataError
-from lorabank.data.formats import UNCHANGED, listed_columns, missing_column
+from lorabank.data.bad_rows import UNCHANGED
+from lorabank.data.formats import listed_columns, missing_column
 from lorabank.data.forms import FORMS, load_form
 from lorabank.data.sheets import Sheet
 from lorabank.data.unsupported import check_kind_of_columns

@@ -14,7 +14,8 @@ from typing import Any
 
 from lorabank.core.errors import ConfigError, DataError, LorabankError, MissingExtraError, NotFoundError
 from lorabank.core.installing import install
-from lorabank.data.formats import UNCHANGED, Table, check_row_limit, missing_column
+from lorabank.data.bad_rows import UNCHANGED
+from lorabank.data.formats import Table, check_row_limit, missing_column
 
 PREFIX = "hf:"
 DEFAULT_SPLIT = "train"

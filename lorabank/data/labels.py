@@ -9,9 +9,9 @@ from dataclasses import replace
 from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError, DataError
 from lorabank.core.limits import MAX_LABEL_LENGTH, MAX_LABELS
-from lorabank.data.bad_rows import BadRows
+from lorabank.data.bad_rows import UNCHANGED, BadRows
 from lorabank.data.cells import BadCell, check_label
-from lorabank.data.formats import UNCHANGED, bad_row
+from lorabank.data.formats import bad_row
 from lorabank.data.rows import Rows
 
 _ANOTHER_COLUMN = "name another column with --label-column COLUMN"

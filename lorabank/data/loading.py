@@ -11,33 +11,18 @@ from typing import NoReturn
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
 from lorabank.core.templates import DEFAULT_TEMPLATE, ChatPrompt, check_template, fill_labels, fill_text, slot_in
-from lorabank.data.bad_rows import LeftOut
+from lorabank.data.bad_rows import UNCHANGED, LeftOut
 from lorabank.data.chat_forms import Rendered
 from lorabank.data.checks import Repetitions, find_repetitions, label_counts, warnings
 from lorabank.data.detection import check_columns, check_plain_text, choose_form, fitting_forms, with_known_columns
-from lorabank.data.formats import UNCHANGED
 from lorabank.data.forms import CHATS, TURNS, RenderChat, read_cells, read_form
 from lorabank.data.labels import check_labels, label_list, label_words, replace_labels
 from lorabank.data.look_alikes import LookAlikes, look_alikes
 from lorabank.data.opening import AS_IT_IS, Reading
-from lorabank.data.parquet import from_parquet, to_parquet
-from lorabank.data.rows import Rows, sample_rows
+from lorabank.data.rows import Rows
 from lorabank.data.sheets import Sheet, open_sheet
 from lorabank.data.splits import check_overlap, split_rows
 from lorabank.data.unsupported import check_kind_of_answers, check_kind_of_columns
-
-__all__ = [
-    "Rows",
-    "TaskData",
-    "detect_form",
-    "example_row",
-    "from_parquet",
-    "load_task_data",
-    "read_rows",
-    "sample_rows",
-    "split_rows",
-    "to_parquet",
-]
 
 
 @dataclass(frozen=True)

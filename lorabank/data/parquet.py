@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 from lorabank.core.commands import VERIFY, Command
 from lorabank.core.errors import DamagedError, DataError
 from lorabank.core.limits import MAX_LINE
-from lorabank.data.formats import UNCHANGED, Table, bad_row, check_row_limit, missing_column
+from lorabank.data.bad_rows import UNCHANGED
+from lorabank.data.formats import Table, bad_row, check_row_limit, missing_column
 from lorabank.data.opening import AS_IT_IS, Reading
 from lorabank.data.parquet_pages import check_footer, leaves, rows_at_a_time
 from lorabank.data.rows import Rows

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from lorabank.core.errors import DataError
 from lorabank.core.limits import MAX_DECODED, MAX_FOOTER, MAX_PAGE, MAX_ROWS
-from lorabank.data.formats import UNCHANGED, too_much
+from lorabank.data.bad_rows import UNCHANGED
+from lorabank.data.formats import too_much
 
 BATCH = 64 * 1024**2
 """Bytes that are decoded at a time, beside the largest page."""

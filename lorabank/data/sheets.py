@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 from lorabank.core.errors import ConfigError, DataError
-from lorabank.data.formats import UNCHANGED, Reader, Table, missing_column, open_reader
+from lorabank.data.bad_rows import UNCHANGED
+from lorabank.data.formats import Reader, Table, missing_column
 from lorabank.data.opening import AS_IT_IS, Reading
+from lorabank.data.readers import open_reader
 
 
 @dataclass(frozen=True)

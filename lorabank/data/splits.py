@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from lorabank.core.errors import DataError
-from lorabank.data.formats import UNCHANGED
+from lorabank.data.bad_rows import UNCHANGED
 from lorabank.data.rows import Rows, shuffled_key
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from lorabank.core.errors import DataError
-from lorabank.data.formats import UNCHANGED
+from lorabank.data.bad_rows import UNCHANGED
 
 SUPPORTED = "one label for a text, prompts with completions, conversations, or plain text: docs/data.md"
 

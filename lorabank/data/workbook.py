@@ -21,7 +21,8 @@ from lorabank.core.config import nearest
 from lorabank.core.errors import DataError, LorabankError, MissingExtraError
 from lorabank.core.installing import install
 from lorabank.core.limits import MAX_LINE, MAX_ROWS, MAX_WORKBOOK
-from lorabank.data.formats import UNCHANGED, Table, bad_row, listed_columns, missing_column
+from lorabank.data.bad_rows import UNCHANGED
+from lorabank.data.formats import Table, bad_row, listed_columns, missing_column
 from lorabank.data.opening import AS_IT_IS, Reading
 
 _NUMBER = re.compile(r"(#,##)?(0+)(\.0+)?(%)?")

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from lorabank.models.batches import Enter
 
-__all__ = ["AnswerForm", "Answerer", "Answers", "Enter"]
-
 
 @dataclass(frozen=True)
 class AnswerForm:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lorabank.models.batches import Enter, check_prompts, evaluating, pad_left, takes, takes_positions
+from lorabank.models.decoder_inputs import start_token
 from lorabank.models.encoding import pad_batch
 from lorabank.models.finite import check_rows, log_total
-from lorabank.models.label_rows import start_token
 from lorabank.models.padding import prompt_batches, row_batches, same_numbers
 from lorabank.models.probing import can_be_probed, random_rows, undisturbed
 

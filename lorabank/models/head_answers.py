@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorabank.core.errors import ConfigError
-from lorabank.models.answering import AnswerForm, Answers, Enter
+from lorabank.models.answering import AnswerForm, Answers
+from lorabank.models.batches import Enter
 from lorabank.models.encoding import encode_texts, pad_batch
 from lorabank.models.finite import check_rows, finite_rows
 from lorabank.models.heads import Head, switch_heads

@@ -23,8 +23,9 @@ from lorabank.models.batches import (
     log_probabilities,
     split_batch,
 )
+from lorabank.models.decoder_inputs import decoder_inputs, pad_targets
 from lorabank.models.encoding import pad_batch
-from lorabank.models.label_rows import cached_log_likelihoods, decoded_log_likelihoods, decoder_inputs, pad_targets
+from lorabank.models.label_rows import cached_log_likelihoods, decoded_log_likelihoods
 from lorabank.models.label_tree import LabelTree, keeps_keys, pass_prefix, takes_tree, tree_log_likelihoods
 from lorabank.models.padding import Length, padding_of, prompt_batches, row_batches
 

@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from lorabank.core import plugins
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, MissingExtraError
 from lorabank.core.records import BaseModelRecord
-from lorabank.models.architecture import check_able, infer_task_type, load_config, made_for, read_config
+from lorabank.models.architecture import check_able, load_config, made_for, read_config
 from lorabank.models.body import body_of
 from lorabank.models.fingerprint import chat_template_hash, config_hash, tokenizer_hash, weight_facts
 from lorabank.models.quiet import first_line, quiet_transformers
-from lorabank.models.resolving import ResolvedBase, default_base, locate_base, resolve_base
-from lorabank.models.targets import resolve_target_modules
+from lorabank.models.resolving import ResolvedBase, locate_base
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-    from lorabank.models.task_types import TaskType
-
-__all__ = [
-    "LoadedBase",
-    "ResolvedBase",
-    "default_base",
-    "describe_base",
-    "find_head_modules",
-    "infer_task_type",
-    "input_limit",
-    "load_base",
-    "load_tokenizer",
-    "quiet_transformers",
-    "resolve_base",
-    "resolve_device",
-    "resolve_dtype",
-    "resolve_target_modules",
-]
 
 
 _NO_LIMIT = 1_000_000_000
@@ -45,6 +25,13 @@ _NO_LIMIT = 1_000_000_000
 
 _PUT_BACK = "put back the model that the bank was made with, or make a bank for this one"
 _NEW_BANK = (Command("-b", "NEW", "init", "--base", "FOLDER"),)
+
+
+class KindOfModel(Protocol):
+    """What loading asks of a task type."""
+
+    auto_class: str
+    has_head: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +115,7 @@ def load_base(
     import torch
     import transformers
 
-    task_type: type[TaskType] = plugins.load(plugins.TASK_TYPES, record.task_type, "task type")
+    task_type: KindOfModel = plugins.load(plugins.TASK_TYPES, record.task_type, "task type")
     head = {"num_labels": num_labels, "problem_type": "single_label_classification"} if task_type.has_head else {}
     resolved = locate_base(record)
     _check_same(record, describe_base(resolved, record.task_type))

@@ -17,19 +17,7 @@ from lorabank.core.errors import ConfigError, DataError, LorabankError, MissingE
 from lorabank.core.installing import install
 from lorabank.core.records import BaseModelRecord
 from lorabank.models.gguf import converted_checkpoint, find_converted, require_gguf
-from lorabank.models.hub import Notice, cached_file, cached_model, download_file, download_model, hub_reachable
-
-__all__ = [
-    "PACKAGES",
-    "ResolvedBase",
-    "default_base",
-    "find_on_disk",
-    "folder_of",
-    "hub_reachable",
-    "locate_base",
-    "plain_name",
-    "resolve_base",
-]
+from lorabank.models.hub import Notice, cached_file, cached_model, download_file, download_model
 
 
 @dataclass(frozen=True, slots=True)

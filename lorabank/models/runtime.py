@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.lora import AdapterStack, LoraFactors
-from lorabank.models.answering import Answerer, Answers, Enter
+from lorabank.models.answering import Answerer, Answers
+from lorabank.models.batches import Enter
 from lorabank.models.features import extract_features
 from lorabank.models.finite import explained
 from lorabank.models.generating import reads_on

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lorabank.models.causal_lm import inner, mean_cross_entropy
+from lorabank.models.decoder_inputs import decoder_inputs, pad_targets
 from lorabank.models.encoding import pad_batch
-from lorabank.models.label_rows import decoder_inputs, pad_targets
 from lorabank.models.padding import mean_over_passes
 from lorabank.models.prompting import encode_pairs
 from lorabank.models.task_types import Examples

@@ -13,7 +13,8 @@ from torch import Tensor
 from lorabank.core import plugins
 from lorabank.core.errors import ConfigError, DataError
 from lorabank.core.templates import parted
-from lorabank.models.answering import AnswerForm, Answers, Enter
+from lorabank.models.answering import AnswerForm, Answers
+from lorabank.models.batches import Enter
 from lorabank.models.finite import check_rows
 from lorabank.models.generating import generate
 from lorabank.models.likelihood import completion_log_likelihoods, label_log_likelihoods

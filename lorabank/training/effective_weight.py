@@ -17,7 +17,6 @@ It takes float32: rounded to bfloat16, W_eff would lose the small steps of A and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
-    from lorabank.training.layer import LoraLinear
+    pass
 
 
 def effective_linear(x: Tensor, effective: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
@@ -47,35 +46,6 @@ def effective_linear(x: Tensor, effective: Tensor, bias: Tensor | None, A: Tenso
     rows = x.reshape(-1, x.shape[-1])
     out: Tensor = _EffectiveLinear.apply(rows, effective, bias, A, B, scale)  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], effective.shape[0])
-
-
-def pays(layer: LoraLinear, tokens: float) -> bool:
-    """Whether a layer is faster in this form: a step of so many tokens on a CPU in float32, without dropout."""
-    weight = layer.base.weight
-    d_out, d_in = weight.shape
-    able = layer.one_weight and layer.dropout == 0 and weight.device.type == "cpu" and weight.dtype == torch.float32
-    return able and tokens * (d_in + d_out) > d_in * d_out
-
-
-class EffectiveWeights:
-    """The effective weights of the layers for which they pay; call it when A or B have changed.
-
-    Args:
-        layers: Trainable layers.
-        tokens: Of an optimizer step, padding left out.
-    """
-
-    def __init__(self, layers: Iterable[LoraLinear], tokens: float) -> None:
-        self.layers = [layer for layer in layers if pays(layer, tokens)]
-        for layer in self.layers:
-            layer.effective = torch.empty_like(layer.base.weight)
-        self()
-
-    @torch.no_grad()
-    def __call__(self) -> None:
-        """Make them again."""
-        for layer in self.layers:
-            torch.addmm(layer.base.weight, layer.lora_B, layer.lora_A, alpha=layer.scaling, out=layer.effective)
 
 
 class _EffectiveLinear(torch.autograd.Function):

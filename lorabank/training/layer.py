@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -50,6 +50,35 @@ class LoraLinear(WrappedLinear):
             return effective_linear(x, self.effective, self.base.bias, self.lora_A, self.lora_B, self.scaling)
         p = self.dropout if self.training else 0.0
         return lora_linear(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.scaling, p)
+
+
+def pays(layer: LoraLinear, tokens: float) -> bool:
+    """Whether a layer is faster in this form: a step of so many tokens on a CPU in float32, without dropout."""
+    weight = layer.base.weight
+    d_out, d_in = weight.shape
+    able = layer.one_weight and layer.dropout == 0 and weight.device.type == "cpu" and weight.dtype == torch.float32
+    return able and tokens * (d_in + d_out) > d_in * d_out
+
+
+class EffectiveWeights:
+    """The effective weights of the layers for which they pay; call it when A or B have changed.
+
+    Args:
+        layers: Trainable layers.
+        tokens: Of an optimizer step, padding left out.
+    """
+
+    def __init__(self, layers: Iterable[LoraLinear], tokens: float) -> None:
+        self.layers = [layer for layer in layers if pays(layer, tokens)]
+        for layer in self.layers:
+            layer.effective = torch.empty_like(layer.base.weight)
+        self()
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Make them again."""
+        for layer in self.layers:
+            torch.addmm(layer.base.weight, layer.lora_B, layer.lora_A, alpha=layer.scaling, out=layer.effective)
 
 
 def attach_adapter(

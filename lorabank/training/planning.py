@@ -14,12 +14,8 @@ from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.records import BaseModelRecord
 from lorabank.models.heads import build_head
-from lorabank.models.loading import (
-    find_head_modules,
-    input_limit,
-    load_tokenizer,
-    quiet_transformers,
-)
+from lorabank.models.loading import find_head_modules, input_limit, load_tokenizer
+from lorabank.models.quiet import quiet_transformers
 from lorabank.models.resolving import locate_base
 from lorabank.models.targets import find_targets
 from lorabank.models.task_types import TaskType

@@ -29,10 +29,9 @@ from lorabank.models.text_answers import check_answer_length
 from lorabank.models.trial import try_base
 from lorabank.models.wrapping import check_called
 from lorabank.training.checkpoints import newest_checkpoint
-from lorabank.training.effective_weight import EffectiveWeights
 from lorabank.training.groups import GroupedFactors
 from lorabank.training.job import TrainedAdapter, TrainJob
-from lorabank.training.layer import LoraLinear
+from lorabank.training.layer import EffectiveWeights, LoraLinear
 from lorabank.training.movement import Movement
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.planning import planned_steps, resolve_penalties

@@ -12,7 +12,8 @@ from lorabank.core.errors import IncompatibleError
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.data.loading import detect_form
-from lorabank.models.loading import default_base, describe_base, resolve_base
+from lorabank.models.loading import describe_base
+from lorabank.models.resolving import default_base, resolve_base
 
 
 def init_bank(path: str | Path, config: InitConfig, observer: Observer) -> Bank:

@@ -145,7 +145,8 @@ def _operation(operation: OperationRecord) -> str:
 
 def _reach(name: str, revision: str | None) -> str:
     """Where a base model's files are, without fetching them."""
-    from lorabank.models.resolving import find_on_disk, hub_reachable
+    from lorabank.models.hub import hub_reachable
+    from lorabank.models.resolving import find_on_disk
 
     found = find_on_disk(name, revision)
     if found is not None:

@@ -17,7 +17,8 @@ from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import DatasetRecord, EvaluationRecord, TaskRecord
-from lorabank.data.loading import Rows, from_parquet
+from lorabank.data.parquet import from_parquet
+from lorabank.data.rows import Rows
 from lorabank.evaluation.confusion import KEY as LABELS
 from lorabank.evaluation.confusion import LabelScores, label_scores, with_texts
 from lorabank.evaluation.environments import environments_of, this_environment

@@ -189,7 +189,7 @@ def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State
         other = ("--own",) if SELECTOR in own.objects else ("--state", "learnt")
         raise ConfigError(
             f"task {task.name!r} is answered by attention over several adapters, which no single adapter is",
-            hint="write its own adapter alone" if other == ("--own",) else "write it as it was when it was learnt",
+            hint="write its own adapter alone" if other == ("--own",) else "write it was when it was learnt",
             commands=[Command("export", task.name, "FOLDER", *other)],
             unchanged=_UNCHANGED,
         )

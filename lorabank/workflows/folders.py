@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from lorabank.bank.failures import reported
-from lorabank.bank.store import sync_folder
+from lorabank.bank.sync import sync_folder
 from lorabank.core.errors import ConfigError, DataError, ExistsError, NotFoundError
 
 _UNWRITTEN = "nothing was written"

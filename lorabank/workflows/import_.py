@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 from safetensors.torch import save as save_tensors
 
 from lorabank.bank.bank import Bank
+from lorabank.bank.failures import taken
 from lorabank.bank.layout import check_name
-from lorabank.bank.operations import Operation, taken
+from lorabank.bank.operations import Operation
 from lorabank.bank.remarks import remarks
 from lorabank.core import plugins
 from lorabank.core.config import InitConfig, TrainConfig, validate

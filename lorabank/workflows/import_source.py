@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from lorabank.bank.store import MAX_CONFIG, StoredFile, adapter_digest
-from lorabank.bank.tensors import MAX_FILE, check_tensor_bytes, judge_header
+from lorabank.bank.store import StoredFile, adapter_digest
+from lorabank.bank.tensors import check_tensor_bytes, judge_header
 from lorabank.core.errors import DataError, IncompatibleError, NotFoundError
+from lorabank.core.limits import MAX_CONFIG, MAX_FILE
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.models.foreign import ForeignAdapter, read_foreign

@@ -15,7 +15,8 @@ from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DataError
 from lorabank.core.records import BaseModelRecord
 from lorabank.data.forms import load_form
-from lorabank.data.loading import Rows, TaskData, open_rows
+from lorabank.data.loading import TaskData, open_rows
+from lorabank.data.rows import Rows
 from lorabank.workflows.task_data import load_data
 
 AS_WRITTEN: dict[str, Any] = {"map": (), "delimiter": None, "encoding": None, "sheet": None}

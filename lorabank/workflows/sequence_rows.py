@@ -12,7 +12,9 @@ from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.sequence_config import SequenceConfig
-from lorabank.data.loading import TaskData, sample_rows, split_rows
+from lorabank.data.loading import TaskData
+from lorabank.data.rows import sample_rows
+from lorabank.data.splits import split_rows
 from lorabank.workflows.sequence_files import AS_WRITTEN, copy_rows, load_without
 
 _UNCHANGED = "nothing was trained"

@@ -17,7 +17,9 @@ from lorabank.core.records import BaseModelRecord, DatasetRecord
 from lorabank.core.templates import ChatPrompt, check_template, parted
 from lorabank.data.cells import BadCell
 from lorabank.data.known import row_digests
-from lorabank.data.loading import Rows, TaskData, example_row, load_task_data, sample_rows, to_parquet
+from lorabank.data.loading import TaskData, example_row, load_task_data
+from lorabank.data.parquet import to_parquet
+from lorabank.data.rows import Rows, sample_rows
 from lorabank.evaluation.text_samples import FACT, usual_metric
 from lorabank.models.loading import LoadedBase, load_tokenizer
 from lorabank.models.prompting import encode_labels
@@ -96,7 +98,7 @@ class ChatTemplate:
             hint: What to do where it takes none.
 
         Raises:
-            IncompatibleError: The chat template takes no single turn of a user, or does not write it as it is.
+            IncompatibleError: The chat template takes no single turn of a user, or does not write it is.
         """
         from jinja2 import TemplateError
 

@@ -21,7 +21,7 @@ from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecor
 from lorabank.core.sizes import parse_bytes
 from lorabank.core.templates import ChatPrompt
 from lorabank.data.forms import CHATS
-from lorabank.data.loading import from_parquet
+from lorabank.data.parquet import from_parquet
 from lorabank.data.rows import Rows
 from lorabank.models.answering import Answerer, AnswerForm
 from lorabank.models.head_answers import HeadAnswerer

@@ -27,9 +27,11 @@ from lorabank.models.answering import AnswerForm
 from lorabank.models.architecture import check_able
 from lorabank.models.head_answers import HeadAnswerer
 from lorabank.models.heads import build_head
-from lorabank.models.loading import LoadedBase, describe_base, load_base, resolve_base, resolve_target_modules
+from lorabank.models.loading import LoadedBase, describe_base, load_base
 from lorabank.models.peft_folder import adapter_files
+from lorabank.models.resolving import resolve_base
 from lorabank.models.runtime import Plan, Runtime
+from lorabank.models.targets import resolve_target_modules
 from lorabank.models.text_answers import TextAnswerer
 from lorabank.training.job import TrainJob
 from lorabank.training.planning import plan_adapter

@@ -157,7 +157,7 @@ def test_gc_with_nothing_to_do_asks_nothing(run: Any, bank: Bank) -> None:
 
 
 def test_db_upgrade(run: Any, api: Any) -> None:
-    from lorabank.bank.database import UpgradeResult
+    from lorabank.bank.upgrade import UpgradeResult
 
     api["upgrade"] = UpgradeResult(before="a1", after="a2", backup="bank/backups/a1.db")
     shown = run("db", "upgrade")

@@ -23,7 +23,8 @@ from lorabank_cli.main import main
 from lorabank_cli.text import shown
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.rows import canonical, sealed
+from lorabank.bank.canonical import canonical
+from lorabank.bank.rows import sealed
 from lorabank.core.errors import DataError
 from lorabank.core.records import Finding
 from tests.cli.hostile import ALL, PAYLOADS, assert_harmless, assert_harmless_page, terminal

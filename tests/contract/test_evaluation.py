@@ -167,7 +167,7 @@ def test_an_empty_bank_has_nothing_to_score_or_say(copy) -> None:
 
 def test_a_routed_report_compares_with_the_oracle(copy, adapters, by_hand) -> None:
     from lorabank.bank.bank import Bank
-    from lorabank.data.loading import from_parquet
+    from lorabank.data.parquet import from_parquet
     from lorabank.training.strategies.states import own_state
 
     path = copy("olora", 2)

@@ -41,7 +41,7 @@ def shared(lab: Lab, tmp_path: Path) -> tuple[Path, Path, int]:
     """Rows of a new task, evaluation rows of which some are rows that ``one`` was trained on, and how many."""
     bank = Bank.open(lab.bank("isolated", 2))
     held = {row["text"] for row in lines(lab.data("one"))}
-    from lorabank.data.loading import from_parquet
+    from lorabank.data.parquet import from_parquet
 
     evaluated = set(from_parquet(bank.read_blob(bank.snapshot().dataset("one", "eval").blob)).texts)
     trained = sorted(held - evaluated)[:3]

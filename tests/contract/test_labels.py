@@ -12,10 +12,11 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.bank.rows import canonical, sealed
+from lorabank.bank.canonical import canonical
+from lorabank.bank.rows import sealed
 from lorabank.core.config import ComposeConfig, EvalConfig
 from lorabank.core.errors import DamagedError
-from lorabank.data.loading import from_parquet
+from lorabank.data.parquet import from_parquet
 from lorabank.training.strategies.states import own_state
 from tests.contract.conftest import KINDS
 

@@ -112,7 +112,7 @@ def test_the_matrix_of_a_stage_ignores_later_tasks(copy, lab, strategy: str, tmp
 
 
 def test_a_score_is_the_share_of_right_answers(copy, adapters, by_hand, strategy: str) -> None:
-    from lorabank.data.loading import from_parquet
+    from lorabank.data.parquet import from_parquet
 
     path = copy(strategy, 2)
     (report,) = api.evaluate(path, WHOLE)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.layout import Layout
-from lorabank.bank.reading import read_manifest
+from lorabank.bank.manifest import read_manifest
 from lorabank.bank.store import hash_file
 from lorabank.core.errors import LorabankError
 from tests.faults.outcome import Outcome

@@ -19,7 +19,7 @@ from typing import Any
 
 from lorabank.bank import gc
 from lorabank.bank.bank import Bank
-from lorabank.bank.database import upgrade_database
+from lorabank.bank.upgrade import upgrade_database
 from lorabank.core.errors import BusyError, ExistsError, LorabankError
 from lorabank.workflows.folders import write_folder
 from tests.faults.outcome import Outcome

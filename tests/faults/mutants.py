@@ -86,13 +86,13 @@ MUTANTS = (
            ("F2", "F1", "F6")),
     _one("files go before their rows", "bank.removal:remove", "with bank_lock(",
          "__import__('shutil').rmtree(layout.root / 'adapters')\n    with bank_lock(", "F2", "F1"),
-    _one("statements without a transaction", "bank.database:_engine",
+    _one("statements without a transaction", "bank.database:engine",
          'driver_sql("BEGIN IMMEDIATE")', 'driver_sql("SELECT 1")', "F2", "F6"),
     # each lock
     _one("gc without its lock", "bank.gc:gc", "bank_lock(layout.lock, exclusive=True), ", "", "F8"),
     _one("writers without a lock", "bank.locks:bank_lock",
          "_acquire(", "exclusive and _acquire(", "F8"),
-    _one("a transaction that takes the write lock late", "bank.database:_engine",
+    _one("a transaction that takes the write lock late", "bank.database:engine",
          'driver_sql("BEGIN IMMEDIATE")', 'driver_sql("BEGIN")', "F8"),
     # each pragma
     _one("synchronous = NORMAL", "bank.database:connect", "synchronous = FULL", "synchronous = NORMAL", "F6", "F5"),

@@ -17,10 +17,10 @@ from functools import cache
 from pathlib import Path
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.database import upgrade_database
+from lorabank.bank.canonical import canonical
 from lorabank.bank.layout import FOLDERS
-from lorabank.bank.rows import canonical
 from lorabank.bank.store import StoredFile, adapter_digest, hash_file
+from lorabank.bank.upgrade import upgrade_database
 from lorabank.core.errors import IncompatibleError, LorabankError
 from lorabank.core.records import CompositionRecord
 from lorabank.workflows.folders import check_target, write_folder

@@ -21,10 +21,10 @@ import pytest
 from alembic import command
 
 from lorabank import api
-from lorabank.bank import database, reading
+from lorabank.bank import database, reading, upgrade
 from lorabank.bank.bank import Bank
-from lorabank.bank.database import upgrade_database
 from lorabank.bank.definitions import REVISIONS
+from lorabank.bank.upgrade import upgrade_database
 from lorabank.core.errors import DamagedError, IncompatibleError
 from lorabank.core.installing import UPDATE
 from lorabank.core.records import DatasetRecord, TaskRecord
@@ -155,8 +155,9 @@ def test_an_upgraded_bank_is_read_as_it_was_written(path):
 def test_an_upgraded_bank_has_the_schema_of_a_new_one(path, tmp_path, by_way_of, monkeypatch):
     if by_way_of != "0001":
         with monkeypatch.context() as patch:
-            patch.setattr("lorabank.bank.database.REVISIONS", REVISIONS[: REVISIONS.index(by_way_of) + 1])
-            patch.setattr("lorabank.bank.database._log_upgrade", lambda *_: None)  # that version knew no history
+            for module in (database, upgrade):
+                patch.setattr(module, "REVISIONS", REVISIONS[: REVISIONS.index(by_way_of) + 1])
+            patch.setattr(upgrade, "log_event", lambda *_: None)  # that version knew no history
             patch.setattr("alembic.command.upgrade", partial(upgrade_to, by_way_of, command.upgrade))
             upgrade_database(path)
         assert query(path / "bank.db", "SELECT * FROM alembic_version") == [{"version_num": by_way_of}]
@@ -201,7 +202,7 @@ def test_an_upgraded_bank_takes_what_is_new_and_keeps_its_references(path):
 
 def test_a_version_that_knows_the_first_schema_alone_says_too_new(path, monkeypatch):
     upgrade_database(path)
-    for module in (database, reading):
+    for module in (database, reading, upgrade):
         monkeypatch.setattr(module, "REVISIONS", ("0001",))
     for attempt in (lambda: Bank.open(path), lambda: upgrade_database(path)):
         with pytest.raises(IncompatibleError, match=f"'{HEAD}', which this lorabank does not know") as caught:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from lorabank.bank import database, definitions, reading
+from lorabank.bank import database, definitions, reading, upgrade
 from lorabank.bank.bank import Bank
-from lorabank.bank.database import alembic_config, script_location, upgrade_database
+from lorabank.bank.database import alembic_config, script_location
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.rows import CHANGING, IMMUTABLE
 from lorabank.bank.schema import metadata
+from lorabank.bank.upgrade import upgrade_database
 from lorabank.core.errors import BusyError, DamagedError, IncompatibleError, NotFoundError
 from lorabank.core.installing import UPDATE
 from lorabank.core.records import BaseModelRecord
@@ -71,7 +72,7 @@ def next_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         monkeypatch.setattr(definitions, "FOLDER", schemas)
         (schemas / "next.sql").write_text(made_by_the_migrations("next"))
         migration.write_text(NEXT.format(head=HEAD, end=end))
-        for module in (database, definitions, reading):
+        for module in (database, definitions, reading, upgrade):
             monkeypatch.setattr(module, "REVISIONS", (*REVISIONS, "next"))
 
     return install

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from lorabank.core.commands import Command
-from lorabank_cli.text import pairs, safe
+from lorabank.core.escaping import safe
+from lorabank_cli.text import pairs
 from lorabank_cli.verb import Run, verb
 
 

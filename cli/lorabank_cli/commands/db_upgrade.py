@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from lorabank.core.escaping import safe
 from lorabank_cli.output import plain
-from lorabank_cli.text import pairs, safe
+from lorabank_cli.text import pairs
 from lorabank_cli.verb import Run, verb
 
 

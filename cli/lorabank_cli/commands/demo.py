@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from lorabank.core.commands import Command
+from lorabank.core.escaping import safe
 from lorabank_cli.options import Finite
-from lorabank_cli.text import safe, table
+from lorabank_cli.text import table
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from typing import Literal
 
 import click
 
+from lorabank.core.escaping import safe
 from lorabank_cli.completion import complete_names
-from lorabank_cli.text import pairs, safe
+from lorabank_cli.text import pairs
 from lorabank_cli.verb import Run, verb
 
 

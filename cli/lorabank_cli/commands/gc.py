@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lorabank.core.escaping import safe
 from lorabank_cli.options import Finite
-from lorabank_cli.text import safe, shortened, size
+from lorabank_cli.text import shortened, size
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lorabank.core.config import GenerateConfig
+from lorabank.core.escaping import safe
 from lorabank_cli.answers import Form, answer_options, asked_texts, write_rows
-from lorabank_cli.text import safe
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:

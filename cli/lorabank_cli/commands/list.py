@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorabank.core.commands import ADD_TASK, Command
-from lorabank_cli.text import safe, shortened, size, table, terminal_width
+from lorabank.core.escaping import safe
+from lorabank_cli.text import shortened, size, table, terminal_width
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from lorabank.core.commands import Command
+from lorabank.core.escaping import safe
 from lorabank_cli.completion import complete_names
-from lorabank_cli.text import safe
 from lorabank_cli.verb import Run, verb
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lorabank_cli.text import safe
+from lorabank.core.escaping import safe
 from lorabank_cli.verb import Run, verb
 
 

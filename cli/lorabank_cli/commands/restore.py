@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from lorabank.core.commands import Command
+from lorabank.core.escaping import safe
 from lorabank_cli.output import plain
-from lorabank_cli.text import pairs, safe
+from lorabank_cli.text import pairs
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:

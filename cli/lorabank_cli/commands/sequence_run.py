@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lorabank.core.commands import Command
-from lorabank_cli.text import named, pairs, safe, table, terminal_width
+from lorabank.core.escaping import safe
+from lorabank_cli.text import named, pairs, table, terminal_width
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:

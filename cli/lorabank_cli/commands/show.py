@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from lorabank.core.commands import Command
+from lorabank.core.escaping import safe
 from lorabank_cli.completion import complete_names
 from lorabank_cli.output import plain
-from lorabank_cli.text import named, outline, pairs, safe
+from lorabank_cli.text import named, outline, pairs
 from lorabank_cli.verb import Run, verb
 
 

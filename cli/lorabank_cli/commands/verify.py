@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from lorabank.core.errors import DamagedError
+from lorabank.core.escaping import safe
 from lorabank_cli.findings import findings_text
-from lorabank_cli.text import safe
 from lorabank_cli.verb import Run, verb
 
 

@@ -74,7 +74,7 @@ def test_create_goes_on_where_it_was_cut_off(tmp_path, kit, monkeypatch):
 
     path = tmp_path / "bank"
     with monkeypatch.context() as patch:
-        patch.setattr(creation, "_write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(creation, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             Bank.create(path, kit.base)
     assert (path / "bank.db").exists()

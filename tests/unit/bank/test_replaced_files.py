@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lorabank.bank import store
+from lorabank.bank import layout, store
 from lorabank.bank.bank import Bank
 from lorabank.bank.definitions import read_revision
 from lorabank.bank.failures import database_error
@@ -69,8 +69,8 @@ def test_what_lies_there_already_is_made_durable_too(bank, kit, monkeypatch):
 def test_folders_that_were_missing_are_made_durable(bank, kit, monkeypatch):
     (bank.path / "adapters").rmdir()
     synced: list[Path] = []
-    sound = store.sync_folder
-    monkeypatch.setattr(store, "sync_folder", lambda path: (synced.append(path), sound(path)))
+    sound = layout.sync_folder
+    monkeypatch.setattr(layout, "sync_folder", lambda path: (synced.append(path), sound(path)))
     bank.gc(dry_run=False)
     assert bank.path in synced
 

@@ -19,7 +19,8 @@ from lorabank.core.records import CompositionRecord
 from lorabank.models.answering import AnswerForm
 from lorabank.models.head_answers import HeadAnswerer
 from lorabank.models.heads import build_head
-from lorabank.models.loading import describe_base, load_base, resolve_base
+from lorabank.models.loading import describe_base, load_base
+from lorabank.models.resolving import resolve_base
 from lorabank.models.runtime import Plan, Runtime
 
 MODULES = {f"bert.encoder.layer.{i}.attention.self.value": (32, 32) for i in range(2)}

@@ -14,8 +14,8 @@ import pytest
 
 from lorabank.core.errors import DamagedError
 from lorabank.core.limits import MAX_LINE
-from lorabank.data.loading import from_parquet, read_rows
-from lorabank.data.parquet import cell_sizes
+from lorabank.data.loading import read_rows
+from lorabank.data.parquet import cell_sizes, from_parquet
 
 ROWS = 400_000
 LABELS = pa.array(np.arange(ROWS) % 2)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lorabank.core.errors import DataError
-from lorabank.data.loading import Rows, read_rows
+from lorabank.data.loading import read_rows
+from lorabank.data.rows import Rows
 
 
 def read(path: Path, content: bytes, text: str = "text", label: str = "label") -> Rows:

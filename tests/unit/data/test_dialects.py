@@ -17,9 +17,9 @@ from lorabank.core.errors import ConfigError, DataError
 from lorabank.data import dialects, encodings
 from lorabank.data.delimited import Csv
 from lorabank.data.dialects import find_dialect
-from lorabank.data.formats import open_reader
 from lorabank.data.loading import TaskData, load_task_data, read_rows
 from lorabank.data.opening import Reading
+from lorabank.data.readers import open_reader
 
 ROWS = [(f"Ticket {i}: Gerät läßt sich nicht öffnen, bitte prüfen", ("Versand", "Zahlung")[i % 2]) for i in range(12)]
 EXCEL = "Betreff;Kategorie\r\n" + "".join(f'"{text}";{label}\r\n' for text, label in ROWS)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from lorabank.core.errors import DataError
 from lorabank.data.json_list import JsonList
-from lorabank.data.loading import Rows, read_rows
+from lorabank.data.loading import read_rows
+from lorabank.data.rows import Rows
 
 
 def read(path: Path, content: bytes) -> Rows:

@@ -8,7 +8,8 @@ import pytest
 
 from lorabank.core.errors import DataError
 from lorabank.data.jsonl import JsonLines
-from lorabank.data.loading import Rows, read_rows
+from lorabank.data.loading import read_rows
+from lorabank.data.rows import Rows
 
 GOOD = b'{"text": "fine", "label": "x"}\n'
 

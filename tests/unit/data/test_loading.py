@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DataError, NotFoundError
-from lorabank.data.formats import FORMATS
-from lorabank.data.loading import Rows, load_task_data, read_rows, sample_rows, split_rows
+from lorabank.data.loading import load_task_data, read_rows
+from lorabank.data.readers import FORMATS
+from lorabank.data.rows import Rows, sample_rows
+from lorabank.data.splits import split_rows
 
 
 def write(path: Path, *cells: tuple[str, str]) -> str:

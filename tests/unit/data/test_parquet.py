@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lorabank.core.errors import DamagedError, DataError
-from lorabank.data.loading import Rows, from_parquet, read_rows, to_parquet
+from lorabank.data.loading import read_rows
+from lorabank.data.parquet import from_parquet, to_parquet
+from lorabank.data.rows import Rows
 
 
 def read(path: Path, **columns: Any) -> Rows:

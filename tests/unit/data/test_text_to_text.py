@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError
-from lorabank.data.loading import Rows, TaskData, example_row, load_task_data, sample_rows, split_rows
+from lorabank.data.loading import TaskData, example_row, load_task_data
+from lorabank.data.rows import Rows, sample_rows
+from lorabank.data.splits import split_rows
 
 LABELLED = [{"text": f"text {i}", "label": i % 2} for i in range(10)]
 PAIRS = [{"prompt": f"prompt {i}", "completion": "no" if i % 4 else "yes"} for i in range(12)]

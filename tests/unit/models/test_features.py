@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from lorabank.models.features import extract_features
-from lorabank.models.loading import LoadedBase, describe_base, load_base, resolve_base
+from lorabank.models.loading import LoadedBase, describe_base, load_base
+from lorabank.models.resolving import resolve_base
 
 TEXTS = ["a b c d e f", "g", "h i j", "k l", "m n o p q r s t u v", "w x"]
 

@@ -13,7 +13,8 @@ from safetensors.torch import save
 from lorabank.core.errors import DataError
 from lorabank.models.foreign import read_foreign
 from lorabank.models.foreign_fit import check_fits
-from lorabank.models.loading import describe_base, load_base, resolve_base
+from lorabank.models.loading import describe_base, load_base
+from lorabank.models.resolving import resolve_base
 
 ATTENTION = "bert.encoder.layer.0.attention.self"
 PREFIX = "base_model.model."

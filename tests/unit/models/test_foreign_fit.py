@@ -15,7 +15,8 @@ from lorabank.core.lora import LoraFactors
 from lorabank.models.classification import Classification
 from lorabank.models.foreign_fit import check_effect, check_fits, largest_update
 from lorabank.models.heads import load_head
-from lorabank.models.loading import LoadedBase, describe_base, load_base, resolve_base
+from lorabank.models.loading import LoadedBase, describe_base, load_base
+from lorabank.models.resolving import resolve_base
 from tests.unit.models.test_foreign import ATTENTION, PREFIX, QUERY, good_config, good_tensors, read
 
 

@@ -16,7 +16,8 @@ from lorabank.models.expressions import Unreadable
 from lorabank.models.foreign import ForeignAdapter, read_foreign
 from lorabank.models.foreign_fit import check_fits
 from lorabank.models.foreign_targets import Pattern, read_targets
-from lorabank.models.loading import LoadedBase, describe_base, load_base, resolve_base
+from lorabank.models.loading import LoadedBase, describe_base, load_base
+from lorabank.models.resolving import resolve_base
 from tests.unit.models.test_foreign import QUERY, good_config, good_tensors, read
 
 PREFIX = "base_model.model."

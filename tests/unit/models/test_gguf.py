@@ -22,8 +22,8 @@ from lorabank.core.errors import DataError, IncompatibleError, MissingExtraError
 from lorabank.models import gguf as converting
 from lorabank.models.fingerprint import read_json
 from lorabank.models.gguf import checkpoint_folder, converted_checkpoint, find_converted
-from lorabank.models.loading import describe_base, load_base, load_tokenizer, resolve_base
-from lorabank.models.resolving import find_on_disk, locate_base
+from lorabank.models.loading import describe_base, load_base, load_tokenizer
+from lorabank.models.resolving import find_on_disk, locate_base, resolve_base
 
 gguf = pytest.importorskip("gguf")
 

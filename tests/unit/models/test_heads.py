@@ -13,7 +13,8 @@ from lorabank.models.answering import AnswerForm
 from lorabank.models.features import extract_features
 from lorabank.models.head_answers import HeadAnswerer
 from lorabank.models.heads import Head, build_head, head_state, load_head, put_head, switch_heads
-from lorabank.models.loading import LoadedBase, describe_base, load_base, resolve_base
+from lorabank.models.loading import LoadedBase, describe_base, load_base
+from lorabank.models.resolving import resolve_base
 
 SIZES = (2, 5, 3)  # labels of three tasks
 

@@ -14,16 +14,9 @@ from transformers.utils import logging
 
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, MissingExtraError
 from lorabank.models.fingerprint import read_json
-from lorabank.models.loading import (
-    LoadedBase,
-    describe_base,
-    load_base,
-    load_tokenizer,
-    quiet_transformers,
-    resolve_base,
-    resolve_device,
-    resolve_dtype,
-)
+from lorabank.models.loading import LoadedBase, describe_base, load_base, load_tokenizer, resolve_device, resolve_dtype
+from lorabank.models.quiet import quiet_transformers
+from lorabank.models.resolving import resolve_base
 
 HEADS = {
     "bert": ("classifier",),

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from lorabank.core.errors import IncompatibleError
 from lorabank.models.body import body_of, encoder_of
+from lorabank.models.decoder_inputs import decoder_inputs
 from lorabank.models.features import extract_features
-from lorabank.models.label_rows import decoder_inputs
 from lorabank.models.loading import _share_padding, find_head_modules, input_limit
 from lorabank.models.seq2seq_lm import Seq2SeqLM
 

@@ -16,9 +16,10 @@ from lorabank.models import prefix
 from lorabank.models.answering import AnswerForm
 from lorabank.models.head_answers import HeadAnswerer
 from lorabank.models.heads import build_head
-from lorabank.models.loading import describe_base, load_base, resolve_base
+from lorabank.models.loading import describe_base, load_base
 from lorabank.models.padding import padding_of
 from lorabank.models.prefix import FrozenPrefix, frozen_layers
+from lorabank.models.resolving import resolve_base
 from lorabank.models.runtime import Plan, Runtime
 
 UPPER = {f"bert.encoder.layer.1.attention.self.{part}": (32, 32) for part in ("query", "value")}

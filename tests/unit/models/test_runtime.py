@@ -11,8 +11,9 @@ from lorabank.core.lora import AdapterStack, FactorShape, LoraFactors
 from lorabank.models.answering import AnswerForm
 from lorabank.models.head_answers import HeadAnswerer
 from lorabank.models.heads import build_head
-from lorabank.models.loading import describe_base, load_base, resolve_base
+from lorabank.models.loading import describe_base, load_base
 from lorabank.models.residents import ResidentStack
+from lorabank.models.resolving import resolve_base
 from lorabank.models.runtime import Plan, Runtime
 from lorabank.models.selector import Selector
 

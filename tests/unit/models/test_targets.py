@@ -8,7 +8,8 @@ import transformers
 from torch import nn
 
 from lorabank.core.errors import ConfigError, IncompatibleError
-from lorabank.models.loading import describe_base, load_base, resolve_base
+from lorabank.models.loading import describe_base, load_base
+from lorabank.models.resolving import resolve_base
 from lorabank.models.targets import find_targets, resolve_target_modules
 
 QUERY_VALUE = {

@@ -13,7 +13,8 @@ import torch
 from lorabank.core.errors import DataError, LorabankError
 from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.models.answering import AnswerForm
-from lorabank.models.loading import describe_base, load_base, resolve_base
+from lorabank.models.loading import describe_base, load_base
+from lorabank.models.resolving import resolve_base
 from lorabank.models.runtime import Plan, Runtime
 from lorabank.models.text_answers import TextAnswerer
 

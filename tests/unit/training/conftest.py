@@ -13,7 +13,8 @@ from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
 from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.records import BaseModelRecord
-from lorabank.models.loading import describe_base, resolve_base
+from lorabank.models.loading import describe_base
+from lorabank.models.resolving import resolve_base
 from lorabank.training.job import TrainedAdapter, TrainJob
 from lorabank.training.movement import Movement
 from lorabank.training.run import train_adapter

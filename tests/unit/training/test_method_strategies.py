@@ -12,7 +12,8 @@ from safetensors.torch import load
 
 from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.records import BaseModelRecord
-from lorabank.models.loading import describe_base, resolve_base
+from lorabank.models.loading import describe_base
+from lorabank.models.resolving import resolve_base
 from lorabank.training.job import Replayed, TrainedAdapter, TrainJob
 from lorabank.training.run import train_adapter
 from lorabank.training.strategies.base import Recorded

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from lorabank.core.errors import ConfigError
 from lorabank.core.lora import AdapterStack, subspace_overlap
 from lorabank.models.classification import Classification
-from lorabank.models.loading import describe_base, resolve_base
+from lorabank.models.loading import describe_base
+from lorabank.models.resolving import resolve_base
 from lorabank.training.groups import overlap_report
 from lorabank.training.planning import plan_adapter
 from lorabank.training.run import train_adapter

@@ -11,7 +11,8 @@ from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DivergedError
 from lorabank.core.lora import AdapterStack
 from lorabank.models.classification import Classification
-from lorabank.models.loading import describe_base, resolve_base
+from lorabank.models.loading import describe_base
+from lorabank.models.resolving import resolve_base
 from lorabank.training.checkpoints import read_tensors
 from lorabank.training.planning import resolve_penalties
 from lorabank.training.run import train_adapter

@@ -14,8 +14,7 @@ from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.models.mixture import Mixture
 from lorabank.models.selector import Selector
 from lorabank.models.wrapping import WrappedLinear, check_called
-from lorabank.training.effective_weight import EffectiveWeights
-from lorabank.training.layer import attach_adapter, fold
+from lorabank.training.layer import EffectiveWeights, attach_adapter, fold
 from lorabank.training.online_attention import attach_attended_adapter
 
 D_IN, D_OUT, R = 8, 6, 2
