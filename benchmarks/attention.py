@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from benchmarks.floors import least_forward
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import batch, every_linear, minilm, query_and_value, random_stack
-from lorabank.core.lora import StackedFactors
-from lorabank.models.mixture import Mixture
-from lorabank.models.selector import Selector
+from lorabank.algebra.factors import StackedFactors
+from lorabank.models.gates.attention import Selector
+from lorabank.models.mixing.mixture import Mixture
 
 ADAPTERS = 15
 ROUNDS = 8

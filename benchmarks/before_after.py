@@ -17,7 +17,7 @@ from statistics import fmean
 
 from lorabank import GenerateConfig, InitConfig, TrainConfig, api
 from lorabank.bank.bank import Bank
-from lorabank.data.parquet import from_parquet
+from lorabank.data.formats.parquet import from_parquet
 from lorabank.evaluation.text_metrics import rouge_l, token_f1
 
 ROWS = Path(__file__).parent / "medical"

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import RANK, every_linear, minilm, random_stack, with_peft
-from lorabank.core.lora import AdapterStack, compress
+from lorabank.algebra.factors import AdapterStack, compress
 
 ADAPTERS = 4
 ROUNDS = 3

@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from benchmarks.models import ALPHA, RANK, random_stack
-from lorabank.core.lora import AdapterStack
-from lorabank.models.targets import resolve_target_modules
+from lorabank.algebra.factors import AdapterStack
+from lorabank.models.bases.targets import resolve_target_modules
 
 
 def _t5(**sizes: int) -> T5Config:

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from benchmarks.device import adapters, clock, prompts, random_model, sizes, twin
 from benchmarks.harness import Result, compare, from_comparison
-from lorabank.core.lora import AdapterStack, StackedFactors
-from lorabank.models.mixture import Mixture
-from lorabank.models.selector import Selector
+from lorabank.algebra.factors import AdapterStack, StackedFactors
+from lorabank.models.gates.attention import Selector
+from lorabank.models.mixing.mixture import Mixture
 
 BAR = 0.25
 ROWS = 8

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.device import adapters, clock, peak_memory, peft_twin, prompts, random_model, sizes, twin
 from benchmarks.harness import Result, compare, from_comparison
-from lorabank.models.mixture import Mixture
+from lorabank.models.mixing.mixture import Mixture
 
 MERGED_BAR, DECODE_BAR, PASS_BAR = 1.03, 1.25, 1.15
 ROUNDS = 3

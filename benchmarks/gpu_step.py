@@ -29,12 +29,12 @@ from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import ALPHA, DROPOUT, RANK
 from benchmarks.training import trainer_step
 from lorabank.core.observer import SilentObserver
-from lorabank.models.causal_lm import CausalLM
-from lorabank.models.seq2seq_lm import Seq2SeqLM
-from lorabank.training.groups import GroupedFactors
-from lorabank.training.layer import attach_adapter, fold
+from lorabank.models.tasks.causal_lm import CausalLM
+from lorabank.models.tasks.seq2seq_lm import Seq2SeqLM
+from lorabank.training.factor_groups import GroupedFactors
 from lorabank.training.penalties.orthogonal import Orthogonal
 from lorabank.training.trainer import AdapterTrainer
+from lorabank.training.variants.layer import attach_adapter, fold
 
 BAR = 1.05
 ANSWER = 8

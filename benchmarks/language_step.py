@@ -23,7 +23,7 @@ from benchmarks.models import ALPHA, DROPOUT, RANK, every_linear, random_stack, 
 from benchmarks.penalty import penalty_call
 from benchmarks.published import attach_published
 from benchmarks.training import PlainTrainer, PublishedTrainer, kept_bytes, memory_result, olora_trainer, trainer_step
-from lorabank.models.causal_lm import CausalLM
+from lorabank.models.tasks.causal_lm import CausalLM
 from lorabank.training.penalties.orthogonal import Orthogonal
 
 EARLIER_TASKS = 15

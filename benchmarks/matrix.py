@@ -21,7 +21,7 @@ from torch import nn
 from benchmarks.harness import Result
 from lorabank import api
 from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
-from lorabank.models import runtime
+from lorabank.models.mixing import runtime
 
 TASKS = ("first", "second", "third", "fourth")
 EVAL_ROWS = 8

@@ -15,11 +15,11 @@ import torch
 
 from benchmarks.harness import Result
 from benchmarks.models import RANK, minilm, query_and_value, random_stack
+from lorabank.algebra.factors import AdapterStack
 from lorabank.core.config import DEFAULT_BASE, TrainConfig
-from lorabank.core.lora import AdapterStack
 from lorabank.core.observer import SilentObserver
-from lorabank.models.loading import describe_base
-from lorabank.models.resolving import resolve_base
+from lorabank.models.bases.loading import describe_base
+from lorabank.models.bases.resolving import resolve_base
 from lorabank.training.job import TrainJob
 from lorabank.training.run import train_adapter
 from lorabank.training.strategies.presets import OLORA

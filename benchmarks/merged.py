@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import batch, every_linear, minilm, query_and_value, random_stack
-from lorabank.models.mixture import Mixture
+from lorabank.models.mixing.mixture import Mixture
 
 ADAPTERS = 15
 BAR, STATES_BAR = 1.03, 1.04

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.floors import least_forward
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import batch, every_linear, minilm, random_stack, smollm2, with_peft
-from lorabank.models.mixture import Mixture
+from lorabank.models.mixing.mixture import Mixture
 
 ADAPTERS = 8
 ROUNDS = 8

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from lorabank.core.lora import AdapterStack, LoraFactors
+from lorabank.algebra.factors import AdapterStack, LoraFactors
 
 RANK, ALPHA, DROPOUT = 8, 32.0, 0.1
 

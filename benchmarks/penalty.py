@@ -14,13 +14,13 @@ from torch import nn
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import ALPHA, RANK, random_stack, smollm2
 from benchmarks.published import attach_published, published_penalty
-from lorabank.core.lora import AdapterStack
-from lorabank.models.targets import resolve_target_modules
-from lorabank.training.groups import GroupedFactors
-from lorabank.training.layer import LoraLinear
+from lorabank.algebra.factors import AdapterStack
+from lorabank.models.bases.targets import resolve_target_modules
+from lorabank.training.factor_groups import GroupedFactors
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.penalties.frobenius import Frobenius
 from lorabank.training.penalties.orthogonal import Orthogonal
+from lorabank.training.variants.layer import LoraLinear
 
 EARLIER_TASKS = 15
 LOOP_BAR = 1 / 8

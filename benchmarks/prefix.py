@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import minilm, query_and_value, random_stack
-from lorabank.models.mixture import Mixture
-from lorabank.models.prefix import FrozenPrefix
-from lorabank.models.targets import layer_of
+from lorabank.models.bases.targets import layer_of
+from lorabank.models.mixing.mixture import Mixture
+from lorabank.models.mixing.prefix import FrozenPrefix
 
 STATES, FIRST_LAYER = 8, 3  # of 6
 ROWS, TOKENS = 32, 64

@@ -20,13 +20,13 @@ import torch
 from benchmarks.harness import Result, children_cpu_time
 from benchmarks.models import ALPHA, RANK, minilm, query_and_value
 from lorabank import api
+from lorabank.algebra.factors import LoraFactors
 from lorabank.bank.bank import Bank
 from lorabank.compose.routing import fit_statistics
 from lorabank.core.config import ComposeConfig, InitConfig
-from lorabank.core.lora import LoraFactors
 from lorabank.core.records import AdapterRecord, DatasetRecord, TaskRecord
-from lorabank.models.loading import load_base
-from lorabank.models.peft_folder import adapter_files
+from lorabank.exchange.peft_folder import adapter_files
+from lorabank.models.bases.loading import load_base
 
 FEW, MANY = 5, 500
 ROUNDS = 3

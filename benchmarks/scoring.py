@@ -16,9 +16,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.harness import Result, compare, from_comparison
-from lorabank.models.encoding import pad_batch
-from lorabank.models.likelihood import label_log_likelihoods
-from lorabank.models.padding import prompt_batches, row_batches
+from lorabank.models.answering.likelihood import label_log_likelihoods
+from lorabank.models.tasks.encoding import pad_batch
+from lorabank.models.tasks.padding import prompt_batches, row_batches
 
 PAD, END, VOCABULARY = 0, 2, 4915
 TOKENIZER: Any = SimpleNamespace(pad_token_id=PAD, eos_token_id=END)

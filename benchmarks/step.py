@@ -19,7 +19,7 @@ from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import ALPHA, DROPOUT, RANK, batch, every_linear, minilm, query_and_value, random_stack
 from benchmarks.published import attach_published
 from benchmarks.training import PlainTrainer, PublishedTrainer, kept_bytes, memory_result, olora_trainer, trainer_step
-from lorabank.models.classification import Classification
+from lorabank.models.tasks.classification import Classification
 
 TARGETS = {"query and value": query_and_value, "all linear layers": every_linear}
 BARS = {

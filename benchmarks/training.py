@@ -12,12 +12,12 @@ from transformers import Trainer, TrainingArguments
 from benchmarks.harness import Result
 from benchmarks.models import ALPHA, DROPOUT, RANK
 from benchmarks.published import published_penalty
-from lorabank.core.lora import AdapterStack
+from lorabank.algebra.factors import AdapterStack
 from lorabank.core.observer import SilentObserver
-from lorabank.training.groups import GroupedFactors
-from lorabank.training.layer import attach_adapter, fold
+from lorabank.training.factor_groups import GroupedFactors
 from lorabank.training.penalties.orthogonal import Orthogonal
 from lorabank.training.trainer import AdapterTrainer
+from lorabank.training.variants.layer import attach_adapter, fold
 
 LAMBDA = 0.5
 MEMORY_BAR = 0.95

@@ -13,7 +13,7 @@ from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.observer import Observer, SilentObserver
 
 if TYPE_CHECKING:
-    from lorabank.workflows.answer_rows import AnsweredRows
+    from lorabank.workflows.asking.answer_rows import AnsweredRows
     from lorabank.workflows.results import AnswersFile, Prediction
 
 _SILENT = SilentObserver()
@@ -62,7 +62,7 @@ def predict(
         NotFoundError: There is no bank, no such task or composition, or no file.
     """
     from lorabank.bank.bank import Bank
-    from lorabank.workflows.predict import predict as run
+    from lorabank.workflows.asking.predict import predict as run
 
     return run(Bank.open(path), texts or (), config, observer)
 
@@ -90,7 +90,7 @@ def generate(
         NotFoundError: There is no bank, no such task or composition, or no file.
     """
     from lorabank.bank.bank import Bank
-    from lorabank.workflows.predict import generate as run
+    from lorabank.workflows.asking.predict import generate as run
 
     return run(Bank.open(path), texts or (), config, observer)
 
@@ -115,7 +115,7 @@ def answer_rows(
         The columns, and an iterator over parts of the rows, which are computed while they are taken.
     """
     from lorabank.bank.bank import Bank
-    from lorabank.workflows.answer_rows import answer_rows as run
+    from lorabank.workflows.asking.answer_rows import answer_rows as run
 
     return run(Bank.open(path), texts or (), config, observer)
 
@@ -149,7 +149,7 @@ def answer_file(
         DataError: Rows are bad and not to be skipped.
     """
     from lorabank.bank.bank import Bank
-    from lorabank.workflows.answer_rows import answer_file as run
+    from lorabank.workflows.asking.answer_rows import answer_file as run
 
     target = Path(target)
     return run(Bank.open(path), target, texts or (), config, form=format, overwrite=overwrite, observer=observer)

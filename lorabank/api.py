@@ -33,7 +33,7 @@ from lorabank.workflows.results import MatrixReport
 
 if TYPE_CHECKING:
     from lorabank.bank.snapshot import Snapshot
-    from lorabank.evaluation.gates import GateResult
+    from lorabank.evaluation.thresholds import GateResult
     from lorabank.workflows.results import (
         AddTaskResult,
         ComposeResult,
@@ -71,7 +71,7 @@ def plan_task(
     path: str | Path, name: str, config: TrainConfig, init: InitConfig | None = None, *, replace: bool = False
 ) -> TaskPlan:
     """What `add_task` would do: settings, rows, tokens, steps, sizes. Nothing is written."""
-    from lorabank.workflows.plan import plan_task as run
+    from lorabank.workflows.learning.plan import plan_task as run
 
     return run(path, name, config, init, replace=replace)
 
@@ -111,7 +111,7 @@ def add_task(
         BusyError: Another process is changing the bank.
         DivergedError: A loss or a trained tensor is not finite; nothing entered the bank.
     """
-    from lorabank.workflows.train import add_task as run
+    from lorabank.workflows.learning.train import add_task as run
 
     return run(
         path,
@@ -160,7 +160,7 @@ def evaluate(path: str | Path, config: EvalConfig, observer: Observer = _SILENT)
 @checked
 def check_gates(reports: Sequence[MatrixReport], gates: Sequence[str]) -> tuple[GateResult, ...]:
     """Compare scalars with conditions such as ``backward_transfer>=-0.02``; each gate is checked on each report."""
-    from lorabank.workflows.sharing import check_gates as run
+    from lorabank.workflows.publish import check_gates as run
 
     return run(reports, gates)
 
@@ -168,7 +168,7 @@ def check_gates(reports: Sequence[MatrixReport], gates: Sequence[str]) -> tuple[
 @checked
 def save_plot(report: MatrixReport, path: str | Path) -> Path:
     """Draw a matrix as a heat-map: PNG or SVG by the file's ending."""
-    from lorabank.workflows.sharing import save_plot as run
+    from lorabank.workflows.publish import save_plot as run
 
     return run(report, Path(path))
 
@@ -176,7 +176,7 @@ def save_plot(report: MatrixReport, path: str | Path) -> Path:
 @checked
 def save_csv(report: MatrixReport, path: str | Path) -> Path:
     """Write a matrix as CSV."""
-    from lorabank.workflows.sharing import save_csv as run
+    from lorabank.workflows.publish import save_csv as run
 
     return run(report, Path(path))
 
@@ -206,7 +206,7 @@ def resumable(path: str | Path) -> tuple[str, ...]:
 @checked
 def show(path: str | Path, name: str) -> dict[str, Any]:
     """One task or composition with all that is known of it."""
-    from lorabank.workflows.upkeep import show as run
+    from lorabank.workflows.show import show as run
 
     return run(path, name)
 
@@ -253,7 +253,7 @@ def export(
         IncompatibleError: PEFT or the server would refuse it, or compute something else.
         NotFoundError: The base model's configuration, by which PEFT's rules are applied, cannot be found.
     """
-    from lorabank.workflows.export import export as run
+    from lorabank.workflows.carrying.export import export as run
 
     return run(path, name, Path(target), state=state, own=own, check=check, tokenizer=tokenizer)
 
@@ -298,7 +298,7 @@ def import_adapter(
         DataError: The folder's tensors are not exactly those of a LoRA adapter with a head.
         IncompatibleError: Its shapes do not fit the base, or it was trained on another one.
     """
-    from lorabank.workflows.import_ import import_adapter as run
+    from lorabank.workflows.carrying.import_adapter import import_adapter as run
 
     return run(
         path,
@@ -320,7 +320,7 @@ def import_adapter(
 @checked
 def report(path: str | Path, target: str | Path) -> Path:
     """Write one HTML file with tasks, compositions, stored matrices and lineage; it needs no network."""
-    from lorabank.workflows.sharing import report as run
+    from lorabank.workflows.publish import report as run
 
     return run(path, Path(target))
 
@@ -346,8 +346,8 @@ def plan_sequence(
     observer: Observer = _SILENT,
 ) -> SequencePlan:
     """What `run_sequence` would do, and its protocol card so far. Nothing is written."""
-    from lorabank.workflows.sequence import plan_sequence as run
-    from lorabank.workflows.sequence_job import prepare_sequence
+    from lorabank.sequences.job import prepare_sequence
+    from lorabank.sequences.run import plan_sequence as run
 
     return run(prepare_sequence(file, out=out, size=size, dev=dev, only=only, observer=observer))
 
@@ -380,7 +380,7 @@ def run_sequence(
         ExistsError: The folder was begun with other settings.
         LorabankError: As `add_task`, `compose` and `evaluate`.
     """
-    from lorabank.workflows.sequence import run_sequence as run
-    from lorabank.workflows.sequence_job import prepare_sequence
+    from lorabank.sequences.job import prepare_sequence
+    from lorabank.sequences.run import run_sequence as run
 
     return run(prepare_sequence(file, out=out, size=size, dev=dev, only=only, observer=observer), observer)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from lorabank.core.arguments import checked
 
 if TYPE_CHECKING:
-    from lorabank.bank.backup import BackupResult
-    from lorabank.bank.gc import GcResult
     from lorabank.bank.history import Entry
-    from lorabank.bank.repair import RepairResult
-    from lorabank.bank.restore import RestoreResult
-    from lorabank.bank.undo import UndoResult
-    from lorabank.bank.upgrade import UpgradeResult
+    from lorabank.bank.upkeep.backup import BackupResult
+    from lorabank.bank.upkeep.gc import GcResult
+    from lorabank.bank.upkeep.repair import RepairResult
+    from lorabank.bank.upkeep.restore import RestoreResult
+    from lorabank.bank.upkeep.undo import UndoResult
+    from lorabank.bank.upkeep.upgrade import UpgradeResult
     from lorabank.core.records import Finding
-    from lorabank.workflows.checkup import Checkup
+    from lorabank.workflows.doctor import Checkup
 
 
 @checked
@@ -40,8 +40,8 @@ def gc(path: str | Path, *, dry_run: bool = False, grace_hours: float = 24.0) ->
 def history(path: str | Path) -> tuple[Entry, ...]:
     """Every change of the bank, newest first; ``next`` says which one `undo` takes back."""
     from lorabank.bank.history import read_history
-    from lorabank.bank.layout import Layout
-    from lorabank.bank.manifest import read_manifest
+    from lorabank.bank.objects.layout import Layout
+    from lorabank.bank.objects.manifest import read_manifest
 
     layout = Layout(Path(path))
     read_manifest(layout)
@@ -108,7 +108,7 @@ def doctor(path: str | Path, *, full: bool = False) -> Checkup:
         path: The bank's folder; there need be no bank.
         full: Read every file of the bank.
     """
-    from lorabank.workflows.checkup import doctor as run
+    from lorabank.workflows.doctor import doctor as run
 
     return run(path, full=full)
 
@@ -128,8 +128,8 @@ def repair(path: str | Path, *, source: str | Path | None = None) -> RepairResul
         BusyError: An operation is under way.
         DamagedError: The database itself is damaged: `restore` puts a copy back.
     """
-    from lorabank.bank.layout import Layout
-    from lorabank.bank.repair import repair as run
+    from lorabank.bank.objects.layout import Layout
+    from lorabank.bank.upkeep.repair import repair as run
 
     return run(Layout(Path(path)), None if source is None else Path(source))
 
@@ -147,8 +147,8 @@ def backup(path: str | Path, target: str | Path | None = None) -> BackupResult:
         DamagedError: A row or a file of the bank is damaged; the copies that there are stay as they are.
         ExistsError: The folder holds something else.
     """
-    from lorabank.bank.backup import back_up_database, copy_bank
-    from lorabank.bank.layout import Layout
+    from lorabank.bank.objects.layout import Layout
+    from lorabank.bank.upkeep.backup import back_up_database, copy_bank
 
     layout = Layout(Path(path))
     return back_up_database(layout) if target is None else copy_bank(layout, Path(target))
@@ -170,8 +170,8 @@ def restore(path: str | Path, backup: str | Path, *, incomplete: bool = False, d
         IncompatibleError: It is of another bank, or a newer version wrote it.
         BusyError: An operation is under way.
     """
-    from lorabank.bank.layout import Layout
-    from lorabank.bank.restore import restore as run
+    from lorabank.bank.objects.layout import Layout
+    from lorabank.bank.upkeep.restore import restore as run
 
     return run(Layout(Path(path)), Path(backup), incomplete=incomplete, dry_run=dry_run)
 
@@ -179,6 +179,6 @@ def restore(path: str | Path, backup: str | Path, *, incomplete: bool = False, d
 @checked
 def upgrade(path: str | Path, *, dry_run: bool = False) -> UpgradeResult:
     """Bring an older bank to this version's schema, after a backup."""
-    from lorabank.bank.upgrade import upgrade_database
+    from lorabank.bank.upkeep.upgrade import upgrade_database
 
     return upgrade_database(path, dry_run=dry_run)

@@ -8,9 +8,9 @@ import traceback
 import click
 
 from lorabank.core.commands import Command
+from lorabank.core.distributed import failed_before
 from lorabank.core.errors import LorabankError, StorageError
 from lorabank.core.exhaustion import exhausted
-from lorabank.core.processes import failed_before
 from lorabank_cli.output import Output
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}

@@ -14,7 +14,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from lorabank.core import processes
+from lorabank.core import distributed as processes
 from lorabank.core.errors import StorageError
 from lorabank_cli.about import Helped, show_help, version_option
 from lorabank_cli.options import shared_options

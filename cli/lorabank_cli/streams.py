@@ -98,7 +98,7 @@ def given_texts(words: Sequence[str]) -> tuple[str, ...]:
         DataError: Standard input is not UTF-8, or holds what no file of texts may hold.
     """
     if tuple(words) == ("-",):
-        from lorabank.data.lines import read_texts
+        from lorabank.data.formats.lines import read_texts
 
         return read_texts(_bytes_of(sys.stdin), STDIN)
     return tuple(_utf8(word, place) for place, word in enumerate(words, start=1))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 from click.core import ParameterSource
 
-from lorabank.core import processes
+from lorabank.core import distributed as processes
 from lorabank_cli.about import Helped
 from lorabank_cli.options import DEFAULT_BANK, change_options, config_options, shared_options
 from lorabank_cli.output import Output

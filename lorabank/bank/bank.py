@@ -6,19 +6,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabank.bank.layout import Layout
-from lorabank.bank.manifest import read_manifest
-from lorabank.bank.reading import read_evaluations, read_events, read_operations, read_snapshot, reading
+from lorabank.bank.catalog.reading import read_evaluations, read_events, read_operations, read_snapshot, reading
+from lorabank.bank.objects.layout import Layout
+from lorabank.bank.objects.manifest import read_manifest
 from lorabank.core.commands import LIST, VERIFY
 from lorabank.core.errors import DamagedError, NotFoundError
 from lorabank.core.records import BaseModelRecord, EvaluationRecord, Finding, OperationRecord
 
 if TYPE_CHECKING:
-    from lorabank.bank.events import EventRecord
-    from lorabank.bank.gc import GcResult
+    from lorabank.bank.catalog.events import EventRecord
     from lorabank.bank.operations import Operation
     from lorabank.bank.snapshot import Snapshot
-    from lorabank.bank.undo import UndoResult
+    from lorabank.bank.upkeep.gc import GcResult
+    from lorabank.bank.upkeep.undo import UndoResult
 
 
 class Bank:
@@ -111,7 +111,7 @@ class Bank:
             DataError: A value is not finite.
             BusyError: Another process kept the database locked.
         """
-        from lorabank.bank.commits import insert_evaluations
+        from lorabank.bank.catalog.commits import insert_evaluations
 
         insert_evaluations(self._layout, list(records))
 
@@ -177,8 +177,8 @@ class Bank:
 
     def _verified(self, digest: str) -> tuple[Path, list[str]]:
         """An adapter's folder and the names of its files."""
-        from lorabank.bank.live import recorded_files
-        from lorabank.bank.store import adapter_problems
+        from lorabank.bank.objects.store import adapter_problems
+        from lorabank.bank.upkeep.referenced import recorded_files
 
         with reading(self._layout) as connection:
             files = recorded_files(connection, digest)
@@ -212,7 +212,7 @@ class Bank:
         """
         import hashlib
 
-        from lorabank.bank.plain import open_plain
+        from lorabank.bank.objects.open_regular import open_plain
 
         path = self._layout.blob(digest)
         try:
@@ -240,7 +240,7 @@ class Bank:
             ExistsError: A composition needs the task.
             BusyError: An operation is under way.
         """
-        from lorabank.bank.removal import remove
+        from lorabank.bank.upkeep.removal import remove
 
         return remove(self._layout, name, cascade=cascade, dry_run=dry_run)
 
@@ -252,7 +252,7 @@ class Bank:
             ConfigError, ExistsError: The new name cannot be used.
             BusyError: An operation is under way.
         """
-        from lorabank.bank.remarks import rename
+        from lorabank.bank.upkeep.remarks import rename
 
         rename(self._layout, old, new)
 
@@ -263,7 +263,7 @@ class Bank:
             NotFoundError: There is nothing of this name.
             ConfigError: The note cannot be stored.
         """
-        from lorabank.bank.remarks import set_note
+        from lorabank.bank.upkeep.remarks import set_note
 
         set_note(self._layout, name, text)
 
@@ -277,7 +277,7 @@ class Bank:
             NotFoundError: There is nothing of this name, or it has no such tag.
             ConfigError: A tag cannot be stored.
         """
-        from lorabank.bank.remarks import change_tags
+        from lorabank.bank.upkeep.remarks import change_tags
 
         return change_tags(self._layout, name, add, remove)
 
@@ -297,7 +297,7 @@ class Bank:
             ExistsError: A name that would come back is in use.
             BusyError: An operation is under way.
         """
-        from lorabank.bank.undo import undo
+        from lorabank.bank.upkeep.undo import undo
 
         return undo(self._layout, dry_run=dry_run)
 
@@ -312,7 +312,7 @@ class Bank:
         Raises:
             ConfigError: There is no such part.
         """
-        from lorabank.bank.verify import verify
+        from lorabank.bank.upkeep.verify import verify
 
         return verify(self._layout, full=full, part=part)
 
@@ -327,6 +327,6 @@ class Bank:
             BusyError: An operation is under way.
             DamagedError: A row cannot be trusted, so nothing is deleted.
         """
-        from lorabank.bank.gc import gc
+        from lorabank.bank.upkeep.gc import gc
 
         return gc(self._layout, dry_run=dry_run, grace_hours=grace_hours)

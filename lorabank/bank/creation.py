@@ -9,17 +9,17 @@ from contextlib import closing
 from pathlib import Path
 
 from lorabank import __version__
-from lorabank.bank.database import connect, create_database
-from lorabank.bank.definitions import schema_revision
-from lorabank.bank.events import first_event
+from lorabank.bank.catalog.database import connect, create_database
+from lorabank.bank.catalog.definitions import schema_revision
+from lorabank.bank.catalog.events import first_event
+from lorabank.bank.catalog.judging import check_length
+from lorabank.bank.catalog.rows import base_model_row, sealed
+from lorabank.bank.catalog.times import now
 from lorabank.bank.failures import reported
-from lorabank.bank.judging import check_length
-from lorabank.bank.layout import DATABASE_FILES, ENTRIES, FORMAT, Layout
 from lorabank.bank.locks import bank_lock
-from lorabank.bank.manifest import write_manifest
-from lorabank.bank.rows import base_model_row, sealed
-from lorabank.bank.store import check_space
-from lorabank.bank.times import now
+from lorabank.bank.objects.layout import DATABASE_FILES, ENTRIES, FORMAT, Layout
+from lorabank.bank.objects.manifest import write_manifest
+from lorabank.bank.objects.store import check_space
 from lorabank.core.errors import DamagedError, ExistsError
 from lorabank.core.records import BaseModelRecord
 

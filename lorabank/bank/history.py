@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from lorabank.bank.events import UNDOABLE, EventRecord, change_of, next_to_undo
-from lorabank.bank.layout import Layout
-from lorabank.bank.reading import read_evaluations, read_events, reading
+from lorabank.bank.catalog.events import UNDOABLE, EventRecord, change_of, next_to_undo
+from lorabank.bank.catalog.reading import read_evaluations, read_events, reading
+from lorabank.bank.objects.layout import Layout
 from lorabank.core.records import EvaluationRecord
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from lorabank.bank.database import busy, writing
+from lorabank.bank.catalog.database import busy, writing
+from lorabank.bank.catalog.heartbeat import Heartbeat
+from lorabank.bank.catalog.rows import operation_record, operation_row
+from lorabank.bank.catalog.times import now
 from lorabank.bank.failures import reported, taken
-from lorabank.bank.heartbeat import Heartbeat
-from lorabank.bank.layout import Layout, check_name
 from lorabank.bank.locks import bank_lock, boot_id, host_name, is_alive, process_start
-from lorabank.bank.rows import operation_record, operation_row
-from lorabank.bank.store import Stage, check_space
-from lorabank.bank.times import now
+from lorabank.bank.objects.layout import Layout, check_name
+from lorabank.bank.objects.store import Stage, check_space
 from lorabank.core.commands import Command
 from lorabank.core.errors import DivergedError, ExistsError, LorabankError, NotFoundError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, OperationRecord, TaskRecord
@@ -110,7 +110,7 @@ class Operation:
             ExistsError: The name was taken meanwhile.
             IncompatibleError: A file, blob or adapter that the task refers to is not in the bank.
         """
-        from lorabank.bank.commits import insert_task
+        from lorabank.bank.catalog.commits import insert_task
 
         self._place()
         task, replaces = task._replace(**self._remarks()), self.config.get("replaces")
@@ -136,7 +136,7 @@ class Operation:
             ExistsError: The name was taken meanwhile.
             IncompatibleError: A member or object is not in the bank.
         """
-        from lorabank.bank.commits import insert_composition
+        from lorabank.bank.catalog.commits import insert_composition
 
         self._place()
         composition = composition._replace(**self._remarks())
@@ -165,7 +165,7 @@ class Operation:
 
     def _give_up(self, *, resumable: bool) -> None:
         """Drop the reservation with its work, or leave both to be resumed at once, also by this process."""
-        from lorabank.bank.schema import operations
+        from lorabank.bank.catalog.schema import operations
 
         with writing(self._layout) as connection:
             if resumable:
@@ -182,7 +182,7 @@ class Operation:
             self._shared_lock.enter_context(bank_lock(self._layout.lock, exclusive=False))
 
     def _remarks(self) -> dict[str, Any]:
-        """Note and tags, which were given with the reservation: see `lorabank.bank.remarks.remarks`."""
+        """Note and tags, which were given with the reservation: see `lorabank.bank.upkeep.remarks.remarks`."""
         return {"note": self.config.get("note"), "tags": tuple(self.config.get("tags", ()))}
 
     def _place(self) -> None:
@@ -192,7 +192,7 @@ class Operation:
 
     def _end(self, connection: Connection) -> None:
         """Drop the reservation inside the commit's transaction, so that both happen or neither."""
-        from lorabank.bank.schema import operations
+        from lorabank.bank.catalog.schema import operations
 
         if connection.execute(operations.delete().filter_by(**self._mine)).rowcount != 1:
             raise NotFoundError(
@@ -226,7 +226,7 @@ def reserve(layout: Layout, kind: str, name: str, config: Mapping[str, Any]) -> 
         layout.make_folders()
         check_space(layout.root, 0)
         with writing(layout) as connection:
-            from lorabank.bank.schema import operations
+            from lorabank.bank.catalog.schema import operations
 
             _refuse_taken(connection, kind, name, config)
             _settle_operations(connection, layout, name)
@@ -242,7 +242,7 @@ def _this_process() -> dict[str, Any]:
 
 def take_over(layout: Layout, kind: str, name: str) -> Operation:
     """Go on with a reservation whose process is dead; see ``Bank.resume``."""
-    from lorabank.bank.schema import operations
+    from lorabank.bank.catalog.schema import operations
 
     with bank_lock(layout.lock, exclusive=False):
         with writing(layout) as connection:
@@ -266,7 +266,7 @@ def take_over(layout: Layout, kind: str, name: str) -> Operation:
 
 def discard(layout: Layout, name: str) -> None:
     """Drop a dead reservation with its checkpoints; see ``Bank.discard``."""
-    from lorabank.bank.schema import operations
+    from lorabank.bank.catalog.schema import operations
 
     with bank_lock(layout.lock, exclusive=False):
         with writing(layout) as connection:
@@ -283,7 +283,7 @@ def discard(layout: Layout, name: str) -> None:
 
 def drop(layout: Layout, identifier: str) -> None:
     """Delete a reservation and what it left in ``work`` and ``staging``."""
-    from lorabank.bank.schema import operations
+    from lorabank.bank.catalog.schema import operations
 
     with writing(layout) as connection:
         connection.execute(operations.delete().where(operations.c.id == identifier))
@@ -297,7 +297,7 @@ def _clear(layout: Layout, identifier: str) -> None:
 
 def live_and_dead(connection: Connection) -> list[OperationRecord]:
     """All reservations, with whether their processes live."""
-    from lorabank.bank.schema import operations
+    from lorabank.bank.catalog.schema import operations
 
     rows = [row._asdict() for row in connection.execute(operations.select())]
     return [operation_record(row, is_alive(operation_record(row, True), row["process_start"])) for row in rows]
@@ -347,7 +347,7 @@ def holds_checkpoint(work: Path) -> bool:
 
 def _settle_operations(connection: Connection, layout: Layout, name: str) -> None:
     """Refuse beside a live operation; let dead ones lapse, except what could be resumed."""
-    from lorabank.bank.schema import operations
+    from lorabank.bank.catalog.schema import operations
 
     refuse_live(connection, layout)
     for operation in live_and_dead(connection):
@@ -365,7 +365,7 @@ def _settle_operations(connection: Connection, layout: Layout, name: str) -> Non
 
 def _refuse_taken(connection: Connection, kind: str, name: str, config: Mapping[str, Any]) -> None:
     """Tasks and compositions share one set of names; a new version may have the name of what it replaces."""
-    from lorabank.bank.schema import compositions, tasks
+    from lorabank.bank.catalog.schema import compositions, tasks
 
     task = connection.execute(tasks.select().where(tasks.c.name == name, tasks.c.state != "removed")).first()
     if task is not None and task.position != config.get("replaces"):

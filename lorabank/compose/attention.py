@@ -1,7 +1,7 @@
 """``attention``: a learned selector over the adapters, per module and token (AM-LoRA, arXiv 2409.19611).
 
-The selector (`lorabank.models.selector`) is fitted after the tasks were learnt, on the calibration samples that the
-bank keeps: adapters and heads stay frozen, each row is judged by its own task's head, and
+The selector (`lorabank.models.gates.attention`) is fitted after the tasks were learnt, on the calibration samples
+that the bank keeps: adapters and heads stay frozen, each row is judged by its own task's head, and
 
     loss = cross entropy + lambda_l1 * sum |u|
 
@@ -31,9 +31,9 @@ from lorabank.core.errors import DivergedError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
 from lorabank.core.seeding import seed_everything
-from lorabank.models.finite import check_tensors
-from lorabank.models.runtime import Plan, Runtime
-from lorabank.models.selector import Selector
+from lorabank.models.bases.finite import check_tensors
+from lorabank.models.gates.attention import Selector
+from lorabank.models.mixing.runtime import Plan, Runtime
 
 _NEAR_ZERO = 1e-3
 _LOOKED_AT = 64

@@ -14,8 +14,8 @@ from lorabank.core.commands import Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
-from lorabank.models.answering import AnswerForm
-from lorabank.models.runtime import Plan, Runtime
+from lorabank.models.answering.base import AnswerForm
+from lorabank.models.mixing.runtime import Plan, Runtime
 
 
 @dataclass(frozen=True)

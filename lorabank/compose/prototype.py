@@ -21,7 +21,7 @@ from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
-from lorabank.models.runtime import Plan, Runtime
+from lorabank.models.mixing.runtime import Plan, Runtime
 
 
 class Prototype:

@@ -14,15 +14,15 @@ from typing import Any, ClassVar
 
 import torch
 
+from lorabank.algebra.factors import AdapterStack, LoraFactors, compress
 from lorabank.compose.base import Fitted, Member, known, made_again, state_weights
 from lorabank.core.config import ComposeConfig, nearest
 from lorabank.core.errors import ConfigError, DamagedError
-from lorabank.core.lora import AdapterStack, LoraFactors, compress
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
-from lorabank.models.finite import check_tensors, not_finite
-from lorabank.models.residents import ResidentStack
-from lorabank.models.runtime import Plan, Runtime
+from lorabank.models.bases.finite import check_tensors, not_finite
+from lorabank.models.mixing.resident_stack import ResidentStack
+from lorabank.models.mixing.runtime import Plan, Runtime
 
 
 class Weighted:

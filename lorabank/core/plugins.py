@@ -15,9 +15,9 @@ from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError
 
 TASK_TYPES: dict[str, str] = {
-    "SEQ_CLS": "lorabank.models.classification:Classification",
-    "CAUSAL_LM": "lorabank.models.causal_lm:CausalLM",
-    "SEQ_2_SEQ_LM": "lorabank.models.seq2seq_lm:Seq2SeqLM",
+    "SEQ_CLS": "lorabank.models.tasks.classification:Classification",
+    "CAUSAL_LM": "lorabank.models.tasks.causal_lm:CausalLM",
+    "SEQ_2_SEQ_LM": "lorabank.models.tasks.seq2seq_lm:Seq2SeqLM",
 }
 
 STRATEGIES: dict[str, str] = {

@@ -12,17 +12,23 @@ from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
 from lorabank.core.templates import DEFAULT_TEMPLATE, ChatPrompt, check_template, fill_labels, fill_text, slot_in
 from lorabank.data.bad_rows import UNCHANGED, LeftOut
-from lorabank.data.chat_forms import Rendered
 from lorabank.data.checks import Repetitions, find_repetitions, label_counts, warnings
-from lorabank.data.detection import check_columns, check_plain_text, choose_form, fitting_forms, with_known_columns
-from lorabank.data.forms import CHATS, TURNS, RenderChat, read_cells, read_form
-from lorabank.data.labels import check_labels, label_list, label_words, replace_labels
-from lorabank.data.look_alikes import LookAlikes, look_alikes
-from lorabank.data.opening import AS_IT_IS, Reading
+from lorabank.data.formats.text_file import AS_IT_IS, Reading
+from lorabank.data.formats.unsupported import check_kind_of_answers, check_kind_of_columns
+from lorabank.data.forms.base import CHATS, TURNS, RenderChat, read_cells, read_form
+from lorabank.data.forms.chat import Rendered
+from lorabank.data.forms.detection import (
+    check_columns,
+    check_plain_text,
+    choose_form,
+    fitting_forms,
+    with_known_columns,
+)
+from lorabank.data.forms.labels import check_labels, label_list, label_words, replace_labels
+from lorabank.data.forms.look_alikes import LookAlikes, look_alikes
 from lorabank.data.rows import Rows
 from lorabank.data.sheets import Sheet, open_sheet
 from lorabank.data.splits import check_overlap, split_rows
-from lorabank.data.unsupported import check_kind_of_answers, check_kind_of_columns
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class TaskData:
         train: Training rows.
         eval: Evaluation rows; each label is one of ``labels``.
         dropped: Repetitions of an evaluation row that a split of our own left out (they would count twice).
-        form: A key of ``lorabank.data.forms.FORMS``.
+        form: A key of ``lorabank.data.forms.base.FORMS``.
         prompt_template: In text to text, makes the prompt of a labelled text; its labels are filled in. A `ChatPrompt`
             where texts are put into the base's chat template. None where texts are whole prompts, and for a
             classifier.
@@ -100,7 +106,7 @@ def read_rows(path: str | Path, *, text_column: str, label_column: str | None, r
         NotFoundError: There is no such file.
         DataError: The file is empty or broken, a column is missing, or a cell is wrong; names line and column.
     """
-    from lorabank.data.plain_forms import CLASSIFICATION, UNLABELLED
+    from lorabank.data.forms.plain import CLASSIFICATION, UNLABELLED
 
     sheet = open_sheet(path, (), reading)
     sheet = sheet.adopting((text_column,) if label_column is None else (text_column, label_column))
@@ -118,7 +124,7 @@ def detect_form(config: TrainConfig, *, decides: bool = False) -> str:
             well as plain text are then refused.
 
     Returns:
-        A key of ``lorabank.data.forms.FORMS``.
+        A key of ``lorabank.data.forms.base.FORMS``.
 
     Raises:
         NotFoundError: The file is missing.

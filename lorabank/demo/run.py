@@ -16,9 +16,9 @@ from lorabank.core.config import ComposeConfig, EvalConfig, TrainConfig
 from lorabank.core.observer import Observer
 from lorabank.demo.steps import Step, Steps
 from lorabank.demo.table import markdown
+from lorabank.sequences.bank import compose_and_measure, learn, learnt_tasks
 from lorabank.workflows.compose import compose
 from lorabank.workflows.results import DemoResult, MatrixReport
-from lorabank.workflows.sequence_bank import compose_and_measure, learn, learnt_tasks
 
 TASKS = ("sentiment", "spam", "products", "tweets")
 SETTINGS: dict[str, Any] = {
@@ -137,8 +137,8 @@ def _measuring(
     work |= {f"scoring {one.name}": cells * (_ATTENDED if one.mode == "attention" else 1.0) for one in compositions}
 
     def run(observer: Observer) -> None:
-        from lorabank.workflows.sharing import report as write_report
-        from lorabank.workflows.sharing import save_plot
+        from lorabank.workflows.publish import report as write_report
+        from lorabank.workflows.publish import save_plot
 
         bank = target / strategy
         for report in measure(bank, compositions, seed=seed, observer=observer):

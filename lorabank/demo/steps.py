@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lorabank.core.observer import Observer
-from lorabank.workflows.sequence_clock import shown
+from lorabank.sequences.clock import shown
 
 _FIRST = 8
 """Units of the first job after which the whole is estimated."""

@@ -26,8 +26,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from lorabank.core.lora import LoraFactors
-from lorabank.training.layer import LoraLinear
+from lorabank.algebra.factors import LoraFactors
+from lorabank.training.variants.layer import LoraLinear
 
 SummedLoss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 """The sum of l_n over the rows of a batch: a mean loss times the number of terms in the mean."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lorabank.algebra.factors import AdapterStack, LoraFactors
 from lorabank.core.config import TrainConfig
-from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.records import BaseModelRecord
 from lorabank.training.strategies.base import Recorded, Strategy
 from lorabank.training.tracking import Tracking

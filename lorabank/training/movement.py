@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DivergedError
-from lorabank.training.layer import LoraLinear
+from lorabank.training.variants.layer import LoraLinear
 
 
 class Movement:

@@ -7,8 +7,8 @@ While task t is learnt, an adapted module with input x computes
     L = task loss + lambda sum |u|
 
 with one z per token. The task loss reaches A_t, B_t (through h_t and through z_t) and every u_k, c_k, c_0; A_k and B_k
-of k < t never change. The equations are those of `lorabank.models.selector`, where it is said what is known of the
-paper; what a trained selector answers afterwards is exactly a `Mixture` attending over all t adapters.
+of k < t never change. The equations are those of `lorabank.models.gates.attention`, where it is said what is known of
+the paper; what a trained selector answers afterwards is exactly a `Mixture` attending over all t adapters.
 
 The selector may start from the one that an earlier task ended with: u_k, c_k, c_0 of the adapters that it knew, zeros
 for the others. The first task has nothing to select from: it is trained as a plain adapter.
@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabank.core.lora import AdapterStack, StackedFactors, lora_scaling
-from lorabank.models.selector import Selector
-from lorabank.models.wrapping import WrappedLinear
-from lorabank.training.layer import LoraLinear
+from lorabank.algebra.factors import AdapterStack, StackedFactors, lora_scaling
+from lorabank.models.bases.wrapping import WrappedLinear
+from lorabank.models.gates.attention import Selector
 from lorabank.training.penalties.base import FactorGroup
+from lorabank.training.variants.layer import LoraLinear
 
 SELECTOR = "online_selector"
 """Name under which the selector is a part of the model, so that it is optimised and checkpointed with it."""

@@ -13,12 +13,12 @@ from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.records import BaseModelRecord
-from lorabank.models.heads import build_head
-from lorabank.models.loading import find_head_modules, input_limit, load_tokenizer
-from lorabank.models.quiet import quiet_transformers
-from lorabank.models.resolving import locate_base
-from lorabank.models.targets import find_targets
-from lorabank.models.task_types import TaskType
+from lorabank.models.bases.loading import find_head_modules, input_limit, load_tokenizer
+from lorabank.models.bases.quiet import quiet_transformers
+from lorabank.models.bases.resolving import locate_base
+from lorabank.models.bases.targets import find_targets
+from lorabank.models.tasks.heads import build_head
+from lorabank.models.tasks.task_types import TaskType
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.strategies.base import Strategy
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorabank.core.errors import DataError
-from lorabank.models.heads import Head, HeadSelection, load_head, switch_heads
-from lorabank.models.padding import mean_over_passes
-from lorabank.models.task_types import Examples, TaskType
+from lorabank.models.tasks.heads import Head, HeadSelection, load_head, switch_heads
+from lorabank.models.tasks.padding import mean_over_passes
+from lorabank.models.tasks.task_types import Examples, TaskType
 from lorabank.training.job import Replayed
 
 _HEADS = "heads"

@@ -14,24 +14,24 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from lorabank.core import plugins, processes
+from lorabank.algebra.factors import AdapterStack, LoraFactors
+from lorabank.core import distributed as processes
+from lorabank.core import plugins
 from lorabank.core.errors import ConfigError, DataError, DivergedError
-from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.observer import Observer
 from lorabank.core.seeding import seed_everything
-from lorabank.models.finite import explained
-from lorabank.models.heads import Head, build_head, put_head
-from lorabank.models.loading import LoadedBase, load_base, resolve_device
-from lorabank.models.padding import padding_of
-from lorabank.models.targets import find_targets
-from lorabank.models.task_types import Examples, TaskType
-from lorabank.models.text_answers import check_answer_length
-from lorabank.models.trial import try_base
-from lorabank.models.wrapping import check_called
+from lorabank.models.answering.text_answers import check_answer_length
+from lorabank.models.bases.finite import explained
+from lorabank.models.bases.loading import LoadedBase, load_base, resolve_device
+from lorabank.models.bases.targets import find_targets
+from lorabank.models.bases.wrapping import check_called
+from lorabank.models.mixing.trial import try_base
+from lorabank.models.tasks.heads import Head, build_head, put_head
+from lorabank.models.tasks.padding import padding_of
+from lorabank.models.tasks.task_types import Examples, TaskType
 from lorabank.training.checkpoints import newest_checkpoint
-from lorabank.training.groups import GroupedFactors
+from lorabank.training.factor_groups import GroupedFactors
 from lorabank.training.job import TrainedAdapter, TrainJob
-from lorabank.training.layer import EffectiveWeights, LoraLinear
 from lorabank.training.movement import Movement
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.planning import planned_steps, resolve_penalties
@@ -39,6 +39,7 @@ from lorabank.training.replaying import MixedTask, add_replayed, keep_heads
 from lorabank.training.strategies.base import Begun, Start
 from lorabank.training.tracking import TrackedArguments
 from lorabank.training.trainer import AdapterTrainer
+from lorabank.training.variants.layer import EffectiveWeights, LoraLinear
 
 
 def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:

@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.filesystem import network_filesystem
+from lorabank.bank.objects.filesystem import network_filesystem
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.data.loading import detect_form
-from lorabank.models.loading import describe_base
-from lorabank.models.resolving import default_base, resolve_base
+from lorabank.models.bases.loading import describe_base
+from lorabank.models.bases.resolving import default_base, resolve_base
 
 
 def init_bank(path: str | Path, config: InitConfig, observer: Observer) -> Bank:

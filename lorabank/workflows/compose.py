@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.remarks import remarks
 from lorabank.bank.snapshot import Snapshot
+from lorabank.bank.upkeep.remarks import remarks
 from lorabank.compose.base import with_its_settings
 from lorabank.core import plugins
 from lorabank.core.commands import ADD_TASK, LIST, Command
@@ -15,10 +15,10 @@ from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError, NotFoundError, at_work
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord, TaskRecord
-from lorabank.models.runtime import Runtime
-from lorabank.training.strategies.states import IMPORTED, needed
+from lorabank.core.states import IMPORTED, needed
+from lorabank.models.mixing.runtime import Runtime
+from lorabank.workflows.assemble import load_runtime, read_members
 from lorabank.workflows.results import ComposeResult
-from lorabank.workflows.view import load_runtime, read_members
 
 
 def compose(

@@ -17,7 +17,8 @@ from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import DatasetRecord, EvaluationRecord, TaskRecord
-from lorabank.data.parquet import from_parquet
+from lorabank.core.states import State
+from lorabank.data.formats.parquet import from_parquet
 from lorabank.data.rows import Rows
 from lorabank.evaluation.confusion import KEY as LABELS
 from lorabank.evaluation.confusion import LabelScores, label_scores, with_texts
@@ -27,11 +28,10 @@ from lorabank.evaluation.run import Filled, Subject, fill_cells, wanted_cells
 from lorabank.evaluation.scoring import ACCURACY, INVERSE_PERPLEXITY
 from lorabank.evaluation.text_samples import KEY as TEXTS
 from lorabank.evaluation.text_samples import TextScores, metric_of, text_scores
-from lorabank.models.loading import resolve_device, resolve_dtype
-from lorabank.training.strategies.states import State
-from lorabank.workflows.bare import BARE
+from lorabank.models.bases.loading import resolve_device, resolve_dtype
+from lorabank.workflows.asking.bare import BARE
+from lorabank.workflows.assemble import evaluation_data, form_of
 from lorabank.workflows.results import MatrixReport
-from lorabank.workflows.view import evaluation_data, form_of
 
 
 def evaluate(bank: Bank, config: EvalConfig, observer: Observer) -> tuple[MatrixReport, ...]:
@@ -43,7 +43,7 @@ def evaluate(bank: Bank, config: EvalConfig, observer: Observer) -> tuple[Matrix
     if len(set(session.metrics.values())) > 1:
         named = ", ".join(f"{task} by {metric}" for task, metric in session.metrics.items())
         observer.notice(f"tasks are scored by different metrics ({named}): averages mix them")
-    from lorabank.workflows.subjects import chosen_subjects
+    from lorabank.workflows.scored import chosen_subjects
 
     return tuple(session.report(name) for name in chosen_subjects(session.snapshot, config))
 
@@ -107,14 +107,14 @@ class _Session:
 
     def subject(self, name: str) -> Subject:
         """The subject of a name, on this session's model."""
-        from lorabank.workflows.subjects import make_subject
+        from lorabank.workflows.scored import make_subject
 
         return make_subject(self.bank, self.snapshot, name, self.runtime, self.config.head_from)
 
     def runtime(self) -> Any:
         """The model with all adapters and heads, loaded once."""
         if self._runtime is None:
-            from lorabank.workflows.view import load_runtime
+            from lorabank.workflows.assemble import load_runtime
 
             self._runtime = load_runtime(
                 self.bank,
@@ -181,7 +181,7 @@ class _Session:
 
     def report_task(self, name: str, state: State) -> MatrixReport:
         """The one cell of a task in a state: what ``predict --task NAME --state STATE`` says to its rows."""
-        from lorabank.workflows.subjects import AsTrained, oracle_of
+        from lorabank.workflows.scored import AsTrained, oracle_of
 
         if name == BARE:
             raise ConfigError(
@@ -209,7 +209,7 @@ class _Session:
         return with_texts(scores, self._rows(task).texts) if scores.mistakes else scores
 
     def _oracle(self) -> Filled:
-        from lorabank.workflows.subjects import oracle_of
+        from lorabank.workflows.scored import oracle_of
 
         last = self.tasks[-1].position
         return self.fill(oracle_of(self.bank, self.snapshot, self.runtime), [(last, task) for task in self.tasks])

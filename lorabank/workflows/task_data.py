@@ -15,20 +15,20 @@ from lorabank.core.config import TrainConfig, validate
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
 from lorabank.core.records import BaseModelRecord, DatasetRecord
 from lorabank.core.templates import ChatPrompt, check_template, parted
-from lorabank.data.cells import BadCell
+from lorabank.data.formats.cells import BadCell
+from lorabank.data.formats.parquet import to_parquet
 from lorabank.data.known import row_digests
 from lorabank.data.loading import TaskData, example_row, load_task_data
-from lorabank.data.parquet import to_parquet
 from lorabank.data.rows import Rows, sample_rows
 from lorabank.evaluation.text_samples import FACT, usual_metric
-from lorabank.models.loading import LoadedBase, load_tokenizer
-from lorabank.models.prompting import encode_labels
-from lorabank.models.special_tokens import spellings
+from lorabank.models.bases.loading import LoadedBase, load_tokenizer
+from lorabank.models.tasks.prompting import encode_labels
+from lorabank.models.tasks.special_tokens import spellings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lorabank.models.task_types import Examples, TaskType
+    from lorabank.models.tasks.task_types import Examples, TaskType
 
 
 _SHOWN = 300
@@ -194,7 +194,7 @@ def as_asked(data: TaskData) -> str:
 def task_statistics(base: LoadedBase, texts: Sequence[str], config: TrainConfig) -> bytes:
     """Centroids, mean and scatter of the training texts under the frozen base (CoLoR fits them before training)."""
     from lorabank.compose.routing import fit_statistics
-    from lorabank.models.features import extract_features
+    from lorabank.models.mixing.features import extract_features
 
     features = extract_features(base.model, base.tokenizer, texts, max_length=config.max_length)
     return fit_statistics(features, config.clusters_per_task, config.seed).to_bytes()

@@ -11,7 +11,7 @@ from alembic import context
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import NullPool
 
-from lorabank.bank.schema import metadata
+from lorabank.bank.catalog.schema import metadata
 
 
 def run(connection: Connection) -> None:

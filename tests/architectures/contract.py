@@ -17,22 +17,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from lorabank.algebra.factors import AdapterStack, LoraFactors
 from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DivergedError, IncompatibleError, LorabankError
-from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import BaseModelRecord
-from lorabank.models.answering import AnswerForm
-from lorabank.models.architecture import check_able
-from lorabank.models.head_answers import HeadAnswerer
-from lorabank.models.heads import build_head
-from lorabank.models.loading import LoadedBase, describe_base, load_base
-from lorabank.models.peft_folder import adapter_files
-from lorabank.models.resolving import resolve_base
-from lorabank.models.runtime import Plan, Runtime
-from lorabank.models.targets import resolve_target_modules
-from lorabank.models.text_answers import TextAnswerer
+from lorabank.exchange.peft_folder import adapter_files
+from lorabank.models.answering.base import AnswerForm
+from lorabank.models.answering.head_answers import HeadAnswerer
+from lorabank.models.answering.text_answers import TextAnswerer
+from lorabank.models.bases.architecture import check_able
+from lorabank.models.bases.loading import LoadedBase, describe_base, load_base
+from lorabank.models.bases.resolving import resolve_base
+from lorabank.models.bases.targets import resolve_target_modules
+from lorabank.models.mixing.runtime import Plan, Runtime
+from lorabank.models.tasks.heads import build_head
 from lorabank.training.job import TrainJob
 from lorabank.training.planning import plan_adapter
 from lorabank.training.run import train_adapter
@@ -339,7 +339,7 @@ def exported(case: Case) -> None:
     """What is exported gives in plain PEFT what it gives here."""
     from peft import PeftModel
 
-    from lorabank.models.peft_check import plain_files
+    from lorabank.exchange.peft_check import plain_files
 
     head = case.plain.model.state_dict() if case.head else {}
     modules = case.base.head_modules

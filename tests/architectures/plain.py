@@ -12,8 +12,8 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from lorabank.core.lora import LoraFactors
-from lorabank.models.batches import takes
+from lorabank.algebra.factors import LoraFactors
+from lorabank.models.tasks.batches import takes
 from tests.architectures import zoo
 
 TEMPLATE = "{text} Answer :"

@@ -157,7 +157,7 @@ def test_gc_with_nothing_to_do_asks_nothing(run: Any, bank: Bank) -> None:
 
 
 def test_db_upgrade(run: Any, api: Any) -> None:
-    from lorabank.bank.upgrade import UpgradeResult
+    from lorabank.bank.upkeep.upgrade import UpgradeResult
 
     api["upgrade"] = UpgradeResult(before="a1", after="a2", backup="bank/backups/a1.db")
     shown = run("db", "upgrade")
@@ -169,7 +169,7 @@ def test_db_upgrade(run: Any, api: Any) -> None:
 
 
 def test_doctor_report_and_export(run: Any, api: Any) -> None:
-    from lorabank.workflows.checkup import Checkup
+    from lorabank.workflows.doctor import Checkup
 
     api["doctor"] = Checkup((("python", "3.11"), ("torch", "2.13")), (), ())
     assert run("doctor").out == "python  3.11\ntorch   2.13\n"

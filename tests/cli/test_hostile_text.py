@@ -23,8 +23,8 @@ from lorabank_cli.main import main
 from lorabank_cli.text import shown
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.canonical import canonical
-from lorabank.bank.rows import sealed
+from lorabank.bank.catalog.rows import sealed
+from lorabank.bank.objects.canonical import canonical
 from lorabank.core.errors import DataError
 from lorabank.core.records import Finding
 from tests.cli.hostile import ALL, PAYLOADS, assert_harmless, assert_harmless_page, terminal
@@ -286,7 +286,7 @@ def test_the_names_of_files(run: Callable[..., Any], bank: Bank, empty_folder: P
 def test_answers_findings_and_progress(payload: str, run: Callable[..., Any], api: Any) -> None:
     from lorabank.core.observer import Observer
     from lorabank.data.asked import given_rows
-    from lorabank.workflows.answer_rows import AnsweredRows
+    from lorabank.workflows.asking.answer_rows import AnsweredRows
     from lorabank.workflows.results import ExportResult, Prediction
 
     def answering(path: object, config: object, observer: Observer) -> tuple[Prediction, ...]:

@@ -171,7 +171,7 @@ def _report(subject: str = "as-trained", **changes: Any) -> MatrixReport:
 
 
 def _gates(reports: Any, gates: Any) -> tuple[Any, ...]:
-    from lorabank.evaluation.gates import check_gates, parse_gate
+    from lorabank.evaluation.thresholds import check_gates, parse_gate
 
     parsed = [parse_gate(gate) for gate in gates]
     return tuple(result for report in reports for result in check_gates(parsed, report.scalars))

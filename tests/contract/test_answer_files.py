@@ -19,8 +19,8 @@ from lorabank_cli.main import main
 from lorabank import api
 from lorabank.core.config import ComposeConfig, GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, DataError, ExistsError, NotFoundError
-from lorabank.workflows import answer_rows
-from lorabank.workflows import predict as predicting
+from lorabank.workflows.asking import answer_rows
+from lorabank.workflows.asking import predict as predicting
 
 TEXTS = ["a b c", "x, y; z", 'say "q"\nr s', "tab\there", "m n", "p q r s t"]
 ROWS = [{"id": f"00{i}", "text": text, "label": "mine", "row": i} for i, text in enumerate(TEXTS)]

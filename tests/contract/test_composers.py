@@ -14,8 +14,8 @@ from lorabank.bank.bank import Bank
 from lorabank.core import plugins
 from lorabank.core.config import ComposeConfig, EvalConfig, PredictConfig
 from lorabank.core.errors import ExistsError, NotFoundError
+from lorabank.workflows.assemble import load_composer, load_runtime
 from lorabank.workflows.results import ComposeResult
-from lorabank.workflows.view import load_composer, load_runtime
 from tests.contract.conftest import KINDS, Lab
 
 

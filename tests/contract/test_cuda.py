@@ -14,7 +14,7 @@ from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core import plugins
 from lorabank.core.config import ComposeConfig, EvalConfig, PredictConfig
-from lorabank.workflows.view import load_composer, load_runtime
+from lorabank.workflows.assemble import load_composer, load_runtime
 from tests.contract.conftest import KINDS, Lab
 from tests.contract.test_training import Stop
 

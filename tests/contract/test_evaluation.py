@@ -9,7 +9,7 @@ from lorabank import api
 from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig
 from lorabank.core.errors import NotFoundError
 from lorabank.core.observer import SilentObserver
-from lorabank.workflows import view
+from lorabank.workflows import assemble as view
 
 MATRIX = EvalConfig(forgetting_matrix=True, device="cpu")
 FORWARD = EvalConfig(forgetting_matrix=True, forward_transfer=True, device="cpu")
@@ -167,8 +167,8 @@ def test_an_empty_bank_has_nothing_to_score_or_say(copy) -> None:
 
 def test_a_routed_report_compares_with_the_oracle(copy, adapters, by_hand) -> None:
     from lorabank.bank.bank import Bank
-    from lorabank.data.parquet import from_parquet
-    from lorabank.training.strategies.states import own_state
+    from lorabank.core.states import own_state
+    from lorabank.data.formats.parquet import from_parquet
 
     path = copy("olora", 2)
     api.compose(path, ComposeConfig(mode="prototype", clusters_per_task=2, device="cpu"))

@@ -18,9 +18,9 @@ from lorabank.compose import weighted
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig
 from lorabank.core.errors import DivergedError
 from lorabank.evaluation.scoring import Said, score_rows
-from lorabank.models.finite import check_tensors, finite_rows, log_total
-from lorabank.models.runtime import Plan, Runtime
-from lorabank.workflows.view import load_runtime
+from lorabank.models.bases.finite import check_tensors, finite_rows, log_total
+from lorabank.models.mixing.runtime import Plan, Runtime
+from lorabank.workflows.assemble import load_runtime
 from tests.contract.conftest import KINDS, Lab
 
 TEXTS = ("a b c", "x y")

@@ -10,7 +10,7 @@ import pytest
 from lorabank import api
 from lorabank.core.config import EvalConfig, InitConfig
 from lorabank.core.errors import ConfigError
-from lorabank.models import runtime
+from lorabank.models.mixing import runtime
 
 TASKS = ("one", "two")
 

@@ -41,7 +41,7 @@ def shared(lab: Lab, tmp_path: Path) -> tuple[Path, Path, int]:
     """Rows of a new task, evaluation rows of which some are rows that ``one`` was trained on, and how many."""
     bank = Bank.open(lab.bank("isolated", 2))
     held = {row["text"] for row in lines(lab.data("one"))}
-    from lorabank.data.parquet import from_parquet
+    from lorabank.data.formats.parquet import from_parquet
 
     evaluated = set(from_parquet(bank.read_blob(bank.snapshot().dataset("one", "eval").blob)).texts)
     trained = sorted(held - evaluated)[:3]
@@ -92,7 +92,7 @@ def test_tasks_without_digests_say_nothing(lab: Lab, shared, tmp_path: Path, mon
     train, evaluation, _ = shared
     sound = task_data.dataset_records
     monkeypatch.setattr(
-        "lorabank.workflows.train.dataset_records",
+        "lorabank.workflows.learning.train.dataset_records",
         lambda *args, **kwargs: tuple(one._replace(row_digests=None) for one in sound(*args, **kwargs)),
     )
     from lorabank.core.config import InitConfig

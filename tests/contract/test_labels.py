@@ -12,12 +12,12 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.bank.canonical import canonical
-from lorabank.bank.rows import sealed
+from lorabank.bank.catalog.rows import sealed
+from lorabank.bank.objects.canonical import canonical
 from lorabank.core.config import ComposeConfig, EvalConfig
 from lorabank.core.errors import DamagedError
-from lorabank.data.parquet import from_parquet
-from lorabank.training.strategies.states import own_state
+from lorabank.core.states import own_state
+from lorabank.data.formats.parquet import from_parquet
 from tests.contract.conftest import KINDS
 
 

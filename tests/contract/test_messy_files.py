@@ -17,7 +17,7 @@ from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.observer import SilentObserver
-from lorabank.workflows import train
+from lorabank.workflows.learning import train
 from tests.contract.conftest import SETTINGS, Lab
 
 NEW = ("delimiter", "encoding", "sheet", "skip_bad")

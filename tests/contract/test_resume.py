@@ -15,7 +15,7 @@ from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DamagedError, IncompatibleError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import AdapterRecord
-from lorabank.workflows import train
+from lorabank.workflows.learning import train
 from tests.contract.conftest import Lab
 
 STEPS = {"save_steps": 2}

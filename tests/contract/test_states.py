@@ -16,7 +16,7 @@ from lorabank.core import plugins
 from lorabank.core.config import ComposeConfig, EvalConfig, PredictConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.records import AdapterRecord
-from lorabank.data.parquet import from_parquet
+from lorabank.data.formats.parquet import from_parquet
 from tests.contract.conftest import KINDS, PLAIN, Attended, Lab
 
 STATES = ("now", "learnt")

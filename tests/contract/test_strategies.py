@@ -16,8 +16,8 @@ from lorabank.core import plugins
 from lorabank.core.config import EvalConfig, PredictConfig
 from lorabank.core.records import AdapterRecord
 from lorabank.core.seeding import seed_everything
+from lorabank.core.states import answering, deployed_state
 from lorabank.training import run
-from lorabank.training.strategies.states import answering, deployed_state
 from tests.contract.conftest import KINDS, Attended, Lab
 
 WHOLE = EvalConfig(forgetting_matrix=True, device="cpu")
@@ -112,7 +112,7 @@ def test_the_matrix_of_a_stage_ignores_later_tasks(copy, lab, strategy: str, tmp
 
 
 def test_a_score_is_the_share_of_right_answers(copy, adapters, by_hand, strategy: str) -> None:
-    from lorabank.data.parquet import from_parquet
+    from lorabank.data.formats.parquet import from_parquet
 
     path = copy(strategy, 2)
     (report,) = api.evaluate(path, WHOLE)

@@ -19,7 +19,7 @@ from lorabank.bank.bank import Bank
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.observer import SilentObserver
-from lorabank.data.parquet import from_parquet
+from lorabank.data.formats.parquet import from_parquet
 from lorabank.training.movement import Movement
 from lorabank.workflows.results import Prediction
 

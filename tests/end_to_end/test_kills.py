@@ -27,9 +27,9 @@ SETTINGS = ["--epochs", "1", "--batch-size", "8", "--save-steps", "1", "--r", "2
 WARM = """
 import json, os, signal, sys, time
 from lorabank_cli.main import main
-import lorabank.api, lorabank.training.run, lorabank.workflows.train, lorabank.workflows.evaluate
-import lorabank.workflows.compose, lorabank.workflows.view, lorabank.compose.attention, lorabank.compose.prototype
-import lorabank.compose.weighted, lorabank.bank.commits, lorabank.bank.operations, lorabank.bank.removal
+import lorabank.api, lorabank.training.run, lorabank.workflows.learning.train, lorabank.workflows.evaluate
+import lorabank.workflows.compose, lorabank.workflows.assemble, lorabank.compose.attention, lorabank.compose.prototype
+import lorabank.compose.weighted, lorabank.bank.catalog.commits, lorabank.bank.operations, lorabank.bank.upkeep.removal
 import sklearn.cluster, transformers.models.bert.modeling_bert
 
 for line in sys.stdin:

@@ -17,7 +17,7 @@ import torch
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import InitConfig, TrainConfig
-from lorabank.workflows.view import read_stack
+from lorabank.workflows.assemble import read_stack
 
 pytestmark = pytest.mark.end_to_end
 

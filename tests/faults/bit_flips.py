@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.layout import Layout
-from lorabank.bank.manifest import read_manifest
-from lorabank.bank.store import hash_file
+from lorabank.bank.objects.layout import Layout
+from lorabank.bank.objects.manifest import read_manifest
+from lorabank.bank.objects.store import hash_file
 from lorabank.core.errors import LorabankError
 from tests.faults.outcome import Outcome
 from tests.faults.processes import in_a_fork, scratch

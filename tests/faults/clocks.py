@@ -14,10 +14,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from lorabank.bank import copies, database
-from lorabank.bank.backup import back_up_database
-from lorabank.bank.layout import Layout
-from lorabank.bank.restore import restore
+from lorabank.bank.catalog import database
+from lorabank.bank.objects.layout import Layout
+from lorabank.bank.upkeep import copies
+from lorabank.bank.upkeep.backup import back_up_database
+from lorabank.bank.upkeep.restore import restore
 from lorabank.core.errors import LorabankError
 from tests.faults.outcome import Outcome
 from tests.faults.processes import scratch

@@ -17,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lorabank.bank import gc
 from lorabank.bank.bank import Bank
-from lorabank.bank.upgrade import upgrade_database
+from lorabank.bank.upkeep import gc
+from lorabank.bank.upkeep.upgrade import upgrade_database
 from lorabank.core.errors import BusyError, ExistsError, LorabankError
-from lorabank.workflows.folders import write_folder
+from lorabank.exchange.safe_folders import write_folder
 from tests.faults.outcome import Outcome
 from tests.faults.processes import ENDED, Child, Say, scratch
 from tests.faults.workload import COMMANDS, KIT, case, empty, old, opened

@@ -20,9 +20,9 @@ from contextlib import closing
 from pathlib import Path
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.database import writing
-from lorabank.bank.layout import Layout
-from lorabank.bank.rows import sealed
+from lorabank.bank.catalog.database import writing
+from lorabank.bank.catalog.rows import sealed
+from lorabank.bank.objects.layout import Layout
 from lorabank.core.errors import DamagedError, LorabankError, NotFoundError, StorageError
 from tests.faults.outcome import Outcome
 from tests.faults.processes import ENDED, Say, ended, scratch
@@ -195,7 +195,7 @@ def _rows(bank: Bank, outcome: Outcome) -> None:
     """A row that refers to a row that is not there."""
     from sqlalchemy.exc import IntegrityError
 
-    from lorabank.bank.schema import adapter_context
+    from lorabank.bank.catalog.schema import adapter_context
 
     row = sealed("adapter_context", {"adapter": 1, "ordinal": 7, "member": 99})
     try:

@@ -22,7 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lorabank.bank import backup, creation, operations, store
+from lorabank.bank import creation, operations
+from lorabank.bank.objects import store
+from lorabank.bank.upkeep import backup
 from lorabank.core.errors import DamagedError, LorabankError, StorageError
 from tests.faults import upkeep
 from tests.faults.outcome import Outcome

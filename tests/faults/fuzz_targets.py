@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import save
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.layout import check_name
-from lorabank.bank.tensors import check_tensor_bytes
+from lorabank.bank.objects.layout import check_name
+from lorabank.bank.objects.safetensors import check_tensor_bytes
 from lorabank.core.config import TrainConfig
 from lorabank.core.records import BaseModelRecord
-from lorabank.models.foreign import read_foreign
+from lorabank.exchange.untrusted_adapter import read_foreign
 from lorabank.workflows.task_data import load_data
 from tests.faults.corpus.case import PREFIX
 

@@ -47,8 +47,8 @@ def _network(dtype: Any, seed: int) -> tuple[Any, Any, Any]:
     import torch
     from torch import nn
 
-    from lorabank.core.lora import AdapterStack, LoraFactors
-    from lorabank.models.mixture import Mixture
+    from lorabank.algebra.factors import AdapterStack, LoraFactors
+    from lorabank.models.mixing.mixture import Mixture
 
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 64), nn.Tanh(), nn.Linear(64, 8)).to(dtype)

@@ -152,11 +152,6 @@ def _rewrite(place: Path, table: str, changes: dict[str, object]) -> None:
 
 def _import_what_commands_need() -> None:
     """Once, before the forks."""
-    import lorabank.workflows.checkup
-    import lorabank.workflows.compose
-    import lorabank.workflows.evaluate
-    import lorabank.workflows.export
-    import lorabank.workflows.predict  # noqa: F401
 
 
 def _try_out(place: Path, case: Case, outcome: Outcome) -> None:

@@ -49,10 +49,14 @@ def test_the_installed_command_does_the_same(world: World, name: str) -> None:
 @pytest.mark.parametrize(
     ("broken", "instead", "name"),
     [
-        ("lorabank.workflows.import_.check_source_base", lambda *_, **__: (), "C16 another base"),
-        ("lorabank.workflows.import_.check_effect", lambda *_, **__: (), "B16 factors that cancel"),
-        ("lorabank.bank.tensors._no_duplicates", dict, "A16 key twice"),
-        ("lorabank.models.foreign.check_plain", lambda *_, **__: (), "C19 layers a hundred thousand times"),
+        ("lorabank.workflows.carrying.import_adapter.check_source_base", lambda *_, **__: (), "C16 another base"),
+        ("lorabank.workflows.carrying.import_adapter.check_effect", lambda *_, **__: (), "B16 factors that cancel"),
+        ("lorabank.bank.objects.safetensors._no_duplicates", dict, "A16 key twice"),
+        (
+            "lorabank.exchange.untrusted_adapter.check_plain",
+            lambda *_, **__: (),
+            "C19 layers a hundred thousand times",
+        ),
     ],
 )
 def test_the_harness_finds_a_check_that_is_left_out(world: World, monkeypatch, broken, instead, name) -> None:
@@ -62,7 +66,7 @@ def test_the_harness_finds_a_check_that_is_left_out(world: World, monkeypatch, b
 
 def test_the_harness_finds_a_link_that_is_followed(world: World, monkeypatch) -> None:
     follow = lambda path, limit, **_: Path(path).read_bytes()  # noqa: E731
-    monkeypatch.setattr("lorabank.workflows.import_source.read_regular", follow)
+    monkeypatch.setattr("lorabank.workflows.carrying.adapter_source.read_regular", follow)
     assert world.try_out(CASES["D01 weights a link"]) != []
 
 

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lorabank import api
-from lorabank.bank import live
 from lorabank.bank.bank import Bank
+from lorabank.bank.upkeep import referenced as live
 from lorabank.core.errors import DamagedError, ExistsError, IncompatibleError, NotFoundError
-from lorabank.workflows.folders import write_folder
+from lorabank.exchange.safe_folders import write_folder
 from tests.unit.bank.conftest import Kit
 from tests.unit.bank.test_kill import run_killed
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from lorabank_cli.main import main
 
-from lorabank.bank.backup import back_up_database, copy_bank
 from lorabank.bank.bank import Bank
-from lorabank.bank.copies import copies
-from lorabank.bank.layout import Layout
+from lorabank.bank.objects.layout import Layout
+from lorabank.bank.upkeep.backup import back_up_database, copy_bank
+from lorabank.bank.upkeep.copies import copies
 from lorabank.core.errors import IncompatibleError, LorabankError
 from tests.faults.outcome import Outcome
 from tests.faults.processes import kept_folder

@@ -17,13 +17,13 @@ from functools import cache
 from pathlib import Path
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.canonical import canonical
-from lorabank.bank.layout import FOLDERS
-from lorabank.bank.store import StoredFile, adapter_digest, hash_file
-from lorabank.bank.upgrade import upgrade_database
+from lorabank.bank.objects.canonical import canonical
+from lorabank.bank.objects.layout import FOLDERS
+from lorabank.bank.objects.store import StoredFile, adapter_digest, hash_file
+from lorabank.bank.upkeep.upgrade import upgrade_database
 from lorabank.core.errors import IncompatibleError, LorabankError
 from lorabank.core.records import CompositionRecord
-from lorabank.workflows.folders import check_target, write_folder
+from lorabank.exchange.safe_folders import check_target, write_folder
 from tests.faults.outcome import Outcome
 from tests.faults.processes import kept_folder
 from tests.unit.bank.conftest import Kit

@@ -1,4 +1,4 @@
-"""What the migrations make: ``python -m tests.migrations.schemas`` writes it into ``lorabank/bank/schemas``."""
+"""What the migrations make; ``python -m tests.migrations.schemas`` writes it to ``lorabank/bank/catalog/schemas``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from alembic import command
 from sqlalchemy import create_engine
 from sqlalchemy.pool import StaticPool
 
-from lorabank.bank import definitions
-from lorabank.bank.database import alembic_config
+from lorabank.bank.catalog import definitions
+from lorabank.bank.catalog.database import alembic_config
 
 
 def made_by_the_migrations(revision: str) -> str:

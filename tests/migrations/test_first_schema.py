@@ -21,10 +21,11 @@ import pytest
 from alembic import command
 
 from lorabank import api
-from lorabank.bank import database, reading, upgrade
 from lorabank.bank.bank import Bank
-from lorabank.bank.definitions import REVISIONS
-from lorabank.bank.upgrade import upgrade_database
+from lorabank.bank.catalog import database, reading
+from lorabank.bank.catalog.definitions import REVISIONS
+from lorabank.bank.upkeep import upgrade
+from lorabank.bank.upkeep.upgrade import upgrade_database
 from lorabank.core.errors import DamagedError, IncompatibleError
 from lorabank.core.installing import UPDATE
 from lorabank.core.records import DatasetRecord, TaskRecord

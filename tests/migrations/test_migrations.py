@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from lorabank.bank import database, definitions, reading, upgrade
 from lorabank.bank.bank import Bank
-from lorabank.bank.database import alembic_config, script_location
+from lorabank.bank.catalog import database, definitions, reading
+from lorabank.bank.catalog.database import alembic_config, script_location
+from lorabank.bank.catalog.rows import CHANGING, IMMUTABLE
+from lorabank.bank.catalog.schema import metadata
 from lorabank.bank.locks import bank_lock
-from lorabank.bank.rows import CHANGING, IMMUTABLE
-from lorabank.bank.schema import metadata
-from lorabank.bank.upgrade import upgrade_database
+from lorabank.bank.upkeep import upgrade
+from lorabank.bank.upkeep.upgrade import upgrade_database
 from lorabank.core.errors import BusyError, DamagedError, IncompatibleError, NotFoundError
 from lorabank.core.installing import UPDATE
 from lorabank.core.records import BaseModelRecord

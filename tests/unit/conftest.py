@@ -14,7 +14,7 @@ def make_adapter() -> MakeAdapter:
     """``make_adapter({module: (d_out, d_in)}, r, alpha, rslora=False, seed=0, dtype=float32)``: a `LoraFactors`."""
     import torch
 
-    from lorabank.core.lora import LoraFactors
+    from lorabank.algebra.factors import LoraFactors
 
     def make(
         modules: Mapping[str, tuple[int, int]],

@@ -14,8 +14,8 @@ from lorabank_cli.text import pairs
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
-    from lorabank.bank.repair import RepairResult
-    from lorabank.workflows.checkup import Checkup
+    from lorabank.bank.upkeep.repair import RepairResult
+    from lorabank.workflows.doctor import Checkup
 
 
 @verb("doctor", examples=("doctor", "doctor --json", "doctor --repair", "doctor --repair --from ../copy-of-bank"))

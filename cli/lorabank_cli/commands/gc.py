@@ -12,7 +12,7 @@ from lorabank_cli.text import shortened, size
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
-    from lorabank.bank.events import EventRecord
+    from lorabank.bank.catalog.events import EventRecord
 
 
 @verb("gc", dry_run=True, confirm=True, examples=("gc --dry-run", "gc --yes", "gc --grace-hours 0 --yes"))

@@ -13,7 +13,7 @@ from lorabank_cli.text import pairs
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
-    from lorabank.bank.restore import RestoreResult
+    from lorabank.bank.upkeep.restore import RestoreResult
 
 
 @verb(

@@ -56,7 +56,7 @@ def _asked(document: Mapping[str, Any]) -> list[tuple[str, object]]:
     task = document.get("task", {})
     if task.get("task_type", "SEQ_CLS") == "SEQ_CLS":
         return []
-    from lorabank.data.forms import CHATS
+    from lorabank.data.forms.base import CHATS
     from lorabank.evaluation.text_samples import metric_of
 
     config = document["adapter"]["config"]

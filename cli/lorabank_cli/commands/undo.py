@@ -9,7 +9,7 @@ from lorabank_cli.text import pairs, shortened
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
-    from lorabank.bank.undo import UndoResult
+    from lorabank.bank.upkeep.undo import UndoResult
 
 
 @verb("undo", dry_run=True, confirm=True, examples=("undo --dry-run", "undo", "undo --yes"))

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from lorabank.core.lora import AdapterStack, StackedFactors
-from lorabank.models.selector import Selector
+from lorabank.algebra.factors import AdapterStack, StackedFactors
+from lorabank.core.states import SELECTOR
+from lorabank.models.gates.attention import Selector
 from lorabank.training.online_attention import SELECTOR as SUBMODULE
 from lorabank.training.online_attention import SelectorL1, attach_attended_adapter
 from lorabank.training.strategies.base import Begun, Start, Strategy
-from lorabank.training.strategies.states import SELECTOR
 
 
 @dataclass(frozen=True)

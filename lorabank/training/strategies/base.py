@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from lorabank.core.records import AdapterRecord
-from lorabank.training.strategies.states import active_state
+from lorabank.core.states import active_state
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from lorabank.algebra.factors import AdapterStack, LoraFactors
     from lorabank.core.config import TrainConfig
-    from lorabank.core.lora import AdapterStack, LoraFactors
     from lorabank.training.importance import Anchor
-    from lorabank.training.layer import LoraLinear
     from lorabank.training.penalties.base import Penalty
+    from lorabank.training.variants.layer import LoraLinear
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Strategy:
 
     def begin(self, start: Start) -> Begun:
         """Put a trainable adapter on the model, by default beside the folded past."""
-        from lorabank.training.layer import attach_adapter, fold
+        from lorabank.training.variants.layer import attach_adapter, fold
 
         if start.earlier:
             fold(start.model, start.earlier)

@@ -19,8 +19,8 @@ from lorabank.training.importance import (
     fisher_from_bytes,
     fisher_to_bytes,
 )
-from lorabank.training.layer import LoraLinear
 from lorabank.training.strategies.base import Begun, Start, Strategy
+from lorabank.training.variants.layer import LoraLinear
 
 ROLE = "importance"
 

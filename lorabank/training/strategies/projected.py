@@ -18,10 +18,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lorabank.algebra.factors import row_space
 from lorabank.core.errors import ConfigError
-from lorabank.core.lora import row_space
-from lorabank.training.layer import LoraLinear
 from lorabank.training.strategies.base import Begun, Start, Strategy
+from lorabank.training.variants.layer import LoraLinear
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def growing(folder: Path) -> Iterator[None]:
             writer.write(b"x")
             return real(*args, **kwargs)
 
-        with mock.patch("lorabank.workflows.folders.os.fdopen", fdopen):
+        with mock.patch("lorabank.exchange.safe_folders.os.fdopen", fdopen):
             yield
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.canonical import canonical
-from lorabank.bank.rows import sealed
+from lorabank.bank.catalog.rows import sealed
+from lorabank.bank.objects.canonical import canonical
 from lorabank.core.errors import LorabankError
 
 MAGIC = bytes.fromhex("d9d505f920a163d7")

@@ -44,8 +44,8 @@ def test_settings_of_the_database(bank):
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA application_id").fetchone() == (0x4C6F5242,)
     connection.close()
-    from lorabank.bank.database import writing
-    from lorabank.bank.layout import Layout
+    from lorabank.bank.catalog.database import writing
+    from lorabank.bank.objects.layout import Layout
 
     with writing(Layout(bank.path)) as writer:
         assert writer.exec_driver_sql("PRAGMA synchronous").scalar() == 2

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from lorabank import api
-from lorabank.bank import store
 from lorabank.bank.bank import Bank
+from lorabank.bank.objects import store
 from lorabank.core.errors import DamagedError, StorageError
 
 Fail = Callable[[str, int, int], None]

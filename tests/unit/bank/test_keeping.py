@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.rows import IMMUTABLE
+from lorabank.bank.catalog.rows import IMMUTABLE
 from lorabank.core.errors import BusyError, ConfigError, DamagedError, ExistsError, LorabankError, NotFoundError
 
 

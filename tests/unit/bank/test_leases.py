@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from lorabank import api
-from lorabank.bank import heartbeat
-from lorabank.bank.backup import back_up_database
 from lorabank.bank.bank import Bank
-from lorabank.bank.layout import Layout
+from lorabank.bank.catalog import heartbeat
 from lorabank.bank.locks import LEASE
+from lorabank.bank.objects.layout import Layout
+from lorabank.bank.upkeep.backup import back_up_database
 from lorabank.core.errors import BusyError, ExistsError, NotFoundError
 
 Change = Callable[[Bank], Any]

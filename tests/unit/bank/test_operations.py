@@ -210,7 +210,7 @@ def test_values_that_are_not_finite_do_not_enter(bank, kit):
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(bank, kit, monkeypatch):
-    import lorabank.bank.store as store
+    import lorabank.bank.objects.store as store
 
     before = kit.tree(bank.path)
     usage = store.shutil.disk_usage(bank.path)

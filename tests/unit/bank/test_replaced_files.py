@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lorabank.bank import layout, store
 from lorabank.bank.bank import Bank
-from lorabank.bank.definitions import read_revision
+from lorabank.bank.catalog.definitions import read_revision
 from lorabank.bank.failures import database_error
+from lorabank.bank.objects import layout, store
 from lorabank.core.errors import DamagedError
 
 

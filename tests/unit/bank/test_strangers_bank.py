@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from lorabank import api
-from lorabank.bank import connections, filesystem
 from lorabank.bank.bank import Bank
-from lorabank.bank.connections import connect_to_read
-from lorabank.bank.definitions import REVISIONS, defined, same
+from lorabank.bank.catalog import connections
+from lorabank.bank.catalog.connections import connect_to_read
+from lorabank.bank.catalog.definitions import REVISIONS, defined, same
+from lorabank.bank.catalog.judging import LONGEST, judge_database
 from lorabank.bank.failures import database_error
-from lorabank.bank.judging import LONGEST, judge_database
+from lorabank.bank.objects import filesystem
 from lorabank.core.errors import ConfigError, DamagedError
 from tests.unit.bank.prepared import (
     DEFINITIONS,
@@ -159,7 +160,7 @@ def test_a_crash_on_a_network_file_system_is_undone(folder, kit, monkeypatch):
     child = os.fork()
     if child == 0:
         try:
-            from lorabank.bank.database import connect
+            from lorabank.bank.catalog.database import connect
 
             connection = connect(bank.path / "bank.db", foreign_keys=False)
             connection.execute("PRAGMA cache_spill = 1")

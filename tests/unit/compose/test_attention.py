@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from lorabank.algebra.factors import AdapterStack
 from lorabank.compose.attention import Attention, fit_selector, sparsity
 from lorabank.compose.base import Member
 from lorabank.compose.routing import fit_statistics
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import DivergedError, NotFoundError
-from lorabank.core.lora import AdapterStack
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import CompositionRecord
-from lorabank.models.answering import AnswerForm
-from lorabank.models.head_answers import HeadAnswerer
-from lorabank.models.heads import build_head
-from lorabank.models.loading import describe_base, load_base
-from lorabank.models.resolving import resolve_base
-from lorabank.models.runtime import Plan, Runtime
+from lorabank.models.answering.base import AnswerForm
+from lorabank.models.answering.head_answers import HeadAnswerer
+from lorabank.models.bases.loading import describe_base, load_base
+from lorabank.models.bases.resolving import resolve_base
+from lorabank.models.mixing.runtime import Plan, Runtime
+from lorabank.models.tasks.heads import build_head
 
 MODULES = {f"bert.encoder.layer.{i}.attention.self.value": (32, 32) for i in range(2)}
 FORM = AnswerForm(("no", "yes"), 66)
@@ -104,7 +104,7 @@ def test_the_same_seed_gives_the_same_selector(runtime, members) -> None:
 
 
 def test_sparsity_of_a_selector_that_treats_all_alike(runtime, members) -> None:
-    from lorabank.models.selector import Selector
+    from lorabank.models.gates.attention import Selector
 
     report = sparsity(Selector(runtime.stack), members, runtime)
     assert report["attention"] == pytest.approx(dict.fromkeys(("zero", "one", "two", "three"), 0.25))
@@ -114,7 +114,7 @@ def test_sparsity_of_a_selector_that_treats_all_alike(runtime, members) -> None:
 
 def test_sparsity_of_a_selector_that_prefers_one(runtime, members) -> None:
     """With u = 0 the attention is known: softmax of the tanh of the constants."""
-    from lorabank.models.selector import Selector
+    from lorabank.models.gates.attention import Selector
 
     selector = Selector(runtime.stack)
     with torch.no_grad():

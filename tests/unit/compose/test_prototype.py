@@ -15,7 +15,7 @@ from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import NotFoundError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import CompositionRecord
-from lorabank.models.answering import AnswerForm
+from lorabank.models.answering.base import AnswerForm
 
 FEATURES = {"east": (1.0, 0.0, 0.0), "north": (0.0, 1.0, 0.0), "up": (0.0, 0.0, 1.0), "between": (0.8, 0.6, 0.0)}
 FORM = AnswerForm(("no", "yes"), 66)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from lorabank.algebra.factors import AdapterStack
 from lorabank.compose.base import Member
 from lorabank.compose.routing import fit_statistics
 from lorabank.compose.weighted import Weighted, parse_weights
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError
-from lorabank.core.lora import AdapterStack
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import CompositionRecord
 

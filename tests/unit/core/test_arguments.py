@@ -191,7 +191,7 @@ def test_texts_among_the_settings_are_taken_with_a_warning(monkeypatch: pytest.M
     """As scripts wrote it before texts were an argument."""
     asked: list[tuple[object, ...]] = []
     monkeypatch.setattr("lorabank.bank.bank.Bank.open", lambda path: path)
-    monkeypatch.setattr("lorabank.workflows.predict.predict", lambda *args: asked.append(args[:3]) or ())
+    monkeypatch.setattr("lorabank.workflows.asking.predict.predict", lambda *args: asked.append(args[:3]) or ())
     settings = PredictConfig(texts=["a", "b"], task="spam")  # a list, as an argument may be
     for call in (lambda: api.predict("x", settings), lambda: api.predict("x", config=settings)):
         with pytest.warns(DeprecationWarning, match=r"call api\.predict\(path, texts, config\)"):

@@ -11,12 +11,13 @@ from typing import Any, get_type_hints
 import pytest
 
 from lorabank import api
-from lorabank.core import config, sequence_config
+from lorabank.core import config
 from lorabank.core.config import ComposeConfig, EvalConfig, TrainConfig, validate
 from lorabank.core.errors import ConfigError
-from lorabank.core.sequence_file import read_sequence
 from lorabank.core.sizes import parse_bytes
-from lorabank.evaluation.gates import parse_gate
+from lorabank.evaluation.thresholds import parse_gate
+from lorabank.sequences import config as sequence_config
+from lorabank.sequences.file import read_sequence
 
 CLASSES = [
     kind

@@ -14,24 +14,24 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lorabank.bank import store
-from lorabank.bank.layout import check_name
-from lorabank.bank.remarks import check_note, check_tags
-from lorabank.bank.tensors import read_header
+from lorabank.bank.objects import store
+from lorabank.bank.objects.layout import check_name
+from lorabank.bank.objects.safetensors import read_header
+from lorabank.bank.upkeep.remarks import check_note, check_tags
 from lorabank.core.config import TrainConfig, validate
 from lorabank.core.errors import ConfigError, DataError, LorabankError, StorageError
 from lorabank.core.limits import LIMITS
-from lorabank.data.cells import check_label
-from lorabank.data.delimited import Csv
-from lorabank.data.formats import Table, check_row_limit
-from lorabank.data.json_list import JsonList
-from lorabank.data.jsonl import JsonLines
-from lorabank.data.labels import label_list
-from lorabank.data.opening import check_unpacked
-from lorabank.data.parquet import Parquet
-from lorabank.data.parquet_pages import check_footer, rows_at_a_time
+from lorabank.data.formats.base import Table, check_row_limit
+from lorabank.data.formats.cells import check_label
+from lorabank.data.formats.delimited import Csv
+from lorabank.data.formats.json_list import JsonList
+from lorabank.data.formats.jsonl import JsonLines
+from lorabank.data.formats.parquet import Parquet
+from lorabank.data.formats.parquet_pages import check_footer, rows_at_a_time
+from lorabank.data.formats.text_file import check_unpacked
+from lorabank.data.formats.workbook import check_parts
+from lorabank.data.forms.labels import label_list
 from lorabank.data.rows import Rows
-from lorabank.data.workbook import check_parts
 
 VALUES = {limit.name: limit.value for limit in LIMITS}
 
@@ -171,7 +171,7 @@ def labels(folder: Path, count: int) -> None:
 
 
 def label(folder: Path, length: int) -> None:
-    from lorabank.data.cells import BadCell
+    from lorabank.data.formats.cells import BadCell
 
     try:
         check_label("x" * length)
@@ -244,8 +244,8 @@ def test_free_space_is_twice_the_need_and_a_reserve(
 
 
 def test_what_is_imported_has_the_same_limits() -> None:
-    from lorabank.bank import tensors as strict
-    from lorabank.models import foreign
+    from lorabank.bank.objects import safetensors as strict
+    from lorabank.exchange import untrusted_adapter as foreign
 
     assert VALUES["rank"] == foreign.MAX_RANK
     assert VALUES["adapter"] == strict.MAX_FILE

@@ -14,8 +14,8 @@ import pytest
 
 from lorabank.core.errors import DamagedError
 from lorabank.core.limits import MAX_LINE
+from lorabank.data.formats.parquet import cell_sizes, from_parquet
 from lorabank.data.loading import read_rows
-from lorabank.data.parquet import cell_sizes, from_parquet
 
 ROWS = 400_000
 LABELS = pa.array(np.arange(ROWS) % 2)
@@ -202,7 +202,7 @@ def test_conversations_are_read_whatever_their_pages(tmp_path: Path) -> None:
     for options in ({"dictionary_pagesize_limit": 5000}, {"use_dictionary": False}, {"data_page_version": "2.0"}):
         table = pa.table({"messages": rows, "plain": ["x"] * len(rows)})
         pq.write_table(table, path, row_group_size=700, data_page_size=3000, **options)
-        from lorabank.data.parquet import Parquet
+        from lorabank.data.formats.parquet import Parquet
 
         assert [row[0] for row in Parquet(path).read(["messages"]).rows] == rows
 

@@ -12,8 +12,8 @@ import pytest
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
+from lorabank.data.formats.readers import FORMATS, open_reader
 from lorabank.data.loading import load_task_data
-from lorabank.data.readers import FORMATS, open_reader
 from lorabank.data.sheets import open_sheet
 
 ROWS = [{"body": f"text {i}", "kind": "ab"[i % 2], "id": str(i)} for i in range(8)]

@@ -97,8 +97,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(demo_run, "_is_composed", lambda bank, config: config.mode in banks.get(bank, ()))
     monkeypatch.setattr(demo_run, "_compose", compose)
     monkeypatch.setattr(demo_run, "measure", measure)
-    monkeypatch.setattr("lorabank.workflows.sharing.save_plot", lambda report, path: path)
-    monkeypatch.setattr("lorabank.workflows.sharing.report", lambda bank, path: path)
+    monkeypatch.setattr("lorabank.workflows.publish.save_plot", lambda report, path: path)
+    monkeypatch.setattr("lorabank.workflows.publish.report", lambda bank, path: path)
     return did
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from lorabank.models import hub
+from lorabank.models.bases import hub
 
 KINDS = ("bert", "roberta", "distilbert", "llama", "gpt_neox")
 

@@ -13,11 +13,11 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 from lorabank.core.config import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 from lorabank.core.errors import ConfigError, IncompatibleError
-from lorabank.models.architecture import infer_task_type
-from lorabank.models.fingerprint import read_json
-from lorabank.models.heads import build_head, put_head
-from lorabank.models.loading import LoadedBase, describe_base, load_base, load_tokenizer
-from lorabank.models.resolving import default_base, resolve_base
+from lorabank.models.bases.architecture import infer_task_type
+from lorabank.models.bases.fingerprint import read_json
+from lorabank.models.bases.loading import LoadedBase, describe_base, load_base, load_tokenizer
+from lorabank.models.bases.resolving import default_base, resolve_base
+from lorabank.models.tasks.heads import build_head, put_head
 
 CAUSAL = ("llama", "qwen2", "gpt_neox")
 CLASSES = {

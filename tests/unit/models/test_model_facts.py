@@ -14,11 +14,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
 
 from lorabank.core.errors import IncompatibleError
-from lorabank.models.body import body_of, encoder_of
-from lorabank.models.decoder_inputs import decoder_inputs
-from lorabank.models.features import extract_features
-from lorabank.models.loading import _share_padding, find_head_modules, input_limit
-from lorabank.models.seq2seq_lm import Seq2SeqLM
+from lorabank.models.bases.body import body_of, encoder_of
+from lorabank.models.bases.loading import _share_padding, find_head_modules, input_limit
+from lorabank.models.mixing.features import extract_features
+from lorabank.models.tasks.decoder_inputs import decoder_inputs
+from lorabank.models.tasks.seq2seq_lm import Seq2SeqLM
 
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", *"abcdefghijklmnop"]
 SIZES = {

@@ -11,10 +11,10 @@ import pytest
 
 from lorabank.core.config import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 from lorabank.core.errors import ConfigError, DataError, MissingExtraError, NotFoundError
-from lorabank.models import hub, resolving
-from lorabank.models.loading import describe_base
-from lorabank.models.resolving import find_on_disk, locate_base, resolve_base
-from tests.unit.models.test_resolving import COMMIT, _http, put_in_cache, record
+from lorabank.models.bases import hub, resolving
+from lorabank.models.bases.loading import describe_base
+from lorabank.models.bases.resolving import find_on_disk, locate_base, resolve_base
+from tests.unit.models.bases.test_resolving import COMMIT, _http, put_in_cache, record
 
 pytestmark = pytest.mark.usefixtures("empty_hub_cache")
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from lorabank.algebra.factors import AdapterStack, LoraFactors
 from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
-from lorabank.core.lora import AdapterStack, LoraFactors
 from lorabank.core.records import BaseModelRecord
-from lorabank.models.loading import describe_base
-from lorabank.models.resolving import resolve_base
+from lorabank.models.bases.loading import describe_base
+from lorabank.models.bases.resolving import resolve_base
 from lorabank.training.job import TrainedAdapter, TrainJob
 from lorabank.training.movement import Movement
 from lorabank.training.run import train_adapter

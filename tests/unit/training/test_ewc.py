@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from lorabank.core.lora import LoraFactors
-from lorabank.training.groups import GroupedFactors
+from lorabank.algebra.factors import LoraFactors
+from lorabank.training.factor_groups import GroupedFactors
 from lorabank.training.importance import Anchor, Importance
-from lorabank.training.layer import LoraLinear
 from lorabank.training.penalties.base import FactorGroup
 from lorabank.training.penalties.ewc import EWC
+from lorabank.training.variants.layer import LoraLinear
 
 SHAPES = {"q": (6, 8), "v": (4, 8), "k": (6, 8)}
 

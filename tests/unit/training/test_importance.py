@@ -16,7 +16,7 @@ from lorabank.training.importance import (
     fisher_from_bytes,
     fisher_to_bytes,
 )
-from lorabank.training.layer import LoraLinear, attach_adapter
+from lorabank.training.variants.layer import LoraLinear, attach_adapter
 
 D, VOCABULARY, LABELS = 6, 11, 3
 

@@ -19,7 +19,7 @@ from lorabank.training.input_subspace import (
     extend_memory,
     input_memory,
 )
-from lorabank.training.layer import LoraLinear
+from lorabank.training.variants.layer import LoraLinear
 
 D = 8
 

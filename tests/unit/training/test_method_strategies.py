@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load
 
-from lorabank.core.lora import AdapterStack, LoraFactors
+from lorabank.algebra.factors import AdapterStack, LoraFactors
 from lorabank.core.records import BaseModelRecord
-from lorabank.models.loading import describe_base
-from lorabank.models.resolving import resolve_base
+from lorabank.models.bases.loading import describe_base
+from lorabank.models.bases.resolving import resolve_base
 from lorabank.training.job import Replayed, TrainedAdapter, TrainJob
 from lorabank.training.run import train_adapter
 from lorabank.training.strategies.base import Recorded

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabank.core.lora import AdapterStack, LoraFactors
-from lorabank.models.mixture import Mixture
-from lorabank.models.selector import Selector
-from lorabank.training.layer import LoraLinear
+from lorabank.algebra.factors import AdapterStack, LoraFactors
+from lorabank.models.gates.attention import Selector
+from lorabank.models.mixing.mixture import Mixture
 from lorabank.training.online_attention import (
     SELECTOR,
     AttendedLoraLinear,
@@ -20,6 +19,7 @@ from lorabank.training.online_attention import (
     attach_attended_adapter,
     warm_start,
 )
+from lorabank.training.variants.layer import LoraLinear
 
 SHAPES = {"0": (6, 8), "2": (5, 6), "4": (3, 5)}
 TARGETS = ("0", "2")

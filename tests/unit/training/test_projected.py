@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from lorabank.algebra.factors import AdapterStack
 from lorabank.core.errors import ConfigError
-from lorabank.core.lora import AdapterStack
 
 MODULES = {f"bert.encoder.layer.{i}.attention.self.{part}": (32, 32) for i in range(2) for part in ("query", "value")}
 SETTINGS = {"context": ("a", "b"), "learning_rate": 1e-2, "weight_decay": 0.1}

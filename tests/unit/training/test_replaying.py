@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lorabank.models.causal_lm import CausalLM
-from lorabank.models.classification import Classification
-from lorabank.models.heads import build_head
-from lorabank.models.loading import describe_base, load_base
-from lorabank.models.resolving import resolve_base
-from lorabank.models.task_types import Examples
+from lorabank.models.bases.loading import describe_base, load_base
+from lorabank.models.bases.resolving import resolve_base
+from lorabank.models.tasks.causal_lm import CausalLM
+from lorabank.models.tasks.classification import Classification
+from lorabank.models.tasks.heads import build_head
+from lorabank.models.tasks.task_types import Examples
 from lorabank.training.job import Replayed
 from lorabank.training.replaying import MixedTask, add_replayed, keep_heads
 from lorabank.training.run import train_adapter

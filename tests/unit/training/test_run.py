@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lorabank.algebra.factors import AdapterStack, subspace_overlap
 from lorabank.core.errors import ConfigError
-from lorabank.core.lora import AdapterStack, subspace_overlap
-from lorabank.models.classification import Classification
-from lorabank.models.loading import describe_base
-from lorabank.models.resolving import resolve_base
-from lorabank.training.groups import overlap_report
+from lorabank.models.bases.loading import describe_base
+from lorabank.models.bases.resolving import resolve_base
+from lorabank.models.tasks.classification import Classification
+from lorabank.training.factor_groups import overlap_report
 from lorabank.training.planning import plan_adapter
 from lorabank.training.run import train_adapter
 

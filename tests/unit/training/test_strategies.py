@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from lorabank.core.records import AdapterRecord
+from lorabank.core.states import active_state, deployed_state, own_state
 from lorabank.training.strategies.presets import INCLORA, ISOLATED, OLORA, SEQLORA
-from lorabank.training.strategies.states import active_state, deployed_state, own_state
 
 
 def adapter(digest: str, strategy: str = "olora", context: tuple[str, ...] = (), **metrics: Any) -> AdapterRecord:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from lorabank.algebra.factors import AdapterStack
 from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DivergedError
-from lorabank.core.lora import AdapterStack
-from lorabank.models.classification import Classification
-from lorabank.models.loading import describe_base
-from lorabank.models.resolving import resolve_base
+from lorabank.models.bases.loading import describe_base
+from lorabank.models.bases.resolving import resolve_base
+from lorabank.models.tasks.classification import Classification
 from lorabank.training.checkpoints import read_tensors
 from lorabank.training.planning import resolve_penalties
 from lorabank.training.run import train_adapter

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lorabank.algebra.factors import AdapterStack, LoraFactors
 from lorabank.core.errors import IncompatibleError
-from lorabank.core.lora import AdapterStack, LoraFactors
-from lorabank.models.mixture import Mixture
-from lorabank.models.selector import Selector
-from lorabank.models.wrapping import WrappedLinear, check_called
-from lorabank.training.layer import EffectiveWeights, attach_adapter, fold
+from lorabank.models.bases.wrapping import WrappedLinear, check_called
+from lorabank.models.gates.attention import Selector
+from lorabank.models.mixing.mixture import Mixture
 from lorabank.training.online_attention import attach_attended_adapter
+from lorabank.training.variants.layer import EffectiveWeights, attach_adapter, fold
 
 D_IN, D_OUT, R = 8, 6, 2
 

@@ -16,8 +16,8 @@ import torch
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import ComposeConfig, InitConfig, TrainConfig
-from lorabank.models.runtime import Plan
-from lorabank.workflows.view import load_runtime
+from lorabank.models.mixing.runtime import Plan
+from lorabank.workflows.assemble import load_runtime
 
 TEXTS = ("a b c", "x y z z", "m", "q w e r t y u i")
 

@@ -12,8 +12,8 @@ import torch
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import InitConfig, TrainConfig
-from lorabank.models.runtime import Plan
-from lorabank.workflows.view import load_runtime
+from lorabank.models.mixing.runtime import Plan
+from lorabank.workflows.assemble import load_runtime
 from tests.unit.workflows.conftest import write_rows
 
 KINDS = ("llama", "t5")

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import TrainConfig
-from tests.unit.models.test_gguf import file, llama  # noqa: F401
+from tests.unit.models.bases.test_gguf import file, llama  # noqa: F401
 from tests.unit.workflows.conftest import write_rows
 from tests.unit.workflows.language_models import CLOSE, TEMPLATE, add, bank_logits, own_state, peft_logits
 

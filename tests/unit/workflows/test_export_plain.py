@@ -13,8 +13,8 @@ from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.errors import IncompatibleError
-from lorabank.models.peft_folder import CONFIG_FILE, with_fields
-from tests.unit.models.test_peft_check import BASES, SMALL
+from lorabank.exchange.peft_folder import CONFIG_FILE, with_fields
+from tests.unit.exchange.test_peft_check import BASES, SMALL
 from tests.unit.workflows.conftest import write_rows
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -83,7 +83,7 @@ def test_an_adapter_stored_with_dropout_and_targets_that_peft_misreads_is_export
     def as_before(files, *_):
         return dict(files) | {CONFIG_FILE: with_fields(files[CONFIG_FILE], lora_dropout=0.1)}
 
-    monkeypatch.setattr("lorabank.workflows.train.stored_files", as_before)
+    monkeypatch.setattr("lorabank.workflows.learning.train.stored_files", as_before)
     bank = add(tmp_path, base)
     assert json.loads((adapter_folder(bank) / CONFIG_FILE).read_text(encoding="utf-8"))["lora_dropout"] == 0.1
     for number, own in enumerate((False, True)):

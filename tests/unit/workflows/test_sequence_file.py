@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lorabank.core.errors import ConfigError, NotFoundError
-from lorabank.core.sequence_file import check_data, read_sequence
+from lorabank.sequences.file import check_data, read_sequence
 
 SOUND = """
 name = "letters"

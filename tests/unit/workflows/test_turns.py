@@ -17,11 +17,11 @@ from lorabank.core.errors import DataError, IncompatibleError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.templates import ChatPrompt
-from lorabank.models.loading import load_tokenizer
+from lorabank.models.bases.loading import load_tokenizer
+from lorabank.workflows.assemble import form_of
 from lorabank.workflows.bases import described
-from lorabank.workflows.past import recorded_run
+from lorabank.workflows.learning.past import recorded_run
 from lorabank.workflows.task_data import encode_rows, load_data
-from lorabank.workflows.view import form_of
 
 PAIRS = [
     ("What of the sun?", "It is warm."),

@@ -14,8 +14,8 @@ from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
 from lorabank.core.errors import DataError, IncompatibleError, NotFoundError
-from lorabank.training.strategies.states import own_state
-from lorabank.workflows.import_source import read_source
+from lorabank.core.states import own_state
+from lorabank.workflows.carrying.adapter_source import read_source
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LABELS = ("one", "three", "two")
@@ -98,7 +98,7 @@ def test_it_answers_alone_whatever_is_learnt_later(bank, source, bring_in, rows)
     later = api.add_task(bank, "later", settings).adapter
     assert guest.digest in later.context
     snapshot = Bank.open(bank).snapshot()
-    from lorabank.training.strategies.states import deployed_state
+    from lorabank.core.states import deployed_state
 
     adapters = [snapshot.adapter_of(task.name) for task in snapshot.tasks]
     assert deployed_state(adapters, guest) == (guest.digest,)

@@ -15,8 +15,8 @@ from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
-from lorabank.models.foreign import read_foreign
-from lorabank.training.strategies.states import own_state
+from lorabank.core.states import own_state
+from lorabank.exchange.untrusted_adapter import read_foreign
 from tests.unit.workflows.conftest import write_rows
 from tests.unit.workflows.language_models import CLOSE, TEMPLATE, bank_logits, peft_logits
 

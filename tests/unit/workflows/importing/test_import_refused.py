@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from lorabank.bank.bank import Bank
 from lorabank.core.config import InitConfig
 from lorabank.core.errors import ConfigError, DataError, ExistsError, IncompatibleError, LorabankError, NotFoundError
-from lorabank.workflows.import_source import read_source
+from lorabank.workflows.carrying.adapter_source import read_source
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -207,7 +207,7 @@ def test_a_request_that_cannot_be_met_changes_nothing(
 def test_a_name_that_cannot_be_used_makes_no_bank_and_loads_no_model(
     bank, source, bring_in, tmp_path, bert_bank, monkeypatch
 ) -> None:
-    from lorabank.workflows import import_
+    from lorabank.workflows.carrying import import_adapter as import_
 
     monkeypatch.setattr(import_, "load_base", None)
     with pytest.raises(ConfigError, match="cannot be a name"):
@@ -250,7 +250,7 @@ def test_no_mutation_of_the_weights_gets_past_with_another_error(source) -> None
 
 
 def test_an_interrupted_import_leaves_the_name_free(bank, source, bring_in, monkeypatch) -> None:
-    from lorabank.workflows import import_
+    from lorabank.workflows.carrying import import_adapter as import_
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -1,0 +1,1 @@
+"""LoRA algebra: factors of one adapter, several of them stacked, compression, subspaces."""

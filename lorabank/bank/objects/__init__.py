@@ -1,0 +1,1 @@
+"""The files of a bank: where they lie, how they are written and checked."""

@@ -1,0 +1,70 @@
+"""``bank.json``: what makes a folder a bank, and by which version it was made."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from lorabank.bank.objects.layout import FORMAT, Layout
+from lorabank.bank.objects.open_regular import open_plain
+from lorabank.bank.objects.sync import sync_folder
+from lorabank.core.commands import ADD_TASK
+from lorabank.core.errors import DamagedError, IncompatibleError, NotFoundError, StorageError
+from lorabank.core.installing import UPDATE
+from lorabank.core.limits import MAX_CONFIG
+
+
+def read_manifest(layout: Layout) -> dict[str, Any]:
+    """The content of ``bank.json``.
+
+    Raises:
+        NotFoundError: There is no bank.
+        DamagedError: The file is missing beside a database, it is a link or no file, or it does not parse.
+        StorageError: It cannot be read.
+        IncompatibleError: A newer lorabank wrote it.
+    """
+    try:
+        with open_plain(layout.manifest) as file:
+            text = file.read(MAX_CONFIG + 1)
+        if len(text) > MAX_CONFIG:
+            raise ValueError(f"over {MAX_CONFIG} bytes")
+        content = json.loads(text)
+        if not isinstance(content["id"], str) or type(content["format"]) is not int:
+            raise TypeError("id or format")
+    except (FileNotFoundError, NotADirectoryError):
+        raise _missing(layout) from None
+    except OSError as error:
+        raise StorageError(f"{layout.manifest}: {error.strerror}") from error
+    except UnicodeEncodeError:  # of the path, which the locale's encoding cannot write
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedError(f"{layout.manifest}: not the manifest of a bank ({error})") from error
+    if content["format"] > FORMAT:
+        raise IncompatibleError(
+            f"bank {layout.root} has format {content['format']}, this lorabank knows {FORMAT}: "
+            f"it was made by lorabank {content.get('created_with', '?')!s}",
+            hint=UPDATE,
+            unchanged="the bank was not changed",
+        )
+    return dict(content)
+
+
+def write_manifest(layout: Layout, content: bytes) -> None:
+    """Write ``bank.json`` under a fresh name, synced, then renamed: it is there whole or not at all."""
+    from lorabank.bank.objects.store import write_new  # reading a bank does not pay for writing one
+
+    folder = layout.staging(os.urandom(16).hex())
+    folder.mkdir(mode=0o700)
+    draft = folder / layout.manifest.name
+    write_new(draft, content)
+    os.rename(draft, layout.manifest)
+    folder.rmdir()
+    sync_folder(layout.root)
+    sync_folder(layout.root.resolve().parent)
+
+
+def _missing(layout: Layout) -> NotFoundError | DamagedError:
+    if layout.database.exists():
+        return DamagedError(f"bank {layout.root}: bank.json is missing: the bank was never finished, or lost the file")
+    return NotFoundError(f"no bank at {layout.root}", commands=[ADD_TASK])

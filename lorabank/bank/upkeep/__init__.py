@@ -1,0 +1,1 @@
+"""Keeping a bank: verify, backup, restore, repair, upgrade, remove, undo, gc."""

@@ -1,0 +1,60 @@
+"""Soft removal: a row becomes a tombstone, files go later with ``gc``."""
+
+from __future__ import annotations
+
+from lorabank.bank.catalog.database import writing
+from lorabank.bank.catalog.reading import read_snapshot, reading
+from lorabank.bank.locks import bank_lock
+from lorabank.bank.objects.layout import Layout
+from lorabank.bank.snapshot import Snapshot
+from lorabank.core.commands import LIST, Command
+from lorabank.core.errors import ExistsError, NotFoundError
+
+
+def remove(layout: Layout, name: str, *, cascade: bool, dry_run: bool) -> tuple[str, ...]:
+    """Remove a task or composition; see ``Bank.remove``."""
+    if dry_run:
+        with reading(layout) as connection:
+            return _affected(read_snapshot(connection, layout), name, cascade)
+    from lorabank.bank.catalog.commits import mark_removed
+    from lorabank.bank.catalog.events import Change, log_event
+    from lorabank.bank.catalog.schema import compositions, tasks
+    from lorabank.bank.operations import refuse_live
+
+    with bank_lock(layout.lock, exclusive=False), writing(layout) as transaction:
+        refuse_live(transaction, layout)
+        # Nobody else can write now, so what is read here is what the update meets.
+        with reading(layout) as connection:
+            names = _affected(read_snapshot(connection, layout), name, cascade)
+        gone = [mark_removed(transaction, table, table.c.name.in_(names)) for table in (tasks, compositions)]
+        log_event(transaction, "remove", name, Change(tasks_removed=gone[0], compositions_removed=gone[1]))
+    return names
+
+
+def _affected(snapshot: Snapshot, name: str, cascade: bool) -> tuple[str, ...]:
+    """The names that go: the one asked for, and with ``cascade`` the compositions that need it."""
+    compositions = (*snapshot.compositions, *snapshot.damaged_compositions)
+    if any(composition.name == name for composition in compositions):
+        return (name,)
+    if all(task.name != name for task in (*snapshot.tasks, *snapshot.damaged_tasks)):
+        raise unknown(snapshot, name)
+    needed_by = tuple(composition.name for composition in compositions if name in composition.members)
+    if needed_by and not cascade:
+        raise ExistsError(
+            f"task {name!r} is needed by the composition{'s' * (len(needed_by) > 1)} {', '.join(needed_by)}",
+            commands=[Command("remove", name, "--cascade")],
+            unchanged="the bank was not changed",
+        )
+    return (name, *needed_by)
+
+
+def unknown(snapshot: Snapshot, name: str) -> NotFoundError:
+    """The refusal of a name that nothing in the bank has."""
+    from lorabank.core.config import nearest
+
+    known = [task.name for task in snapshot.tasks] + [composition.name for composition in snapshot.compositions]
+    return NotFoundError(
+        f"no task or composition {name[:80]!r}.{nearest(name, known)}",
+        commands=[LIST],
+        unchanged="the bank was not changed",
+    )

@@ -1,0 +1,212 @@
+"""Mending a bank, by steps that can lose nothing.
+
+What dead operations left is swept. A damaged file goes to ``quarantine/``, which no command empties, and a good copy
+is fetched by its digest where there is one. A task that still lacks a file it needs is set aside (state ``failed``),
+so that all others can be used together; the next repair that finds the file lifts the mark.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lorabank.bank.catalog.database import busy, connect, writing
+from lorabank.bank.catalog.events import Change, log_event
+from lorabank.bank.catalog.reading import read_operations, reading
+from lorabank.bank.catalog.rows import is_sealed
+from lorabank.bank.failures import reported
+from lorabank.bank.locks import bank_lock
+from lorabank.bank.objects.layout import FORMAT, Layout
+from lorabank.bank.objects.manifest import read_manifest
+from lorabank.bank.objects.store import StoredFile, is_damaged, strangers
+from lorabank.bank.objects.sync import sync_folder
+from lorabank.bank.operations import RESUMABLE, drop, holds_checkpoint
+from lorabank.bank.upkeep.copy_in import fetch_adapter, fetch_blob
+from lorabank.bank.upkeep.gc import delete, left_over
+from lorabank.bank.upkeep.referenced import LiveFiles, live_files
+from lorabank.bank.upkeep.verify import database_findings
+from lorabank.core.commands import Command
+from lorabank.core.errors import DamagedError, NotFoundError
+from lorabank.core.records import OperationRecord
+
+_NEEDS = """
+SELECT id, digest FROM adapters
+UNION ALL SELECT adapter_context.adapter, digest FROM adapter_context JOIN adapters ON adapters.id = member
+UNION ALL SELECT adapter, blob FROM adapter_objects
+UNION ALL SELECT position, statistics FROM tasks WHERE statistics IS NOT NULL
+"""
+"""Position of a task, and a digest without which it cannot answer. Kept rows are not among them."""
+
+
+class RepairResult(NamedTuple):
+    """What a repair did.
+
+    Attributes:
+        swept: What dead operations had left, below the bank folder.
+        quarantined: Damaged files that were moved to ``quarantine/``.
+        fetched: Files that a good copy was found of.
+        set_aside: Tasks that nothing can answer with until their files are back.
+        brought_back: Tasks that were set aside and can be used again.
+    """
+
+    swept: tuple[str, ...]
+    quarantined: tuple[str, ...]
+    fetched: tuple[str, ...]
+    set_aside: tuple[str, ...]
+    brought_back: tuple[str, ...]
+
+
+def repair(layout: Layout, source: Path | None) -> RepairResult:
+    """Mend what can be mended safely; see ``lorabank.api.repair``."""
+    if source is not None and not source.is_dir():
+        raise NotFoundError(
+            f"no folder {source}", hint="a copy of the bank, or an exported adapter", unchanged="nothing was changed"
+        )
+    unchanged = "rows and good files were not changed"
+    if not layout.database.is_file():
+        read_manifest(layout)
+    with bank_lock(layout.lock, exclusive=True), reported(layout.root, unchanged=unchanged):
+        layout.make_folders()
+        _mend_manifest(layout)
+        with reading(layout) as connection:
+            operations, live = _examine(connection, layout)
+        mending = _Mending(layout, source)
+        swept = tuple(_sweep(layout, operations))
+        for digest, (_, files) in live.adapters.items():
+            mending.adapter(digest, files)
+        for digest, file in live.blobs.items():
+            mending.blob(digest, file)
+        aside, back = _mark(layout, mending.lost)
+    return RepairResult(swept, tuple(mending.quarantined), tuple(mending.fetched), aside, back)
+
+
+def _examine(connection: sqlite3.Connection, layout: Layout) -> tuple[list[OperationRecord], LiveFiles]:
+    """What is there by the database, which must itself be sound: what it says decides what is good."""
+    operations = read_operations(connection, layout)
+    for operation in operations:
+        if operation.alive:
+            raise busy(layout, operation)
+    for finding in database_findings(connection, layout, full=True):
+        raise DamagedError(
+            f"bank {layout.root}: {finding.subject}: {finding.message}: nothing was repaired",
+            commands=[Command("restore", "BACKUP")],
+            unchanged="the bank was not changed",
+        )
+    return operations, live_files(connection)
+
+
+def _mend_manifest(layout: Layout) -> None:
+    """``bank.json`` says nothing that the database does not say: write it again when it is lost, broken or changed.
+
+    One that names another bank stays: then nobody knows whose the files are.
+    """
+    found: dict[str, Any] | None = None
+    broken: Exception | None = None
+    try:
+        found = read_manifest(layout)
+    except (DamagedError, NotFoundError) as error:
+        broken = error
+    with closing(connect(layout.database, foreign_keys=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        row = connection.execute("SELECT * FROM bank").fetchone()
+    sound = row is not None and is_sealed("bank", dict(row)) and row["format"] == FORMAT
+    said = {"format": FORMAT, "id": row["bank_id"], "created_with": row["created_with"]} if sound else None
+    if said is None and broken is not None:
+        raise broken
+    if said is None or found == said or (found is not None and found["id"] != said["id"]):
+        return  # what is wrong with the database is found where it is examined
+    from lorabank.bank.objects.manifest import write_manifest
+
+    write_manifest(layout, json.dumps(said, indent=2).encode() + b"\n")
+
+
+def _sweep(layout: Layout, operations: list[OperationRecord]) -> Iterator[str]:
+    for operation in operations:
+        if operation.kind == RESUMABLE and holds_checkpoint(layout.work(operation.id)):
+            continue
+        drop(layout, operation.id)
+        yield f"the reservation of {operation.kind} {operation.name}"
+    for path in sorted(left_over(layout, operations)):
+        delete(layout, path)
+        yield str(path.relative_to(layout.root))
+
+
+class _Mending:
+    """The files of a bank, one after another.
+
+    Attributes:
+        quarantined, fetched: See ``RepairResult``.
+        lost: Digests of adapters and blobs that are damaged and of which no good copy was found.
+    """
+
+    def __init__(self, layout: Layout, source: Path | None) -> None:
+        self._layout = layout
+        self._source = source
+        self._quarantine: Path | None = None
+        self.quarantined: list[str] = []
+        self.fetched: list[str] = []
+        self.lost: set[str] = set()
+
+    def adapter(self, digest: str, files: list[StoredFile]) -> None:
+        """Check one adapter and mend it."""
+        folder = self._layout.adapter(digest)
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            self._set_aside(folder)
+        bad = [file for file in files if is_damaged(folder / file.name, file)]
+        foreign = strangers(folder, files) if folder.is_dir() else []
+        for name in (*(file.name for file in bad), *foreign):
+            self._set_aside(folder / name)
+        if not bad:
+            return
+        places = [folder]
+        if self._source is not None:  # a copy of the bank, or an exported folder
+            places += [Layout(self._source).adapter(digest), self._source]
+        if fetch_adapter(self._layout, digest, files, places):
+            self.lost.add(digest)
+        else:
+            self.fetched.append(f"adapters/{digest}")
+
+    def blob(self, digest: str, file: StoredFile) -> None:
+        """Check one blob and mend it."""
+        path = self._layout.blob(digest)
+        if not is_damaged(path, file):
+            return
+        self._set_aside(path)
+        if fetch_blob(self._layout, digest, file, [self._source] if self._source is not None else []):
+            self.lost.add(digest)
+        else:
+            self.fetched.append(f"blobs/{digest[:2]}/{digest}")
+
+    def _set_aside(self, path: Path) -> None:
+        if not os.path.lexists(path):
+            return
+        if self._quarantine is None:
+            self._quarantine = self._layout.quarantine() / os.urandom(8).hex()
+            self._quarantine.mkdir(mode=0o700)
+        name = str(path.relative_to(self._layout.root))
+        os.rename(path, self._quarantine / f"{len(self.quarantined):04d}-{path.name}")
+        sync_folder(self._quarantine)
+        sync_folder(path.parent)
+        self.quarantined.append(name)
+
+
+def _mark(layout: Layout, lost: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Set tasks aside that need what is lost, and bring those back that lack nothing."""
+    with reading(layout) as connection:
+        states = {row[0]: (row[1], row[2]) for row in connection.execute("SELECT position, name, state FROM tasks")}
+        broken = {position for position, digest in connection.execute(_NEEDS) if digest in lost}
+    aside = [position for position, (_, state) in states.items() if state == "ready" and position in broken]
+    back = [position for position, (_, state) in states.items() if state == "failed" and position not in broken]
+    if aside or back:
+        from lorabank.bank.catalog.schema import tasks
+
+        with writing(layout) as transaction:
+            for positions, state in ((aside, "failed"), (back, "ready")):
+                transaction.execute(tasks.update().where(tasks.c.position.in_(positions)).values(state=state))
+            log_event(transaction, "repair", "", Change(tasks_added=tuple(back), tasks_removed=tuple(aside)))
+    return tuple(states[position][0] for position in aside), tuple(states[position][0] for position in back)

@@ -1,0 +1,118 @@
+"""Checking a bank: that every row is what was written, and that the files it refers to are there and unchanged."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+
+from lorabank.bank.catalog.reading import read_evaluations, read_events, read_operations, read_snapshot, reading
+from lorabank.bank.locks import bank_lock
+from lorabank.bank.objects.layout import Layout
+from lorabank.bank.objects.manifest import read_manifest
+from lorabank.bank.objects.store import adapter_digest, adapter_problems, blob_problems, content_problems, strangers
+from lorabank.bank.upkeep.referenced import LiveFiles, changed_rows, live_files
+from lorabank.core.commands import Command
+from lorabank.core.errors import ConfigError, DamagedError
+from lorabank.core.records import Finding
+
+_FETCH = Command("doctor", "--repair", "--from", "COPY")
+_ADAPTER = "fetch good files from a copy of the bank, or remove the task"
+_BLOB_CURE = "fetch a good file from a copy of the bank", (_FETCH,)
+_MANIFEST_CURE = "write into bank.json what bank.db says", (Command("doctor", "--repair"),)
+_DATABASE_CURE = (
+    "put back a file in the bank's folder backups, or a copy of the bank",
+    (Command("restore", "BACKUP"),),
+)
+
+Deep = Callable[[str], bool]
+"""Whether the files under this digest are read."""
+
+
+def verify(layout: Layout, *, full: bool, part: tuple[int, int] | None = None) -> list[Finding]:
+    """Check a bank; see ``Bank.verify``."""
+    deep = _depth(full, part)
+    with ExitStack() as lock:
+        with suppress(OSError):  # on a read-only medium there is nothing to lock against
+            lock.enter_context(bank_lock(layout.lock, exclusive=False))
+        try:
+            with reading(layout) as connection:
+                findings = [*database_findings(connection, layout, full or part is not None)]
+                if findings:
+                    return findings
+                live, aside = live_files(connection), _set_aside(connection)
+        except DamagedError as error:
+            return [Finding("database", "bank", error.message, *_DATABASE_CURE)]
+        return [*aside, *_adapters(layout, live, deep), *_blobs(layout, live, deep)]
+
+
+def _depth(full: bool, part: tuple[int, int] | None) -> Deep:
+    """A digest belongs to one of ``count`` parts, always the same: digests are spread evenly."""
+    if part is None or full:
+        return lambda _: full
+    number, count = part
+    if not 1 <= number <= count:
+        raise ConfigError(
+            f"part {number} of {count}: there is no such part",
+            hint="for example the first of five: 1/5",
+            unchanged="nothing was checked",
+        )
+    return lambda digest: int(digest, 16) % count == number - 1
+
+
+def _set_aside(connection: sqlite3.Connection) -> list[Finding]:
+    """Tasks that a repair marked as damaged: it also lifts the mark, once the files are back."""
+    names = [row[0] for row in connection.execute("SELECT name FROM tasks WHERE state = 'failed' ORDER BY position")]
+    return [Finding("task", f"task {name}", "it is set aside as damaged", *_adapter_cure(name)) for name in names]
+
+
+def database_findings(connection: sqlite3.Connection, layout: Layout, full: bool) -> Iterator[Finding]:
+    """What is wrong with the database itself: pages, references, rows that are not what was written."""
+    check = "integrity_check" if full else "quick_check"
+    for (verdict,) in connection.execute(f"PRAGMA {check}").fetchall():
+        if verdict != "ok":
+            yield Finding("database", "bank.db", str(verdict)[:500], *_DATABASE_CURE)
+    for table, row, target, _ in connection.execute("PRAGMA foreign_key_check").fetchall():
+        message = f"row {row} of {table} refers to a row of {target} that is not there"
+        yield Finding("database", table, message, *_DATABASE_CURE)
+    for table, key in changed_rows(connection):
+        yield Finding("row", f"{table} {key!r}", "its columns no longer match their digest", *_DATABASE_CURE)
+    try:
+        read_snapshot(connection, layout)
+        read_evaluations(connection, layout)
+        read_operations(connection, layout)
+        read_events(connection)
+        said = dict(connection.execute("SELECT format, bank_id AS id, created_with FROM bank").fetchone())
+        if read_manifest(layout) != said:
+            yield Finding(
+                "database", "bank.json", f"it differs from what bank.db says: {json.dumps(said)}", *_MANIFEST_CURE
+            )
+    except DamagedError as error:
+        yield Finding("database", "bank.db", error.message, *_DATABASE_CURE)
+
+
+def _adapter_cure(task: str) -> tuple[str, tuple[Command, ...]]:
+    return _ADAPTER, (_FETCH, Command("remove", task, "--cascade"))
+
+
+def _adapters(layout: Layout, live: LiveFiles, deep: Deep) -> Iterator[Finding]:
+    for digest, (task, files) in live.adapters.items():
+        subject = f"adapter {digest[:12]} of task {task}"
+        if adapter_digest(files) != digest:
+            yield Finding("row", subject, "the recorded files do not make up the adapter's digest", *_DATABASE_CURE)
+            continue
+        folder, full = layout.adapter(digest), deep(digest)
+        problems = adapter_problems(folder, files, full=full)
+        if not problems:
+            problems = [f"{name[:80]!r} does not belong to the adapter" for name in strangers(folder, files)]
+        if full and not problems:
+            problems = [problem for file in files for problem in content_problems(folder / file.name)]
+        yield from (Finding("adapter", subject, problem, *_adapter_cure(task)) for problem in problems)
+
+
+def _blobs(layout: Layout, live: LiveFiles, deep: Deep) -> Iterator[Finding]:
+    for digest, file in live.blobs.items():
+        path, full = layout.blob(digest), deep(digest)
+        problems = blob_problems(path, file, full=full) or (content_problems(path) if full else [])
+        yield from (Finding("blob", f"blob {digest[:12]}", problem, *_BLOB_CURE) for problem in problems)

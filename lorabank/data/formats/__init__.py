@@ -1,0 +1,1 @@
+"""Table files: a reader for each format, which answers for its syntax."""

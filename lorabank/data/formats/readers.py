@@ -1,0 +1,89 @@
+"""Table files: one reader for each suffix, and one for the hub.
+
+A reader is a class in a file of its own, named in ``FORMATS``. It answers for the syntax of its format; the meaning
+of the cells (what a text or a label may be) is checked once for all formats, by the forms.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lorabank.core.errors import ConfigError, DataError, NotFoundError
+from lorabank.core.plugins import load
+from lorabank.data.bad_rows import UNCHANGED
+from lorabank.data.formats.base import Reader
+from lorabank.data.formats.hub import HubDataset
+from lorabank.data.formats.text_file import AS_IT_IS, PACKED, Reading
+
+FORMATS = {
+    ".jsonl": "lorabank.data.formats.jsonl:JsonLines",
+    ".json": "lorabank.data.formats.json_list:JsonList",
+    ".csv": "lorabank.data.formats.delimited:Csv",
+    ".tsv": "lorabank.data.formats.delimited:Tsv",
+    ".txt": "lorabank.data.formats.delimited:DelimitedText",
+    ".xlsx": "lorabank.data.formats.workbook:Workbook",
+    ".parquet": "lorabank.data.formats.parquet:Parquet",
+}
+
+TEXT = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+"""Those that are text, and may be packed: ``.csv.gz``."""
+
+_SHEETS = (".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
+
+
+def open_reader(source: str | Path, reading: Reading = AS_IT_IS) -> Reader:
+    """The reader of a table file or of a data set of the hub.
+
+    Args:
+        source: A file whose suffix, in small letters, is in ``FORMATS`` (one of ``TEXT`` also with ``.gz`` behind it),
+            or ``hf:OWNER/NAME[/CONFIG][:SPLIT]``.
+        reading: What the user says about reading it.
+
+    Raises:
+        NotFoundError: There is no such file.
+        DataError: The file is empty or of another kind.
+        ConfigError: ``reading`` names no delimiter or no encoding, or it does not go with the kind of file.
+        MissingExtraError: The kind of file needs a package that is not installed.
+    """
+    if str(source).startswith("hf:"):
+        return HubDataset(str(source))
+    file = Path(source)
+    try:
+        str(source).encode()
+    except UnicodeEncodeError:  # the bank records the name, and would refuse it after the training
+        raise DataError(
+            f"{str(source)!r}: the name is not UTF-8", unchanged=UNCHANGED, hint="rename the file"
+        ) from None
+    if not file.exists():
+        names_hub = len(file.parts) == 2 and not file.suffix
+        hint = f"a data set of the hub is named hf:{source}" if names_hub else "check the path given to --data"
+        raise NotFoundError(f"no such file: {str(source)!r}", unchanged=UNCHANGED, hint=hint)
+    # A pipe or a device would block for ever, so only regular files are opened.
+    if not file.is_file():
+        kind = "a folder" if file.is_dir() else "not a regular file"
+        raise DataError(f"{str(source)!r} is {kind}; a data file is needed", unchanged=UNCHANGED)
+    reader = _reader_class(file)
+    if file.stat().st_size == 0:
+        raise DataError(f"{str(source)!r} is empty", unchanged=UNCHANGED)
+    opened: Reader = reader(file, reading)
+    return opened
+
+
+def _reader_class(file: Path) -> Any:
+    """What reads files of this name."""
+    suffixes = [suffix.lower() for suffix in file.suffixes[-2:]]
+    suffix = "".join(suffixes[-1:])
+    if suffix == PACKED:
+        suffix = suffixes[0]
+        if suffix not in TEXT:
+            raise DataError(
+                f"{str(file)!r}: of packed files those of text are read: {', '.join(f'{one}.gz' for one in TEXT)}",
+                unchanged=UNCHANGED,
+                hint="unpack it: gunzip",
+            )
+    try:
+        return load(FORMATS, suffix, "format")
+    except ConfigError as error:
+        hint = f"save it as .xlsx or .csv; {error.hint}" if suffix in _SHEETS else error.hint
+        raise DataError(f"{str(file)!r}: {error.message}", unchanged=UNCHANGED, hint=hint) from error

@@ -1,0 +1,121 @@
+"""The forms in which people bring rows: which columns each has, and how a row becomes a prompt and a completion.
+
+A form is one object, named in ``FORMS``. Every form ends in the same two strings for each row (`Rows`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lorabank.core.config import TrainConfig
+from lorabank.core.plugins import load
+from lorabank.data.formats.base import bad_row
+from lorabank.data.formats.cells import BadCell
+from lorabank.data.formats.unsupported import check_kind_of_labels
+from lorabank.data.rows import Rows
+from lorabank.data.sheets import Sheet
+
+FORMS = {
+    "classification": "lorabank.data.forms.plain:CLASSIFICATION",
+    "prompt-completion": "lorabank.data.forms.plain:PROMPT_COMPLETION",
+    "messages": "lorabank.data.forms.chat:MESSAGES",
+    "alpaca": "lorabank.data.forms.plain:ALPACA",
+    "sharegpt": "lorabank.data.forms.chat:SHAREGPT",
+    "text": "lorabank.data.forms.plain:TEXT",
+}
+
+CHATS = ("messages", "sharegpt")
+"""Forms whose rows are conversations."""
+
+TURNS = ("prompt-completion", "alpaca")
+"""Forms whose prompts are texts, and to a model with a chat template a user's turn."""
+
+RenderChat = Callable[[Sequence[Mapping[str, str]]], str]
+"""Messages (``role``, ``content``) to the string that a model reads before it answers."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of rows.
+
+    Attributes:
+        columns: The columns that make it this form. ``text`` and ``label`` stand for ``--text-column`` and
+            ``--label-column``.
+        row: From the cells of a row by column, and the way to render a conversation, to prompt and completion (of a
+            labelled text: text and label). Raises BadCell; without a ``column`` it is about the first.
+        optional: Columns that are read where they are there.
+    """
+
+    columns: tuple[str, ...]
+    row: Callable[[Mapping[str, object], RenderChat], tuple[str, str]]
+    optional: tuple[str, ...] = ()
+
+    def in_sheet(self, config: TrainConfig) -> tuple[str, ...]:
+        """``columns`` under the names that the settings give them."""
+        chosen = {"text": config.text_column, "label": config.label_column}
+        return tuple(chosen.get(column, column) for column in self.columns)
+
+
+def load_form(name: str) -> Form:
+    """The form of this name.
+
+    Raises:
+        ConfigError: There is no such form; the nearest one is proposed.
+    """
+    form: Form = load(FORMS, name, "form")
+    return form
+
+
+def read_form(sheet: Sheet, name: str, config: TrainConfig, render_chat: RenderChat, *, free: bool = False) -> Rows:
+    """Read all rows of a sheet in one form.
+
+    Args:
+        sheet: The opened file.
+        name: A key of ``FORMS``.
+        config: ``text_column`` and ``label_column`` are read.
+        render_chat: Renders conversations.
+        free: Whether the completions are no list of labels.
+
+    Raises:
+        DataError: A column is missing, or cells are wrong and not to be left out; names lines and columns.
+    """
+    form = load_form(name)
+    return read_cells(sheet, form, form.in_sheet(config), render_chat, free=free)
+
+
+def read_cells(
+    sheet: Sheet, form: Form, columns: Sequence[str], render_chat: RenderChat, *, free: bool = False
+) -> Rows:
+    """As `read_form`, with the form itself and what its columns are called in the sheet."""
+    table = sheet.read(columns, form.optional)
+    # Names as the form knows them: those of the file, then of the sheet, then of the form.
+    if "label" in form.columns:
+        index = form.columns.index("label")
+        check_kind_of_labels(sheet.source, table.columns[index], [cells[index] for cells in table.rows])
+    own = (*form.columns, *sheet.renamed(table.columns)[len(columns) :])
+    prompts, completions, lines = [], [], []
+    for line, cells in zip(table.lines, table.rows, strict=True):
+        try:
+            prompt, completion = form.row(dict(zip(own, cells, strict=True)), render_chat)
+        except BadCell as error:
+            column = table.columns[own.index(error.column or own[0])]
+            place = f", {error.place}" if error.place else ""
+            where = f"{table.unit} {line}, column {column!r}{place}"
+            table.refuse(line, bad_row(sheet.source, where, error.problem, hint=error.hint))
+            continue
+        lines.append(line)
+        prompts.append(prompt)
+        completions.append(completion)
+    left_out = table.bad.settle(sheet.source, len(lines), skip=sheet.skip_bad)
+    return Rows(
+        texts=tuple(prompts),
+        labels=tuple(completions),
+        source=sheet.source,
+        columns=table.columns[: len(columns)],
+        lines=tuple(lines),
+        unit=table.unit,
+        free=free,
+        left_out=left_out,
+        notes=sheet.notes,
+    )

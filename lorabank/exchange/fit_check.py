@@ -1,0 +1,161 @@
+"""A foreign adapter beside the base model that it is to sit on: its modules, its shapes, its size and its effect."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from lorabank.algebra.factors import AdapterStack, LoraFactors
+from lorabank.core import plugins
+from lorabank.core.errors import DataError, IncompatibleError
+from lorabank.exchange.expressions import Unreadable
+from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE
+from lorabank.exchange.untrusted_adapter import ForeignAdapter
+from lorabank.models.bases.loading import LoadedBase
+from lorabank.models.bases.targets import linear_layers
+from lorabank.models.mixing.mixture import Mixture
+from lorabank.models.tasks.causal_lm import IGNORED
+from lorabank.models.tasks.heads import Head, head_state, put_head
+from lorabank.models.tasks.task_types import TaskType
+
+_UNCHANGED = "nothing was changed"
+_CANCELLED = 1e-6
+"""``||B A||_F / (||B||_F ||A||_F)`` below which a product is rounding."""
+
+
+def check_fits(adapter: ForeignAdapter, base: LoadedBase, task_type: str) -> str | None:
+    """Compare an adapter with the base model that it is to sit on.
+
+    Returns:
+        Why the config could not be asked which modules are adapted, so that the tensors alone say it; None where it
+        was asked and agrees.
+
+    Raises:
+        IncompatibleError: It is for another task type, or a module or shape is not the base's.
+        DataError: Tensors are missing or too many for its own ``target_modules`` and for the base's head, or a
+            language model's adapter saves whole modules.
+    """
+    if adapter.task_type not in (None, task_type):
+        _misfit(f"it was trained for {adapter.task_type[:40]!r}, this bank's tasks are {task_type}")
+    if not base.head_modules and (adapter.modules_to_save or adapter.head):
+        _refuse(
+            f"{CONFIG_FILE}: it saves whole modules ({', '.join(adapter.modules_to_save)[:80]}), and of a language "
+            "model's adapter only LoRA factors are taken",
+            hint="train it without modules_to_save",
+        )
+    linear, others = linear_layers(base.model, base.head_modules)
+    for module, a in adapter.factors.A.items():
+        if module in others:
+            _misfit(f"it adapts {module!r}, and {others[module]}")
+        if module not in linear:
+            _misfit(f"it adapts {module!r}, and the base has no linear module of that name outside its head")
+        found = adapter.factors.B[module].shape[0], a.shape[1]
+        wanted = linear[module].out_features, linear[module].in_features
+        if found != wanted:
+            _misfit(f"its delta weight of {module!r} has the shape {list(found)}, the base's weight {list(wanted)}")
+    unread = None
+    try:
+        _check_same("LoRA tensors of module", set(adapter.factors.A), adapter.targets.among(linear))
+    except Unreadable as error:
+        unread = str(error)
+    _check_same("head tensor", set(adapter.head), set(head_state(base.model, base.head_modules)))
+    return unread
+
+
+def largest_update(factors: LoraFactors, model: nn.Module) -> float:
+    """The largest ``||s B A||_F / ||W||_F`` of a module: far above 1 the adapter drowns the base model."""
+    ratios = []
+    for name, a in factors.A.items():
+        weight = float(model.get_parameter(f"{name}.weight").double().norm())
+        ratios.append(abs(factors.scaling[name]) * _product_norm(factors.B[name], a) / max(weight, 1e-30))
+    return max(ratios)
+
+
+def _product_norm(b: Tensor, a: Tensor) -> float:
+    """``||B A||_F`` of ``B [d_out, r]`` and ``A [r, d_in]``, as ``tr(B^T B A A^T)`` from two r x r matrices."""
+    square = float(((b.double().T @ b.double()) * (a.double() @ a.double().T)).sum())
+    return math.sqrt(max(square, 0.0))
+
+
+def _cancels(b: Tensor, a: Tensor) -> bool:
+    return _product_norm(b, a) <= _CANCELLED * float(b.double().norm()) * float(a.double().norm())
+
+
+@torch.inference_mode()
+def check_effect(
+    base: LoadedBase, task_type: str, factors: LoraFactors, head: Head | None, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Pass some rows through the base with and without the adapter; the model keeps the head afterwards.
+
+    Args:
+        base: The base.
+        task_type: PEFT's name of its task type.
+        factors: The adapter.
+        head: A classifier's head, None for a language model.
+        rows: Some of `Examples.rows`, encoded by the task type: in text to text rendered prompts with their answers,
+            of which the logits that predict the answers are looked at.
+
+    Raises:
+        DataError: The adapter changes no logit, or makes one (or a weight) that is not finite.
+    """
+    if all(_cancels(factors.B[module], a) for module, a in factors.A.items()):
+        _refuse(
+            f"{WEIGHTS_FILE}: the adapter changes no logit: in every module lora_B lora_A is zero but for rounding"
+        )
+    # Some attention kernels turn NaN into 0, so that the logits alone would not tell.
+    for module in factors.A:
+        if not bool(factors.delta(module).isfinite().all()):
+            _refuse(f"{WEIGHTS_FILE}: the delta weight of {module!r} is not finite")
+    kind: TaskType = plugins.load(plugins.TASK_TYPES, task_type, "task type")()
+    if head is not None:
+        put_head(base.model, head)
+    mixture = Mixture(base.model, AdapterStack.build({"adapter": factors}, device=base.model.device))
+    changed = False
+    try:
+        mixture.merge(torch.ones(1))
+        for row in rows:  # one by one: the logits of a batch of plain texts would fill the memory
+            inputs = {
+                name: tensor.to(base.model.device) for name, tensor in kind.collate(base.tokenizer, [row]).items()
+            }
+            logits = _logits(kind, base.model, inputs)
+            if not bool(logits.isfinite().all()):
+                _refuse(f"{WEIGHTS_FILE}: with this adapter the base's logits are not finite")
+            if not changed:
+                with mixture.bare():
+                    changed = not torch.equal(_logits(kind, base.model, inputs), logits)
+    finally:
+        mixture.detach()
+    if not changed:
+        _refuse(f"{WEIGHTS_FILE}: the adapter changes no logit of {len(rows)} texts")
+
+
+def _logits(kind: TaskType, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """What the model says where the task type's loss looks: ``[rows, labels]``, or ``[answer tokens, vocabulary]``."""
+    seen: list[Tensor] = []
+    handle = model.register_forward_hook(lambda module, args, output: seen.append(output.logits))
+    try:
+        kind.loss(model, inputs)
+    finally:
+        handle.remove()
+    labels = inputs["labels"]
+    return seen[-1] if labels.dim() == 1 else seen[-1][:, -labels.shape[1] :][labels != IGNORED]
+
+
+def _check_same(what: str, found: set[str], wanted: set[str]) -> None:
+    for name in sorted(found - wanted):
+        _refuse(f"{WEIGHTS_FILE}: {what} {name!r} is there and does not belong to what {CONFIG_FILE} and base ask for")
+    for name in sorted(wanted - found):
+        missing = f"{len(wanted - found)} of {len(wanted)}"
+        _refuse(f"{WEIGHTS_FILE}: {what} {name!r} is missing ({missing})")
+
+
+def _refuse(message: str, hint: str | None = None) -> NoReturn:
+    raise DataError(message, hint=hint, unchanged=_UNCHANGED)
+
+
+def _misfit(reason: str) -> NoReturn:
+    raise IncompatibleError(f"the adapter does not fit this bank's base model: {reason}", unchanged=_UNCHANGED)

@@ -1,0 +1,148 @@
+"""What plain PEFT makes of an adapter's files, found out before anybody loads them.
+
+PEFT loads what its rules match and drops the rest with a warning at most, and its rules change: on transformers 5 it
+takes every target that is named like an expert of a mixture for the fused experts, dense layers of that name included
+(github.com/huggingface/peft/issues/3711). So its own functions place the tensors on the base model without weights,
+and where they arrive is compared with where they belong.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lorabank.core import plugins
+from lorabank.core.errors import IncompatibleError
+from lorabank.core.records import BaseModelRecord
+from lorabank.exchange.peft_folder import (
+    CONFIG_FILE,
+    PREFIX,
+    WEIGHTS_FILE,
+    as_parameters,
+    scaling_of,
+    sorted_keys,
+)
+from lorabank.models.bases.architecture import load_config, read_config
+from lorabank.models.bases.fingerprint import config_hash
+from lorabank.models.bases.quiet import quiet_transformers
+from lorabank.models.bases.resolving import locate_base
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_ADAPTER = "default"
+_SHOWN = 3
+_LONGEST = 300
+"""Characters of what PEFT says."""
+_UNCHANGED = "nothing was written"
+
+
+def plain_files(files: Mapping[str, bytes], record: BaseModelRecord, labels: int) -> dict[str, bytes]:
+    """The same adapter in a form that PEFT reads as it is meant.
+
+    Modules that PEFT would drop under ``target_modules`` are named under ``target_parameters`` by their weight, which
+    means the same.
+
+    Args:
+        files: The two files of a PEFT folder that lorabank made.
+        record: The base model.
+        labels: Outputs of a classifier's head.
+
+    Raises:
+        IncompatibleError: PEFT refuses the adapter or reads it otherwise in either form, or the base model is another.
+        NotFoundError: The base model cannot be found; MissingExtraError, DataError as in `resolve_base`.
+    """
+    misread = _misread(files, _shell(record, labels))
+    if not misread:
+        return dict(files)
+    other = dict(files) | {CONFIG_FILE: as_parameters(files[CONFIG_FILE], misread)}
+    still = _misread(other, _shell(record, labels))
+    if still:
+        shown = ", ".join(still[:_SHOWN]) + (", ..." if len(still) > _SHOWN else "")
+        fine = {name.rpartition(".")[2] for name in json.loads(files[CONFIG_FILE])["target_modules"]}
+        fine -= {name.rpartition(".")[2] for name in still}
+        raise IncompatibleError(
+            f"PEFT would not read the adapter of {len(still)} modules as it is meant: {shown}",
+            hint=f"train without them: --target-modules {','.join(sorted(fine))}" if fine else None,
+            unchanged=_UNCHANGED,
+        )
+    return other
+
+
+def _shell(record: BaseModelRecord, labels: int) -> nn.Module:
+    """The base model's modules on the meta device: shapes without weights."""
+    import torch
+    import transformers
+
+    resolved = locate_base(record)
+    if config_hash(read_config(resolved.path)) != record.config_hash:
+        raise IncompatibleError(
+            f"base model {record.name!r} is not the one of this bank: its config.json differs",
+            hint="put back the model that the bank was made with",
+            unchanged=_UNCHANGED,
+        )
+    kind = plugins.load(plugins.TASK_TYPES, record.task_type, "task type")
+    config = load_config(resolved)
+    if kind.has_head:
+        config.num_labels = labels
+    with quiet_transformers(), torch.device("meta"):
+        model: nn.Module = getattr(transformers, kind.auto_class).from_config(config)
+    return model
+
+
+def _misread(files: Mapping[str, bytes], shell: nn.Module) -> tuple[str, ...]:
+    """Modules whose tensors PEFT would not put where they belong, and modules that it would adapt beyond them."""
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+    from safetensors.torch import load
+
+    config, tensors = json.loads(files[CONFIG_FILE]), load(files[WEIGHTS_FILE])
+    placed: dict[str, Tensor] = {}
+    with warnings.catch_warnings(), quiet_transformers():
+        warnings.simplefilter("ignore")
+        try:
+            model = get_peft_model(shell, LoraConfig.from_peft_type(**config), low_cpu_mem_usage=True)
+            # What arrives here has passed every renaming; on the meta device nothing could be read back afterwards.
+            vars(model)["load_state_dict"] = _keep(placed, model.load_state_dict)
+            set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=True)
+        except Exception as error:  # PEFT raises whatever its checks raise
+            raise IncompatibleError(
+                f"PEFT cannot load the adapter: {' '.join(str(error).split())[:_LONGEST]}",
+                hint="train on other modules: --target-modules",
+                unchanged=_UNCHANGED,
+            ) from error
+    layers = {
+        name.removeprefix(PREFIX): layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)
+    }
+    keys = sorted_keys(WEIGHTS_FILE, tensors)
+    right = {
+        module
+        for module, (a, b) in keys.factors.items()
+        if (layer := layers.get(module)) is not None
+        and getattr(layer, "parameter_name", "weight") == "weight"
+        and math.isclose(layer.scaling[_ADAPTER], scaling_of(config, module, len(tensors[a])))
+        and _arrived(placed, f"{PREFIX}{module}.lora_A.{_ADAPTER}.weight", tensors[a])
+        and _arrived(placed, f"{PREFIX}{module}.lora_B.{_ADAPTER}.weight", tensors[b])
+    }
+    whole = {key.replace(f".modules_to_save.{_ADAPTER}.", "."): tensor for key, tensor in placed.items()}
+    lost = [name for name, key in keys.head.items() if not _arrived(whole, key, tensors[key])]
+    return tuple(sorted(((keys.factors.keys() | layers.keys()) - right) | set(lost)))
+
+
+def _keep(placed: dict[str, Tensor], load: Any) -> Any:
+    """``load_state_dict`` that also keeps those tensors that the model has a place for."""
+
+    def keeping(state: Mapping[str, Tensor], *args: Any, **options: Any) -> Any:
+        report = load(state, *args, **options)
+        placed.update({key: value for key, value in state.items() if key not in set(report.unexpected_keys)})
+        return report
+
+    return keeping
+
+
+def _arrived(placed: Mapping[str, Tensor], key: str, tensor: Tensor) -> bool:
+    found = placed.get(key)
+    return found is not None and found.shape == tensor.shape and bool((found == tensor).all())

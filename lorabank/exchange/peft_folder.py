@@ -1,0 +1,284 @@
+"""PEFT's folder format, in and out: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+What is written loads with plain ``PeftModel.from_pretrained`` and with servers that read PEFT folders; the config is
+built from a fixed list of fields. What is read here was written here; `lorabank.exchange.untrusted_adapter` reads
+the folders of others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from lorabank.algebra.factors import AdapterStack, FactorShape, LoraFactors, lora_scaling
+from lorabank.core.errors import DataError
+from lorabank.exchange.mapped import MappedTensors
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""What PEFT puts before the name of every tensor."""
+
+
+def adapter_files(
+    factors: LoraFactors,
+    head: Mapping[str, Tensor],
+    *,
+    base_model: str,
+    task_type: str,
+    r: int,
+    lora_alpha: float,
+    use_rslora: bool,
+    head_modules: Sequence[str],
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+) -> dict[str, bytes]:
+    """File name to bytes of an adapter whose scaling follows from ``lora_alpha`` and ``r``.
+
+    Args:
+        factors: The adapter; its ``scaling`` must be what the settings give.
+        head: Full parameter name to tensor of the modules stored whole.
+        base_model: Hub id or path of the base, as PEFT writes it.
+        task_type: PEFT's ``TaskType`` name.
+        r: Rank.
+        lora_alpha: Numerator of the scaling.
+        use_rslora: Whether the scaling is ``lora_alpha / sqrt(r)``.
+        head_modules: Modules that PEFT must save and load whole.
+        rank_pattern: Module name to its rank where that is not ``r``.
+        alpha_pattern: Module name to its ``lora_alpha`` where that is another one.
+    """
+    config = _config(base_model, task_type, sorted(factors.A), head_modules) | {
+        "r": r,
+        "lora_alpha": int(lora_alpha) if float(lora_alpha).is_integer() else lora_alpha,
+        "use_rslora": use_rslora,
+        "rank_pattern": dict(rank_pattern or {}),
+        "alpha_pattern": dict(alpha_pattern or {}),
+    }
+    return _files(config, factors, head)
+
+
+def combined_files(
+    factors: LoraFactors,
+    head: Mapping[str, Tensor],
+    *,
+    base_model: str,
+    task_type: str | None,
+    head_modules: Sequence[str],
+) -> dict[str, bytes]:
+    """File name to bytes of an adapter with s = 1 and any rank per module (``rank_pattern``).
+
+    Args:
+        factors: At least one module, as `AdapterStack.combine` or `compress` make it.
+        head: Full parameter name to tensor of the modules stored whole.
+        base_model: Hub id or path of the base, as PEFT writes it.
+        task_type: PEFT's ``TaskType`` name; None for a classifier's adapter without a head, as PEFT would look for
+            one.
+        head_modules: Modules that PEFT must save and load whole.
+    """
+    ranks = {module: a.shape[0] for module, a in factors.A.items()}
+    most = max(ranks.values(), default=1)
+    other = {module: rank for module, rank in ranks.items() if rank != most}
+    config = _config(base_model, task_type, sorted(factors.A), head_modules) | {
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": other,
+        "alpha_pattern": other,
+    }
+    return _files(config, factors, head)
+
+
+def read_adapter(folder: Path) -> tuple[LoraFactors, dict[str, Tensor], dict[str, Any]]:
+    """An adapter folder's factors, head tensors by full parameter name, and config.
+
+    Raises:
+        DataError: If a key is neither a LoRA factor nor part of a saved module, or a factor lacks its partner.
+    """
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    tensors = load_tensors((folder / WEIGHTS_FILE).read_bytes())
+    keys = sorted_keys(folder / WEIGHTS_FILE, tensors)
+    A = {module: tensors[a] for module, (a, _) in keys.factors.items()}
+    B = {module: tensors[b] for module, (_, b) in keys.factors.items()}
+    head = {name: tensors[key] for name, key in keys.head.items()}
+    return LoraFactors(A, B, {module: scaling_of(config, module, len(a)) for module, a in A.items()}), head, config
+
+
+def read_stack(folders: Mapping[str, Path], *, device: torch.device | str, dtype: torch.dtype) -> AdapterStack:
+    """Adapter folders straight into one stack.
+
+    The headers say how much room is needed; it is allocated once, and every tensor is copied once, out of the mapped
+    file into its place. The last adapter so costs what the first does, and nothing lies in memory twice.
+
+    Args:
+        folders: Adapter to its folder, in the stack's order.
+        device: Where the stack lies.
+        dtype: Of its factors.
+
+    Raises:
+        DataError: As for `read_adapter`.
+    """
+    files = [MappedTensors(folder / WEIGHTS_FILE) for folder in folders.values()]
+    keys = [
+        sorted_keys(folder / WEIGHTS_FILE, file.entries).factors
+        for folder, file in zip(folders.values(), files, strict=True)
+    ]
+    shapes = map(_shapes, folders.values(), files, keys)
+    stack = AdapterStack.reserve(dict(zip(folders, shapes, strict=True)), device=device, dtype=dtype)
+    row = dict.fromkeys(stack.modules, 0)
+    for file, own in zip(files, keys, strict=True):
+        tensors = file.map()
+        for module, (a, b) in own.items():
+            row[module] += stack.modules[module].put(row[module], tensors[a], tensors[b])
+    return stack
+
+
+def read_shapes(folder: Path) -> dict[str, FactorShape]:
+    """Module to what its factors need, from the config and the header alone.
+
+    Raises:
+        DataError: As for `read_adapter`.
+    """
+    file = MappedTensors(folder / WEIGHTS_FILE)
+    return _shapes(folder, file, sorted_keys(folder / WEIGHTS_FILE, file.entries).factors)
+
+
+def read_factors(folder: Path) -> LoraFactors:
+    """The factors alone, in the mapped file; the head is left where it is.
+
+    Raises:
+        DataError: As for `read_adapter`.
+    """
+    file = MappedTensors(folder / WEIGHTS_FILE)
+    keys = sorted_keys(folder / WEIGHTS_FILE, file.entries).factors
+    shapes = _shapes(folder, file, keys)
+    tensors = file.map()
+    A = {module: tensors[a] for module, (a, _) in keys.items()}
+    B = {module: tensors[b] for module, (_, b) in keys.items()}
+    return LoraFactors(A, B, {module: shape.scaling for module, shape in shapes.items()})
+
+
+def read_head(folder: Path) -> dict[str, Tensor]:
+    """The tensors of the modules stored whole, by full parameter name; the factors are left where they are."""
+    file = MappedTensors(folder / WEIGHTS_FILE)
+    tensors = file.map()
+    return {name: tensors[key].clone() for name, key in sorted_keys(folder / WEIGHTS_FILE, file.entries).head.items()}
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Module to the keys of its lora_A and lora_B; full parameter name of the head to its key."""
+
+    factors: Mapping[str, tuple[str, str]]
+    head: Mapping[str, str]
+
+
+def sorted_keys(where: object, keys: Iterable[str]) -> Keys:
+    """The names of an adapter's tensors by what they are; ``where`` is named in a message.
+
+    Raises:
+        DataError: A key is neither a LoRA factor nor part of a saved module, or a factor lacks its partner.
+    """
+    A, B, head = {}, {}, {}
+    for key in keys:
+        name = key.removeprefix(PREFIX)
+        if name == key:
+            raise DataError(f"{where}: tensor {key!r} is not part of an adapter")
+        if name.endswith(".lora_A.weight"):
+            A[name.removesuffix(".lora_A.weight")] = key
+        elif name.endswith(".lora_B.weight"):
+            B[name.removesuffix(".lora_B.weight")] = key
+        else:
+            head[name] = key
+    if A.keys() != B.keys():
+        raise DataError(f"{where}: lora_A and lora_B are not there for the same modules")
+    return Keys({module: (key, B[module]) for module, key in A.items()}, head)
+
+
+def _shapes(folder: Path, file: MappedTensors, keys: Mapping[str, tuple[str, str]]) -> dict[str, FactorShape]:
+    """Module to what its factors need, from the config and the header alone."""
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    shapes = {}
+    for module, (a, b) in keys.items():
+        r, d_in = file.entries[a].shape
+        shapes[module] = FactorShape(r, d_in, file.entries[b].shape[0], scaling_of(config, module, r))
+    return shapes
+
+
+def with_fields(config: bytes, **fields: Any) -> bytes:
+    """``adapter_config.json`` with other values in some fields."""
+    return _written(json.loads(config) | fields)
+
+
+def as_parameters(config: bytes, modules: Collection[str]) -> bytes:
+    """``adapter_config.json`` with some target modules named by their weight, a parameter; it means the same."""
+    fields = json.loads(config)
+    targets = fields["target_modules"]
+
+    def renamed(pattern: Mapping[str, Any]) -> dict[str, Any]:
+        return {f"{name}.weight" if name in modules else name: value for name, value in pattern.items()}
+
+    return with_fields(
+        config,
+        target_modules=[name for name in targets if name not in modules],
+        target_parameters=fields.get("target_parameters", [])
+        + [f"{name}.weight" for name in targets if name in modules],
+        rank_pattern=renamed(fields["rank_pattern"]),
+        alpha_pattern=renamed(fields["alpha_pattern"]),
+    )
+
+
+def _written(fields: Mapping[str, Any]) -> bytes:
+    return (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _config(
+    base_model: str, task_type: str | None, target_modules: Sequence[str], head_modules: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base_model,
+        "revision": None,
+        "inference_mode": True,
+        "target_modules": list(target_modules),
+        "modules_to_save": list(head_modules) or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_dora": False,
+        "use_rslora": False,
+        "lora_dropout": 0.0,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+
+
+def _files(config: Mapping[str, Any], factors: LoraFactors, head: Mapping[str, Tensor]) -> dict[str, bytes]:
+    tensors = {f"{PREFIX}{module}.lora_A.weight": a for module, a in factors.A.items()}
+    tensors |= {f"{PREFIX}{module}.lora_B.weight": b for module, b in factors.B.items()}
+    tensors |= {f"{PREFIX}{name}": value for name, value in head.items()}
+    still = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    return {
+        CONFIG_FILE: _written(config),
+        WEIGHTS_FILE: save_tensors(still, metadata={"format": "pt"}),
+    }
+
+
+def scaling_of(config: Mapping[str, Any], module: str, r: int) -> float:
+    """The factor before ``B A`` of a module of rank r, by the config of a folder that lorabank wrote."""
+    parameter = f"{module}.weight"
+    name = parameter if parameter in config.get("target_parameters", ()) else module
+    alpha = by_pattern(config.get("alpha_pattern") or {}, name, config["lora_alpha"])
+    return lora_scaling(r, alpha, use_rslora=bool(config.get("use_rslora")))
+
+
+def by_pattern(pattern: Mapping[str, float], module: str, default: float) -> float:
+    """PEFT's rule for literal names: the first key that equals the module or ends it after a dot counts."""
+    return next((value for key, value in pattern.items() if f".{module}".endswith(f".{key}")), default)

@@ -1,0 +1,217 @@
+"""PEFT folders from elsewhere, judged before anything is built from them.
+
+Trusted is nothing: a config can ask for other weights, other code or endless patterns, and a tensor file can bring
+tensors that PEFT would load over the base model's own. So the config counts field by field, the set of tensors must be
+exactly that of a plain LoRA adapter, with a head if it is a classifier's, and what passes is written anew in
+lorabank's own form. `lorabank.exchange.fit_check` compares it with the base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from lorabank.algebra.factors import LoraFactors, lora_scaling
+from lorabank.core.limits import MAX_RANK
+from lorabank.exchange.adapted_modules import Pattern, Targets, read_targets
+from lorabank.exchange.config_fields import check_plain, count, names, number, parse, refuse, refuse_field
+from lorabank.exchange.expressions import Unreadable
+from lorabank.exchange.olora_checkpoint import check_part, join_new, rows_of, tasks_in
+from lorabank.exchange.peft_folder import CONFIG_FILE, PREFIX, WEIGHTS_FILE
+from lorabank.exchange.tensor_names import plain_keys
+
+_OWN_HEADS = ("classifier", "score")  # PEFT saves them for SEQ_CLS without being asked
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class ForeignAdapter:
+    """A plain LoRA adapter, a classifier's with its head; tensors are float32.
+
+    Attributes:
+        factors: The adapter.
+        head: Full parameter name to tensor of every module that was saved whole.
+        modules_to_save: The modules that the config says are saved whole.
+        task_type: PEFT's name, None where the config names none.
+        base_model: What the config calls its base model: text, never a path to follow.
+        r: Rank of the modules that ``rank_pattern`` does not name.
+        lora_alpha: The same for the numerator of the scaling.
+        use_rslora: Whether the scaling is ``lora_alpha / sqrt(r)``.
+        targets: What the config says of the modules that are adapted.
+        rank_pattern: Full module name to a rank other than ``r``.
+        alpha_pattern: Full module name to another ``lora_alpha``.
+        tasks: How many tasks the folder holds: more than one only in those of O-LoRA's reference implementation.
+        ignored: Unknown fields that were passed over.
+        taken: What was taken out of the tensors' names.
+    """
+
+    factors: LoraFactors
+    head: dict[str, Tensor]
+    modules_to_save: tuple[str, ...]
+    task_type: str | None
+    base_model: str
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+    targets: Targets
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, float]
+    tasks: int = 1
+    ignored: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
+
+
+def read_foreign(
+    config: bytes, weights: bytes, *, part: int | None = None, ignore_unknown: bool = False
+) -> ForeignAdapter:
+    """Read the two files of a PEFT folder.
+
+    Args:
+        config: ``adapter_config.json``.
+        weights: ``adapter_model.safetensors``; header and finite values are checked by the caller.
+        part: Of several tasks in one file the number of the one that is wanted, from 1; None for their sum.
+        ignore_unknown: Pass over fields of the config that no version of PEFT is known to write.
+
+    Raises:
+        DataError: A field or a tensor is not one of a plain LoRA adapter; names it.
+        ConfigError: There is no such part.
+    """
+    fields = parse(config)
+    ignored = check_plain(fields, ignore_unknown)
+    r = count(fields, "r", fields.get("r"))
+    alpha = number(fields, "lora_alpha", fields.get("lora_alpha"))
+    number(fields, "lora_dropout", fields.get("lora_dropout", 0.0), low=0.0, high=1.0)  # training's, and long past
+    rslora = fields.get("use_rslora", False)
+    if type(rslora) is not bool:
+        refuse_field(fields, "use_rslora", "is neither true nor false")
+    targets, saved = read_targets(fields), names(fields, "modules_to_save")
+    own = _OWN_HEADS if fields.get("task_type") == "SEQ_CLS" else ()
+    tensors, taken = plain_keys(load_tensors(weights))
+    A, B, head = _split(tensors if "r_sum" not in fields else join_new(tensors), (*own, *saved))
+    tasks = 1
+    if "r_sum" in fields:
+        tasks = tasks_in({module: a.shape[0] for module, a in A.items()}, r, _r_sum(fields))
+    if part is not None:
+        check_part(part, tasks)
+        rows = rows_of(part, r)
+        A, B = {name: a[rows] for name, a in A.items()}, {name: b[:, rows] for name, b in B.items()}
+    elif tasks > 1:
+        r, alpha = r * tasks, alpha * tasks
+    _check_trained(A, B)
+    rank_of = {module: a.shape[0] for module, a in A.items()}
+    _check_ranks(fields, rank_of, r, targets)
+    alpha_of = _alphas(fields, rank_of, alpha, targets)
+    scaling = {module: lora_scaling(rank_of[module], alpha_of[module], use_rslora=rslora) for module in A}
+    return ForeignAdapter(
+        factors=LoraFactors(A, B, scaling),
+        head=head,
+        modules_to_save=saved,
+        task_type=fields.get("task_type"),
+        base_model=str(fields.get("base_model_name_or_path") or ""),
+        r=r,
+        lora_alpha=alpha,
+        use_rslora=rslora,
+        targets=targets,
+        rank_pattern={module: rank for module, rank in rank_of.items() if rank != r},
+        alpha_pattern={module: value for module, value in alpha_of.items() if value != alpha},
+        tasks=tasks,
+        ignored=ignored,
+        taken=taken,
+    )
+
+
+def _check_ranks(fields: Mapping[str, Any], rank_of: Mapping[str, int], r: int, targets: Targets) -> None:
+    """The tensors have the ranks that the config says, as far as it can be evaluated."""
+    try:
+        pattern = _pattern(fields, "rank_pattern", count)
+        for module, rank in rank_of.items():
+            said = pattern.value(_parameter(module, targets), r)
+            if rank != said:
+                refuse(f"{WEIGHTS_FILE}: {module!r} has rank {rank}, {CONFIG_FILE} says {said:g}")
+    except Unreadable:  # the tensors have ranks of their own
+        return
+
+
+def _alphas(fields: Mapping[str, Any], modules: Iterable[str], alpha: float, targets: Targets) -> dict[str, float]:
+    """Module to the numerator of its scaling, which no tensor tells."""
+    try:
+        pattern = _pattern(fields, "alpha_pattern", number)
+        return {module: pattern.value(_parameter(module, targets), alpha) for module in modules}
+    except Unreadable as error:
+        refuse_field(fields, "alpha_pattern", f"cannot be evaluated: {error}", "write it with the modules' names")
+
+
+def _pattern(fields: Mapping[str, Any], field: str, judge: Callable[[Mapping[str, Any], str, Any], float]) -> Pattern:
+    values = fields.get(field) or {}
+    if not isinstance(values, dict):
+        refuse_field(fields, field, "is not an object")
+    return Pattern({key: judge(fields, field, value) for key, value in values.items()})
+
+
+def _parameter(module: str, targets: Targets) -> str:
+    """What PEFT calls a module in its patterns."""
+    return f"{module}.weight" if targets.as_parameter(module) else module
+
+
+def _r_sum(fields: Mapping[str, Any]) -> int:
+    """The field of O-LoRA's reference implementation, which knows no patterns and no rsLoRA."""
+    value = fields["r_sum"]
+    if type(value) is not int or not 0 <= value <= MAX_RANK:
+        refuse_field(fields, "r_sum", f"is not a rank from 0 to {MAX_RANK}")
+    for name in ("rank_pattern", "alpha_pattern", "use_rslora"):
+        if fields.get(name):
+            refuse_field(fields, name, "does not go with 'r_sum'")
+    return value
+
+
+def _split(
+    tensors: Mapping[str, Tensor], saved: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors as ``lora_A``, ``lora_B`` and head; nothing else is let in."""
+    A: dict[str, Tensor] = {}
+    B: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(PREFIX)
+        kind = next((k for k in ("lora_A", "lora_B") if name.endswith(f".{k}.weight")), None)
+        in_head = _saved_whole(name, tuple(saved))
+        if name == key or (kind is None and not in_head):
+            refuse(f"{WEIGHTS_FILE}: tensor {key[:200]!r} is neither a LoRA factor nor part of a declared head")
+        if tensor.dtype not in _DTYPES:
+            refuse(f"{WEIGHTS_FILE}: tensor {key!r} is {tensor.dtype}; float32, float16 and bfloat16 are read")
+        if kind is None:
+            head[name] = tensor.float()
+        else:
+            {"lora_A": A, "lora_B": B}[kind][name.removesuffix(f".{kind}.weight")] = tensor.float()
+    _check_pairs(A, B)
+    return A, B, head
+
+
+def _saved_whole(name: str, saved: tuple[str, ...]) -> bool:
+    """Whether a tensor is in a module that PEFT saves: one whose name ends so, DistilBERT's ``pre_classifier`` too."""
+    parts = name.split(".")
+    return any(".".join(parts[:stop]).endswith(saved) for stop in range(1, len(parts)))
+
+
+def _check_pairs(A: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> None:
+    if not A:
+        refuse(f"{WEIGHTS_FILE}: it holds no LoRA factors")
+    for module in sorted(A.keys() ^ B.keys()):
+        refuse(f"{WEIGHTS_FILE}: {module!r} has lora_A or lora_B, not both")
+    for module, a in A.items():
+        b = B[module]
+        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or not 1 <= a.shape[0] <= MAX_RANK:
+            refuse(
+                f"{WEIGHTS_FILE}: the factors of {module!r} have the shapes {list(a.shape)} and {list(b.shape)}, "
+                f"not [r, d_in] and [d_out, r] with r from 1 to {MAX_RANK}"
+            )
+
+
+def _check_trained(A: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> None:
+    if not any(bool(a.any()) and bool(B[module].any()) for module, a in A.items()):
+        refuse(f"{WEIGHTS_FILE}: every delta weight is zero: the adapter was never trained and changes nothing")

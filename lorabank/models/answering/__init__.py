@@ -1,0 +1,1 @@
+"""How a model answers: heads, label likelihoods, generated text."""

@@ -1,0 +1,67 @@
+"""How a task is asked and how it answers, whatever the kind of model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lorabank.models.tasks.batches import Enter
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """One task's way of asking and answering.
+
+    Attributes:
+        labels: What may be answered; empty for free text.
+        max_length: Most tokens of a text, in text to text of prompt and answer together.
+        scoring: A ``classification`` head, the ``likelihood`` of each label, greedy ``generation``, or the
+            ``perplexity`` of the text itself.
+        template: Prompt of a text with its ``{text}``, None where the text is the prompt.
+        max_new_tokens: Most tokens of a generated answer.
+    """
+
+    labels: tuple[str, ...]
+    max_length: int
+    scoring: Literal["classification", "likelihood", "generation", "perplexity"] = "classification"
+    template: str | None = None
+    max_new_tokens: int = 50
+
+    def identity(self) -> Any:
+        """JSON value with everything that decides an answer beside the weights."""
+        return asdict(self) | {"labels": list(self.labels)}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said to n texts.
+
+    Attributes:
+        said: The label or the generated text.
+        probabilities: float32 ``[n]``, the label's probability among its task's labels; NaN for generated text.
+    """
+
+    said: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+
+
+class Answerer(Protocol):
+    """Asks a model in the form of each text's task; ``heads`` int64 ``[n]`` says whose form (and head) that is."""
+
+    forms: tuple[AnswerForm, ...]
+
+    def answer(self, texts: Sequence[str], heads: NDArray[np.int64], enter: Enter, *, shared: bool) -> Answers:
+        """Answer texts; ``shared`` says that the model is in the same state for all of them."""
+
+    def log_likelihoods(
+        self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64], enter: Enter
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Log-likelihood ``[n]`` of each target after its text, and its tokens ``[n]``."""
+
+    def loss(self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
+        """The training loss of one batch in the model's present state, a scalar with its graph."""

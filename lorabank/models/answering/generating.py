@@ -1,0 +1,214 @@
+"""What a language model answers when it always takes the likeliest token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lorabank.models.bases.finite import check_rows, log_total
+from lorabank.models.tasks.batches import Enter, check_prompts, evaluating, pad_left, takes, takes_positions
+from lorabank.models.tasks.decoder_inputs import start_token
+from lorabank.models.tasks.encoding import pad_batch
+from lorabank.models.tasks.padding import prompt_batches, row_batches, same_numbers
+from lorabank.models.tasks.probing import can_be_probed, random_rows, undisturbed
+
+_LONG, _SHORT, _STEPS = 9, 5, 3
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    enter: Enter,
+) -> list[str]:
+    """Greedy answers.
+
+    Nothing but the model's own probabilities counts: what its ``generation_config`` says about sampling, beams,
+    penalties, forced tokens or lengths is left aside; its end tokens and the tokenizer's both end an answer.
+
+    Args:
+        model: A causal or encoder-decoder language model of transformers.
+        tokenizer: Its tokenizer, which has a pad token.
+        prompts: Token ids of n prompts.
+        max_new_tokens: Most tokens of an answer, at least 1.
+        batch_size: Prompts of a forward pass; prompts of similar length go together, longest first,
+            where the model lets them (`lorabank.models.tasks.padding`).
+        enter: Called before every forward pass with the row number of each of its rows; a row whose answer has ended
+            stays in its batch.
+
+    Returns:
+        n texts without special tokens and outer blanks.
+
+    Raises:
+        DataError: A prompt has no tokens.
+        DivergedError: The model gives no finite probabilities.
+    """
+    check_prompts(prompts)
+    texts, finite = [""] * len(prompts), np.ones(len(prompts), np.bool_)
+    causal = not model.config.is_encoder_decoder
+    batches = _batches(model, [len(prompt) for prompt in prompts], batch_size)
+    with evaluating(model), _greedy(model, tokenizer, max_new_tokens):
+        for rows in batches:
+            own = [prompts[i] for i in rows]
+            inputs = pad_left(tokenizer, own, model.device) if causal else pad_batch(tokenizer, own)
+            watch = _Finite()
+            answers = _answer(model, inputs, rows, enter, watch)[:, inputs["input_ids"].shape[1] if causal else 1 :]
+            for i, ids, whole in zip(rows, answers.tolist(), watch.steps(), strict=True):
+                end = _end(ids, model.generation_config.eos_token_id)
+                finite[i] = all(whole[: end + 1])
+                texts[i] = _text(tokenizer, ids[:end])
+    if not finite.all():
+        check_rows(finite, [tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts], "logits")
+    return texts
+
+
+def _batches(model: Any, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Prompts that may be answered together."""
+    make = row_batches if model.config.is_encoder_decoder else prompt_batches
+    batches = make(model, lengths, batch_size)
+    if all(len(rows) == 1 for rows in batches) or reads_on(model):
+        return batches
+    return [[row] for rows in batches for row in rows]
+
+
+_reads_on: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def reads_on(model: Any) -> bool:
+    """Whether rows that read a prompt together go on, token by token behind it, as each would alone.
+
+    It is measured once, in the adapters' present state. RWKV's steps mix the rows of a batch, and some models keep
+    something else of a padded prompt than of the prompt.
+    """
+    if model not in _reads_on:
+        _reads_on[model] = not can_be_probed(model) or _agrees_with_single_rows(model)
+    return _reads_on[model]
+
+
+def _agrees_with_single_rows(model: Any) -> bool:
+    rows = random_rows(model, (_LONG, _SHORT), seed=4)
+    make = row_batches if model.config.is_encoder_decoder else prompt_batches
+    if len(make(model, (_LONG, _SHORT), 2)) > 1:
+        rows = random_rows(model, (_LONG, _LONG), seed=4)
+    with undisturbed(model):
+        try:
+            together = _steps(model, rows)
+            alone = [_steps(model, [row])[0] for row in rows]
+        except Exception:  # whatever a model raises that cannot go on from these rows
+            return False
+    return all(same_numbers(found, here) for found, here in zip(together, alone, strict=True))
+
+
+def _steps(model: Any, rows: Sequence[list[int]]) -> list[Tensor]:
+    """The logits of the tokens behind each row, float32 ``[steps, vocabulary]``; all rows go on with the same ones."""
+    pads = SimpleNamespace(pad_token_id=model.config.get_text_config().pad_token_id or 0, eos_token_id=None)
+    inputs = pad_batch(pads, rows) if model.config.is_encoder_decoder else pad_left(pads, rows, model.device)
+    ahead = torch.tensor(random_rows(model, (_STEPS + 1,), seed=5)[0], device=model.device)
+    seen: list[Tensor] = []
+
+    def choose(input_ids: Tensor, scores: Tensor) -> Tensor:
+        seen.append(scores.float())
+        return torch.zeros_like(scores).index_fill_(1, ahead[len(seen) - 1 : len(seen)], 1.0)
+
+    with _greedy(model, pads, _STEPS):
+        _answer(model, inputs, range(len(rows)), lambda rows: None, choose)
+    return list(torch.stack(seen, 1))
+
+
+class _Finite:
+    """Sees the logits of each step, and changes none; what it finds stays on the device until the end."""
+
+    def __init__(self) -> None:
+        self._seen: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """``scores [n, vocabulary]`` as they are."""
+        self._seen.append(log_total(scores.float()).isfinite())
+        return scores
+
+    def steps(self) -> list[list[bool]]:
+        """For each row, for each step, whether a token could be chosen."""
+        found: list[list[bool]] = torch.stack(self._seen, -1).tolist()
+        return found
+
+
+def _answer(
+    model: Any, inputs: dict[str, Tensor], rows: Sequence[int], enter: Enter, watch: Callable[..., Tensor]
+) -> Tensor:
+    """Token ids of one batch as ``model.generate`` gives them: prompt (or start token), answer, padding."""
+    from transformers import LogitsProcessorList
+
+    def before(*_: object) -> None:
+        enter(rows)
+
+    if model.config.is_encoder_decoder:
+        enter(rows)  # the encoder is a module of its own: the hook does not see it
+    own_positions = takes(model, "position_ids") and not takes_positions(model)
+    hook = model.register_forward_pre_hook(before)
+    if own_positions:  # transformers counts them from 0 for every model
+        without = model.register_forward_pre_hook(_without_positions, with_kwargs=True)
+    try:
+        # Positions are made from the mask there, step by step.
+        ids = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        answers: Tensor = model.generate(**ids, logits_processor=LogitsProcessorList([watch]))
+        return answers
+    finally:
+        hook.remove()
+        if own_positions:
+            without.remove()
+
+
+def _without_positions(model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A model that counts positions itself is told none."""
+    return args, {name: value for name, value in inputs.items() if name != "position_ids"}
+
+
+@contextmanager
+def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Iterator[None]:
+    """Plain greedy decoding as the model's own settings for the length of a block.
+
+    Settings given to ``model.generate`` would be filled up with the model's own, sampling and penalties included.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    ends = end_tokens(model, tokenizer)
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=ends or None,
+        pad_token_id=int(tokenizer.pad_token_id),
+        decoder_start_token_id=start_token(model),
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer: those of the model's ``generation_config``, and the tokenizer's."""
+    own = model.generation_config.eos_token_id
+    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+    return sorted(int(token) for token in ends)
+
+
+def _end(ids: Sequence[int], ends: Sequence[int] | None) -> int:
+    """How many tokens stand before the first end token."""
+    return next((k for k, token in enumerate(ids) if token in (ends or ())), len(ids))
+
+
+def _text(tokenizer: Any, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.strip()

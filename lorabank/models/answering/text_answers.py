@@ -1,0 +1,175 @@
+"""Answers of a language model: each task's prompt and label words, or free text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lorabank.core import plugins
+from lorabank.core.errors import ConfigError, DataError
+from lorabank.core.templates import parted
+from lorabank.models.answering.base import AnswerForm, Answers
+from lorabank.models.answering.generating import generate
+from lorabank.models.answering.likelihood import completion_log_likelihoods, label_log_likelihoods
+from lorabank.models.bases.finite import check_rows
+from lorabank.models.bases.loading import LoadedBase
+from lorabank.models.tasks.batches import Enter
+from lorabank.models.tasks.prompting import encode_labels, encode_prompts
+from lorabank.models.tasks.task_types import TaskType
+
+
+class TextAnswerer:
+    """All tasks of a bank on one language model.
+
+    Args:
+        base: The loaded base.
+        task_type: ``"CAUSAL_LM"`` or ``"SEQ_2_SEQ_LM"``.
+        forms: The form of each task, in the order in which they are asked for.
+        batch_size: Rows of a forward pass.
+    """
+
+    def __init__(self, base: LoadedBase, task_type: str, forms: Sequence[AnswerForm], batch_size: int) -> None:
+        self.forms = tuple(forms)
+        self.base = base
+        self._type: TaskType = plugins.load(plugins.TASK_TYPES, task_type, "task type")()
+        self._batch_size = batch_size
+
+    def answer(self, texts: Sequence[str], heads: NDArray[np.int64], enter: Enter, *, shared: bool) -> Answers:
+        """The likeliest label of each text, or what is generated; see `Answerer`."""
+        said = [""] * len(texts)
+        probabilities = np.full(len(texts), np.nan, np.float32)
+        for form, rows in self._groups(heads):
+            own = _Rows(enter, rows)
+            asked = [texts[i] for i in rows]
+            if form.scoring != "likelihood":
+                for i, text in zip(rows, self._generated(form, asked, own), strict=True):
+                    said[i] = text
+                continue
+            scores = self._label_scores(form, asked, own, shared)
+            check_rows(np.isfinite(scores.max(1)), asked, "label likelihoods")  # NaN is the maximum of its row
+            best = scores.argmax(1)
+            share = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
+            for k, i in enumerate(rows):
+                said[i] = form.labels[best[k]]
+                probabilities[i] = share[k, best[k]]
+        return Answers(tuple(said), probabilities)
+
+    def log_likelihoods(
+        self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64], enter: Enter
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Log-likelihood and tokens of each target, 0 of both where it does not fit; see `Answerer`."""
+        likelihoods, tokens = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
+        for form, rows in self._groups(heads):
+            pairs = self._encoded(form, [texts[i] for i in rows], [targets[i] for i in rows])
+            whole = [rows[pair["index"]] for pair in pairs]
+            likelihoods[whole], tokens[whole] = completion_log_likelihoods(
+                self.base.model,
+                self.base.tokenizer,
+                [pair["prompt"] for pair in pairs],
+                [pair["completion"] for pair in pairs],
+                batch_size=self._batch_size,
+                enter=_Rows(enter, whole),
+            )
+        check_rows(np.isfinite(likelihoods), texts, "likelihoods")
+        return likelihoods, tokens
+
+    def loss(self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
+        """Mean cross entropy of the answers' tokens; rows that do not fit count for nothing, as in training."""
+        pairs: list[Mapping[str, Any]] = []
+        for form, rows in self._groups(heads):
+            try:
+                pairs += self._encoded(form, [texts[i] for i in rows], [targets[i] for i in rows])
+            except DataError:
+                continue  # none of these rows fits
+        if not pairs:
+            return torch.zeros((), device=self.base.model.device)
+        inputs = self._type.collate(self.base.tokenizer, pairs)
+        on_device = {name: tensor.to(self.base.model.device) for name, tensor in inputs.items()}
+        return self._type.loss(self.base.model, on_device)
+
+    def _groups(self, heads: NDArray[np.int64]) -> Iterator[tuple[AnswerForm, list[int]]]:
+        """Each form that is asked for, with its rows."""
+        for head in np.unique(heads).tolist():
+            yield self.forms[head], np.flatnonzero(heads == head).tolist()
+
+    def _encoded(
+        self, form: AnswerForm, texts: Sequence[str], targets: Sequence[str]
+    ) -> tuple[Mapping[str, Any], ...]:
+        """Prompt and completion as training encodes them."""
+        return self._type.encode(
+            self.base.tokenizer,
+            texts,
+            targets,
+            labels=form.labels,
+            template=form.template,
+            max_length=form.max_length,
+        ).rows
+
+    def _prompts(self, form: AnswerForm, texts: Sequence[str], room: int) -> tuple[list[int], ...]:
+        return encode_prompts(self.base.tokenizer, texts, form.template, room, end=not self._type.glued).ids
+
+    def _label_scores(self, form: AnswerForm, texts: Sequence[str], enter: Enter, shared: bool) -> NDArray[np.float64]:
+        labels = encode_labels(self.base.tokenizer, form.labels, glued=self._glued(form))
+        room = form.max_length - max(len(ids) for ids in labels)
+        prompts = self._prompts(form, texts, room)
+        return label_log_likelihoods(
+            self.base.model,
+            self.base.tokenizer,
+            prompts,
+            labels,
+            batch_size=self._batch_size,
+            enter=enter,
+            share_prefix=shared,
+        )
+
+    def _generated(self, form: AnswerForm, texts: Sequence[str], enter: Enter) -> list[str]:
+        limit = self.base.max_length
+        check_answer_length(form.max_new_tokens, limit)
+        room = form.max_length if limit is None else min(form.max_length, limit - form.max_new_tokens)
+        prompts = self._prompts(form, texts, room)
+        return generate(
+            self.base.model,
+            self.base.tokenizer,
+            prompts,
+            max_new_tokens=form.max_new_tokens,
+            batch_size=self._batch_size,
+            enter=enter,
+        )
+
+    def _glued(self, form: AnswerForm) -> bool:
+        """Whether an answer follows its prompt after a blank."""
+        return self._type.glued and parted(form.template)
+
+
+def check_answer_length(max_new_tokens: int, limit: int | None) -> None:
+    """Refuse answers that would fill the model's whole window.
+
+    Args:
+        max_new_tokens: Most tokens of an answer.
+        limit: Tokens that the model takes; None for any number.
+
+    Raises:
+        ConfigError: Nothing is left for a prompt.
+    """
+    if limit is not None and max_new_tokens >= limit:
+        raise ConfigError(
+            f"max_new_tokens = {max_new_tokens} leaves no room for a prompt: the base model takes {limit} tokens",
+            hint=f"--max-new-tokens {max(1, limit // 2)}",
+            unchanged="nothing was changed",
+        )
+
+
+class _Rows:
+    """Row numbers of a group as row numbers of all texts."""
+
+    def __init__(self, enter: Enter, rows: Sequence[int]) -> None:
+        self._enter = enter
+        self._rows = rows
+
+    def __call__(self, batch: Sequence[int]) -> None:
+        self._enter([self._rows[i] for i in batch])

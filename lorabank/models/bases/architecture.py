@@ -1,0 +1,135 @@
+"""What a base model was made for and what it can be used for, read from its config.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabank.core.errors import DataError, IncompatibleError
+from lorabank.models.bases.fingerprint import read_json
+from lorabank.models.bases.quiet import first_line, quiet_transformers
+from lorabank.models.bases.resolving import ResolvedBase
+from lorabank.models.bases.supported import UNSUPPORTED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_CLASSIFIERS = ("Classification", "QuestionAnswering", "MultipleChoice")
+
+
+def infer_task_type(resolved: ResolvedBase) -> str:
+    """PEFT's name of the task type that a base model was made for.
+
+    ``"CAUSAL_LM"`` for a causal language model, ``"SEQ_2_SEQ_LM"`` for an encoder-decoder; ``"SEQ_CLS"`` for
+    everything else: classifiers, encoders, and bodies without a language model's head.
+
+    Raises:
+        DataError: config.json is missing or broken.
+        IncompatibleError: It asks for remote code, or transformers does not know the model.
+    """
+    read_config(resolved.path)
+    return made_for(load_config(resolved))
+
+
+def made_for(config: PreTrainedConfig) -> str:
+    """As `infer_task_type`, of a config that is loaded."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    able = able_to(config)
+    classes = config.architectures or []
+    if any(name.endswith(_CLASSIFIERS) for name in classes):
+        return "SEQ_CLS"
+    if "SEQ_2_SEQ_LM" in able:
+        return "SEQ_2_SEQ_LM"
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    named = any(name == causal or name.endswith("ForCausalLM") for name in classes)
+    return "CAUSAL_LM" if named and "CAUSAL_LM" in able else "SEQ_CLS"
+
+
+def able_to(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The task types that transformers has a class for; an encoder is no causal language model."""
+    from transformers.models.auto import modeling_auto as auto
+
+    kind, both = type(config), bool(config.is_encoder_decoder)
+    bidirectional = kind in auto.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    able = {
+        "SEQ_CLS": kind in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        "CAUSAL_LM": kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING and not both and not bidirectional,
+        "SEQ_2_SEQ_LM": kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING and both,
+    }
+    return tuple(name for name, can in able.items() if can)
+
+
+def check_able(config: PreTrainedConfig, task_type: str, name: str) -> None:
+    """Refuse a task type that the base model has no class for, or whose class is not supported.
+
+    Raises:
+        IncompatibleError: Naming what it can do.
+    """
+    able = able_to(config)
+    if task_type not in able:
+        can = f"can be used for {' and '.join(able)}, not for" if able else "cannot be used for"
+        raise IncompatibleError(
+            f"base model {name!r} (type {config.model_type!r}) {can} {task_type}",
+            hint=f"--task-type {able[0]}" if able else "another model: --base",
+            unchanged="nothing was changed",
+        )
+    if (reason := UNSUPPORTED.get((config.model_type, task_type))) is not None:
+        raise IncompatibleError(
+            f"base model {name!r} (type {config.model_type!r}) cannot be used for {task_type}: {reason}",
+            hint="another model: --base",
+            unchanged="nothing was changed",
+        )
+
+
+def load_config(resolved: ResolvedBase) -> PreTrainedConfig:
+    """The config as transformers understands it; `read_config` has looked at the file before.
+
+    Raises:
+        IncompatibleError: transformers does not know the model, or refuses a value.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
+
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # unknown model types and checks of single fields raise different things
+            raise IncompatibleError(f"base model {resolved.name!r}: {first_line(error)}") from error
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's config.json; refused when it, or the tokenizer's, could make transformers run code from elsewhere.
+
+    Raises:
+        DataError: There is none, it is broken, or the folder holds an adapter.
+        IncompatibleError: It asks for remote code.
+    """
+    path = folder / "config.json"
+    if (folder / "adapter_config.json").exists():  # transformers would follow it to another base model
+        raise DataError(f"{folder} holds an adapter, not a base model", hint="--base with the model under the adapter")
+    if not path.is_file():
+        files = sorted(file.name for file in folder.glob("*.gguf"))
+        raise DataError(
+            f"{folder} is not a model folder: it holds no config.json",
+            hint=f"--base {folder} --gguf-file {files[0]}" if files else None,
+        )
+    config = read_json(path)
+    _refuse_code(config, path)
+    if (tokenizer := folder / "tokenizer_config.json").is_file():
+        _refuse_code(read_json(tokenizer), tokenizer)
+    return config
+
+
+def _refuse_code(settings: Any, path: Path) -> None:
+    """Refuse keys that make transformers import code: ``auto_map``, or attention kernels named by a hub id."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            kernel = key.lstrip("_").startswith("attn_implementation") and isinstance(value, str | dict)
+            if key == "auto_map" or kernel:
+                raise IncompatibleError(f"{path}: {key!r} asks for code from elsewhere, which is never run")
+            _refuse_code(value, path)
+    elif isinstance(settings, list):
+        for value in settings:
+            _refuse_code(value, path)

@@ -1,0 +1,314 @@
+"""Base models: describe them from their files, load them for use, and say where adapters go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from lorabank.core import plugins
+from lorabank.core.commands import Command
+from lorabank.core.errors import ConfigError, DataError, IncompatibleError, MissingExtraError
+from lorabank.core.records import BaseModelRecord
+from lorabank.models.bases.architecture import check_able, load_config, made_for, read_config
+from lorabank.models.bases.body import body_of
+from lorabank.models.bases.fingerprint import chat_template_hash, config_hash, tokenizer_hash, weight_facts
+from lorabank.models.bases.quiet import first_line, quiet_transformers
+from lorabank.models.bases.resolving import ResolvedBase, locate_base
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+_NO_LIMIT = 1_000_000_000
+"""Tokens; tokenizers without a limit name a number far above it."""
+
+_PUT_BACK = "put back the model that the bank was made with, or make a bank for this one"
+_NEW_BANK = (Command("-b", "NEW", "init", "--base", "FOLDER"),)
+
+
+class KindOfModel(Protocol):
+    """What loading asks of a task type."""
+
+    auto_class: str
+    has_head: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBase:
+    """A base model in memory, frozen and in eval mode.
+
+    Attributes:
+        model: A sequence classifier, whose head is a placeholder until ``put_head`` or ``switch_heads``, or a
+            language model.
+        tokenizer: Its tokenizer, with a pad token, padding on the right.
+        head_modules: Smallest module names that hold every weight the base does not bring: the task's head. Empty
+            for a language model.
+        max_length: As `input_limit` gives it.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    head_modules: tuple[str, ...]
+    max_length: int | None
+
+
+def describe_base(resolved: ResolvedBase, task_type: str = "auto") -> BaseModelRecord:
+    """Describe a base model from its files; no model is built.
+
+    Args:
+        resolved: Where the files lie.
+        task_type: PEFT's name of the task type, or ``"auto"`` for the one that `infer_task_type` tells.
+
+    Raises:
+        ConfigError: The task type is not known.
+        DataError: A file is missing or broken.
+        IncompatibleError: The model needs remote code, or transformers has no class for it and the task type.
+    """
+    config = read_config(resolved.path)
+    understood = load_config(resolved)
+    if task_type == "auto":
+        task_type = made_for(understood)
+    elif task_type not in plugins.TASK_TYPES:
+        raise ConfigError(f"task type {task_type!r} is not known; there are {', '.join(plugins.TASK_TYPES)}")
+    check_able(understood, task_type, resolved.name)
+    weights = weight_facts(resolved.path)
+    return BaseModelRecord(
+        name=resolved.name,
+        source=resolved.source,
+        revision=resolved.revision,
+        config_hash=config_hash(config),
+        fingerprint=weights.fingerprint,
+        tokenizer_hash=tokenizer_hash(resolved.path),
+        chat_template_hash=chat_template_hash(resolved.path),
+        dtype=weights.dtype,
+        quantisation=(config.get("quantization_config") or {}).get("quant_method"),
+        task_type=task_type,
+        hidden_size=_hidden_size(understood, resolved.name),
+        parameters=weights.parameters,
+    )
+
+
+def load_base(
+    record: BaseModelRecord,
+    *,
+    num_labels: int = 2,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str = "float32",
+) -> LoadedBase:
+    """Load a bank's base model for its task type, after checking that it is the recorded one.
+
+    Nothing is fetched beyond what ``resolve_base`` fetches, no remote code runs, only safetensors are read, and
+    the global random state is left as it was.
+
+    Args:
+        record: The bank's base model.
+        num_labels: Outputs of a classifier's placeholder head.
+        device: A torch device, or a name for ``resolve_device``.
+        dtype: A torch dtype, or a name for ``resolve_dtype``.
+
+    Raises:
+        IncompatibleError: The files are not the recorded ones, or hold no weights for a part of a classifier's body
+            or of a language model.
+        NotFoundError: The model cannot be found; MissingExtraError, DataError as in ``resolve_base``.
+    """
+    import torch
+    import transformers
+
+    task_type: KindOfModel = plugins.load(plugins.TASK_TYPES, record.task_type, "task type")
+    head = {"num_labels": num_labels, "problem_type": "single_label_classification"} if task_type.has_head else {}
+    resolved = locate_base(record)
+    _check_same(record, describe_base(resolved, record.task_type))
+    device = resolve_device(device) if isinstance(device, str) else device
+    dtype = resolve_dtype(dtype, device) if isinstance(dtype, str) else dtype
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            model, report = getattr(transformers, task_type.auto_class).from_pretrained(
+                resolved.path,
+                **head,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # a head of another size; all else is checked below
+                output_loading_info=True,
+            )
+        except ImportError as error:
+            raise MissingExtraError(f"base model {record.name!r} needs a package: {first_line(error)}") from error
+    tokenizer = load_tokenizer(resolved)
+    _share_padding(model, tokenizer, record.name)
+    fresh = {key if isinstance(key, str) else key[0] for key in (*report["missing_keys"], *report["mismatched_keys"])}
+    head_modules = find_head_modules(model, fresh, record.name) if task_type.has_head else ()
+    if fresh and not task_type.has_head:
+        raise IncompatibleError(f"base model {record.name!r} has no weights of the right shape for {min(fresh)}")
+    model.requires_grad_(False).eval().to(device)
+    return LoadedBase(model, tokenizer, head_modules, input_limit(model, tokenizer))
+
+
+def load_tokenizer(base: ResolvedBase | BaseModelRecord) -> PreTrainedTokenizerBase:
+    """Load the tokenizer alone; it has a pad token (the end token where it brought none) and pads on the right.
+
+    Args:
+        base: A resolved base, or a record, whose hashes of it are then checked.
+
+    Raises:
+        DataError: There is no tokenizer, or it is broken.
+        IncompatibleError: It or its chat template is not the recorded one, it needs remote code, or it has no token
+            to pad with.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+    resolved = locate_base(base) if isinstance(base, BaseModelRecord) else base
+    found, template = tokenizer_hash(resolved.path), chat_template_hash(resolved.path)
+    if isinstance(base, BaseModelRecord) and (found, template) != (base.tokenizer_hash, base.chat_template_hash):
+        what = "tokenizer" if found != base.tokenizer_hash else "chat template"
+        raise IncompatibleError(
+            f"base model {base.name!r} is not the one of this bank: its {what} differs",
+            unchanged="the bank was not changed",
+            hint=_PUT_BACK,
+            commands=_NEW_BANK,
+        )
+    read_config(resolved.path)
+    with quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=False, local_files_only=True)
+        except ImportError as error:
+            raise MissingExtraError(f"the tokenizer of {base.name!r} needs a package: {first_line(error)}") from error
+        except Exception as error:  # transformers raises whatever its parsers raise
+            message = f"the tokenizer in {resolved.path} cannot be read: {first_line(error)}"
+            raise DataError(message, hint="a fast tokenizer is needed, saved as tokenizer.json") from error
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise IncompatibleError(f"the tokenizer of {base.name!r} has no pad, end or unknown token to pad with")
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def resolve_device(name: str) -> torch.device:
+    """``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises:
+        ConfigError: Another name.
+        MissingExtraError: There is no such GPU.
+    """
+    import torch
+
+    kind, _, index = name.partition(":")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if kind != "cuda" or not (name == "cuda" or index.isdecimal()):
+        raise ConfigError(f"device {name!r} is not known; there are auto, cpu, cuda and cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= count:
+        raise MissingExtraError(f"device {name!r} is not there: torch sees {count} CUDA devices", hint="--device cpu")
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``"auto"`` (bfloat16 on a GPU that has it, float32 elsewhere), ``"float32"`` or ``"bfloat16"``.
+
+    Raises:
+        ConfigError: Another name.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if name not in ("float32", "bfloat16"):
+        raise ConfigError(f"dtype {name!r} is not known; there are auto, float32 and bfloat16")
+    return torch.float32 if name == "float32" else torch.bfloat16
+
+
+def find_head_modules(model: PreTrainedModel, fresh: set[str], name: str) -> tuple[str, ...]:
+    """The smallest modules that hold the head: what stands beside the body, and a pooler without weights.
+
+    Args:
+        model: A sequence classifier.
+        fresh: Names of the parameters that the files did not bring.
+        name: The base model's name, for the message.
+
+    Raises:
+        IncompatibleError: Something of the body other than a pooler has no weights, or there is no head.
+    """
+    body = body_of(model)
+    heads = [n for n, m in model.named_children() if m is not body and next(m.parameters(), None) is not None]
+    inside = tuple(f"{n}." for n, m in model.named_children() if m is body)
+    poolers = []
+    for key in sorted(key for key in fresh if key.startswith(inside)):
+        parts = key.split(".")
+        if "pooler" not in parts:
+            raise IncompatibleError(f"base model {name!r} has no weights of the right shape for {key}")
+        poolers.append(".".join(parts[: parts.index("pooler") + 1]))
+    if not heads:
+        raise IncompatibleError(f"base model {name!r} ({type(model).__name__}) has no classification head")
+    return (*dict.fromkeys(poolers), *heads)
+
+
+def _check_same(record: BaseModelRecord, found: BaseModelRecord) -> None:
+    facts = {
+        "weights": "fingerprint",
+        "config.json": "config_hash",
+        "tokenizer": "tokenizer_hash",
+        "chat template": "chat_template_hash",
+    }
+    differ = [what for what, field in facts.items() if getattr(record, field) != getattr(found, field)]
+    if differ:
+        raise IncompatibleError(
+            f"base model {record.name!r} is not the one of this bank: other {' and '.join(differ)}",
+            unchanged="the bank was not changed",
+            hint=_PUT_BACK,
+            commands=_NEW_BANK,
+        )
+
+
+def _hidden_size(config: PreTrainedConfig, name: str) -> int:
+    """The width that the config names; what features are wide is read from the model when they are made."""
+    try:
+        return int(config.get_text_config().hidden_size)
+    except (AttributeError, TypeError, ValueError) as error:  # of several text models, or of none
+        raise IncompatibleError(
+            f"base model {name!r} (type {config.model_type!r}) does not say how wide its hidden states are",
+            hint="another model: --base",
+            unchanged="nothing was changed",
+        ) from error
+
+
+def _share_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Make the model find the last token of a padded text, which decoders classify by."""
+    try:
+        rows, tokens = len(cast(Any, model.get_input_embeddings()).weight), len(tokenizer)
+    except (RuntimeError, AttributeError) as error:  # CANINE hashes characters, and says that it has none
+        raise IncompatibleError(
+            f"base model {name!r} ({type(model).__name__}) has no table of embeddings, one for each token",
+            hint="another model: --base",
+            unchanged="nothing was changed",
+        ) from error
+    if tokens > rows:
+        raise IncompatibleError(f"base model {name!r} has {rows} embeddings for a tokenizer of {tokens} tokens")
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.pad_token_id = tokenizer.pad_token_id
+    if (generation := getattr(model, "generation_config", None)) is not None:
+        generation.pad_token_id = tokenizer.pad_token_id
+
+
+def input_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Most tokens that the model takes, special ones included; None where neither it nor its tokenizer sets a limit.
+
+    A causal model's limit is on prompt and answer together, an encoder-decoder's on each of them. T5 counts positions
+    relatively and takes any number; its tokenizer may name the number that it was trained with.
+    """
+    from torch import nn
+
+    limits = [tokenizer.model_max_length, getattr(model.config.get_text_config(), "max_position_embeddings", None)]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa counts positions from behind the padding index.
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - skipped)
+    shortest = int(min(limit for limit in (*limits, _NO_LIMIT) if limit is not None and limit > 0))  # XLNet has -1
+    return shortest if shortest < _NO_LIMIT else None

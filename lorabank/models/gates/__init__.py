@@ -1,0 +1,1 @@
+"""Gates: learned weights of adapters per module and token."""

@@ -1,0 +1,163 @@
+r"""The selector of AM-LoRA (arXiv 2409.19611): per module and token, how much of each adapter answers.
+
+For an adapted module with input x, adapters k = 1..K and the zero adapter k = 0:
+
+    h_k = s_k B_k A_k x,   z_k = tanh(u_k . h_k + c_k),   z_0 = tanh(c_0)   (h_0 = 0)
+    a = softmax(z_0, ..., z_K),   y = W x + sum_{k >= 1} a_k h_k
+
+``u_k . s_k B_k A_k x = (s_k B_k^T u_k) . (A_k x)``, so a score costs r multiplications and not d_out. Over stacked
+factors ``A [R, d_in]``, ``B [d_out, R]`` all are products of matrices; nothing of size [tokens, K, d_out] is built:
+
+    h = x A^T   [tokens, R]
+    a = softmax(tanh(h S + c))    S [R, K + 1]: s_k B_k^T u_k in adapter k's rows of column k, else 0; column 0 is 0
+    y = W x + (h * (a E)) B^T     E [K + 1, R]: s_k in adapter k's columns of row k, else 0; row 0 is 0
+
+S and c are made anew for every pass while the selector learns, and once for a state when it does not (`RankSpace`).
+The paper's text gives no equations; this follows a survey's account of it (docs/papers.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorabank.algebra.factors import AdapterStack, StackedFactors
+
+
+@dataclass(frozen=True)
+class RankSpace:
+    """One module's scores as a product: ``scores [R, K + 1]`` (S above) and ``offsets [K + 1]`` (c above)."""
+
+    scores: Tensor
+    offsets: Tensor
+
+
+class Selector(nn.Module):
+    """The dense parameters of every adapted module.
+
+    Parameters by module name (dots as ``/`` in the state): ``u [K, d_out]``, ``c [K]``, ``c_zero [1]``, all zero at
+    first, which gives every adapter and the zero adapter the same attention.
+
+    Args:
+        stack: The adapters that compete, K of them.
+    """
+
+    def __init__(self, stack: AdapterStack) -> None:
+        super().__init__()
+        self._seen: list[Tensor] | None = None
+        count = len(stack.names)
+        self.u, self.c, self.c_zero = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        for module, factors in stack.modules.items():
+            key = module.replace(".", "/")
+            device = factors.A.device
+            self.u[key] = nn.Parameter(torch.zeros(count, factors.B.shape[0], device=device))
+            self.c[key] = nn.Parameter(torch.zeros(count, device=device))
+            self.c_zero[key] = nn.Parameter(torch.zeros(1, device=device))
+
+    def attention(self, module: str, factors: StackedFactors, h: Tensor) -> Tensor:
+        """Attention over the adapters, the zero adapter included.
+
+        Args:
+            module: Name of the adapted module.
+            factors: Its stacked factors.
+            h: ``A_all x``, ``[..., R]``.
+
+        Returns:
+            ``[..., K + 1]``, the zero adapter first, summing to 1.
+        """
+        return self.attend(self.rank_space(module, factors), h)
+
+    def rank_space(self, module: str, factors: StackedFactors) -> RankSpace:
+        """The parameters of a module as matrices in the factors' dtype, with their graph."""
+        key, dtype = module.replace(".", "/"), factors.A.dtype
+        rows = factors.scale * (factors.B * self.u[key].T[:, factors.owner].to(dtype)).sum(0)
+        scores = rows.unsqueeze(1) * _membership(factors, self.c[key].shape[0], rows.dtype)
+        return RankSpace(scores, torch.cat([self.c_zero[key], self.c[key]]).to(dtype))
+
+    def attend(self, space: RankSpace, h: Tensor) -> Tensor:
+        """``h [..., R]`` to the attention ``[..., K + 1]``, as `attention` gives it."""
+        rows = torch.addmm(space.offsets, h.reshape(-1, h.shape[-1]), space.scores)
+        scores = rows.view(*h.shape[:-1], rows.shape[-1])
+        attention = torch.tanh(scores).softmax(-1)
+        if self._seen is not None:
+            self._seen.append(attention.detach())
+        return attention
+
+    @contextmanager
+    def watched(self, seen: list[Tensor]) -> Iterator[None]:
+        """For the length of a block, append every attention that is computed to ``seen``."""
+        self._seen = seen
+        try:
+            yield
+        finally:
+            self._seen = None
+
+    def l1(self) -> Tensor:
+        """``sum |u|`` over all modules; an L1 on the attention itself would be constant, since it sums to 1."""
+        return torch.stack([u.abs().sum() for u in self.u.values()]).sum()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Plain tensors to store: ``u:<module>``, ``c:<module>``, ``c_zero:<module>``."""
+        return {
+            f"{kind}:{key.replace('/', '.')}": value.detach().cpu().contiguous()
+            for kind, group in (("u", self.u), ("c", self.c), ("c_zero", self.c_zero))
+            for key, value in group.items()
+        }
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> Selector:
+        """Take over stored tensors; the keys and shapes must be exactly those of `tensors`."""
+        own = {
+            f"{kind}:{key.replace('/', '.')}": value
+            for kind, group in (("u", self.u), ("c", self.c), ("c_zero", self.c_zero))
+            for key, value in group.items()
+        }
+        if own.keys() != tensors.keys():
+            raise KeyError(sorted(own.keys() ^ tensors.keys())[0])
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(tensors[name])
+        return self
+
+
+class Attended:
+    """A module's adapters under attention, entered once and asked in every pass.
+
+    Args:
+        selector: Over the members; where its parameters need no gradient they must not change while this is used.
+        module: The module's name.
+        members: The adapters that compete.
+    """
+
+    def __init__(self, selector: Selector, module: str, members: StackedFactors) -> None:
+        self._selector, self._module, self._members = selector, module, members
+        count = selector.c[module.replace(".", "/")].shape[0]
+        self._expand = _membership(members, count, members.A.dtype).T * members.scale
+        learns = any(parameter.requires_grad for parameter in selector.parameters())
+        self._space = None if learns else selector.rank_space(module, members)
+
+    def add(self, out: Tensor, x: Tensor) -> Tensor:
+        """Add the attended adapters.
+
+        Args:
+            out: ``W x [..., d_out]``, changed in place.
+            x: ``[..., d_in]``.
+
+        Returns:
+            ``out``.
+        """
+        members = self._members
+        space = self._space or self._selector.rank_space(self._module, members)
+        h = F.linear(x.reshape(-1, x.shape[-1]), members.A)
+        rows = self._selector.attend(space, h) @ self._expand
+        out.view(-1, out.shape[-1]).addmm_(h * rows, members.B.T)
+        return out
+
+
+def _membership(factors: StackedFactors, count: int, dtype: torch.dtype) -> Tensor:
+    """``[R, K + 1]``: 1 where the row belongs to the adapter; the zero adapter, first, has none."""
+    return (factors.owner.unsqueeze(1) + 1 == torch.arange(count + 1, device=factors.owner.device)).to(dtype)

@@ -1,0 +1,1 @@
+"""One model in any mixture of its adapters."""

@@ -1,0 +1,228 @@
+r"""One model in any mixture of its adapters: ``y = W x + sum_k w_k s_k B_k A_k x``.
+
+`Mixture` puts a `MixedLoraLinear` on every adapted module of a model and switches all of them together:
+
+    off          w = 0: the untouched base modules answer, bit for bit
+    merged       w constant: a working copy ``W + delta``; a forward pass costs what the base's costs
+    per sample   w [n, K]: every sample with its own adapters (`per_sample`), where a model keeps them so
+    attention    w from a `Selector`, per module and token
+
+The base weights are never written to, so undoing a merge means dropping the working copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorabank.algebra.factors import AdapterStack, LoraFactors, StackedFactors
+from lorabank.core.commands import Command
+from lorabank.models.bases.finite import check_tensors
+from lorabank.models.bases.wrapping import WrappedLinear, check_called
+from lorabank.models.gates.attention import Attended, Selector
+from lorabank.models.mixing.per_sample import PerSample, Routes, alike
+from lorabank.models.mixing.places import FIRST, Place, UnplacedError, find_places
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Constant weights: ``weight [d_out, d_in]`` is the working copy ``W + delta``."""
+
+    weight: Tensor
+
+
+class MixedLoraLinear(WrappedLinear):
+    """A linear module and all adapters on it; ``form`` says how they answer, None means the base.
+
+    Args:
+        name: Full module name.
+        base: The module itself, kept as it is.
+        factors: All its adapters.
+    """
+
+    def __init__(self, name: str, base: nn.Linear, factors: StackedFactors) -> None:
+        super().__init__(base)
+        self.name = name
+        self.factors = factors
+        self.form: Merged | PerSample | Attended | None = None
+
+    def _weight(self) -> Tensor:
+        return self.form.weight if isinstance(self.form, Merged) else self.base.weight
+
+    def merge(self, weights: Tensor) -> None:
+        """Constant ``weights [K]``: build the working copy."""
+        self.merge_delta(self.factors.delta(weights))
+
+    def merge_delta(self, delta: Tensor) -> None:
+        """A constant ``delta [d_out, d_in]``: build the working copy, in float32, rounded once."""
+        weight = self.base.weight
+        self.form = Merged((weight.float() + delta.to(weight.device).float()).to(weight.dtype))
+
+    def per_sample(self, weights: Tensor, routes: Routes | None = None, place: Place | None = FIRST) -> None:
+        """``weights [n, K]`` of the batch's samples; ``routes`` are theirs, where a module alike has them already."""
+        self.form = PerSample(routes or Routes(weights, self.factors), self.factors, place)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., d_in]`` to ``[..., d_out]``."""
+        self._mark_called()
+        form = self.form
+        if isinstance(form, Merged):
+            return F.linear(x, form.weight, self.base.bias)
+        out: Tensor = self.base(x)
+        return out if form is None else form.add(out, x)
+
+
+class Mixture:
+    """Every adapted module of a model, in one state at a time.
+
+    Args:
+        model: Changed in place: adapted modules are wrapped.
+        stack: The adapters; device and dtype must be the model's.
+    """
+
+    def __init__(self, model: nn.Module, stack: AdapterStack) -> None:
+        self.stack = stack
+        self._model = model
+        self._layers: dict[str, MixedLoraLinear] = {}
+        for name, factors in stack.modules.items():
+            layer = MixedLoraLinear(name, model.get_submodule(name), factors)  # type: ignore[arg-type]
+            self._place(name, layer)
+            self._layers[name] = layer
+        self._alike = list(_same_rows(self._layers.values()))
+        self._state: Tensor | None = None
+        self._places: dict[str, Place] | None = None
+        self._mixes: bool | None = None
+
+    @property
+    def looked(self) -> bool:
+        """Whether `mixes` is known."""
+        return self._mixes is not None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether each sample of a batch can have its own adapters.
+
+        The model is asked the first time (`find_places`); what was wrongly thought possible may be set to False.
+        """
+        if self._mixes is None:
+            with self.bare():
+                self._places = find_places(self._model, self._layers)
+            self._mixes = self._places is not None
+        return self._mixes
+
+    @mixes.setter
+    def mixes(self, mixes: bool) -> None:
+        self._mixes = mixes
+
+    def off(self) -> None:
+        """The base, bit for bit."""
+        for layer in self._layers.values():
+            layer.form = None
+        self._state = None
+
+    def merge(self, weights: Tensor) -> None:
+        """Constant ``weights [K]``; asked twice for the same ones, the working copy stays."""
+        if self._state is not None and torch.equal(self._state, weights):
+            return
+        self.off()
+        if bool((weights != 0).any()):
+            for layer in self._layers.values():
+                layer.merge(weights.to(layer.factors.A.device))
+        self._check_merged()
+        self._state = weights.clone()
+
+    def merge_sum(self, parts: Iterable[Tensor]) -> None:
+        """Constant weights ``[K]`` in parts; between two of them the caller may put other adapters into the stack."""
+        self.off()
+        deltas: dict[str, Tensor] = {}
+        for weights in parts:
+            for name, layer in self._layers.items():
+                delta = layer.factors.delta(weights.to(layer.factors.A.device))
+                deltas[name] = deltas[name].add_(delta) if name in deltas else delta
+        for name, delta in deltas.items():
+            self._layers[name].merge_delta(delta)
+        self._check_merged()
+
+    def merge_adapter(self, factors: LoraFactors) -> None:
+        """One adapter that is not in the stack, on modules that are."""
+        self.off()
+        for name in factors.A:
+            self._layers[name].merge_delta(factors.delta(name))
+        self._check_merged()
+
+    def per_sample(self, weights: Tensor) -> None:
+        """``weights [n, K]``, one row for each sample of the batch; asked twice for the same ones, they stay.
+
+        Raises:
+            UnplacedError: The samples are in several states, and the model does not keep them apart (``mixes``).
+        """
+        if self._state is not None and torch.equal(self._state, weights):
+            return
+        if not (alike(weights) or self.mixes):
+            raise UnplacedError(f"{type(self._model).__name__} does not keep the samples of a batch apart")
+        self.off()
+        places = self._places or {}
+        for layers in self._alike:
+            routes = Routes(weights, layers[0].factors)
+            for layer in layers:
+                layer.per_sample(weights, routes, places.get(layer.name))
+        self._state = weights.clone()
+
+    def attend(self, selector: Selector, members: AdapterStack) -> None:
+        """A learned selector over some of the stack's adapters."""
+        self.off()
+        for name, factors in members.modules.items():
+            self._layers[name].form = Attended(selector, name, factors)
+
+    def check_called(self) -> None:
+        """Refuse adapters that the passes so far went by: a merged weight can be read, another form must be called.
+
+        Raises:
+            IncompatibleError: The model's code computes with the weight of an adapted module and does not call it.
+        """
+        mixed = {n: layer for n, layer in self._layers.items() if not isinstance(layer.form, Merged | None)}
+        changing = {n: layer for n, layer in mixed.items() if layer.called or bool(layer.factors.B.any())}
+        hint = "use a composition that has one state for all texts"
+        check_called(changing, hint=hint, commands=[Command("compose", "--mode", "manual")])
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """The base for the length of a block (features of the frozen base); the state comes back afterwards."""
+        kept = {name: layer.form for name, layer in self._layers.items()}
+        state = self._state
+        self.off()
+        try:
+            yield
+        finally:
+            for name, layer in self._layers.items():
+                layer.form = kept[name]
+            self._state = state
+
+    def detach(self) -> None:
+        """Put the original modules back."""
+        for name, layer in self._layers.items():
+            self._place(name, layer.base)
+        self._layers, self._alike = {}, []
+
+    def _check_merged(self) -> None:
+        merged = {name: layer.form.weight for name, layer in self._layers.items() if isinstance(layer.form, Merged)}
+        check_tensors(merged, "the merged weights of")
+
+    def _place(self, name: str, module: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self._model.get_submodule(parent), child, module)
+
+
+def _same_rows(layers: Iterable[MixedLoraLinear]) -> Iterable[list[MixedLoraLinear]]:
+    """The layers in groups of equal shape and of rows that belong to the same adapters with the same scaling."""
+    groups: dict[object, list[MixedLoraLinear]] = {}
+    for layer in layers:
+        factors = layer.factors
+        size = factors.A.shape[1] + factors.B.shape[0]
+        groups.setdefault((size, *factors.owner.tolist(), *factors.scale.tolist()), []).append(layer)
+    return groups.values()

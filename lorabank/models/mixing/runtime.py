@@ -1,0 +1,268 @@
+"""A base model with all adapters of a bank, answering texts in any state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from hashlib import sha256
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lorabank.algebra.factors import AdapterStack, LoraFactors
+from lorabank.core.errors import IncompatibleError
+from lorabank.models.answering.base import Answerer, Answers
+from lorabank.models.answering.generating import reads_on
+from lorabank.models.bases.finite import explained
+from lorabank.models.bases.loading import LoadedBase
+from lorabank.models.gates.attention import Selector
+from lorabank.models.mixing.features import extract_features
+from lorabank.models.mixing.mixture import Mixture
+from lorabank.models.mixing.places import UnplacedError
+from lorabank.models.mixing.prefix import FrozenPrefix
+from lorabank.models.mixing.resident_stack import ResidentStack
+from lorabank.models.tasks.batches import Enter
+from lorabank.models.tasks.padding import padding_of
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The state in which some texts are answered; exactly one of the first three is given.
+
+    Attributes:
+        weights: Weights over the stack's adapters, float32 ``[K]`` for all texts or ``[n, K]``, one row per text.
+        factors: One adapter that answers alone (a compressed composition).
+        selector: A learned selector over ``members``, names of adapters in the stack.
+        route: For a routed state the member that each text went to, int64 ``[n]``.
+        margin: How clearly, float64 ``[n]``: its score above the second best member's.
+    """
+
+    weights: NDArray[np.float32] | None = None
+    factors: LoraFactors | None = None
+    selector: Selector | None = None
+    members: tuple[str, ...] = ()
+    route: NDArray[np.int64] | None = None
+    margin: NDArray[np.float64] | None = None
+
+
+def _explained(method: Callable[..., T]) -> Callable[..., T]:
+    """A method that names the base's broken tensor where what it computed is not finite because of one."""
+
+    @wraps(method)
+    def run(runtime: Runtime, *args: Any, **kwargs: Any) -> T:
+        with explained(runtime.base.model):
+            return method(runtime, *args, **kwargs)
+
+    return run
+
+
+class Runtime:
+    """One loaded base, its adapters as a mixture and the forms in which its tasks are asked.
+
+    Args:
+        base: The loaded base; its model is changed in place.
+        stack: Every adapter that may answer, in memory or read when it is needed.
+        answerer: Asks the model, made for the same base.
+        batch_size: Texts of a forward pass for features.
+        reuse_prefix: Keep what the layers below all adapters give, for texts that are answered in several states.
+        notice: Gets what the user should know of how texts are answered.
+    """
+
+    def __init__(
+        self,
+        base: LoadedBase,
+        stack: AdapterStack | ResidentStack,
+        answerer: Answerer,
+        *,
+        batch_size: int,
+        reuse_prefix: bool = False,
+        notice: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.base = base
+        self.stack = ResidentStack.whole(stack) if isinstance(stack, AdapterStack) else stack
+        self.answerer = answerer
+        self.batch_size = batch_size
+        self.mixture = Mixture(base.model, self.stack.slots)
+        self._notice, self._told = notice, False
+        if reuse_prefix:
+            FrozenPrefix(base.model, stack.modules)
+        self._features: dict[tuple[int, tuple[str, ...]], NDArray[np.float32]] = {}
+        self._feature: dict[tuple[int, bytes], NDArray[np.float32]] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.base.model.device
+
+    @_explained
+    def features(self, texts: Sequence[str], max_length: int) -> NDArray[np.float32]:
+        """Features of the bare base, ``[n, hidden]``.
+
+        A text passes through the base once, in whatever list it comes: the state, the task and the stage that ask for
+        its feature change nothing in it.
+        """
+        listed = max_length, tuple(texts)
+        if listed in self._features:
+            return self._features[listed]
+        keys = [(max_length, sha256(text.encode("utf-8", "surrogatepass")).digest()) for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._feature}
+        with self.mixture.bare():
+            rows = extract_features(
+                self.base.model,
+                self.base.tokenizer,
+                list(new.values()),
+                max_length=max_length,
+                batch_size=self.batch_size,
+            )
+        self._feature.update(zip(new, rows, strict=True))
+        # Rows are views: only a list that shares texts with another, or with itself, is copied together.
+        whole = len(new) == len(keys)
+        self._features[listed] = rows if whole else np.stack([self._feature[key] for key in keys])
+        return self._features[listed]
+
+    def enter(self, plan: Plan) -> None:
+        """Put the model into a state that is the same for all texts."""
+        if plan.selector is not None:
+            self.mixture.attend(plan.selector, self.stack.select(plan.members))
+        elif plan.factors is not None:
+            self.mixture.merge_adapter(plan.factors)
+        elif plan.weights is not None and plan.weights.ndim == 1:
+            weights = torch.from_numpy(plan.weights)
+            if self.stack.all_fit:
+                self.mixture.merge(self.stack.place(weights))
+            else:
+                self.mixture.merge_sum(self.stack.parts(weights))
+
+    @_explained
+    @torch.inference_mode()
+    def answer(self, texts: Sequence[str], plan: Plan, heads: int | NDArray[np.int64]) -> Answers:
+        """Answer texts.
+
+        Args:
+            texts: n texts.
+            plan: The state; with weights per text it has n rows.
+            heads: Whose form (and head) answers, one for all texts or one per text.
+        """
+        every = _each(heads, texts)
+
+        def ask(part: Plan, rows: NDArray[np.int64]) -> Answers:
+            asked = [texts[i] for i in rows]
+            return self.answerer.answer(asked, every[rows], self._entering(part), shared=not _per_text(part))
+
+        found, order = self._in_states(plan, len(texts), ask)
+        said = [word for answers in found for word in answers.said]
+        probabilities = np.concatenate([answers.probabilities for answers in found])
+        return Answers(tuple(said[i] for i in order), probabilities[order])
+
+    @_explained
+    @torch.inference_mode()
+    def log_likelihoods(
+        self, texts: Sequence[str], targets: Sequence[str], plan: Plan, heads: int | NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Log-likelihood of each target after its text, and its tokens; arguments as in `answer`."""
+        every = _each(heads, texts)
+
+        def ask(part: Plan, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+            asked, wanted = [texts[i] for i in rows], [targets[i] for i in rows]
+            return self.answerer.log_likelihoods(asked, wanted, every[rows], self._entering(part))
+
+        found, order = self._in_states(plan, len(texts), ask)
+        likelihoods, tokens = (np.concatenate(parts)[order] for parts in zip(*found, strict=True))
+        return likelihoods, tokens
+
+    def loss(self, texts: Sequence[str], targets: Sequence[str], heads: int | NDArray[np.int64]) -> Tensor:
+        """The training loss of one batch in the state that was entered, a scalar with its graph."""
+        self._measure_padding(len(texts))
+        return self.answerer.loss(texts, targets, _each(heads, texts))
+
+    def _in_states(
+        self, plan: Plan, count: int, ask: Callable[[Plan, NDArray[np.int64]], T]
+    ) -> tuple[list[T], NDArray[np.int64]]:
+        """Ask for the texts in groups, each with its own plan.
+
+        Returns:
+            What was found for each group; and for each text its place in them.
+        """
+        self.base.model.eval()
+        self._measure_padding(count)
+        found: list[T] = []
+        done: list[NDArray[np.int64]] = []
+        waiting = self._groups(plan, np.arange(count))
+        while waiting:
+            part, rows = waiting.pop(0)
+            self.enter(part)
+            try:
+                answers = ask(part, rows)
+                self.mixture.check_called()
+            except (UnplacedError, IncompatibleError):
+                if not _per_text(part):
+                    raise
+                self.mixture.mixes = False  # merged, every state is answered
+                waiting = [*self._groups(part, rows), *waiting]
+            else:
+                found.append(answers)
+                done.append(rows)
+        return found, np.argsort(np.concatenate(done))
+
+    def _groups(self, plan: Plan, rows: NDArray[np.int64]) -> list[tuple[Plan, NDArray[np.int64]]]:
+        """Texts that are answered together: adapters that fit into memory, or one state where the model mixes none.
+
+        Args:
+            plan: The rows' plan.
+            rows: Numbers of texts.
+        """
+        if plan.weights is None or not _per_text(plan):
+            return [(plan, rows)]
+        weights = plan.weights
+        several = bool((weights != weights[:1]).any())
+        if (several or self.mixture.looked) and not self.mixture.mixes:
+            if several:
+                self._tell_apart()
+            states, which = np.unique(weights, axis=0, return_inverse=True)
+            return [(Plan(weights=state), rows[which.reshape(-1) == k]) for k, state in enumerate(states)]
+        return [(Plan(weights=weights[wave]), rows[wave]) for wave in self.stack.waves(weights)]
+
+    def _tell_apart(self) -> None:
+        if not self._told:
+            self._notice(
+                f"texts for different adapters are answered one adapter at a time: {type(self.base.model).__name__} "
+                "does not keep the texts of a batch apart"
+            )
+        self._told = True
+
+    def _measure_padding(self, count: int) -> None:
+        """Before a state is entered: the adapters of another batch would not fit the rows that are passed for it."""
+        if count > 1:
+            with self.mixture.bare():
+                padding_of(self.base.model)
+                if any(form.scoring == "generation" for form in self.answerer.forms):
+                    reads_on(self.base.model)
+
+    def _entering(self, plan: Plan) -> Enter:
+        """Puts the model into the state of a batch, given as rows of the plan."""
+        if plan.weights is None or not _per_text(plan):
+            return lambda rows: None
+        weights = plan.weights
+
+        def enter(rows: Sequence[int]) -> None:
+            moved = self.stack.moved
+            placed = self.stack.place(torch.from_numpy(weights[list(rows)]))
+            if self.stack.moved != moved:
+                self.mixture.off()  # equal weights over slots may now stand for other adapters
+            self.mixture.per_sample(placed)
+
+        return enter
+
+
+def _each(heads: int | NDArray[np.int64], texts: Sequence[str]) -> NDArray[np.int64]:
+    return np.full(len(texts), heads, np.int64) if isinstance(heads, int) else heads
+
+
+def _per_text(plan: Plan) -> bool:
+    return plan.weights is not None and plan.weights.ndim == 2

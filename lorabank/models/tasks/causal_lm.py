@@ -1,0 +1,136 @@
+"""Causal language models: the answer follows its prompt in one sequence, the loss falls on the answer alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorabank.models.tasks.batches import pad_left, takes_positions
+from lorabank.models.tasks.padding import mean_over_passes, padding_of
+from lorabank.models.tasks.prompting import encode_pairs
+from lorabank.models.tasks.task_types import Examples
+
+IGNORED = -100
+"""Label of a place where nothing is to be learnt; `torch.nn.functional.cross_entropy` leaves it out."""
+
+
+class CausalLM:
+    """PEFT's ``CAUSAL_LM``."""
+
+    name: ClassVar[str] = "CAUSAL_LM"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    has_head: ClassVar[bool] = False
+    glued: ClassVar[bool] = True
+
+    def encode(
+        self,
+        tokenizer: Any,
+        texts: Sequence[str],
+        targets: Sequence[str],
+        *,
+        labels: Sequence[str],
+        template: str | None,
+        max_length: int,
+    ) -> Examples:
+        """Token ids of prompts and completions; arguments and errors as in `encode_pairs`."""
+        return encode_pairs(
+            tokenizer, texts, targets, labels=labels, template=template, max_length=max_length, glued=True
+        )
+
+    def collate(self, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """A batch in which every row ends in the same column, so that the answers stand in the last ones.
+
+        A row's last token is predicted but predicts nothing, so it is no input.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and ``position_ids`` (each row's own, from 0), int64
+            ``[n, longest row - 1]``, padded on the left; ``labels`` int64 ``[n, longest completion]``: what the last
+            columns of the input predict, -100 in front of shorter completions.
+        """
+        inputs = pad_left(tokenizer, [[*row["prompt"], *row["completion"]][:-1] for row in rows], torch.device("cpu"))
+        longest = max(len(row["completion"]) for row in rows)
+        labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
+        for i, row in enumerate(rows):
+            labels[i, longest - len(row["completion"]) :] = torch.tensor(row["completion"], dtype=torch.long)
+        return {**inputs, "labels": labels}
+
+    def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Mean cross entropy of the answers' tokens; logits are computed for the columns that predict them only.
+
+        A row counts as it would alone: where padding on the left reaches a model, the rows are padded on the right,
+        and where that does too, rows of one length are passed together.
+
+        Args:
+            model: A causal language model. What its forward pass does not take (``position_ids``,
+                ``logits_to_keep``, ``use_cache``) is left out.
+            inputs: What `collate` gives, on the model's device.
+
+        Returns:
+            A float32 scalar with its graph.
+
+        Raises:
+            ValueError: No token of the batch is labelled.
+        """
+        return mean_over_passes(self._loss, model, inputs)
+
+    def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Of rows that may share a pass."""
+        known = set(inspect.signature(inner(model).forward).parameters)
+        if not takes_positions(inner(model)):
+            known.discard("position_ids")
+        inputs = inputs | {"labels": inputs["labels"][:, -inputs["input_ids"].shape[1] :]}
+        if not padding_of(inner(model)).left:
+            inputs = padded_right(inputs)
+        labels = inputs["labels"]
+        columns = labels.shape[1]
+        given = {**inputs, "logits_to_keep": columns, "use_cache": False}
+        output = model(**{name: value for name, value in given.items() if name in known and name != "labels"})
+        return mean_cross_entropy(output.logits[:, -columns:], labels)
+
+
+def padded_right(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `CausalLM.collate` gives, with the padding behind the rows.
+
+    Returns:
+        The same tensors; ``labels`` from the first column on that predicts a labelled token in any row.
+    """
+    mask, labels = inputs["attention_mask"], inputs["labels"]
+    width = mask.shape[1]
+    columns = torch.arange(width, device=mask.device)
+    place = (columns + (width - mask.sum(-1, keepdim=True))) % width
+    wide = F.pad(labels, (width - labels.shape[1], 0), value=IGNORED).gather(1, place)
+    first = int((wide != IGNORED).any(0).float().argmax())
+    return {
+        "input_ids": inputs["input_ids"].gather(1, place),
+        "attention_mask": mask.gather(1, place),
+        "position_ids": columns.expand_as(mask),
+        "labels": wide[:, first:],
+    }
+
+
+def inner(model: nn.Module) -> Any:
+    """The language model in a wrapper for several devices."""
+    return getattr(model, "module", model)
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the labelled tokens, in float32.
+
+    Args:
+        logits: ``[n, s, vocabulary]``, any float.
+        labels: int64 ``[n, s]``, -100 where nothing is to be learnt.
+
+    Returns:
+        A float32 scalar.
+
+    Raises:
+        ValueError: No token is labelled.
+    """
+    if not bool((labels != IGNORED).any()):
+        raise ValueError("no token of the batch is labelled: a mean over none would not be a number")
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)

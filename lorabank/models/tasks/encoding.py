@@ -1,0 +1,83 @@
+"""Texts to token ids: truncation that is counted, padding only to the longest row of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorabank.models.tasks.special_tokens import as_written, count_special, edges_of, special_ids
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Token ids of some texts.
+
+    Attributes:
+        ids: One list of token ids per text, at most ``max_length`` long.
+        lengths: Tokens of each text before it was cut.
+        cut: How many texts were longer than ``max_length``.
+    """
+
+    ids: tuple[list[int], ...]
+    lengths: tuple[int, ...]
+    cut: int
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int | Sequence[int]) -> EncodedTexts:
+    """Tokenise with the tokenizer's special tokens; those that a text spells out are words like others.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        texts: The texts.
+        max_length: Longest row in tokens, special tokens included; one for all texts, or one for each.
+    """
+    if not texts:
+        return EncodedTexts((), (), 0)
+    limits = [max_length] * len(texts) if isinstance(max_length, int) else max_length
+    ids = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+    special, edges = special_ids(tokenizer), edges_of(tokenizer)
+    around = count_special([*edges.begin, *edges.end], special)
+    spelled = {i for i, row in enumerate(ids) if count_special(row, special) > around}
+    for i in spelled:
+        ids[i] = [*edges.begin, *as_written(tokenizer, texts[i]), *edges.end]
+    lengths = tuple(len(row) for row in ids)
+    long = [i for i, (length, limit) in enumerate(zip(lengths, limits, strict=True)) if length > limit]
+    for i in spelled.intersection(long):
+        ids[i] = [*ids[i][: limits[i] - len(edges.end)], *edges.end]
+    for limit in {limits[i] for i in long}:
+        rows = [i for i in long if limits[i] == limit and i not in spelled]
+        shortened = tokenizer([texts[i] for i in rows], truncation=True, max_length=limit)["input_ids"] if rows else []
+        for i, row in zip(rows, shortened, strict=True):
+            ids[i] = row
+    return EncodedTexts(tuple(ids), lengths, len(long))
+
+
+def pad_batch(tokenizer: Any, ids: Sequence[list[int]]) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask`` ``[n, longest]`` int64, padded on the right."""
+    longest = max(len(row) for row in ids)
+    input_ids = torch.full((len(ids), longest), int(tokenizer.pad_token_id), dtype=torch.long)
+    mask = torch.zeros((len(ids), longest), dtype=torch.long)
+    for i, row in enumerate(ids):
+        input_ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = 1
+    return {"input_ids": input_ids, "attention_mask": mask}
+
+
+def cut_batches(
+    order: Sequence[int], lengths: Sequence[object], batch_size: int, *, equal: bool = False
+) -> list[list[int]]:
+    """Row numbers in an order sorted by length, cut into batches.
+
+    Args:
+        order: Row numbers.
+        lengths: Tokens of each row.
+        batch_size: Most rows of a batch.
+        equal: A batch holds rows of one length only.
+    """
+    parts = [list(rows) for _, rows in groupby(order, key=lambda i: lengths[i])] if equal else [list(order)]
+    return [rows[i : i + batch_size] for rows in parts for i in range(0, len(rows), batch_size)]

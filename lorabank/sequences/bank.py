@@ -1,0 +1,64 @@
+"""One bank of a sequence: tasks learnt one after another, composed and measured; what is there is not done again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from lorabank.bank.bank import Bank
+from lorabank.core import plugins
+from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig, validate
+from lorabank.core.observer import Observer
+from lorabank.core.records import OperationRecord
+from lorabank.workflows.compose import compose
+from lorabank.workflows.evaluate import evaluate
+from lorabank.workflows.learning.past import moved_on, past_of
+from lorabank.workflows.learning.train import add_task
+from lorabank.workflows.results import MatrixReport
+
+
+def learnt_tasks(bank: Path) -> tuple[str, ...]:
+    """The tasks of a bank in order; none where there is no bank."""
+    return tuple(task.name for task in Bank.open(bank).snapshot().tasks) if Bank.exists(bank) else ()
+
+
+def interrupted(bank: Path, task: str) -> OperationRecord | None:
+    """The training of a task that stopped before its end."""
+    if not Bank.exists(bank):
+        return None
+    stopped = (operation for operation in Bank.open(bank).operations() if not operation.alive)
+    return next((operation for operation in stopped if (operation.kind, operation.name) == ("add-task", task)), None)
+
+
+def learn(bank: Path, task: str, config: TrainConfig, init: InitConfig | None, observer: Observer) -> None:
+    """Add a task that is not in the bank yet.
+
+    An interrupted training is resumed where its settings and its past are the same, to what it would have been; else
+    it begins anew.
+    """
+    stopped = interrupted(bank, task)
+    same = stopped is not None and _is_the_same(Bank.open(bank), stopped, validate(TrainConfig, asdict(config)))
+    add_task(bank, task, config, init=init, resume=same, restart=stopped is not None and not same, observer=observer)
+
+
+def _is_the_same(bank: Bank, stopped: OperationRecord, config: TrainConfig) -> bool:
+    if stopped.config.get("config") != json.loads(json.dumps(asdict(config))):
+        return False
+    snapshot = bank.snapshot()
+    strategy = plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
+    return moved_on(stopped.config, past_of(snapshot, strategy, config), snapshot) is None
+
+
+def compose_and_measure(
+    bank: Path, compositions: Iterable[ComposeConfig], config: EvalConfig, observer: Observer
+) -> tuple[MatrixReport, ...]:
+    """Make the compositions that are not there yet, and score what ``config`` asks for."""
+    opened = Bank.open(bank)
+    there = {composition.name for composition in opened.snapshot().compositions}
+    for composition in compositions:
+        if (composition.name or composition.mode) not in there:
+            observer.notice(f"composing: {composition.name or composition.mode}")
+            compose(opened, composition, observer)
+    return evaluate(opened, config, observer)

@@ -1,0 +1,102 @@
+"""What must be there in a sequence and fit together, beyond the single values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from lorabank.core import plugins
+from lorabank.core.config import nearest
+from lorabank.sequences.config import CompositionTable, SequenceSettings
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+"""What may be the name of a folder, a task or a composition."""
+
+_NAMES = "use a-z, 0-9, '.', '_' and '-'"
+
+
+def settings_problems(
+    settings: SequenceSettings, wrong: Collection[str], tasks: Collection[str], variants: Any
+) -> Iterator[str]:
+    """What is wrong with the keys outside of all tables.
+
+    Args:
+        settings: The keys.
+        wrong: Those whose value does not fit its type, which was said.
+        tasks: The names of the tables ``[tasks.NAME]``.
+        variants: The tables ``[strategy.NAME]`` as they stand in the file.
+    """
+    if "name" not in wrong and not NAME.fullmatch(settings.name):
+        yield f"name {settings.name!r}: {_NAMES}" if settings.name else "name is missing"
+    if "selection" not in wrong and not settings.selection.strip():
+        yield 'selection is missing: say how the settings were chosen, as in selection = "on rows cut from train"'
+    for key in ("orders", "strategies", "seeds"):
+        values = getattr(settings, key)
+        if not values and key not in wrong:
+            yield f"{key} names nothing"
+        if len(set(values)) < len(values):
+            yield f"{key} names one twice"
+    if any(not 0 <= seed < 2**32 for seed in settings.seeds):
+        yield "seeds: a seed is not in 0 .. 2**32 - 1"
+    yield from _order_problems(settings.orders, tasks)
+    yield from _strategy_problems(settings.strategies, variants if isinstance(variants, dict) else {})
+
+
+def _order_problems(orders: Sequence[Sequence[str]], tasks: Collection[str]) -> Iterator[str]:
+    for number, order in enumerate(orders, start=1):
+        if not order:
+            yield f"order {number} names no task"
+        for name in dict.fromkeys(order):
+            if name not in tasks:
+                yield f"order {number}: there is no table [tasks.{name}].{nearest(name, list(tasks))}"
+        if len(set(order)) < len(order):
+            yield f"order {number} names a task twice"
+        if set(order) != set(orders[0]):
+            yield f"order {number} has other tasks than order 1: a mean over them would say nothing"
+
+
+def _strategy_problems(strategies: Sequence[str], variants: Mapping[str, Any]) -> Iterator[str]:
+    known = _names("strategies", plugins.STRATEGIES)
+    meant = {name: table.get("strategy", name) for name, table in variants.items() if isinstance(table, dict)}
+    for name in strategies:
+        if not NAME.fullmatch(name):
+            yield f"strategies: {name!r} cannot be a name: {_NAMES}"
+    for name in dict.fromkeys((*strategies, *meant)):
+        if isinstance(meant.get(name, name), str) and meant.get(name, name) not in known:
+            yield f"there is no strategy {meant.get(name, name)!r}.{nearest(name, [*known, *meant])}"
+
+
+def composition_problems(
+    tables: Sequence[CompositionTable], wrong: Sequence[Collection[str]], strategies: Sequence[str]
+) -> Iterator[str]:
+    """Modes that do not exist, names that cannot be names or stand twice, strategies that are not run.
+
+    Args:
+        tables: The compositions, with their defaults filled in.
+        wrong: For each the fields whose value does not fit its type, which was said.
+        strategies: Those that are run.
+    """
+    known = _names("composers", plugins.COMPOSERS)
+    names = [table.name for table in tables]
+    for number, (table, said) in enumerate(zip(tables, wrong, strict=True), start=1):
+        where = f"[[compositions]] {number}"
+        if "mode" in said:
+            continue
+        if table.mode not in known:
+            why = f"there is no mode {table.mode!r}.{nearest(table.mode, known)}" if table.mode else "names no mode"
+            yield f"{where}: {why}"
+        elif not NAME.fullmatch(table.name or ""):
+            yield f"{where}: name {table.name!r}: {_NAMES}"
+        if names.count(table.name) > 1:
+            yield f"{where}: the name {table.name!r} stands twice"
+        for strategy in table.on:
+            if strategies and strategy not in strategies:
+                yield f"{where}: on {strategy!r}, which is not run.{nearest(strategy, list(strategies))}"
+
+
+def _names(group: str, table: Mapping[str, str]) -> list[str]:
+    """The names of a string table, and those that other packages add."""
+    from importlib.metadata import entry_points
+
+    return [*table, *(point.name for point in entry_points(group=f"lorabank.{group}"))]

@@ -1,0 +1,177 @@
+"""Settings of a sequence: a whole experiment with its tasks, orders, strategies, compositions and seeds.
+
+Read from a TOML file by `lorabank.sequences.file`. Each table is one dataclass, checked like the settings of a
+command; importing this module costs the standard library alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig, validate
+
+
+def _key(default: Any, help: str, **bounds: Any) -> Any:
+    return field(default=default, metadata={"help": help, **bounds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceSettings(InitConfig):
+    """The keys outside of all tables; the base model's are those of `InitConfig`."""
+
+    name: str = _key("", "Name of the experiment, and of its folder.")
+    orders: tuple[tuple[str, ...], ...] = _key((), "One list of tasks for each order; all of the same tasks.")
+    strategies: tuple[str, ...] = _key((), "Strategies, or names of tables [strategy.NAME].")
+    seeds: tuple[int, ...] = _key((0,), "Seeds; each order and strategy is learnt once for each.")
+    selection: str = _key("", "How the settings were chosen, in a sentence; on which rows.")
+    max_train_rows: int | None = _key(None, "Most training rows of a task: a seeded sample.", ge=1)
+    max_eval_rows: int | None = _key(None, "Most rows of a task to score on: a seeded sample.", ge=1)
+    dev_fraction: float = _key(0.0, "Part of the training rows that is set aside to choose settings on.", ge=0, lt=1)
+    sample_seed: int = _key(0, "Seed of the samples; the same rows for every seed of the training.", ge=0, lt=2**32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyTable(TrainConfig):
+    """``[strategy.NAME]``: what is other for one strategy; ``strategy`` makes NAME a variant of that one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskTable(TrainConfig):
+    """``[tasks.NAME]``: a task's data, and what is other for it."""
+
+    dev_data: str | None = _key(None, "Rows that the settings were chosen on.")
+    leave_out_labels: tuple[str, ...] = _key((), "Rows with these labels are left out, and counted.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositionTable(ComposeConfig):
+    """``[[compositions]]``: one composition."""
+
+    on: tuple[str, ...] = _key((), "Strategies whose adapters are composed; default: all.")
+
+
+ROW_KEYS = (
+    "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "prompt_template",
+    "chat_template", "delimiter", "encoding", "sheet", "skip_bad", "label_words", "scoring", "max_new_tokens",
+)  # fmt: skip
+"""Keys that say what the rows are and how they are asked: the same for every strategy, so that they compare."""
+
+_SEEDS = {"seed": "seeds = [...] stands above the tables"}
+_STRATEGIES = {"strategy": "strategies = [...] stands above the tables"}
+
+SET_BY_SEQUENCE: dict[type[Any], dict[str, str]] = {
+    TrainConfig: {**_SEEDS, **_STRATEGIES, **dict.fromkeys(("data", "eval_data"), "it stands in [tasks.NAME]")},
+    StrategyTable: {**_SEEDS, **dict.fromkeys(ROW_KEYS, "it is the same for every strategy: [train] or [tasks.NAME]")},
+    TaskTable: {**_SEEDS, **_STRATEGIES},
+    CompositionTable: {**_SEEDS, "replace": "a composition is made once"},
+    EvalConfig: {
+        "compositions": "those of [[compositions]] are scored",
+        "all": "everything is scored",
+        "forgetting_matrix": "the matrix is always measured",
+    },
+}
+"""Keys of a table that the sequence itself decides, and why."""
+
+
+class Cell(NamedTuple):
+    """One bank: an order (from 1), a strategy and a seed."""
+
+    order: int
+    strategy: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"order {self.order}, {self.strategy}, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig:
+    """A checked sequence.
+
+    Attributes:
+        file: The TOML file.
+        size: The table of ``[sizes]`` that is laid over the rest, or None.
+        settings: The keys outside of all tables.
+        train: What ``[train]`` gives, by field of `TrainConfig`.
+        strategies: What each ``[strategy.NAME]`` gives.
+        tasks: Each task's table.
+        given: The fields that each task's table gives.
+        compositions: The compositions; ``name`` and ``on`` are filled in.
+        evaluation: How everything is scored.
+        document: The file's content with the size laid over it, as JSON knows it.
+    """
+
+    file: Path
+    size: str | None
+    settings: SequenceSettings
+    train: Mapping[str, Any]
+    strategies: Mapping[str, Mapping[str, Any]]
+    tasks: Mapping[str, TaskTable]
+    given: Mapping[str, tuple[str, ...]]
+    compositions: tuple[CompositionTable, ...]
+    evaluation: EvalConfig
+    document: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The experiment's name, with its size."""
+        return f"{self.settings.name}-{self.size}" if self.size else self.settings.name
+
+    @property
+    def init(self) -> InitConfig:
+        """The base model of every bank."""
+        settings = self.settings
+        return InitConfig(
+            base=settings.base,
+            revision=settings.revision,
+            gguf_file=settings.gguf_file,
+            task_type=settings.task_type,
+        )
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks that are learnt, in the first order."""
+        return self.settings.orders[0]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Every bank: all strategies of the first order and seed first, so that a first table is there early."""
+        orders = range(1, len(self.settings.orders) + 1)
+        return tuple(
+            Cell(order, strategy, seed)
+            for seed, order, strategy in product(self.settings.seeds, orders, self.settings.strategies)
+        )
+
+    def order(self, cell: Cell) -> tuple[str, ...]:
+        """The tasks of a cell's order."""
+        return self.settings.orders[cell.order - 1]
+
+    def composed(self, strategy: str, seed: int) -> tuple[ComposeConfig, ...]:
+        """The compositions of a strategy's adapters."""
+        tables = [table for table in self.compositions if strategy in table.on]
+        return tuple(_as(ComposeConfig, table, seed=seed) for table in tables)
+
+    def training(self, task: str, strategy: str | None = None, *, seed: int = 0, **rows: Any) -> TrainConfig:
+        """The settings of a task: those of ``[train]``, over them the strategy's, over them the task's own.
+
+        Args:
+            task: The task.
+            strategy: A strategy; None for what all have in common (what the rows are).
+            seed: Seed of the training.
+            rows: Fields that say which rows, in the place of the task's.
+        """
+        table = self.tasks[task]
+        own = {name: getattr(table, name) for name in self.given[task] if name not in ("dev_data", "leave_out_labels")}
+        chosen = {"strategy": strategy, **self.strategies.get(strategy, {})} if strategy else {}
+        return validate(TrainConfig, {**self.train, **chosen, **own, "seed": seed, **rows}, where=f"task {task}")
+
+
+def _as(kind: type[ComposeConfig], table: CompositionTable, **changes: Any) -> ComposeConfig:
+    """The fields of a table that are those of the settings it extends."""
+    from lorabank.core.config import config_fields
+
+    return kind(**{f.name: getattr(table, f.name) for f in config_fields(kind)} | changes)

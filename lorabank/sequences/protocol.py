@@ -1,0 +1,209 @@
+"""The protocol card of a sequence: everything without which its numbers could not be compared with others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lorabank.bank.snapshot import Snapshot
+from lorabank.core.config import TrainConfig
+from lorabank.core.records import AdapterRecord, BaseModelRecord
+from lorabank.core.versions import package_versions
+from lorabank.sequences.config import ROW_KEYS, Cell, SequenceConfig
+from lorabank.sequences.folder import digest_of
+from lorabank.sequences.rows import SequenceTask
+from lorabank.workflows.results import MatrixReport
+
+_SHOWN = (
+    "epochs", "learning_rate", "lr_scheduler_type", "batch_size", "gradient_accumulation_steps", "r", "lora_alpha",
+    "use_rslora", "target_modules", "max_length",
+)  # fmt: skip
+"""Settings of a training that the card always shows; of the others it shows what is not the default."""
+
+_UNSEEN = (*ROW_KEYS, "strategy", "seed", "lambda_orth", "device", "save_steps", "report_to")
+"""Settings that are told elsewhere on the card, or decide nothing."""
+
+_BASE = (
+    "name", "source", "revision", "task_type", "dtype", "quantisation", "fingerprint", "chat_template_hash",
+)  # fmt: skip
+_DEFAULTS = asdict(TrainConfig())
+_UNKNOWN = "not known before the training"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A bank of the sequence as it is now; without reports where it is not measured yet."""
+
+    cell: Cell
+    snapshot: Snapshot
+    reports: tuple[MatrixReport, ...] = ()
+
+
+def protocol_card(
+    config: SequenceConfig,
+    base: BaseModelRecord,
+    tasks: Mapping[str, SequenceTask],
+    measured: Sequence[Measured],
+    *,
+    dev: bool,
+) -> dict[str, Any]:
+    """The card of what has been measured.
+
+    Args:
+        config: The sequence.
+        base: Its base model.
+        tasks: Its rows.
+        measured: The banks that are there.
+        dev: Whether the rows that settings are chosen on were scored.
+    """
+    settings = config.settings
+    adapters = [adapter for one in measured for adapter in one.snapshot.adapters.values()]
+    reports = [report for one in measured for report in one.reports]
+    return {
+        "sequence": config.name,
+        "settings_sha256": digest_of(config),
+        "base": {key: getattr(base, key) for key in _BASE},
+        "orders": [list(order) for order in settings.orders],
+        "seeds": list(settings.seeds),
+        "training": [_training(config, strategy, tasks, measured) for strategy in settings.strategies],
+        "compositions": [_composition(table) for table in config.document.get("compositions", [])],
+        "selection": settings.selection.strip(),
+        "scored_on": "rows to choose settings on" if dev else "evaluation rows",
+        "forms": {name: task.data.form for name, task in tasks.items()},
+        "prompts": {name: task.data.prompt_template for name, task in tasks.items()},
+        "labels": {name: list(task.data.labels) for name, task in tasks.items()},
+        "metrics": sorted({report.metric for report in reports}),
+        "rows": {name: _rows(task, measured) for name, task in tasks.items()},
+        "sample_seed": settings.sample_seed,
+        "devices": {
+            "training": sorted({adapter.device for adapter in adapters}),
+            "scoring": sorted({f"{report.settings['device']}, {report.settings['dtype']}" for report in reports}),
+        },
+        "versions": _versions(adapters),
+        "banks": {"measured": sum(bool(one.reports) for one in measured), "of": len(config.cells)},
+        "notes": [*_notes(config, tasks)],
+    }
+
+
+def card_lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The card for people: name and value."""
+    base, devices = card["base"], card["devices"]
+    revision = f", revision {base['revision']}" if base["revision"] else ""
+    kind = ", ".join(str(base[key]) for key in ("task_type", "dtype", "quantisation") if base[key])
+    lines = [
+        ("sequence", f"{card['sequence']}, settings {card['settings_sha256'][:12]}"),
+        ("base model", f"{base['name']} ({base['source']}{revision}), {kind}, weights {base['fingerprint'][:12]}"),
+    ]
+    lines += [(f"order {number}", " → ".join(order)) for number, order in enumerate(card["orders"], start=1)]
+    lines += [("trained by", line) for strategy in card["training"] for line in _training_lines(strategy)]
+    lines += [("composed by", _composition_line(composition)) for composition in card["compositions"]]
+    lines += [("settings chosen", card["selection"]), ("scored on", card["scored_on"])]
+    lines += [("scored by", ", ".join(card["metrics"]) or _UNKNOWN)]
+    for task, row in card["rows"].items():
+        template = card["prompts"][task]
+        labels = ", ".join(card["labels"][task])
+        asked = ("the text alone" if labels else "the rows' own prompts") if template is None else repr(template)
+        answers = f"labels: {labels}" if labels else card["forms"][task]
+        lines.append((f"task {task}", _rows_line(row)))
+        lines.append(("", f"asked: {asked}" + (f"; {answers}" if not (template and labels in template) else "")))
+    lines += [("seeds", f"{', '.join(map(str, card['seeds']))}; rows sampled with {card['sample_seed']}")]
+    lines += [(f"{what} on", "; ".join(found) or _UNKNOWN) for what, found in devices.items()]
+    lines += [("versions", ", ".join(f"{name} {'/'.join(found)}" for name, found in card["versions"].items()))]
+    lines += [("banks", f"{card['banks']['measured']} of {card['banks']['of']} measured")]
+    lines += [("note", note) for note in card["notes"]]
+    return lines
+
+
+def _training(
+    config: SequenceConfig, strategy: str, tasks: Iterable[str], measured: Sequence[Measured]
+) -> dict[str, Any]:
+    """A strategy's settings; tasks with equal ones stand together."""
+    groups: list[dict[str, Any]] = []
+    for task in tasks:
+        settings = asdict(config.training(task, strategy))
+        values = {key: value for key, value in settings.items() if key not in _UNSEEN}
+        twin = next((group for group in groups if group["settings"] == values), None)
+        if twin:
+            twin["tasks"].append(task)
+        else:
+            groups.append({"tasks": [task], "settings": values})
+    adapters = [a for one in measured if one.cell.strategy == strategy for a in one.snapshot.adapters.values()]
+    penalties = {name: weight for adapter in adapters for name, weight in adapter.penalties.items()}
+    method = config.training(config.task_names[0], strategy).strategy
+    return {"name": strategy, "strategy": method, "groups": groups, "penalties": penalties}
+
+
+def _training_lines(strategy: Mapping[str, Any]) -> Iterator[str]:
+    variant = "" if strategy["name"] == strategy["strategy"] else f" ({strategy['strategy']})"
+    penalties = "".join(f", {name} {weight:g}" for name, weight in strategy["penalties"].items())
+    for group in strategy["groups"]:
+        whom = f", {' and '.join(group['tasks'])}" if len(strategy["groups"]) > 1 else ""
+        s = group["settings"]
+        rate = f"learning rate {s['learning_rate']:g} ({s['lr_scheduler_type']})"
+        rows = s["batch_size"] * s["gradient_accumulation_steps"]
+        scaling = f"alpha {s['lora_alpha']:g}{' (rslora)' if s['use_rslora'] else ''}"
+        adapter = f"r {s['r']}, {scaling}, {s['target_modules']}, {s['max_length']} tokens"
+        others = [(key, value) for key, value in s.items() if key not in _SHOWN and value != _DEFAULTS[key]]
+        more = "".join(f", {key} {value}" for key, value in others)
+        whole = f"{s['epochs']:g} epochs, {rate}, batch {rows}, {adapter}"
+        yield f"{strategy['name']}{variant}{whom}: {whole}{penalties}{more}"
+
+
+def _composition(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": table.get("name", table["mode"]), **table}
+
+
+def _composition_line(table: Mapping[str, Any]) -> str:
+    rest = [f"{key} {value}" for key, value in table.items() if key not in ("name", "mode", "on")]
+    on = f" on {', '.join(table['on'])}" if "on" in table else ""
+    return ", ".join([f"{table['name']} ({table['mode']}){on}", *rest])
+
+
+def _rows(task: SequenceTask, measured: Iterable[Measured]) -> dict[str, Any]:
+    kept = [one.snapshot.dataset(task.name, "train") for one in measured]
+    fates = [(record.rows_cut, record.rows_dropped) for record in kept if record]
+    train, evaluation = task.data.train, task.data.eval
+    return {
+        "train": len(train),
+        "train_of": task.of[0],
+        "train_sha256": train.sha256,
+        "eval": len(evaluation),
+        "eval_of": task.of[1],
+        "eval_sha256": evaluation.sha256,
+        "left_out": list(task.left_out),
+        "cut": sorted({cut for cut, _ in fates}),
+        "dropped": sorted({dropped for _, dropped in fates}),
+    }
+
+
+def _rows_line(row: Mapping[str, Any]) -> str:
+    train, evaluation = (
+        f"{row[split]}{f' of {row[of]}' if row[of] != row[split] else ''} {what} rows ({row[f'{split}_sha256'][:12]})"
+        for split, of, what in (("train", "train_of", "training"), ("eval", "eval_of", "scored"))
+    )
+    fates = [f"{'/'.join(map(str, row[fate])) or '?'} {fate}" for fate in ("cut", "dropped")]
+    left = (
+        f"; left out for their labels: {row['left_out'][0]} and {row['left_out'][1]}" if any(row["left_out"]) else ""
+    )
+    return f"{train}, {', '.join(fates)}; {evaluation}{left}"
+
+
+def _versions(adapters: Sequence[AdapterRecord]) -> dict[str, list[str]]:
+    found: dict[str, set[str]] = {}
+    for versions in [adapter.versions for adapter in adapters] or [package_versions()]:
+        for name, version in versions.items():
+            found.setdefault(name, set()).add(version)
+    return {name: sorted(versions) for name, versions in found.items()}
+
+
+def _notes(config: SequenceConfig, tasks: Mapping[str, SequenceTask]) -> Iterator[str]:
+    for name, task in tasks.items():
+        yield from task.notes
+        own = [key for key in config.given[name] if key not in (*ROW_KEYS, "dev_data", "leave_out_labels")]
+        if own:
+            yield f"{name}: {', '.join(own)} set for this task alone"
+        template = task.data.prompt_template
+        if template and re.search(rf"\b{re.escape(name)}\b", template, re.IGNORECASE):
+            yield f"{name}: its prompt names the task, which tells a router the answer"

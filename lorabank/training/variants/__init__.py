@@ -1,0 +1,1 @@
+"""The trainable layer and its kernels."""

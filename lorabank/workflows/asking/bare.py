@@ -1,0 +1,95 @@
+"""The base model of a bank without any adapter, asked in its own chat template: what it says before it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+
+from lorabank.bank.snapshot import Snapshot
+from lorabank.core.commands import Command
+from lorabank.core.config import GenerateConfig, PredictConfig
+from lorabank.core.errors import ConfigError, at_work
+from lorabank.core.observer import Observer
+from lorabank.models.answering.base import AnswerForm
+from lorabank.models.answering.text_answers import TextAnswerer
+from lorabank.models.bases.finite import explained
+from lorabank.models.bases.loading import load_base, resolve_device, resolve_dtype
+from lorabank.workflows.results import Prediction
+from lorabank.workflows.task_data import ChatTemplate
+
+BARE = "none"
+"""What stands in the place of a task's name, which may not be this word."""
+
+_MOST = 131072
+"""Tokens of a prompt for a model that takes any number."""
+
+
+def bare_answerer(
+    snapshot: Snapshot, config: PredictConfig | GenerateConfig, observer: Observer
+) -> Callable[[Sequence[str]], tuple[Prediction, ...]]:
+    """What the base says to texts, each a user's turn in its chat template where it has one.
+
+    The base is loaded with the first texts and stays.
+
+    Raises:
+        ConfigError: Labels are asked for, which a task alone has, or a composition or a state beside the base.
+        IncompatibleError: The chat template takes no single turn of a user.
+    """
+    base = snapshot.base
+    if not isinstance(config, GenerateConfig):
+        asked = Command("predict", "--task", "NAME", "TEXT")
+        if base.task_type != "SEQ_CLS":
+            asked = Command("generate", "--task", "none", "TEXT")
+        raise ConfigError(
+            "the bare base has no labels, which a task alone brings, so it predicts none",
+            commands=[asked],
+            unchanged="nothing was changed",
+        )
+    if beside := next((name for name in ("composition", "state") if getattr(config, name) is not None), None):
+        raise ConfigError(
+            f"--task none asks the bare base, and --{beside} is about adapters",
+            hint=f"leave out --{beside}",
+            unchanged="nothing was changed",
+        )
+    chat = base.chat_template_hash is not None and not config.raw
+    template = ChatTemplate(base).turn("--raw takes the text as the whole prompt") if chat else None
+    observer.notice(
+        f"no adapter answers, the bare base {base.name} does: "
+        + ("the text is a user's turn in its chat template" if chat else "the text is the whole prompt")
+    )
+
+    @cache
+    def answerer() -> TextAnswerer:
+        where = resolve_device(config.device)
+        loaded = load_base(base, device=where, dtype=resolve_dtype("auto", where))
+        form = AnswerForm(
+            labels=(),
+            max_length=loaded.max_length or _MOST,
+            scoring="generation",
+            template=template,
+            max_new_tokens=config.max_new_tokens,
+        )
+        return TextAnswerer(loaded, base.task_type, (form,), config.batch_size)
+
+    def answer(texts: Sequence[str]) -> tuple[Prediction, ...]:
+        with at_work("the bare base"), explained(answerer().base.model):
+            heads = np.zeros(len(texts), np.int64)
+            said = answerer().answer(texts, heads, lambda rows: None, shared=True).said
+        return tuple(map(_told, texts, said))
+
+    return answer
+
+
+def _told(text: str, answer: str) -> Prediction:
+    return Prediction(
+        text=text,
+        label=answer,
+        probability=None,
+        task=BARE,
+        task_id="given",
+        adapters={},
+        state="base",
+        composition=None,
+    )

@@ -1,0 +1,324 @@
+"""``predict`` and ``generate``: answers to new texts, with the adapters that gave them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from lorabank.bank.bank import Bank
+from lorabank.bank.snapshot import Snapshot
+from lorabank.compose.base import Member, longest, state_weights
+from lorabank.compose.prototype import build_router, default_parameters
+from lorabank.core import plugins
+from lorabank.core.commands import ADD_TASK, Command
+from lorabank.core.config import GenerateConfig, PredictConfig
+from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError, at_work
+from lorabank.core.observer import Observer
+from lorabank.core.states import State, answering_in
+from lorabank.data.formats.cells import BadCell, check_characters
+from lorabank.data.formats.text_file import Reading
+from lorabank.data.loading import read_rows
+from lorabank.models.mixing.runtime import Plan, Runtime
+from lorabank.workflows.asking.bare import BARE, bare_answerer
+from lorabank.workflows.assemble import adapters_in_order, holds_conversations, load_composer, load_runtime
+from lorabank.workflows.results import Prediction, RoutedPrediction
+from lorabank.workflows.scored import all_members, state_plan
+from lorabank.workflows.task_data import ChatTemplate
+
+Answerer = Callable[[Sequence[str]], tuple[Prediction, ...]]
+"""Gives one answer for each text, in order."""
+
+
+class BadText(DataError):
+    """A text that no prompt can be made of.
+
+    Attributes:
+        place: Which of the texts, from 1.
+        problem: What is wrong with it.
+    """
+
+    def __init__(self, place: int, problem: str) -> None:
+        super().__init__(
+            f"text {place}: {problem}", hint="write it with a blank inside", unchanged="nothing was changed"
+        )
+        self.place = place
+        self.problem = problem
+
+
+def predict(bank: Bank, texts: Iterable[str], config: PredictConfig, observer: Observer) -> tuple[Prediction, ...]:
+    """One prediction per text, in order.
+
+    Without a composition the state as trained answers, and the task must be named. With a task no router picks
+    adapters: a routed composition answers with the task's own state, as it does for texts that it routes there. A
+    composition that does not route needs a task too, or the gaussian router picks the head.
+    """
+    return _answer(bank, texts, config, observer)
+
+
+def generate(bank: Bank, texts: Iterable[str], config: GenerateConfig, observer: Observer) -> tuple[Prediction, ...]:
+    """One generated text per prompt, in order; who answers is found as in `predict`.
+
+    Raises:
+        IncompatibleError: The bank's base is a classifier.
+    """
+    return _answer(bank, texts, config, observer)
+
+
+def checked_texts(texts: Iterable[str]) -> list[str]:
+    """Texts that were given as arguments, with the characters that a text of a file may have.
+
+    Raises:
+        ConfigError: One has others.
+    """
+    return [_checked(text, place) for place, text in enumerate(texts, start=1)]
+
+
+def _checked(text: str, place: int) -> str:
+    try:
+        check_characters(text)
+    except BadCell as error:
+        raise ConfigError(f"text {place}: {error.problem}", unchanged="nothing was changed") from error
+    return text
+
+
+def _answer(
+    bank: Bank, given: Iterable[str], config: PredictConfig | GenerateConfig, observer: Observer
+) -> tuple[Prediction, ...]:
+    """Answer the texts given and those of the file."""
+    _check_base(bank, config)
+    texts = checked_texts(given)
+    if config.data:
+        rows = read_rows(config.data, text_column=config.text_column, label_column=None, reading=Reading.of(config))
+        for line in rows.told:
+            observer.notice(line)
+        texts += rows.texts
+    if not texts:
+        generates = isinstance(config, GenerateConfig)
+        command = Command("generate", "TEXT") if generates else Command("predict", "TEXT")
+        raise ConfigError("there is no text to answer", hint="give texts, or --data FILE", commands=[command])
+    return answerer(bank, config, observer)(texts)
+
+
+def _check_base(bank: Bank, config: PredictConfig | GenerateConfig) -> None:
+    base = bank.snapshot().base
+    if isinstance(config, GenerateConfig) and base.task_type == "SEQ_CLS":
+        raise IncompatibleError(
+            f"the bank's base {base.name!r} is a classifier, which generates nothing",
+            hint="predict labels texts; a language model generates, in a bank of its own",
+            commands=[Command("predict", "TEXT"), Command("-b", "NEW", "init", "--task-type", "CAUSAL_LM")],
+        )
+
+
+def answerer(bank: Bank, config: PredictConfig | GenerateConfig, observer: Observer) -> Answerer:
+    """Who answers, found out and checked; models are loaded with the first texts and stay.
+
+    Raises:
+        ConfigError: Nobody says who answers, or the question has no one meaning.
+        NotFoundError: There is no task, or none of that name.
+        IncompatibleError: A classifier is to generate.
+    """
+    _check_base(bank, config)
+    snapshot = bank.snapshot()
+    if config.task == BARE:
+        return bare_answerer(snapshot, config, observer)
+    if not snapshot.tasks:
+        bare = [Command("generate", "--task", BARE, "TEXT")] if isinstance(config, GenerateConfig) else []
+        raise NotFoundError(
+            "the bank has no task",
+            hint="the bare base answers under the name 'none'" if bare else None,
+            commands=[*bare, ADD_TASK],
+        )
+    if not (config.task or config.composition or snapshot.compositions) and len(snapshot.tasks) == 1:
+        config = replace(config, task=snapshot.tasks[0].name)
+    if config.task:
+        snapshot.task(config.task)
+    name = config.composition or (None if config.task else _default(snapshot))
+    _check_question(config, snapshot, name)
+
+    @cache
+    def runtime() -> Runtime:
+        return load_runtime(
+            bank,
+            snapshot,
+            device=config.device,
+            dtype="auto",
+            batch_size=config.batch_size,
+            asked=_other_than_trained(config),
+            max_resident=config.max_resident,
+            notice=observer.notice,
+        )
+
+    def ask(texts: Sequence[str]) -> tuple[Prediction, ...]:
+        prompts = list(texts)
+        if not getattr(config, "raw", False):
+            prompts = _prompts(snapshot, prompts, [config.task] if config.task else _tasks(snapshot, name))
+        with at_work(f"composition {name!r}" if name else f"task {config.task!r}"):
+            found = _found(bank, snapshot, config, name, prompts, runtime())
+        return _with_texts(found, texts)
+
+    return ask
+
+
+def _other_than_trained(config: PredictConfig | GenerateConfig) -> Mapping[str, Any] | None:
+    """What is asked in another form than the tasks' own."""
+    if isinstance(config, PredictConfig):
+        return None
+    wanted = {"scoring": "generation", "max_new_tokens": config.max_new_tokens}
+    return wanted | ({"template": None} if config.raw else {})
+
+
+def _found(
+    bank: Bank,
+    snapshot: Snapshot,
+    config: PredictConfig | GenerateConfig,
+    name: str | None,
+    texts: Sequence[str],
+    runtime: Runtime,
+) -> tuple[Prediction, ...]:
+    """The answers of the composition ``name``, or of the task as trained."""
+    members = all_members(bank, snapshot)
+    last = snapshot.tasks[-1].position
+    if name is None:
+        assert config.task is not None
+        return _as_trained(bank, snapshot, members, runtime, texts, config.task, config.state or "now")
+    composer, own = load_composer(bank, snapshot, snapshot.composition(name), lambda: runtime)
+    if config.task:
+        chosen = [member for member in members if member.task == config.task] * len(texts)
+        plan = _routed_to(chosen[0], runtime) if composer.routed else composer.plan(last, texts)
+    else:
+        plan = composer.plan(last, texts)
+        if plan.route is None:
+            features = runtime.features(texts, longest(own))
+            ranked = build_router(own, default_parameters("gaussian")).rank(features)
+            plan = replace(plan, route=ranked.task, margin=ranked.margin)
+        assert plan.route is not None
+        chosen = [own[k] for k in plan.route]
+    return _predictions(runtime, texts, plan, chosen, members, state=None, composition=name, given=bool(config.task))
+
+
+def _check_question(config: PredictConfig | GenerateConfig, snapshot: Snapshot, composition: str | None) -> None:
+    """Refuse what has no one meaning.
+
+    Raises:
+        ConfigError: ``--state`` beside a composition, which is a state of its own; or a routed composition is to
+            answer as a task that it never routes to.
+    """
+    if composition is None:
+        return
+    if config.state is not None:
+        raise ConfigError(
+            f"--state {config.state} is of a task as trained, and composition {composition!r} is a state of its own",
+            hint=f"--task {config.task or snapshot.tasks[-1].name} --state {config.state} without --composition",
+            unchanged="nothing was changed",
+        )
+    record = snapshot.composition(composition)
+    routed = plugins.load(plugins.COMPOSERS, record.mode, "composer").routed
+    if config.task and routed and config.task not in record.members:
+        raise ConfigError(
+            f"composition {composition!r} never routes to {config.task!r}, which is not a member",
+            hint=f"--task {config.task} without --composition; members: {', '.join(record.members)}",
+            unchanged="nothing was changed",
+        )
+
+
+def _routed_to(member: Member, runtime: Runtime) -> Plan:
+    """What a routed composition answers with when it routes to a member: the member's own state, for all texts."""
+    return Plan(weights=state_weights(runtime.stack.names, dict.fromkeys(member.state, 1.0)))
+
+
+def _with_texts(predictions: Sequence[Prediction], texts: Sequence[str]) -> tuple[Prediction, ...]:
+    """The answers beside the texts as they were given, before a chat template was put around them."""
+    return tuple(replace(one, text=text) for one, text in zip(predictions, texts, strict=True))
+
+
+def _tasks(snapshot: Snapshot, composition: str | None) -> Sequence[str]:
+    return snapshot.composition(composition).members if composition else [task.name for task in snapshot.tasks]
+
+
+def _prompts(snapshot: Snapshot, texts: list[str], tasks: Sequence[str]) -> list[str]:
+    """Texts as these tasks' rows were: a user's message in the chat template where all were conversations."""
+    if not all(holds_conversations(snapshot.task(task), snapshot.adapter_of(task)) for task in tasks):
+        return texts
+    render = ChatTemplate(snapshot.base)
+    prompts = []
+    for place, text in enumerate(texts, start=1):
+        try:
+            prompts.append(render([{"role": "user", "content": text}]))
+        except BadCell as error:
+            raise BadText(place, error.problem) from error
+    return prompts
+
+
+def _as_trained(
+    bank: Bank,
+    snapshot: Snapshot,
+    members: Sequence[Member],
+    runtime: Runtime,
+    texts: Sequence[str],
+    task: str,
+    state: State,
+) -> tuple[Prediction, ...]:
+    answers = answering_in(state, adapters_in_order(snapshot), snapshot.adapter_of(task))
+    chosen = [member for member in members if member.task == task] * len(texts)
+    plan = state_plan(bank, answers, runtime)
+    return _predictions(runtime, texts, plan, chosen, members, state=state, composition=None, given=True)
+
+
+def _default(snapshot: Snapshot) -> str:
+    """The newest composition that routes, or the only one there is."""
+    routed = [composition for composition in snapshot.compositions if composition.mode == "prototype"]
+    chosen = routed[-1:] or (list(snapshot.compositions) if len(snapshot.compositions) == 1 else [])
+    if not chosen:
+        raise ConfigError(
+            "no task is named, and no composition finds one for a text",
+            hint=f"name one, as --task {snapshot.tasks[-1].name}, or make a composition that routes texts",
+            commands=[Command("compose", "--mode", "prototype")],
+            unchanged="nothing was changed",
+        )
+    return chosen[0].name
+
+
+def _predictions(
+    runtime: Runtime,
+    texts: Sequence[str],
+    plan: Plan,
+    chosen: Sequence[Member],
+    members: Sequence[Member],
+    *,
+    state: State | None,
+    composition: str | None,
+    given: bool,
+) -> tuple[Prediction, ...]:
+    answers = runtime.answer(texts, plan, np.array([member.head for member in chosen], np.int64))
+    found = [
+        Prediction(
+            text=text,
+            label=answers.said[i],
+            probability=None if math.isnan(answers.probabilities[i]) else float(answers.probabilities[i]),
+            task=member.task,
+            task_id="given" if given else "routed",
+            adapters=_answered(plan, i, runtime, members),
+            state=state or "composition",
+            composition=composition,
+        )
+        for i, (text, member) in enumerate(zip(texts, chosen, strict=True))
+    ]
+    if given or plan.margin is None:
+        return tuple(found)
+    margins = [float(margin) if math.isfinite(margin) else None for margin in plan.margin]
+    return tuple(RoutedPrediction(**vars(one), margin=margin) for one, margin in zip(found, margins, strict=True))
+
+
+def _answered(plan: Plan, row: int, runtime: Runtime, members: Sequence[Member]) -> dict[str, float]:
+    """Task name to the weight of its adapter; for an attention 1 for each adapter that competed."""
+    tasks = {member.adapter: member.task for member in members}
+    if plan.weights is not None:
+        weights = plan.weights if plan.weights.ndim == 1 else plan.weights[row]
+        pairs = zip(runtime.stack.names, weights.tolist(), strict=True)
+        return {tasks.get(digest, digest[:12]): weight for digest, weight in pairs if weight}
+    return {tasks.get(digest, digest[:12]): 1.0 for digest in plan.members} or {member.task: 1.0 for member in members}

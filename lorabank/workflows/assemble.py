@@ -1,0 +1,273 @@
+"""From records and files to what training, composition and evaluation work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorabank.algebra.factors import AdapterStack, FactorShape
+from lorabank.bank.bank import Bank
+from lorabank.bank.snapshot import Snapshot
+from lorabank.compose.base import Composer, Member, made_again
+from lorabank.compose.routing import TaskStatistics
+from lorabank.core import plugins
+from lorabank.core.errors import DamagedError, LorabankError, NotFoundError
+from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
+from lorabank.core.sizes import parse_bytes
+from lorabank.core.states import needed, own_state
+from lorabank.core.templates import ChatPrompt
+from lorabank.data.formats.parquet import from_parquet
+from lorabank.data.forms.base import CHATS
+from lorabank.data.rows import Rows
+from lorabank.exchange.peft_folder import read_factors, read_head, read_shapes
+from lorabank.exchange.peft_folder import read_stack as read_folders
+from lorabank.models.answering.base import Answerer, AnswerForm
+from lorabank.models.answering.head_answers import HeadAnswerer
+from lorabank.models.answering.text_answers import TextAnswerer
+from lorabank.models.bases.loading import load_base, resolve_device, resolve_dtype
+from lorabank.models.mixing.resident_stack import ResidentStack
+from lorabank.models.mixing.runtime import Runtime
+from lorabank.models.tasks.heads import Head, build_head, load_head
+
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, LorabankError)
+"""What a damaged file of an adapter may raise; others go on answering, and who needs it hashes its files first."""
+
+
+def adapters_in_order(snapshot: Snapshot) -> list[AdapterRecord]:
+    """The adapters of the bank's ready tasks, in sequence order."""
+    return [snapshot.adapter_of(task.name) for task in snapshot.tasks]
+
+
+def stack_of(
+    bank: Bank, digests: Iterable[str], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> AdapterStack:
+    """Verified adapters by digest, each once."""
+    folders = {digest: bank.verified_adapter(digest) for digest in dict.fromkeys(digests)}
+    return read_folders(folders, device=device, dtype=dtype)
+
+
+def read_stack(bank: Bank, adapters: Sequence[AdapterRecord]) -> AdapterStack | None:
+    """The adapters and all that they were trained on top of; None when there are none."""
+    digests = [digest for adapter in adapters for digest in needed(adapter)]
+    return stack_of(bank, digests) if digests else None
+
+
+def read_rows_of(bank: Bank, snapshot: Snapshot, task: str, split: str) -> Rows | None:
+    """A split that the bank keeps, or None."""
+    dataset = snapshot.dataset(task, split)
+    return from_parquet(bank.read_blob(dataset.blob)) if dataset and dataset.blob else None
+
+
+def evaluation_data(snapshot: Snapshot) -> dict[str, DatasetRecord]:
+    """Task name to its evaluation split, for every ready task.
+
+    Raises:
+        NotFoundError: If a task keeps none.
+    """
+    found = {}
+    for task in snapshot.tasks:
+        dataset = snapshot.dataset(task.name, "eval")
+        if dataset is None or dataset.blob is None:
+            raise NotFoundError(f"task {task.name!r} keeps no evaluation rows", unchanged="nothing was changed")
+        found[task.name] = dataset
+    return found
+
+
+def read_members(bank: Bank, snapshot: Snapshot, tasks: Sequence[TaskRecord], *, samples: bool) -> list[Member]:
+    """What compositions see of some tasks; heads are numbered like the bank's ready tasks.
+
+    Args:
+        bank: The bank.
+        snapshot: Its state.
+        tasks: The members, in sequence order.
+        samples: Whether the calibration samples are wanted.
+    """
+    heads = {task.name: index for index, task in enumerate(snapshot.tasks)}
+    members = []
+    for task in tasks:
+        adapter = snapshot.adapter_of(task.name)
+        rows = read_rows_of(bank, snapshot, task.name, "calibration") if samples else None
+        members.append(
+            Member(
+                task=task.name,
+                position=task.position,
+                adapter=adapter.digest,
+                state=own_state(adapter),
+                head=heads[task.name],
+                form=form_of(task, adapter),
+                statistics=partial(_read_statistics, bank, task),
+                clusters=int(adapter.config.get("clusters_per_task", 5)),
+                texts=rows.texts if rows else (),
+                targets=rows.labels if rows else (),
+                born=task.born,
+            )
+        )
+    return members
+
+
+def _read_statistics(bank: Bank, task: TaskRecord) -> TaskStatistics:
+    if task.statistics is None:
+        raise NotFoundError(
+            f"task {task.name!r} keeps no routing statistics",
+            unchanged="nothing was changed",
+            hint="leave it out with --tasks, or compose with --mode manual or attention",
+        )
+    return TaskStatistics.from_bytes(bank.read_blob(task.statistics))
+
+
+def form_of(task: TaskRecord, adapter: AdapterRecord) -> AnswerForm:
+    """How a task is asked and answers, from its records."""
+    config, template = adapter.config, task.prompt_template
+    if template is not None and in_chat_template(adapter):
+        template = ChatPrompt(template)
+    return AnswerForm(
+        labels=task.labels,
+        max_length=int(config.get("max_length", 256)),
+        scoring="classification" if task.task_type == "SEQ_CLS" else config["scoring"],
+        template=template,
+        max_new_tokens=int(config.get("max_new_tokens", 50)),
+    )
+
+
+def in_chat_template(adapter: AdapterRecord) -> bool:
+    """Whether a task's prompts stand in the base's chat template; a record without the setting is of bare prompts."""
+    return adapter.config.get("format") in CHATS or adapter.config.get("chat_template", "none") != "none"
+
+
+def holds_conversations(task: TaskRecord, adapter: AdapterRecord) -> bool:
+    """Whether the texts of a task's rows are whole conversations as the chat template wrote them."""
+    return in_chat_template(adapter) and task.prompt_template is None
+
+
+def load_runtime(
+    bank: Bank,
+    snapshot: Snapshot,
+    *,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    untrained_heads: bool = False,
+    asked: Mapping[str, Any] | None = None,
+    reuse_prefix: bool = False,
+    max_resident: str | None = None,
+    notice: Callable[[str], None] = lambda message: None,
+) -> Runtime:
+    """The base with every head of the ready tasks, and their adapters, each read when it is first needed.
+
+    Args:
+        bank: The bank.
+        snapshot: Its state, with one task at least.
+        device: A name for `resolve_device`.
+        dtype: A name for `resolve_dtype`.
+        batch_size: Texts of a forward pass.
+        untrained_heads: Also the head that each task's training began with, at index ``T + i``.
+        asked: Fields of every task's form that are other than recorded (free text instead of a label).
+        reuse_prefix: Whether the texts will be answered in several states.
+        max_resident: Most memory for adapters, as `parse_bytes` takes it; None for no limit.
+        notice: Gets what the user should know of how texts are answered.
+
+    Raises:
+        ConfigError: ``max_resident`` is no size, or does not hold one adapter.
+    """
+    max_bytes = None if max_resident is None else parse_bytes(max_resident, option="--max-resident")
+    where = resolve_device(device)
+    base = load_base(snapshot.base, device=where, dtype=resolve_dtype(dtype, where))
+    adapters = adapters_in_order(snapshot)
+    needed_by_any = (digest for adapter in adapters for digest in needed(adapter))
+    shapes = {digest: _shapes(bank, digest) for digest in dict.fromkeys(needed_by_any)}
+    verified: set[str] = set()
+
+    def verify(digest: str) -> Path:
+        folder = bank.verified_adapter(digest)
+        verified.add(digest)
+        return folder
+
+    stack = ResidentStack.reserve(
+        shapes,
+        lambda digest: read_factors(verify(digest)),
+        device=where,
+        dtype=base.model.dtype,
+        max_bytes=max_bytes,
+    )
+    recorded = [form_of(task, adapter) for task, adapter in zip(snapshot.tasks, adapters, strict=True)]
+    forms = [replace(form, **(asked or {})) for form in recorded]
+    if snapshot.base.task_type != "SEQ_CLS":
+        answerer: Answerer = TextAnswerer(base, snapshot.base.task_type, forms, batch_size)
+        return Runtime(base, stack, answerer, batch_size=batch_size, reuse_prefix=reuse_prefix, notice=notice)
+    heads: list[Head] = []
+    unreadable: dict[int, Exception] = {}
+    for k, (form, adapter) in enumerate(zip(forms, adapters, strict=True)):
+        try:
+            state = read_head(bank.adapter_path(adapter.digest))
+            heads.append(load_head(base.model, base.head_modules, len(form.labels), state))
+        except _UNREADABLE as error:
+            unreadable[k] = error
+            heads.append(build_head(base.model, base.head_modules, len(form.labels), adapter.seed))
+
+    def vouch(head: int) -> None:
+        """A head may answer without its adapter: its file is hashed all the same. An untrained one has no file."""
+        if head < len(adapters) and adapters[head].digest not in verified:
+            verify(adapters[head].digest)
+        if head in unreadable:
+            raise unreadable[head]
+
+    if untrained_heads:
+        for form, adapter in zip(forms, adapters, strict=True):
+            heads.append(build_head(base.model, base.head_modules, len(form.labels), adapter.seed))
+        forms = [*forms, *forms]
+    answerer = HeadAnswerer(base, heads, forms, batch_size, vouch)
+    return Runtime(base, stack, answerer, batch_size=batch_size, reuse_prefix=reuse_prefix, notice=notice)
+
+
+def _shapes(bank: Bank, digest: str) -> dict[str, FactorShape]:
+    """From the header, which is not hashed; none where it cannot be read: who needs the adapter is refused."""
+    try:
+        return read_shapes(bank.adapter_path(digest))
+    except _UNREADABLE:
+        return {}
+
+
+class _Objects(Mapping[str, bytes]):
+    """Role to content, read when it is asked for: no one needs all of them at once."""
+
+    def __init__(self, bank: Bank, record: CompositionRecord) -> None:
+        self._bank = bank
+        self._record = record
+        self._digests = record.objects
+
+    def __getitem__(self, role: str) -> bytes:
+        if role not in self._digests:
+            message = f"composition {self._record.name[:80]!r} lacks its {role[:80]!r}"
+            raise DamagedError(message, commands=[made_again(self._record)])
+        return self._bank.read_blob(self._digests[role])
+
+    def __contains__(self, role: object) -> bool:
+        return role in self._digests
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._digests)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+
+def load_composer(
+    bank: Bank, snapshot: Snapshot, record: CompositionRecord, runtime: Callable[[], Runtime]
+) -> tuple[Composer, list[Member]]:
+    """A stored composition, ready to answer, and its members."""
+    members = read_members(bank, snapshot, [snapshot.task(name) for name in record.members], samples=False)
+    objects = _Objects(bank, record)
+    composer: Any = plugins.load(plugins.COMPOSERS, record.mode, "composer")
+    try:
+        loaded: Composer = composer.load(record, objects, members, runtime)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise DamagedError(
+            f"composition {record.name[:80]!r}: what is stored of it cannot be used ({error!r})",
+            commands=[made_again(record)],
+        ) from error
+    return loaded, members

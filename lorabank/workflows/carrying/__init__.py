@@ -1,0 +1,1 @@
+"""Use cases that carry adapters in and out."""

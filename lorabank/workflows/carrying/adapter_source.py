@@ -1,0 +1,142 @@
+"""Where an adapter to be imported comes from: a local PEFT folder or one on the hub; its files and what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from lorabank.bank.objects.safetensors import check_tensor_bytes, judge_header
+from lorabank.bank.objects.store import StoredFile, adapter_digest
+from lorabank.core.errors import DataError, IncompatibleError, NotFoundError
+from lorabank.core.limits import MAX_CONFIG, MAX_FILE
+from lorabank.core.observer import Observer
+from lorabank.core.records import BaseModelRecord
+from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE
+from lorabank.exchange.safe_folders import read_regular
+from lorabank.exchange.untrusted_adapter import ForeignAdapter, read_foreign
+from lorabank.models.bases.hub import cached_file, download_file
+from lorabank.models.bases.resolving import plain_name
+
+_UNCHANGED = "nothing was changed"
+_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
+_SHOWN_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Source:
+    """The two files of an adapter that is not the bank's.
+
+    Attributes:
+        name: What the user called it.
+        config: ``adapter_config.json``.
+        weights: ``adapter_model.safetensors``.
+        revision: Commit of one on the hub.
+    """
+
+    name: str
+    config: Path
+    weights: Path
+    revision: str | None = None
+
+
+def find_source(name: str, observer: Observer) -> Source:
+    """A local folder, else the hub's cache, else the hub; of the hub only the two files are fetched.
+
+    Args:
+        name: A folder, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` on the hub. A folder of that name wins.
+        observer: Is told before a download.
+
+    Raises:
+        NotFoundError: It is not there, or the hub cannot be reached.
+        DataError: A file on the hub is larger than what is read.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return Source(name, folder / CONFIG_FILE, folder / WEIGHTS_FILE)
+    match = _HUB_ID.fullmatch(name)
+    if match is None:
+        raise NotFoundError(
+            f"there is no folder {name!r}",
+            hint="name a PEFT folder, or OWNER/NAME[@REVISION] on the hub",
+            unchanged=_UNCHANGED,
+        )
+    hub_id, revision = match["name"], match["revision"]
+
+    def fetch(file: str, limit: int) -> Path:
+        return cached_file(hub_id, file, revision) or download_file(
+            hub_id, file, revision, observer.notice, kind="adapter", limit=limit
+        )
+
+    config, weights = fetch(CONFIG_FILE, MAX_CONFIG), fetch(WEIGHTS_FILE, MAX_FILE)
+    # The cache is the user's own: it keeps a link for each file of a commit. What they lead to is read as any file is.
+    return Source(name, config.resolve(), weights.resolve(), weights.parent.name)
+
+
+def read_source(
+    source: Source | Path, *, part: int | None = None, ignore_unknown: bool = False
+) -> tuple[ForeignAdapter, str]:
+    """The adapter of a PEFT folder, and a digest of its two files.
+
+    The bytes that are judged are the ones that were read: the files are not looked at again. Nothing but the two files
+    counts; a link to the folder is followed, links in it are not.
+
+    Args:
+        source: Its files, or the folder that holds them.
+        part: Of several tasks in one file the number of the one that is wanted.
+        ignore_unknown: Pass over unknown fields of the config.
+
+    Raises:
+        DataError: A file is missing, no regular file, too large, or not what a LoRA adapter consists of.
+        ConfigError: There is no such part.
+    """
+    if isinstance(source, Path):
+        source = Source(str(source), source / CONFIG_FILE, source / WEIGHTS_FILE)
+    config = read_regular(source.config, MAX_CONFIG, unchanged=_UNCHANGED)
+    weights = read_regular(source.weights, MAX_FILE, unchanged=_UNCHANGED, judge=judge_header)
+    if config is None:
+        _refuse(f"{source.config} is missing: the folder is not a PEFT adapter")
+    if weights is None:
+        pickled = source.weights.with_suffix(".bin")
+        if pickled.exists():
+            _refuse(f"{pickled} is a pickle, which could run code: it is never read", "save it as safetensors")
+        _refuse(f"{source.weights} is missing: the folder is not a PEFT adapter")
+    check_tensor_bytes(weights, WEIGHTS_FILE)
+    files = [
+        StoredFile(name, hashlib.sha256(data).hexdigest(), len(data))
+        for name, data in ((CONFIG_FILE, config), (WEIGHTS_FILE, weights))
+    ]
+    return read_foreign(config, weights, part=part, ignore_unknown=ignore_unknown), adapter_digest(files)
+
+
+def check_source_base(adapter: ForeignAdapter, base: BaseModelRecord, fingerprint: str | None) -> None:
+    """Whether the adapter was trained on the bank's base model, as far as anybody can say.
+
+    Shapes do not tell: an adapter of another model of the same shape loads and answers nonsense. So the config must
+    name the bank's base model, as the bank or as an export of it names it, or the user must give the fingerprint of
+    the weights that the adapter was trained on.
+
+    Raises:
+        IncompatibleError: The names differ and no fingerprint is given, or the fingerprint is another one.
+    """
+    shown = base.fingerprint[:_SHOWN_DIGITS]
+    if fingerprint is not None:
+        if len(fingerprint) < _SHOWN_DIGITS or not base.fingerprint.startswith(fingerprint.lower()):
+            raise IncompatibleError(
+                f"--base-fingerprint {fingerprint[:64]!r} is not that of the bank's base model, {shown}...",
+                hint=f"the first {_SHOWN_DIGITS} digits or more of the fingerprint that init and list --json show",
+                unchanged=_UNCHANGED,
+            )
+    elif adapter.base_model not in (base.name, plain_name(base)):
+        named = f"names the base model {adapter.base_model[:256]!r}" if adapter.base_model else "names no base model"
+        raise IncompatibleError(
+            f"the adapter {named}, the bank's is {base.name!r}",
+            hint=f"if the weights are the same: --base-fingerprint {shown}",
+            unchanged=_UNCHANGED,
+        )
+
+
+def _refuse(message: str, hint: str | None = None) -> NoReturn:
+    raise DataError(message, hint=hint, unchanged=_UNCHANGED)

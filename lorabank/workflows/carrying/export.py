@@ -1,0 +1,275 @@
+"""``export``: a task or a manual composition as one PEFT folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from lorabank.algebra.factors import LoraFactors, compress
+from lorabank.bank.bank import Bank
+from lorabank.bank.snapshot import Snapshot
+from lorabank.compose.weighted import Weighted, stored_weights
+from lorabank.core.commands import Command
+from lorabank.core.errors import ConfigError, IncompatibleError
+from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRecord, TaskRecord
+from lorabank.core.states import SELECTOR, State, answering_in, own_state
+from lorabank.exchange.peft_check import plain_files
+from lorabank.exchange.peft_folder import CONFIG_FILE, combined_files, read_adapter, with_fields
+from lorabank.exchange.safe_folders import check_target, write_folder
+from lorabank.exchange.servers import SERVERS
+from lorabank.models.bases.fingerprint import tokenizer_files
+from lorabank.models.bases.resolving import locate_base, plain_name
+from lorabank.workflows.assemble import adapters_in_order, in_chat_template, read_members, stack_of
+from lorabank.workflows.carrying.model_card import CARD_FILE, LABELS_FILE, Facts, card, labels_file, scores_of
+from lorabank.workflows.publish import stored_reports
+from lorabank.workflows.results import ExportResult
+from lorabank.workflows.scored import AsTrained
+from lorabank.workflows.show import find_named, listed
+
+_UNCHANGED = "nothing was written"
+_ANY_HEAD = 2
+"""Outputs of a head that the adapter does not bring."""
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A folder to be written.
+
+    Attributes:
+        files: PEFT's two files.
+        kind: ``"adapter"``, ``"joined"`` or ``"composition"``.
+        note: What its user must know.
+        task: The task whose head and form it has, None for a sum of several.
+        stage: Position of the task after which ``as-trained`` is this state; None where it never was.
+    """
+
+    files: dict[str, bytes]
+    kind: str
+    note: str
+    task: TaskRecord | None
+    stage: int | None = None
+
+
+def export(
+    path: str | Path, name: str, target: Path, *, state: State | None, own: bool, check: str | None, tokenizer: bool
+) -> ExportResult:
+    """Write a task or a manual composition as one PEFT folder, whole or not at all."""
+    if check is not None and check not in SERVERS:
+        raise ConfigError(f"--check {check!r} is unknown; there is {listed(list(SERVERS))}", unchanged=_UNCHANGED)
+    bank = Bank.open(path)
+    snapshot = bank.snapshot()
+    record = find_named(snapshot, name)
+    given, target = target, Path(os.path.abspath(target))
+    check_target(target, bank.path)
+    if isinstance(record, CompositionRecord):
+        if own or state:
+            option = "--own" if own else "--state"
+            commands = [Command("export", name, str(given))]
+            raise ConfigError(f"{option} is for tasks", commands=commands, unchanged=_UNCHANGED)
+        draft = _export_composition(bank, snapshot, record)
+    elif own:
+        if state:
+            raise ConfigError("--own and --state exclude each other", unchanged=_UNCHANGED)
+        draft = _export_own(bank, snapshot, record)
+    else:
+        state = state or "now"
+        draft = _export_state(bank, snapshot, record, state)
+    files = _plain(draft, snapshot.base)
+    beside = _beside(bank, snapshot, name, draft, target.name, tokenizer)
+    note = draft.note if check is None else f"{draft.note}; {_accepted(name, check, files)}"
+    write_folder(target, files | beside)
+    return ExportResult(str(target), tuple(sorted(files | beside)), draft.kind, note, state)
+
+
+def _plain(draft: _Draft, base: BaseModelRecord) -> dict[str, bytes]:
+    """PEFT's two files as plain PEFT reads them, on a base that plain transformers finds.
+
+    Raises:
+        IncompatibleError: PEFT would read them otherwise.
+    """
+    config = with_fields(draft.files[CONFIG_FILE], base_model_name_or_path=plain_name(base), lora_dropout=0.0)
+    labels = len(draft.task.labels) if draft.task else _ANY_HEAD
+    return plain_files(draft.files | {CONFIG_FILE: config}, base, labels)
+
+
+def _beside(
+    bank: Bank, snapshot: Snapshot, name: str, draft: _Draft, folder: str, tokenizer: bool
+) -> dict[str, bytes]:
+    """The files that PEFT does not read: the model card, the labels' names, and the tokenizer's files if wanted."""
+    base, task = snapshot.base, draft.task
+    facts = Facts(
+        name,
+        draft.note,
+        base,
+        plain_name(base),
+        folder,
+        scores=_scores(bank, snapshot, name, draft),
+        tokenizer=tokenizer,
+    )
+    files = tokenizer_files(locate_base(base).path) if tokenizer else {}
+    if task is None:
+        facts = replace(facts, headless=base.task_type == "SEQ_CLS")
+    else:
+        adapter = snapshot.adapter_of(task.name)
+        facts = replace(
+            facts,
+            labels=task.labels,
+            template=task.prompt_template,
+            chat=in_chat_template(adapter),
+            max_length=adapter.config["max_length"],
+            max_new_tokens=adapter.config.get("max_new_tokens", 32),
+            strategy=adapter.strategy,
+        )
+    if facts.labels:
+        files[LABELS_FILE] = labels_file(facts.labels)
+    return files | {CARD_FILE: card(facts)}
+
+
+def _scores(bank: Bank, snapshot: Snapshot, name: str, draft: _Draft) -> dict[str, str]:
+    """What was measured of the very state that is exported."""
+    order = [task.name for task in snapshot.tasks]
+    if draft.task is None:
+        subject, row, tasks = name, len(order), order
+    elif draft.stage is None:
+        return {}
+    else:
+        row = 1 + next(i for i, task in enumerate(snapshot.tasks) if task.position == draft.stage)
+        subject, tasks = AsTrained.name, [draft.task.name]
+    reports = [report for report in stored_reports(bank, snapshot) if report.subject == subject]
+    return scores_of(reports[0], row, tasks) if reports else {}
+
+
+def _accepted(name: str, server: str, files: Mapping[str, bytes]) -> str:
+    """With what a server takes the adapter.
+
+    Raises:
+        IncompatibleError: It does not.
+    """
+    verdict = SERVERS[server](files)
+    if verdict.problems:
+        raise IncompatibleError(
+            f"{server} would not serve {name!r}: {'; '.join(verdict.problems)}",
+            hint="export a composition of it, which has neither head nor patterns; its --max-rank caps the rank",
+            commands=[
+                Command("compose", "--mode", "manual", "--tasks", name, "--name", f"{name}-served"),
+                Command("export", f"{name}-served", "FOLDER"),
+            ],
+            unchanged=_UNCHANGED,
+        )
+    return f"{server} takes it with {verdict.needs}"
+
+
+def _export_own(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> _Draft:
+    """The stored files: they need nothing but a copy, and a copy keeps r, lora_alpha and every bit."""
+    adapter = snapshot.adapter_of(task.name)
+    files = bank.adapter_files(adapter.digest)
+    beneath = _names(snapshot, adapter.context)
+    alone = f"; without {listed(beneath)}, on top of which it was trained" if beneath else ""
+    stage = None if beneath else task.position
+    return _Draft(
+        files, "adapter", f"r {adapter.r} on {snapshot.base.name}; {_form(task, adapter)}{alone}", task, stage
+    )
+
+
+def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State) -> _Draft:
+    """What ``predict --task --state`` answers with: every adapter of the state in one, and the task's own head."""
+    own = snapshot.adapter_of(task.name)
+    answers = answering_in(state, adapters_in_order(snapshot), own)
+    stage = task.position if state == "learnt" else snapshot.tasks[-1].position
+    said = f"state {state}"
+    if answers == own and not own.context:
+        draft = _export_own(bank, snapshot, task)
+        return replace(draft, note=f"{said}: {draft.note}", stage=stage)
+    if SELECTOR in answers.objects:
+        other = ("--own",) if SELECTOR in own.objects else ("--state", "learnt")
+        raise ConfigError(
+            f"task {task.name!r} is answered by attention over several adapters, which no single adapter is",
+            hint="write its own adapter alone" if other == ("--own",) else "write it was when it was learnt",
+            commands=[Command("export", task.name, "FOLDER", *other)],
+            unchanged=_UNCHANGED,
+        )
+    stack = stack_of(bank, own_state(answers))
+    joined = stack.combine(torch.ones(len(stack.names)))
+    _, head, config = read_adapter(bank.verified_adapter(own.digest))
+    files = combined_files(
+        joined,
+        head,
+        base_model=snapshot.base.name,
+        task_type=task.task_type,
+        head_modules=config["modules_to_save"] or (),
+    )
+    members = listed(_names(snapshot, own_state(answers)))
+    note = f"{said}: {members} in one adapter, r {_rank(joined)} on {snapshot.base.name}; {_form(task, own)}"
+    return _Draft(files, "joined", note, task, stage)
+
+
+def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecord) -> _Draft:
+    if record.mode == "prototype" and len(record.members) == 1:
+        return _export_state(bank, snapshot, snapshot.task(record.members[0]), "learnt")
+    if record.mode != Weighted.mode:
+        raise _no_single_adapter(record)
+    members = read_members(bank, snapshot, [snapshot.task(task) for task in record.members], samples=False)
+    stack = stack_of(bank, record.adapters)
+    weights, max_rank = stored_weights(record, members)
+    factors = Weighted(weights, None, members, lambda: stack).adapter(members[-1].position)
+    if not factors.A:
+        raise ConfigError(
+            f"composition {record.name!r} has the weight 0 for every member: that is the bare base model",
+            unchanged=_UNCHANGED,
+        )
+    if max_rank is not None:
+        factors = compress(factors, max_rank).factors
+    headless = snapshot.base.task_type == "SEQ_CLS"  # PEFT would look for a head that the files do not hold
+    task_type = None if headless else snapshot.base.task_type
+    files = combined_files(factors, {}, base_model=snapshot.base.name, task_type=task_type, head_modules=())
+    shares = ", ".join(f"{task}={weight:g}" for task, weight in weights.items())
+    note = f"{shares} in one adapter, r {_rank(factors)} on {snapshot.base.name}"
+    if headless:
+        note += (
+            " as a sequence classifier; it holds no head, as a sum of adapters has none of its own: "
+            "take one from an exported task"
+        )
+    return _Draft(files, "composition", note, None)
+
+
+def _form(task: TaskRecord, adapter: AdapterRecord) -> str:
+    """What the user of a task's folder must know beside it: the outputs of its head, or how it is asked."""
+    if task.task_type == "SEQ_CLS":
+        return f"head of {len(task.labels)} labels in this order: {listed(task.labels)}"
+    template = task.prompt_template
+    if in_chat_template(adapter):
+        asked = "the text is a user's turn in the base's chat template"
+        return f"{asked}; answers {listed(task.labels)}" if task.labels else asked
+    asked = "the text is the prompt" if template is None else f"prompt {json.dumps(template, ensure_ascii=False)}"
+    return f"{asked}; answers {listed(task.labels)}" if task.labels else asked
+
+
+def _no_single_adapter(record: CompositionRecord) -> ConfigError:
+    """Why a composition whose weights depend on the input is no PEFT folder, and what is nearest to it."""
+    if record.mode == "prototype":
+        why = f"it picks one of {len(record.members)} adapters for each text"
+        hint = "export the tasks one by one"
+        commands = [Command("export", task, f"./{task}-adapter") for task in record.members[:3]]
+    else:
+        why = "its weights depend on the input"
+        hint = "fixed weights can be exported"
+        commands = [Command("compose", "--mode", "manual", "--tasks", ",".join(record.members))]
+    return ConfigError(
+        f"composition {record.name!r} ({record.mode}) is not a single adapter: {why}",
+        hint=hint,
+        commands=commands,
+        unchanged=_UNCHANGED,
+    )
+
+
+def _rank(factors: LoraFactors) -> int:
+    return max(a.shape[0] for a in factors.A.values())
+
+
+def _names(snapshot: Snapshot, digests: Sequence[str]) -> list[str]:
+    return [snapshot.adapters[digest].task for digest in digests]

@@ -1,0 +1,367 @@
+"""``import``: a PEFT folder from elsewhere, judged and made a task of the bank."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from safetensors.torch import save as save_tensors
+
+from lorabank.bank.bank import Bank
+from lorabank.bank.failures import taken
+from lorabank.bank.objects.layout import check_name
+from lorabank.bank.operations import Operation
+from lorabank.bank.upkeep.remarks import remarks
+from lorabank.core import plugins
+from lorabank.core.config import InitConfig, TrainConfig, validate
+from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError
+from lorabank.core.observer import Observer
+from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
+from lorabank.core.states import IMPORTED
+from lorabank.core.versions import package_versions
+from lorabank.data.loading import TaskData
+from lorabank.exchange.fit_check import check_effect, check_fits, largest_update
+from lorabank.exchange.peft_folder import adapter_files
+from lorabank.exchange.untrusted_adapter import ForeignAdapter
+from lorabank.models.bases.loading import LoadedBase, load_base, resolve_device
+from lorabank.models.mixing.trial import try_base
+from lorabank.models.tasks.heads import Head, load_head, put_head
+from lorabank.models.tasks.task_types import TaskType
+from lorabank.training.factor_groups import overlap_report
+from lorabank.workflows.assemble import adapters_in_order, read_stack
+from lorabank.workflows.bases import future_base, open_or_init
+from lorabank.workflows.carrying.adapter_source import check_source_base, find_source, read_source
+from lorabank.workflows.compose import superseded_by
+from lorabank.workflows.learning.known_rows import known_rows
+from lorabank.workflows.learning.train import commit_and_score, stored_files
+from lorabank.workflows.results import AddTaskResult
+from lorabank.workflows.show import listed
+from lorabank.workflows.task_data import (
+    as_asked,
+    dataset_records,
+    encode_rows,
+    found_in_data,
+    load_data,
+    recorded_bad_rows,
+    settled,
+    task_statistics,
+    text_facts,
+)
+
+_UNCHANGED = "nothing was changed"
+
+_USED = (
+    "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "delimiter",
+    "encoding", "sheet", "skip_bad", "prompt_template", "chat_template", "label_words", "scoring", "max_new_tokens",
+    "max_length", "keep_samples", "clusters_per_task", "seed", "device",
+)  # fmt: skip
+"""The settings that say something of a task whose adapter is not trained here."""
+
+_SHOWN = 300
+"""Characters of an example."""
+
+_PROBED = 16
+"""Rows that are passed through the base with and without an imported adapter."""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """An adapter that fits and works, and what the bank keeps of its data.
+
+    Attributes:
+        adapter: What was read.
+        unread: Why its config was not asked which modules are adapted, None where it was.
+        head_modules: The base's modules that its head fills; none of a language model.
+        config: The settings, what the data and the base decided filled in.
+        statistics: The router's input.
+        rows_cut: Training rows that are longer.
+        rows_dropped: Training rows whose answer does not fit.
+        largest_update: See `largest_update`.
+    """
+
+    adapter: ForeignAdapter
+    unread: str | None
+    head_modules: tuple[str, ...]
+    config: TrainConfig
+    statistics: bytes
+    rows_cut: int
+    rows_dropped: int
+    largest_update: float
+
+
+def import_adapter(
+    path: str | Path,
+    source: str | Path,
+    name: str,
+    *,
+    config: TrainConfig,
+    labels: Sequence[str] | None,
+    init: InitConfig,
+    base_fingerprint: str | None,
+    part: int | None,
+    ignore_unknown: bool,
+    observer: Observer,
+    note: str | None = None,
+    tags: Sequence[str] = (),
+    replace: bool = False,
+) -> AddTaskResult:
+    """Judge a PEFT folder and put it into the bank as a task, whole or not at all."""
+    check_name(name)
+    written = remarks(note, tags)
+    found = find_source(str(source), observer)
+    adapter, digest = read_source(found, part=part, ignore_unknown=ignore_unknown)
+    if not Bank.exists(path):
+        init = _as_trained(adapter, init)
+    base = _future_base(path, name, config, init, replace=replace)
+    check_source_base(adapter, base, base_fingerprint)
+    context = _earlier_parts(path, digest, part)
+    data = load_data(config, base)
+    order = _label_order(data, labels, observer)
+    judged = _judge(adapter, base, data, order, config)
+    facts: dict[str, Any] = {
+        "trusted": False,
+        "source": found.name,
+        "source_revision": found.revision,
+        "source_digest": digest,
+        "source_base": adapter.base_model[:256],
+        "ignored_fields": [field[:_SHOWN] for field in adapter.ignored],
+        "taken_from_names": list(adapter.taken),
+        "targets_unread": judged.unread,
+        "tasks_in_source": adapter.tasks,
+        "part": part,
+        "largest_update": judged.largest_update,
+        "rows_cut": judged.rows_cut,
+        "rows_dropped": judged.rows_dropped,
+        **recorded_bad_rows(data),
+    }
+    _warn(facts, observer)
+    for line in data.told:
+        observer.notice(line)
+    bank, created = open_or_init(path, init, observer, form=data.form)
+    snapshot = bank.snapshot()
+    old = snapshot.position_of(name) if replace else None
+    if known := known_rows(bank, snapshot.without(old), data.eval, observer):
+        facts["known_rows"] = known
+    written = written if old is None else written | {"replaces": old}
+    with bank.reserve("import", name, {"source": found.name, "digest": digest, **written}) as operation:
+        superseded = superseded_by(bank.snapshot(), old)
+        result = _commit(bank, operation, judged, data, order, context, facts, observer)
+    told = found_in_data(data)
+    return AddTaskResult(*result, bank=str(path), bank_created=created, **told, superseded=superseded)
+
+
+def _as_trained(adapter: ForeignAdapter, init: InitConfig) -> InitConfig:
+    """The settings of a bank that is made now: where they leave the task type open, the adapter's own."""
+    if init.task_type != "auto" or adapter.task_type not in plugins.TASK_TYPES:
+        return init
+    return validate(InitConfig, asdict(init) | {"task_type": adapter.task_type})
+
+
+def _future_base(
+    path: str | Path, name: str, config: TrainConfig, init: InitConfig, *, replace: bool
+) -> BaseModelRecord:
+    """The base model that the adapter is to sit on; a name that is taken is told before the base is loaded.
+
+    Raises:
+        ExistsError: The name is taken.
+    """
+    base = future_base(path, config, init)
+    if Bank.exists(path):
+        snapshot = Bank.open(path).snapshot()
+        for kind, records in (("task", snapshot.tasks), ("composition", snapshot.compositions)):
+            if any(record.name == name for record in records) and not (replace and kind == "task"):
+                raise taken(kind, name, kind="import")
+    return base
+
+
+def _earlier_parts(path: str | Path, digest: str, part: int | None) -> tuple[str, ...]:
+    """The adapters beneath part ``part`` of a folder: O-LoRA answers with the sum of a task's adapter and the earlier.
+
+    Raises:
+        NotFoundError: One of them is not in the bank.
+    """
+    if part is None or part == 1:
+        return ()
+    snapshot = Bank.open(path).snapshot() if Bank.exists(path) else None
+    adapters = [snapshot.adapter_of(task.name) for task in snapshot.tasks] if snapshot else []
+    parts = {
+        adapter.metrics.get("part"): adapter for adapter in adapters if adapter.metrics.get("source_digest") == digest
+    }
+    for earlier in range(1, part):
+        if earlier not in parts:
+            raise NotFoundError(
+                f"part {part} was trained on top of part {earlier}, which is not in the bank",
+                hint=f"the same import with --part {earlier} first",
+                unchanged=_UNCHANGED,
+            )
+    return tuple(parts[earlier].digest for earlier in range(1, part))
+
+
+def _judge(
+    adapter: ForeignAdapter, record: BaseModelRecord, data: TaskData, labels: tuple[str, ...], config: TrainConfig
+) -> _Judged:
+    """Put the adapter on the base and look at it; nothing is written."""
+    base = load_base(record, device=resolve_device(config.device))
+    unread = check_fits(adapter, base, record.task_type)
+    head = _load_head(base, adapter, labels) if base.head_modules else None
+    config = settled(config, data, min(config.max_length, base.max_length or config.max_length))
+    examples = encode_rows(record, data, config.max_length)
+    if head is not None:
+        put_head(base.model, head)
+    task_type: TaskType = plugins.load(plugins.TASK_TYPES, record.task_type, "task type")()
+    try_base(base, task_type, examples, record.name, training=False)
+    statistics = task_statistics(base, data.train.keys, config)
+    check_effect(base, record.task_type, adapter.factors, head, examples.rows[:_PROBED])
+    return _Judged(
+        adapter=adapter,
+        unread=unread,
+        head_modules=base.head_modules,
+        config=config,
+        statistics=statistics,
+        rows_cut=examples.cut,
+        rows_dropped=examples.dropped,
+        largest_update=largest_update(adapter.factors, base.model),
+    )
+
+
+def _commit(
+    bank: Bank,
+    operation: Operation,
+    judged: _Judged,
+    data: TaskData,
+    labels: tuple[str, ...],
+    context: tuple[str, ...],
+    facts: dict[str, Any],
+    observer: Observer,
+) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
+    snapshot = bank.snapshot().without(operation.config.get("replaces"))
+    adapter, config = judged.adapter, judged.config
+    overlap = overlap_report(adapter.factors, read_stack(bank, adapters_in_order(snapshot)))
+    settings = asdict(config)
+    record = AdapterRecord(
+        digest=operation.stage_adapter(
+            stored_files(_files(snapshot.base, judged), snapshot.base, len(labels), observer)
+        ),
+        task=operation.name,
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        use_rslora=adapter.use_rslora,
+        target_modules=tuple(sorted(adapter.factors.A)),
+        strategy=IMPORTED,
+        penalties={},
+        context=context,
+        seed=config.seed,
+        steps=0,
+        wall_seconds=0.0,
+        device=str(resolve_device(config.device)),
+        bytes=0,
+        head_digest=hashlib.sha256(save_tensors(adapter.head)).hexdigest() if adapter.head else None,
+        files={},
+        versions=package_versions(),
+        config={name: settings[name] for name in _USED},
+        metrics={**facts, **overlap, **text_facts(data)},
+    )
+    task = TaskRecord(
+        name=operation.name,
+        position=0,
+        task_type=snapshot.base.task_type,
+        labels=labels,
+        state="training",
+        adapter=record.digest,
+        statistics=operation.stage_blob(judged.statistics),
+        prompt_template=data.prompt_template and str(data.prompt_template),
+    )
+    datasets = dataset_records(operation, data, config, judged.rows_cut, judged.rows_dropped, trained=False)
+    return commit_and_score(bank, operation, task, record, datasets, observer)
+
+
+def _label_order(data: TaskData, labels: Sequence[str] | None, observer: Observer) -> tuple[str, ...]:
+    """The labels in the order of the head's outputs; without a head they are words, whose order says nothing.
+
+    Raises:
+        ConfigError: A label stands twice, or labels are given for a language model.
+        DataError: The rows have a label that the head does not know.
+    """
+    if data.scoring != "classification":
+        if labels is not None:
+            raise ConfigError(
+                "--labels: a language model's adapter has no head whose outputs could be named",
+                hint="leave it out; other words for the data's labels: --label-words 0=negative,1=positive",
+                unchanged=_UNCHANGED,
+            )
+        observer.notice(as_asked(data))
+        return data.labels
+    if labels is None:
+        observer.notice(f"labels in the order of the head's outputs, taken from the data: {listed(data.labels)}")
+        return data.labels
+    order = tuple(labels)
+    if len(set(order)) != len(order) or not all(order):
+        raise ConfigError("--labels: a label is empty or stands twice", unchanged=_UNCHANGED)
+    unknown = [label for label in data.labels if label not in order]
+    if unknown:
+        hint = f"the data's labels: {listed(data.labels)}"
+        _refuse(f"the data has the label {unknown[0]!r}, --labels does not", hint)
+    return order
+
+
+def _load_head(base: LoadedBase, adapter: ForeignAdapter, labels: tuple[str, ...]) -> Head:
+    try:
+        return load_head(base.model, base.head_modules, len(labels), adapter.head)
+    except IncompatibleError as error:
+        raise IncompatibleError(
+            error.message,
+            hint="name the labels in the order of the head's outputs: --labels A,B,...",
+            unchanged=_UNCHANGED,
+        ) from error
+
+
+def _warn(facts: Mapping[str, Any], observer: Observer) -> None:
+    if facts["ignored_fields"]:
+        observer.notice(
+            f"unknown fields of the adapter's config that were passed over: {listed(facts['ignored_fields'])}"
+        )
+    if facts["taken_from_names"]:
+        observer.notice(
+            f"the tensors' names were read without what wrappers left in them: {listed(facts['taken_from_names'])}"
+        )
+    if facts["targets_unread"]:
+        observer.notice(
+            f"the tensors alone say which modules are adapted; the config was not asked: {facts['targets_unread']}"
+        )
+    if facts["tasks_in_source"] > 1 and facts["part"] is None:
+        observer.notice(
+            f"the adapter is the sum of {facts['tasks_in_source']} tasks of O-LoRA and becomes one task; "
+            "--part 1, --part 2, ... takes them one by one"
+        )
+    if facts["largest_update"] > 1:
+        observer.notice(
+            f"the adapter's update is up to {facts['largest_update']:.1f} times as large as the weights it is added to"
+        )
+    if facts["rows_cut"]:
+        observer.notice(f"{facts['rows_cut']} training texts are longer than --max-length and are cut")
+    if facts["rows_dropped"]:
+        observer.notice(f"{facts['rows_dropped']} training rows are left out: their answer alone exceeds --max-length")
+
+
+def _files(base: BaseModelRecord, judged: _Judged) -> dict[str, bytes]:
+    """The adapter in the bank's own form, whatever else its folder held."""
+    adapter = judged.adapter
+    return adapter_files(
+        adapter.factors,
+        adapter.head,
+        base_model=base.name,
+        task_type=base.task_type,
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        use_rslora=adapter.use_rslora,
+        head_modules=judged.head_modules,
+        rank_pattern=adapter.rank_pattern,
+        alpha_pattern=adapter.alpha_pattern,
+    )
+
+
+def _refuse(message: str, hint: str | None = None) -> NoReturn:
+    raise DataError(message, hint=hint, unchanged=_UNCHANGED)

@@ -1,0 +1,182 @@
+"""The model card of an exported folder: what it is, what it was measured to be, and how plain PEFT loads it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lorabank import __version__
+from lorabank.core.escaping import safe
+from lorabank.core.records import BaseModelRecord
+from lorabank.workflows.results import MatrixReport
+from lorabank.workflows.show import listed
+
+CARD_FILE = "README.md"
+LABELS_FILE = "labels.json"
+
+_CLASSES = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+}
+_PIPELINES = {"SEQ_CLS": "text-classification", "CAUSAL_LM": "text-generation"}
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|&~#$])")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card says.
+
+    Attributes:
+        name: Of the task or composition.
+        note: What the folder holds, in one line.
+        base: The base model.
+        loads_as: What plain transformers loads it by.
+        folder: Name of the exported folder.
+        labels: In the order of a head's outputs; the answers of a language model's task.
+        headless: Whether it is a classifier's adapter without a head.
+        template: Prompt of a text, None where the text is the prompt.
+        chat: Whether a text is a user's turn in the base's chat template.
+        max_length: Most tokens of a text.
+        max_new_tokens: Of an answer.
+        strategy: How it was trained; of a sum None.
+        scores: Task to what the exported state was measured to score.
+        tokenizer: Whether the tokenizer lies in the folder.
+    """
+
+    name: str
+    note: str
+    base: BaseModelRecord
+    loads_as: str
+    folder: str
+    labels: Sequence[str] = ()
+    headless: bool = False
+    template: str | None = None
+    chat: bool = False
+    max_length: int = 128
+    max_new_tokens: int = 32
+    strategy: str | None = None
+    scores: dict[str, str] = field(default_factory=dict)
+    tokenizer: bool = False
+
+
+def card(facts: Facts) -> bytes:
+    """``README.md``: the hub's front matter, a table of facts, and a snippet."""
+    base = facts.base
+    rows = [
+        ("base model", facts.loads_as if base.revision is None else f"{facts.loads_as} at {base.revision}"),
+        ("its weights", f"SHA-256 {base.fingerprint} over names and values, as lorabank computes it"),
+        ("task type", base.task_type),
+        ("labels, in the order of the outputs" if base.task_type == "SEQ_CLS" else "answers", listed(facts.labels)),
+        ("prompt", _prompt(facts)),
+        ("trained by", facts.strategy),
+        *((f"score on {task}", score) for task, score in facts.scores.items()),
+    ]
+    table = [f"| {_markdown(name)} | {_markdown(value)} |" for name, value in rows if value]
+    code = _snippet(facts)
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", code)), default=0))
+    parts = [
+        _front_matter(base),
+        f"# {_markdown(facts.name)}",
+        f"A LoRA adapter, written by lorabank {__version__}: {_markdown(facts.note)}.",
+        "\n".join(["| | |", "| --- | --- |", *table]),
+        "## How to load it",
+        f"{fence}python\n{code}\n{fence}",
+    ]
+    return ("\n\n".join(parts) + "\n").encode("utf-8", "backslashreplace")
+
+
+def labels_file(labels: Sequence[str]) -> bytes:
+    """``labels.json``: the names of a head's outputs, in their order."""
+    return (json.dumps(list(labels), indent=1) + "\n").encode()
+
+
+def scores_of(report: MatrixReport, row: int, tasks: Sequence[str]) -> dict[str, str]:
+    """What one row of a matrix says of some tasks; those that were not measured are left out."""
+    found = {}
+    for column, task in enumerate(report.tasks):
+        value, low, high = (cells[row][column] for cells in (report.values, report.low, report.high))
+        if task in tasks and value is not None:
+            between = "" if low is None or high is None else f"95 % interval {low:.3f} to {high:.3f}, "
+            found[task] = f"{report.metric.replace('_', ' ')} {value:.3f} ({between}{report.counts[column]} rows)"
+    return found
+
+
+def _front_matter(base: BaseModelRecord) -> str:
+    """What the hub reads; values in quotes, which YAML reads as JSON does."""
+    name = "/".join(base.name.split("/")[:2]) if base.source == "gguf" else base.name
+    known = base.source != "local" and _HUB_ID.fullmatch(name) is not None
+    lines = [f"base_model: {json.dumps(name)}"] if known else []
+    lines.append("library_name: peft")
+    if base.task_type in _PIPELINES:
+        lines.append(f"pipeline_tag: {_PIPELINES[base.task_type]}")
+    lines += ["tags:", "- lora", "- lorabank"]
+    if known:
+        lines.append(f"- {json.dumps(f'base_model:adapter:{name}')}")
+    return "\n".join(["---", *lines, "---"])
+
+
+def _prompt(facts: Facts) -> str | None:
+    """How a prompt is made of a text, None where the text is the prompt."""
+    written = facts.template and json.dumps(facts.template, ensure_ascii=False)
+    if not facts.chat:
+        return written
+    return f"the text as a user's turn in the base's chat template{f': {written}' if written else ''}"
+
+
+def _snippet(facts: Facts) -> str:
+    """Python that needs PEFT and transformers alone; what came from outside stands in it as literals."""
+    classifies = facts.base.task_type == "SEQ_CLS"
+    heads = classifies and not facts.headless
+    kind = _CLASSES[facts.base.task_type]
+    revision = f", revision={facts.base.revision!r}" if facts.base.source == "hub" and facts.base.revision else ""
+    named = ", id2label=dict(enumerate(labels))" if heads else ""
+    lines = [
+        *(["import json", "from pathlib import Path", ""] if heads else []),
+        "from peft import PeftModel",
+        f"from transformers import {kind}, AutoTokenizer",
+        "",
+        f"adapter = {facts.folder!r}  # this folder",
+        f"base = {facts.loads_as!r}",
+        *(['labels = json.loads(Path(adapter, "labels.json").read_text(encoding="utf-8"))'] if heads else []),
+        f"model = {kind}.from_pretrained(base{named}{revision})",
+        "model = PeftModel.from_pretrained(model, adapter).eval()",
+        f"tokenizer = AutoTokenizer.from_pretrained({'adapter' if facts.tokenizer else f'base{revision}'})",
+    ]
+    return "\n".join(lines + (_classify(facts) if classifies else _answer(facts)))
+
+
+def _classify(facts: Facts) -> list[str]:
+    if facts.headless:
+        return ["# It has no head: put one from an exported task on the model."]
+    return [
+        f"options = dict(truncation=True, max_length={facts.max_length}, return_token_type_ids=False)",
+        'inputs = tokenizer("a text", return_tensors="pt", **options)',
+        "print(labels[model(**inputs).logits.argmax().item()])",
+    ]
+
+
+def _answer(facts: Facts) -> list[str]:
+    if facts.chat:
+        turn = '[{"role": "user", "content": "a text"}]'
+        prompt = [f"prompt = tokenizer.apply_chat_template({turn}, add_generation_prompt=True, tokenize=False)"]
+    elif facts.template is None:
+        prompt = ['prompt = "a text"']
+    else:
+        prompt = [f'prompt = {facts.template!r}.replace("{{text}}", "a text")']
+    bare = ", add_special_tokens=False" if facts.chat else ""
+    answer = "output[0]" if facts.base.task_type == "SEQ_2_SEQ_LM" else 'output[0, inputs["input_ids"].shape[1] :]'
+    return [
+        *prompt,
+        f'inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False{bare})',
+        f"output = model.generate(**inputs, max_new_tokens={facts.max_new_tokens})",
+        f"print(tokenizer.decode({answer}, skip_special_tokens=True))",
+    ]
+
+
+def _markdown(text: object) -> str:
+    """Text from outside as plain text of a cell: no mark-up, no HTML, no line end."""
+    return _MARKDOWN.sub(r"\\\1", safe(text))

@@ -1,0 +1,142 @@
+"""The past of a training: what of the bank decides an adapter's bytes beside its own rows and settings.
+
+It is recorded with the reservation before the first step. An interrupted run is resumed in this very past or not at
+all: its checkpoints descend from it, and later tasks trust the record that says what an adapter was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from lorabank.bank.snapshot import Snapshot
+from lorabank.core.commands import Command
+from lorabank.core.config import TrainConfig
+from lorabank.core.errors import DamagedError
+from lorabank.core.records import AdapterRecord
+from lorabank.core.states import needed
+from lorabank.training.strategies.base import Strategy
+from lorabank.workflows.learning.replayed import rows_replayed
+
+KEY = "past"
+"""Where the reservation's settings hold it."""
+
+
+def earlier_adapters(snapshot: Snapshot | None) -> list[AdapterRecord]:
+    """The adapters of the ready tasks, in sequence order; none where there is no bank."""
+    return [snapshot.adapter_of(task.name) for task in snapshot.tasks] if snapshot else []
+
+
+def continued_by(strategy: Strategy, earlier: Sequence[AdapterRecord]) -> str | None:
+    """Digest of the adapter whose factors are where a new one starts, or None."""
+    return earlier[-1].digest if strategy.earlier == "continued" and earlier else None
+
+
+def past_of(snapshot: Snapshot, strategy: Strategy, config: TrainConfig) -> dict[str, Any]:
+    """The past as JSON values: digests alone, so that nothing is read for it.
+
+    Returns:
+        ``base`` (fingerprint), ``position`` (the task's, which its first factors are drawn by), ``earlier`` (each task
+        with the adapters of its state), ``context``, ``continued``,
+        ``replayed`` (what decides which rows of earlier tasks are trained on again, and how), ``objects`` (by role).
+    """
+    earlier = earlier_adapters(snapshot)
+    replays = rows_replayed(snapshot, strategy, config) > 0
+    roles = (*strategy.needs, *strategy.reads)
+    return _as_stored(
+        {
+            "base": snapshot.base.fingerprint,
+            "position": len(snapshot.by_position) + 1,
+            "earlier": [[snapshot.task(adapter.task).born, *needed(adapter)] for adapter in earlier],
+            "context": strategy.context(earlier),
+            "continued": continued_by(strategy, earlier),
+            "replayed": [_replayed(snapshot, adapter) for adapter in earlier] if replays else [],
+            "objects": {
+                role: [[*needed(adapter), adapter.objects[role]] for adapter in earlier if role in adapter.objects]
+                for role in roles
+            },
+        }
+    )
+
+
+def recorded_run(name: str, stored: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, str]]:
+    """Settings of an interrupted run, and the digests of its rows for training and evaluation.
+
+    Raises:
+        DamagedError: Its reservation does not hold them.
+    """
+    try:
+        # A run without the setting was begun when prompts were taken as they are.
+        return {"chat_template": "none"} | stored["config"], (stored["train"], stored["eval"])
+    except KeyError as error:
+        raise DamagedError(
+            f"the reservation of add-task {name!r} lacks {error.args[0]!r}, so it cannot be resumed",
+            commands=[Command("add-task", name, "--data", "FILE", "--restart")],
+            unchanged="the bank was not changed",
+        ) from error
+
+
+def moved_on(stored: Mapping[str, Any], now: Mapping[str, Any], snapshot: Snapshot) -> str | None:
+    """What is other in the bank than when a run began, in words; None where its past is unchanged.
+
+    Args:
+        stored: The reservation's settings.
+        now: `past_of` the bank as it is.
+        snapshot: The same bank.
+    """
+    if KEY not in stored:
+        if not snapshot.by_position:
+            return None  # no adapter was ever stored here: there is no past to differ
+        return "an earlier version of lorabank began it, which did not record on top of what"
+    then = {"position": _drawn_as(stored[KEY]), **stored[KEY]}
+    if then == now:
+        return None
+    tasks_then, tasks_now = ([entry[0] for entry in past.get("earlier", ())] for past in (then, now))
+    if tasks_then != tasks_now:
+        return f"it began after {_listed(tasks_then)}, and now there is {_listed(tasks_now)}"
+    others = [a[0] for a, b in zip(then.get("earlier", ()), now["earlier"], strict=True) if a != b]
+    if others:
+        return f"{_listed(others)} had another adapter when it began"
+    if then["position"] != now["position"]:
+        return f"it began as task number {then['position']}, and the next one is number {now['position']}"
+    parts = [key for key in now if then.get(key) != now[key]]
+    return f"when it began the bank had another {', '.join(parts) or 'past'}"
+
+
+def restart_command(name: str, config: TrainConfig, *, restart: bool) -> Command:
+    """What to type to train with the same settings from the first step on."""
+    words = ["add-task", name, *(["--restart"] if restart else [])]
+    for field in fields(TrainConfig):
+        value, dashed = getattr(config, field.name), field.name.replace("_", "-")
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{dashed}" if value else f"--no-{dashed}")
+        else:
+            several = isinstance(value, tuple)
+            words += [word for one in (value if several else (value,)) for word in (f"--{dashed}", str(one))]
+    return Command(*words)
+
+
+def _drawn_as(past: Mapping[str, Any]) -> int:
+    """The position by which a run drew its factors whose past has none: versions that wrote it counted adapters."""
+    return len({digest for entry in past.get("earlier", ()) for digest in entry[1:]}) + 1
+
+
+def _replayed(snapshot: Snapshot, adapter: AdapterRecord) -> list[Any]:
+    task, train = snapshot.task(adapter.task), snapshot.dataset(adapter.task, "train")
+    kept = snapshot.dataset(adapter.task, "replay")
+    form = [list(task.labels), task.prompt_template, adapter.config.get("max_length")]
+    return [task.born, kept.blob if kept else None, train.rows if train else 0, adapter.seed, adapter.digest, form]
+
+
+def _listed(tasks: Sequence[str]) -> str:
+    return ", ".join(tasks) or "no task"
+
+
+def _as_stored(value: dict[str, Any]) -> dict[str, Any]:
+    """With tuples as the lists that JSON gives back."""
+    plain: dict[str, Any] = json.loads(json.dumps(value))
+    return plain

@@ -1,0 +1,102 @@
+"""``add-task --dry-run``: what a training would do, without doing it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabank.bank.bank import Bank
+from lorabank.core import plugins
+from lorabank.core.config import InitConfig, TrainConfig
+from lorabank.core.observer import SilentObserver
+from lorabank.core.trackers import check_tracker
+from lorabank.data.loading import TaskData, example_row
+from lorabank.workflows.bases import future_base
+from lorabank.workflows.learning.known_rows import known_rows
+from lorabank.workflows.learning.past import earlier_adapters
+from lorabank.workflows.results import TaskPlan
+from lorabank.workflows.task_data import encode_rows, found_in_data, load_data, recorded_chat, recorded_scoring
+
+if TYPE_CHECKING:
+    from lorabank.training.planning import AdapterPlan
+    from lorabank.training.strategies.base import Strategy
+
+
+def plan_task(
+    path: str | Path, name: str, config: TrainConfig, init: InitConfig | None, *, replace: bool = False
+) -> TaskPlan:
+    """What ``add_task`` would do; nothing is trained, written or loaded but the tokenizer and the base's shapes."""
+    from lorabank.training.planning import plan_adapter, planned_steps, resolve_penalties
+    from lorabank.workflows.learning.advice import characters_per_token, few_steps, poor_fit
+    from lorabank.workflows.learning.replayed import rows_replayed
+
+    check_tracker(config.report_to)
+    exists = Bank.exists(path)
+    found = Bank.open(path).snapshot() if exists else None
+    old = found.position_of(name) if found and replace else None
+    snapshot = found.without(old) if found else None
+    base = future_base(path, config, init or InitConfig())
+    strategy = plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
+    data = load_data(config, base)
+    adapter = plan_adapter(base, config, len(data.labels))
+    examples = encode_rows(base, data, adapter.max_length)
+    lengths = sorted(examples.lengths)
+    rows = len(examples.rows) + rows_replayed(snapshot, strategy, config)
+    per_token = characters_per_token(base, data)
+    earlier = earlier_adapters(snapshot)
+    known = known_rows(Bank.open(path), snapshot, data.eval, SilentObserver()) if snapshot else {}
+    names = {adapter.digest: adapter.task for adapter in earlier}
+    penalties = {penalty: weight for penalty, weight, _ in resolve_penalties(config, strategy)}
+    return TaskPlan(
+        name=name,
+        settings=_filled_in(config, data, strategy, penalties, adapter)
+        | {"base": base.name, "revision": base.revision, "task_type": base.task_type},
+        train_rows=len(data.train),
+        eval_rows=len(data.eval),
+        labels=data.labels,
+        example=example_row(data),
+        tokens={
+            "mean": sum(lengths) / len(lengths),
+            "p95": float(lengths[max(0, math.ceil(0.95 * len(lengths)) - 1)]),
+            "max": float(lengths[-1]),
+            "characters_per_token": per_token,
+        },
+        rows_cut=examples.cut,
+        rows_dropped=examples.dropped,
+        steps=planned_steps(rows, config),
+        trainable_parameters=adapter.parameters,
+        adapter_bytes=4 * adapter.parameters,
+        context=tuple(names[digest] for digest in strategy.context(earlier) if digest in names),
+        penalty=penalties,
+        bank_exists=exists,
+        modules_left_out=adapter.left_out,
+        prompts="put into the base's chat template" if data.chat else None,
+        few_steps=few_steps(rows, config),
+        poor_fit=poor_fit(per_token),
+        **found_in_data(data),
+        known_rows={names[digest]: count for digest, count in known.items()},
+        replaces=old,
+        superseded=tuple(made.name for made in found.holding(old)) if found else (),
+    )
+
+
+def _filled_in(
+    config: TrainConfig, data: TaskData, strategy: Strategy, penalties: Mapping[str, float], adapter: AdapterPlan
+) -> dict[str, Any]:
+    """The settings that lead to the same adapter with nothing left to strategy, penalty and model."""
+    penalty = config.penalty or strategy.penalty or "none"
+    endings = dict.fromkeys(name.rpartition(".")[2] for name in adapter.target_modules)
+    chosen = config.target_modules not in ("auto", "all-linear")
+    return asdict(config) | {
+        "format": data.form,
+        "prompt_template": data.prompt_template and str(data.prompt_template),
+        "chat_template": recorded_chat(data),
+        "scoring": recorded_scoring(data),
+        "penalty": penalty,
+        "lambda_orth": penalties.get(penalty) if config.lambda_orth is None else config.lambda_orth,
+        "target_modules": config.target_modules if chosen else ",".join(endings),
+        "max_length": adapter.max_length,
+    }

@@ -1,0 +1,88 @@
+"""What the bank remembers of earlier tasks for the training of the next one: rows to replay, recorded facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lorabank.bank.bank import Bank
+from lorabank.bank.snapshot import Snapshot
+from lorabank.core.config import TrainConfig
+from lorabank.core.errors import ConfigError
+from lorabank.core.records import AdapterRecord
+
+if TYPE_CHECKING:
+    from lorabank.training.job import Replayed
+    from lorabank.training.strategies.base import Recorded, Strategy
+
+
+def rows_replayed(snapshot: Snapshot | None, strategy: Strategy, config: TrainConfig) -> int:
+    """How many rows of earlier tasks a strategy would train on again."""
+    if snapshot is None or strategy.replay == "none":
+        return 0
+    seen = sum(_seen(snapshot, task.name) for task in snapshot.tasks)
+    return seen if strategy.replay == "all" else min(seen, config.replay_rows)
+
+
+def read_replayed(bank: Bank, snapshot: Snapshot, strategy: Strategy, config: TrainConfig) -> tuple[Replayed, ...]:
+    """The rows of earlier tasks that a strategy trains on again, by task; empty for the others.
+
+    Raises:
+        ConfigError: A task keeps no rows for that, or too few.
+    """
+    from lorabank.exchange.peft_folder import read_head
+    from lorabank.training.job import Replayed
+    from lorabank.training.reservoir import KeptRows, replay_rows
+    from lorabank.workflows.assemble import form_of, read_rows_of
+
+    budget = rows_replayed(snapshot, strategy, config)
+    if budget == 0:
+        return ()
+    kept = []
+    for task in snapshot.tasks:
+        rows = read_rows_of(bank, snapshot, task.name, "replay")
+        if rows is None:
+            raise ConfigError(
+                f"strategy {strategy.name!r} trains on rows of every earlier task, and {task.name!r} keeps none",
+                hint=f"use another --strategy, or begin a bank in which every task is added with {strategy.name}",
+                unchanged="nothing was changed",
+            )
+        seed = snapshot.adapter_of(task.name).seed
+        kept.append(KeptRows(rows, _seen(snapshot, task.name), task.born, seed))
+    replayed = []
+    for task, rows in zip(snapshot.tasks, replay_rows(kept, budget), strict=True):
+        adapter = snapshot.adapter_of(task.name)
+        form, head = form_of(task, adapter), read_head(bank.verified_adapter(adapter.digest))
+        if len(rows):
+            replayed.append(Replayed(rows.texts, rows.labels, form.labels, form.template, form.max_length, head))
+    return tuple(replayed)
+
+
+def read_objects(bank: Bank, earlier: Sequence[AdapterRecord], strategy: Strategy) -> Mapping[str, Sequence[Recorded]]:
+    """Role to what each earlier task recorded under it, for the roles that a strategy reads.
+
+    Raises:
+        ConfigError: A task did not record what the strategy cannot do without.
+    """
+    from lorabank.core.states import needed
+    from lorabank.training.strategies.base import Recorded
+
+    found: dict[str, list[Recorded]] = {}
+    for role in (*strategy.needs, *strategy.reads):
+        for adapter in earlier:
+            if role in adapter.objects:
+                recorded = Recorded(needed(adapter), bank.read_blob(adapter.objects[role]))
+                found.setdefault(role, []).append(recorded)
+            elif role in strategy.needs:
+                raise ConfigError(
+                    f"strategy {strategy.name!r} needs what every earlier task recorded as {role!r}, and "
+                    f"{adapter.task!r} was added by {adapter.strategy!r}, which records none",
+                    hint=f"use another --strategy, or begin a bank in which every task is added with {strategy.name}",
+                    unchanged="nothing was changed",
+                )
+    return found
+
+
+def _seen(snapshot: Snapshot, task: str) -> int:
+    train = snapshot.dataset(task, "train")
+    return train.rows if train else 0

@@ -1,0 +1,397 @@
+"""``add-task``: data, adapter, statistics and score of a new task, as one change of the bank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabank.bank.bank import Bank
+from lorabank.bank.objects.layout import check_name
+from lorabank.bank.operations import Operation, holds_checkpoint
+from lorabank.bank.snapshot import Snapshot
+from lorabank.bank.upkeep.remarks import remarks
+from lorabank.core import distributed as processes
+from lorabank.core import plugins
+from lorabank.core.commands import Command
+from lorabank.core.config import InitConfig, TrainConfig, validate
+from lorabank.core.errors import BusyError, ConfigError, DataError, IncompatibleError
+from lorabank.core.observer import Observer, SilentObserver
+from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
+from lorabank.core.trackers import check_tracker
+from lorabank.core.versions import package_versions
+from lorabank.data.loading import TaskData
+from lorabank.models.bases.loading import load_base, resolve_device
+from lorabank.workflows.bases import future_base, open_or_init
+from lorabank.workflows.compose import superseded_by
+from lorabank.workflows.learning.known_rows import known_rows
+from lorabank.workflows.learning.past import (
+    KEY,
+    continued_by,
+    earlier_adapters,
+    moved_on,
+    past_of,
+    recorded_run,
+    restart_command,
+)
+from lorabank.workflows.results import AddTaskResult
+from lorabank.workflows.task_data import (
+    as_asked,
+    dataset_records,
+    found_in_data,
+    load_data,
+    recorded_bad_rows,
+    settled,
+    task_statistics,
+    text_facts,
+)
+
+if TYPE_CHECKING:
+    from lorabank.training.job import TrainedAdapter, TrainJob
+    from lorabank.training.tracking import Tracking
+
+
+def add_task(
+    path: str | Path,
+    name: str,
+    config: TrainConfig | None,
+    *,
+    init: InitConfig | None,
+    resume: bool,
+    restart: bool,
+    observer: Observer,
+    note: str | None = None,
+    tags: Sequence[str] = (),
+    replace: bool = False,
+) -> AddTaskResult:
+    """Train a task's adapter and put it into the bank, whole or not at all.
+
+    Several processes train together; the main one alone changes the bank, scores and is heard. Each returns the same.
+    """
+    check_name(name)
+    written = remarks(note, tags)
+    processes.join()
+    observer = SilentObserver() if processes.rank() else observer
+    with ExitStack() as change:
+        held: list[tuple[Bank, Operation, bool]] = []
+
+        def begin() -> tuple[Path, int | None, TrainConfig, TaskData]:
+            bank, operation, created, (settings, data) = _reserve(
+                path,
+                name,
+                config,
+                init or InitConfig(),
+                written,
+                change,
+                resume=resume,
+                restart=restart,
+                replace=replace,
+                observer=observer,
+            )
+            held.append((bank, operation, created))
+            return operation.work, operation.config.get("replaces"), settings, data
+
+        work, replaces, settings, data = processes.from_main(begin)
+        for line in data.told:
+            observer.notice(line)
+        tracking = change.enter_context(_tracking(Path(path), name, settings, resume, observer))
+        snapshot = Bank.open(path).snapshot().without(replaces)
+        known = known_rows(Bank.open(path), snapshot, data.eval, observer)
+        job, trained = _train(
+            Bank.open(path), snapshot, work, settings, data, tracking, resume=resume, observer=observer
+        )
+
+        def commit() -> AddTaskResult:
+            bank, operation, created = held[0]
+            superseded = superseded_by(bank.snapshot(), replaces)
+            stored = _commit_and_score(bank, operation, settings, data, job, trained, known, observer)
+            tracking.log(_measured(name, stored[3]))
+            told = found_in_data(data)
+            return AddTaskResult(*stored, bank=str(path), bank_created=created, **told, superseded=superseded)
+
+        return processes.from_main(commit)
+
+
+def _reserve(
+    path: str | Path,
+    name: str,
+    config: TrainConfig | None,
+    init: InitConfig,
+    written: dict[str, Any],
+    change: ExitStack,
+    *,
+    resume: bool,
+    restart: bool,
+    replace: bool,
+    observer: Observer,
+) -> tuple[Bank, Operation, bool, tuple[TrainConfig, TaskData]]:
+    """The bank, the reserved name, whether the bank is new, and what is to be trained on which rows.
+
+    What goes wrong after the name was reserved gives it back through ``change``.
+    """
+    given = _given(path, config, init)
+    if given is None and not resume:
+        raise ConfigError("there is no data to train on", commands=[Command("add-task", name, "--data", "FILE")])
+    if given and not resume and not restart:
+        bank, created = open_or_init(path, init, observer, form=given[1].form)
+    else:
+        bank, created = Bank.open(path), False
+    if restart:
+        bank.discard(name)
+    if resume:
+        operation = change.enter_context(bank.resume("add-task", name))
+        operation.config |= written
+        return bank, operation, created, _same_run(bank, operation, given)
+    assert given is not None
+    snapshot = bank.snapshot()
+    old = snapshot.position_of(name) if replace else None
+    past = _past(snapshot.without(old), given[0])
+    written = written if old is None else written | {"replaces": old}
+    operation = change.enter_context(bank.reserve("add-task", name, _stored(*given, past) | written))
+    if (
+        _past(bank.snapshot().without(old), given[0]) != past
+    ):  # between the look and the reservation; from here on nobody writes
+        raise BusyError(
+            "another process changed the bank meanwhile",
+            hint="the same command again",
+            unchanged="the bank was not changed",
+        )
+    return bank, operation, created, given
+
+
+def _tracking(path: Path, name: str, config: TrainConfig, resume: bool, observer: Observer) -> Tracking:
+    """The run of the experiment tracker that the settings name."""
+    from lorabank.training.tracking import Tracking
+
+    base = Bank.open(path).snapshot().base
+    settings = {**asdict(config), "base": base.name, "base_fingerprint": base.fingerprint}
+    return Tracking(
+        config.report_to,
+        bank=path.resolve().name,
+        task=name,
+        settings=settings,
+        resume=resume,
+        observer=observer,
+    )
+
+
+def _measured(name: str, score: Mapping[str, Any]) -> dict[str, float]:
+    """What a tracker is told of a task's score."""
+    found = {f"eval_{name}_{score['metric']}": float(score["value"])}
+    return found if score["labels"] is None else {**found, f"eval_{name}_macro_f1": score["labels"].macro_f1}
+
+
+def _train(
+    bank: Bank,
+    snapshot: Snapshot,
+    work: Path,
+    config: TrainConfig,
+    data: TaskData,
+    tracking: Tracking,
+    *,
+    resume: bool,
+    observer: Observer,
+) -> tuple[TrainJob, TrainedAdapter]:
+    """Train with what the bank holds; nothing of it is changed."""
+    from lorabank.training.job import TrainJob
+    from lorabank.training.run import train_adapter
+    from lorabank.workflows.assemble import read_stack
+    from lorabank.workflows.learning.advice import characters_per_token, few_steps, poor_fit
+    from lorabank.workflows.learning.replayed import read_objects, read_replayed, rows_replayed
+
+    if snapshot.base.task_type != "SEQ_CLS":
+        observer.notice(as_asked(data))
+    earlier = earlier_adapters(snapshot)
+    strategy = plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
+    rows = len(data.train) + rows_replayed(snapshot, strategy, config)
+    for advice in (few_steps(rows, config), poor_fit(characters_per_token(snapshot.base, data))):
+        if advice:
+            observer.notice(advice)
+    job = TrainJob(
+        base=snapshot.base,
+        config=config,
+        strategy=strategy,
+        texts=data.train.texts,
+        targets=data.train.labels,
+        labels=data.labels,
+        template=data.prompt_template,
+        replayed=read_replayed(bank, snapshot, strategy, config),
+        objects=read_objects(bank, earlier, strategy),
+        earlier=lambda: read_stack(bank, earlier),
+        context=strategy.context(earlier),
+        continued=continued_by(strategy, earlier),
+        work=work,
+        number=len(snapshot.by_position),
+        resume=resume,
+        tracking=tracking,
+    )
+    return job, train_adapter(job, observer)
+
+
+def _commit_and_score(
+    bank: Bank,
+    operation: Operation,
+    config: TrainConfig,
+    data: TaskData,
+    job: TrainJob,
+    trained: TrainedAdapter,
+    known: dict[str, int],
+    observer: Observer,
+) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
+    """Stage the adapter with its statistics, make the task part of the bank, and score it."""
+    config = settled(config, data, trained.max_length)
+    loaded = load_base(job.base, device=resolve_device(config.device))
+    statistics = task_statistics(loaded, data.train.keys, config)
+    files = stored_files(_files(job.base, trained, config), job.base, len(data.labels), observer)
+    digest = operation.stage_adapter(files)
+    facts = {key: value for key, value in (("continued_from", job.continued), ("known_rows", known)) if value}
+    adapter = AdapterRecord(
+        digest=digest,
+        task=operation.name,
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        use_rslora=config.use_rslora,
+        target_modules=trained.target_modules,
+        strategy=config.strategy,
+        penalties=trained.penalties,
+        context=job.context,
+        seed=config.seed,
+        steps=trained.steps,
+        wall_seconds=trained.wall_seconds,
+        device=trained.device,
+        bytes=0,
+        head_digest=trained.head_digest,
+        files={},
+        versions=package_versions(),
+        config=asdict(config),
+        metrics={**trained.metrics, **facts, **text_facts(data), **recorded_bad_rows(data)},
+        objects={role: operation.stage_blob(value) for role, value in trained.objects.items()},
+    )
+    task = TaskRecord(
+        name=operation.name,
+        position=0,
+        task_type=job.base.task_type,
+        labels=data.labels,
+        state="training",
+        adapter=digest,
+        statistics=operation.stage_blob(statistics),
+        prompt_template=data.prompt_template and str(data.prompt_template),
+    )
+    cut, dropped = trained.metrics["rows_cut"], trained.metrics["rows_dropped"]
+    datasets = dataset_records(operation, data, config, cut, dropped, replay=job.strategy.replay)
+    return commit_and_score(bank, operation, task, adapter, datasets, observer)
+
+
+def commit_and_score(
+    bank: Bank,
+    operation: Operation,
+    task: TaskRecord,
+    adapter: AdapterRecord,
+    datasets: Sequence[DatasetRecord],
+    observer: Observer,
+) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
+    """Make a task part of the bank and compute its own cell the way ``eval`` does, so that ``eval`` finds it.
+
+    Returns:
+        What is stored now: the task, its adapter, its data sets; and its score.
+    """
+    from lorabank.workflows.evaluate import own_score
+
+    stored = operation.commit_task(task, adapter, datasets)
+    score = own_score(bank, stored.name, observer)
+    after = bank.snapshot()
+    kept = tuple(dataset for dataset in after.datasets if dataset.task == stored.name)
+    return stored, after.adapter_of(stored.name), kept, score
+
+
+def _past(snapshot: Snapshot, config: TrainConfig) -> dict[str, Any]:
+    return past_of(snapshot, plugins.load(plugins.STRATEGIES, config.strategy, "strategy"), config)
+
+
+def _stored(config: TrainConfig, data: TaskData, past: dict[str, Any]) -> dict[str, Any]:
+    """What a resumed run must find again: settings, the rows they led to, and what it was begun on top of."""
+    return {"config": asdict(config), "train": data.train.sha256, "eval": data.eval.sha256, KEY: past}
+
+
+def _given(path: str | Path, config: TrainConfig | None, init: InitConfig) -> tuple[TrainConfig, TaskData] | None:
+    """Settings that were given, checked, and the rows they lead to; read before anything is changed."""
+    if config is None:
+        return None
+    check_tracker(config.report_to)
+    plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
+    if config.batch_size < processes.count():
+        raise ConfigError(
+            f"--batch-size {config.batch_size} leaves some of {processes.count()} processes without rows",
+            unchanged="nothing was changed",
+        )
+    base = future_base(path, config, init)
+    data = load_data(config, base)
+    if not Bank.exists(path):  # no bank is made on a base that cannot be trained
+        from lorabank.training.planning import plan_adapter
+
+        plan_adapter(base, config, len(data.labels))
+    return config, data
+
+
+def _same_run(
+    bank: Bank, operation: Operation, given: tuple[TrainConfig, TaskData] | None
+) -> tuple[TrainConfig, TaskData]:
+    """The settings and rows of the interrupted run; settings given again must be the same, and so must the past."""
+    settings, rows = recorded_run(operation.name, operation.config)
+    stored = validate(TrainConfig, settings, where="the interrupted run")
+    if given:
+        differ = [key for key, value in asdict(given[0]).items() if value != getattr(stored, key)]
+        if differ:
+            raise ConfigError(
+                f"--resume goes on with the settings of the interrupted run, but {', '.join(differ)} differ",
+                unchanged="the interrupted run is still there",
+                hint="go on with its own settings, or add --restart to begin again with the new ones",
+                commands=[Command("add-task", operation.name, "--resume")],
+            )
+    data = load_data(stored, bank.snapshot().base)
+    if (data.train.sha256, data.eval.sha256) != rows:
+        raise DataError(
+            f"{stored.data} is no longer what the interrupted run was trained on",
+            unchanged="the interrupted run is still there",
+            commands=[restart_command(operation.name, stored, restart=True)],
+        )
+    snapshot = bank.snapshot().without(operation.config.get("replaces"))
+    moved = moved_on(operation.config, _past(snapshot, stored), snapshot)
+    if moved is not None:
+        kept = holds_checkpoint(operation.work)
+        raise IncompatibleError(
+            f"add-task {operation.name!r} cannot be resumed, since the bank is another one: {moved}",
+            unchanged="the interrupted run is still there" if kept else "the bank was not changed",
+            commands=[restart_command(operation.name, stored, restart=kept)],
+        )
+    return stored, data
+
+
+def _files(base: BaseModelRecord, trained: Any, config: TrainConfig) -> dict[str, bytes]:
+    from lorabank.exchange.peft_folder import adapter_files
+
+    return adapter_files(
+        trained.factors,
+        trained.head,
+        base_model=base.name,
+        task_type=base.task_type,
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        use_rslora=config.use_rslora,
+        head_modules=trained.head_modules,
+    )
+
+
+def stored_files(
+    files: Mapping[str, bytes], base: BaseModelRecord, labels: int, observer: Observer
+) -> Mapping[str, bytes]:
+    """A new adapter's files as plain PEFT reads them where they lie; where it cannot, that is told."""
+    from lorabank.exchange.peft_check import plain_files
+
+    try:
+        return plain_files(files, base, labels)
+    except IncompatibleError as error:
+        observer.notice(f"{error.message}; lorabank answers with it, and its export will be refused")
+        return files

@@ -1,0 +1,191 @@
+"""What is made of measured values: gates, plots, tables and the report. No model runs here."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import numpy as np
+
+from lorabank.bank.bank import Bank
+from lorabank.bank.failures import reported
+from lorabank.core.errors import LorabankError, NotFoundError
+from lorabank.core.records import EvaluationRecord
+from lorabank.evaluation import thresholds as gating
+from lorabank.evaluation.matrix import ScoreMatrix
+from lorabank.workflows.results import MatrixReport
+
+if TYPE_CHECKING:
+    from lorabank.bank.snapshot import Snapshot
+    from lorabank.evaluation.run import Filled, Subject
+
+_HEADS: tuple[Literal["auto", "kmeans", "gaussian"], ...] = ("auto", "kmeans", "gaussian")
+
+
+def check_gates(reports: Sequence[MatrixReport], gates: Sequence[str]) -> tuple[gating.GateResult, ...]:
+    """Check every gate on every report; all gates are parsed first."""
+    parsed = [gating.parse_gate(gate) for gate in gates]
+    return tuple(result for report in reports for result in gating.check_gates(parsed, report.scalars))
+
+
+def save_plot(report: MatrixReport, path: Path) -> Path:
+    """Draw a matrix as ``.png`` or ``.svg``; of a report about one task with labels, its confusion matrix."""
+    from lorabank.evaluation.confusion_plot import save_confusion
+    from lorabank.evaluation.plots import save_heatmap
+
+    if report.state is not None and report.labels:
+        ((task, scores),) = report.labels.items()
+        (accuracy,), (rows,) = report.values[-1], report.counts
+        figures = f"accuracy {accuracy:.4f}, macro-F1 {scores.macro_f1:.4f}, {rows} rows"
+        with _writing(path):
+            return save_confusion(scores, path, f"{task}, in its state {report.state}", figures)
+    title = report.subject if report.mode == report.subject else f"{report.subject} ({report.mode})"
+    with _writing(path):
+        return save_heatmap(_matrix(report), path, title)
+
+
+def save_csv(report: MatrixReport, path: Path) -> Path:
+    """Write a matrix as CSV."""
+    from lorabank.evaluation.plots import write_csv
+
+    with _writing(path):
+        return write_csv(_matrix(report), path)
+
+
+def report(path: str | Path, target: Path) -> Path:
+    """Write the HTML report of a bank; what was not measured is not in it."""
+    from lorabank import __version__
+    from lorabank.evaluation.report import render_report
+
+    bank = Bank.open(path)
+    snapshot = bank.snapshot()
+    made = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    measured = with_mistakes(bank, snapshot, stored_reports(bank, snapshot))
+    page = render_report(snapshot, measured, created_at=made, version=__version__)
+    with _writing(target):
+        target.write_text(page, encoding="utf-8")
+    return target
+
+
+def with_mistakes(bank: Bank, snapshot: Snapshot, reports: Sequence[MatrixReport]) -> list[MatrixReport]:
+    """The same with the texts of the worst mistakes; of evaluation rows that cannot be read there are none."""
+    from lorabank.evaluation.confusion import with_texts
+    from lorabank.workflows.assemble import read_rows_of
+
+    texts: dict[str, Sequence[str]] = {}
+    for task in {task for report in reports for task, scores in report.labels.items() if scores.mistakes}:
+        with suppress(LorabankError):
+            rows = read_rows_of(bank, snapshot, task, "eval")
+            texts[task] = rows.texts if rows else ()
+    return [
+        replace(report, labels={task: with_texts(one, texts.get(task, ())) for task, one in report.labels.items()})
+        for report in reports
+    ]
+
+
+def stored_reports(bank: Bank, snapshot: Snapshot) -> list[MatrixReport]:
+    """What ``evaluate`` would say of every subject, from the stored cells alone.
+
+    A cell is found by its key, as ``evaluate`` finds it: what was measured before a composition was replaced, or under
+    other settings than its neighbours, does not count. Where a subject was measured under several settings, those
+    with the most cells are taken, of equal ones the newest.
+    """
+    stored = {record.key: record for record in bank.all_evaluations()}
+    if not stored or not snapshot.tasks:
+        return []
+    # Subjects know compositions, and compositions know torch: loaded only where there is something to show.
+    from lorabank.workflows.scored import AsTrained, make_subject, oracle_of
+
+    settings = _distinct([record.settings for record in stored.values()])
+    oracle = oracle_of(bank, snapshot, _no_model)
+    reports = []
+    for name in (AsTrained.name, *(composition.name for composition in snapshot.compositions)):
+        for head in _HEADS:
+            subject = make_subject(bank, snapshot, name, _no_model, head)
+            found = _best_report(snapshot, subject, oracle, settings, stored, head)
+            if found:
+                reports.append(found)
+            if head == "auto" and subject.task_id == "routed":
+                break  # it routes by itself
+    return reports
+
+
+def _best_report(
+    snapshot: Snapshot,
+    subject: Subject,
+    oracle: Subject,
+    settings: Sequence[dict[str, Any]],
+    stored: Mapping[str, EvaluationRecord],
+    head: str,
+) -> MatrixReport | None:
+    from lorabank.workflows.evaluate import matrix_report
+
+    last = snapshot.tasks[-1].position
+    filled = [(_stored_cells(subject, snapshot, chosen, stored), chosen) for chosen in settings]
+    cells, chosen = max(filled, key=lambda pair: pair[0].cached)
+    final = [record for record in cells.records if record.stage == last]
+    if not final:
+        return None
+    perfect = None
+    if subject.task_id == "routed" and len(final) == len(snapshot.tasks):
+        perfect = _stored_cells(oracle, snapshot, chosen, stored, stages=(last,))
+        perfect = perfect if perfect.cached == len(final) else None
+    found = matrix_report(subject, snapshot.tasks, cells, perfect, {**chosen, "head_from": head, "average": "macro"})
+    return found if head == "auto" else replace(found, mode=f"{found.mode}, head by the {head} router")
+
+
+def _stored_cells(
+    subject: Subject,
+    snapshot: Snapshot,
+    settings: dict[str, Any],
+    stored: Mapping[str, EvaluationRecord],
+    stages: Sequence[int] | None = None,
+) -> Filled:
+    """The cells of a subject that are there, under its name."""
+    from lorabank.evaluation.run import Filled, at, cell_key, wanted_cells
+    from lorabank.workflows.assemble import evaluation_data
+
+    data = evaluation_data(snapshot)
+    records = []
+    for stage, task in wanted_cells(snapshot.tasks, matrix=True, forward=True):
+        if stages is None or stage in stages:
+            identity = subject.identity(stage, task)
+            key = cell_key(snapshot.base.fingerprint, identity, data[task.name].sha256, settings)
+            if key in stored:
+                records.append(at(stored[key], subject, stage, task))
+    return Filled(tuple(records), computed=0, cached=len(records))
+
+
+def _distinct(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each once, newest first."""
+    found: list[dict[str, Any]] = []
+    for one in reversed(settings):
+        if one not in found:
+            found.append(one)
+    return found
+
+
+def _matrix(report: MatrixReport) -> ScoreMatrix:
+    values, low, high = (np.array(cells, np.float64) for cells in (report.values, report.low, report.high))
+    return ScoreMatrix(report.tasks, values, np.array(report.counts), low, high, report.metric)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    if not path.parent.is_dir():
+        raise NotFoundError(
+            f"there is no folder {path.parent}",
+            hint=shlex.join(["mkdir", "-p", str(path.parent)]),
+            unchanged="nothing was written",
+        )
+    with reported(path):
+        yield
+
+
+def _no_model() -> NoReturn:
+    raise AssertionError("a report runs no model")

@@ -1,0 +1,223 @@
+"""What can be scored: the state as trained, and compositions; heads by the task id or by a router."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import load as load_tensors
+
+from lorabank.bank.bank import Bank
+from lorabank.bank.snapshot import Snapshot
+from lorabank.compose.base import Composer, Member, known, longest, state_weights
+from lorabank.compose.prototype import build_router, default_parameters, router_identity, statistics_digest
+from lorabank.core.config import EvalConfig
+from lorabank.core.records import AdapterRecord, CompositionRecord, TaskRecord
+from lorabank.core.states import SELECTOR, answering, needed, own_state
+from lorabank.data.rows import Rows
+from lorabank.evaluation.run import Subject
+from lorabank.evaluation.scoring import Said
+from lorabank.models.answering.base import AnswerForm
+from lorabank.models.gates.attention import Selector
+from lorabank.models.mixing.runtime import Plan, Runtime
+from lorabank.workflows.assemble import form_of, load_composer, read_members
+
+HeadSource = Literal["task", "kmeans", "gaussian"]
+
+
+class HeadRouter:
+    """Says which known task's head answers each text, for states that do not route themselves."""
+
+    def __init__(self, kind: HeadSource, members: Sequence[Member], runtime: Callable[[], Runtime]) -> None:
+        self._kind = kind
+        self._members = members
+        self._runtime = runtime
+
+    def route(self, stage: int, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Indices ``[n]`` into the members that the stage knows."""
+        members = known(self._members, stage)
+        router = build_router(members, default_parameters(self._kind))
+        return np.asarray(router.route(self._runtime().features(texts, longest(members))), np.int64)
+
+    def identity(self, stage: int) -> Any:
+        """What decides the route."""
+        members = known(self._members, stage)
+        shares = router_identity(default_parameters(self._kind))
+        return [*shares, longest(members), [[member.lasting, statistics_digest(member)] for member in members]]
+
+
+class _Answering:
+    """Turns a plan and a choice of heads into answers; shared by all subjects."""
+
+    task_id: Literal["given", "routed"]
+
+    def __init__(
+        self,
+        bank: Bank,
+        snapshot: Snapshot,
+        members: Sequence[Member],
+        runtime: Callable[[], Runtime],
+        router: HeadRouter | None,
+    ) -> None:
+        self._bank = bank
+        self._snapshot = snapshot
+        self._members = members
+        self._runtime = runtime
+        self._router = router
+        self._index = {task.name: index for index, task in enumerate(snapshot.tasks)}
+        self.task_id = "routed" if router else "given"
+
+    def said(self, stage: int, task: TaskRecord, rows: Rows, plan: Plan) -> Said:
+        """What is said to the rows of a task in the state of ``plan``."""
+        route = plan.route
+        if route is None and self._router and stage:
+            route = self._router.route(stage, rows.keys)
+        members = known(self._members, stage)
+        routed = () if route is None else tuple(members[k].lasting for k in route)
+        form = self.form(task)
+        if form.scoring == "perplexity":
+            own = self.head(stage, task)
+            likelihoods, tokens = self._runtime().log_likelihoods(rows.texts, rows.labels, plan, own)
+            return Said((), routed, likelihoods, tokens)
+        heads = self.head(stage, task) if route is None else np.array([member.head for member in members])[route]
+        answers = self._runtime().answer(rows.texts, plan, heads)
+        return Said(answers.said, routed, probabilities=answers.probabilities)
+
+    def form(self, task: TaskRecord) -> AnswerForm:
+        """How the task is asked."""
+        return form_of(task, self._snapshot.adapter_of(task.name))
+
+    def head(self, stage: int, task: TaskRecord) -> int:
+        """The task's head, or before the task is learnt the head that its training begins with."""
+        index = self._index[task.name]
+        trained = task.position <= stage or self._snapshot.adapter_of(task.name).head_digest is None
+        return index if trained else index + len(self._snapshot.tasks)
+
+    def head_identity(self, stage: int, task: TaskRecord) -> Any:
+        """Which head answers, and in which form: a router's choice, a trained head, or an untrained one."""
+        adapter = self._snapshot.adapter_of(task.name)
+        form = self.form(task).identity()
+        if self._router and stage:
+            known_forms = [member.form.identity() for member in known(self._members, stage)]
+            return ["routed", self._router.identity(stage), known_forms]
+        if task.position <= stage or adapter.head_digest is None:
+            return ["head", adapter.head_digest, form]
+        return ["untrained", adapter.seed, form]
+
+
+def state_plan(bank: Bank, adapter: AdapterRecord | None, runtime: Runtime) -> Plan:
+    """The state that training an adapter left: a sum, or the attention that it was trained with."""
+    if adapter and SELECTOR in adapter.objects:
+        members = needed(adapter)
+        selector = Selector(runtime.stack.select(members)).requires_grad_(False)
+        tensors = load_tensors(bank.read_blob(adapter.objects[SELECTOR]))
+        return Plan(selector=selector.load_tensors(tensors), members=members)
+    state = dict.fromkeys(own_state(adapter), 1.0) if adapter else {}
+    return Plan(weights=state_weights(runtime.stack.names, state))
+
+
+class AsTrained(_Answering):
+    """The state that training left: each task answered by the adapters deployed for it at that stage."""
+
+    name = "as-trained"
+    mode = "as-trained"
+
+    def newest(self, stage: int, task: TaskRecord) -> AdapterRecord | None:
+        """The adapter whose state answers; None for the untrained base."""
+        stage_tasks = [other for other in self._snapshot.tasks if other.position <= stage]
+        adapters = [self._snapshot.adapter_of(other.name) for other in stage_tasks]
+        return answering(adapters, self._snapshot.adapter_of(task.name))
+
+    def identity(self, stage: int, task: TaskRecord) -> Any:
+        """Active adapters (and the selector that they were trained with), and head."""
+        adapter, head = self.newest(stage, task), self.head_identity(stage, task)
+        if adapter and SELECTOR in adapter.objects:
+            return ["attention", list(needed(adapter)), adapter.objects[SELECTOR], head]
+        return ["sum", None, [[name, 1.0] for name in sorted(own_state(adapter) if adapter else ())], head]
+
+    def answer(self, stage: int, task: TaskRecord, rows: Rows) -> Said:
+        """Answer the rows in the deployed state."""
+        return self.said(stage, task, rows, state_plan(self._bank, self.newest(stage, task), self._runtime()))
+
+
+class Oracle(AsTrained):
+    """Every task in its own state with its own head: what perfect routing would give."""
+
+    name = "oracle"
+    mode = "oracle"
+
+    def newest(self, stage: int, task: TaskRecord) -> AdapterRecord:
+        """The task's own adapter, whatever the stage."""
+        return self._snapshot.adapter_of(task.name)
+
+
+class Composed(_Answering):
+    """A stored composition."""
+
+    def __init__(
+        self,
+        record: CompositionRecord,
+        composer: Composer,
+        bank: Bank,
+        snapshot: Snapshot,
+        members: Sequence[Member],
+        runtime: Callable[[], Runtime],
+        router: HeadRouter | None,
+    ) -> None:
+        super().__init__(bank, snapshot, members, runtime, router)
+        self.composer = composer
+        self.name = record.name
+        self.mode = record.mode
+        if composer.routed:
+            self.task_id = "routed"
+
+    def identity(self, stage: int, task: TaskRecord) -> Any:
+        """The composition's own identity at this stage, and the head."""
+        if not known(self._members, stage):
+            return ["sum", None, [], self.head_identity(0, task)]
+        forms = [member.form.identity() for member in known(self._members, stage)]
+        head = forms if self.composer.routed else self.head_identity(stage, task)
+        return [*self.composer.identity(stage), head]
+
+    def answer(self, stage: int, task: TaskRecord, rows: Rows) -> Said:
+        """Answer the rows; before the first member is known the base answers."""
+        if not known(self._members, stage):
+            bare = Plan(weights=np.zeros(len(self._runtime().stack.names), np.float32))
+            return self.said(0, task, rows, bare)
+        return self.said(stage, task, rows, self.composer.plan(stage, rows.keys))
+
+
+def all_members(bank: Bank, snapshot: Snapshot) -> list[Member]:
+    """Every ready task as a member."""
+    return read_members(bank, snapshot, snapshot.tasks, samples=False)
+
+
+def make_subject(
+    bank: Bank, snapshot: Snapshot, name: str, runtime: Callable[[], Runtime], head_from: HeadSource | Literal["auto"]
+) -> Subject:
+    """The subject of a name: ``"as-trained"`` or a composition."""
+    every = all_members(bank, snapshot)
+    if name == AsTrained.name:
+        return AsTrained(bank, snapshot, every, runtime, _router(head_from, every, runtime))
+    record = snapshot.composition(name)
+    composer, members = load_composer(bank, snapshot, record, runtime)
+    router = None if composer.routed else _router(head_from, members, runtime)
+    return Composed(record, composer, bank, snapshot, members, runtime, router)
+
+
+def chosen_subjects(snapshot: Snapshot, config: EvalConfig) -> list[str]:
+    """Names of what an evaluation scores: the state as trained unless compositions are named."""
+    if config.all:
+        return [AsTrained.name, *(composition.name for composition in snapshot.compositions)]
+    return list(config.compositions) or [AsTrained.name]
+
+
+def oracle_of(bank: Bank, snapshot: Snapshot, runtime: Callable[[], Runtime]) -> Oracle:
+    """The bound of every router."""
+    return Oracle(bank, snapshot, [], runtime, None)
+
+
+def _router(head_from: str, members: Sequence[Member], runtime: Callable[[], Runtime]) -> HeadRouter | None:
+    return HeadRouter(head_from, members, runtime) if head_from in ("kmeans", "gaussian") else None  # type: ignore[arg-type]

@@ -1,0 +1,206 @@
+"""Gates, plots, tables and the report: made of stored values, without a model."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorabank import api
+from lorabank.bank.bank import Bank
+from lorabank.core.config import EvalConfig
+from lorabank.core.errors import ConfigError, NotFoundError, StorageError
+from lorabank.workflows import assemble as view
+from lorabank.workflows.publish import stored_reports
+from lorabank.workflows.results import MatrixReport
+
+
+def make_report(**changes: Any) -> MatrixReport:
+    facts: dict[str, Any] = {
+        "subject": "as-trained",
+        "mode": "as-trained",
+        "task_id": "given",
+        "tasks": ("first", "second"),
+        "values": [[None, None], [0.9, None], [0.7, 0.8]],
+        "low": [[None, None], [0.8, None], [0.6, 0.7]],
+        "high": [[None, None], [0.95, None], [0.8, 0.9]],
+        "counts": [20, 30],
+        "scalars": {"backward_transfer": -0.2, "average_accuracy": 0.75, "forward_transfer": None},
+        "computed": 3,
+        "cached": 0,
+        "routing": None,
+        "settings": {},
+    }
+    return MatrixReport(**(facts | changes))
+
+
+def test_every_gate_is_checked_on_every_report() -> None:
+    other = make_report(scalars={"backward_transfer": 0.0, "average_accuracy": 0.5})
+    results = api.check_gates([make_report(), other], ["backward_transfer>=-0.1", "average_accuracy >= 0.6"])
+    assert [(result.metric, result.value, result.passed) for result in results] == [
+        ("backward_transfer", -0.2, False),
+        ("average_accuracy", 0.75, True),
+        ("backward_transfer", 0.0, True),
+        ("average_accuracy", 0.5, False),
+    ]
+
+
+def test_what_was_not_measured_fails_its_gate() -> None:
+    (result,) = api.check_gates([make_report()], ["forward_transfer<=1"])
+    assert not result.passed
+
+
+def test_a_gate_that_cannot_be_read_is_refused_before_there_is_a_report() -> None:
+    with pytest.raises(ConfigError, match="backward_transfer"):
+        api.check_gates([], ["backward_transfr>=0"])
+
+
+@pytest.mark.parametrize(("name", "start"), [("m.png", b"\x89PNG"), ("m.svg", b"<?xml")])
+def test_a_plot_is_drawn(tmp_path, name, start) -> None:
+    path = api.save_plot(make_report(mode="manual", subject="mixed"), tmp_path / name)
+    assert path.read_bytes().startswith(start)
+
+
+def test_a_plot_names_subject_and_mode(tmp_path) -> None:
+    def words(report: MatrixReport) -> str:
+        # matplotlib draws text as shapes and names it in a comment
+        return " ".join(
+            re.findall(r"<!-- (.*?) -->", api.save_plot(report, tmp_path / "m.svg").read_text(encoding="utf-8"))
+        )
+
+    assert "mixed (manual)" in words(make_report(mode="manual", subject="mixed"))
+    assert "as-trained (" not in words(make_report())
+
+
+def test_a_table_holds_every_row_and_no_zero_for_what_is_missing(tmp_path) -> None:
+    path = api.save_csv(make_report(), tmp_path / "m.csv")
+    assert list(csv.reader(path.read_text(encoding="utf-8").splitlines())) == [
+        ["after", "first", "second"],
+        ["base", "", ""],
+        ["first", "0.9", ""],
+        ["second", "0.7", "0.8"],
+    ]
+
+
+@pytest.mark.parametrize("save", [api.save_plot, api.save_csv])
+def test_a_folder_that_is_not_there_is_named(tmp_path, save) -> None:
+    with pytest.raises(NotFoundError, match=f"no folder {tmp_path / 'none'}"):
+        save(make_report(), tmp_path / "none" / "m.svg")
+    (tmp_path / "m.svg").mkdir()
+    with pytest.raises(StorageError):
+        save(make_report(), tmp_path / "m.svg")
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(view, "load_base", refuse)
+
+
+def evaluate(bank: Path, **config: Any) -> dict[str, MatrixReport]:
+    reports = api.evaluate(bank, EvalConfig(device="cpu", **config))
+    return {report.subject: report for report in reports}
+
+
+def stored(bank: Path) -> dict[tuple[str, str], MatrixReport]:
+    opened = Bank.open(bank)
+    return {(report.subject, report.mode): report for report in stored_reports(opened, opened.snapshot())}
+
+
+def test_nothing_measured_is_an_empty_report(tmp_path, bert_bank, no_model) -> None:
+    bank = Bank.create(tmp_path / "empty", Bank.open(bert_bank).snapshot().base)
+    assert stored_reports(bank, bank.snapshot()) == []
+    path = api.report(tmp_path / "empty", tmp_path / "r.html")
+    assert "0 tasks" in path.read_text(encoding="utf-8")
+
+
+def test_the_report_says_what_eval_said_without_a_model(bank, compose, monkeypatch) -> None:
+    compose("manual")
+    compose("prototype", name="routed", router="gaussian")
+    said = evaluate(bank, all=True, forgetting_matrix=True, forward_transfer=True)
+    monkeypatch.setattr(view, "load_base", None)
+    found = stored(bank)
+    assert found.keys() == {("as-trained", "as-trained"), ("manual", "manual"), ("routed", "prototype")}
+    for (name, _), report in found.items():
+        assert (report.values, report.low, report.high) == (said[name].values, said[name].low, said[name].high)
+        assert (report.scalars, report.routing) == (said[name].scalars, said[name].routing)
+        assert (report.task_id, report.counts) == (said[name].task_id, said[name].counts)
+        assert report.computed == 0
+    assert found["routed", "prototype"].routing is not None
+
+
+def test_only_what_was_measured_is_shown(bank, no_model) -> None:
+    """Adding a task scores its own cell and no other."""
+    (report,) = stored(bank).values()
+    assert report.subject == "as-trained"
+    assert [[value is not None for value in row] for row in report.values] == [
+        [False, False],
+        [True, False],
+        [False, True],
+    ]
+
+
+def test_heads_from_a_router_stand_beside_those_of_the_task_id(bank) -> None:
+    given = evaluate(bank)["as-trained"]
+    routed = evaluate(bank, head_from="gaussian")["as-trained"]
+    found = stored(bank)
+    assert found["as-trained", "as-trained"].values[2] == given.values[2]
+    other = found["as-trained", "as-trained, head by the gaussian router"]
+    assert (other.values[2], other.task_id, other.routing) == (routed.values[2], "routed", routed.routing)
+    assert len(found) == 2
+
+
+def test_scores_of_a_replaced_composition_are_gone(bank, compose) -> None:
+    compose("manual", weights="first=1,second=-3")
+    before = evaluate(bank, compositions=("manual",))["manual"].values[2]
+    assert stored(bank)["manual", "manual"].values[2] == before
+    compose("manual", weights="first=-2,second=1", replace=True)
+    assert ("manual", "manual") not in stored(bank)
+
+
+def test_scores_of_other_settings_do_not_mix(bank) -> None:
+    """Of equally many cells the newest are shown; otherwise the most."""
+
+    def shown() -> tuple[int, int]:
+        (report,) = stored(bank).values()
+        return report.settings["batch_size"], sum(value is not None for row in report.values for value in row)
+
+    assert shown() == (64, 2)  # the own cells of both tasks
+    for batch_size in (5, 6):
+        evaluate(bank, batch_size=batch_size)
+        assert shown() == (batch_size, 2)
+    evaluate(bank, forgetting_matrix=True)
+    assert shown() == (64, 3)
+    evaluate(bank, batch_size=7)
+    assert shown() == (64, 3)
+
+
+def test_the_report_is_one_page_with_everything(bank, compose, tmp_path) -> None:
+    compose("manual", name="mixed")
+    evaluate(bank, all=True, forgetting_matrix=True)
+    (report,) = api.evaluate(bank, EvalConfig(task="second", device="cpu"))
+    page = api.report(bank, tmp_path / "bank.html").read_text(encoding="utf-8")
+    assert report.labels["second"].mistakes, "the worst mistakes are to be shown"
+    for one in report.labels["second"].mistakes:
+        assert f'<td class="said">{one.text}</td>' in page
+    for word in ("first", "second", "mixed", "olora", "default-src 'none'", "<svg"):
+        assert word in page
+    assert not re.search(r"<script|https?://(?!www\.w3\.org/)", page)
+    with pytest.raises(NotFoundError, match="no folder"):
+        api.report(bank, tmp_path / "none" / "bank.html")
+    api.report(bank, tmp_path / "bank.html")  # a report may be made anew
+
+
+def test_the_plot_of_a_task_is_its_confusion_matrix(bank, tmp_path) -> None:
+    (report,) = api.evaluate(bank, EvalConfig(task="first", device="cpu"))
+    words = re.findall(r"<!-- (.*?) -->", api.save_plot(report, tmp_path / "c.svg").read_text(encoding="utf-8"))
+    (accuracy,) = report.values[-1]
+    found = f"accuracy {accuracy:.4f}, macro-F1 {report.labels['first'].macro_f1:.4f}, {report.counts[0]} rows"
+    # matplotlib draws text as shapes and names it in a comment, each line of a title by itself
+    for word in ("wanted", "answered", "no", "yes", found, "first, in its state now"):
+        assert any(word in said for said in words), word
