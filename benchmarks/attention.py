@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.floors import least_forward
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import batch, every_linear, minilm, query_and_value, random_stack
-from lorabank.algebra.factors import StackedFactors
+from lorabank.algebra.stack import StackedFactors
 from lorabank.models.gates.attention import Selector
 from lorabank.models.mixing.mixture import Mixture
 

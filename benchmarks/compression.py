@@ -8,7 +8,8 @@ import torch
 
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import RANK, every_linear, minilm, random_stack, with_peft
-from lorabank.algebra.factors import AdapterStack, compress
+from lorabank.algebra.compress import compress
+from lorabank.algebra.stack import AdapterStack
 
 ADAPTERS = 4
 ROUNDS = 3

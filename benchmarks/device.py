@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from benchmarks.models import ALPHA, RANK, random_stack
-from lorabank.algebra.factors import AdapterStack
+from lorabank.algebra.stack import AdapterStack
 from lorabank.models.bases.targets import resolve_target_modules
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.device import adapters, clock, prompts, random_model, sizes, twin
 from benchmarks.harness import Result, compare, from_comparison
-from lorabank.algebra.factors import AdapterStack, StackedFactors
+from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.models.gates.attention import Selector
 from lorabank.models.mixing.mixture import Mixture
 

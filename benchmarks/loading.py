@@ -13,7 +13,8 @@ from peft import PeftModel
 
 from benchmarks.harness import Result
 from benchmarks.models import ALPHA, RANK, minilm, query_and_value, random_stack
-from lorabank.algebra.factors import AdapterStack, LoraFactors
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.exchange.peft_folder import adapter_files, read_stack
 
 ADAPTERS, FIRST = 100, 33

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.harness import Result
 from benchmarks.models import RANK, minilm, query_and_value, random_stack
-from lorabank.algebra.factors import AdapterStack
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core.config import DEFAULT_BASE, TrainConfig
 from lorabank.core.observer import SilentObserver
 from lorabank.models.bases.loading import describe_base

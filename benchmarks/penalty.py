@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import ALPHA, RANK, random_stack, smollm2
 from benchmarks.published import attach_published, published_penalty
-from lorabank.algebra.factors import AdapterStack
+from lorabank.algebra.stack import AdapterStack
 from lorabank.models.bases.targets import resolve_target_modules
 from lorabank.training.factor_groups import GroupedFactors
 from lorabank.training.penalties.base import Penalty

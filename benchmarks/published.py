@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.models import ALPHA, DROPOUT, RANK
-from lorabank.algebra.factors import AdapterStack, StackedFactors
+from lorabank.algebra.stack import AdapterStack, StackedFactors
 
 
 def published_penalty(model: nn.Module) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 from benchmarks.harness import Result
 from benchmarks.models import ALPHA, DROPOUT, RANK
 from benchmarks.published import published_penalty
-from lorabank.algebra.factors import AdapterStack
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core.observer import SilentObserver
 from lorabank.training.factor_groups import GroupedFactors
 from lorabank.training.penalties.orthogonal import Orthogonal

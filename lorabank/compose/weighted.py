@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from lorabank.algebra.factors import AdapterStack, LoraFactors, compress
+from lorabank.algebra.compress import compress
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.compose.base import Fitted, Member, known, made_again, state_weights
 from lorabank.core.config import ComposeConfig, nearest
 from lorabank.core.errors import ConfigError, DamagedError

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from lorabank.algebra.factors import AdapterStack, LoraFactors
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core import plugins
 from lorabank.core.errors import DataError, IncompatibleError
 from lorabank.exchange.expressions import Unreadable

@@ -18,7 +18,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from lorabank.algebra.factors import AdapterStack, FactorShape, LoraFactors, lora_scaling
+from lorabank.algebra.factors import FactorShape, LoraFactors, lora_scaling
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import DataError
 from lorabank.exchange.mapped import MappedTensors
 

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lorabank.algebra.factors import AdapterStack, LoraFactors, row_space, subspace_overlap
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
+from lorabank.algebra.subspaces import row_space, subspace_overlap
 from lorabank.training.importance import Anchor
 from lorabank.training.penalties.base import FactorGroup
 from lorabank.training.shared_block import Arena

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lorabank.algebra.factors import AdapterStack, LoraFactors
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core.config import TrainConfig
 from lorabank.core.records import BaseModelRecord
 from lorabank.training.strategies.base import Recorded, Strategy

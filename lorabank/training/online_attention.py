@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabank.algebra.factors import AdapterStack, StackedFactors, lora_scaling
+from lorabank.algebra.factors import lora_scaling
+from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.models.bases.wrapping import WrappedLinear
 from lorabank.models.gates.attention import Selector
 from lorabank.training.penalties.base import FactorGroup

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from lorabank.algebra.factors import AdapterStack, LoraFactors
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core import distributed as processes
 from lorabank.core import plugins
 from lorabank.core.errors import ConfigError, DataError, DivergedError

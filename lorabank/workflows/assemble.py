@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from lorabank.algebra.factors import AdapterStack, FactorShape
+from lorabank.algebra.factors import FactorShape
+from lorabank.algebra.stack import AdapterStack
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, made_again

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from lorabank.algebra.factors import AdapterStack, LoraFactors
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DivergedError, IncompatibleError, LorabankError

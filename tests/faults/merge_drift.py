@@ -47,7 +47,8 @@ def _network(dtype: Any, seed: int) -> tuple[Any, Any, Any]:
     import torch
     from torch import nn
 
-    from lorabank.algebra.factors import AdapterStack, LoraFactors
+    from lorabank.algebra.factors import LoraFactors
+    from lorabank.algebra.stack import AdapterStack
     from lorabank.models.mixing.mixture import Mixture
 
     torch.manual_seed(seed)

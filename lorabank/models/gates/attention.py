@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabank.algebra.factors import AdapterStack, StackedFactors
+from lorabank.algebra.stack import AdapterStack, StackedFactors
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabank.algebra.factors import AdapterStack, LoraFactors, StackedFactors
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.core.commands import Command
 from lorabank.models.bases.finite import check_tensors
 from lorabank.models.bases.wrapping import WrappedLinear, check_called

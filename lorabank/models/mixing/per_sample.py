@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorabank.algebra.factors import StackedFactors
+from lorabank.algebra.stack import StackedFactors
 from lorabank.models.mixing.places import FIRST, Place, UnplacedError
 
 LAUNCH = 0.6e6

@@ -1,6 +1,6 @@
 r"""Adapters in memory: each is read when it is first needed, and no more lie there than a budget of bytes allows.
 
-A model mixes adapters whose factors are stacked row by row (`lorabank.algebra.factors`). Here every adapter has a slot
+A model mixes adapters whose factors are stacked row by row (`lorabank.algebra.stack`). Here every adapter has a slot
 of rows in that stack, and until it is asked for the slot is empty; a routed text so costs the reading of the adapters
 that answer it, however many the bank has. There are two layouts:
 
@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lorabank.algebra.factors import AdapterStack, FactorShape, LoraFactors, StackedFactors
+from lorabank.algebra.factors import FactorShape, LoraFactors
+from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.core.errors import ConfigError
 
 MIB = 2**20

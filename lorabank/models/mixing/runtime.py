@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lorabank.algebra.factors import AdapterStack, LoraFactors
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import IncompatibleError
 from lorabank.models.answering.base import Answerer, Answers
 from lorabank.models.answering.generating import reads_on

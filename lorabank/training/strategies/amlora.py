@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from lorabank.algebra.factors import AdapterStack, StackedFactors
+from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.core.states import SELECTOR
 from lorabank.models.gates.attention import Selector
 from lorabank.training.online_attention import SELECTOR as SUBMODULE

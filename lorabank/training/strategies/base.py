@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from lorabank.algebra.factors import AdapterStack, LoraFactors
+    from lorabank.algebra.factors import LoraFactors
+    from lorabank.algebra.stack import AdapterStack
     from lorabank.core.config import TrainConfig
     from lorabank.training.importance import Anchor
     from lorabank.training.penalties.base import Penalty

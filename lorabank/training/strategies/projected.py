@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lorabank.algebra.factors import row_space
+from lorabank.algebra.subspaces import row_space
 from lorabank.core.errors import ConfigError
 from lorabank.training.strategies.base import Begun, Start, Strategy
 from lorabank.training.variants.layer import LoraLinear

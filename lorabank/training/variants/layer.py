@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lorabank.algebra.factors import AdapterStack, LoraFactors, lora_scaling
+from lorabank.algebra.factors import LoraFactors, lora_scaling
+from lorabank.algebra.stack import AdapterStack
 from lorabank.models.bases.wrapping import WrappedLinear
 from lorabank.training.variants.effective_weight import effective_linear
 from lorabank.training.variants.kernel import lora_linear

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from lorabank.algebra.factors import LoraFactors, compress
+from lorabank.algebra.compress import compress
+from lorabank.algebra.factors import LoraFactors
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.weighted import Weighted, stored_weights

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lorabank.algebra.factors import AdapterStack
+from lorabank.algebra.stack import AdapterStack
 from lorabank.compose.attention import Attention, fit_selector, sparsity
 from lorabank.compose.base import Member
 from lorabank.compose.routing import fit_statistics

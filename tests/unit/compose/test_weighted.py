@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lorabank.algebra.factors import AdapterStack
+from lorabank.algebra.stack import AdapterStack
 from lorabank.compose.base import Member
 from lorabank.compose.routing import fit_statistics
 from lorabank.compose.weighted import Weighted, parse_weights

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorabank.algebra.factors import AdapterStack, LoraFactors
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import DataError
 from lorabank.exchange.peft_folder import (
     adapter_files,

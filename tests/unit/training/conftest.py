@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from lorabank.algebra.factors import AdapterStack, LoraFactors
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
 from lorabank.core.records import BaseModelRecord

@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import subspace_angles
 from torch import nn
 
-from lorabank.algebra.factors import AdapterStack
+from lorabank.algebra.stack import AdapterStack
 from lorabank.training.factor_groups import GroupedFactors
 from lorabank.training.penalties.orthogonal import Orthogonal, OrthogonalNormalized
 from lorabank.training.variants.layer import LoraLinear

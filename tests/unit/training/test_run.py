@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lorabank.algebra.factors import AdapterStack, subspace_overlap
+from lorabank.algebra.stack import AdapterStack
+from lorabank.algebra.subspaces import subspace_overlap
 from lorabank.core.errors import ConfigError
 from lorabank.models.bases.loading import describe_base
 from lorabank.models.bases.resolving import resolve_base

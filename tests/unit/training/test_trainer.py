@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lorabank.algebra.factors import AdapterStack
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DivergedError

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lorabank.algebra.factors import AdapterStack, LoraFactors
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import IncompatibleError
 from lorabank.models.bases.wrapping import WrappedLinear, check_called
 from lorabank.models.gates.attention import Selector

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from lorabank.algebra.factors import AdapterStack, LoraFactors
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import DataError, LorabankError
 from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.text_answers import TextAnswerer

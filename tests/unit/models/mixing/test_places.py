@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lorabank.algebra.factors import AdapterStack
+from lorabank.algebra.stack import AdapterStack
 from lorabank.models.answering.base import Answers
 from lorabank.models.bases.loading import LoadedBase
 from lorabank.models.mixing.mixture import Mixture

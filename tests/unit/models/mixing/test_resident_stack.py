@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lorabank.algebra.factors import AdapterStack, FactorShape, LoraFactors
+from lorabank.algebra.factors import FactorShape, LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import ConfigError
 from lorabank.models.mixing.mixture import Mixture
 from lorabank.models.mixing.resident_stack import ResidentStack

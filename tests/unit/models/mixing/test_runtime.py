@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorabank.algebra.factors import AdapterStack, FactorShape, LoraFactors
+from lorabank.algebra.factors import FactorShape, LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.head_answers import HeadAnswerer
 from lorabank.models.bases.loading import describe_base, load_base

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabank.algebra.factors import AdapterStack
+from lorabank.algebra.stack import AdapterStack
 from lorabank.training import run
 from lorabank.training.variants.effective_weight import effective_linear
 from lorabank.training.variants.layer import EffectiveWeights, LoraLinear, pays

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorabank.algebra.factors import AdapterStack
+from lorabank.algebra.stack import AdapterStack
 from lorabank.training.variants.layer import LoraLinear, attach_adapter, fold
 
 SHAPES = {"0": (6, 8), "2": (5, 6)}

@@ -1,0 +1,48 @@
+"""An adapter cut to a rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from lorabank.algebra.factors import LoraFactors
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """An adapter cut to a rank and what that cost: module name to ``||delta - delta_r||_F / ||delta||_F``."""
+
+    factors: LoraFactors
+    relative_error: Mapping[str, float]
+
+
+def compress(factors: LoraFactors, max_rank: int) -> Compressed:
+    """The best approximation of rank ``max_rank`` of every delta weight (Eckart-Young).
+
+    The ``d_out x d_in`` matrix is never formed: with ``s B = Q_B R_B`` and ``A^T = Q_A R_A`` the singular values of
+    ``s B A`` are those of the small ``R_B R_A^T``; ``B = Q_B U sqrt(S)``, ``A = sqrt(S) V^T Q_A^T``. Modules of one
+    shape go through together, in float64.
+    """
+    groups: dict[tuple[torch.Size, torch.Size], list[str]] = {}
+    for module, a in factors.A.items():
+        groups.setdefault((a.shape, factors.B[module].shape), []).append(module)
+    A, B, errors = {}, {}, {}
+    for modules in groups.values():
+        scaled = [factors.scaling[module] * factors.B[module].double() for module in modules]
+        q_b, r_b = torch.linalg.qr(torch.stack(scaled))
+        q_a, r_a = torch.linalg.qr(torch.stack([factors.A[module].double().T for module in modules]))
+        u, s, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+        rank = min(max_rank, s.shape[-1])
+        root = s[:, :rank].sqrt()
+        low_b = (q_b @ u[..., :rank]) * root.unsqueeze(-2)
+        low_a = (vh[:, :rank] * root.unsqueeze(-1)) @ q_a.mT
+        lost, total = s[:, rank:].square().sum(-1).tolist(), s.square().sum(-1).tolist()
+        for i, module in enumerate(modules):
+            dtype = factors.A[module].dtype
+            A[module], B[module] = low_a[i].to(dtype, copy=True), low_b[i].to(dtype, copy=True)
+            errors[module] = math.sqrt(lost[i] / total[i]) if total[i] > 0 else 0.0
+    in_order = {module: A[module] for module in factors.A}
+    return Compressed(LoraFactors(in_order, B, dict.fromkeys(in_order, 1.0)), {module: errors[module] for module in A})
