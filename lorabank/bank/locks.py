@@ -93,14 +93,21 @@ def process_start(pid: int) -> int:
 
     A process id alone is not enough: ids come round again, in containers at once.
     """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return 0 if Path("/proc/self/stat").exists() else -1
-    except OSError:
+    import psutil
+
+    if not psutil.LINUX:  # elsewhere the time of the boot and the start of a process do not move alike
         return -1
-    state, *fields = stat.rpartition(")")[2].split()
-    return 0 if state in "ZX" else int(fields[18])
+    try:
+        # psutil tells the start by the clock. Counted from the boot, by the same clock, it never changes.
+        boot, process = psutil.boot_time(), psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return 0
+        start = process.create_time() - boot
+        return round(start * os.sysconf("SC_CLK_TCK")) if psutil.boot_time() == boot else process_start(pid)
+    except psutil.NoSuchProcess:
+        return 0
+    except (psutil.Error, OSError):
+        return -1
 
 
 def is_alive(operation: OperationRecord, started: int) -> bool:
@@ -119,7 +126,9 @@ def is_alive(operation: OperationRecord, started: int) -> bool:
     now = process_start(operation.pid)
     if now >= 0 and started > 0:
         return now == started
-    return _signal_reaches(operation.pid)
+    import psutil
+
+    return bool(psutil.pid_exists(operation.pid))
 
 
 def _is_leased(seen_at: str) -> bool:
@@ -128,13 +137,3 @@ def _is_leased(seen_at: str) -> bool:
         return abs(datetime.now(UTC) - seen) <= LEASE
     except (TypeError, ValueError, OverflowError):  # no date, or one without a time zone: lorabank writes neither
         return False
-
-
-def _signal_reaches(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

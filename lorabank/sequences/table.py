@@ -27,28 +27,17 @@ TITLES = {
     "routing_accuracy": "routed right",
 }
 
-_T95 = (
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448,
-    2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484,
-    2.0452, 2.0423,
-)  # fmt: skip
-"""0.975 quantiles of Student's t with 1 to 30 degrees of freedom."""
-
-
-def t_quantile(degrees: int) -> float:
-    """The 0.975 quantile of Student's t; above 30 degrees by its series in 1/n (Fisher and Cornish), to 1e-4."""
-    if degrees <= len(_T95):
-        return _T95[degrees - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-
 
 def interval(values: Sequence[float | None]) -> Interval | None:
     """Mean of runs with half of the 95 % t-interval; None where a run lacks the value."""
     there = [value for value in values if value is not None and not math.isnan(value)]
     if not there or len(there) < len(values):
         return None
-    half = t_quantile(len(there) - 1) * statistics.stdev(there) / math.sqrt(len(there)) if len(there) > 1 else None
+    if len(there) == 1:
+        return Interval(there[0], None, 1)
+    from scipy.stats import t  # its import takes a second
+
+    half = float(t.ppf(0.975, len(there) - 1)) * statistics.stdev(there) / math.sqrt(len(there))
     return Interval(statistics.fmean(there), half, len(there))
 
 

@@ -17,6 +17,7 @@ HEAVY = {
     "matplotlib",
     "numpy",
     "peft",
+    "psutil",
     "pyarrow",
     "pydantic",
     "rich",

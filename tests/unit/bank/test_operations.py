@@ -7,7 +7,9 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 
+import psutil
 import pytest
 
 from lorabank.bank.bank import Bank
@@ -194,6 +196,18 @@ def test_process_start_knows_living_dead_and_zombie_processes():
     assert process_start(child) == 0  # a zombie
     os.waitpid(child, 0)
     assert process_start(child) == 0
+
+
+def test_process_start_is_what_the_kernel_counts_whatever_the_clock_says(monkeypatch):
+    # Older versions stored field 22 of /proc/PID/stat: https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    assert process_start(os.getpid()) == ticks
+    boot = psutil.boot_time()
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot + 3600.0)  # the clock was set
+    assert process_start(os.getpid()) == ticks
+    moments = iter([boot, boot, boot + 5.0, *[boot + 5.0] * 3])  # it is set in the middle of the question
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: next(moments))
+    assert process_start(os.getpid()) == ticks
 
 
 def test_values_that_are_not_finite_do_not_enter(bank, kit):

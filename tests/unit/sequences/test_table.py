@@ -1,23 +1,27 @@
-"""Means over runs: the interval's half by hand and against SciPy, and a page whose numbers stand below the card."""
+"""Means over runs: an interval by hand and by printed quantiles, and a page whose numbers stand below the card."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from scipy import stats
 
 from lorabank.core.records import EvaluationRecord
 from lorabank.evaluation.confusion import label_detail, label_scores
 from lorabank.sequences.clock import Clock, shown
-from lorabank.sequences.table import chance_warning, interval, markdown, t_quantile, table_rows
+from lorabank.sequences.table import chance_warning, interval, markdown, table_rows
 from lorabank.workflows.results import MatrixReport, SequenceRun
 
 
-@pytest.mark.parametrize("degrees", [*range(1, 31), 31, 35, 47, 60, 119, 1000])
-def test_quantiles_of_students_t(degrees: int) -> None:
-    assert t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), abs=1e-4)
+# 0.975 quantiles of Student's t as tables print them: NIST/SEMATECH e-Handbook, section 1.3.6.7.2.
+@pytest.mark.parametrize(("degrees", "quantile"), [(1, 12.706), (2, 4.303), (10, 2.228), (30, 2.042), (100, 1.984)])
+def test_half_of_the_interval_by_a_printed_quantile(degrees: int, quantile: float) -> None:
+    runs = [0.0, *[0.5] * (degrees - 1), 1.0]  # squares of the distances from the mean add up to one half
+    found = interval(runs)
+    assert found is not None
+    assert found.half == pytest.approx(quantile * math.sqrt(0.5 / degrees / (degrees + 1)), rel=2e-4)
 
 
 def test_interval_by_hand() -> None:
