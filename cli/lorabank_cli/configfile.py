@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError, NotFoundError, joined
+from lorabank.core.settings import nearest
 from lorabank.core.toml_file import load_toml
 
 Lookup = Callable[[str], click.Command | None]

@@ -128,7 +128,7 @@ class Lazy(Helped, click.Group):
         except click.UsageError:
             if args[0].startswith("-"):
                 raise
-            from lorabank.core.config import nearest
+            from lorabank.core.settings import nearest
 
             typed = args[0].lower()
             meant = SYNONYMS.get(typed)

@@ -17,8 +17,8 @@ from lorabank_cli.completion import complete_compositions, complete_tasks
 if TYPE_CHECKING:
     from dataclasses import Field
 
-TABLES = {"strategy": ("STRATEGIES",), "penalty": ("PENALTIES", "none"), "mode": ("COMPOSERS",)}
-"""Fields whose values are the names of a string table in ``lorabank.core.plugins``, and further words."""
+SHELVES = {"strategy": ("STRATEGIES",), "penalty": ("PENALTIES", "none"), "mode": ("COMPOSERS",)}
+"""Fields whose values are the names of a shelf of ``lorabank.core.shelves``, and further words."""
 
 DEFAULT_BANK = "bank"
 
@@ -88,11 +88,11 @@ def config_options(config: type[Any], section: str, names: Sequence[str], *, req
         names: The fields.
         required: Fields that must be given.
     """
-    from lorabank.core.config import config_fields
+    import dataclasses
 
     hints = get_type_hints(config)
-    fields = {f.name: f for f in config_fields(config)}
-    return [_config_option(fields[name], hints[name], section, name in required) for name in names]
+    known = {f.name: f for f in dataclasses.fields(config)}
+    return [_config_option(known[name], hints[name], section, name in required) for name in names]
 
 
 def _config_option(field: Field[Any], hint: Any, section: str, required: bool) -> Option:
@@ -125,8 +125,8 @@ def _kind(hint: Any) -> tuple[Any, bool]:
 
 
 def _click_type(field: Field[Any], kind: Any) -> click.ParamType[Any]:
-    if field.name in TABLES:
-        return click.Choice(_names(*TABLES[field.name]))
+    if field.name in SHELVES:
+        return click.Choice(_names(*SHELVES[field.name]))
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
     bounds = field.metadata
@@ -141,11 +141,8 @@ def _click_type(field: Field[Any], kind: Any) -> click.ParamType[Any]:
     return Finite(**edges) if kind is float else click.STRING
 
 
-def _names(table: str, *more: str) -> list[str]:
-    """The names of a string table and of what other installed packages add to it."""
-    from importlib.metadata import entry_points
+def _names(shelf: str, *more: str) -> list[str]:
+    """The names on a shelf, and further words."""
+    from lorabank.core import shelves
 
-    from lorabank.core import plugins
-
-    added = [point.name for point in entry_points(group=f"lorabank.{table.lower()}")]
-    return [*getattr(plugins, table), *added, *more]
+    return [*getattr(shelves, shelf), *more]

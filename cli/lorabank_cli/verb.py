@@ -59,10 +59,10 @@ class Run:
         Raises:
             ConfigError: Naming every value that does not fit.
         """
-        from lorabank.core.config import config_fields, validate
+        from lorabank.core.settings import setting_names, validate
 
         params = self.ctx.params
-        values = {f.name: params[f.name] for f in config_fields(config) if f.name in params}
+        values = {name: params[name] for name in setting_names(config) if name in params}
         return validate(config, values, where=str(self.ctx.info_name))
 
     def settings(self) -> list[Setting]:
@@ -137,9 +137,9 @@ class Verb(Helped):
         options = [p for p in self.params if isinstance(p, click.Option)]
         self.params = [p for p in self.params if isinstance(p, click.Argument)]
         for title, config in (configs or {}).items():
-            from lorabank.core.config import config_fields
+            from lorabank.core.settings import setting_names
 
-            names = (fields or {}).get(title) or [f.name for f in config_fields(config)]
+            names = (fields or {}).get(title) or setting_names(config)
             self.settings += tuple(names)
             declared = [name for name in names if name not in self.own]
             self.params += config_options(config, title, declared, required=frozenset(required))

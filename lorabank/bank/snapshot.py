@@ -127,7 +127,7 @@ class Snapshot(NamedTuple):
 
     def unknown(self, kind: str, name: str, known: Iterable[str]) -> NotFoundError:
         """The error for a name that is not among those known: the nearest, or that it was removed."""
-        from lorabank.core.config import nearest
+        from lorabank.core.settings import nearest
 
         what = f"no {kind} {name[:80]!r}"
         removed = {task.name for task in self.removed_tasks} | {made.name for made in self.removed_compositions}

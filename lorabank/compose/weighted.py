@@ -18,10 +18,11 @@ from lorabank.algebra.compress import compress
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.compose.base import Fitted, Member, known, made_again, state_weights
-from lorabank.core.config import ComposeConfig, nearest
+from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError, DamagedError
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
+from lorabank.core.settings import nearest
 from lorabank.models.bases.finite import check_tensors, not_finite
 from lorabank.models.mixing.resident_stack import ResidentStack
 from lorabank.models.mixing.runtime import Plan, Runtime

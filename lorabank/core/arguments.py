@@ -17,17 +17,10 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from lorabank.core.config import (
-    ComposeConfig,
-    EvalConfig,
-    GenerateConfig,
-    InitConfig,
-    PredictConfig,
-    TrainConfig,
-    validate,
-)
+from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.observer import Observer
+from lorabank.core.settings import validate
 
 P = ParamSpec("P")
 R = TypeVar("R")

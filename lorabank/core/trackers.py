@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError, MissingExtraError
 from lorabank.core.installing import EXTRAS, install
+from lorabank.core.settings import nearest
 
 TRACKERS: dict[str, dict[str, str]] = {
     "azure_ml": {"azureml": "azureml-core"},

@@ -41,7 +41,7 @@ class TaskData:
         train: Training rows.
         eval: Evaluation rows; each label is one of ``labels``.
         dropped: Repetitions of an evaluation row that a split of our own left out (they would count twice).
-        form: A key of ``lorabank.data.forms.base.FORMS``.
+        form: A key of ``lorabank.core.shelves.FORMS``.
         prompt_template: In text to text, makes the prompt of a labelled text; its labels are filled in. A `ChatPrompt`
             where texts are put into the base's chat template. None where texts are whole prompts, and for a
             classifier.
@@ -124,7 +124,7 @@ def detect_form(config: TrainConfig, *, decides: bool = False) -> str:
             well as plain text are then refused.
 
     Returns:
-        A key of ``lorabank.data.forms.base.FORMS``.
+        A key of ``lorabank.core.shelves.FORMS``.
 
     Raises:
         NotFoundError: The file is missing.

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError
+from lorabank.core.settings import nearest
 
 FORMS = ("jsonl", "csv", "tsv", "parquet")
 

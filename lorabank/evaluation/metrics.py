@@ -11,24 +11,12 @@ Each function takes ``counts``, the number of evaluation rows of each task [T]: 
 
 from __future__ import annotations
 
-from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-METRICS = {
-    "average_accuracy": "lorabank.evaluation.metrics:average_accuracy",
-    "average_incremental_accuracy": "lorabank.evaluation.metrics:average_incremental_accuracy",
-    "learning_accuracy": "lorabank.evaluation.metrics:learning_accuracy",
-    "backward_transfer": "lorabank.evaluation.metrics:backward_transfer",
-    "backward_transfer.div_t": "lorabank.evaluation.metrics:backward_transfer_div_t",
-    "forward_transfer": "lorabank.evaluation.metrics:forward_transfer",
-    "forgetting": "lorabank.evaluation.metrics:forgetting",
-    "forgetting.first_last": "lorabank.evaluation.metrics:forgetting_first_last",
-    "forgetting.max_all": "lorabank.evaluation.metrics:forgetting_max_all",
-    "intransigence": "lorabank.evaluation.metrics:intransigence",
-}
+from lorabank.core.shelves import METRICS
 
 Values = npt.NDArray[np.float64]
 Counts = npt.NDArray[Any] | None
@@ -47,9 +35,9 @@ def compute_scalars(values: Values, counts: Counts = None, reference: Values | N
         Name to value; NaN where a score is missing or the metric needs more tasks.
     """
     scalars = {}
-    for name, function in METRICS.items():
-        if name != "intransigence":
-            scalars[name] = float(resolve_name(function)(values, counts))
+    for name, metric in METRICS.items():
+        if metric is not intransigence:
+            scalars[name] = float(metric(values, counts))
         elif reference is not None:
             scalars[name] = intransigence(values, counts, reference=reference)
     return scalars

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from lorabank.core.commands import Command
 from lorabank.core.errors import DivergedError
+from lorabank.core.shelves import TEXT_METRICS
 from lorabank.evaluation.metrics import wilson_interval
-from lorabank.evaluation.text_metrics import TEXT_METRICS
 
 _Z95 = 1.959963984540054
 _LOG_MOST = math.log(sys.float_info.max)
@@ -74,7 +74,7 @@ def score_rows(metric: str, said: Said, gold: Sequence[str]) -> Score:
         assert said.log_likelihoods is not None
         assert said.tokens is not None
         return _perplexity(said.log_likelihoods, said.tokens)
-    same: Callable[[str, str], float] = TEXT_METRICS[metric] if metric != ACCURACY else lambda a, b: float(a == b)
+    same: Callable[[str, str], float] = TEXT_METRICS.load(metric) if metric != ACCURACY else lambda a, b: float(a == b)
     values = np.array([same(answer, right) for answer, right in zip(said.answers, gold, strict=True)])
     mean = float(values.mean())
     if set(values.tolist()) <= {0.0, 1.0}:

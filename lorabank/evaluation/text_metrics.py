@@ -125,14 +125,6 @@ def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
     return len(short) - unmatched.bit_count()
 
 
-TEXT_METRICS: dict[str, Callable[[str, str], float]] = {
-    "exact_match": exact_match,
-    "token_f1": token_f1,
-    "rouge_l": rouge_l,
-}
-"""Name to a function of what was said and what would have been right."""
-
-
 @cache
 def _rouge() -> tuple[Callable[[str], list[str]], Callable[[float, float], float]]:
     """The words of a text, and the mean of precision and recall."""

@@ -11,8 +11,9 @@ from statistics import fmean, median_low
 from typing import Any
 
 from lorabank.core.records import EvaluationRecord
+from lorabank.core.shelves import TEXT_METRICS
 from lorabank.evaluation.scoring import DEFAULT_METRICS
-from lorabank.evaluation.text_metrics import TEXT_METRICS, words
+from lorabank.evaluation.text_metrics import words
 
 KEY = "texts"
 """Where a cell's detail holds it."""

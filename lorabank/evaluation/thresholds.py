@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError
-from lorabank.evaluation.metrics import METRICS
+from lorabank.core.settings import nearest
+from lorabank.core.shelves import METRICS
 
 # A mean of exact fractions is off by a few ulp: 0.85 must satisfy ">=0.85" however it was summed.
 TOLERANCE = 1e-9

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.core import plugins
 from lorabank.core.errors import DataError, IncompatibleError
+from lorabank.core.shelves import TASK_TYPES
 from lorabank.exchange.expressions import Unreadable
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE
 from lorabank.exchange.untrusted_adapter import ForeignAdapter
@@ -111,7 +111,7 @@ def check_effect(
     for module in factors.A:
         if not bool(factors.delta(module).isfinite().all()):
             _refuse(f"{WEIGHTS_FILE}: the delta weight of {module!r} is not finite")
-    kind: TaskType = plugins.load(plugins.TASK_TYPES, task_type, "task type")()
+    kind: TaskType = TASK_TYPES.load(task_type)()
     if head is not None:
         put_head(base.model, head)
     mixture = Mixture(base.model, AdapterStack.build({"adapter": factors}, device=base.model.device))

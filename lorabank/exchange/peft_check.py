@@ -14,9 +14,9 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lorabank.core import plugins
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.records import BaseModelRecord
+from lorabank.core.shelves import TASK_TYPES
 from lorabank.exchange.peft_folder import (
     CONFIG_FILE,
     PREFIX,
@@ -84,7 +84,7 @@ def _shell(record: BaseModelRecord, labels: int) -> nn.Module:
             hint="put back the model that the bank was made with",
             unchanged=_UNCHANGED,
         )
-    kind = plugins.load(plugins.TASK_TYPES, record.task_type, "task type")
+    kind = TASK_TYPES.load(record.task_type)
     config = load_config(resolved)
     if kind.has_head:
         config.num_labels = labels

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lorabank.bank.bank import Bank
-from lorabank.core import plugins
-from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig, validate
+from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
 from lorabank.core.observer import Observer
 from lorabank.core.records import OperationRecord
+from lorabank.core.settings import validate
+from lorabank.core.shelves import STRATEGIES
 from lorabank.workflows.compose import compose
 from lorabank.workflows.evaluate import evaluate
 from lorabank.workflows.learning.past import moved_on, past_of
@@ -47,7 +48,7 @@ def _is_the_same(bank: Bank, stopped: OperationRecord, config: TrainConfig) -> b
     if stopped.config.get("config") != json.loads(json.dumps(asdict(config))):
         return False
     snapshot = bank.snapshot()
-    strategy = plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
+    strategy = STRATEGIES.load(config.strategy)
     return moved_on(stopped.config, past_of(snapshot, strategy, config), snapshot) is None
 
 

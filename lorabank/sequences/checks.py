@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from lorabank.core import plugins
-from lorabank.core.config import nearest
+from lorabank.core.settings import nearest
+from lorabank.core.shelves import COMPOSERS, STRATEGIES
 from lorabank.sequences.config import CompositionTable, SequenceSettings
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
@@ -57,7 +57,7 @@ def _order_problems(orders: Sequence[Sequence[str]], tasks: Collection[str]) -> 
 
 
 def _strategy_problems(strategies: Sequence[str], variants: Mapping[str, Any]) -> Iterator[str]:
-    known = _names("strategies", plugins.STRATEGIES)
+    known = list(STRATEGIES)
     meant = {name: table.get("strategy", name) for name, table in variants.items() if isinstance(table, dict)}
     for name in strategies:
         if not NAME.fullmatch(name):
@@ -77,7 +77,7 @@ def composition_problems(
         wrong: For each the fields whose value does not fit its type, which was said.
         strategies: Those that are run.
     """
-    known = _names("composers", plugins.COMPOSERS)
+    known = list(COMPOSERS)
     names = [table.name for table in tables]
     for number, (table, said) in enumerate(zip(tables, wrong, strict=True), start=1):
         where = f"[[compositions]] {number}"
@@ -93,10 +93,3 @@ def composition_problems(
         for strategy in table.on:
             if strategies and strategy not in strategies:
                 yield f"{where}: on {strategy!r}, which is not run.{nearest(strategy, list(strategies))}"
-
-
-def _names(group: str, table: Mapping[str, str]) -> list[str]:
-    """The names of a string table, and those that other packages add."""
-    from importlib.metadata import entry_points
-
-    return [*table, *(point.name for point in entry_points(group=f"lorabank.{group}"))]

@@ -12,7 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig, validate
+from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
+from lorabank.core.settings import setting_names, validate
 
 
 def _key(default: Any, help: str, **bounds: Any) -> Any:
@@ -172,6 +173,4 @@ class SequenceConfig:
 
 def _as(kind: type[ComposeConfig], table: CompositionTable, **changes: Any) -> ComposeConfig:
     """The fields of a table that are those of the settings it extends."""
-    from lorabank.core.config import config_fields
-
-    return kind(**{f.name: getattr(table, f.name) for f in config_fields(kind)} | changes)
+    return kind(**{name: getattr(table, name) for name in setting_names(kind)} | changes)

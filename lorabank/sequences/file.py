@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from lorabank.core.config import EvalConfig, TrainConfig, config_fields, examine, nearest
+from lorabank.core.config import EvalConfig, TrainConfig
 from lorabank.core.errors import ConfigError, NotFoundError, joined
+from lorabank.core.settings import examine, nearest, setting_names
 from lorabank.core.toml_file import load_toml
 from lorabank.sequences.checks import NAME, composition_problems, settings_problems
 from lorabank.sequences.config import (
@@ -154,7 +155,7 @@ class _Reader:
         """A table; what is wrong with it is kept for the end, and does not hide what else is wrong."""
         if not isinstance(values, dict):
             self.problems.append(f"{where} is not a table")
-            every = tuple(field.name for field in config_fields(kind))
+            every = setting_names(kind)
             return _Table(kind(), every, frozenset(every))
         reserved = SET_BY_SEQUENCE.get(kind, {})
         self.problems += [f"{where} {key}: {why}" for key, why in reserved.items() if key in values]

@@ -8,11 +8,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lorabank.core import plugins
-from lorabank.core.config import TrainConfig, nearest
+from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
+from lorabank.core.settings import nearest
+from lorabank.core.shelves import STRATEGIES
 from lorabank.core.trackers import check_tracker
 from lorabank.sequences.config import Cell, SequenceConfig
 from lorabank.sequences.file import check_data, read_sequence
@@ -61,7 +62,7 @@ class SequenceJob:
     def rows_trained(self, cell: Cell) -> dict[str, int]:
         """Training rows of each task of a cell, with those of earlier tasks that its strategy trains on again."""
         order = self.config.order(cell)
-        method = plugins.load(plugins.STRATEGIES, self.training(cell, order[0]).strategy, "strategy")
+        method = STRATEGIES.load(self.training(cell, order[0]).strategy)
         found, seen = {}, 0
         for task in order:
             own = len(self.tasks[task].data.train)

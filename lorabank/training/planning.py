@@ -9,10 +9,10 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
-from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.records import BaseModelRecord
+from lorabank.core.shelves import PENALTIES, TASK_TYPES
 from lorabank.models.bases.loading import find_head_modules, input_limit, load_tokenizer
 from lorabank.models.bases.quiet import quiet_transformers
 from lorabank.models.bases.resolving import locate_base
@@ -28,7 +28,7 @@ def resolve_penalties(config: TrainConfig, strategy: Strategy) -> list[tuple[str
     chosen: list[tuple[str, float, Penalty]] = []
     name = config.penalty or strategy.penalty
     if name and name != "none":
-        penalty: Penalty = plugins.load(plugins.PENALTIES, name, "penalty")()
+        penalty: Penalty = PENALTIES.load(name)()
         weight = penalty.default_weight if config.lambda_orth is None else config.lambda_orth
         chosen.append((name, weight, penalty))
     elif config.lambda_orth:
@@ -38,7 +38,7 @@ def resolve_penalties(config: TrainConfig, strategy: Strategy) -> list[tuple[str
             unchanged="nothing was changed",
         )
     if config.lambda_l2 > 0:
-        chosen.append(("norm", config.lambda_l2, plugins.load(plugins.PENALTIES, "norm", "penalty")()))
+        chosen.append(("norm", config.lambda_l2, PENALTIES.load("norm")()))
     return chosen
 
 
@@ -62,7 +62,7 @@ class AdapterPlan:
 def plan_adapter(base: BaseModelRecord, config: TrainConfig, labels: int) -> AdapterPlan:
     """Plan a task's adapter from the base's shapes and its tokenizer; no weight is loaded."""
     model = _shapes(base)
-    task_type: TaskType = plugins.load(plugins.TASK_TYPES, base.task_type, "task type")()
+    task_type: TaskType = TASK_TYPES.load(base.task_type)()
     head_modules = find_head_modules(model, set(), base.name) if task_type.has_head else ()
     targets = find_targets(model, config.target_modules, head_modules, config.first_layer)
     shapes = [model.get_parameter(f"{name}.weight").shape for name in targets.names]
@@ -77,7 +77,7 @@ def plan_adapter(base: BaseModelRecord, config: TrainConfig, labels: int) -> Ada
 
 
 def _shapes(base: BaseModelRecord) -> PreTrainedModel:
-    auto = getattr(transformers, plugins.load(plugins.TASK_TYPES, base.task_type, "task type").auto_class)
+    auto = getattr(transformers, TASK_TYPES.load(base.task_type).auto_class)
     with quiet_transformers(), torch.device("meta"):
         config = AutoConfig.from_pretrained(locate_base(base).path, local_files_only=True)
         model: PreTrainedModel = auto.from_config(config)

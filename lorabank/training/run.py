@@ -17,10 +17,10 @@ from torch import Tensor
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core import distributed as processes
-from lorabank.core import plugins
 from lorabank.core.errors import ConfigError, DataError, DivergedError
 from lorabank.core.observer import Observer
 from lorabank.core.seeding import seed_everything
+from lorabank.core.shelves import TASK_TYPES
 from lorabank.models.answering.text_answers import check_answer_length
 from lorabank.models.bases.finite import explained
 from lorabank.models.bases.loading import LoadedBase, load_base, resolve_device
@@ -129,7 +129,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
 
 def _set_up(job: TrainJob, base: LoadedBase) -> tuple[MixedTask, Head | None]:
     """The rows' common task, and the new head, which is on the model now; None for a language model."""
-    task_type: TaskType = plugins.load(plugins.TASK_TYPES, job.base.task_type, "task type")()
+    task_type: TaskType = TASK_TYPES.load(job.base.task_type)()
     if not task_type.has_head:
         return MixedTask(task_type, None), None
     own = build_head(base.model, base.head_modules, len(job.labels), job.config.seed)
@@ -141,7 +141,7 @@ def _set_up(job: TrainJob, base: LoadedBase) -> tuple[MixedTask, Head | None]:
 
 def _encoded(job: TrainJob, base: LoadedBase, max_length: int, observer: Observer) -> Examples:
     """The task's own rows, on which the base is tried, then the replayed ones."""
-    task_type: TaskType = plugins.load(plugins.TASK_TYPES, job.base.task_type, "task type")()
+    task_type: TaskType = TASK_TYPES.load(job.base.task_type)()
     examples = task_type.encode(
         base.tokenizer, job.texts, job.targets, labels=job.labels, template=job.template, max_length=max_length
     )

@@ -16,9 +16,9 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, made_again
 from lorabank.compose.routing import TaskStatistics
-from lorabank.core import plugins
 from lorabank.core.errors import DamagedError, LorabankError, NotFoundError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
+from lorabank.core.shelves import COMPOSERS
 from lorabank.core.sizes import parse_bytes
 from lorabank.core.states import needed, own_state
 from lorabank.core.templates import ChatPrompt
@@ -263,7 +263,7 @@ def load_composer(
     """A stored composition, ready to answer, and its members."""
     members = read_members(bank, snapshot, [snapshot.task(name) for name in record.members], samples=False)
     objects = _Objects(bank, record)
-    composer: Any = plugins.load(plugins.COMPOSERS, record.mode, "composer")
+    composer: Any = COMPOSERS.load(record.mode)
     try:
         loaded: Composer = composer.load(record, objects, members, runtime)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:

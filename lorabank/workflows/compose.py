@@ -9,12 +9,12 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.bank.upkeep.remarks import remarks
 from lorabank.compose.base import with_its_settings
-from lorabank.core import plugins
 from lorabank.core.commands import ADD_TASK, LIST, Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError, NotFoundError, at_work
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord, TaskRecord
+from lorabank.core.shelves import COMPOSERS
 from lorabank.core.states import IMPORTED, needed
 from lorabank.models.mixing.runtime import Runtime
 from lorabank.workflows.assemble import load_runtime, read_members
@@ -27,8 +27,8 @@ def compose(
     """Fit a composition and store it."""
     written = remarks(note, tags)
     if not config.mode:
-        raise ConfigError("no mode is given", hint=f"--mode {'|'.join(plugins.COMPOSERS)}")
-    composer = plugins.load(plugins.COMPOSERS, config.mode, "composer")
+        raise ConfigError("no mode is given", hint=f"--mode {'|'.join(COMPOSERS)}")
+    composer = COMPOSERS.load(config.mode)
     snapshot = bank.snapshot()
     tasks = _members(snapshot.tasks, config.tasks)
     name = config.name or config.mode

@@ -10,10 +10,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.operations import Operation
-from lorabank.core import plugins
-from lorabank.core.config import TrainConfig, validate
+from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
 from lorabank.core.records import BaseModelRecord, DatasetRecord
+from lorabank.core.settings import validate
+from lorabank.core.shelves import TASK_TYPES
 from lorabank.core.templates import ChatPrompt, check_template, parted
 from lorabank.data.formats.cells import BadCell
 from lorabank.data.formats.parquet import to_parquet
@@ -37,7 +38,7 @@ _SHOWN = 300
 
 def encode_rows(base: BaseModelRecord, data: TaskData, max_length: int) -> Examples:
     """The training rows as the base's task type encodes them."""
-    task_type: TaskType = plugins.load(plugins.TASK_TYPES, base.task_type, "task type")()
+    task_type: TaskType = TASK_TYPES.load(base.task_type)()
     return task_type.encode(
         load_tokenizer(base),
         data.train.texts,
@@ -58,7 +59,7 @@ def load_data(config: TrainConfig, base: BaseModelRecord) -> TaskData:
     if isinstance(data.prompt_template, ChatPrompt):
         chat.check_turns(data.train)
         chat.check_turns(data.eval)
-    task_type: TaskType = plugins.load(plugins.TASK_TYPES, base.task_type, "task type")()
+    task_type: TaskType = TASK_TYPES.load(base.task_type)()
     if data.labels and not task_type.has_head:  # labels that this model cannot tell apart are refused before anything
         encode_labels(load_tokenizer(base), data.labels, glued=task_type.glued and parted(data.prompt_template))
     return data

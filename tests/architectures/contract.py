@@ -19,11 +19,11 @@ from transformers import PreTrainedConfig
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DivergedError, IncompatibleError, LorabankError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import BaseModelRecord
+from lorabank.core.shelves import STRATEGIES
 from lorabank.exchange.peft_folder import adapter_files
 from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.head_answers import HeadAnswerer
@@ -227,7 +227,7 @@ def trained_step(case: Case) -> None:
         job = TrainJob(
             base=case.record,
             config=case.config,
-            strategy=plugins.load(plugins.STRATEGIES, "isolated", "strategy"),
+            strategy=STRATEGIES.load("isolated"),
             texts=TEXTS,
             targets=TARGETS,
             labels=LABELS,

@@ -14,7 +14,7 @@ from lorabank_cli.main import main
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import EvalConfig, GenerateConfig, InitConfig, TrainConfig
-from lorabank.evaluation.text_metrics import TEXT_METRICS
+from lorabank.core.shelves import TEXT_METRICS
 
 LONG = "The {0} is warm, and it stays so for days."
 FAST = {

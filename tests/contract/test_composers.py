@@ -11,9 +11,9 @@ import pytest
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.core import plugins
 from lorabank.core.config import ComposeConfig, EvalConfig, PredictConfig
 from lorabank.core.errors import ExistsError, NotFoundError
+from lorabank.core.shelves import COMPOSERS
 from lorabank.workflows.assemble import load_composer, load_runtime
 from lorabank.workflows.results import ComposeResult
 from tests.contract.conftest import KINDS, Lab
@@ -24,7 +24,7 @@ def lab(request: pytest.FixtureRequest, make_lab: Callable[[str], Lab]) -> Lab:
     return make_lab(request.param)
 
 
-@pytest.fixture(params=sorted(plugins.COMPOSERS))
+@pytest.fixture(params=sorted(COMPOSERS))
 def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -44,7 +44,7 @@ def answers(path: Path, name: str, stage: int, texts: list[str]) -> tuple[tuple[
 
 
 def test_the_mode_is_the_key_of_the_table(mode: str) -> None:
-    composer = plugins.load(plugins.COMPOSERS, mode, "composer")
+    composer = COMPOSERS.load(mode)
     assert composer.mode == mode
     assert isinstance(composer.routed, bool)
 
@@ -122,7 +122,7 @@ def test_it_can_be_measured(copy, mode: str) -> None:
     config = EvalConfig(compositions=(mode,), forgetting_matrix=True, forward_transfer=True, device="cpu")
     (report,) = api.evaluate(bank, config)
     assert all(value is not None for row in report.values for value in row)
-    assert report.task_id == ("routed" if plugins.load(plugins.COMPOSERS, mode, "composer").routed else "given")
+    assert report.task_id == ("routed" if COMPOSERS.load(mode).routed else "given")
     (again,) = api.evaluate(bank, config)
     assert again.computed == 0
     assert again.values == report.values

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.core import plugins
 from lorabank.core.config import ComposeConfig, EvalConfig, PredictConfig
+from lorabank.core.shelves import COMPOSERS, STRATEGIES
 from lorabank.workflows.assemble import load_composer, load_runtime
 from tests.contract.conftest import KINDS, Lab
 from tests.contract.test_training import Stop
@@ -41,7 +41,7 @@ def answers(path: Path, name: str, texts: list[str], device: str, dtype: str) ->
 
 
 @pytest.mark.parametrize("dtype", sorted(ALMOST))
-@pytest.mark.parametrize("mode", sorted(plugins.COMPOSERS))
+@pytest.mark.parametrize("mode", sorted(COMPOSERS))
 def test_a_composition_answers_as_on_a_cpu(copy, texts, mode: str, dtype: str) -> None:
     bank = copy("olora", 2)
     api.compose(bank, ComposeConfig(mode=mode, clusters_per_task=2, device="cpu"))
@@ -50,7 +50,7 @@ def test_a_composition_answers_as_on_a_cpu(copy, texts, mode: str, dtype: str) -
     torch.testing.assert_close(found, expected, rtol=0, atol=ALMOST[dtype])
 
 
-@pytest.mark.parametrize("mode", sorted(plugins.COMPOSERS))
+@pytest.mark.parametrize("mode", sorted(COMPOSERS))
 def test_a_composition_is_made_on_a_gpu(copy, texts, mode: str) -> None:
     bank = copy("olora", 2)
     api.compose(bank, ComposeConfig(mode=mode, clusters_per_task=2, device="cuda"))
@@ -70,7 +70,7 @@ def test_a_forgetting_matrix_is_that_of_a_cpu(copy) -> None:
         assert row == pytest.approx(on_cpu, abs=1e-6)
 
 
-@pytest.mark.parametrize("strategy", sorted(set(plugins.STRATEGIES) - {"joint"}))
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"joint"}))
 def test_a_task_is_learnt_in_bfloat16(lab, tmp_path: Path, strategy: str) -> None:
     """A GPU computes in bfloat16; what enters is float32, finite, and answers well where the CPU's does."""
     bank = Path(shutil.copytree(lab.bank(strategy, 1), tmp_path / "bank"))

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from lorabank.bank.bank import Bank
-from lorabank.core import plugins
 from lorabank.core.errors import DivergedError
+from lorabank.core.shelves import STRATEGIES
 
 
-@pytest.fixture(params=sorted(plugins.STRATEGIES))
+@pytest.fixture(params=sorted(STRATEGIES))
 def strategy(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

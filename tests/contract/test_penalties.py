@@ -8,18 +8,18 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from lorabank.core import plugins
+from lorabank.core.shelves import PENALTIES
 from lorabank.training.penalties.base import FactorGroup, Penalty
 
 
-@pytest.fixture(params=sorted(plugins.PENALTIES))
+@pytest.fixture(params=sorted(PENALTIES))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
 def penalty(name: str) -> Penalty:
-    return plugins.load(plugins.PENALTIES, name, "penalty")()
+    return PENALTIES.load(name)()
 
 
 def group(modules: int = 3, d_in: int = 10, *, earlier: int = 4, seed: int = 0) -> FactorGroup:

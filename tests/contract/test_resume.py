@@ -10,11 +10,11 @@ import pytest
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.core import plugins
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DamagedError, IncompatibleError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import AdapterRecord
+from lorabank.core.shelves import STRATEGIES
 from lorabank.workflows.learning import train
 from tests.contract.conftest import Lab
 
@@ -30,7 +30,7 @@ class Stop(SilentObserver):
             raise KeyboardInterrupt
 
 
-@pytest.fixture(params=sorted(plugins.STRATEGIES))
+@pytest.fixture(params=sorted(STRATEGIES))
 def strategy(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -12,10 +12,10 @@ from safetensors.torch import load
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.core import plugins
 from lorabank.core.config import ComposeConfig, EvalConfig, PredictConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.records import AdapterRecord
+from lorabank.core.shelves import STRATEGIES
 from lorabank.data.formats.parquet import from_parquet
 from tests.contract.conftest import KINDS, PLAIN, Attended, Lab
 
@@ -28,7 +28,7 @@ def lab(request: pytest.FixtureRequest, make_lab: Any) -> Lab:
     return made
 
 
-@pytest.fixture(params=sorted(plugins.STRATEGIES))
+@pytest.fixture(params=sorted(STRATEGIES))
 def strategy(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -12,10 +12,10 @@ from safetensors.torch import load
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.core import plugins
 from lorabank.core.config import EvalConfig, PredictConfig
 from lorabank.core.records import AdapterRecord
 from lorabank.core.seeding import seed_everything
+from lorabank.core.shelves import STRATEGIES
 from lorabank.core.states import answering, deployed_state
 from lorabank.training import run
 from tests.contract.conftest import KINDS, Attended, Lab
@@ -28,7 +28,7 @@ def lab(request: pytest.FixtureRequest, make_lab: Callable[[str], Lab]) -> Lab:
     return make_lab(request.param)
 
 
-@pytest.fixture(params=sorted(plugins.STRATEGIES))
+@pytest.fixture(params=sorted(STRATEGIES))
 def strategy(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -49,7 +49,7 @@ def _deployed(bank: Path, adapters: list[AdapterRecord], task: AdapterRecord) ->
 
 
 def test_a_table_entry_is_named_as_its_key(strategy: str) -> None:
-    assert plugins.load(plugins.STRATEGIES, strategy, "strategy").name == strategy
+    assert STRATEGIES.load(strategy).name == strategy
 
 
 def test_earlier_adapters_keep_their_bytes(lab, strategy: str) -> None:
@@ -65,7 +65,7 @@ def test_the_bank_is_clean_and_knows_what_was_active(lab, adapters, strategy: st
     first, second = adapters(bank)
     assert (first.strategy, second.strategy) == (strategy, strategy)
     assert first.context == ()
-    active = plugins.load(plugins.STRATEGIES, strategy, "strategy").earlier in ("active", "attended")
+    active = STRATEGIES.load(strategy).earlier in ("active", "attended")
     assert second.context == ((first.digest,) if active else ())
     assert list(second.metrics["overlap"]) == [first.digest]
 
@@ -74,7 +74,7 @@ def test_two_tasks_with_one_seed_have_other_factors(lab, adapters, strategy: str
     first, second = adapters(lab.bank(strategy, 2))
     assert first.seed == second.seed
     assert first.digest != second.digest
-    if plugins.load(plugins.STRATEGIES, strategy, "strategy").earlier != "continued":
+    if STRATEGIES.load(strategy).earlier != "continued":
         assert second.metrics["overlap"][first.digest] < 0.5
 
 
@@ -85,7 +85,7 @@ def test_no_adapter_is_drawn_as_an_earlier_one(copy, lab, adapters, strategy: st
     api.remove(bank, "one")
     third = lab.add(bank, "three", strategy=strategy).adapter
     (second, _) = adapters(bank)
-    if plugins.load(plugins.STRATEGIES, strategy, "strategy").earlier != "continued":
+    if STRATEGIES.load(strategy).earlier != "continued":
         assert third.metrics["overlap"][second.digest] < 0.5
     api.remove(bank, "three")
     lab.add(bank, "one", strategy=strategy)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabank.bank.bank import Bank
-from lorabank.core import plugins
 from lorabank.core.errors import LorabankError
+from lorabank.core.shelves import STRATEGIES
 from tests.faults.outcome import Outcome
 from tests.faults.processes import ENDED, Child, in_a_fork, scratch
 from tests.faults.training_kills import SETTINGS, _command, _train_and_import, save_material, train, warm_up
@@ -45,7 +45,7 @@ def run(count: int | None, seed: int) -> Outcome:
 
 def _try_all(count: int, seed: int) -> Outcome:
     outcome, chance = Outcome(), random.Random(seed)
-    strategies = OFTEN if count < 50 else tuple(plugins.STRATEGIES)
+    strategies = OFTEN if count < 50 else tuple(STRATEGIES)
     with scratch() as folder:
         warm_up()
         base, data = save_material(folder)

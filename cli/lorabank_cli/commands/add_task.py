@@ -97,9 +97,9 @@ def _config(run: Run, name: str, resume: bool, restart: bool) -> TrainConfig | N
         return run.config(TrainConfig)
     if not resume:
         raise click.UsageError("Missing option '--data'.")
-    from lorabank.core.config import config_fields
+    from lorabank.core.settings import setting_names
 
-    given = run.flags([f.name for f in config_fields(TrainConfig)])
+    given = run.flags(setting_names(TrainConfig))
     if given:
         raise click.UsageError(
             f"--resume without --data goes on with the stored settings; leave out {', '.join(given)}."

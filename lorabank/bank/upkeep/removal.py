@@ -50,7 +50,7 @@ def _affected(snapshot: Snapshot, name: str, cascade: bool) -> tuple[str, ...]:
 
 def unknown(snapshot: Snapshot, name: str) -> NotFoundError:
     """The refusal of a name that nothing in the bank has."""
-    from lorabank.core.config import nearest
+    from lorabank.core.settings import nearest
 
     known = [task.name for task in snapshot.tasks] + [composition.name for composition in snapshot.compositions]
     return NotFoundError(

@@ -9,9 +9,9 @@ from sys import getsizeof
 from typing import Protocol
 
 from lorabank.core.commands import Command
-from lorabank.core.config import nearest
 from lorabank.core.errors import DataError
 from lorabank.core.limits import MAX_DECODED, MAX_LINE, MAX_ROWS
+from lorabank.core.settings import nearest
 from lorabank.data.bad_rows import UNCHANGED, BadRow, BadRows
 
 LINE_FEEDS = "a line ends at a line feed: save the file with Unix line ends, not with carriage returns alone"

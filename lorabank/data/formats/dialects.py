@@ -7,8 +7,8 @@ import io
 import re
 from typing import BinaryIO, NamedTuple
 
-from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError
+from lorabank.core.settings import nearest
 
 COMMA = ","
 NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "pipe": "|", "\\t": "\t"}

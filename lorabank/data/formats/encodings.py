@@ -10,8 +10,8 @@ import io
 from collections.abc import Callable
 from typing import BinaryIO
 
-from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError
+from lorabank.core.settings import nearest
 
 UTF_8 = "utf-8"
 MARKS = {

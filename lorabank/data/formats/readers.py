@@ -1,7 +1,7 @@
 """Table files: one reader for each suffix, and one for the hub.
 
-A reader is a class in a file of its own, named in ``FORMATS``. It answers for the syntax of its format; the meaning
-of the cells (what a text or a label may be) is checked once for all formats, by the forms.
+A reader is a class in a file of its own, on the shelf ``FORMATS``. It answers for the syntax of its format; the
+meaning of the cells (what a text or a label may be) is checked once for all formats, by the forms.
 """
 
 from __future__ import annotations
@@ -10,21 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
-from lorabank.core.plugins import load
+from lorabank.core.shelves import FORMATS
 from lorabank.data.bad_rows import UNCHANGED
 from lorabank.data.formats.base import Reader
 from lorabank.data.formats.hub import HubDataset
 from lorabank.data.formats.text_file import AS_IT_IS, PACKED, Reading
-
-FORMATS = {
-    ".jsonl": "lorabank.data.formats.jsonl:JsonLines",
-    ".json": "lorabank.data.formats.json_list:JsonList",
-    ".csv": "lorabank.data.formats.delimited:Csv",
-    ".tsv": "lorabank.data.formats.delimited:Tsv",
-    ".txt": "lorabank.data.formats.delimited:DelimitedText",
-    ".xlsx": "lorabank.data.formats.workbook:Workbook",
-    ".parquet": "lorabank.data.formats.parquet:Parquet",
-}
 
 TEXT = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 """Those that are text, and may be packed: ``.csv.gz``."""
@@ -83,7 +73,7 @@ def _reader_class(file: Path) -> Any:
                 hint="unpack it: gunzip",
             )
     try:
-        return load(FORMATS, suffix, "format")
+        return FORMATS.load(suffix)
     except ConfigError as error:
         hint = f"save it as .xlsx or .csv; {error.hint}" if suffix in _SHEETS else error.hint
         raise DataError(f"{str(file)!r}: {error.message}", unchanged=UNCHANGED, hint=hint) from error

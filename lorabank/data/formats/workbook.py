@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from lorabank.core.commands import Command
-from lorabank.core.config import nearest
 from lorabank.core.errors import DataError, LorabankError, MissingExtraError
 from lorabank.core.installing import install
 from lorabank.core.limits import MAX_LINE, MAX_ROWS, MAX_WORKBOOK
+from lorabank.core.settings import nearest
 from lorabank.data.bad_rows import UNCHANGED
 from lorabank.data.formats.base import Table, bad_row, listed_columns, missing_column
 from lorabank.data.formats.text_file import AS_IT_IS, Reading

@@ -1,6 +1,6 @@
 """The forms in which people bring rows: which columns each has, and how a row becomes a prompt and a completion.
 
-A form is one object, named in ``FORMS``. Every form ends in the same two strings for each row (`Rows`).
+A form is one object, on the shelf ``FORMS``. Every form ends in the same two strings for each row (`Rows`).
 """
 
 from __future__ import annotations
@@ -9,21 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorabank.core.config import TrainConfig
-from lorabank.core.plugins import load
+from lorabank.core.shelves import FORMS
 from lorabank.data.formats.base import bad_row
 from lorabank.data.formats.cells import BadCell
 from lorabank.data.formats.unsupported import check_kind_of_labels
 from lorabank.data.rows import Rows
 from lorabank.data.sheets import Sheet
-
-FORMS = {
-    "classification": "lorabank.data.forms.plain:CLASSIFICATION",
-    "prompt-completion": "lorabank.data.forms.plain:PROMPT_COMPLETION",
-    "messages": "lorabank.data.forms.chat:MESSAGES",
-    "alpaca": "lorabank.data.forms.plain:ALPACA",
-    "sharegpt": "lorabank.data.forms.chat:SHAREGPT",
-    "text": "lorabank.data.forms.plain:TEXT",
-}
 
 CHATS = ("messages", "sharegpt")
 """Forms whose rows are conversations."""
@@ -63,7 +54,7 @@ def load_form(name: str) -> Form:
     Raises:
         ConfigError: There is no such form; the nearest one is proposed.
     """
-    form: Form = load(FORMS, name, "form")
+    form: Form = FORMS.load(name)
     return form
 
 

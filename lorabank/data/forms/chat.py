@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from lorabank.core.config import nearest
+from lorabank.core.settings import nearest
 from lorabank.data.formats.base import bad_row
 from lorabank.data.formats.cells import BadCell, check_text, shown
 from lorabank.data.forms.base import Form, RenderChat

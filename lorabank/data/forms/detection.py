@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DataError
+from lorabank.core.shelves import FORMS
 from lorabank.data.bad_rows import UNCHANGED
 from lorabank.data.formats.base import listed_columns, missing_column
 from lorabank.data.formats.unsupported import check_kind_of_columns
-from lorabank.data.forms.base import FORMS, load_form
+from lorabank.data.forms.base import load_form
 from lorabank.data.sheets import Sheet
 
 

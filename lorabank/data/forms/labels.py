@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from lorabank.core.config import nearest
 from lorabank.core.errors import ConfigError, DataError
 from lorabank.core.limits import MAX_LABEL_LENGTH, MAX_LABELS
+from lorabank.core.settings import nearest
 from lorabank.data.bad_rows import UNCHANGED, BadRows
 from lorabank.data.formats.base import bad_row
 from lorabank.data.formats.cells import BadCell, check_label

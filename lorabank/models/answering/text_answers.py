@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lorabank.core import plugins
 from lorabank.core.errors import ConfigError, DataError
+from lorabank.core.shelves import TASK_TYPES
 from lorabank.core.templates import parted
 from lorabank.models.answering.base import AnswerForm, Answers
 from lorabank.models.answering.generating import generate
@@ -36,7 +36,7 @@ class TextAnswerer:
     def __init__(self, base: LoadedBase, task_type: str, forms: Sequence[AnswerForm], batch_size: int) -> None:
         self.forms = tuple(forms)
         self.base = base
-        self._type: TaskType = plugins.load(plugins.TASK_TYPES, task_type, "task type")()
+        self._type: TaskType = TASK_TYPES.load(task_type)()
         self._batch_size = batch_size
 
     def answer(self, texts: Sequence[str], heads: NDArray[np.int64], enter: Enter, *, shared: bool) -> Answers:

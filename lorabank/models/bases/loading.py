@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from lorabank.core import plugins
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, MissingExtraError
 from lorabank.core.records import BaseModelRecord
+from lorabank.core.shelves import TASK_TYPES
 from lorabank.models.bases.architecture import check_able, load_config, made_for, read_config
 from lorabank.models.bases.body import body_of
 from lorabank.models.bases.fingerprint import chat_template_hash, config_hash, tokenizer_hash, weight_facts
@@ -69,8 +69,8 @@ def describe_base(resolved: ResolvedBase, task_type: str = "auto") -> BaseModelR
     understood = load_config(resolved)
     if task_type == "auto":
         task_type = made_for(understood)
-    elif task_type not in plugins.TASK_TYPES:
-        raise ConfigError(f"task type {task_type!r} is not known; there are {', '.join(plugins.TASK_TYPES)}")
+    else:
+        TASK_TYPES.check(task_type)
     check_able(understood, task_type, resolved.name)
     weights = weight_facts(resolved.path)
     return BaseModelRecord(
@@ -115,7 +115,7 @@ def load_base(
     import torch
     import transformers
 
-    task_type: KindOfModel = plugins.load(plugins.TASK_TYPES, record.task_type, "task type")
+    task_type: KindOfModel = TASK_TYPES.load(record.task_type)
     head = {"num_labels": num_labels, "problem_type": "single_label_classification"} if task_type.has_head else {}
     resolved = locate_base(record)
     _check_same(record, describe_base(resolved, record.task_type))

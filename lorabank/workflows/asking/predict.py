@@ -14,11 +14,11 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Member, longest, state_weights
 from lorabank.compose.prototype import build_router, default_parameters
-from lorabank.core import plugins
 from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError, at_work
 from lorabank.core.observer import Observer
+from lorabank.core.shelves import COMPOSERS
 from lorabank.core.states import State, answering_in
 from lorabank.data.formats.cells import BadCell, check_characters
 from lorabank.data.formats.text_file import Reading
@@ -217,7 +217,7 @@ def _check_question(config: PredictConfig | GenerateConfig, snapshot: Snapshot, 
             unchanged="nothing was changed",
         )
     record = snapshot.composition(composition)
-    routed = plugins.load(plugins.COMPOSERS, record.mode, "composer").routed
+    routed = COMPOSERS.load(record.mode).routed
     if config.task and routed and config.task not in record.members:
         raise ConfigError(
             f"composition {composition!r} never routes to {config.task!r}, which is not a member",

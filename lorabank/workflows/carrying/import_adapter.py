@@ -15,11 +15,12 @@ from lorabank.bank.failures import taken
 from lorabank.bank.objects.layout import check_name
 from lorabank.bank.operations import Operation
 from lorabank.bank.upkeep.remarks import remarks
-from lorabank.core import plugins
-from lorabank.core.config import InitConfig, TrainConfig, validate
+from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
+from lorabank.core.settings import validate
+from lorabank.core.shelves import TASK_TYPES
 from lorabank.core.states import IMPORTED
 from lorabank.core.versions import package_versions
 from lorabank.data.loading import TaskData
@@ -155,7 +156,7 @@ def import_adapter(
 
 def _as_trained(adapter: ForeignAdapter, init: InitConfig) -> InitConfig:
     """The settings of a bank that is made now: where they leave the task type open, the adapter's own."""
-    if init.task_type != "auto" or adapter.task_type not in plugins.TASK_TYPES:
+    if init.task_type != "auto" or adapter.task_type not in TASK_TYPES:
         return init
     return validate(InitConfig, asdict(init) | {"task_type": adapter.task_type})
 
@@ -211,7 +212,7 @@ def _judge(
     examples = encode_rows(record, data, config.max_length)
     if head is not None:
         put_head(base.model, head)
-    task_type: TaskType = plugins.load(plugins.TASK_TYPES, record.task_type, "task type")()
+    task_type: TaskType = TASK_TYPES.load(record.task_type)()
     try_base(base, task_type, examples, record.name, training=False)
     statistics = task_statistics(base, data.train.keys, config)
     check_effect(base, record.task_type, adapter.factors, head, examples.rows[:_PROBED])

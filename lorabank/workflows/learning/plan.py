@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.bank import Bank
-from lorabank.core import plugins
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.observer import SilentObserver
+from lorabank.core.shelves import STRATEGIES
 from lorabank.core.trackers import check_tracker
 from lorabank.data.loading import TaskData, example_row
 from lorabank.workflows.bases import future_base
@@ -39,7 +39,7 @@ def plan_task(
     old = found.position_of(name) if found and replace else None
     snapshot = found.without(old) if found else None
     base = future_base(path, config, init or InitConfig())
-    strategy = plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
+    strategy = STRATEGIES.load(config.strategy)
     data = load_data(config, base)
     adapter = plan_adapter(base, config, len(data.labels))
     examples = encode_rows(base, data, adapter.max_length)

@@ -14,12 +14,13 @@ from lorabank.bank.operations import Operation, holds_checkpoint
 from lorabank.bank.snapshot import Snapshot
 from lorabank.bank.upkeep.remarks import remarks
 from lorabank.core import distributed as processes
-from lorabank.core import plugins
 from lorabank.core.commands import Command
-from lorabank.core.config import InitConfig, TrainConfig, validate
+from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.errors import BusyError, ConfigError, DataError, IncompatibleError
 from lorabank.core.observer import Observer, SilentObserver
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
+from lorabank.core.settings import validate
+from lorabank.core.shelves import STRATEGIES
 from lorabank.core.trackers import check_tracker
 from lorabank.core.versions import package_versions
 from lorabank.data.loading import TaskData
@@ -204,7 +205,7 @@ def _train(
     if snapshot.base.task_type != "SEQ_CLS":
         observer.notice(as_asked(data))
     earlier = earlier_adapters(snapshot)
-    strategy = plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
+    strategy = STRATEGIES.load(config.strategy)
     rows = len(data.train) + rows_replayed(snapshot, strategy, config)
     for advice in (few_steps(rows, config), poor_fit(characters_per_token(snapshot.base, data))):
         if advice:
@@ -307,7 +308,7 @@ def commit_and_score(
 
 
 def _past(snapshot: Snapshot, config: TrainConfig) -> dict[str, Any]:
-    return past_of(snapshot, plugins.load(plugins.STRATEGIES, config.strategy, "strategy"), config)
+    return past_of(snapshot, STRATEGIES.load(config.strategy), config)
 
 
 def _stored(config: TrainConfig, data: TaskData, past: dict[str, Any]) -> dict[str, Any]:
@@ -320,7 +321,7 @@ def _given(path: str | Path, config: TrainConfig | None, init: InitConfig) -> tu
     if config is None:
         return None
     check_tracker(config.report_to)
-    plugins.load(plugins.STRATEGIES, config.strategy, "strategy")
+    STRATEGIES.load(config.strategy)
     if config.batch_size < processes.count():
         raise ConfigError(
             f"--batch-size {config.batch_size} leaves some of {processes.count()} processes without rows",

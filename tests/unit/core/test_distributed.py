@@ -14,7 +14,7 @@ from lorabank.core.errors import ConfigError
 TALK = """
 import json, math
 import torch
-from lorabank.core import processes
+from lorabank.core import distributed as processes
 from lorabank.core.errors import DataError
 
 processes.join()

@@ -18,9 +18,10 @@ from lorabank.bank.objects import store
 from lorabank.bank.objects.layout import check_name
 from lorabank.bank.objects.safetensors import read_header
 from lorabank.bank.upkeep.remarks import check_note, check_tags
-from lorabank.core.config import TrainConfig, validate
+from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, LorabankError, StorageError
 from lorabank.core.limits import LIMITS
+from lorabank.core.settings import validate
 from lorabank.data.formats.base import Table, check_row_limit
 from lorabank.data.formats.cells import check_label
 from lorabank.data.formats.delimited import Csv

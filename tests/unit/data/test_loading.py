@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DataError, NotFoundError
-from lorabank.data.formats.readers import FORMATS
+from lorabank.core.shelves import FORMATS
 from lorabank.data.loading import load_task_data, read_rows
 from lorabank.data.rows import Rows, sample_rows
 from lorabank.data.splits import split_rows

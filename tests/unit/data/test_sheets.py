@@ -12,7 +12,8 @@ import pytest
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
-from lorabank.data.formats.readers import FORMATS, open_reader
+from lorabank.core.shelves import FORMATS
+from lorabank.data.formats.readers import open_reader
 from lorabank.data.loading import load_task_data
 from lorabank.data.sheets import open_sheet
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from pkgutil import resolve_name
 
 import numpy as np
 import pytest
 
-from lorabank.evaluation.metrics import METRICS, Values, compute_scalars, intransigence, wilson_interval
+from lorabank.core.shelves import METRICS
+from lorabank.evaluation.metrics import Values, compute_scalars, intransigence, wilson_interval
 
 NAN = float("nan")
 
@@ -137,7 +137,7 @@ def test_released_logs_long_order() -> None:
 def test_input_is_untouched_and_metrics_are_called_alike(name: str) -> None:
     values, counts = SMALL.copy(), COUNTS.copy()
     values.flags.writeable = counts.flags.writeable = False
-    function = resolve_name(METRICS[name])
+    function = METRICS.load(name)
     function(values, counts)
     assert list(inspect.signature(function).parameters)[:2] == ["values", "counts"]
 

@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
+from lorabank.core.shelves import TEXT_METRICS
 from lorabank.evaluation.text_metrics import (
-    TEXT_METRICS,
     exact_match,
     longest_common,
     normalise,
@@ -162,4 +162,4 @@ def test_every_text_is_like_itself(text: str) -> None:
 
 
 def test_the_table_names_every_metric() -> None:
-    assert {"exact_match": exact_match, "token_f1": token_f1, "rouge_l": rouge_l} == TEXT_METRICS
+    assert {"exact_match": exact_match, "token_f1": token_f1, "rouge_l": rouge_l} == dict(TEXT_METRICS.items())

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabank.core.records import EvaluationRecord
-from lorabank.evaluation.text_metrics import TEXT_METRICS
+from lorabank.core.shelves import TEXT_METRICS
 from lorabank.evaluation.text_samples import KEY, MOST_CHARACTERS, metric_of, text_detail, text_scores, usual_metric
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lorabank.algebra.factors import LoraFactors
-from lorabank.core import plugins
 from lorabank.core.errors import DataError, IncompatibleError
+from lorabank.core.shelves import TASK_TYPES
 from lorabank.exchange.fit_check import check_effect, check_fits, largest_update
 from lorabank.models.bases.loading import LoadedBase, describe_base, load_base
 from lorabank.models.bases.resolving import resolve_base
@@ -186,7 +186,7 @@ def test_another_task_type_is_refused(language, other) -> None:
 @pytest.mark.parametrize("template", ["{text} is", None])
 def test_a_language_models_adapter_must_change_the_logits(language, template) -> None:
     base, task_type, module = language
-    kind = plugins.load(plugins.TASK_TYPES, task_type, "task type")()
+    kind = TASK_TYPES.load(task_type)()
     rows = kind.encode(
         base.tokenizer, ["a b", "c"], ["no", "yes"], labels=["no", "yes"], template=template, max_length=24
     ).rows

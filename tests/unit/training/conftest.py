@@ -11,7 +11,7 @@ import pytest
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.core import plugins
+from lorabank.core import shelves
 from lorabank.core.config import TrainConfig
 from lorabank.core.records import BaseModelRecord
 from lorabank.models.bases.loading import describe_base
@@ -20,7 +20,7 @@ from lorabank.training.job import TrainedAdapter, TrainJob
 from lorabank.training.movement import Movement
 from lorabank.training.run import train_adapter
 
-STRATEGIES = {name: plugins.load(plugins.STRATEGIES, name, "strategy") for name in plugins.STRATEGIES}
+STRATEGIES = dict(shelves.STRATEGIES.items())
 
 
 STILL = 1e-30

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from lorabank.algebra.stack import AdapterStack
-from lorabank.core import plugins
+from lorabank.core import shelves
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DivergedError
+from lorabank.core.shelves import PENALTIES
 from lorabank.models.bases.loading import describe_base
 from lorabank.models.bases.resolving import resolve_base
 from lorabank.models.tasks.classification import Classification
@@ -32,11 +33,11 @@ class EverySum:
 
 @pytest.fixture
 def every_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "_attribute", lambda path: EverySum if path == "test:EverySum" else load(path))
-    monkeypatch.setitem(plugins.PENALTIES, "every-sum", "test:EverySum")
+    monkeypatch.setattr(shelves, "resolve_name", lambda path: EverySum if path == "test:EverySum" else load(path))
+    monkeypatch.setitem(PENALTIES.table, "every-sum", "test:EverySum")
 
 
-load = plugins._attribute
+load = shelves.resolve_name
 
 
 def momentum(train, recorder, tmp_path, *, steps: int, **config) -> dict[int, torch.Tensor]:

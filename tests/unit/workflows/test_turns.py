@@ -11,11 +11,11 @@ import pytest
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.core import plugins
 from lorabank.core.config import GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.errors import DataError, IncompatibleError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import BaseModelRecord
+from lorabank.core.shelves import TASK_TYPES
 from lorabank.core.templates import ChatPrompt
 from lorabank.models.bases.loading import load_tokenizer
 from lorabank.workflows.assemble import form_of
@@ -71,7 +71,7 @@ def config(folder: Path, form: str, **changes: Any) -> TrainConfig:
 def batch(base: BaseModelRecord, settings: TrainConfig) -> tuple[list[Any], dict[str, Any]]:
     """The encoded rows, and what the model gets of them: token ids and which of them are learnt."""
     examples = encode_rows(base, load_data(settings, base), settings.max_length)
-    task_type = plugins.load(plugins.TASK_TYPES, base.task_type, "task type")()
+    task_type = TASK_TYPES.load(base.task_type)()
     inputs = task_type.collate(load_tokenizer(base), examples.rows)
     return list(examples.rows), {name: tensor.tolist() for name, tensor in inputs.items()}
 

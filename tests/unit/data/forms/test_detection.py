@@ -10,7 +10,8 @@ import pytest
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError
-from lorabank.data.forms.base import FORMS, load_form
+from lorabank.core.shelves import FORMS
+from lorabank.data.forms.base import load_form
 from lorabank.data.loading import detect_form, load_task_data
 
 

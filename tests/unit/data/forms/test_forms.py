@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DataError, IncompatibleError
-from lorabank.data.forms.base import FORMS
+from lorabank.core.shelves import FORMS
 from lorabank.data.forms.chat import MESSAGES, SHAREGPT
 from lorabank.data.loading import TaskData, load_task_data
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from lorabank.core import plugins
 from lorabank.core.errors import DataError
+from lorabank.core.shelves import TASK_TYPES
 from lorabank.models.tasks.causal_lm import CausalLM, mean_cross_entropy
 from lorabank.models.tasks.padding import padding_of
 
@@ -141,7 +141,7 @@ def test_texts_become_rows_that_train(make_base) -> None:
     folder: Path = make_base("llama", AutoModelForCausalLM)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.eos_token
-    task_type = plugins.load(plugins.TASK_TYPES, "CAUSAL_LM", "task type")()
+    task_type = TASK_TYPES.load("CAUSAL_LM")()
     settings: dict[str, Any] = {"labels": ("p", "n q"), "template": "{text} o {labels} r", "max_length": 10}
     examples = task_type.encode(tokenizer, ["a b", "c d e f g h"], ["p", "n q"], **settings)
     ids = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"])}

@@ -15,8 +15,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lorabank.core import plugins
 from lorabank.core.errors import DataError
+from lorabank.core.shelves import TASK_TYPES
 from lorabank.models.tasks.padding import padding_of
 from lorabank.models.tasks.seq2seq_lm import Seq2SeqLM
 
@@ -139,7 +139,7 @@ def test_a_mean_over_no_token_is_refused(model) -> None:
 
 
 def test_texts_become_rows_that_train(model, tokenizer) -> None:
-    task_type = plugins.load(plugins.TASK_TYPES, "SEQ_2_SEQ_LM", "task type")()
+    task_type = TASK_TYPES.load("SEQ_2_SEQ_LM")()
     settings: dict[str, Any] = {"labels": ("p", "n q"), "template": "{text} o {labels} r", "max_length": 11}
     examples = task_type.encode(tokenizer, ["a b", "c d e f g h"], ["p", "n q"], **settings)
     spelt = [  # "p," is one unknown word

@@ -1,4 +1,4 @@
-"""The tables of named parts, and what other installed packages add to them."""
+"""The shelves of named parts, and what other installed packages add to them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lorabank.core import plugins
+from lorabank.core import shelves
 from lorabank.core.errors import ConfigError
+from lorabank.core.shelves import PENALTIES, STRATEGIES, Shelf
 
-TABLES = {
-    "strategies": (plugins.STRATEGIES, "strategy"),
-    "penalties": (plugins.PENALTIES, "penalty"),
-    "composers": (plugins.COMPOSERS, "composer"),
-}
+SHELVES = [shelf for shelf in vars(shelves).values() if isinstance(shelf, Shelf)]
 
 
 @pytest.fixture
@@ -24,29 +21,42 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: another\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text(
-        "".join(f"[lorabank.{group}]\nours = fractions:Fraction\n" for group in TABLES)
+        "".join(f"[{shelf.group}]\nours = fractions:Fraction\n" for shelf in SHELVES)
     )
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("group", TABLES)
-def test_other_packages_add_by_entry_points(group: str) -> None:
-    table, what = TABLES[group]
-    assert plugins.load(table, "ours", what) is Fraction
+@pytest.mark.parametrize("shelf", SHELVES, ids=lambda shelf: shelf.plural)
+def test_other_packages_add_by_entry_points(shelf: Shelf) -> None:
+    assert list(shelf) == [*shelf.table, "ours"]
+    assert "ours" in shelf
+    assert len(shelf) == len(shelf.table) + 1
+    assert shelf.load("ours") is Fraction
+
+
+@pytest.mark.parametrize("shelf", SHELVES, ids=lambda shelf: shelf.plural)
+def test_every_entry_can_be_imported(shelf: Shelf) -> None:
+    assert [name for name, entry in shelf.items() if entry is None] == []
 
 
 @pytest.mark.usefixtures("installed")
 def test_the_table_goes_before_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(plugins.PENALTIES, "ours", "decimal:Decimal")
-    assert plugins.load(plugins.PENALTIES, "ours", "penalty").__name__ == "Decimal"
+    monkeypatch.setitem(PENALTIES.table, "ours", "decimal:Decimal")
+    assert PENALTIES.load("ours").__name__ == "Decimal"
 
 
 @pytest.mark.usefixtures("installed")
 def test_an_unknown_name_is_answered_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"no strategy 'olara'\. Did you mean 'olora'\?") as error:
-        plugins.load(plugins.STRATEGIES, "olara", "strategy")
-    assert error.value.hint == f"choose one of: {', '.join(plugins.STRATEGIES)}, ours"
+        STRATEGIES.load("olara")
+    assert error.value.hint == f"choose one of: {', '.join(STRATEGIES)}"
+
+
+def test_an_empty_shelf_says_where_entries_come_from() -> None:
+    with pytest.raises(ConfigError, match=r"^there is no thing 'x'\.$") as error:
+        Shelf("thing", "things", {}).load("x")
+    assert error.value.hint == "install a package with entry points lorabank.things"
 
 
 @pytest.mark.usefixtures("installed")

@@ -1,0 +1,123 @@
+"""Settings as the fields of a frozen dataclass: each has a type, a default, a help text and bounds.
+
+A method's settings stand beside its mathematics, as a dataclass whose fields are made by `setting`; the settings of a
+use case stand in `lorabank.core.config`. The command line, TOML files and Python give loose values; `validate` turns
+them into the dataclass (pydantic, imported only when a command runs) and reports unknown keys, types, bounds and
+numbers that are not finite, all at once. Importing this module costs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, field, fields
+from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
+
+from lorabank.core.errors import ConfigError, joined
+
+T = TypeVar("T")
+
+
+def setting(default: Any, help: str, **bounds: Any) -> Any:
+    """A dataclass field with its help text and bounds (``ge``, ``gt``, ``le``, ``lt``)."""
+    return field(default=default, metadata={"help": help, **bounds})
+
+
+def setting_names(config: type[Any]) -> tuple[str, ...]:
+    """The names of a settings dataclass's fields, in order."""
+    return tuple(field.name for field in fields(config))
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``" Did you mean 'x'?"`` for the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def validate(config: type[T], values: Mapping[str, Any], *, where: str = "settings") -> T:
+    """Build a config from loose values.
+
+    Args:
+        config: A frozen dataclass whose fields are made by `setting`.
+        values: Field name to value; strings are converted to the field's type.
+        where: Named in the error message, for example the config file.
+
+    Returns:
+        The checked config.
+
+    Raises:
+        ConfigError: Naming every unknown key (with the nearest known one) and every value that is out of bounds,
+            infinite or not a number.
+    """
+    examined = examine(config, values)
+    if examined.problems:
+        raise ConfigError(f"{where}: {joined(examined.problems)}", unchanged="nothing was changed")
+    return examined.config
+
+
+class Examined(NamedTuple, Generic[T]):
+    """Loose values as a config, and what is wrong with them.
+
+    Attributes:
+        config: The values that fit, and defaults in the place of those that do not.
+        wrong: The fields whose value does not fit.
+        problems: One for each unknown key and each value that does not fit.
+    """
+
+    config: T
+    wrong: frozenset[str]
+    problems: tuple[str, ...]
+
+
+def examine(config: type[T], values: Mapping[str, Any]) -> Examined[T]:
+    """Build a config from loose values, as `validate` does, and tell all that is wrong in the place of an error."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+    from pydantic.fields import FieldInfo
+
+    known = {f.name: f for f in fields(config)}  # type: ignore[arg-type]
+    problems = [f"unknown key {key!r}.{nearest(key, list(known))}" for key in values if key not in known]
+    hints = get_type_hints(config)
+    definitions: dict[str, Any] = {
+        name: (hints[name], FieldInfo(default=f.default, **_bounds(f, hints[name]))) for name, f in known.items()
+    }
+    model = create_model(config.__name__, __config__=ConfigDict(extra="ignore", allow_inf_nan=False), **definitions)
+    wrong = {name for name, hint in hints.items() if _truth_for_number(values.get(name), hint)}
+    problems += [f"{name} = {_shown(values[name])}: true and false are not numbers" for name in known if name in wrong]
+    adapter = TypeAdapter(model)
+    try:
+        checked = adapter.validate_python({key: value for key, value in values.items() if key not in wrong})
+    except ValidationError as error:
+        found = error.errors()
+        problems += [f"{'.'.join(map(str, e['loc']))} = {_shown(e['input'])}: {e['msg'].lower()}" for e in found]
+        wrong |= {str(e["loc"][0]) for e in found}
+        checked = adapter.validate_python({key: value for key, value in values.items() if key not in wrong})
+    built = config(**{name: getattr(checked, name) for name in known})
+    return Examined(built, frozenset(wrong), tuple(problems))
+
+
+def _truth_for_number(value: Any, hint: Any) -> bool:
+    """Whether ``True`` or ``False`` stands where a number is wanted: Python takes them for 1 and 0."""
+    kinds = set(_kinds(hint))
+    held = value if isinstance(value, list | tuple) else (value,)
+    return bool(kinds & {int, float}) and bool not in kinds and any(isinstance(one, bool) for one in held)
+
+
+def _kinds(hint: Any) -> Iterator[Any]:
+    """The types that a hint is made of."""
+    yield hint
+    for inner in get_args(hint):
+        yield from _kinds(inner)
+
+
+def _bounds(field: Field[Any], hint: Any) -> dict[str, Any]:
+    """Bounds of a field; a count without an upper one has that of the libraries below, which count in 32 bits."""
+    bounds = {name: bound for name, bound in field.metadata.items() if name != "help"}
+    count = hint in (int, int | None) and not bounds.keys() & {"le", "lt"}
+    return bounds | ({"lt": 2**31} if count else {})
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:80]
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of too many digits"

@@ -1,0 +1,223 @@
+"""The shelves of named parts: a new method is one file, and one line here.
+
+A `Shelf` maps names to ``"module:attribute"`` strings, so that ``--help``, completion and error messages list the
+names without importing torch. Other packages add to a shelf by an entry point in its group, ``lorabank.strategies``
+for `STRATEGIES`; an entry of lorabank itself goes before an installed one of the same name.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+from lorabank.core.errors import ConfigError
+from lorabank.core.settings import nearest
+
+if TYPE_CHECKING:
+    from importlib.metadata import SelectableGroups
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A table of named parts. It is a collection of their names, those of installed packages last.
+
+    Attributes:
+        kind: What an entry is, in the singular, for messages.
+        plural: The last part of the entry points' group.
+        table: Name to ``"module:attribute"``.
+    """
+
+    kind: str
+    plural: str
+    table: dict[str, str]
+
+    @property
+    def group(self) -> str:
+        """The group of entry points that adds to the shelf."""
+        return f"lorabank.{self.plural}"
+
+    def __iter__(self) -> Iterator[str]:
+        added = _installed(tuple(sys.path)).select(group=self.group).names
+        return iter([*self.table, *sorted(added - self.table.keys())])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.table or name in list(iter(self))
+
+    def load(self, name: str) -> Any:
+        """Import the entry of this name.
+
+        Raises:
+            ConfigError: There is no such entry; the nearest one is proposed.
+        """
+        self.check(name)
+        if name in self.table:
+            return resolve_name(self.table[name])
+        return _installed(tuple(sys.path)).select(group=self.group)[name].load()
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Every name with its entry, imported."""
+        return ((name, self.load(name)) for name in self)
+
+    def check(self, name: str) -> None:
+        """Refuse a name that is not on the shelf, without importing anything.
+
+        Raises:
+            ConfigError: There is no such entry; the nearest one is proposed.
+        """
+        if name not in self:
+            known = ", ".join(self)
+            raise ConfigError(
+                self.unknown(name),
+                hint=f"choose one of: {known}" if known else f"install a package with entry points {self.group}",
+                unchanged="nothing was changed",
+            )
+
+    def unknown(self, name: str) -> str:
+        """What to say of a name that is not on the shelf, in one sentence or two."""
+        return f"there is no {self.kind} {name[:80]!r}.{nearest(name, list(self))}"
+
+
+@lru_cache(maxsize=1)
+def _installed(path: tuple[str, ...]) -> SelectableGroups:
+    """The entry points of every package on the import path; reading them costs as much for one group as for all."""
+    from importlib.metadata import entry_points
+
+    return entry_points()
+
+
+TASK_TYPES = Shelf(
+    "task type",
+    "task_types",
+    {
+        "SEQ_CLS": "lorabank.models.tasks.classification:Classification",
+        "CAUSAL_LM": "lorabank.models.tasks.causal_lm:CausalLM",
+        "SEQ_2_SEQ_LM": "lorabank.models.tasks.seq2seq_lm:Seq2SeqLM",
+    },
+)
+
+# ------------------------------------------------------------------------------------------------------- training
+
+STRATEGIES = Shelf(
+    "strategy",
+    "strategies",
+    {
+        "olora": "lorabank.training.strategies.presets:OLORA",
+        "olora-projected": "lorabank.training.strategies.projected:PROJECTED",
+        "inclora": "lorabank.training.strategies.presets:INCLORA",
+        "nlora": "lorabank.training.strategies.presets:NLORA",
+        "inflora": "lorabank.training.strategies.inflora:INFLORA",
+        "amlora": "lorabank.training.strategies.amlora:AMLORA",
+        "isolated": "lorabank.training.strategies.presets:ISOLATED",
+        "seqlora": "lorabank.training.strategies.presets:SEQLORA",
+        "ewc": "lorabank.training.strategies.ewc:EWC",
+        "replay": "lorabank.training.strategies.replay:REPLAY",
+        "joint": "lorabank.training.strategies.replay:JOINT",
+    },
+)
+
+PENALTIES = Shelf(
+    "penalty",
+    "penalties",
+    {
+        "orthogonal": "lorabank.training.penalties.orthogonal:Orthogonal",
+        "orthogonal-normalized": "lorabank.training.penalties.orthogonal:OrthogonalNormalized",
+        "frobenius": "lorabank.training.penalties.frobenius:Frobenius",
+        "l1": "lorabank.training.penalties.l1:L1",
+        "ewc": "lorabank.training.penalties.ewc:EWC",
+        "norm": "lorabank.training.penalties.norm:Norm",
+    },
+)
+
+VARIANTS = Shelf("variant", "variants", {})
+
+STARTS = Shelf("start", "starts", {})
+
+SAVINGS = Shelf("saving", "savings", {})
+
+# ---------------------------------------------------------------------------------------------------- composition
+
+COMPOSERS = Shelf(
+    "composer",
+    "composers",
+    {
+        "manual": "lorabank.compose.weighted:Weighted",
+        "attention": "lorabank.compose.attention:Attention",
+        "prototype": "lorabank.compose.prototype:Prototype",
+    },
+)
+
+MERGERS = Shelf("merger", "mergers", {})
+
+ROUTERS = Shelf(
+    "router",
+    "routers",
+    {
+        "kmeans": "lorabank.compose.routing:KMeansRouter",
+        "gaussian": "lorabank.compose.routing:GaussianRouter",
+    },
+)
+
+GATES = Shelf("gate", "gates", {})
+
+# ----------------------------------------------------------------------------------------------- data and scoring
+
+FORMATS = Shelf(
+    "format",
+    "formats",
+    {
+        ".jsonl": "lorabank.data.formats.jsonl:JsonLines",
+        ".json": "lorabank.data.formats.json_list:JsonList",
+        ".csv": "lorabank.data.formats.delimited:Csv",
+        ".tsv": "lorabank.data.formats.delimited:Tsv",
+        ".txt": "lorabank.data.formats.delimited:DelimitedText",
+        ".xlsx": "lorabank.data.formats.workbook:Workbook",
+        ".parquet": "lorabank.data.formats.parquet:Parquet",
+    },
+)
+
+FORMS = Shelf(
+    "form",
+    "forms",
+    {
+        "classification": "lorabank.data.forms.plain:CLASSIFICATION",
+        "prompt-completion": "lorabank.data.forms.plain:PROMPT_COMPLETION",
+        "messages": "lorabank.data.forms.chat:MESSAGES",
+        "alpaca": "lorabank.data.forms.plain:ALPACA",
+        "sharegpt": "lorabank.data.forms.chat:SHAREGPT",
+        "text": "lorabank.data.forms.plain:TEXT",
+    },
+)
+
+METRICS = Shelf(
+    "metric",
+    "metrics",
+    {
+        "average_accuracy": "lorabank.evaluation.metrics:average_accuracy",
+        "average_incremental_accuracy": "lorabank.evaluation.metrics:average_incremental_accuracy",
+        "learning_accuracy": "lorabank.evaluation.metrics:learning_accuracy",
+        "backward_transfer": "lorabank.evaluation.metrics:backward_transfer",
+        "backward_transfer.div_t": "lorabank.evaluation.metrics:backward_transfer_div_t",
+        "forward_transfer": "lorabank.evaluation.metrics:forward_transfer",
+        "forgetting": "lorabank.evaluation.metrics:forgetting",
+        "forgetting.first_last": "lorabank.evaluation.metrics:forgetting_first_last",
+        "forgetting.max_all": "lorabank.evaluation.metrics:forgetting_max_all",
+        "intransigence": "lorabank.evaluation.metrics:intransigence",
+    },
+)
+
+TEXT_METRICS = Shelf(
+    "text metric",
+    "text_metrics",
+    {
+        "exact_match": "lorabank.evaluation.text_metrics:exact_match",
+        "token_f1": "lorabank.evaluation.text_metrics:token_f1",
+        "rouge_l": "lorabank.evaluation.text_metrics:rouge_l",
+    },
+)
