@@ -13,14 +13,19 @@ from lorabank.algebra.factors import LoraFactors
 
 @dataclass(frozen=True)
 class Compressed:
-    """An adapter cut to a rank and what that cost: module name to ``||delta - delta_r||_F / ||delta||_F``."""
+    """An adapter cut to a rank and what that cost.
+
+    Attributes:
+        factors: The adapter.
+        relative_error: Module name to ``||M - M_r||_F / ||M||_F``, M the low-rank part ``s B A`` of the delta weight.
+    """
 
     factors: LoraFactors
     relative_error: Mapping[str, float]
 
 
 def compress(factors: LoraFactors, max_rank: int) -> Compressed:
-    """The best approximation of rank ``max_rank`` of every delta weight (Eckart-Young).
+    """The best approximation of rank ``max_rank`` of every ``s B A`` (Eckart-Young); a row gain stays as it is.
 
     The ``d_out x d_in`` matrix is never formed: with ``s B = Q_B R_B`` and ``A^T = Q_A R_A`` the singular values of
     ``s B A`` are those of the small ``R_B R_A^T``; ``B = Q_B U sqrt(S)``, ``A = sqrt(S) V^T Q_A^T``. Modules of one
@@ -45,4 +50,5 @@ def compress(factors: LoraFactors, max_rank: int) -> Compressed:
             A[module], B[module] = low_a[i].to(dtype, copy=True), low_b[i].to(dtype, copy=True)
             errors[module] = math.sqrt(lost[i] / total[i]) if total[i] > 0 else 0.0
     in_order = {module: A[module] for module in factors.A}
-    return Compressed(LoraFactors(in_order, B, dict.fromkeys(in_order, 1.0)), {module: errors[module] for module in A})
+    cut = LoraFactors(in_order, B, dict.fromkeys(in_order, 1.0), factors.gain)
+    return Compressed(cut, {module: errors[module] for module in A})

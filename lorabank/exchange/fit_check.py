@@ -68,11 +68,15 @@ def check_fits(adapter: ForeignAdapter, base: LoadedBase, task_type: str) -> str
 
 
 def largest_update(factors: LoraFactors, model: nn.Module) -> float:
-    """The largest ``||s B A||_F / ||W||_F`` of a module: far above 1 the adapter drowns the base model."""
+    """The largest ``||delta W||_F / ||W||_F`` of a module: far above 1 the adapter drowns the base model."""
     ratios = []
     for name, a in factors.A.items():
-        weight = float(model.get_parameter(f"{name}.weight").double().norm())
-        ratios.append(abs(factors.scaling[name]) * _product_norm(factors.B[name], a) / max(weight, 1e-30))
+        weight = model.get_parameter(f"{name}.weight")
+        if name in factors.gain:
+            update = float(factors.delta(name, weight).double().norm())
+        else:
+            update = abs(factors.scaling[name]) * _product_norm(factors.B[name], a)
+        ratios.append(update / max(float(weight.double().norm()), 1e-30))
     return max(ratios)
 
 
@@ -103,13 +107,14 @@ def check_effect(
     Raises:
         DataError: The adapter changes no logit, or makes one (or a weight) that is not finite.
     """
-    if all(_cancels(factors.B[module], a) for module, a in factors.A.items()):
+    if not factors.gain and all(_cancels(factors.B[module], a) for module, a in factors.A.items()):
         _refuse(
             f"{WEIGHTS_FILE}: the adapter changes no logit: in every module lora_B lora_A is zero but for rounding"
         )
     # Some attention kernels turn NaN into 0, so that the logits alone would not tell.
     for module in factors.A:
-        if not bool(factors.delta(module).isfinite().all()):
+        weight = base.model.get_parameter(f"{module}.weight")
+        if not bool(factors.delta(module, weight).isfinite().all()):
             _refuse(f"{WEIGHTS_FILE}: the delta weight of {module!r} is not finite")
     kind: TaskType = TASK_TYPES.load(task_type)()
     if head is not None:

@@ -17,6 +17,7 @@ for the others. The first task has nothing to select from: it is trained as a pl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,7 @@ class AttendedLoraLinear(LoraLinear):
         newest = selector.c[name.replace(".", "/")].shape[0] - 1
         self._owner = torch.cat([earlier.owner, torch.full((r,), newest, device=earlier.owner.device)])
         self._scale = torch.cat([earlier.scale, torch.full((r,), scaling, device=earlier.scale.device)])
+        self._gain = _with_newest(earlier.gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
@@ -77,9 +79,10 @@ class AttendedLoraLinear(LoraLinear):
             torch.cat([self._earlier.B, self.lora_B], dim=1),
             self._owner,
             self._scale,
+            self._gain,
         )
         out: Tensor = self.base(x)
-        return out + _attended(self._selector[0], self._name, factors, h).to(out.dtype)
+        return out + _attended(self._selector[0], self._name, factors, h, out, self.base.bias).to(out.dtype)
 
 
 class AttendedLinear(WrappedLinear):
@@ -95,7 +98,7 @@ class AttendedLinear(WrappedLinear):
     def __init__(self, name: str, base: nn.Linear, earlier: StackedFactors, selector: Selector) -> None:
         super().__init__(base.requires_grad_(False))
         self._name = name
-        self._earlier = earlier
+        self._earlier = replace(earlier, gain=_with_newest(earlier.gain))
         self._selector = (selector,)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +106,7 @@ class AttendedLinear(WrappedLinear):
         self._mark_called()
         h = F.linear(x.to(self._earlier.A.dtype), self._earlier.A)
         out: Tensor = self.base(x)
-        return out + _attended(self._selector[0], self._name, self._earlier, h).to(out.dtype)
+        return out + _attended(self._selector[0], self._name, self._earlier, h, out, self.base.bias).to(out.dtype)
 
 
 class SelectorL1:
@@ -200,11 +203,25 @@ def warm_start(
             selector.c[key][to] = stored[f"c:{module}"][of].to(selector.c[key])
 
 
-def _attended(selector: Selector, name: str, factors: StackedFactors, h: Tensor) -> Tensor:
-    """``sum_k a_k h_k [..., d_out]`` from ``h = A_all x [..., R]``; scores in the factors' precision always."""
+def _attended(
+    selector: Selector, name: str, factors: StackedFactors, h: Tensor, out: Tensor, bias: Tensor | None
+) -> Tensor:
+    """``sum_k a_k h_k [..., d_out]`` from ``h = A_all x [..., R]`` and ``out = W x + b``.
+
+    Scores are in the factors' precision always.
+    """
     h = h.to(factors.A.dtype)
-    attention = selector.attention(name, factors, h)[..., 1:]
-    return F.linear(h * factors.row_weights(attention), factors.B)
+    if factors.gain is None:
+        attention = selector.attention(name, factors, h)[..., 1:]
+        return F.linear(h * factors.row_weights(attention), factors.B)
+    wx = (out if bias is None else out - bias).to(h.dtype)
+    attention = selector.attention(name, factors, h, wx)[..., 1:]
+    return F.linear(h * factors.row_weights(attention), factors.B) + (attention @ (factors.gain - 1)) * wx
+
+
+def _with_newest(gain: Tensor | None) -> Tensor | None:
+    """The gains ``[K, d_out]`` of earlier adapters and that of the new one, which has none."""
+    return None if gain is None else F.pad(gain, (0, 0, 0, 1), value=1.0)
 
 
 def _nothing(base: nn.Linear) -> StackedFactors:

@@ -181,6 +181,12 @@ def _continued(job: TrainJob, earlier: AdapterStack | None, targets: Sequence[st
             hint="leave --target-modules as it was, or use another --strategy",
             unchanged="nothing was changed",
         )
+    if any(factors.gain is not None for factors in stack.modules.values()):
+        raise ConfigError(
+            f"strategy {job.strategy.name!r} goes on training the last adapter, which has a row gain (DoRA)",
+            hint="use another --strategy",
+            unchanged="nothing was changed",
+        )
     ranks = {factors.A.shape[0] for factors in stack.modules.values()}
     if ranks != {job.config.r}:
         raise ConfigError(

@@ -12,7 +12,12 @@ factors ``A [R, d_in]``, ``B [d_out, R]`` all are products of matrices; nothing 
     a = softmax(tanh(h S + c))    S [R, K + 1]: s_k B_k^T u_k in adapter k's rows of column k, else 0; column 0 is 0
     y = W x + (h * (a E)) B^T     E [K + 1, R]: s_k in adapter k's columns of row k, else 0; row 0 is 0
 
-S and c are made anew for every pass while the selector learns, and once for a state when it does not (`RankSpace`).
+Where adapters have row gains, h_k is ``(g_k - 1) * (W x) + s_k B_k A_k x``, and two more products do it:
+
+    a = softmax(tanh(h S + (W x) U + c))    U [d_out, K + 1]: column k is u_k * (g_k - 1), column 0 is 0
+    y += (a G) * (W x)                      G [K + 1, d_out]: row k is g_k - 1, row 0 is 0
+
+S, U and c are made anew for every pass while the selector learns, and once for a state when it does not (`RankSpace`).
 The paper's text gives no equations; this follows a survey's account of it (docs/papers.md).
 """
 
@@ -31,10 +36,17 @@ from lorabank.algebra.stack import AdapterStack, StackedFactors
 
 @dataclass(frozen=True)
 class RankSpace:
-    """One module's scores as a product: ``scores [R, K + 1]`` (S above) and ``offsets [K + 1]`` (c above)."""
+    """One module's scores as a product.
+
+    Attributes:
+        scores: S above, ``[R, K + 1]``.
+        offsets: c above, ``[K + 1]``.
+        gains: U above, ``[d_out, K + 1]``; None where no adapter has a row gain.
+    """
 
     scores: Tensor
     offsets: Tensor
+    gains: Tensor | None = None
 
 
 class Selector(nn.Module):
@@ -59,29 +71,34 @@ class Selector(nn.Module):
             self.c[key] = nn.Parameter(torch.zeros(count, device=device))
             self.c_zero[key] = nn.Parameter(torch.zeros(1, device=device))
 
-    def attention(self, module: str, factors: StackedFactors, h: Tensor) -> Tensor:
+    def attention(self, module: str, factors: StackedFactors, h: Tensor, wx: Tensor | None = None) -> Tensor:
         """Attention over the adapters, the zero adapter included.
 
         Args:
             module: Name of the adapted module.
             factors: Its stacked factors.
             h: ``A_all x``, ``[..., R]``.
+            wx: ``W x [..., d_out]``, looked at only where an adapter has a row gain.
 
         Returns:
             ``[..., K + 1]``, the zero adapter first, summing to 1.
         """
-        return self.attend(self.rank_space(module, factors), h)
+        return self.attend(self.rank_space(module, factors), h, wx)
 
     def rank_space(self, module: str, factors: StackedFactors) -> RankSpace:
         """The parameters of a module as matrices in the factors' dtype, with their graph."""
         key, dtype = module.replace(".", "/"), factors.A.dtype
         rows = factors.scale * (factors.B * self.u[key].T[:, factors.owner].to(dtype)).sum(0)
         scores = rows.unsqueeze(1) * _membership(factors, self.c[key].shape[0], rows.dtype)
-        return RankSpace(scores, torch.cat([self.c_zero[key], self.c[key]]).to(dtype))
+        gains = None if factors.gain is None else F.pad((self.u[key] * (factors.gain - 1)).T.to(dtype), (1, 0))
+        return RankSpace(scores, torch.cat([self.c_zero[key], self.c[key]]).to(dtype), gains)
 
-    def attend(self, space: RankSpace, h: Tensor) -> Tensor:
-        """``h [..., R]`` to the attention ``[..., K + 1]``, as `attention` gives it."""
+    def attend(self, space: RankSpace, h: Tensor, wx: Tensor | None = None) -> Tensor:
+        """``h [..., R]`` and ``W x [..., d_out]`` to the attention ``[..., K + 1]``, as `attention` gives it."""
         rows = torch.addmm(space.offsets, h.reshape(-1, h.shape[-1]), space.scores)
+        if space.gains is not None:
+            assert wx is not None
+            rows = rows + wx.reshape(-1, wx.shape[-1]) @ space.gains
         scores = rows.view(*h.shape[:-1], rows.shape[-1])
         attention = torch.tanh(scores).softmax(-1)
         if self._seen is not None:
@@ -131,10 +148,11 @@ class Attended:
         selector: Over the members; where its parameters need no gradient they must not change while this is used.
         module: The module's name.
         members: The adapters that compete.
+        bias: The module's bias ``[d_out]``, which no row gain multiplies.
     """
 
-    def __init__(self, selector: Selector, module: str, members: StackedFactors) -> None:
-        self._selector, self._module, self._members = selector, module, members
+    def __init__(self, selector: Selector, module: str, members: StackedFactors, bias: Tensor | None = None) -> None:
+        self._selector, self._module, self._members, self._bias = selector, module, members, bias
         count = selector.c[module.replace(".", "/")].shape[0]
         self._expand = _membership(members, count, members.A.dtype).T * members.scale
         learns = any(parameter.requires_grad for parameter in selector.parameters())
@@ -144,7 +162,7 @@ class Attended:
         """Add the attended adapters.
 
         Args:
-            out: ``W x [..., d_out]``, changed in place.
+            out: ``W x + b [..., d_out]``, changed in place.
             x: ``[..., d_in]``.
 
         Returns:
@@ -153,8 +171,15 @@ class Attended:
         members = self._members
         space = self._space or self._selector.rank_space(self._module, members)
         h = F.linear(x.reshape(-1, x.shape[-1]), members.A)
-        rows = self._selector.attend(space, h) @ self._expand
-        out.view(-1, out.shape[-1]).addmm_(h * rows, members.B.T)
+        flat = out.view(-1, out.shape[-1])
+        if members.gain is None:
+            rows = self._selector.attend(space, h) @ self._expand
+            flat.addmm_(h * rows, members.B.T)
+            return out
+        wx = flat.clone() if self._bias is None else flat - self._bias
+        attention = self._selector.attend(space, h, wx)
+        flat.addmm_(h * (attention @ self._expand), members.B.T)
+        flat.addcmul_(attention[:, 1:] @ (members.gain - 1).to(wx.dtype), wx)
         return out
 
 

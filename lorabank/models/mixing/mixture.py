@@ -1,4 +1,4 @@
-r"""One model in any mixture of its adapters: ``y = W x + sum_k w_k s_k B_k A_k x``.
+r"""One model in any mixture of its adapters: ``y = (1 + sum_k w_k (g_k - 1)) * (W x) + sum_k w_k s_k B_k A_k x + b``.
 
 `Mixture` puts a `MixedLoraLinear` on every adapted module of a model and switches all of them together:
 
@@ -57,7 +57,7 @@ class MixedLoraLinear(WrappedLinear):
 
     def merge(self, weights: Tensor) -> None:
         """Constant ``weights [K]``: build the working copy."""
-        self.merge_delta(self.factors.delta(weights))
+        self.merge_delta(self.factors.delta(weights, self.base.weight))
 
     def merge_delta(self, delta: Tensor) -> None:
         """A constant ``delta [d_out, d_in]``: build the working copy, in float32, rounded once."""
@@ -66,7 +66,7 @@ class MixedLoraLinear(WrappedLinear):
 
     def per_sample(self, weights: Tensor, routes: Routes | None = None, place: Place | None = FIRST) -> None:
         """``weights [n, K]`` of the batch's samples; ``routes`` are theirs, where a module alike has them already."""
-        self.form = PerSample(routes or Routes(weights, self.factors), self.factors, place)
+        self.form = PerSample(routes or Routes(weights, self.factors), self.factors, place, self.base.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
@@ -143,7 +143,7 @@ class Mixture:
         deltas: dict[str, Tensor] = {}
         for weights in parts:
             for name, layer in self._layers.items():
-                delta = layer.factors.delta(weights.to(layer.factors.A.device))
+                delta = layer.factors.delta(weights.to(layer.factors.A.device), layer.base.weight)
                 deltas[name] = deltas[name].add_(delta) if name in deltas else delta
         for name, delta in deltas.items():
             self._layers[name].merge_delta(delta)
@@ -153,7 +153,8 @@ class Mixture:
         """One adapter that is not in the stack, on modules that are."""
         self.off()
         for name in factors.A:
-            self._layers[name].merge_delta(factors.delta(name))
+            layer = self._layers[name]
+            layer.merge_delta(factors.delta(name, layer.base.weight))
         self._check_merged()
 
     def per_sample(self, weights: Tensor) -> None:
@@ -178,7 +179,8 @@ class Mixture:
         """A learned selector over some of the stack's adapters."""
         self.off()
         for name, factors in members.modules.items():
-            self._layers[name].form = Attended(selector, name, factors)
+            layer = self._layers[name]
+            layer.form = Attended(selector, name, factors, layer.base.bias)
 
     def check_called(self) -> None:
         """Refuse adapters that the passes so far went by: a merged weight can be read, another form must be called.
@@ -187,7 +189,7 @@ class Mixture:
             IncompatibleError: The model's code computes with the weight of an adapted module and does not call it.
         """
         mixed = {n: layer for n, layer in self._layers.items() if not isinstance(layer.form, Merged | None)}
-        changing = {n: layer for n, layer in mixed.items() if layer.called or bool(layer.factors.B.any())}
+        changing = {n: layer for n, layer in mixed.items() if layer.called or _changes(layer.factors)}
         hint = "use a composition that has one state for all texts"
         check_called(changing, hint=hint, commands=[Command("compose", "--mode", "manual")])
 
@@ -217,6 +219,11 @@ class Mixture:
     def _place(self, name: str, module: nn.Module) -> None:
         parent, _, child = name.rpartition(".")
         setattr(self._model.get_submodule(parent), child, module)
+
+
+def _changes(factors: StackedFactors) -> bool:
+    """Whether any adapter changes what the module answers."""
+    return factors.gain is not None or bool(factors.B.any())
 
 
 def _same_rows(layers: Iterable[MixedLoraLinear]) -> Iterable[list[MixedLoraLinear]]:

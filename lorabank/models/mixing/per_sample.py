@@ -2,7 +2,7 @@ r"""A batch in which every sample has its own weights over adapters, each sample
 
 For stacked factors ``A [R, d_in]`` and ``B [d_out, R]`` of a module, and ``rows_i = w_i[owner] scale``, sample i gets
 
-    y_i = W x_i + B diag(rows_i) A x_i
+    y_i = W x_i + B diag(rows_i) A x_i  (+ shift_i * (W x_i), shift_i = sum_k w_ik (g_k - 1), where one has a row gain)
 
 where most of ``rows_i`` is 0: a routed sample needs the r rows of its state (one adapter, or a sum of several), the
 batch the U rows that any sample needs. Three forms give the same y, for M tokens in n samples and d = d_in + d_out:
@@ -81,6 +81,7 @@ class Routes:
         self._width = like.A.shape[1] + like.B.shape[0]
         if alike(weights):
             weights = weights[:1]
+        self.weights = weights
         self.rows = weights.cpu().double()[:, like.owner.cpu()] * like.scale.cpu().double()
         self._forms: dict[int, Form] = {}
 
@@ -151,6 +152,11 @@ def alike(weights: Tensor) -> bool:
     return bool((weights == weights[:1]).all())
 
 
+def add_gain(out: Tensor, shift: Tensor, bias: Tensor | None) -> None:
+    """``out += shift * (out - bias)``, in place: the rows of ``W x + bias`` with a gain of ``1 + shift``."""
+    out.addcmul_(shift, out if bias is None else out - bias)
+
+
 class PerSample:
     """One module's adapters in a batch of routes.
 
@@ -161,12 +167,17 @@ class PerSample:
         routes: The batch.
         factors: The module's adapters.
         place: Where the samples are in the module's input; None where nobody knows.
+        bias: The module's bias ``[d_out]``, which no row gain multiplies.
     """
 
-    def __init__(self, routes: Routes, factors: StackedFactors, place: Place | None = FIRST) -> None:
+    def __init__(
+        self, routes: Routes, factors: StackedFactors, place: Place | None = FIRST, bias: Tensor | None = None
+    ) -> None:
         self._routes = routes
         self._place = place
         self._factors = factors
+        self._bias = bias
+        self._shift = factors.shift(routes.weights)
         self._kept: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -178,7 +189,7 @@ class PerSample:
         """Add every sample's adapters.
 
         Args:
-            out: ``W x [..., d_out]``, changed in place.
+            out: ``W x + b [..., d_out]``, changed in place.
             x: ``[..., d_in]``.
 
         Returns:
@@ -195,6 +206,8 @@ class PerSample:
             raise UnplacedError("adapters were chosen for each row, and nobody knows a module's rows")
         whole = out if n > 1 else out[None]
         inputs, sums = place.by_rows(x if n > 1 else x[None], n), place.by_rows(whole, n)
+        if self._shift is not None:
+            add_gain(sums, self._shift.to(sums.dtype).unsqueeze(1), self._bias)
         form = self._routes.form(inputs.shape[1])
         if isinstance(form, Masked):
             if self._kept is None:

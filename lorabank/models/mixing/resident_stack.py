@@ -201,29 +201,31 @@ class ResidentStack:
                 slots.clear(k)
             if module in factors.A:
                 scaling = 1.0 if self.all_fit else factors.scaling[module]
-                slots.put(slots.first_row(k), factors.A[module], factors.B[module] * scaling)
+                gain = factors.gain.get(module)
+                slots.put(slots.first_row(k), factors.A[module], factors.B[module] * scaling, gain)
         self._slot[name] = k
 
     def _check_fit(self, count: int) -> None:
         if not self.all_fit and count > len(self.slots.names):
-            slot = sum(factors.A.nbytes + factors.B.nbytes for factors in self.modules.values()) // len(
-                self.slots.names
-            )
+            parts = [part for own in self.modules.values() for part in (own.A, own.B, own.gain) if part is not None]
+            slot = sum(part.nbytes for part in parts) // len(self.slots.names)
             raise _too_many(f"{count} adapters that answer one text together need", count * slot, self._max_bytes)
 
 
 def _slot_for_any(adapters: Iterable[Mapping[str, FactorShape]]) -> dict[str, FactorShape]:
-    """Module to the most rows that any adapter has there; the scaling is left to B."""
+    """Module to the most rows that any adapter has there, and a gain if any has one; the scaling is left to B."""
     slot: dict[str, FactorShape] = {}
     for modules in adapters:
         for module, shape in modules.items():
-            r = max(shape.r, slot[module].r if module in slot else 0)
-            slot[module] = FactorShape(r, shape.d_in, shape.d_out, 1.0)
+            before = slot.get(module, shape)
+            r, gain = max(shape.r, before.r), shape.gain or before.gain
+            slot[module] = FactorShape(r, shape.d_in, shape.d_out, 1.0, gain)
     return slot
 
 
 def _bytes(modules: Mapping[str, FactorShape], dtype: torch.dtype) -> int:
-    return sum(shape.r * (shape.d_in + shape.d_out) for shape in modules.values()) * dtype.itemsize
+    factors = sum(shape.r * (shape.d_in + shape.d_out) for shape in modules.values()) * dtype.itemsize
+    return factors + sum(shape.d_out for shape in modules.values() if shape.gain) * torch.float32.itemsize
 
 
 def _too_many(who: str, needed: int, max_bytes: int | None) -> ConfigError:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from lorabank.algebra.stack import AdapterStack, StackedFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core.states import SELECTOR
 from lorabank.models.gates.attention import Selector
 from lorabank.training.online_attention import SELECTOR as SUBMODULE
@@ -49,9 +49,7 @@ class _AMLoRA(Strategy):
 
 def _on(stack: AdapterStack, device: torch.device) -> AdapterStack:
     """The earlier adapters where the model is: unlike those of other strategies they are not folded into it."""
-    parts = {name: (f.A, f.B, f.owner, f.scale) for name, f in stack.modules.items()}
-    moved = {name: StackedFactors(*(part.to(device) for part in own)) for name, own in parts.items()}
-    return AdapterStack(stack.names, moved)
+    return AdapterStack(stack.names, {name: factors.to(device) for name, factors in stack.modules.items()})
 
 
 AMLORA = _AMLoRA("amlora", "attended", reads=(SELECTOR,))

@@ -132,5 +132,5 @@ def fold(model: nn.Module, stack: AdapterStack) -> None:
         module = model.get_submodule(name)
         weight = module.weight
         assert isinstance(weight, Tensor)
-        folded = weight.float() + factors.delta(weights.to(factors.A.device)).to(weight.device)
+        folded = weight.float() + factors.delta(weights.to(factors.A.device), weight).to(weight.device)
         module.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=weight.requires_grad)
