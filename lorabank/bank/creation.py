@@ -13,7 +13,7 @@ from lorabank.bank.catalog.database import connect, create_database
 from lorabank.bank.catalog.definitions import schema_revision
 from lorabank.bank.catalog.events import first_event
 from lorabank.bank.catalog.judging import check_length
-from lorabank.bank.catalog.rows import base_model_row, sealed
+from lorabank.bank.catalog.rows import row_of, sealed
 from lorabank.bank.catalog.times import now
 from lorabank.bank.failures import reported
 from lorabank.bank.locks import bank_lock
@@ -39,7 +39,7 @@ def create(layout: Layout, base: BaseModelRecord) -> str:
             identifier, version, moment = os.urandom(16).hex(), __version__, now()
             bank = {"id": 1, "bank_id": identifier, "format": FORMAT, "created_at": moment, "created_with": version}
             base = base._replace(created_at=base.created_at or moment)
-            first = {"bank": sealed("bank", bank), "base_model": base_model_row(base)}
+            first = {"bank": sealed("bank", bank), "base_model": row_of("base_model", base, id=1)}
             create_database(layout, first | {"events": first_event("init", moment)})
             content = {"format": FORMAT, "id": identifier, "created_with": version}
             write_manifest(layout, json.dumps(content, indent=2).encode() + b"\n")

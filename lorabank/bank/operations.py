@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.catalog.database import busy, writing
 from lorabank.bank.catalog.heartbeat import Heartbeat
-from lorabank.bank.catalog.rows import operation_record, operation_row
+from lorabank.bank.catalog.rows import operation_record, row_of
 from lorabank.bank.catalog.times import now
 from lorabank.bank.failures import reported, taken
 from lorabank.bank.locks import bank_lock, boot_id, host_name, is_alive, process_start
@@ -230,7 +230,7 @@ def reserve(layout: Layout, kind: str, name: str, config: Mapping[str, Any]) -> 
 
             _refuse_taken(connection, kind, name, config)
             _settle_operations(connection, layout, name)
-            connection.execute(operations.insert(), operation_row(record, holder["process_start"]))
+            connection.execute(operations.insert(), row_of("operations", record, **holder))
         return Operation(layout, record, holder)
 
 

@@ -1,72 +1,257 @@
-"""What each column of a row may hold.
+"""The columns of ``bank.db``: their types, what they may hold, and which of them a row's digest covers.
 
-The digest of a row tells damage, not intent: who prepares a bank can make digests that fit. Records are made of
-columns that were judged here, so that nobody who uses a record meets a number in the place of a label.
+This is the one description of the schema. The tables of SQLAlchemy (`schema`), the rows that are written and the
+records that are read (`rows`), and what is judged before anything is made of a row, all follow from it; the migrations
+make it, and a test compares both. It is plain Python, because ``lorabank list`` pays for it.
+
+Rows are never changed but for columns that are not ``sealed``: states, and the process columns of ``operations``.
+Where a name, a note, tags or ``removed_at`` changes, the row is sealed anew. Structured values are JSON text, so that
+the digest is over the very bytes that are stored.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from lorabank.bank.catalog.checks import (
+    CHANGE,
+    COUNT,
+    DIGEST,
+    FACTS,
+    MOST,
+    POSITION,
+    RESERVED,
+    SETTINGS,
+    TASK_TYPE,
+    Check,
+    are_tags,
+    each,
+    hexadecimal,
+    is_file_name,
+    is_moment,
+    is_note,
+    is_number,
+    is_text,
+    label_detail,
+    mapping,
+    one_of,
+    optional,
+    text_detail,
+    texts,
+    within,
+)
+from lorabank.bank.objects.canonical import canonical
 from lorabank.core.commands import VERIFY
 from lorabank.core.errors import DamagedError
-from lorabank.core.limits import MAX_LABELS, MAX_NAME, MAX_NOTE, MAX_RANK, MAX_TAGS
-
-Check = Callable[[Any], bool]
+from lorabank.core.limits import MAX_LABELS, MAX_RANK
 
 
-class Json(NamedTuple):
-    """The form of a column that holds JSON text."""
+class Column(NamedTuple):
+    """One column.
 
-    check: Check
+    Attributes:
+        type: What SQLite keeps; None for a column that a query joins from another table.
+        check: What the value may be, JSON parsed; None where no record holds it.
+        write: From a record's value to the stored one.
+        read: From the stored value, judged and JSON parsed, to the record's.
+        json: Whether it holds JSON text.
+        empty: Whether it may hold nothing.
+        sealed: Whether the row's digest covers it.
+        later: Whether older schemas lack it: there it is as good as empty.
+        key: Whether it is part of the primary key.
+        refers: ``table.column`` that it refers to.
+        words: The only values, where there are few.
+        indexed: Whether there is an index of it.
+    """
+
+    type: Literal["text", "integer", "real", "boolean"] | None
+    check: Check | None
+    write: Callable[[Any], Any] | None = None
+    read: Callable[[Any], Any] | None = None
+    json: bool = False
+    empty: bool = False
+    sealed: bool = True
+    later: bool = False
+    key: bool = False
+    refers: str | None = None
+    words: tuple[str, ...] = ()
+    indexed: bool = False
 
 
-_MOST = 2**53  # what JSON keeps as it is
+class Described(NamedTuple):
+    """A table.
+
+    Attributes:
+        shown: The column that names a row in a message.
+        columns: By name. The digest covers the sealed ones in this order, so it never changes: a new one comes last.
+        rules: Conditions that SQLite checks, by name.
+        unique: Columns that together stand in one row at most.
+        live: Whether no two rows in use have one name.
+    """
+
+    shown: str
+    columns: Mapping[str, Column]
+    rules: Mapping[str, str] = {}
+    unique: tuple[str, ...] = ()
+    live: bool = False
+
+
+def _text(check: Check | None = is_text, **options: Any) -> Column:
+    return Column("text", optional(check) if check and options.get("empty") else check, **options)
+
+
+def _integer(check: Check | None, **options: Any) -> Column:
+    return Column("integer", optional(check) if check and options.get("empty") else check, int, **options)
+
+
+def _json(check: Check, **options: Any) -> Column:
+    return Column("text", check, canonical, json=True, **options)
+
+
+def _words(*words: str, **options: Any) -> Column:
+    return Column("text", one_of(*words), words=words, **options)
+
+
+def _joined(check: Check) -> Column:
+    return Column(None, check, sealed=False)
+
+
+def _blob(**options: Any) -> Column:
+    return _text(DIGEST, refers="blobs.digest", **options)
+
+
+def _owner(table: str) -> Column:
+    return _integer(None, key=True, refers=table)
+
+
+def joined_tags(tags: tuple[str, ...]) -> str | None:
+    """Tags as a column holds them."""
+    return ",".join(tags) or None
+
+
+def split_tags(tags: str | None) -> tuple[str, ...]:
+    """Tags from their column."""
+    return tuple(tags.split(",")) if tags else ()
+
+
+_ID = _integer(None, key=True)
+_NAMES = _json(texts(MOST), read=tuple)
+_REAL = Column("real", is_number, float)
+_NOTE = _text(is_note, empty=True, later=True)
+_TAGS = _text(are_tags, empty=True, later=True, write=joined_tags, read=split_tags)
+_REMOVED_AT = _text(empty=True)
+
+TABLES: dict[str, Described] = {
+    "bank": Described("id", {
+        "id": _ID, "bank_id": _text(None), "format": _integer(None), "created_at": _text(None),
+        "created_with": _text(None),
+    }, {"one_row": "id = 1"}),
+    "base_model": Described("name", {
+        "id": _ID, "name": _text(), "source": _text(), "revision": _text(empty=True), "config_hash": _text(),
+        "fingerprint": _text(DIGEST), "tokenizer_hash": _text(), "chat_template_hash": _text(empty=True),
+        "dtype": _text(), "quantisation": _text(empty=True), "task_type": _text(TASK_TYPE),
+        "hidden_size": _integer(within(1, MOST)), "parameters": _integer(COUNT), "created_at": _text(),
+    }, {"one_row": "id = 1"}),
+    "blobs": Described("digest", {
+        "digest": _text(DIGEST, key=True), "bytes": _integer(COUNT), "created_at": _text(None),
+    }),
+    "tasks": Described("name", {
+        "position": _integer(POSITION, key=True), "name": _text(), "task_type": _text(TASK_TYPE),
+        "labels": _json(texts(MAX_LABELS), read=tuple), "statistics": _blob(empty=True),
+        "prompt_template": _text(empty=True), "created_at": _text(), "note": _NOTE, "tags": _TAGS,
+        "first_name": _text(empty=True, later=True), "replaces": _integer(POSITION, empty=True, later=True),
+        "removed_at": _REMOVED_AT, "state": _words("training", "ready", "failed", "removed", sealed=False),
+        "adapter": _joined(DIGEST),
+    }, {"position": "position > 0"}, live=True),
+    "datasets": Described("task_name", {
+        "id": _ID, "task": _integer(None, refers="tasks.position"), "task_name": _joined(is_text),
+        "split": _words("train", "eval", "calibration", "replay"), "rows": _integer(COUNT), "columns": _NAMES,
+        "sha256": _text(DIGEST), "source": _text(), "rows_dropped": _integer(COUNT), "rows_cut": _integer(COUNT),
+        "blob": _blob(empty=True), "row_digests": _blob(empty=True, later=True),
+    }, unique=("task", "split")),
+    "adapters": Described("task_name", {
+        "id": _integer(None, key=True, refers="tasks.position"), "task_name": _joined(is_text),
+        "digest": _text(DIGEST, indexed=True), "r": _integer(within(1, MAX_RANK)), "lora_alpha": _REAL,
+        "use_rslora": Column("boolean", within(0, 1), int, bool), "target_modules": _NAMES, "strategy": _text(),
+        "penalties": _json(each(is_number)), "seed": _integer(within(-(2**63), 2**63 - 1)), "steps": _integer(COUNT),
+        "wall_seconds": _REAL, "device": _text(), "bytes": _integer(COUNT), "head_digest": _text(empty=True),
+        "versions": _json(each(is_text)), "config": _json(SETTINGS), "metrics": _json(FACTS), "created_at": _text(),
+    }),
+    "adapter_files": Described("name", {
+        "adapter": _owner("adapters.id"), "name": _text(is_file_name, key=True), "sha256": _text(DIGEST),
+        "bytes": _integer(COUNT),
+    }),
+    "adapter_context": Described("adapter", {
+        "adapter": _owner("adapters.id"), "ordinal": _ID, "member": _integer(None, refers="adapters.id"),
+    }),
+    "adapter_objects": Described("role", {
+        "adapter": _owner("adapters.id"), "role": _text(key=True), "blob": _blob(),
+    }),
+    "compositions": Described("name", {
+        "id": _ID, "name": _text(), "mode": _text(), "parameters": _json(mapping()), "created_at": _text(),
+        "note": _NOTE, "tags": _TAGS, "removed_at": _REMOVED_AT, "state": _words("ready", "removed", sealed=False),
+    }, live=True),
+    "composition_members": Described("composition", {
+        "composition": _integer(POSITION, key=True, refers="compositions.id"), "ordinal": _ID,
+        "adapter": _integer(None, refers="adapters.id"), "known_as": _text(empty=True, later=True),
+    }),
+    "composition_objects": Described("role", {
+        "composition": _owner("compositions.id"), "role": _text(key=True), "blob": _blob(),
+    }),
+    "evaluations": Described("key", {
+        "key": _text(key=True), "subject": _text(), "stage": _integer(within(0, 2**31)), "task": _text(),
+        "metric": _text(), "value": _REAL, "n": _integer(COUNT), "low": _REAL, "high": _REAL,
+        "task_id": _words("given", "routed"), "settings": _json(mapping()),
+        "detail": _json(mapping(routed=each(COUNT), labels=label_detail, texts=text_detail)), "created_at": _text(),
+    }),
+    "operations": Described("name", {
+        "id": _text(hexadecimal(32), key=True), "kind": _text(), "name": _text(), "config": _json(RESERVED),
+        "started_at": _text(is_moment), "pid": _integer(within(0, 2**31), sealed=False),
+        "boot_id": _text(sealed=False), "host": _text(sealed=False),
+        "process_start": _integer(within(-1, 2**63 - 1), sealed=False),
+        "seen_at": _text(None, empty=True, sealed=False, later=True),
+    }, unique=("name",)),
+    "events": Described("id", {
+        "id": _integer(POSITION, key=True), "kind": _text(), "name": _text(), "detail": _json(CHANGE),
+        "undoes": _integer(POSITION, empty=True, refers="events.id"), "version": _text(),
+        "created_at": _text(is_moment),
+    }, unique=("undoes",)),
+}  # fmt: skip
 
 
 def sound(table: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a row, JSON parsed, each of the form that its readers rely on.
+    """The columns of a row that a record holds, as it holds them, each of the form that its readers rely on.
 
     Raises:
         DamagedError: Naming the row and the column.
     """
     values = {}
-    for column, check in FORMS[table].items():
-        value = row[column]
+    shown, columns = TABLES[table][:2]
+    for name, column in columns.items():
+        if column.check is None:
+            continue
+        value = row[name]
         try:
-            if isinstance(check, Json):
-                value, check = _DECODER.decode(value), check.check
-            good = check(value)
+            if column.json:
+                value = _DECODER.decode(value)
+            good = column.check(value)
         except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
             good = False
         if not good:
-            key = row[next(iter(FORMS[table]))]
             raise DamagedError(
-                f"bank.db: row {str(key)[:80]!r} of {table}: its {column} cannot be {str(value)[:80]!r}",
+                f"bank.db: row {str(row[shown])[:80]!r} of {table}: its {name} cannot be {str(value)[:80]!r}",
                 commands=[VERIFY],
             )
-        values[column] = value
+        values[name] = column.read(value) if column.read else value
     return values
 
 
 def fits(table: str, columns: Mapping[str, Any]) -> bool:
     """Whether columns without JSON may be put into a row of a table."""
-    checks = {column: FORMS[table][column] for column in columns}
-    return all(not isinstance(check, Json) and check(columns[column]) for column, check in checks.items())
-
-
-def answers_in_text(task: str, config: Mapping[str, Any]) -> None:
-    """What must stand in the settings of a language model's task, so that it can be asked.
-
-    Raises:
-        DamagedError: It does not.
-    """
-    if config.get("scoring") not in _TEXT_TO_TEXT or not {"format", "max_length", "max_new_tokens"} <= config.keys():
-        message = f"bank.db: task {task[:80]!r}: its settings do not say how the language model is asked"
-        raise DamagedError(message, commands=[VERIFY])
+    known = {name: TABLES[table].columns[name] for name in columns}
+    return all(not column.json and column.check and column.check(columns[name]) for name, column in known.items())
 
 
 def _refuse(constant: str) -> float:
@@ -74,215 +259,3 @@ def _refuse(constant: str) -> float:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse)
-
-
-def _text(value: Any) -> bool:
-    return type(value) is str
-
-
-def _storable(value: Any) -> bool:
-    """A text that a column can hold: what JSON spells may have a lone surrogate."""
-    return _text(value) and value.encode() is not None
-
-
-def _hexadecimal(digits: int) -> Check:
-    return lambda value: _text(value) and len(value) == digits and not value.strip("0123456789abcdef")
-
-
-def _file_name(value: Any) -> bool:
-    return _text(value) and value.isascii() and value.isprintable() and value[:1] not in ("", ".") and "/" not in value
-
-
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _moment(value: Any) -> bool:
-    from datetime import datetime  # a bank without operations needs none
-
-    return _text(value) and datetime.fromisoformat(value).tzinfo is not None
-
-
-def _within(low: int, high: int) -> Check:
-    return lambda value: type(value) is int and low <= value <= high
-
-
-def _one_of(*words: str) -> Check:
-    return lambda value: _text(value) and value in words
-
-
-def _optional(check: Check) -> Check:
-    return lambda value: value is None or check(value)
-
-
-def _texts(most: int) -> Check:
-    """Different texts, at most so many."""
-    return lambda value: (
-        type(value) is list and all(map(_text, value)) and len(set(value)) == len(value) and len(value) <= most
-    )
-
-
-def _each(check: Check) -> Check:
-    """An object with values of one form."""
-    return lambda value: type(value) is dict and all(map(check, value.values()))
-
-
-def _object(**known: Check) -> Check:
-    """An object of any keys; those that somebody reads have their form where they are there."""
-    return lambda value: type(value) is dict and all(check(value[key]) for key, check in known.items() if key in value)
-
-
-def _lists_of_texts(value: Any) -> bool:
-    """Lists of one text or more."""
-    return type(value) is list and all(type(one) is list and one and all(map(_text, one)) for one in value)
-
-
-def _label_detail(value: Any) -> bool:
-    """What ``evaluation.confusion`` keeps of a cell: names, three counts for each, and rows of places and counts."""
-    place = _within(0, len(value["names"]) - 1)
-    return (
-        type(value["names"]) is list
-        and all(map(_text, value["names"]))
-        and _number(value["macro_f1"])
-        and len(value["counts"]) == len(value["names"])
-        and all(len(counts) == 3 and all(map(_COUNT, counts)) for counts in value["counts"])
-        and all(place(wanted) and place(got) and _COUNT(rows) for wanted, got, rows in value["wrong"])
-        and all(
-            _within(1, _MOST)(row) and _text(wanted) and _text(got) and _optional(_number)(sure)
-            for row, wanted, got, sure in value["worst"]
-        )
-        and _COUNT(value["most"])
-        and _COUNT(value["unlisted"])
-    )
-
-
-def _places(value: Any) -> bool:
-    """Different numbers of rows."""
-    return type(value) is list and all(map(_POSITION, value)) and len(set(value)) == len(value)
-
-
-def _note(value: Any) -> bool:
-    return _text(value) and 0 < len(value) <= MAX_NOTE
-
-
-def _tags(value: Any) -> bool:
-    """Different words with commas between them."""
-    words = value.split(",")
-    return len(set(words)) == len(words) <= MAX_TAGS and all(
-        0 < len(word) <= MAX_NAME and word.isascii() and word.isprintable() for word in words
-    )
-
-
-def _text_detail(value: Any) -> bool:
-    """What ``evaluation.text_samples`` keeps of a cell: means by name, and rows of a place and three texts."""
-    return _each(_number)(value["metrics"]) and all(
-        _within(1, _MOST)(row) and all(map(_text, (asked, wanted, got)))
-        for row, asked, wanted, got in value["samples"]
-    )
-
-
-_COUNT = _within(0, _MOST)
-_DIGEST = _hexadecimal(64)
-_POSITION = _within(1, 2**31)
-_BLOB = _optional(_DIGEST)
-_OPTIONAL_TEXT = _optional(_text)
-
-_RESERVED = _object(
-    config=_object(),
-    train=_DIGEST,
-    eval=_DIGEST,
-    past=_object(earlier=_lists_of_texts, position=_POSITION),
-    note=_note,
-    replaces=_POSITION,
-    tags=lambda value: _texts(MAX_TAGS)(value) and _tags(",".join(value)),
-)
-"""What an interrupted training is resumed by (``workflows.past``)."""
-
-_TEXT_TO_TEXT = ("likelihood", "generation", "perplexity")
-
-_SETTINGS = Json(
-    _object(
-        format=_text,
-        chat_template=_one_of("auto", "none"),
-        scoring=_one_of("auto", *_TEXT_TO_TEXT),
-        max_length=_within(1, 2**20),
-        max_new_tokens=_within(1, 2**15),
-        clusters_per_task=_within(1, 2**10),
-    )
-)
-_FACTS = Json(
-    _object(
-        continued_from=_BLOB,
-        overlap=_each(_number),
-        known_rows=_each(_COUNT),
-        capacity_left=_optional(_number),
-        part=_optional(_COUNT),
-        source_digest=_OPTIONAL_TEXT,
-        text_metric=_one_of("exact_match", "token_f1"),
-    )
-)
-_CHANGE = Json(
-    _object(
-        tasks_added=_places,
-        tasks_removed=_places,
-        compositions_added=_places,
-        compositions_removed=_places,
-        of=_one_of("tasks", "compositions"),
-        row=_POSITION,
-        before=_each(_optional(_storable)),
-        after=_each(_optional(_storable)),
-    )
-)
-_TASK_TYPE = _one_of("SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM")
-_NAMES = Json(_texts(_MOST))
-_ANY_OBJECT = Json(_object())
-
-FORMS: dict[str, dict[str, Check | Json]] = {
-    "base_model": {
-        "name": _text, "source": _text, "revision": _OPTIONAL_TEXT, "config_hash": _text, "fingerprint": _DIGEST,
-        "tokenizer_hash": _text, "chat_template_hash": _OPTIONAL_TEXT, "dtype": _text, "quantisation": _OPTIONAL_TEXT,
-        "task_type": _TASK_TYPE, "hidden_size": _within(1, _MOST), "parameters": _COUNT, "created_at": _text,
-    },
-    "blobs": {"digest": _DIGEST, "bytes": _COUNT},
-    "tasks": {
-        "name": _text, "position": _POSITION, "task_type": _TASK_TYPE, "labels": Json(_texts(MAX_LABELS)),
-        "state": _one_of("training", "ready", "failed", "removed"), "adapter": _DIGEST, "statistics": _BLOB,
-        "prompt_template": _OPTIONAL_TEXT, "created_at": _text, "removed_at": _OPTIONAL_TEXT,
-        "note": _optional(_note), "tags": _optional(_tags), "first_name": _OPTIONAL_TEXT,
-        "replaces": _optional(_POSITION),
-    },
-    "datasets": {
-        "task_name": _text, "split": _one_of("train", "eval", "calibration", "replay"), "rows": _COUNT,
-        "columns": _NAMES, "sha256": _DIGEST, "source": _text, "rows_dropped": _COUNT, "rows_cut": _COUNT,
-        "blob": _BLOB, "row_digests": _BLOB,
-    },
-    "adapters": {
-        "task_name": _text, "digest": _DIGEST, "r": _within(1, MAX_RANK), "lora_alpha": _number,
-        "use_rslora": _within(0, 1), "target_modules": _NAMES, "strategy": _text, "penalties": Json(_each(_number)),
-        "seed": _within(-(2**63), 2**63 - 1), "steps": _COUNT, "wall_seconds": _number, "device": _text,
-        "bytes": _COUNT, "head_digest": _OPTIONAL_TEXT, "versions": Json(_each(_text)), "config": _SETTINGS,
-        "metrics": _FACTS, "created_at": _text,
-    },
-    "adapter_files": {"name": _file_name, "sha256": _DIGEST, "bytes": _COUNT},
-    "adapter_objects": {"role": _text, "blob": _DIGEST},
-    "compositions": {
-        "name": _text, "mode": _text, "parameters": _ANY_OBJECT, "state": _one_of("ready", "removed"),
-        "created_at": _text, "removed_at": _OPTIONAL_TEXT, "note": _optional(_note), "tags": _optional(_tags),
-    },
-    "composition_members": {"composition": _POSITION, "known_as": _OPTIONAL_TEXT},
-    "composition_objects": {"role": _text, "blob": _DIGEST},
-    "evaluations": {
-        "key": _text, "subject": _text, "stage": _within(0, 2**31), "task": _text, "metric": _text, "value": _number,
-        "n": _COUNT, "low": _number, "high": _number, "task_id": _one_of("given", "routed"), "settings": _ANY_OBJECT,
-        "detail": Json(_object(routed=_each(_COUNT), labels=_label_detail, texts=_text_detail)), "created_at": _text,
-    },
-    "operations": {
-        "name": _text, "id": _hexadecimal(32), "kind": _text, "config": Json(_RESERVED), "started_at": _moment,
-        "pid": _within(0, 2**31), "boot_id": _text, "host": _text, "process_start": _within(-1, 2**63 - 1),
-    },
-    "events": {
-        "id": _POSITION, "kind": _text, "name": _text, "detail": _CHANGE, "undoes": _optional(_POSITION),
-        "version": _text, "created_at": _moment,
-    },
-}  # fmt: skip
-"""Table to its columns' forms; the first column names the row in a message."""

@@ -7,19 +7,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, func, select
 
+from lorabank.bank.catalog.columns import split_tags
 from lorabank.bank.catalog.database import writing
 from lorabank.bank.catalog.events import Change, log_event
-from lorabank.bank.catalog.rows import (
-    adapter_row,
-    blob_row,
-    composition_row,
-    dataset_row,
-    evaluation_row,
-    row_digest,
-    sealed,
-    split,
-    task_row,
-)
+from lorabank.bank.catalog.rows import row_digest, row_of, sealed
 from lorabank.bank.catalog.schema import (
     adapter_context,
     adapter_files,
@@ -74,8 +65,8 @@ def insert_task(
     of_rows = [blob for data in splits for blob in (data.blob, data.row_digests)]
     kept = [stored.statistics, *of_rows, *adapter.objects.values()]
     _insert_blobs(connection, layout, stage, kept)
-    connection.execute(tasks.insert(), task_row(stored))
-    connection.execute(adapters.insert(), adapter_row(adapter, position))
+    connection.execute(tasks.insert(), row_of("tasks", stored, removed_at=None))
+    connection.execute(adapters.insert(), row_of("adapters", adapter, id=position))
     _insert(
         connection,
         adapter_files,
@@ -88,7 +79,7 @@ def insert_task(
     _insert(connection, adapter_objects, ({"adapter": position, "role": role, "blob": blob} for role, blob in objects))
     first = _next(connection, datasets.c.id)
     for number, data in enumerate(splits, start=first):
-        connection.execute(datasets.insert(), dataset_row(data, number, position))
+        connection.execute(datasets.insert(), row_of("datasets", data, id=number, task=position))
     change = Change((position,), old.tasks_removed, (), old.compositions_removed)
     log_event(connection, "replace" if old.tasks_removed else kind, stored.name, change)
     return stored
@@ -97,7 +88,7 @@ def insert_task(
 def _as_noted(connection: Connection, task: TaskRecord, replaces: int | None) -> TaskRecord:
     """A new version with the note and the tags of the old one where none were given for it."""
     old = connection.execute(tasks.select().where(tasks.c.position == replaces)).first() if replaces else None
-    return task if old is None else task._replace(note=task.note or old.note, tags=task.tags or split(old.tags))
+    return task if old is None else task._replace(note=task.note or old.note, tags=task.tags or split_tags(old.tags))
 
 
 def _supersede(connection: Connection, name: str, position: int | None) -> Change:
@@ -138,7 +129,7 @@ def insert_composition(
     ]
     identifier = _next(connection, compositions.c.id)
     _insert_blobs(connection, layout, stage, composition.objects.values())
-    connection.execute(compositions.insert(), composition_row(stored, identifier))
+    connection.execute(compositions.insert(), row_of("compositions", stored, id=identifier, removed_at=None))
     rows = (
         {"composition": identifier, "ordinal": n, "adapter": member, "known_as": name}
         for n, (name, member) in enumerate(zip(composition.members, members, strict=True))
@@ -269,7 +260,8 @@ def _insert_blobs(connection: Connection, layout: Layout, stage: Stage, digests:
             if not layout.blob(digest).is_file():
                 raise _missing(f"blob {digest[:12]} is not in the bank any more")
         elif digest in stage.blobs:
-            connection.execute(blobs.insert(), blob_row(digest, stage.blobs[digest].bytes, now()))
+            row = {"digest": digest, "bytes": stage.blobs[digest].bytes, "created_at": now()}
+            _insert(connection, blobs, [row])
         else:
             raise _missing(f"blob {digest[:12]} was not staged")
 
@@ -280,7 +272,12 @@ def _missing(message: str) -> IncompatibleError:
 
 def insert_evaluations(layout: Layout, records: Sequence[EvaluationRecord]) -> None:
     """Insert scores in one short transaction; a key that is there already stays as it is."""
-    rows = [evaluation_row(record._replace(created_at=record.created_at or now())) for record in records]
+    rows = [
+        row_of(
+            "evaluations", record._replace(created_at=record.created_at or now()), of=f"evaluation of {record.task}: "
+        )
+        for record in records
+    ]
     if not rows:
         return
     with bank_lock(layout.lock, exclusive=False), writing(layout) as connection:

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorabank.bank.catalog.columns import sound
-from lorabank.bank.catalog.rows import sealed
-from lorabank.bank.objects.canonical import canonical
+from lorabank.bank.catalog.rows import row_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -111,11 +110,6 @@ def left_to_undo(history: Sequence[EventRecord]) -> list[EventRecord]:
     return [event for event in reversed(history) if event.kind in UNDOABLE and event.id not in undone]
 
 
-def event_row(record: EventRecord) -> dict[str, Any]:
-    """A row of ``events``."""
-    return sealed("events", {**record._asdict(), "detail": canonical(record.detail)})
-
-
 def event_record(row: Mapping[str, Any]) -> EventRecord:
     """An event from its row."""
     return EventRecord(**sound("events", row))
@@ -125,7 +119,7 @@ def first_event(kind: str, created_at: str) -> dict[str, Any]:
     """The row that the history of a bank begins with."""
     from lorabank import __version__
 
-    return event_row(EventRecord(1, kind, "", {}, None, __version__, created_at))
+    return row_of("events", EventRecord(1, kind, "", {}, None, __version__, created_at))
 
 
 def log_event(connection: Connection, kind: str, name: str, change: Change, *, undoes: int | None = None) -> None:
@@ -138,4 +132,4 @@ def log_event(connection: Connection, kind: str, name: str, change: Change, *, u
 
     number = int(connection.execute(select(func.coalesce(func.max(events.c.id), 0) + 1)).scalar_one())
     record = EventRecord(number, kind, name, change.detail, undoes, __version__, now())
-    connection.execute(events.insert(), event_row(record))
+    connection.execute(events.insert(), row_of("events", record))

@@ -11,8 +11,8 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lorabank.bank.catalog.columns import sound
-from lorabank.bank.catalog.rows import IMMUTABLE, is_sealed
+from lorabank.bank.catalog.columns import TABLES, sound
+from lorabank.bank.catalog.rows import is_sealed
 from lorabank.bank.objects.store import StoredFile
 from lorabank.core.errors import DataError
 
@@ -95,10 +95,11 @@ def changed_rows(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     """Rows whose immutable columns no longer match their digest, as (table, key); an older schema has fewer tables."""
     found = []
     tables = _tables(connection)
-    for table, columns in ((table, columns) for table, columns in IMMUTABLE.items() if table in tables):
+    for table, described in ((table, described) for table, described in TABLES.items() if table in tables):
+        first = next(iter(described.columns))
         for row in connection.execute(f"SELECT * FROM {table}"):
             if not _is_unchanged(table, row):
-                found.append((table, str(row[columns[0]])[:80]))
+                found.append((table, str(row[first])[:80]))
     return found
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lorabank.bank.catalog.columns import joined_tags, split_tags
 from lorabank.bank.catalog.events import Change, log_event
-from lorabank.bank.catalog.rows import joined, split
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.objects.layout import Layout, check_name
 from lorabank.core.errors import ConfigError, NotFoundError
@@ -86,7 +86,7 @@ def change_tags(layout: Layout, name: str, add: Iterable[str], remove: Iterable[
     now: list[tuple[str, ...]] = []
 
     def columns(_: Connection, row: Mapping[str, Any]) -> dict[str, str | None]:
-        there = split(row["tags"])
+        there = split_tags(row["tags"])
         if missing := sorted(less.difference(there)):
             raise NotFoundError(
                 f"{name!r} has no tag {missing[0][:80]!r}",
@@ -94,7 +94,7 @@ def change_tags(layout: Layout, name: str, add: Iterable[str], remove: Iterable[
                 unchanged=_UNCHANGED,
             )
         now.append(check_tags({*there, *more} - less))
-        return {"tags": joined(now[0])}
+        return {"tags": joined_tags(now[0])}
 
     _change(layout, "tag", name, columns)
     return now[0]

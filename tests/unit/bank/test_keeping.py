@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.catalog.rows import IMMUTABLE
+from lorabank.bank.catalog.columns import TABLES
 from lorabank.core.errors import BusyError, ConfigError, DamagedError, ExistsError, LorabankError, NotFoundError
 
 
@@ -132,7 +132,7 @@ def test_a_damaged_blob_is_not_read(filled, kit):
         filled.read_blob("../bank.json")
 
 
-SEALED = [(table, "TRUE") for table in IMMUTABLE]
+SEALED = [(table, "TRUE") for table in TABLES]
 SEALED += [(table, "state = 'removed'") for table in ("tasks", "compositions")]
 
 
