@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import struct
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabank.core.errors import DataError
+from lorabank.core.safetensors_header import BASE, TensorInfo, judge_header
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -60,16 +60,6 @@ class WeightFacts:
     parameters: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: int
-    begin: int
-    end: int
-
-
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files that hold a model's weights, sorted by name.
 
@@ -102,19 +92,22 @@ def weight_facts(folder: Path) -> WeightFacts:
     digest = hashlib.sha256()
     sizes: Counter[str] = Counter()
     with ExitStack() as stack:
-        views: list[memoryview] = []
-        tensors: dict[str, _Tensor] = {}
-        for number, path in enumerate(weight_files(folder)):
-            for tensor in _header(path, number):
+        tensors: dict[str, tuple[TensorInfo, memoryview]] = {}
+        for path in weight_files(folder):
+            try:
+                file = stack.enter_context(path.open("rb"))
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror}") from error
+            header = judge_header(file, str(path), BASE)
+            mapped = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            view = stack.enter_context(memoryview(mapped))
+            for tensor in header:
                 if tensor.name in tensors:
                     raise DataError(f"{path}: tensor {tensor.name!r} stands in another file too")
-                tensors[tensor.name] = tensor
-            file = stack.enter_context(path.open("rb"))
-            mapped = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            views.append(stack.enter_context(memoryview(mapped)))
-        for _, tensor in sorted(tensors.items()):
+                tensors[tensor.name] = tensor, view
+        for _, (tensor, view) in sorted(tensors.items()):
             digest.update(json.dumps([tensor.name, tensor.dtype, tensor.shape]).encode() + b"\n")
-            digest.update(views[tensor.file][tensor.begin : tensor.end])
+            digest.update(view[tensor.start : tensor.end])
             if tensor.dtype in DTYPES:
                 sizes[DTYPES[tensor.dtype]] += prod(tensor.shape)
     dtype = sizes.most_common(1)[0][0] if sizes else "float32"
@@ -186,30 +179,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path} does not hold a JSON object")
     return value
-
-
-def _header(path: Path, number: int) -> list[_Tensor]:
-    """The tensors of one file, with byte ranges counted from the start of the file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy"):  # checks sizes, offsets, overlap and holes
-            pass
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is not a valid safetensors file: {error}") from error
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    start = 8 + length
-    return [
-        _Tensor(
-            name,
-            entry["dtype"],
-            tuple(entry["shape"]),
-            number,
-            start + entry["data_offsets"][0],
-            start + entry["data_offsets"][1],
-        )
-        for name, entry in header.items()
-    ]

@@ -16,11 +16,11 @@ import pytest
 
 from lorabank.bank.objects import store
 from lorabank.bank.objects.layout import check_name
-from lorabank.bank.objects.safetensors import read_header
 from lorabank.bank.upkeep.remarks import check_note, check_tags
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, LorabankError, StorageError
 from lorabank.core.limits import LIMITS
+from lorabank.core.safetensors_header import STORED, judge_header
 from lorabank.core.settings import validate
 from lorabank.data.formats.base import Table, check_row_limit
 from lorabank.data.formats.cells import check_label
@@ -47,26 +47,31 @@ def write_header(folder: Path, header: dict[str, object], *, size: int = 0, padd
     return path
 
 
+def judge(path: Path) -> None:
+    with path.open("rb") as file:
+        judge_header(file, path.name)
+
+
 def adapter(folder: Path, size: int) -> None:
     """A sparse file of ``size`` bytes: the header's length depends on no more than its digits."""
     header = {"a": {"dtype": "U8", "shape": [10**9], "data_offsets": [0, 10**9]}}
     data = size - 8 - len(json.dumps(header).encode())
     assert len(str(data)) == 10
     header["a"] = {"dtype": "U8", "shape": [data], "data_offsets": [0, data]}
-    read_header(write_header(folder, header, size=size))
+    judge(write_header(folder, header, size=size))
 
 
 def header(folder: Path, size: int) -> None:
-    read_header(write_header(folder, {}, padded=size))
+    judge(write_header(folder, {}, padded=size))
 
 
 def metadata(folder: Path, size: int) -> None:
-    read_header(write_header(folder, {"__metadata__": {"format": "pt", "k": "x" * (size - 9)}}))
+    judge(write_header(folder, {"__metadata__": {"format": "pt", "k": "x" * (size - 9)}}))
 
 
 def tensors(folder: Path, count: int) -> None:
     empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    read_header(write_header(folder, {str(number): empty for number in range(count)}))
+    judge(write_header(folder, {str(number): empty for number in range(count)}))
 
 
 def rank(folder: Path, value: int) -> None:
@@ -245,9 +250,8 @@ def test_free_space_is_twice_the_need_and_a_reserve(
 
 
 def test_what_is_imported_has_the_same_limits() -> None:
-    from lorabank.bank.objects import safetensors as strict
     from lorabank.exchange import untrusted_adapter as foreign
 
     assert VALUES["rank"] == foreign.MAX_RANK
-    assert VALUES["adapter"] == strict.MAX_FILE
+    assert VALUES["adapter"] == STORED.bytes
     assert VALUES["config"] == store.MAX_CONFIG

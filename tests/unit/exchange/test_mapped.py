@@ -35,7 +35,7 @@ def test_every_tensor_is_what_safetensors_reads(file) -> None:
     tensors = mapped.map()
     assert tensors.keys() == found.keys()
     for name, tensor in found.items():
-        assert tensors[name].dtype == mapped.entries[name].dtype == tensor.dtype
+        assert tensors[name].dtype == tensor.dtype
         assert tensors[name].shape == mapped.entries[name].shape == tensor.shape
         assert torch.equal(tensors[name], tensor)
 
@@ -66,13 +66,13 @@ def test_two_files_with_one_header_are_two_files(file, tmp_path) -> None:
 @pytest.mark.parametrize("size", [0, 7, 8, 60, -1])
 def test_a_file_that_is_cut_off_is_named(file, size) -> None:
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(DataError, match=r"x\.safetensors (is cut off|is not a valid)"):
+    with pytest.raises(DataError, match=r"/x\.safetensors: it (is cut off|has \d+ bytes)"):
         MappedTensors(file)
 
 
 def test_a_length_that_nothing_holds_is_refused(file) -> None:
     file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
-    with pytest.raises(DataError, match="not a valid safetensors file"):
+    with pytest.raises(DataError, match=r"/x\.safetensors: it is cut off"):
         MappedTensors(file)
 
 
@@ -94,5 +94,5 @@ def test_a_length_that_nothing_holds_is_refused(file) -> None:
 def test_a_header_that_does_not_fit_is_refused(tmp_path, header) -> None:
     text = json.dumps(header).encode()
     (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
-    with pytest.raises(DataError, match="not a valid safetensors file"):
+    with pytest.raises(DataError, match=r"/x\.safetensors: (its header is|tensor 'a' )"):
         MappedTensors(tmp_path / "x.safetensors")

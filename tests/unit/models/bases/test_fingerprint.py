@@ -98,7 +98,7 @@ def test_a_cut_file_is_refused(tmp_path: Path, tensors: dict[str, torch.Tensor])
     path = tmp_path / "model.safetensors"
     save_file(tensors, path)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match="not a valid safetensors file"):
+    with pytest.raises(DataError, match=r"model\.safetensors: it has \d+ bytes"):
         weight_facts(tmp_path)
 
 
