@@ -19,6 +19,7 @@ from lorabank.algebra.stack import AdapterStack
 from lorabank.core.config import DEFAULT_BASE, TrainConfig
 from lorabank.core.observer import SilentObserver
 from lorabank.models.bases.loading import describe_base
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.resolving import resolve_base
 from lorabank.training.job import TrainJob
 from lorabank.training.run import train_adapter
@@ -41,7 +42,7 @@ def measure() -> list[Result]:
 
 
 def _peak(tasks: int, read: Callable[[], AdapterStack]) -> int:
-    base = describe_base(resolve_base(DEFAULT_BASE))
+    base = OpenBase(describe_base(resolve_base(DEFAULT_BASE)))
     texts = [f"text number {number}" for number in range(16)]
     with tempfile.TemporaryDirectory() as work:
         job = TrainJob(

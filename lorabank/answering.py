@@ -61,10 +61,10 @@ def predict(
         ConfigError: There is no text, or nobody says who answers.
         NotFoundError: There is no bank, no such task or composition, or no file.
     """
-    from lorabank.bank.bank import Bank
     from lorabank.workflows.asking.predict import predict as run
+    from lorabank.workflows.open_bank import OpenBank
 
-    return run(Bank.open(path), texts or (), config, observer)
+    return run(OpenBank(path), texts or (), config, observer)
 
 
 @_texts_in_settings
@@ -89,10 +89,10 @@ def generate(
         IncompatibleError: The bank's base is a classifier.
         NotFoundError: There is no bank, no such task or composition, or no file.
     """
-    from lorabank.bank.bank import Bank
     from lorabank.workflows.asking.predict import generate as run
+    from lorabank.workflows.open_bank import OpenBank
 
-    return run(Bank.open(path), texts or (), config, observer)
+    return run(OpenBank(path), texts or (), config, observer)
 
 
 @checked
@@ -114,10 +114,10 @@ def answer_rows(
     Returns:
         The columns, and an iterator over parts of the rows, which are computed while they are taken.
     """
-    from lorabank.bank.bank import Bank
     from lorabank.workflows.asking.answer_rows import answer_rows as run
+    from lorabank.workflows.open_bank import OpenBank
 
-    return run(Bank.open(path), texts or (), config, observer)
+    return run(OpenBank(path), texts or (), config, observer)
 
 
 @checked
@@ -148,8 +148,8 @@ def answer_file(
         ConfigError: There is no text, or nobody says who answers.
         DataError: Rows are bad and not to be skipped.
     """
-    from lorabank.bank.bank import Bank
     from lorabank.workflows.asking.answer_rows import answer_file as run
+    from lorabank.workflows.open_bank import OpenBank
 
     target = Path(target)
-    return run(Bank.open(path), target, texts or (), config, form=format, overwrite=overwrite, observer=observer)
+    return run(OpenBank(path), target, texts or (), config, form=format, overwrite=overwrite, observer=observer)

@@ -72,8 +72,9 @@ def plan_task(
 ) -> TaskPlan:
     """What `add_task` would do: settings, rows, tokens, steps, sizes. Nothing is written."""
     from lorabank.workflows.learning.plan import plan_task as run
+    from lorabank.workflows.open_bank import OpenBank
 
-    return run(path, name, config, init, replace=replace)
+    return run(OpenBank(path), name, config, init, replace=replace)
 
 
 @checked
@@ -112,9 +113,10 @@ def add_task(
         DivergedError: A loss or a trained tensor is not finite; nothing entered the bank.
     """
     from lorabank.workflows.learning.train import add_task as run
+    from lorabank.workflows.open_bank import OpenBank
 
     return run(
-        path,
+        OpenBank(path),
         name,
         config,
         init=init,
@@ -142,19 +144,19 @@ def compose(
         NotFoundError: There is no bank, no task, or no sample that the mode needs.
         ExistsError: The name is taken and ``replace`` is off.
     """
-    from lorabank.bank.bank import Bank
     from lorabank.workflows.compose import compose as run
+    from lorabank.workflows.open_bank import OpenBank
 
-    return run(Bank.open(path), config, observer, note=note, tags=tags)
+    return run(OpenBank(path), config, observer, note=note, tags=tags)
 
 
 @checked
 def evaluate(path: str | Path, config: EvalConfig, observer: Observer = _SILENT) -> tuple[MatrixReport, ...]:
     """Score the state as trained and compositions; cells that were scored before are read, not computed."""
-    from lorabank.bank.bank import Bank
     from lorabank.workflows.evaluate import evaluate as run
+    from lorabank.workflows.open_bank import OpenBank
 
-    return run(Bank.open(path), config, observer)
+    return run(OpenBank(path), config, observer)
 
 
 @checked
@@ -299,9 +301,10 @@ def import_adapter(
         IncompatibleError: Its shapes do not fit the base, or it was trained on another one.
     """
     from lorabank.workflows.carrying.import_adapter import import_adapter as run
+    from lorabank.workflows.open_bank import OpenBank
 
     return run(
-        path,
+        OpenBank(path),
         source,
         task,
         config=config,

@@ -36,6 +36,7 @@ class Prototype:
         self._parameters = parameters
         self._members = members
         self._runtime = runtime
+        self._router: tuple[int, Router] | None = None
 
     @classmethod
     def fit(
@@ -77,7 +78,9 @@ class Prototype:
         """Each text's routed state."""
         members = known(self._members, stage)
         features = self._runtime().features(texts, longest(members))
-        ranked = build_router(members, self._parameters).rank(features)
+        if self._router is None or self._router[0] != stage:
+            self._router = stage, build_router(members, self._parameters)
+        ranked = self._router[1].rank(features)
         names = self._runtime().stack.names
         states = np.stack([state_weights(names, dict.fromkeys(member.state, 1.0)) for member in members])
         return Plan(weights=states[ranked.task], route=ranked.task, margin=ranked.margin)

@@ -18,6 +18,7 @@ from lorabank.demo.steps import Step, Steps
 from lorabank.demo.table import markdown
 from lorabank.sequences.bank import compose_and_measure, learn, learnt_tasks
 from lorabank.workflows.compose import compose
+from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import DemoResult, MatrixReport
 
 TASKS = ("sentiment", "spam", "products", "tweets")
@@ -159,7 +160,7 @@ def _is_composed(bank: Path, config: ComposeConfig) -> bool:
 
 
 def _compose(bank: Path, config: ComposeConfig, observer: Observer) -> None:
-    compose(Bank.open(bank), config, observer)
+    compose(OpenBank(bank), config, observer)
 
 
 def copy_data(target: Path) -> None:

@@ -17,6 +17,7 @@ from lorabank.workflows.compose import compose
 from lorabank.workflows.evaluate import evaluate
 from lorabank.workflows.learning.past import moved_on, past_of
 from lorabank.workflows.learning.train import add_task
+from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import MatrixReport
 
 
@@ -41,7 +42,8 @@ def learn(bank: Path, task: str, config: TrainConfig, init: InitConfig | None, o
     """
     stopped = interrupted(bank, task)
     same = stopped is not None and _is_the_same(Bank.open(bank), stopped, validate(TrainConfig, asdict(config)))
-    add_task(bank, task, config, init=init, resume=same, restart=stopped is not None and not same, observer=observer)
+    restart = stopped is not None and not same
+    add_task(OpenBank(bank), task, config, init=init, resume=same, restart=restart, observer=observer)
 
 
 def _is_the_same(bank: Bank, stopped: OperationRecord, config: TrainConfig) -> bool:
@@ -56,8 +58,8 @@ def compose_and_measure(
     bank: Path, compositions: Iterable[ComposeConfig], config: EvalConfig, observer: Observer
 ) -> tuple[MatrixReport, ...]:
     """Make the compositions that are not there yet, and score what ``config`` asks for."""
-    opened = Bank.open(bank)
-    there = {composition.name for composition in opened.snapshot().compositions}
+    opened = OpenBank(bank)
+    there = {composition.name for composition in opened.snapshot.compositions}
     for composition in compositions:
         if (composition.name or composition.mode) not in there:
             observer.notice(f"composing: {composition.name or composition.mode}")

@@ -13,10 +13,10 @@ from typing import Any
 from lorabank.bank.failures import reported
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DataError
-from lorabank.core.records import BaseModelRecord
 from lorabank.data.forms.base import load_form
 from lorabank.data.loading import TaskData, open_rows
 from lorabank.data.rows import Rows
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.workflows.task_data import load_data
 
 AS_WRITTEN: dict[str, Any] = {"map": (), "delimiter": None, "encoding": None, "sheet": None}
@@ -44,9 +44,7 @@ def copy_rows(rows: Rows, settings: TrainConfig, form: str, target: Path) -> Non
         os.replace(temporary, target)
 
 
-def load_without(
-    settings: TrainConfig, base: BaseModelRecord, labels: Sequence[str]
-) -> tuple[TaskData, tuple[int, int]]:
+def load_without(settings: TrainConfig, base: OpenBase, labels: Sequence[str]) -> tuple[TaskData, tuple[int, int]]:
     """A task's rows without those of some labels, and how many of the two files' rows were left out."""
     if not labels:
         return load_data(settings, base), (0, 0)

@@ -15,6 +15,7 @@ from lorabank.core.records import BaseModelRecord
 from lorabank.core.settings import nearest
 from lorabank.core.shelves import STRATEGIES
 from lorabank.core.trackers import check_tracker
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.sequences.config import Cell, SequenceConfig
 from lorabank.sequences.file import check_data, read_sequence
 from lorabank.sequences.folder import SequenceFolder, digest_of, document_of
@@ -116,7 +117,7 @@ def prepare_sequence(
     for task, strategy in product(config.task_names, known):
         check_tracker(config.training(task, strategy).report_to)
     base = described(config.init, observer, form=_form(config))
-    tasks = read_tasks(config, base, dev=dev)
+    tasks = read_tasks(config, OpenBase(base), dev=dev)
     folder = SequenceFolder(Path(out) if out is not None else Path(f"{config.name}-dev" if dev else config.name))
     cells = tuple(cell for cell in config.cells if not only or cell.strategy in only)
     job = SequenceJob(config, base, tasks, folder, cells, dev)

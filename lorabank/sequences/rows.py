@@ -10,10 +10,10 @@ from typing import Any
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError
-from lorabank.core.records import BaseModelRecord
 from lorabank.data.loading import TaskData
 from lorabank.data.rows import sample_rows
 from lorabank.data.splits import split_rows
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.sequences.config import SequenceConfig
 from lorabank.sequences.files import AS_WRITTEN, copy_rows, load_without
 
@@ -49,7 +49,7 @@ class SequenceTask:
         return {**AS_WRITTEN, "data": train, "eval_data": evaluation, "skip_bad": False, "format": self.data.form}
 
 
-def read_tasks(config: SequenceConfig, base: BaseModelRecord, *, dev: bool) -> dict[str, SequenceTask]:
+def read_tasks(config: SequenceConfig, base: OpenBase, *, dev: bool) -> dict[str, SequenceTask]:
     """Read, check and sample the rows of every task; nothing is written.
 
     Args:
@@ -76,7 +76,7 @@ def write_tasks(config: SequenceConfig, tasks: Iterable[SequenceTask], folder: P
                 copy_rows(rows, settings, task.data.form, Path(target))
 
 
-def _read(config: SequenceConfig, base: BaseModelRecord, name: str, *, dev: bool) -> SequenceTask:
+def _read(config: SequenceConfig, base: OpenBase, name: str, *, dev: bool) -> SequenceTask:
     """A task before sampling."""
     table, fraction = config.tasks[name], config.settings.dev_fraction
     settings = config.training(name, seed=config.settings.sample_seed)
@@ -100,7 +100,7 @@ def _read(config: SequenceConfig, base: BaseModelRecord, name: str, *, dev: bool
 
 
 def _given_dev(
-    config: SequenceConfig, base: BaseModelRecord, name: str, settings: TrainConfig, data: TaskData
+    config: SequenceConfig, base: OpenBase, name: str, settings: TrainConfig, data: TaskData
 ) -> tuple[Any, tuple[str, ...]]:
     """The rows of ``dev_data``, and what is to be said where they are scored on too."""
     table = config.tasks[name]

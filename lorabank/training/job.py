@@ -12,7 +12,7 @@ from torch import Tensor
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.config import TrainConfig
-from lorabank.core.records import BaseModelRecord
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.training.strategies.base import Recorded, Strategy
 from lorabank.training.tracking import Tracking
 
@@ -43,7 +43,7 @@ class TrainJob:
     """Everything that decides an adapter.
 
     Attributes:
-        base: The bank's base model.
+        base: The bank's base model; what is trained is a model of its own over its weights.
         config: The settings.
         strategy: The strategy that ``config.strategy`` names.
         texts: Training texts: what is classified, or prompts.
@@ -62,7 +62,7 @@ class TrainJob:
         tracking: The run of an experiment tracker.
     """
 
-    base: BaseModelRecord
+    base: OpenBase
     config: TrainConfig
     strategy: Strategy
     texts: Sequence[str]

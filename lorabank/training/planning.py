@@ -11,9 +11,9 @@ from transformers import AutoConfig, PreTrainedModel
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError
-from lorabank.core.records import BaseModelRecord
 from lorabank.core.shelves import PENALTIES, TASK_TYPES
-from lorabank.models.bases.loading import find_head_modules, input_limit, load_tokenizer
+from lorabank.models.bases.loading import find_head_modules, input_limit
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.quiet import quiet_transformers
 from lorabank.models.bases.resolving import locate_base
 from lorabank.models.bases.targets import find_targets
@@ -59,11 +59,11 @@ class AdapterPlan:
     max_length: int
 
 
-def plan_adapter(base: BaseModelRecord, config: TrainConfig, labels: int) -> AdapterPlan:
+def plan_adapter(base: OpenBase, config: TrainConfig, labels: int) -> AdapterPlan:
     """Plan a task's adapter from the base's shapes and its tokenizer; no weight is loaded."""
     model = _shapes(base)
-    task_type: TaskType = TASK_TYPES.load(base.task_type)()
-    head_modules = find_head_modules(model, set(), base.name) if task_type.has_head else ()
+    task_type: TaskType = TASK_TYPES.load(base.record.task_type)()
+    head_modules = find_head_modules(model, set(), base.record.name) if task_type.has_head else ()
     targets = find_targets(model, config.target_modules, head_modules, config.first_layer)
     shapes = [model.get_parameter(f"{name}.weight").shape for name in targets.names]
     adapter = sum(config.r * (d_out + d_in) for d_out, d_in in shapes)
@@ -72,14 +72,14 @@ def plan_adapter(base: BaseModelRecord, config: TrainConfig, labels: int) -> Ada
         target_modules=targets.names,
         left_out=targets.notice,
         parameters=adapter + sum(tensor.numel() for tensor in head.values()),
-        max_length=min(config.max_length, input_limit(model, load_tokenizer(base)) or config.max_length),
+        max_length=min(config.max_length, input_limit(model, base.tokenizer) or config.max_length),
     )
 
 
-def _shapes(base: BaseModelRecord) -> PreTrainedModel:
-    auto = getattr(transformers, TASK_TYPES.load(base.task_type).auto_class)
+def _shapes(base: OpenBase) -> PreTrainedModel:
+    auto = getattr(transformers, TASK_TYPES.load(base.record.task_type).auto_class)
     with quiet_transformers(), torch.device("meta"):
-        config = AutoConfig.from_pretrained(locate_base(base).path, local_files_only=True)
+        config = AutoConfig.from_pretrained(locate_base(base.record).path, local_files_only=True)
         model: PreTrainedModel = auto.from_config(config)
     return model
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
@@ -23,7 +23,7 @@ from lorabank.core.seeding import seed_everything
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.models.answering.text_answers import check_answer_length
 from lorabank.models.bases.finite import explained
-from lorabank.models.bases.loading import LoadedBase, load_base, resolve_device
+from lorabank.models.bases.loading import LoadedBase, resolve_device
 from lorabank.models.bases.targets import find_targets
 from lorabank.models.bases.wrapping import check_called
 from lorabank.models.mixing.trial import try_base
@@ -42,6 +42,15 @@ from lorabank.training.tracking import TrackedArguments
 from lorabank.training.trainer import AdapterTrainer
 from lorabank.training.variants.layer import EffectiveWeights, LoraLinear
 
+_KEPT_SHARE = 0.25
+"""Of the base's weights, the most that lie in memory twice while a task is trained.
+
+The past is folded into copies of the weights that it adapts, and the weights themselves are what the task is scored
+with afterwards. Of the query and value projections that is a small part of a base, and keeping them spares loading it
+again. Where every linear layer is adapted it would be most of a second base, so there memory comes before time: the
+base is let go, its old weights are freed one by one as they are folded, and it is read again after the training.
+"""
+
 
 def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     """Train one adapter and its head.
@@ -58,7 +67,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     earlier = job.earlier()
     # every task starts from other factors: with equal ones the new A would be the old one
     seed_everything(config.seed * 1_000_003 + job.number)
-    base = load_base(job.base, num_labels=max(len(job.labels), 1), device=device, dtype=torch.float32)
+    base = job.base.load(device=device, dtype=torch.float32)
     max_length = min(config.max_length, base.max_length or config.max_length)
     if not base.head_modules and not job.labels and any(job.texts):
         check_answer_length(config.max_new_tokens, base.max_length)
@@ -79,6 +88,8 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
         batches=partial(_batches, task, base, [row for row in rows.rows if not row.get("heads")], config.batch_size),
         loss=task.loss,
     )
+    if start.earlier and _share(base.model, start.earlier) > _KEPT_SHARE:
+        job.base.let_go()
     with explained(base.model):
         begun = job.strategy.begin(start)
     movement = Movement(begun.layers)
@@ -127,9 +138,15 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     )
 
 
+def _share(model: nn.Module, earlier: AdapterStack) -> float:
+    """The part of a model's weights that the past is folded into."""
+    folded = sum(model.get_parameter(f"{name}.weight").numel() for name in earlier.modules)
+    return folded / sum(parameter.numel() for parameter in model.parameters())
+
+
 def _set_up(job: TrainJob, base: LoadedBase) -> tuple[MixedTask, Head | None]:
     """The rows' common task, and the new head, which is on the model now; None for a language model."""
-    task_type: TaskType = TASK_TYPES.load(job.base.task_type)()
+    task_type: TaskType = TASK_TYPES.load(job.base.record.task_type)()
     if not task_type.has_head:
         return MixedTask(task_type, None), None
     own = build_head(base.model, base.head_modules, len(job.labels), job.config.seed)
@@ -141,7 +158,7 @@ def _set_up(job: TrainJob, base: LoadedBase) -> tuple[MixedTask, Head | None]:
 
 def _encoded(job: TrainJob, base: LoadedBase, max_length: int, observer: Observer) -> Examples:
     """The task's own rows, on which the base is tried, then the replayed ones."""
-    task_type: TaskType = TASK_TYPES.load(job.base.task_type)()
+    task_type: TaskType = TASK_TYPES.load(job.base.record.task_type)()
     examples = task_type.encode(
         base.tokenizer, job.texts, job.targets, labels=job.labels, template=job.template, max_length=max_length
     )
@@ -156,7 +173,7 @@ def _encoded(job: TrainJob, base: LoadedBase, max_length: int, observer: Observe
     for count, fate in fates:
         if count:
             observer.notice(f"{count} of {len(job.texts)} training texts are {fate} {max_length} tokens")
-    try_base(base, task_type, examples, job.base.name, training=True)
+    try_base(base, task_type, examples, job.base.record.name, training=True)
     return add_replayed(task_type, base.tokenizer, examples, job.replayed) if job.replayed else examples
 
 

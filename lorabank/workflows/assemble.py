@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from lorabank.exchange.peft_folder import read_stack as read_folders
 from lorabank.models.answering.base import Answerer, AnswerForm
 from lorabank.models.answering.head_answers import HeadAnswerer
 from lorabank.models.answering.text_answers import TextAnswerer
-from lorabank.models.bases.loading import load_base, resolve_device, resolve_dtype
+from lorabank.models.bases.loading import resolve_device
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.mixing.resident_stack import ResidentStack
 from lorabank.models.mixing.runtime import Runtime
 from lorabank.models.tasks.heads import Head, build_head, load_head
@@ -145,17 +146,34 @@ def holds_conversations(task: TaskRecord, adapter: AdapterRecord) -> bool:
     return in_chat_template(adapter) and task.prompt_template is None
 
 
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """How a model answers; equal settings of one state of a bank are one runtime.
+
+    Attributes:
+        device: A name for `resolve_device`.
+        dtype: A name for `resolve_dtype`.
+        batch_size: Texts of a forward pass.
+        untrained_heads: Also the head that each task's training began with, at index ``T + i``.
+        asked: Fields of every task's form that are other than recorded (free text instead of a label), with values.
+        reuse_prefix: Whether the texts will be answered in several states.
+        max_resident: Most memory for adapters, as `parse_bytes` takes it; None for no limit.
+    """
+
+    device: str
+    dtype: str
+    batch_size: int
+    untrained_heads: bool = False
+    asked: tuple[tuple[str, Any], ...] = ()
+    reuse_prefix: bool = False
+    max_resident: str | None = None
+
+
 def load_runtime(
     bank: Bank,
     snapshot: Snapshot,
-    *,
-    device: str,
-    dtype: str,
-    batch_size: int,
-    untrained_heads: bool = False,
-    asked: Mapping[str, Any] | None = None,
-    reuse_prefix: bool = False,
-    max_resident: str | None = None,
+    base: OpenBase,
+    settings: RuntimeSettings,
     notice: Callable[[str], None] = lambda message: None,
 ) -> Runtime:
     """The base with every head of the ready tasks, and their adapters, each read when it is first needed.
@@ -163,21 +181,18 @@ def load_runtime(
     Args:
         bank: The bank.
         snapshot: Its state, with one task at least.
-        device: A name for `resolve_device`.
-        dtype: A name for `resolve_dtype`.
-        batch_size: Texts of a forward pass.
-        untrained_heads: Also the head that each task's training began with, at index ``T + i``.
-        asked: Fields of every task's form that are other than recorded (free text instead of a label).
-        reuse_prefix: Whether the texts will be answered in several states.
-        max_resident: Most memory for adapters, as `parse_bytes` takes it; None for no limit.
+        base: Its base model.
+        settings: How it answers.
         notice: Gets what the user should know of how texts are answered.
 
     Raises:
         ConfigError: ``max_resident`` is no size, or does not hold one adapter.
     """
-    max_bytes = None if max_resident is None else parse_bytes(max_resident, option="--max-resident")
-    where = resolve_device(device)
-    base = load_base(snapshot.base, device=where, dtype=resolve_dtype(dtype, where))
+    size = settings.max_resident
+    max_bytes = None if size is None else parse_bytes(size, option="--max-resident")
+    where = resolve_device(settings.device)
+    loaded = base.load(device=where, dtype=settings.dtype)
+    model = loaded.model
     adapters = adapters_in_order(snapshot)
     needed_by_any = (digest for adapter in adapters for digest in needed(adapter))
     shapes = {digest: _shapes(bank, digest) for digest in dict.fromkeys(needed_by_any)}
@@ -192,23 +207,28 @@ def load_runtime(
         shapes,
         lambda digest: read_factors(verify(digest)),
         device=where,
-        dtype=base.model.dtype,
+        dtype=model.dtype,
         max_bytes=max_bytes,
     )
     recorded = [form_of(task, adapter) for task, adapter in zip(snapshot.tasks, adapters, strict=True)]
-    forms = [replace(form, **(asked or {})) for form in recorded]
+    forms = [replace(form, **dict(settings.asked)) for form in recorded]
+
+    def runtime(answerer: Answerer) -> Runtime:
+        size, reuse = settings.batch_size, settings.reuse_prefix
+        return Runtime(loaded, stack, answerer, batch_size=size, reuse_prefix=reuse, notice=notice)
+
     if snapshot.base.task_type != "SEQ_CLS":
-        answerer: Answerer = TextAnswerer(base, snapshot.base.task_type, forms, batch_size)
-        return Runtime(base, stack, answerer, batch_size=batch_size, reuse_prefix=reuse_prefix, notice=notice)
+        answerer: Answerer = TextAnswerer(loaded, snapshot.base.task_type, forms, settings.batch_size)
+        return runtime(answerer)
     heads: list[Head] = []
     unreadable: dict[int, Exception] = {}
     for k, (form, adapter) in enumerate(zip(forms, adapters, strict=True)):
         try:
             state = read_head(bank.adapter_path(adapter.digest))
-            heads.append(load_head(base.model, base.head_modules, len(form.labels), state))
+            heads.append(load_head(model, loaded.head_modules, len(form.labels), state))
         except _UNREADABLE as error:
             unreadable[k] = error
-            heads.append(build_head(base.model, base.head_modules, len(form.labels), adapter.seed))
+            heads.append(build_head(model, loaded.head_modules, len(form.labels), adapter.seed))
 
     def vouch(head: int) -> None:
         """A head may answer without its adapter: its file is hashed all the same. An untrained one has no file."""
@@ -217,12 +237,12 @@ def load_runtime(
         if head in unreadable:
             raise unreadable[head]
 
-    if untrained_heads:
+    if settings.untrained_heads:
         for form, adapter in zip(forms, adapters, strict=True):
-            heads.append(build_head(base.model, base.head_modules, len(form.labels), adapter.seed))
+            heads.append(build_head(model, loaded.head_modules, len(form.labels), adapter.seed))
         forms = [*forms, *forms]
-    answerer = HeadAnswerer(base, heads, forms, batch_size, vouch)
-    return Runtime(base, stack, answerer, batch_size=batch_size, reuse_prefix=reuse_prefix, notice=notice)
+    answerer = HeadAnswerer(loaded, heads, forms, settings.batch_size, vouch)
+    return runtime(answerer)
 
 
 def _shapes(bank: Bank, digest: str) -> dict[str, FactorShape]:

@@ -13,7 +13,9 @@ from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.data.loading import detect_form
 from lorabank.models.bases.loading import describe_base
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.resolving import default_base, resolve_base
+from lorabank.workflows.open_bank import OpenBank
 
 
 def init_bank(path: str | Path, config: InitConfig, observer: Observer) -> Bank:
@@ -38,18 +40,29 @@ def described(
     return describe_base(resolved, task_type)
 
 
-def open_or_init(
-    path: str | Path, config: InitConfig, observer: Observer, *, form: str = "classification"
-) -> tuple[Bank, bool]:
-    """The bank, made first when there is none; a named base must be the bank's."""
-    if not Bank.exists(path):
-        base = described(config, observer, form=form)
-        bank = _make(path, base, observer)
-        observer.notice(f"made a bank at {path} with the base model {base.name} ({base.source}, {base.task_type})")
-        return bank, True
-    bank = Bank.open(path)
-    check_base(path, bank.snapshot().base, config)
-    return bank, False
+def open_or_init(opened: OpenBank, config: InitConfig, observer: Observer) -> bool:
+    """Make the bank when there is none, on the base that `future_base` found; a named base must be the bank's.
+
+    Returns:
+        Whether it was made.
+    """
+    if opened.exists:
+        check_base(opened.path, opened.refresh().base, config)
+        return False
+    base = opened.base.record
+    _make(opened.path, base, observer)
+    observer.notice(f"made a bank at {opened.path} with the base model {base.name} ({base.source}, {base.task_type})")
+    return True
+
+
+def future_base(opened: OpenBank, config: TrainConfig, init: InitConfig, observer: Observer | None = None) -> OpenBase:
+    """The base model of the bank, or of the bank that would be made; nothing is written."""
+    if not opened.exists:
+        named = init.base or init.gguf_file or init.task_type != "auto"
+        opened.intend(OpenBase(described(init, observer, form=detect_form(config, decides=not named))))
+        return opened.base
+    check_base(opened.path, opened.refresh().base, init)
+    return opened.base
 
 
 def check_base(path: str | Path, base: BaseModelRecord, config: InitConfig) -> None:
@@ -76,13 +89,3 @@ def _make(path: str | Path, base: BaseModelRecord, observer: Observer) -> Bank:
             "at a time, better keep it on a local disk"
         )
     return bank
-
-
-def future_base(path: str | Path, config: TrainConfig, init: InitConfig) -> BaseModelRecord:
-    """The base model of the bank, or of the bank that would be made; nothing is written."""
-    if not Bank.exists(path):
-        named = init.base or init.gguf_file or init.task_type != "auto"
-        return described(init, form=detect_form(config, decides=not named))
-    base = Bank.open(path).snapshot().base
-    check_base(path, base, init)
-    return base

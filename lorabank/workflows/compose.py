@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.bank.upkeep.remarks import remarks
 from lorabank.compose.base import with_its_settings
@@ -17,29 +16,26 @@ from lorabank.core.records import CompositionRecord, TaskRecord
 from lorabank.core.shelves import COMPOSERS
 from lorabank.core.states import IMPORTED, needed
 from lorabank.models.mixing.runtime import Runtime
-from lorabank.workflows.assemble import load_runtime, read_members
+from lorabank.workflows.assemble import RuntimeSettings, read_members
+from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import ComposeResult
 
 
 def compose(
-    bank: Bank, config: ComposeConfig, observer: Observer, *, note: str | None = None, tags: Sequence[str] = ()
+    opened: OpenBank, config: ComposeConfig, observer: Observer, *, note: str | None = None, tags: Sequence[str] = ()
 ) -> ComposeResult:
     """Fit a composition and store it."""
     written = remarks(note, tags)
     if not config.mode:
         raise ConfigError("no mode is given", hint=f"--mode {'|'.join(COMPOSERS)}")
     composer = COMPOSERS.load(config.mode)
-    snapshot = bank.snapshot()
+    bank, snapshot = opened.bank, opened.refresh()
     tasks = _members(snapshot.tasks, config.tasks)
     name = config.name or config.mode
-    loaded: list[Runtime] = []
+    settings = RuntimeSettings(device=config.device, dtype="float32", batch_size=config.batch_size)
 
     def runtime() -> Runtime:
-        if not loaded:
-            loaded.append(
-                load_runtime(bank, snapshot, device=config.device, dtype="float32", batch_size=config.batch_size)
-            )
-        return loaded[0]
+        return opened.runtime(settings, observer.notice)
 
     with bank.reserve("compose", name, {**asdict(config), "replace": config.replace, **written}) as operation:
         members = read_members(bank, snapshot, tasks, samples=True)

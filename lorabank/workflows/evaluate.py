@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import EvalConfig
@@ -29,23 +28,25 @@ from lorabank.evaluation.scoring import ACCURACY, INVERSE_PERPLEXITY
 from lorabank.evaluation.text_samples import KEY as TEXTS
 from lorabank.evaluation.text_samples import TextScores, metric_of, text_scores
 from lorabank.models.bases.loading import resolve_device, resolve_dtype
+from lorabank.models.mixing.runtime import Runtime
 from lorabank.workflows.asking.bare import BARE
-from lorabank.workflows.assemble import evaluation_data, form_of
+from lorabank.workflows.assemble import RuntimeSettings, evaluation_data, form_of
+from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import MatrixReport
 
 
-def evaluate(bank: Bank, config: EvalConfig, observer: Observer) -> tuple[MatrixReport, ...]:
+def evaluate(opened: OpenBank, config: EvalConfig, observer: Observer) -> tuple[MatrixReport, ...]:
     """One report for each subject, or one about a single task."""
     _check_question(config)
-    session = _Session(bank, config, observer)
+    evaluation = _Evaluation(opened, config, observer)
     if config.task:
-        return (session.report_task(config.task, config.state or "now"),)
-    if len(set(session.metrics.values())) > 1:
-        named = ", ".join(f"{task} by {metric}" for task, metric in session.metrics.items())
+        return (evaluation.report_task(config.task, config.state or "now"),)
+    if len(set(evaluation.metrics.values())) > 1:
+        named = ", ".join(f"{task} by {metric}" for task, metric in evaluation.metrics.items())
         observer.notice(f"tasks are scored by different metrics ({named}): averages mix them")
     from lorabank.workflows.scored import chosen_subjects
 
-    return tuple(session.report(name) for name in chosen_subjects(session.snapshot, config))
+    return tuple(evaluation.report(name) for name in chosen_subjects(evaluation.snapshot, config))
 
 
 def _check_question(config: EvalConfig) -> None:
@@ -72,24 +73,24 @@ def _check_question(config: EvalConfig) -> None:
         )
 
 
-def own_score(bank: Bank, task: str, observer: Observer) -> dict[str, Any]:
+def own_score(opened: OpenBank, task: str, observer: Observer) -> dict[str, Any]:
     """The score of a task as trained, at the last stage, as ``AddTaskResult`` tells it."""
-    session = _Session(bank, EvalConfig(), observer)
-    record = session.snapshot.task(task)
-    cell = session.fill(session.subject("as-trained"), [(record.position, record)]).records[0]
+    evaluation = _Evaluation(opened, EvalConfig(), observer)
+    record = evaluation.snapshot.task(task)
+    cell = evaluation.fill(evaluation.subject("as-trained"), [(record.position, record)]).records[0]
     labels = label_scores(cell, record.labels)
     told = {name: getattr(cell, name) for name in ("metric", "value", "n", "low", "high")}
-    return {**told, "labels": labels and session.with_texts(labels, task), "texts": text_scores(cell)}
+    return {**told, "labels": labels and evaluation.with_texts(labels, task), "texts": text_scores(cell)}
 
 
-class _Session:
+class _Evaluation:
     """One call of ``eval``: the model is loaded when the first cell is missing, and only then."""
 
-    def __init__(self, bank: Bank, config: EvalConfig, observer: Observer) -> None:
-        self.bank = bank
+    def __init__(self, opened: OpenBank, config: EvalConfig, observer: Observer) -> None:
+        self.opened, self.bank = opened, opened.bank
         self.config = config
         self.observer = observer
-        self.snapshot: Snapshot = bank.snapshot()
+        self.snapshot: Snapshot = opened.refresh()
         if not self.snapshot.tasks:
             raise NotFoundError("the bank has no task to score", commands=[ADD_TASK])
         self.tasks: tuple[TaskRecord, ...] = self.snapshot.tasks
@@ -103,31 +104,24 @@ class _Session:
         usual = {task.name: self._usual(task) for task in self.tasks}
         self.metrics = usual if config.metric == "auto" else {task.name: self._metric(task) for task in self.tasks}
         self.settings["metric"] = "auto" if self.metrics == usual else config.metric
-        self._runtime: Any = None
 
     def subject(self, name: str) -> Subject:
-        """The subject of a name, on this session's model."""
+        """The subject of a name, on the model that answers."""
         from lorabank.workflows.scored import make_subject
 
         return make_subject(self.bank, self.snapshot, name, self.runtime, self.config.head_from)
 
-    def runtime(self) -> Any:
-        """The model with all adapters and heads, loaded once."""
-        if self._runtime is None:
-            from lorabank.workflows.assemble import load_runtime
-
-            self._runtime = load_runtime(
-                self.bank,
-                self.snapshot,
-                device=self.config.device,
-                dtype=self.config.dtype,
-                batch_size=self.config.batch_size,
-                untrained_heads=self.config.forward_transfer,
-                reuse_prefix=True,
-                max_resident=self.config.max_resident,
-                notice=self.observer.notice,
-            )
-        return self._runtime
+    def runtime(self) -> Runtime:
+        """The model with all adapters and heads."""
+        settings = RuntimeSettings(
+            device=self.config.device,
+            dtype=self.config.dtype,
+            batch_size=self.config.batch_size,
+            untrained_heads=self.config.forward_transfer,
+            reuse_prefix=True,
+            max_resident=self.config.max_resident,
+        )
+        return self.opened.runtime(settings, self.observer.notice)
 
     def fill(self, subject: Subject, cells: Sequence[tuple[int, TaskRecord]], *, anew: bool = False) -> Filled:
         """Score what is not stored; or ``anew``, for what a stored cell does not keep."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lorabank.bank.operations import Operation
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
-from lorabank.core.records import BaseModelRecord, DatasetRecord
+from lorabank.core.records import DatasetRecord
 from lorabank.core.settings import validate
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.core.templates import ChatPrompt, check_template, parted
@@ -22,7 +22,8 @@ from lorabank.data.known import row_digests
 from lorabank.data.loading import TaskData, example_row, load_task_data
 from lorabank.data.rows import Rows, sample_rows
 from lorabank.evaluation.text_samples import FACT, usual_metric
-from lorabank.models.bases.loading import LoadedBase, load_tokenizer
+from lorabank.models.bases.loading import LoadedBase
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.tasks.prompting import encode_labels
 from lorabank.models.tasks.special_tokens import spellings
 
@@ -36,11 +37,11 @@ _SHOWN = 300
 """Characters of an example."""
 
 
-def encode_rows(base: BaseModelRecord, data: TaskData, max_length: int) -> Examples:
+def encode_rows(base: OpenBase, data: TaskData, max_length: int) -> Examples:
     """The training rows as the base's task type encodes them."""
-    task_type: TaskType = TASK_TYPES.load(base.task_type)()
+    task_type: TaskType = TASK_TYPES.load(base.record.task_type)()
     return task_type.encode(
-        load_tokenizer(base),
+        base.tokenizer,
         data.train.texts,
         data.train.labels,
         labels=data.labels,
@@ -49,19 +50,19 @@ def encode_rows(base: BaseModelRecord, data: TaskData, max_length: int) -> Examp
     )
 
 
-def load_data(config: TrainConfig, base: BaseModelRecord) -> TaskData:
+def load_data(config: TrainConfig, base: OpenBase) -> TaskData:
     """The rows that the settings name, as tasks of this base have them; the labels stand in the template."""
     if not config.data:
         raise ConfigError("there is no data to train on", hint="add --data FILE", unchanged="nothing was changed")
     chat = ChatTemplate(base)
-    turn = chat.turn if base.chat_template_hash else None
-    data = load_task_data(config, task_type=base.task_type, render_chat=chat, turn=turn)
+    turn = chat.turn if base.record.chat_template_hash else None
+    data = load_task_data(config, task_type=base.record.task_type, render_chat=chat, turn=turn)
     if isinstance(data.prompt_template, ChatPrompt):
         chat.check_turns(data.train)
         chat.check_turns(data.eval)
-    task_type: TaskType = TASK_TYPES.load(base.task_type)()
+    task_type: TaskType = TASK_TYPES.load(base.record.task_type)()
     if data.labels and not task_type.has_head:  # labels that this model cannot tell apart are refused before anything
-        encode_labels(load_tokenizer(base), data.labels, glued=task_type.glued and parted(data.prompt_template))
+        encode_labels(base.tokenizer, data.labels, glued=task_type.glued and parted(data.prompt_template))
     return data
 
 
@@ -72,7 +73,7 @@ class ChatTemplate:
         base: The bank's base model.
     """
 
-    def __init__(self, base: BaseModelRecord) -> None:
+    def __init__(self, base: OpenBase) -> None:
         self._base = base
 
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -109,7 +110,7 @@ class ChatTemplate:
         except (TemplateError, ConfigError) as error:
             reason = " ".join(str(error).split())
             raise IncompatibleError(
-                f"the chat template of {self._base.name!r} cannot be put around a text: {reason}",
+                f"the chat template of {self._base.record.name!r} cannot be put around a text: {reason}",
                 hint=hint,
                 unchanged="nothing was changed",
             ) from error
@@ -136,11 +137,10 @@ class ChatTemplate:
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        tokenizer = load_tokenizer(self._base)
-        if tokenizer.chat_template:
-            return tokenizer
+        if self._base.tokenizer.chat_template:
+            return self._base.tokenizer
         raise IncompatibleError(
-            f"the tokenizer of {self._base.name!r} has no chat template, which conversations need",
+            f"the tokenizer of {self._base.record.name!r} has no chat template, which conversations need",
             hint="bring prompt and completion columns, or use an instruct model: --base",
             unchanged="nothing was changed",
         )

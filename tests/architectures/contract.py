@@ -30,6 +30,7 @@ from lorabank.models.answering.head_answers import HeadAnswerer
 from lorabank.models.answering.text_answers import TextAnswerer
 from lorabank.models.bases.architecture import check_able
 from lorabank.models.bases.loading import LoadedBase, describe_base, load_base
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.resolving import resolve_base
 from lorabank.models.bases.targets import resolve_target_modules
 from lorabank.models.mixing.runtime import Plan, Runtime
@@ -206,7 +207,7 @@ class Case:
 
 def may_be_used(case: Case) -> None:
     """What `init` and `add-task` look at before anything is trained."""
-    plan_adapter(case.record, case.config, len(LABELS))
+    plan_adapter(OpenBase(case.record), case.config, len(LABELS))
     _ = case.targets
 
 
@@ -225,7 +226,7 @@ def trained_step(case: Case) -> None:
     """One step: the loss is the mean of the single rows', and B moves against their gradient."""
     with tempfile.TemporaryDirectory() as work:
         job = TrainJob(
-            base=case.record,
+            base=OpenBase(case.record),
             config=case.config,
             strategy=STRATEGIES.load("isolated"),
             texts=TEXTS,

@@ -189,11 +189,11 @@ def test_a_text_that_cannot_be_asked_is_named_by_its_row(
     monkeypatch.setattr(answer_rows, "PART", 4)
     render = predicting._prompts
 
-    def refusing(snapshot: Any, texts: list[str], tasks: Any) -> list[str]:
+    def refusing(base: Any, snapshot: Any, texts: list[str], tasks: Any) -> list[str]:
         for place, text in enumerate(texts, start=1):
             if text in ("m n", TEXTS[0]):
                 raise predicting.BadText(place, "a control token")
-        return render(snapshot, texts, tasks)
+        return render(base, snapshot, texts, tasks)
 
     monkeypatch.setattr(predicting, "_prompts", refusing)
     data = write(tmp_path / "in.csv", ROWS[1:])

@@ -14,7 +14,8 @@ from lorabank.bank.bank import Bank
 from lorabank.core.config import ComposeConfig, EvalConfig, PredictConfig
 from lorabank.core.errors import ExistsError, NotFoundError
 from lorabank.core.shelves import COMPOSERS
-from lorabank.workflows.assemble import load_composer, load_runtime
+from lorabank.models.bases.open_base import OpenBase
+from lorabank.workflows.assemble import RuntimeSettings, load_composer, load_runtime
 from lorabank.workflows.results import ComposeResult
 from tests.contract.conftest import KINDS, Lab
 
@@ -37,7 +38,9 @@ def answers(path: Path, name: str, stage: int, texts: list[str]) -> tuple[tuple[
     """Labels and probabilities under the first task's head."""
     bank = Bank.open(path)
     snapshot = bank.snapshot()
-    runtime = load_runtime(bank, snapshot, device="cpu", dtype="float32", batch_size=5)
+    runtime = load_runtime(
+        bank, snapshot, OpenBase(snapshot.base), RuntimeSettings(device="cpu", dtype="float32", batch_size=5)
+    )
     composer, _ = load_composer(bank, snapshot, snapshot.composition(name), lambda: runtime)
     found = runtime.answer(texts, composer.plan(stage, texts), 0)
     return found.said, found.probabilities.tolist()

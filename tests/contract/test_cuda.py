@@ -14,7 +14,8 @@ from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import ComposeConfig, EvalConfig, PredictConfig
 from lorabank.core.shelves import COMPOSERS, STRATEGIES
-from lorabank.workflows.assemble import load_composer, load_runtime
+from lorabank.models.bases.open_base import OpenBase
+from lorabank.workflows.assemble import RuntimeSettings, load_composer, load_runtime
 from tests.contract.conftest import KINDS, Lab
 from tests.contract.test_training import Stop
 
@@ -35,7 +36,9 @@ def answers(path: Path, name: str, texts: list[str], device: str, dtype: str) ->
     """Probabilities of the labels of the first task, under a composition of two tasks."""
     bank = Bank.open(path)
     snapshot = bank.snapshot()
-    runtime = load_runtime(bank, snapshot, device=device, dtype=dtype, batch_size=5)
+    runtime = load_runtime(
+        bank, snapshot, OpenBase(snapshot.base), RuntimeSettings(device=device, dtype=dtype, batch_size=5)
+    )
     composer, _ = load_composer(bank, snapshot, snapshot.composition(name), lambda: runtime)
     return torch.as_tensor(runtime.answer(texts, composer.plan(2, texts), 0).probabilities)
 

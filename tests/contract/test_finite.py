@@ -19,8 +19,9 @@ from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, Init
 from lorabank.core.errors import DivergedError
 from lorabank.evaluation.scoring import Said, score_rows
 from lorabank.models.bases.finite import check_tensors, finite_rows, log_total
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.mixing.runtime import Plan, Runtime
-from lorabank.workflows.assemble import load_runtime
+from lorabank.workflows.assemble import RuntimeSettings, load_runtime
 from tests.contract.conftest import KINDS, Lab
 
 TEXTS = ("a b c", "x y")
@@ -111,10 +112,16 @@ def test_a_broken_base_is_named_and_not_the_learning_rate(
     assert Bank.open(tmp_path / "bank").snapshot().tasks == ()
 
 
+def _runtime(bank: Bank, **asked: Any) -> Runtime:
+    snapshot = bank.snapshot()
+    settings = RuntimeSettings(device="cpu", dtype="float32", batch_size=4, **asked)
+    return load_runtime(bank, snapshot, OpenBase(snapshot.base), settings)
+
+
 @pytest.fixture
 def runtime(lab: Lab) -> Runtime:
     bank = Bank.open(lab.bank("olora", 2))
-    return load_runtime(bank, bank.snapshot(), device="cpu", dtype="float32", batch_size=4)
+    return _runtime(bank)
 
 
 def test_a_base_that_broke_is_named_wherever_it_is_asked(lab: Lab, runtime: Runtime) -> None:
@@ -153,7 +160,7 @@ def test_free_text_of_broken_logits_is_no_text(lab: Lab) -> None:
         pytest.skip("a classifier generates nothing")
     asked = {"scoring": "generation", "max_new_tokens": 3}
     bank = Bank.open(lab.bank("olora", 2))
-    runtime = load_runtime(bank, bank.snapshot(), device="cpu", dtype="float32", batch_size=4, asked=asked)
+    runtime = _runtime(bank, asked=tuple(asked.items()))
     plan = Plan(weights=np.zeros(len(runtime.stack.names), np.float32))
     assert len(runtime.answer(TEXTS, plan, 0).said) == 2
     seen = [0]

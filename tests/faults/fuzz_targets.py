@@ -21,6 +21,7 @@ from lorabank.bank.objects.safetensors import check_tensor_bytes
 from lorabank.core.config import TrainConfig
 from lorabank.core.records import BaseModelRecord
 from lorabank.exchange.untrusted_adapter import read_foreign
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.workflows.task_data import load_data
 from tests.faults.corpus.case import PREFIX
 
@@ -66,7 +67,7 @@ def rows(data: bytes, suffix: str = ".jsonl") -> None:
     """A file to train on."""
     path = _place()[1] / f"rows{suffix}"
     path.write_bytes(data)
-    load_data(TrainConfig(data=str(path), skip_bad=len(data) % 2 == 0), BASE)
+    load_data(TrainConfig(data=str(path), skip_bad=len(data) % 2 == 0), OpenBase(BASE))
 
 
 @cache

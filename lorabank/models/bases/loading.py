@@ -11,7 +11,8 @@ from lorabank.core.records import BaseModelRecord
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.models.bases.architecture import check_able, load_config, made_for, read_config
 from lorabank.models.bases.body import body_of
-from lorabank.models.bases.fingerprint import chat_template_hash, config_hash, tokenizer_hash, weight_facts
+from lorabank.models.bases.fingerprint import chat_template_hash, config_hash, tokenizer_hash
+from lorabank.models.bases.kept_facts import known_weight_facts
 from lorabank.models.bases.quiet import first_line, quiet_transformers
 from lorabank.models.bases.resolving import ResolvedBase, locate_base
 
@@ -72,7 +73,7 @@ def describe_base(resolved: ResolvedBase, task_type: str = "auto") -> BaseModelR
     else:
         TASK_TYPES.check(task_type)
     check_able(understood, task_type, resolved.name)
-    weights = weight_facts(resolved.path)
+    weights = known_weight_facts(resolved.path)
     return BaseModelRecord(
         name=resolved.name,
         source=resolved.source,
@@ -93,6 +94,7 @@ def load_base(
     record: BaseModelRecord,
     *,
     num_labels: int = 2,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = "float32",
 ) -> LoadedBase:
@@ -104,6 +106,7 @@ def load_base(
     Args:
         record: The bank's base model.
         num_labels: Outputs of a classifier's placeholder head.
+        tokenizer: The base's, where it is loaded already.
         device: A torch device, or a name for ``resolve_device``.
         dtype: A torch dtype, or a name for ``resolve_dtype``.
 
@@ -136,7 +139,7 @@ def load_base(
             )
         except ImportError as error:
             raise MissingExtraError(f"base model {record.name!r} needs a package: {first_line(error)}") from error
-    tokenizer = load_tokenizer(resolved)
+    tokenizer = tokenizer or load_tokenizer(resolved)
     _share_padding(model, tokenizer, record.name)
     fresh = {key if isinstance(key, str) else key[0] for key in (*report["missing_keys"], *report["mismatched_keys"])}
     head_modules = find_head_modules(model, fresh, record.name) if task_type.has_head else ()

@@ -90,7 +90,7 @@ class Runtime:
         self.answerer = answerer
         self.batch_size = batch_size
         self.mixture = Mixture(base.model, self.stack.slots)
-        self._notice, self._told = notice, False
+        self.notice, self._told = notice, False
         if reuse_prefix:
             FrozenPrefix(base.model, stack.modules)
         self._features: dict[tuple[int, tuple[str, ...]], NDArray[np.float32]] = {}
@@ -126,6 +126,11 @@ class Runtime:
         whole = len(new) == len(keys)
         self._features[listed] = rows if whole else np.stack([self._feature[key] for key in keys])
         return self._features[listed]
+
+    def forget_features(self) -> None:
+        """Keep no features of texts that will not come again."""
+        self._features.clear()
+        self._feature.clear()
 
     def enter(self, plan: Plan) -> None:
         """Put the model into a state that is the same for all texts."""
@@ -231,7 +236,7 @@ class Runtime:
 
     def _tell_apart(self) -> None:
         if not self._told:
-            self._notice(
+            self.notice(
                 f"texts for different adapters are answered one adapter at a time: {type(self.base.model).__name__} "
                 "does not keep the texts of a batch apart"
             )

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorabank.bank.bank import Bank
 from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.observer import Observer
@@ -15,6 +14,7 @@ from lorabank.data.formats.text_file import Reading
 from lorabank.data.row_files import form_of, row_writer
 from lorabank.exchange.safe_folders import check_new_file, new_file
 from lorabank.workflows.asking.predict import Answerer, BadText, answerer, checked_texts
+from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import AnswersFile, Prediction
 
 PART = 4096
@@ -39,7 +39,7 @@ class AnsweredRows:
 
 
 def answer_rows(
-    bank: Bank, texts: Iterable[str], config: PredictConfig | GenerateConfig, observer: Observer
+    opened: OpenBank, texts: Iterable[str], config: PredictConfig | GenerateConfig, observer: Observer
 ) -> AnsweredRows:
     """Read everything that is asked, and begin to answer.
 
@@ -50,7 +50,8 @@ def answer_rows(
     asked = _asked(checked_texts(texts), config)
     for line in (*asked.notes, *([str(asked.bad)] if asked.bad else [])):
         observer.notice(line)
-    ask = answerer(bank, config, observer)
+    opened.refresh()
+    ask = answerer(opened, config, observer)
     names = ["row", *_kinds(config), *(["problem"] if config.skip_bad else [])]
     columns = [*asked.columns]
     for name in names:
@@ -61,7 +62,7 @@ def answer_rows(
 
 
 def answer_file(
-    bank: Bank,
+    opened: OpenBank,
     target: Path,
     texts: Iterable[str],
     config: PredictConfig | GenerateConfig,
@@ -77,8 +78,8 @@ def answer_file(
         ConfigError: Its name ends in no known form, it lies in the bank or is the file that is read.
     """
     chosen = form_of(target, form)
-    check_new_file(target, bank.path, overwrite=overwrite, read=config.data)
-    answered = answer_rows(bank, texts, config, observer)
+    check_new_file(target, opened.bank.path, overwrite=overwrite, read=config.data)
+    answered = answer_rows(opened, texts, config, observer)
     asked = answered.asked
     empty: Row = (None,) * len(asked.columns)
     cells = [row or empty for row in asked.cells]

@@ -7,7 +7,6 @@ from functools import cache
 
 import numpy as np
 
-from lorabank.bank.snapshot import Snapshot
 from lorabank.core.commands import Command
 from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, at_work
@@ -15,7 +14,7 @@ from lorabank.core.observer import Observer
 from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.text_answers import TextAnswerer
 from lorabank.models.bases.finite import explained
-from lorabank.models.bases.loading import load_base, resolve_device, resolve_dtype
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.workflows.results import Prediction
 from lorabank.workflows.task_data import ChatTemplate
 
@@ -27,7 +26,7 @@ _MOST = 131072
 
 
 def bare_answerer(
-    snapshot: Snapshot, config: PredictConfig | GenerateConfig, observer: Observer
+    opened: OpenBase, config: PredictConfig | GenerateConfig, observer: Observer
 ) -> Callable[[Sequence[str]], tuple[Prediction, ...]]:
     """What the base says to texts, each a user's turn in its chat template where it has one.
 
@@ -37,7 +36,7 @@ def bare_answerer(
         ConfigError: Labels are asked for, which a task alone has, or a composition or a state beside the base.
         IncompatibleError: The chat template takes no single turn of a user.
     """
-    base = snapshot.base
+    base = opened.record
     if not isinstance(config, GenerateConfig):
         asked = Command("predict", "--task", "NAME", "TEXT")
         if base.task_type != "SEQ_CLS":
@@ -54,7 +53,7 @@ def bare_answerer(
             unchanged="nothing was changed",
         )
     chat = base.chat_template_hash is not None and not config.raw
-    template = ChatTemplate(base).turn("--raw takes the text as the whole prompt") if chat else None
+    template = ChatTemplate(opened).turn("--raw takes the text as the whole prompt") if chat else None
     observer.notice(
         f"no adapter answers, the bare base {base.name} does: "
         + ("the text is a user's turn in its chat template" if chat else "the text is the whole prompt")
@@ -62,8 +61,7 @@ def bare_answerer(
 
     @cache
     def answerer() -> TextAnswerer:
-        where = resolve_device(config.device)
-        loaded = load_base(base, device=where, dtype=resolve_dtype("auto", where))
+        loaded = opened.load(device=config.device, dtype="auto")
         form = AnswerForm(
             labels=(),
             max_length=loaded.max_length or _MOST,

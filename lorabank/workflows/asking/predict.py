@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
-from lorabank.compose.base import Member, longest, state_weights
+from lorabank.compose.base import Composer, Member, longest, state_weights
 from lorabank.compose.prototype import build_router, default_parameters
+from lorabank.compose.routing import Router
 from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError, at_work
@@ -23,9 +23,11 @@ from lorabank.core.states import State, answering_in
 from lorabank.data.formats.cells import BadCell, check_characters
 from lorabank.data.formats.text_file import Reading
 from lorabank.data.loading import read_rows
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.mixing.runtime import Plan, Runtime
 from lorabank.workflows.asking.bare import BARE, bare_answerer
-from lorabank.workflows.assemble import adapters_in_order, holds_conversations, load_composer, load_runtime
+from lorabank.workflows.assemble import RuntimeSettings, adapters_in_order, holds_conversations, load_composer
+from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import Prediction, RoutedPrediction
 from lorabank.workflows.scored import all_members, state_plan
 from lorabank.workflows.task_data import ChatTemplate
@@ -50,23 +52,27 @@ class BadText(DataError):
         self.problem = problem
 
 
-def predict(bank: Bank, texts: Iterable[str], config: PredictConfig, observer: Observer) -> tuple[Prediction, ...]:
+def predict(
+    opened: OpenBank, texts: Iterable[str], config: PredictConfig, observer: Observer
+) -> tuple[Prediction, ...]:
     """One prediction per text, in order.
 
     Without a composition the state as trained answers, and the task must be named. With a task no router picks
     adapters: a routed composition answers with the task's own state, as it does for texts that it routes there. A
     composition that does not route needs a task too, or the gaussian router picks the head.
     """
-    return _answer(bank, texts, config, observer)
+    return _answer(opened, texts, config, observer)
 
 
-def generate(bank: Bank, texts: Iterable[str], config: GenerateConfig, observer: Observer) -> tuple[Prediction, ...]:
+def generate(
+    opened: OpenBank, texts: Iterable[str], config: GenerateConfig, observer: Observer
+) -> tuple[Prediction, ...]:
     """One generated text per prompt, in order; who answers is found as in `predict`.
 
     Raises:
         IncompatibleError: The bank's base is a classifier.
     """
-    return _answer(bank, texts, config, observer)
+    return _answer(opened, texts, config, observer)
 
 
 def checked_texts(texts: Iterable[str]) -> list[str]:
@@ -87,10 +93,10 @@ def _checked(text: str, place: int) -> str:
 
 
 def _answer(
-    bank: Bank, given: Iterable[str], config: PredictConfig | GenerateConfig, observer: Observer
+    opened: OpenBank, given: Iterable[str], config: PredictConfig | GenerateConfig, observer: Observer
 ) -> tuple[Prediction, ...]:
     """Answer the texts given and those of the file."""
-    _check_base(bank, config)
+    _check_base(opened.refresh(), config)
     texts = checked_texts(given)
     if config.data:
         rows = read_rows(config.data, text_column=config.text_column, label_column=None, reading=Reading.of(config))
@@ -101,11 +107,11 @@ def _answer(
         generates = isinstance(config, GenerateConfig)
         command = Command("generate", "TEXT") if generates else Command("predict", "TEXT")
         raise ConfigError("there is no text to answer", hint="give texts, or --data FILE", commands=[command])
-    return answerer(bank, config, observer)(texts)
+    return answerer(opened, config, observer)(texts)
 
 
-def _check_base(bank: Bank, config: PredictConfig | GenerateConfig) -> None:
-    base = bank.snapshot().base
+def _check_base(snapshot: Snapshot, config: PredictConfig | GenerateConfig) -> None:
+    base = snapshot.base
     if isinstance(config, GenerateConfig) and base.task_type == "SEQ_CLS":
         raise IncompatibleError(
             f"the bank's base {base.name!r} is a classifier, which generates nothing",
@@ -114,18 +120,18 @@ def _check_base(bank: Bank, config: PredictConfig | GenerateConfig) -> None:
         )
 
 
-def answerer(bank: Bank, config: PredictConfig | GenerateConfig, observer: Observer) -> Answerer:
-    """Who answers, found out and checked; models are loaded with the first texts and stay.
+def answerer(opened: OpenBank, config: PredictConfig | GenerateConfig, observer: Observer) -> Answerer:
+    """Who answers in the bank's last state, found out and checked; models are loaded with the first texts and stay.
 
     Raises:
         ConfigError: Nobody says who answers, or the question has no one meaning.
         NotFoundError: There is no task, or none of that name.
         IncompatibleError: A classifier is to generate.
     """
-    _check_base(bank, config)
-    snapshot = bank.snapshot()
+    snapshot = opened.snapshot
+    _check_base(snapshot, config)
     if config.task == BARE:
-        return bare_answerer(snapshot, config, observer)
+        return opened.keep(replace(config, data=None), lambda: bare_answerer(opened.base, config, observer))
     if not snapshot.tasks:
         bare = [Command("generate", "--task", BARE, "TEXT")] if isinstance(config, GenerateConfig) else []
         raise NotFoundError(
@@ -140,65 +146,103 @@ def answerer(bank: Bank, config: PredictConfig | GenerateConfig, observer: Obser
     name = config.composition or (None if config.task else _default(snapshot))
     _check_question(config, snapshot, name)
 
-    @cache
-    def runtime() -> Runtime:
-        return load_runtime(
-            bank,
-            snapshot,
+    found = opened.keep(replace(config, data=None), lambda: _Asked(opened, snapshot, config, name))
+    found.notice = observer.notice
+    return found
+
+
+class _Asked:
+    """A question without its texts: who answers, and what was read for it, which stays as long as its runtime."""
+
+    def __init__(
+        self, opened: OpenBank, snapshot: Snapshot, config: PredictConfig | GenerateConfig, composition: str | None
+    ) -> None:
+        self._opened = opened
+        self._snapshot = snapshot
+        self._config = config
+        self._composition = composition
+        self.notice: Callable[[str], None] = lambda message: None
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Prediction, ...]:
+        """One answer for each text, in order."""
+        config, name, prompts = self._config, self._composition, list(texts)
+        if not getattr(config, "raw", False):
+            tasks = [config.task] if config.task else _tasks(self._snapshot, name)
+            prompts = _prompts(self._opened.base, self._snapshot, prompts, tasks)
+        with at_work(f"composition {name!r}" if name else f"task {config.task!r}"):
+            self._runtime.notice = self.notice
+            found = self._composed(prompts) if name else self._as_trained(prompts)
+        self._runtime.forget_features()  # the next texts are others, and there may be no end of them
+        return _with_texts(found, texts)
+
+    @cached_property
+    def _runtime(self) -> Runtime:
+        config = self._config
+        settings = RuntimeSettings(
             device=config.device,
             dtype="auto",
             batch_size=config.batch_size,
             asked=_other_than_trained(config),
             max_resident=config.max_resident,
-            notice=observer.notice,
+        )
+        return self._opened.runtime(settings, self.notice)
+
+    @cached_property
+    def _members(self) -> list[Member]:
+        return all_members(self._opened.bank, self._snapshot)
+
+    @cached_property
+    def _loaded(self) -> tuple[Composer, list[Member]]:
+        """The composition, and its own members."""
+        assert self._composition is not None
+        record = self._snapshot.composition(self._composition)
+        return load_composer(self._opened.bank, self._snapshot, record, lambda: self._runtime)
+
+    @cached_property
+    def _head_router(self) -> Router:
+        """Finds the head where a composition finds none."""
+        return build_router(self._loaded[1], default_parameters("gaussian"))
+
+    @cached_property
+    def _state(self) -> Plan:
+        """The task's state as trained."""
+        assert self._config.task is not None
+        snapshot = self._snapshot
+        own = snapshot.adapter_of(self._config.task)
+        adapter = answering_in(self._config.state or "now", adapters_in_order(snapshot), own)
+        return state_plan(self._opened.bank, adapter, self._runtime)
+
+    def _as_trained(self, texts: Sequence[str]) -> tuple[Prediction, ...]:
+        chosen = [member for member in self._members if member.task == self._config.task] * len(texts)
+        state = self._config.state or "now"
+        plan = self._state
+        return _predictions(
+            self._runtime, texts, plan, chosen, self._members, state=state, composition=None, given=True
         )
 
-    def ask(texts: Sequence[str]) -> tuple[Prediction, ...]:
-        prompts = list(texts)
-        if not getattr(config, "raw", False):
-            prompts = _prompts(snapshot, prompts, [config.task] if config.task else _tasks(snapshot, name))
-        with at_work(f"composition {name!r}" if name else f"task {config.task!r}"):
-            found = _found(bank, snapshot, config, name, prompts, runtime())
-        return _with_texts(found, texts)
+    def _composed(self, texts: Sequence[str]) -> tuple[Prediction, ...]:
+        composer, own = self._loaded
+        runtime, task, last = self._runtime, self._config.task, self._snapshot.tasks[-1].position
+        if task:
+            chosen = [member for member in self._members if member.task == task] * len(texts)
+            plan = _routed_to(chosen[0], runtime) if composer.routed else composer.plan(last, texts)
+        else:
+            plan = composer.plan(last, texts)
+            if plan.route is None:
+                ranked = self._head_router.rank(runtime.features(texts, longest(own)))
+                plan = replace(plan, route=ranked.task, margin=ranked.margin)
+            assert plan.route is not None
+            chosen = [own[k] for k in plan.route]
+        name, given = self._composition, bool(task)
+        return _predictions(runtime, texts, plan, chosen, self._members, state=None, composition=name, given=given)
 
-    return ask
 
-
-def _other_than_trained(config: PredictConfig | GenerateConfig) -> Mapping[str, Any] | None:
+def _other_than_trained(config: PredictConfig | GenerateConfig) -> tuple[tuple[str, Any], ...]:
     """What is asked in another form than the tasks' own."""
     if isinstance(config, PredictConfig):
-        return None
-    wanted = {"scoring": "generation", "max_new_tokens": config.max_new_tokens}
-    return wanted | ({"template": None} if config.raw else {})
-
-
-def _found(
-    bank: Bank,
-    snapshot: Snapshot,
-    config: PredictConfig | GenerateConfig,
-    name: str | None,
-    texts: Sequence[str],
-    runtime: Runtime,
-) -> tuple[Prediction, ...]:
-    """The answers of the composition ``name``, or of the task as trained."""
-    members = all_members(bank, snapshot)
-    last = snapshot.tasks[-1].position
-    if name is None:
-        assert config.task is not None
-        return _as_trained(bank, snapshot, members, runtime, texts, config.task, config.state or "now")
-    composer, own = load_composer(bank, snapshot, snapshot.composition(name), lambda: runtime)
-    if config.task:
-        chosen = [member for member in members if member.task == config.task] * len(texts)
-        plan = _routed_to(chosen[0], runtime) if composer.routed else composer.plan(last, texts)
-    else:
-        plan = composer.plan(last, texts)
-        if plan.route is None:
-            features = runtime.features(texts, longest(own))
-            ranked = build_router(own, default_parameters("gaussian")).rank(features)
-            plan = replace(plan, route=ranked.task, margin=ranked.margin)
-        assert plan.route is not None
-        chosen = [own[k] for k in plan.route]
-    return _predictions(runtime, texts, plan, chosen, members, state=None, composition=name, given=bool(config.task))
+        return ()
+    wanted = (("scoring", "generation"), ("max_new_tokens", config.max_new_tokens))
+    return (*wanted, ("template", None)) if config.raw else wanted
 
 
 def _check_question(config: PredictConfig | GenerateConfig, snapshot: Snapshot, composition: str | None) -> None:
@@ -240,11 +284,11 @@ def _tasks(snapshot: Snapshot, composition: str | None) -> Sequence[str]:
     return snapshot.composition(composition).members if composition else [task.name for task in snapshot.tasks]
 
 
-def _prompts(snapshot: Snapshot, texts: list[str], tasks: Sequence[str]) -> list[str]:
+def _prompts(base: OpenBase, snapshot: Snapshot, texts: list[str], tasks: Sequence[str]) -> list[str]:
     """Texts as these tasks' rows were: a user's message in the chat template where all were conversations."""
     if not all(holds_conversations(snapshot.task(task), snapshot.adapter_of(task)) for task in tasks):
         return texts
-    render = ChatTemplate(snapshot.base)
+    render = ChatTemplate(base)
     prompts = []
     for place, text in enumerate(texts, start=1):
         try:
@@ -252,21 +296,6 @@ def _prompts(snapshot: Snapshot, texts: list[str], tasks: Sequence[str]) -> list
         except BadCell as error:
             raise BadText(place, error.problem) from error
     return prompts
-
-
-def _as_trained(
-    bank: Bank,
-    snapshot: Snapshot,
-    members: Sequence[Member],
-    runtime: Runtime,
-    texts: Sequence[str],
-    task: str,
-    state: State,
-) -> tuple[Prediction, ...]:
-    answers = answering_in(state, adapters_in_order(snapshot), snapshot.adapter_of(task))
-    chosen = [member for member in members if member.task == task] * len(texts)
-    plan = state_plan(bank, answers, runtime)
-    return _predictions(runtime, texts, plan, chosen, members, state=state, composition=None, given=True)
 
 
 def _default(snapshot: Snapshot) -> str:

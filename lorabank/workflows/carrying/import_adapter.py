@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 from safetensors.torch import save as save_tensors
 
-from lorabank.bank.bank import Bank
 from lorabank.bank.failures import taken
 from lorabank.bank.objects.layout import check_name
 from lorabank.bank.operations import Operation
@@ -27,7 +26,8 @@ from lorabank.data.loading import TaskData
 from lorabank.exchange.fit_check import check_effect, check_fits, largest_update
 from lorabank.exchange.peft_folder import adapter_files
 from lorabank.exchange.untrusted_adapter import ForeignAdapter
-from lorabank.models.bases.loading import LoadedBase, load_base, resolve_device
+from lorabank.models.bases.loading import LoadedBase, resolve_device
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.mixing.trial import try_base
 from lorabank.models.tasks.heads import Head, load_head, put_head
 from lorabank.models.tasks.task_types import TaskType
@@ -38,6 +38,7 @@ from lorabank.workflows.carrying.adapter_source import check_source_base, find_s
 from lorabank.workflows.compose import superseded_by
 from lorabank.workflows.learning.known_rows import known_rows
 from lorabank.workflows.learning.train import commit_and_score, stored_files
+from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import AddTaskResult
 from lorabank.workflows.show import listed
 from lorabank.workflows.task_data import (
@@ -94,7 +95,7 @@ class _Judged:
 
 
 def import_adapter(
-    path: str | Path,
+    opened: OpenBank,
     source: str | Path,
     name: str,
     *,
@@ -114,11 +115,11 @@ def import_adapter(
     written = remarks(note, tags)
     found = find_source(str(source), observer)
     adapter, digest = read_source(found, part=part, ignore_unknown=ignore_unknown)
-    if not Bank.exists(path):
+    if not opened.exists:
         init = _as_trained(adapter, init)
-    base = _future_base(path, name, config, init, replace=replace)
-    check_source_base(adapter, base, base_fingerprint)
-    context = _earlier_parts(path, digest, part)
+    base = _future_base(opened, name, config, init, observer, replace=replace)
+    check_source_base(adapter, base.record, base_fingerprint)
+    context = _earlier_parts(opened, digest, part)
     data = load_data(config, base)
     order = _label_order(data, labels, observer)
     judged = _judge(adapter, base, data, order, config)
@@ -141,17 +142,17 @@ def import_adapter(
     _warn(facts, observer)
     for line in data.told:
         observer.notice(line)
-    bank, created = open_or_init(path, init, observer, form=data.form)
-    snapshot = bank.snapshot()
+    created = open_or_init(opened, init, observer)
+    bank, snapshot = opened.bank, opened.refresh()
     old = snapshot.position_of(name) if replace else None
     if known := known_rows(bank, snapshot.without(old), data.eval, observer):
         facts["known_rows"] = known
     written = written if old is None else written | {"replaces": old}
     with bank.reserve("import", name, {"source": found.name, "digest": digest, **written}) as operation:
-        superseded = superseded_by(bank.snapshot(), old)
-        result = _commit(bank, operation, judged, data, order, context, facts, observer)
+        superseded = superseded_by(opened.refresh(), old)
+        result = _commit(opened, operation, judged, data, order, context, facts, observer)
     told = found_in_data(data)
-    return AddTaskResult(*result, bank=str(path), bank_created=created, **told, superseded=superseded)
+    return AddTaskResult(*result, bank=str(opened.path), bank_created=created, **told, superseded=superseded)
 
 
 def _as_trained(adapter: ForeignAdapter, init: InitConfig) -> InitConfig:
@@ -162,23 +163,23 @@ def _as_trained(adapter: ForeignAdapter, init: InitConfig) -> InitConfig:
 
 
 def _future_base(
-    path: str | Path, name: str, config: TrainConfig, init: InitConfig, *, replace: bool
-) -> BaseModelRecord:
+    opened: OpenBank, name: str, config: TrainConfig, init: InitConfig, observer: Observer, *, replace: bool
+) -> OpenBase:
     """The base model that the adapter is to sit on; a name that is taken is told before the base is loaded.
 
     Raises:
         ExistsError: The name is taken.
     """
-    base = future_base(path, config, init)
-    if Bank.exists(path):
-        snapshot = Bank.open(path).snapshot()
+    base = future_base(opened, config, init, observer)
+    if opened.exists:
+        snapshot = opened.snapshot
         for kind, records in (("task", snapshot.tasks), ("composition", snapshot.compositions)):
             if any(record.name == name for record in records) and not (replace and kind == "task"):
                 raise taken(kind, name, kind="import")
     return base
 
 
-def _earlier_parts(path: str | Path, digest: str, part: int | None) -> tuple[str, ...]:
+def _earlier_parts(opened: OpenBank, digest: str, part: int | None) -> tuple[str, ...]:
     """The adapters beneath part ``part`` of a folder: O-LoRA answers with the sum of a task's adapter and the earlier.
 
     Raises:
@@ -186,7 +187,7 @@ def _earlier_parts(path: str | Path, digest: str, part: int | None) -> tuple[str
     """
     if part is None or part == 1:
         return ()
-    snapshot = Bank.open(path).snapshot() if Bank.exists(path) else None
+    snapshot = opened.snapshot if opened.exists else None
     adapters = [snapshot.adapter_of(task.name) for task in snapshot.tasks] if snapshot else []
     parts = {
         adapter.metrics.get("part"): adapter for adapter in adapters if adapter.metrics.get("source_digest") == digest
@@ -202,14 +203,14 @@ def _earlier_parts(path: str | Path, digest: str, part: int | None) -> tuple[str
 
 
 def _judge(
-    adapter: ForeignAdapter, record: BaseModelRecord, data: TaskData, labels: tuple[str, ...], config: TrainConfig
+    adapter: ForeignAdapter, opened: OpenBase, data: TaskData, labels: tuple[str, ...], config: TrainConfig
 ) -> _Judged:
     """Put the adapter on the base and look at it; nothing is written."""
-    base = load_base(record, device=resolve_device(config.device))
+    base, record = opened.load(device=config.device), opened.record
     unread = check_fits(adapter, base, record.task_type)
     head = _load_head(base, adapter, labels) if base.head_modules else None
     config = settled(config, data, min(config.max_length, base.max_length or config.max_length))
-    examples = encode_rows(record, data, config.max_length)
+    examples = encode_rows(opened, data, config.max_length)
     if head is not None:
         put_head(base.model, head)
     task_type: TaskType = TASK_TYPES.load(record.task_type)()
@@ -229,7 +230,7 @@ def _judge(
 
 
 def _commit(
-    bank: Bank,
+    opened: OpenBank,
     operation: Operation,
     judged: _Judged,
     data: TaskData,
@@ -238,7 +239,7 @@ def _commit(
     facts: dict[str, Any],
     observer: Observer,
 ) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
-    snapshot = bank.snapshot().without(operation.config.get("replaces"))
+    bank, snapshot = opened.bank, opened.snapshot.without(operation.config.get("replaces"))
     adapter, config = judged.adapter, judged.config
     overlap = overlap_report(adapter.factors, read_stack(bank, adapters_in_order(snapshot)))
     settings = asdict(config)
@@ -276,7 +277,7 @@ def _commit(
         prompt_template=data.prompt_template and str(data.prompt_template),
     )
     datasets = dataset_records(operation, data, config, judged.rows_cut, judged.rows_dropped, trained=False)
-    return commit_and_score(bank, operation, task, record, datasets, observer)
+    return commit_and_score(opened, operation, task, record, datasets, observer)
 
 
 def _label_order(data: TaskData, labels: Sequence[str] | None, observer: Observer) -> tuple[str, ...]:

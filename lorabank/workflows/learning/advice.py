@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lorabank.core.config import TrainConfig
-from lorabank.core.records import BaseModelRecord
 from lorabank.data.loading import TaskData
-from lorabank.models.bases.loading import load_tokenizer
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.training.planning import planned_steps
 
 FEW_STEPS = 50
@@ -35,11 +34,11 @@ def few_steps(rows: int, config: TrainConfig) -> str | None:
     )
 
 
-def characters_per_token(base: BaseModelRecord, data: TaskData) -> float:
+def characters_per_token(base: OpenBase, data: TaskData) -> float:
     """Of the texts and, where they are free, the answers, by the base's tokenizer without special tokens."""
     rows = data.train
     texts = [*rows.texts[:_LOOKED_AT], *(rows.labels[:_LOOKED_AT] if rows.free else ())]
-    encoded = load_tokenizer(base)(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    encoded = base.tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     return sum(map(len, texts)) / max(1, sum(map(len, encoded)))
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabank.bank.bank import Bank
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.observer import SilentObserver
 from lorabank.core.shelves import STRATEGIES
@@ -17,6 +15,7 @@ from lorabank.data.loading import TaskData, example_row
 from lorabank.workflows.bases import future_base
 from lorabank.workflows.learning.known_rows import known_rows
 from lorabank.workflows.learning.past import earlier_adapters
+from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import TaskPlan
 from lorabank.workflows.task_data import encode_rows, found_in_data, load_data, recorded_chat, recorded_scoring
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def plan_task(
-    path: str | Path, name: str, config: TrainConfig, init: InitConfig | None, *, replace: bool = False
+    opened: OpenBank, name: str, config: TrainConfig, init: InitConfig | None, *, replace: bool = False
 ) -> TaskPlan:
     """What ``add_task`` would do; nothing is trained, written or loaded but the tokenizer and the base's shapes."""
     from lorabank.training.planning import plan_adapter, planned_steps, resolve_penalties
@@ -34,11 +33,12 @@ def plan_task(
     from lorabank.workflows.learning.replayed import rows_replayed
 
     check_tracker(config.report_to)
-    exists = Bank.exists(path)
-    found = Bank.open(path).snapshot() if exists else None
+    exists = opened.exists
+    found = opened.refresh() if exists else None
     old = found.position_of(name) if found and replace else None
     snapshot = found.without(old) if found else None
-    base = future_base(path, config, init or InitConfig())
+    base = future_base(opened, config, init or InitConfig())
+    record = base.record
     strategy = STRATEGIES.load(config.strategy)
     data = load_data(config, base)
     adapter = plan_adapter(base, config, len(data.labels))
@@ -47,13 +47,13 @@ def plan_task(
     rows = len(examples.rows) + rows_replayed(snapshot, strategy, config)
     per_token = characters_per_token(base, data)
     earlier = earlier_adapters(snapshot)
-    known = known_rows(Bank.open(path), snapshot, data.eval, SilentObserver()) if snapshot else {}
+    known = known_rows(opened.bank, snapshot, data.eval, SilentObserver()) if snapshot else {}
     names = {adapter.digest: adapter.task for adapter in earlier}
     penalties = {penalty: weight for penalty, weight, _ in resolve_penalties(config, strategy)}
     return TaskPlan(
         name=name,
         settings=_filled_in(config, data, strategy, penalties, adapter)
-        | {"base": base.name, "revision": base.revision, "task_type": base.task_type},
+        | {"base": record.name, "revision": record.revision, "task_type": record.task_type},
         train_rows=len(data.train),
         eval_rows=len(data.eval),
         labels=data.labels,

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabank.bank.bank import Bank
 from lorabank.bank.objects.layout import check_name
 from lorabank.bank.operations import Operation, holds_checkpoint
 from lorabank.bank.snapshot import Snapshot
@@ -24,7 +23,6 @@ from lorabank.core.shelves import STRATEGIES
 from lorabank.core.trackers import check_tracker
 from lorabank.core.versions import package_versions
 from lorabank.data.loading import TaskData
-from lorabank.models.bases.loading import load_base, resolve_device
 from lorabank.workflows.bases import future_base, open_or_init
 from lorabank.workflows.compose import superseded_by
 from lorabank.workflows.learning.known_rows import known_rows
@@ -37,6 +35,7 @@ from lorabank.workflows.learning.past import (
     recorded_run,
     restart_command,
 )
+from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import AddTaskResult
 from lorabank.workflows.task_data import (
     as_asked,
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
 
 
 def add_task(
-    path: str | Path,
+    opened: OpenBank,
     name: str,
     config: TrainConfig | None,
     *,
@@ -76,11 +75,11 @@ def add_task(
     processes.join()
     observer = SilentObserver() if processes.rank() else observer
     with ExitStack() as change:
-        held: list[tuple[Bank, Operation, bool]] = []
+        held: list[tuple[Operation, bool]] = []
 
         def begin() -> tuple[Path, int | None, TrainConfig, TaskData]:
-            bank, operation, created, (settings, data) = _reserve(
-                path,
+            operation, created, (settings, data) = _reserve(
+                opened,
                 name,
                 config,
                 init or InitConfig(),
@@ -91,32 +90,31 @@ def add_task(
                 replace=replace,
                 observer=observer,
             )
-            held.append((bank, operation, created))
+            held.append((operation, created))
             return operation.work, operation.config.get("replaces"), settings, data
 
         work, replaces, settings, data = processes.from_main(begin)
         for line in data.told:
             observer.notice(line)
-        tracking = change.enter_context(_tracking(Path(path), name, settings, resume, observer))
-        snapshot = Bank.open(path).snapshot().without(replaces)
-        known = known_rows(Bank.open(path), snapshot, data.eval, observer)
-        job, trained = _train(
-            Bank.open(path), snapshot, work, settings, data, tracking, resume=resume, observer=observer
-        )
+        opened.release()  # training needs the room of what answered before
+        snapshot = opened.refresh().without(replaces)
+        tracking = change.enter_context(_tracking(Path(opened.path), snapshot.base, name, settings, resume, observer))
+        known = known_rows(opened.bank, snapshot, data.eval, observer)
+        job, trained = _train(opened, snapshot, work, settings, data, tracking, resume=resume, observer=observer)
 
         def commit() -> AddTaskResult:
-            bank, operation, created = held[0]
-            superseded = superseded_by(bank.snapshot(), replaces)
-            stored = _commit_and_score(bank, operation, settings, data, job, trained, known, observer)
+            operation, created = held[0]
+            superseded = superseded_by(opened.refresh(), replaces)
+            stored = _commit_and_score(opened, operation, settings, data, job, trained, known, observer)
             tracking.log(_measured(name, stored[3]))
             told = found_in_data(data)
-            return AddTaskResult(*stored, bank=str(path), bank_created=created, **told, superseded=superseded)
+            return AddTaskResult(*stored, bank=str(opened.path), bank_created=created, **told, superseded=superseded)
 
         return processes.from_main(commit)
 
 
 def _reserve(
-    path: str | Path,
+    opened: OpenBank,
     name: str,
     config: TrainConfig | None,
     init: InitConfig,
@@ -127,46 +125,45 @@ def _reserve(
     restart: bool,
     replace: bool,
     observer: Observer,
-) -> tuple[Bank, Operation, bool, tuple[TrainConfig, TaskData]]:
-    """The bank, the reserved name, whether the bank is new, and what is to be trained on which rows.
+) -> tuple[Operation, bool, tuple[TrainConfig, TaskData]]:
+    """The reserved name, whether the bank is new, and what is to be trained on which rows.
 
     What goes wrong after the name was reserved gives it back through ``change``.
     """
-    given = _given(path, config, init)
+    given = _given(opened, config, init, observer)
     if given is None and not resume:
         raise ConfigError("there is no data to train on", commands=[Command("add-task", name, "--data", "FILE")])
-    if given and not resume and not restart:
-        bank, created = open_or_init(path, init, observer, form=given[1].form)
-    else:
-        bank, created = Bank.open(path), False
+    created = open_or_init(opened, init, observer) if given and not resume and not restart else False
+    bank = opened.bank
     if restart:
         bank.discard(name)
     if resume:
         operation = change.enter_context(bank.resume("add-task", name))
         operation.config |= written
-        return bank, operation, created, _same_run(bank, operation, given)
+        return operation, created, _same_run(opened, operation, given)
     assert given is not None
-    snapshot = bank.snapshot()
+    snapshot = opened.refresh()
     old = snapshot.position_of(name) if replace else None
     past = _past(snapshot.without(old), given[0])
     written = written if old is None else written | {"replaces": old}
     operation = change.enter_context(bank.reserve("add-task", name, _stored(*given, past) | written))
     if (
-        _past(bank.snapshot().without(old), given[0]) != past
+        _past(opened.refresh().without(old), given[0]) != past
     ):  # between the look and the reservation; from here on nobody writes
         raise BusyError(
             "another process changed the bank meanwhile",
             hint="the same command again",
             unchanged="the bank was not changed",
         )
-    return bank, operation, created, given
+    return operation, created, given
 
 
-def _tracking(path: Path, name: str, config: TrainConfig, resume: bool, observer: Observer) -> Tracking:
+def _tracking(
+    path: Path, base: BaseModelRecord, name: str, config: TrainConfig, resume: bool, observer: Observer
+) -> Tracking:
     """The run of the experiment tracker that the settings name."""
     from lorabank.training.tracking import Tracking
 
-    base = Bank.open(path).snapshot().base
     settings = {**asdict(config), "base": base.name, "base_fingerprint": base.fingerprint}
     return Tracking(
         config.report_to,
@@ -185,7 +182,7 @@ def _measured(name: str, score: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _train(
-    bank: Bank,
+    opened: OpenBank,
     snapshot: Snapshot,
     work: Path,
     config: TrainConfig,
@@ -204,14 +201,14 @@ def _train(
 
     if snapshot.base.task_type != "SEQ_CLS":
         observer.notice(as_asked(data))
-    earlier = earlier_adapters(snapshot)
+    bank, earlier = opened.bank, earlier_adapters(snapshot)
     strategy = STRATEGIES.load(config.strategy)
     rows = len(data.train) + rows_replayed(snapshot, strategy, config)
-    for advice in (few_steps(rows, config), poor_fit(characters_per_token(snapshot.base, data))):
+    for advice in (few_steps(rows, config), poor_fit(characters_per_token(opened.base, data))):
         if advice:
             observer.notice(advice)
     job = TrainJob(
-        base=snapshot.base,
+        base=opened.base,
         config=config,
         strategy=strategy,
         texts=data.train.texts,
@@ -232,7 +229,7 @@ def _train(
 
 
 def _commit_and_score(
-    bank: Bank,
+    opened: OpenBank,
     operation: Operation,
     config: TrainConfig,
     data: TaskData,
@@ -243,9 +240,9 @@ def _commit_and_score(
 ) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
     """Stage the adapter with its statistics, make the task part of the bank, and score it."""
     config = settled(config, data, trained.max_length)
-    loaded = load_base(job.base, device=resolve_device(config.device))
-    statistics = task_statistics(loaded, data.train.keys, config)
-    files = stored_files(_files(job.base, trained, config), job.base, len(data.labels), observer)
+    base = job.base.record
+    statistics = task_statistics(job.base.load(device=config.device), data.train.keys, config)
+    files = stored_files(_files(base, trained, config), base, len(data.labels), observer)
     digest = operation.stage_adapter(files)
     facts = {key: value for key, value in (("continued_from", job.continued), ("known_rows", known)) if value}
     adapter = AdapterRecord(
@@ -273,7 +270,7 @@ def _commit_and_score(
     task = TaskRecord(
         name=operation.name,
         position=0,
-        task_type=job.base.task_type,
+        task_type=base.task_type,
         labels=data.labels,
         state="training",
         adapter=digest,
@@ -282,11 +279,11 @@ def _commit_and_score(
     )
     cut, dropped = trained.metrics["rows_cut"], trained.metrics["rows_dropped"]
     datasets = dataset_records(operation, data, config, cut, dropped, replay=job.strategy.replay)
-    return commit_and_score(bank, operation, task, adapter, datasets, observer)
+    return commit_and_score(opened, operation, task, adapter, datasets, observer)
 
 
 def commit_and_score(
-    bank: Bank,
+    opened: OpenBank,
     operation: Operation,
     task: TaskRecord,
     adapter: AdapterRecord,
@@ -301,8 +298,8 @@ def commit_and_score(
     from lorabank.workflows.evaluate import own_score
 
     stored = operation.commit_task(task, adapter, datasets)
-    score = own_score(bank, stored.name, observer)
-    after = bank.snapshot()
+    score = own_score(opened, stored.name, observer)
+    after = opened.snapshot
     kept = tuple(dataset for dataset in after.datasets if dataset.task == stored.name)
     return stored, after.adapter_of(stored.name), kept, score
 
@@ -316,7 +313,9 @@ def _stored(config: TrainConfig, data: TaskData, past: dict[str, Any]) -> dict[s
     return {"config": asdict(config), "train": data.train.sha256, "eval": data.eval.sha256, KEY: past}
 
 
-def _given(path: str | Path, config: TrainConfig | None, init: InitConfig) -> tuple[TrainConfig, TaskData] | None:
+def _given(
+    opened: OpenBank, config: TrainConfig | None, init: InitConfig, observer: Observer
+) -> tuple[TrainConfig, TaskData] | None:
     """Settings that were given, checked, and the rows they lead to; read before anything is changed."""
     if config is None:
         return None
@@ -327,9 +326,9 @@ def _given(path: str | Path, config: TrainConfig | None, init: InitConfig) -> tu
             f"--batch-size {config.batch_size} leaves some of {processes.count()} processes without rows",
             unchanged="nothing was changed",
         )
-    base = future_base(path, config, init)
+    base = future_base(opened, config, init, observer)
     data = load_data(config, base)
-    if not Bank.exists(path):  # no bank is made on a base that cannot be trained
+    if not opened.exists:  # no bank is made on a base that cannot be trained
         from lorabank.training.planning import plan_adapter
 
         plan_adapter(base, config, len(data.labels))
@@ -337,7 +336,7 @@ def _given(path: str | Path, config: TrainConfig | None, init: InitConfig) -> tu
 
 
 def _same_run(
-    bank: Bank, operation: Operation, given: tuple[TrainConfig, TaskData] | None
+    opened: OpenBank, operation: Operation, given: tuple[TrainConfig, TaskData] | None
 ) -> tuple[TrainConfig, TaskData]:
     """The settings and rows of the interrupted run; settings given again must be the same, and so must the past."""
     settings, rows = recorded_run(operation.name, operation.config)
@@ -351,14 +350,14 @@ def _same_run(
                 hint="go on with its own settings, or add --restart to begin again with the new ones",
                 commands=[Command("add-task", operation.name, "--resume")],
             )
-    data = load_data(stored, bank.snapshot().base)
+    data = load_data(stored, opened.base)
     if (data.train.sha256, data.eval.sha256) != rows:
         raise DataError(
             f"{stored.data} is no longer what the interrupted run was trained on",
             unchanged="the interrupted run is still there",
             commands=[restart_command(operation.name, stored, restart=True)],
         )
-    snapshot = bank.snapshot().without(operation.config.get("replaces"))
+    snapshot = opened.refresh().without(operation.config.get("replaces"))
     moved = moved_on(operation.config, _past(snapshot, stored), snapshot)
     if moved is not None:
         kept = holds_checkpoint(operation.work)

@@ -15,6 +15,7 @@ from lorabank.core.config import InitConfig
 from lorabank.core.errors import ConfigError, DataError
 from lorabank.core.records import BaseModelRecord
 from lorabank.data.loading import load_task_data
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.sequences.file import read_sequence
 from lorabank.sequences.rows import SequenceTask, read_tasks, write_tasks
 from lorabank.workflows.bases import described
@@ -58,7 +59,7 @@ def tasks(tmp_path: Path) -> Callable[..., Path]:
 
 
 def read(file: Path, base: BaseModelRecord, *, dev: bool = False) -> dict[str, SequenceTask]:
-    return read_tasks(read_sequence(file), base, dev=dev)
+    return read_tasks(read_sequence(file), OpenBase(base), dev=dev)
 
 
 def test_samples_keep_the_share_of_each_label(tasks: Callable[..., Path], base: BaseModelRecord) -> None:
@@ -159,7 +160,7 @@ def test_rows_of_labels_that_are_left_out(tasks: Callable[..., Path], base: Base
 def reloaded(file: Path, base: BaseModelRecord, folder: Path) -> list[tuple[SequenceTask, Any]]:
     """Each task of a sequence, and what its written files hold."""
     config = read_sequence(file)
-    found = read_tasks(config, base, dev=False)
+    found = read_tasks(config, OpenBase(base), dev=False)
     write_tasks(config, found.values(), folder)
     return [
         (

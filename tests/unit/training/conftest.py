@@ -15,6 +15,7 @@ from lorabank.core import shelves
 from lorabank.core.config import TrainConfig
 from lorabank.core.records import BaseModelRecord
 from lorabank.models.bases.loading import describe_base
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.resolving import resolve_base
 from lorabank.training.job import TrainedAdapter, TrainJob
 from lorabank.training.movement import Movement
@@ -72,7 +73,7 @@ def job(base: BaseModelRecord, tmp_path: Path) -> Callable[..., TrainJob]:
         settings = TrainConfig(**({"data": "-", "batch_size": 4, "epochs": 3, "r": 2, "device": "cpu"} | config))
         (tmp_path / work).mkdir(exist_ok=True)
         return TrainJob(
-            base=on,
+            base=OpenBase(on),
             config=settings,
             strategy=STRATEGIES[settings.strategy],
             texts=texts,

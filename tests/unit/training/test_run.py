@@ -10,6 +10,7 @@ from lorabank.algebra.stack import AdapterStack
 from lorabank.algebra.subspaces import subspace_overlap
 from lorabank.core.errors import ConfigError
 from lorabank.models.bases.loading import describe_base
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.resolving import resolve_base
 from lorabank.models.tasks.classification import Classification
 from lorabank.training.factor_groups import overlap_report
@@ -229,12 +230,12 @@ def test_long_texts_are_cut_and_told(train, recorder) -> None:
 
 def test_texts_are_no_longer_than_the_model_can_read(base, job, train) -> None:
     assert train(max_length=4096, epochs=0.2).max_length == 66
-    assert plan_adapter(base, job(max_length=4096).config, 2).max_length == 66
+    assert plan_adapter(OpenBase(base), job(max_length=4096).config, 2).max_length == 66
 
 
 def test_the_trainable_size_is_that_of_what_is_trained(base, job, train, factors_of) -> None:
     trained = train(epochs=0.2, r=3)
-    plan = plan_adapter(base, job(r=3).config, 2)
+    plan = plan_adapter(OpenBase(base), job(r=3).config, 2)
     assert plan.parameters == sum(tensor.numel() for tensor in factors_of(trained).values())
     assert plan.target_modules == trained.target_modules
 

@@ -16,8 +16,9 @@ import torch
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import ComposeConfig, InitConfig, TrainConfig
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.mixing.runtime import Plan
-from lorabank.workflows.assemble import load_runtime
+from lorabank.workflows.assemble import RuntimeSettings, load_runtime
 
 TEXTS = ("a b c", "x y z z", "m", "q w e r t y u i")
 
@@ -91,7 +92,9 @@ def logits() -> Callable[..., torch.Tensor]:
     def run(path: Path, task: str, state: dict[str, float]) -> torch.Tensor:
         bank = Bank.open(path)
         snapshot = bank.snapshot()
-        runtime = load_runtime(bank, snapshot, device="cpu", dtype="float32", batch_size=4)
+        runtime = load_runtime(
+            bank, snapshot, OpenBase(snapshot.base), RuntimeSettings(device="cpu", dtype="float32", batch_size=4)
+        )
         weights = torch.tensor([state.get(name, 0.0) for name in runtime.stack.names])
         runtime.enter(Plan(weights=weights.numpy()))
         names = [record.name for record in snapshot.tasks]

@@ -12,8 +12,9 @@ import torch
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import InitConfig, TrainConfig
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.mixing.runtime import Plan
-from lorabank.workflows.assemble import load_runtime
+from lorabank.workflows.assemble import RuntimeSettings, load_runtime
 from tests.unit.workflows.conftest import write_rows
 
 KINDS = ("llama", "t5")
@@ -46,7 +47,9 @@ def own_state(bank: Path, task: str) -> dict[str, float]:
 def bank_logits(bank: Path, state: Mapping[str, float]) -> list[torch.Tensor]:
     """What lorabank's model says to PROMPTS with adapters by digest, ``[tokens, vocabulary]`` each."""
     opened = Bank.open(bank)
-    runtime = load_runtime(opened, opened.snapshot(), device="cpu", dtype="float32", batch_size=4)
+    snapshot = opened.snapshot()
+    settings = RuntimeSettings(device="cpu", dtype="float32", batch_size=4)
+    runtime = load_runtime(opened, snapshot, OpenBase(snapshot.base), settings)
     weights = np.array([state.get(name, 0.0) for name in runtime.stack.names], np.float32)
     assert np.count_nonzero(weights) == len(state)
     runtime.enter(Plan(weights=weights))

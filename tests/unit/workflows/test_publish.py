@@ -13,7 +13,7 @@ from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, NotFoundError, StorageError
-from lorabank.workflows import assemble as view
+from lorabank.models.bases import open_base
 from lorabank.workflows.publish import stored_reports
 from lorabank.workflows.results import MatrixReport
 
@@ -99,7 +99,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(view, "load_base", refuse)
+    monkeypatch.setattr(open_base, "load_base", refuse)
 
 
 def evaluate(bank: Path, **config: Any) -> dict[str, MatrixReport]:
@@ -123,7 +123,7 @@ def test_the_report_says_what_eval_said_without_a_model(bank, compose, monkeypat
     compose("manual")
     compose("prototype", name="routed", router="gaussian")
     said = evaluate(bank, all=True, forgetting_matrix=True, forward_transfer=True)
-    monkeypatch.setattr(view, "load_base", None)
+    monkeypatch.setattr(open_base, "load_base", None)
     found = stored(bank)
     assert found.keys() == {("as-trained", "as-trained"), ("manual", "manual"), ("routed", "prototype")}
     for (name, _), report in found.items():

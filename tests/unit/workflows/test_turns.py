@@ -18,6 +18,7 @@ from lorabank.core.records import BaseModelRecord
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.core.templates import ChatPrompt
 from lorabank.models.bases.loading import load_tokenizer
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.workflows.assemble import form_of
 from lorabank.workflows.bases import described
 from lorabank.workflows.learning.past import recorded_run
@@ -70,7 +71,7 @@ def config(folder: Path, form: str, **changes: Any) -> TrainConfig:
 
 def batch(base: BaseModelRecord, settings: TrainConfig) -> tuple[list[Any], dict[str, Any]]:
     """The encoded rows, and what the model gets of them: token ids and which of them are learnt."""
-    examples = encode_rows(base, load_data(settings, base), settings.max_length)
+    examples = encode_rows(OpenBase(base), load_data(settings, OpenBase(base)), settings.max_length)
     task_type = TASK_TYPES.load(base.task_type)()
     inputs = task_type.collate(load_tokenizer(base), examples.rows)
     return list(examples.rows), {name: tensor.tolist() for name, tensor in inputs.items()}
@@ -152,7 +153,7 @@ def test_a_base_without_a_chat_template_takes_the_prompts_as_they_are(
     folder = make_language_model()
     (folder / "chat_template.jinja").unlink()
     record = described(InitConfig(base=str(folder)))
-    data = load_data(config(tmp_path, "alpaca"), record)
+    data = load_data(config(tmp_path, "alpaca"), OpenBase(record))
     assert (data.prompt_template, data.chat) == (None, False)
 
 
@@ -163,7 +164,7 @@ def test_labelled_and_plain_texts_stay_as_they_are(make_language_model: Any, tmp
     )
     plain = write(tmp_path / "p.jsonl", [{"text": f"{word} word"} for word in "cdef"])
     for path in (labelled, plain):
-        data = load_data(TrainConfig(data=path), record)
+        data = load_data(TrainConfig(data=path), OpenBase(record))
         assert not data.chat
         assert not isinstance(data.prompt_template, ChatPrompt)
 
@@ -173,7 +174,7 @@ def test_prompts_of_both_kinds_are_all_conversations(make_language_model: Any, t
     evaluated = write(tmp_path / "test.jsonl", [FORMS["prompt-completion"](*pair) for pair in ASKED])
     rows = [{"prompt": turns(*pair)[:1] if i % 2 else pair[0], "completion": pair[1]} for i, pair in enumerate(PAIRS)]
     mixed = config(tmp_path, "messages", data=write(tmp_path / "mixed.jsonl", rows), eval_data=evaluated)
-    data = load_data(mixed, record)
+    data = load_data(mixed, OpenBase(record))
     assert (data.prompt_template, data.chat) == (None, True)
     assert batch(record, mixed)[0] == batch(record, config(tmp_path, "messages"))[0]
 
@@ -184,9 +185,9 @@ def test_a_prompt_that_brings_its_own_turns_is_refused(make_language_model: Any,
     rows = [FORMS[form](*pair) for pair in PAIRS] + [FORMS[form]("<s><|user|>\nhi</s>\n<|assistant|>\n", "hello")]
     data = write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(DataError, match=r"'.*rows.jsonl' line 7: the prompt spells '</?s>'") as error:
-        load_data(TrainConfig(data=data), record)
+        load_data(TrainConfig(data=data), OpenBase(record))
     assert error.value.hint == "--chat-template none takes the prompts as they are"
-    assert load_data(TrainConfig(data=data, chat_template="none"), record).prompt_template is None
+    assert load_data(TrainConfig(data=data, chat_template="none"), OpenBase(record)).prompt_template is None
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no system') }}", "{{ bos_token }}nothing of it"])
@@ -197,7 +198,7 @@ def test_a_chat_template_that_takes_no_turn_is_refused(
     (folder / "chat_template.jinja").write_text(template)
     record = described(InitConfig(base=str(folder)))
     with pytest.raises(IncompatibleError, match="cannot be put around a text") as error:
-        load_data(config(tmp_path, "alpaca"), record)
+        load_data(config(tmp_path, "alpaca"), OpenBase(record))
     assert "\n" not in error.value.message
     assert "--chat-template none" in (error.value.hint or "")
 
@@ -210,7 +211,7 @@ def test_long_rows_are_cut_and_dropped_as_messages_are(make_language_model: Any,
     for form in FORMS:
         data = write(tmp_path / f"{form}.jsonl", [FORMS[form](*pair) for pair in pairs])
         settings = config(tmp_path, form, data=data, max_length=longest)
-        found.append(encode_rows(record, load_data(settings, record), longest))
+        found.append(encode_rows(OpenBase(record), load_data(settings, OpenBase(record)), longest))
     assert found[0] == found[1] == found[2]
     assert found[0].dropped == (longest == 12)
     assert (found[0].cut > 0) == (longest < 90)

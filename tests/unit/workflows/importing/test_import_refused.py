@@ -207,9 +207,9 @@ def test_a_request_that_cannot_be_met_changes_nothing(
 def test_a_name_that_cannot_be_used_makes_no_bank_and_loads_no_model(
     bank, source, bring_in, tmp_path, bert_bank, monkeypatch
 ) -> None:
-    from lorabank.workflows.carrying import import_adapter as import_
+    from lorabank.models.bases import open_base
 
-    monkeypatch.setattr(import_, "load_base", None)
+    monkeypatch.setattr(open_base, "load_base", None)
     with pytest.raises(ConfigError, match="cannot be a name"):
         bring_in(source, "../x", path=tmp_path / "none", init=InitConfig(base=str(bert_bank.parent / "base")))
     assert not (tmp_path / "none").exists()
