@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from lorabank.core.records import AdapterRecord
+from lorabank.core.shelves import STRATEGIES
 
 State = Literal["now", "learnt"]
 """A task's state as trained: at the bank's present, or right after the task itself was learnt."""
@@ -16,7 +17,8 @@ IMPORTED = "imported"
 SELECTOR = "selector"
 """Role of the selector that an adapter was trained together with."""
 
-_ON_ITS_OWN = ("isolated", IMPORTED)
+ANSWERS = "answers"
+"""Where ``AdapterRecord.metrics`` holds who answers for the task, ``"own"`` or ``"newest"``: ``Strategy.answers``."""
 
 
 def own_state(adapter: AdapterRecord) -> tuple[str, ...]:
@@ -44,8 +46,9 @@ def active_state(adapters: Sequence[AdapterRecord]) -> tuple[str, ...]:
 def deployed_state(adapters: Sequence[AdapterRecord], task: AdapterRecord) -> tuple[str, ...]:
     """The state that answers for ``task`` after the last of ``adapters`` was trained (the state *as trained*).
 
-    An isolated or imported task keeps its own adapter. Any other task is answered by the newest adapter trained on
-    top of it, with that adapter's context; a task not learnt yet by the newest state there is.
+    A task keeps its own adapter where its strategy says so, and where it was imported. Any other task is answered by
+    the newest adapter trained on top of it, with that adapter's context; a task not learnt yet by the newest state
+    there is.
 
     Args:
         adapters: Adapters of the stage, in sequence order; empty for the untrained base.
@@ -58,10 +61,25 @@ def deployed_state(adapters: Sequence[AdapterRecord], task: AdapterRecord) -> tu
 def answering(adapters: Sequence[AdapterRecord], task: AdapterRecord) -> AdapterRecord | None:
     """The adapter whose state answers for ``task``; arguments as in `deployed_state`, None for the untrained base."""
     known = {adapter.digest for adapter in adapters}
-    if task.digest in known and task.strategy in _ON_ITS_OWN:
+    if task.digest in known and _alone(task):
         return task
-    shared = [adapter for adapter in adapters if adapter.strategy not in _ON_ITS_OWN]
+    shared = [adapter for adapter in adapters if not _alone(adapter)]
     return shared[-1] if shared else None
+
+
+def _alone(adapter: AdapterRecord) -> bool:
+    """Whether a task is answered by its own adapter whatever is learnt later.
+
+    The record says so itself, so a bank answers alike where the package of a strategy is not installed. Records of
+    older banks do not say it; their strategy does.
+
+    Raises:
+        ConfigError: The record does not say it, and its strategy is not known.
+    """
+    said = adapter.metrics.get(ANSWERS)
+    if said is None:
+        said = "own" if adapter.strategy == IMPORTED else STRATEGIES.load(adapter.strategy).answers
+    return bool(said == "own")
 
 
 def answering_in(state: State, adapters: Sequence[AdapterRecord], task: AdapterRecord) -> AdapterRecord:

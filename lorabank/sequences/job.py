@@ -67,8 +67,7 @@ class SequenceJob:
         found, seen = {}, 0
         for task in order:
             own = len(self.tasks[task].data.train)
-            again = {"none": 0, "all": seen, "reservoir": min(seen, self.training(cell, task).replay_rows)}
-            found[task] = own + again[method.replay]
+            found[task] = own + method.replayed(seen, self.training(cell, task))
             seen += own
         return found
 

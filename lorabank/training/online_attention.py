@@ -27,7 +27,7 @@ from lorabank.algebra.factors import lora_scaling
 from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.models.bases.wrapping import WrappedLinear
 from lorabank.models.gates.attention import Selector
-from lorabank.training.penalties.base import FactorGroup
+from lorabank.training.penalties.base import FactorGroup, Penalty
 from lorabank.training.variants.layer import LoraLinear
 
 SELECTOR = "online_selector"
@@ -109,7 +109,7 @@ class AttendedLinear(WrappedLinear):
         return out + _attended(self._selector[0], self._name, self._earlier, h, out, self.base.bias).to(out.dtype)
 
 
-class SelectorL1:
+class SelectorL1(Penalty):
     """``sum |u|`` of a selector as a penalty; of the factor groups it needs nothing.
 
     Args:

@@ -95,7 +95,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     movement = Movement(begun.layers)
     start = replace(start, earlier=None, initial=None, objects={})  # what training needs of the past is in the layers
     penalties += begun.penalties
-    with_basis = any(name == "orthogonal-normalized" for name, _, _ in penalties)
+    with_basis = any(penalty.needs_basis for _, _, penalty in penalties)
     groups = GroupedFactors(begun.layers, earlier, with_basis=with_basis, anchor=begun.anchor)
     del earlier
     started = time.monotonic()

@@ -208,10 +208,10 @@ def dataset_records(
     rows_cut: int,
     rows_dropped: int = 0,
     *,
-    replay: str = "none",
+    replayable: int = 0,
     trained: bool = True,
 ) -> tuple[DatasetRecord, ...]:
-    """The splits; of the training rows only the calibration sample is kept, and what a strategy replays.
+    """The splits; of the training rows only the calibration sample is kept, and ``replayable`` rows.
 
     Of all training rows digests are kept, unless the adapter was ``trained`` elsewhere on rows that nobody knows.
     """
@@ -238,10 +238,9 @@ def dataset_records(
     if config.keep_samples:
         sample = sample_rows(data.train, config.keep_samples, config.seed)
         splits.append(record("calibration", sample, operation.stage_blob(to_parquet(sample))))
-    if replay != "none":
+    if replayable:
         from lorabank.training.reservoir import keep_rows
 
-        budget = len(data.train) if replay == "all" else config.replay_rows
-        kept = keep_rows(data.train, budget, task=operation.name, seed=config.seed).rows
+        kept = keep_rows(data.train, replayable, task=operation.name, seed=config.seed).rows
         splits.append(record("replay", kept, operation.stage_blob(to_parquet(kept))))
     return tuple(splits)

@@ -174,6 +174,7 @@ SETTINGS = mapping(
 )
 FACTS = mapping(
     continued_from=optional(DIGEST),
+    answers=one_of("own", "newest"),
     overlap=each(is_number),
     known_rows=each(COUNT),
     capacity_left=optional(is_number),

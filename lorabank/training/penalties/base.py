@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -36,14 +37,17 @@ class FactorGroup:
     B_importance: Tensor | None = None
 
 
-class Penalty(Protocol):
+class Penalty(ABC):
     """A scalar that is added to the loss once per optimizer step.
 
-    ``default_weight`` is what a user gets who names no weight. The call must be differentiable in the new adapter only
-    and zero when there is no earlier adapter (for penalties on the relation to earlier ones).
+    ``default_weight`` is what a user gets who names no weight, ``needs_basis`` whether `FactorGroup.basis_prev` is
+    read, which costs an SVD per module. The call must be differentiable in the new adapter only and zero when there is
+    no earlier adapter (for penalties on the relation to earlier ones).
     """
 
-    default_weight: float
+    default_weight: ClassVar[float]
+    needs_basis: ClassVar[bool] = False
 
+    @abstractmethod
     def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
         """The penalty, without its weight, as a float32 scalar tensor."""

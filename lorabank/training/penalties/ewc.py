@@ -17,10 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lorabank.training.penalties.base import FactorGroup
+from lorabank.training.penalties.base import FactorGroup, Penalty
 
 
-class EWC:
+class EWC(Penalty):
     """``1/2 sum F (theta - theta*)^2``.
 
     The default weight is the lambda of the paper's Atari experiments; F and so the lambda that works change with the

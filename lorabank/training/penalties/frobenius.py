@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lorabank.training.penalties.base import FactorGroup
+from lorabank.training.penalties.base import FactorGroup, Penalty
 
 
-class Frobenius:
+class Frobenius(Penalty):
     """``sum_modules ||A_prev A_new^T||_F^2``; the default weight is that of the absolute value, not tuned."""
 
     default_weight = 0.5

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorabank.training.penalties.base import FactorGroup
+from lorabank.training.penalties.base import FactorGroup, Penalty
 
 
-class L1:
+class L1(Penalty):
     """The paper's penalty; the default weight is ours (see the module's text)."""
 
     default_weight = 1e-5

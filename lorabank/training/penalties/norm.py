@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lorabank.training.penalties.base import FactorGroup
+from lorabank.training.penalties.base import FactorGroup, Penalty
 
 
-class Norm:
+class Norm(Penalty):
     """``sum_modules ||A_new||_2 + ||B_new||_2``: Frobenius norms, not squared; this is no weight decay."""
 
     default_weight = 0.0

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorabank.training.penalties.base import FactorGroup
+from lorabank.training.penalties.base import FactorGroup, Penalty
 
 
-class Orthogonal:
+class Orthogonal(Penalty):
     """The reference's penalty (its ``lamda_1`` is 0.5 for the short orders)."""
 
     default_weight = 0.5
@@ -38,10 +38,11 @@ class Orthogonal:
         return torch.stack([_cross_l1(group.A_prev.float(), group.A_new.float()) for group in groups]).sum()
 
 
-class OrthogonalNormalized:
+class OrthogonalNormalized(Penalty):
     """Mean squared cosine between the row spaces of the new adapter and of all earlier ones."""
 
     default_weight = 1.0
+    needs_basis = True
 
     def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
         """Mean over all modules; a module without earlier rows counts as 0."""

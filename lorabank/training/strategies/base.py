@@ -81,6 +81,9 @@ class Strategy:
             ``"off"``, or ``"continued"`` (the last adapter's factors are where the new one starts).
         penalty: Name of the default penalty, or None.
         replay: Rows of earlier tasks that are trained on again: none, a reservoir of ``replay_rows``, or all.
+        answers: Who answers for a task that later tasks follow: ``"own"``, its own adapter, or ``"newest"``, the last
+            one that was trained on top of it. By default its own where each task is trained alone: earlier adapters
+            are off, and no rows of earlier tasks are trained on again.
         needs: Roles of the objects that earlier tasks must have recorded.
         reads: Roles of the objects that are used where they are.
     """
@@ -91,6 +94,12 @@ class Strategy:
     replay: Literal["none", "reservoir", "all"] = "none"
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    answers: Literal["own", "newest"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.answers is None:
+            alone = self.earlier == "off" and self.replay == "none"
+            object.__setattr__(self, "answers", "own" if alone else "newest")
 
     def context(self, earlier: Sequence[AdapterRecord]) -> tuple[str, ...]:
         """Digests of the adapters that are active while the next one is trained.
@@ -101,6 +110,22 @@ class Strategy:
         if self.earlier not in ("active", "attended") or not earlier:
             return ()
         return active_state(earlier)
+
+    def continued(self, earlier: Sequence[AdapterRecord]) -> str | None:
+        """Digest of the adapter whose factors are where the next one starts, or None.
+
+        Args:
+            earlier: The bank's ready adapters in sequence order.
+        """
+        return earlier[-1].digest if self.earlier == "continued" and earlier else None
+
+    def replayed(self, seen: int, config: TrainConfig) -> int:
+        """How many of the ``seen`` rows of earlier tasks are trained on again."""
+        return {"none": 0, "reservoir": min(seen, config.replay_rows), "all": seen}[self.replay]
+
+    def kept(self, rows: int, config: TrainConfig) -> int:
+        """How many of a task's own ``rows`` the bank keeps, so that later tasks can train on them again."""
+        return {"none": 0, "reservoir": config.replay_rows, "all": rows}[self.replay]
 
     def begin(self, start: Start) -> Begun:
         """Put a trainable adapter on the model, by default beside the folded past."""

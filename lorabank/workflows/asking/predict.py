@@ -300,7 +300,7 @@ def _prompts(base: OpenBase, snapshot: Snapshot, texts: list[str], tasks: Sequen
 
 def _default(snapshot: Snapshot) -> str:
     """The newest composition that routes, or the only one there is."""
-    routed = [composition for composition in snapshot.compositions if composition.mode == "prototype"]
+    routed = [composition for composition in snapshot.compositions if COMPOSERS.load(composition.mode).routed]
     chosen = routed[-1:] or (list(snapshot.compositions) if len(snapshot.compositions) == 1 else [])
     if not chosen:
         raise ConfigError(

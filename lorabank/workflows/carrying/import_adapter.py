@@ -20,7 +20,7 @@ from lorabank.core.observer import Observer
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 from lorabank.core.settings import validate
 from lorabank.core.shelves import TASK_TYPES
-from lorabank.core.states import IMPORTED
+from lorabank.core.states import ANSWERS, IMPORTED
 from lorabank.core.versions import package_versions
 from lorabank.data.loading import TaskData
 from lorabank.exchange.fit_check import check_effect, check_fits, largest_update
@@ -264,7 +264,7 @@ def _commit(
         files={},
         versions=package_versions(),
         config={name: settings[name] for name in _USED},
-        metrics={**facts, **overlap, **text_facts(data)},
+        metrics={ANSWERS: "own", **facts, **overlap, **text_facts(data)},
     )
     task = TaskRecord(
         name=operation.name,

@@ -29,11 +29,6 @@ def earlier_adapters(snapshot: Snapshot | None) -> list[AdapterRecord]:
     return [snapshot.adapter_of(task.name) for task in snapshot.tasks] if snapshot else []
 
 
-def continued_by(strategy: Strategy, earlier: Sequence[AdapterRecord]) -> str | None:
-    """Digest of the adapter whose factors are where a new one starts, or None."""
-    return earlier[-1].digest if strategy.earlier == "continued" and earlier else None
-
-
 def past_of(snapshot: Snapshot, strategy: Strategy, config: TrainConfig) -> dict[str, Any]:
     """The past as JSON values: digests alone, so that nothing is read for it.
 
@@ -51,7 +46,7 @@ def past_of(snapshot: Snapshot, strategy: Strategy, config: TrainConfig) -> dict
             "position": len(snapshot.by_position) + 1,
             "earlier": [[snapshot.task(adapter.task).born, *needed(adapter)] for adapter in earlier],
             "context": strategy.context(earlier),
-            "continued": continued_by(strategy, earlier),
+            "continued": strategy.continued(earlier),
             "replayed": [_replayed(snapshot, adapter) for adapter in earlier] if replays else [],
             "objects": {
                 role: [[*needed(adapter), adapter.objects[role]] for adapter in earlier if role in adapter.objects]

@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 def rows_replayed(snapshot: Snapshot | None, strategy: Strategy, config: TrainConfig) -> int:
     """How many rows of earlier tasks a strategy would train on again."""
-    if snapshot is None or strategy.replay == "none":
-        return 0
-    seen = sum(_seen(snapshot, task.name) for task in snapshot.tasks)
-    return seen if strategy.replay == "all" else min(seen, config.replay_rows)
+    seen = sum(_seen(snapshot, task.name) for task in snapshot.tasks) if snapshot else 0
+    return strategy.replayed(seen, config)
 
 
 def read_replayed(bank: Bank, snapshot: Snapshot, strategy: Strategy, config: TrainConfig) -> tuple[Replayed, ...]:

@@ -20,6 +20,7 @@ from lorabank.core.observer import Observer, SilentObserver
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 from lorabank.core.settings import validate
 from lorabank.core.shelves import STRATEGIES
+from lorabank.core.states import ANSWERS
 from lorabank.core.trackers import check_tracker
 from lorabank.core.versions import package_versions
 from lorabank.data.loading import TaskData
@@ -28,7 +29,6 @@ from lorabank.workflows.compose import superseded_by
 from lorabank.workflows.learning.known_rows import known_rows
 from lorabank.workflows.learning.past import (
     KEY,
-    continued_by,
     earlier_adapters,
     moved_on,
     past_of,
@@ -219,7 +219,7 @@ def _train(
         objects=read_objects(bank, earlier, strategy),
         earlier=lambda: read_stack(bank, earlier),
         context=strategy.context(earlier),
-        continued=continued_by(strategy, earlier),
+        continued=strategy.continued(earlier),
         work=work,
         number=len(snapshot.by_position),
         resume=resume,
@@ -244,7 +244,8 @@ def _commit_and_score(
     statistics = task_statistics(job.base.load(device=config.device), data.train.keys, config)
     files = stored_files(_files(base, trained, config), base, len(data.labels), observer)
     digest = operation.stage_adapter(files)
-    facts = {key: value for key, value in (("continued_from", job.continued), ("known_rows", known)) if value}
+    said = ("continued_from", job.continued), ("known_rows", known), (ANSWERS, job.strategy.answers)
+    facts = {key: value for key, value in said if value}
     adapter = AdapterRecord(
         digest=digest,
         task=operation.name,
@@ -278,7 +279,8 @@ def _commit_and_score(
         prompt_template=data.prompt_template and str(data.prompt_template),
     )
     cut, dropped = trained.metrics["rows_cut"], trained.metrics["rows_dropped"]
-    datasets = dataset_records(operation, data, config, cut, dropped, replay=job.strategy.replay)
+    replayable = job.strategy.kept(len(data.train), config)
+    datasets = dataset_records(operation, data, config, cut, dropped, replayable=replayable)
     return commit_and_score(opened, operation, task, adapter, datasets, observer)
 
 

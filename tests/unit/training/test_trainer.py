@@ -15,6 +15,7 @@ from lorabank.models.bases.loading import describe_base
 from lorabank.models.bases.resolving import resolve_base
 from lorabank.models.tasks.classification import Classification
 from lorabank.training.checkpoints import read_tensors
+from lorabank.training.penalties.base import Penalty
 from lorabank.training.planning import resolve_penalties
 from lorabank.training.run import train_adapter
 from lorabank.training.strategies.presets import OLORA
@@ -22,7 +23,7 @@ from lorabank.training.strategies.presets import OLORA
 MODULES = {f"bert.encoder.layer.{i}.attention.self.{part}": (32, 32) for i in range(2) for part in ("query", "value")}
 
 
-class EverySum:
+class EverySum(Penalty):
     """A penalty whose gradient is 1 at every entry of A and B."""
 
     default_weight = 1.0

@@ -1,0 +1,53 @@
+"""A package from outside, which lorabank knows by its entry points alone: its methods count as lorabank's own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lorabank import api
+from lorabank.bank.bank import Bank
+from lorabank.core.config import ComposeConfig, PredictConfig
+
+PACKAGE = Path(__file__).parents[1] / "outside"
+CPU = {"device": "cpu", "batch_size": 5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed() -> object:
+    """The package beside lorabank."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PACKAGE))
+        yield
+
+
+def test_a_strategy_that_trains_each_task_alone_is_answered_by_each_tasks_own_adapter(lab, texts) -> None:
+    bank = lab.bank("apart", 2)
+    found = api.predict(bank, texts, PredictConfig(task="one", **CPU))
+    assert {name for one in found for name in one.adapters} == {"one"}
+
+
+def test_who_answers_stays_known_without_the_package(lab, texts, tmp_path: Path, monkeypatch) -> None:
+    bank = lab.bank("apart", 2)
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry != str(PACKAGE)])
+    found = api.predict(bank, texts, PredictConfig(task="one", **CPU))
+    assert {name for one in found for name in one.adapters} == {"one"}
+
+
+def test_a_routed_composition_is_the_default(copy, texts) -> None:
+    bank = copy("olora", 2)
+    api.compose(bank, ComposeConfig(mode="manual", device="cpu"))
+    api.compose(bank, ComposeConfig(mode="soft", clusters_per_task=2, device="cpu"))
+    found = api.predict(bank, texts, PredictConfig(**CPU))
+    assert {one.composition for one in found} == {"soft"}
+    assert {one.task_id for one in found} == {"routed"}
+
+
+def test_a_penalty_finds_the_basis_of_earlier_rows_when_it_needs_one(lab, copy) -> None:
+    bank = copy("inclora", 1)
+    lab.add(bank, "two", strategy="inclora", penalty="away", lambda_orth=1e4, epochs=12)
+    adapter = Bank.open(bank).snapshot().adapter_of("two")
+    assert adapter.penalties == {"away": 1e4}
+    assert max(adapter.metrics["overlap"].values()) < 0.02

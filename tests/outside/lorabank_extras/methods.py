@@ -1,0 +1,32 @@
+"""Methods that lorabank does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lorabank.compose.prototype import Prototype
+from lorabank.training.penalties.base import FactorGroup, Penalty
+from lorabank.training.strategies.base import Strategy
+
+APART = Strategy("apart", "off")
+
+
+class Away(Penalty):
+    """``mean_modules |A_new Q^T|_F^2`` over the basis Q of the earlier rows."""
+
+    default_weight = 0.1
+    needs_basis = True
+
+    def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
+        """The mean over all modules; 0 for the first task."""
+        shares = [(group.A_new.float() @ group.basis_prev.mT).square().sum((1, 2)) for group in groups]
+        return torch.cat(shares).mean()
+
+
+class Soft(Prototype):
+    """A routed composition under a name of its own."""
+
+    mode = "soft"
