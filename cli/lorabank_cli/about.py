@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lorabank_cli.output import Output
+from lorabank_cli.render.output import Output
 
 
 class Helped(click.Command):

@@ -10,7 +10,7 @@ import click
 
 from lorabank.core.escaping import safe
 from lorabank.data.row_files import as_json, as_line
-from lorabank_cli.streams import given_texts
+from lorabank_cli.render.streams import given_texts
 from lorabank_cli.verb import Run
 
 Form = Literal["jsonl", "csv", "tsv", "parquet"]

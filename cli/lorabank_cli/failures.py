@@ -8,10 +8,10 @@ import traceback
 import click
 
 from lorabank.core.commands import Command
-from lorabank.core.distributed import failed_before
 from lorabank.core.errors import LorabankError, StorageError
-from lorabank.core.exhaustion import exhausted
-from lorabank_cli.output import Output
+from lorabank.core.machine.distributed import failed_before
+from lorabank.core.machine.exhaustion import exhausted
+from lorabank_cli.render.output import Output
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 

@@ -14,13 +14,13 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from lorabank.core import distributed as processes
 from lorabank.core.errors import StorageError
+from lorabank.core.machine import distributed as processes
 from lorabank_cli.about import Helped, show_help, version_option
 from lorabank_cli.options import shared_options
-from lorabank_cli.output import Output
-from lorabank_cli.room import guard
-from lorabank_cli.streams import ReaderGone, open_streams
+from lorabank_cli.render.output import Output
+from lorabank_cli.render.room import guard
+from lorabank_cli.render.streams import ReaderGone, open_streams
 
 COMMANDS = {
     "init": ("init:init", "Make an empty bank for a base model."),

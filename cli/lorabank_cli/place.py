@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError
-from lorabank_cli.output import Output
+from lorabank_cli.render.output import Output
 
 
 def bank_of(ctx: click.Context) -> Path:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorabank.core.escaping import safe
-from lorabank_cli.output import plain
-from lorabank_cli.text import pairs, table, terminal_width
+from lorabank_cli.render.output import plain
+from lorabank_cli.render.text import pairs, table, terminal_width
 from lorabank_cli.verb import Run, Setting
 
 _SHOWN = 20

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 from click.core import ParameterSource
 
-from lorabank.core import distributed as processes
+from lorabank.core.machine import distributed as processes
 from lorabank_cli.about import Helped
 from lorabank_cli.options import DEFAULT_BANK, change_options, config_options, shared_options
-from lorabank_cli.output import Output
+from lorabank_cli.render.output import Output
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lorabank_cli.progress import ConsoleObserver
+    from lorabank_cli.render.progress import ConsoleObserver
 
 C = TypeVar("C")
 
@@ -49,7 +49,7 @@ class Run:
     @property
     def observer(self) -> ConsoleObserver:
         """Progress on stderr."""
-        from lorabank_cli.progress import ConsoleObserver
+        from lorabank_cli.render.progress import ConsoleObserver
 
         return ConsoleObserver(self.output)
 
@@ -163,7 +163,7 @@ class Verb(Helped):
                 unchanged="nothing was changed",
             )
         if params["verbose"] and not output.silent:
-            from lorabank_cli.text import table
+            from lorabank_cli.render.text import table
 
             output.aside(table(Setting._fields, run.settings()))
         own = {name: value for name, value in params.items() if name in self.own and name not in self.settings}

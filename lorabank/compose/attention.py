@@ -28,9 +28,9 @@ from lorabank.compose.base import Fitted, Member, known, made_again, state_weigh
 from lorabank.core.commands import Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import DivergedError, NotFoundError
+from lorabank.core.machine.seeding import seed_everything
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
-from lorabank.core.seeding import seed_everything
 from lorabank.models.bases.finite import check_tensors
 from lorabank.models.gates.attention import Selector
 from lorabank.models.mixing.runtime import Plan, Runtime

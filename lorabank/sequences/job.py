@@ -14,13 +14,13 @@ from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.settings import nearest
 from lorabank.core.shelves import STRATEGIES
-from lorabank.core.trackers import check_tracker
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.sequences.config import Cell, SequenceConfig
 from lorabank.sequences.file import check_data, read_sequence
 from lorabank.sequences.folder import SequenceFolder, digest_of, document_of
 from lorabank.sequences.protocol import Measured, protocol_card
 from lorabank.sequences.rows import SequenceTask, read_tasks
+from lorabank.training.trackers import check_tracker
 from lorabank.workflows.bases import described
 
 

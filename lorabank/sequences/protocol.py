@@ -9,8 +9,8 @@ from typing import Any
 
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.config import TrainConfig
+from lorabank.core.machine.packages import package_versions
 from lorabank.core.records import AdapterRecord, BaseModelRecord
-from lorabank.core.versions import package_versions
 from lorabank.sequences.config import ROW_KEYS, Cell, SequenceConfig
 from lorabank.sequences.folder import digest_of
 from lorabank.sequences.rows import SequenceTask

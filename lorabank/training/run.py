@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.core import distributed as processes
 from lorabank.core.errors import ConfigError, DataError, DivergedError
+from lorabank.core.machine import distributed as processes
+from lorabank.core.machine.seeding import seed_everything
 from lorabank.core.observer import Observer
-from lorabank.core.seeding import seed_everything
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.models.answering.text_answers import check_answer_length
 from lorabank.models.bases.finite import explained

@@ -15,8 +15,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from lorabank.core import distributed as processes
 from lorabank.core.errors import DivergedError, IncompatibleError
+from lorabank.core.machine import distributed as processes
 from lorabank.core.observer import Observer
 from lorabank.training.checkpoints import (
     random_state,
@@ -37,7 +37,7 @@ class AdapterTrainer(Trainer):
 
     The penalties are added once per optimizer step, whatever the gradient accumulation, and only when their weight is
     not zero. They have a graph of their own, outside of autocast, whose gradients are added to those of the task loss.
-    Several processes (`lorabank.core.distributed`) share the rows of each batch.
+    Several processes (`lorabank.core.machine.distributed`) share the rows of each batch.
 
     Args:
         task_loss: The loss of one batch.

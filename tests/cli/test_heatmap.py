@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from lorabank_cli.heatmap import cube, heatmap, shade
+from lorabank_cli.render.heatmap import cube, heatmap, shade
 
 TASKS = ("sentiment", "spam")
 VALUES = [[None, None], [1.0, None], [0.0, 0.5]]

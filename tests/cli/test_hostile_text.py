@@ -20,7 +20,7 @@ import click
 import pytest
 from lorabank_cli.docs import commands
 from lorabank_cli.main import main
-from lorabank_cli.text import shown
+from lorabank_cli.render.text import shown
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.catalog.rows import sealed

@@ -253,7 +253,7 @@ def test_bytes_that_are_no_utf8_are_refused_in_every_locale(bank: Bank, locale: 
 
 READ = """
 import json, sys
-from lorabank_cli import streams
+from lorabank_cli.render import streams
 streams.open_streams()
 print(json.dumps(streams.given_texts(sys.argv[1:])))
 """

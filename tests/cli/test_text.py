@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lorabank_cli.text import command, fit, outline, pairs, size, table, width
+from lorabank_cli.render.text import command, fit, outline, pairs, size, table, width
 
 from lorabank.core.escaping import safe
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorabank_cli.texts import answered, other_metrics, samples
+from lorabank_cli.render.texts import answered, other_metrics, samples
 
 from lorabank.evaluation.text_samples import Sample, TextScores
 

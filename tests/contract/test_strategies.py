@@ -13,8 +13,8 @@ from safetensors.torch import load
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import EvalConfig, PredictConfig
+from lorabank.core.machine.seeding import seed_everything
 from lorabank.core.records import AdapterRecord
-from lorabank.core.seeding import seed_everything
 from lorabank.core.shelves import STRATEGIES
 from lorabank.core.states import answering, deployed_state
 from lorabank.training import run

@@ -107,7 +107,7 @@ class Seen:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     found = Seen()
-    monkeypatch.setattr("lorabank.core.trackers.find_spec", lambda name: True)
+    monkeypatch.setattr("lorabank.training.trackers.find_spec", lambda name: True)
     for name in ("wandb", "clearml"):
         monkeypatch.setitem(tracking.INTEGRATION_TO_CALLBACK, name, lambda: found)
     return found

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabank.core.errors import MAX_MESSAGE, LorabankError
-from lorabank.core.installing import install
+from lorabank.core.machine.packages import install
 from tests.faults.fuzz_targets import SEEDS, TARGETS, clear
 from tests.faults.outcome import Outcome, outcome_of
 

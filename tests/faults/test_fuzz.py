@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lorabank.core.errors import DataError
-from lorabank.core.installing import install
+from lorabank.core.machine.packages import install
 from tests.faults import fuzz
 from tests.faults.fuzz_targets import TARGETS
 

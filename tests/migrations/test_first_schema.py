@@ -27,7 +27,7 @@ from lorabank.bank.catalog.definitions import REVISIONS
 from lorabank.bank.upkeep import upgrade
 from lorabank.bank.upkeep.upgrade import upgrade_database
 from lorabank.core.errors import DamagedError, IncompatibleError
-from lorabank.core.installing import UPDATE
+from lorabank.core.machine.packages import UPDATE
 from lorabank.core.records import DatasetRecord, TaskRecord
 
 OLD_TABLES = {

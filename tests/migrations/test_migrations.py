@@ -22,7 +22,7 @@ from lorabank.bank.locks import bank_lock
 from lorabank.bank.upkeep import upgrade
 from lorabank.bank.upkeep.upgrade import upgrade_database
 from lorabank.core.errors import BusyError, DamagedError, IncompatibleError, NotFoundError
-from lorabank.core.installing import UPDATE
+from lorabank.core.machine.packages import UPDATE
 from lorabank.core.records import BaseModelRecord
 from tests.migrations.schemas import made_by_the_migrations, same_schema
 

@@ -9,12 +9,12 @@ import click
 from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.escaping import safe
-from lorabank_cli.labels import confusion, summary
 from lorabank_cli.options import remarked
-from lorabank_cli.output import plain
+from lorabank_cli.render.labels import confusion, summary
+from lorabank_cli.render.output import plain
+from lorabank_cli.render.text import named, pairs, scored, shortened
+from lorabank_cli.render.texts import other_metrics, samples
 from lorabank_cli.settings import show_settings
-from lorabank_cli.text import named, pairs, scored, shortened
-from lorabank_cli.texts import other_metrics, samples
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:

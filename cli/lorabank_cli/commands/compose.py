@@ -6,9 +6,9 @@ from lorabank.core.commands import Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.escaping import safe
 from lorabank_cli.options import remarked
-from lorabank_cli.output import plain
+from lorabank_cli.render.output import plain
+from lorabank_cli.render.text import outline, pairs, shortened
 from lorabank_cli.settings import show_settings
-from lorabank_cli.text import outline, pairs, shortened
 from lorabank_cli.verb import Run, verb
 
 

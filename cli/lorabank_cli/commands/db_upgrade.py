@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lorabank.core.escaping import safe
-from lorabank_cli.output import plain
-from lorabank_cli.text import pairs
+from lorabank_cli.render.output import plain
+from lorabank_cli.render.text import pairs
 from lorabank_cli.verb import Run, verb
 
 

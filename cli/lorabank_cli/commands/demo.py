@@ -9,7 +9,7 @@ import click
 from lorabank.core.commands import Command
 from lorabank.core.escaping import safe
 from lorabank_cli.options import Finite
-from lorabank_cli.text import table
+from lorabank_cli.render.text import table
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def demo(run: Run, target: str, seed: int, epochs: float | None) -> None:
     ways and shows what was forgotten. Under ten minutes on two cores.
     """
     from lorabank import api
-    from lorabank_cli.progress import ConsoleObserver
+    from lorabank_cli.render.progress import ConsoleObserver
 
     with ConsoleObserver(run.output, lines=0) as observer:
         result = api.demo(target, seed=seed, epochs=epochs, observer=observer)

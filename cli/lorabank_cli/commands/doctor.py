@@ -9,8 +9,8 @@ import click
 from lorabank.core.commands import Command
 from lorabank.core.errors import DamagedError
 from lorabank.core.escaping import safe
-from lorabank_cli.findings import findings_text
-from lorabank_cli.text import pairs
+from lorabank_cli.render.findings import findings_text
+from lorabank_cli.render.text import pairs
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:

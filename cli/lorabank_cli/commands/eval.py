@@ -12,11 +12,11 @@ import click
 from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, GateError, NotFoundError
 from lorabank.core.escaping import safe
-from lorabank_cli.heatmap import heatmap
-from lorabank_cli.labels import details
-from lorabank_cli.output import plain
-from lorabank_cli.text import command, named, pairs, table, terminal_width, wants_color
-from lorabank_cli.texts import answered
+from lorabank_cli.render.heatmap import heatmap
+from lorabank_cli.render.labels import details
+from lorabank_cli.render.output import plain
+from lorabank_cli.render.text import command, named, pairs, table, terminal_width, wants_color
+from lorabank_cli.render.texts import answered
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:

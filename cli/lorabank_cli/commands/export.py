@@ -8,7 +8,7 @@ import click
 
 from lorabank.core.escaping import safe
 from lorabank_cli.completion import complete_names
-from lorabank_cli.text import pairs
+from lorabank_cli.render.text import pairs
 from lorabank_cli.verb import Run, verb
 
 

@@ -8,7 +8,7 @@ import click
 
 from lorabank.core.escaping import safe
 from lorabank_cli.options import Finite
-from lorabank_cli.text import shortened, size
+from lorabank_cli.render.text import shortened, size
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from lorabank.core.commands import Command
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.escaping import safe
 from lorabank_cli.commands.add_task import again, numbered
-from lorabank_cli.labels import summary
 from lorabank_cli.options import remarked
-from lorabank_cli.text import named, pairs, scored
-from lorabank_cli.texts import other_metrics, samples
+from lorabank_cli.render.labels import summary
+from lorabank_cli.render.text import named, pairs, scored
+from lorabank_cli.render.texts import other_metrics, samples
 from lorabank_cli.verb import Run, verb
 
 DATA = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lorabank.core.commands import ADD_TASK
 from lorabank.core.config import InitConfig
 from lorabank.core.escaping import safe
+from lorabank_cli.render.text import pairs
 from lorabank_cli.settings import show_settings
-from lorabank_cli.text import pairs
 from lorabank_cli.verb import Run, verb
 
 

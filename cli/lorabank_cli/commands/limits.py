@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lorabank.core.limits import LIMITS
-from lorabank_cli.text import table
+from lorabank_cli.render.text import table
 from lorabank_cli.verb import Run, verb
 
 

@@ -9,7 +9,7 @@ import click
 
 from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.escaping import safe
-from lorabank_cli.text import shortened, size, table, terminal_width
+from lorabank_cli.render.text import shortened, size, table, terminal_width
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import click
 
 from lorabank.core.commands import Command
 from lorabank.core.escaping import safe
-from lorabank_cli.text import shortened, table, terminal_width
+from lorabank_cli.render.text import shortened, table, terminal_width
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:

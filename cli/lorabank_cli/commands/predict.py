@@ -9,7 +9,7 @@ import click
 
 from lorabank.core.config import PredictConfig
 from lorabank_cli.answers import Form, answer_options, asked_texts, write_rows
-from lorabank_cli.text import table, terminal_width
+from lorabank_cli.render.text import table, terminal_width
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:

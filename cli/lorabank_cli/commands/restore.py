@@ -8,8 +8,8 @@ import click
 
 from lorabank.core.commands import Command
 from lorabank.core.escaping import safe
-from lorabank_cli.output import plain
-from lorabank_cli.text import pairs
+from lorabank_cli.render.output import plain
+from lorabank_cli.render.text import pairs
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import click
 from lorabank.core.commands import Command
 from lorabank.core.escaping import safe
 from lorabank_cli.completion import complete_names
-from lorabank_cli.output import plain
-from lorabank_cli.text import named, outline, pairs
+from lorabank_cli.render.output import plain
+from lorabank_cli.render.text import named, outline, pairs
 from lorabank_cli.verb import Run, verb
 
 

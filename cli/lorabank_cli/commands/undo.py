@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lorabank.core.escaping import safe
-from lorabank_cli.text import pairs, shortened
+from lorabank_cli.render.text import pairs, shortened
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:

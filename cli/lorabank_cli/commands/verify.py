@@ -6,7 +6,7 @@ import click
 
 from lorabank.core.errors import DamagedError
 from lorabank.core.escaping import safe
-from lorabank_cli.findings import findings_text
+from lorabank_cli.render.findings import findings_text
 from lorabank_cli.verb import Run, verb
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from lorabank.core.commands import Command
 from lorabank.core.errors import DamagedError, IncompatibleError
-from lorabank.core.installing import UPDATE
+from lorabank.core.machine.packages import UPDATE
 
 APPLICATION_ID = 0x4C6F5242
 """``LoRB``, in the header of ``bank.db``."""

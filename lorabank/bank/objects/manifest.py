@@ -11,8 +11,8 @@ from lorabank.bank.objects.open_regular import open_plain
 from lorabank.bank.objects.sync import sync_folder
 from lorabank.core.commands import ADD_TASK
 from lorabank.core.errors import DamagedError, IncompatibleError, NotFoundError, StorageError
-from lorabank.core.installing import UPDATE
 from lorabank.core.limits import MAX_CONFIG
+from lorabank.core.machine.packages import UPDATE
 
 
 def read_manifest(layout: Layout) -> dict[str, Any]:

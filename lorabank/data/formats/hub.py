@@ -13,7 +13,7 @@ from itertools import repeat
 from typing import Any
 
 from lorabank.core.errors import ConfigError, DataError, LorabankError, MissingExtraError, NotFoundError
-from lorabank.core.installing import install
+from lorabank.core.machine.packages import install
 from lorabank.data.bad_rows import UNCHANGED
 from lorabank.data.formats.base import Table, check_row_limit, missing_column
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from lorabank.core.commands import Command
 from lorabank.core.errors import DataError, LorabankError, MissingExtraError
-from lorabank.core.installing import install
 from lorabank.core.limits import MAX_LINE, MAX_ROWS, MAX_WORKBOOK
+from lorabank.core.machine.packages import install
 from lorabank.core.settings import nearest
 from lorabank.data.bad_rows import UNCHANGED
 from lorabank.data.formats.base import Table, bad_row, listed_columns, missing_column

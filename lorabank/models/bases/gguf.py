@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabank.core.errors import DataError, IncompatibleError, LorabankError, MissingExtraError, StorageError
-from lorabank.core.installing import install
+from lorabank.core.machine.packages import install
 from lorabank.models.bases.fingerprint import read_json, tokenizer_hash, weight_files
 from lorabank.models.bases.quiet import first_line, quiet_transformers
 

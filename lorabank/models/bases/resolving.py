@@ -14,7 +14,7 @@ from typing import Literal
 
 from lorabank.core.config import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 from lorabank.core.errors import ConfigError, DataError, LorabankError, MissingExtraError, NotFoundError
-from lorabank.core.installing import install
+from lorabank.core.machine.packages import install
 from lorabank.core.records import BaseModelRecord
 from lorabank.models.bases.gguf import converted_checkpoint, find_converted, require_gguf
 from lorabank.models.bases.hub import Notice, cached_file, cached_model, download_file, download_model

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 
 from lorabank.core.errors import IncompatibleError, LorabankError
-from lorabank.core.exhaustion import exhausted
+from lorabank.core.machine.exhaustion import exhausted
 from lorabank.models.bases.body import same_attention
 from lorabank.models.bases.finite import check_weights, explained
 from lorabank.models.bases.loading import LoadedBase

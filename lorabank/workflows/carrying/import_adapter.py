@@ -16,12 +16,12 @@ from lorabank.bank.operations import Operation
 from lorabank.bank.upkeep.remarks import remarks
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError
+from lorabank.core.machine.packages import package_versions
 from lorabank.core.observer import Observer
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 from lorabank.core.settings import validate
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.core.states import ANSWERS, IMPORTED
-from lorabank.core.versions import package_versions
 from lorabank.data.loading import TaskData
 from lorabank.exchange.fit_check import check_effect, check_fits, largest_update
 from lorabank.exchange.peft_folder import adapter_files

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.observer import SilentObserver
 from lorabank.core.shelves import STRATEGIES
-from lorabank.core.trackers import check_tracker
 from lorabank.data.loading import TaskData, example_row
+from lorabank.training.trackers import check_tracker
 from lorabank.workflows.bases import future_base
 from lorabank.workflows.learning.known_rows import known_rows
 from lorabank.workflows.learning.past import earlier_adapters

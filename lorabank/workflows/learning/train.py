@@ -12,18 +12,18 @@ from lorabank.bank.objects.layout import check_name
 from lorabank.bank.operations import Operation, holds_checkpoint
 from lorabank.bank.snapshot import Snapshot
 from lorabank.bank.upkeep.remarks import remarks
-from lorabank.core import distributed as processes
 from lorabank.core.commands import Command
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.errors import BusyError, ConfigError, DataError, IncompatibleError
+from lorabank.core.machine import distributed as processes
+from lorabank.core.machine.packages import package_versions
 from lorabank.core.observer import Observer, SilentObserver
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 from lorabank.core.settings import validate
 from lorabank.core.shelves import STRATEGIES
 from lorabank.core.states import ANSWERS
-from lorabank.core.trackers import check_tracker
-from lorabank.core.versions import package_versions
 from lorabank.data.loading import TaskData
+from lorabank.training.trackers import check_tracker
 from lorabank.workflows.bases import future_base, open_or_init
 from lorabank.workflows.compose import superseded_by
 from lorabank.workflows.learning.known_rows import known_rows

@@ -84,7 +84,7 @@ def test_torch_is_not_imported(tmp_path: Path, tensors: dict[str, torch.Tensor])
         "import sys; from pathlib import Path; from lorabank.models.bases.fingerprint import weight_facts;"
         f"weight_facts(Path({str(tmp_path)!r})); assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[4])
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_importing_the_module_costs_nothing() -> None:
         "import sys, lorabank.models.bases.loading; "
         "assert not {'torch', 'transformers', 'numpy', 'huggingface_hub'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[4])
 
 
 def test_the_default_model() -> None:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lorabank.core.escaping import safe
-from lorabank_cli.text import table
+from lorabank_cli.render.text import table
 
 if TYPE_CHECKING:
     from lorabank.core.commands import Command
     from lorabank.core.records import Finding
-    from lorabank_cli.output import Output
+    from lorabank_cli.render.output import Output
 
 _NAMED = 3
 

@@ -12,7 +12,7 @@ import click
 
 from lorabank.core.commands import Command
 from lorabank.core.escaping import safe
-from lorabank_cli.text import shown, wants_color
+from lorabank_cli.render.text import shown, wants_color
 
 if TYPE_CHECKING:
     from lorabank.core.errors import LorabankError

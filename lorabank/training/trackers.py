@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from lorabank.core.errors import ConfigError, MissingExtraError
-from lorabank.core.installing import EXTRAS, install
+from lorabank.core.machine.packages import EXTRAS, install
 from lorabank.core.settings import nearest
 
 TRACKERS: dict[str, dict[str, str]] = {

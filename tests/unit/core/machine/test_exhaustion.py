@@ -8,7 +8,7 @@ import os
 import pytest
 
 from lorabank.core.errors import DataError, MissingExtraError
-from lorabank.core.exhaustion import exhausted
+from lorabank.core.machine.exhaustion import exhausted
 
 
 class SafetensorError(Exception):

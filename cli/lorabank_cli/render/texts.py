@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lorabank.core.escaping import safe
-from lorabank_cli.text import named, table
+from lorabank_cli.render.text import named, table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

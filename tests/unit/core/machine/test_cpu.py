@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lorabank.core.cpu import cpu_dtype, cpu_flags
+from lorabank.core.machine.cpu import cpu_dtype, cpu_flags
 
 
 @pytest.mark.parametrize(

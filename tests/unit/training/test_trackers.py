@@ -11,7 +11,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from lorabank import TrainConfig, api
 from lorabank.core.errors import ConfigError, MissingExtraError
-from lorabank.core.trackers import TRACKERS, check_tracker
+from lorabank.training.trackers import TRACKERS, check_tracker
 
 
 def test_the_names_are_those_of_transformers() -> None:
@@ -26,7 +26,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def decide(*names: str) -> None:
         found = importlib.util.find_spec("json")
-        monkeypatch.setattr("lorabank.core.trackers.find_spec", lambda name: found if name in names else None)
+        monkeypatch.setattr("lorabank.training.trackers.find_spec", lambda name: found if name in names else None)
 
     return decide
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 import click
 
 from lorabank.core.escaping import safe
-from lorabank_cli.output import Output
+from lorabank_cli.render.output import Output
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar

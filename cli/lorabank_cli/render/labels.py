@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lorabank.core.escaping import safe
-from lorabank_cli.text import fit, pairs, table, terminal_width, width
+from lorabank_cli.render.text import fit, pairs, table, terminal_width, width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

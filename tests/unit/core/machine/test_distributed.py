@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from lorabank.core import distributed as processes
 from lorabank.core.errors import ConfigError
+from lorabank.core.machine import distributed as processes
 
 TALK = """
 import json, math
 import torch
-from lorabank.core import distributed as processes
+from lorabank.core.machine import distributed as processes
 from lorabank.core.errors import DataError
 
 processes.join()

