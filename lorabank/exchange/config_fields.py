@@ -17,7 +17,7 @@ _FIELDS = frozenset(
     (
         "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora",
         "target_modules", "modules_to_save", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights", "r_sum",
-        "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters",
+        "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters", "use_dora",
     )
 )  # fmt: skip
 # They say how to train or where to look, never what the tensors mean.
@@ -32,7 +32,7 @@ _FEATURES = frozenset(
     (
         "alora_invocation_tokens", "arrow_config", "corda_config", "ensure_weight_tying", "eva_config",
         "fan_in_fan_out", "kasa_config", "layer_replication", "loftq_config", "lora_bias", "lora_ga_config",
-        "megatron_config", "monteclora_config", "runtime_config", "trainable_token_indices", "use_bdlora", "use_dora",
+        "megatron_config", "monteclora_config", "runtime_config", "trainable_token_indices", "use_bdlora",
         "use_qalora", "velora_config",
     )
 )  # fmt: skip

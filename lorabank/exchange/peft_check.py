@@ -19,6 +19,7 @@ from lorabank.core.records import BaseModelRecord
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.exchange.peft_folder import (
     CONFIG_FILE,
+    MAGNITUDE,
     PREFIX,
     WEIGHTS_FILE,
     as_parameters,
@@ -126,6 +127,8 @@ def _misread(files: Mapping[str, bytes], shell: nn.Module) -> tuple[str, ...]:
         and math.isclose(layer.scaling[_ADAPTER], scaling_of(config, module, len(tensors[a])))
         and _arrived(placed, f"{PREFIX}{module}.lora_A.{_ADAPTER}.weight", tensors[a])
         and _arrived(placed, f"{PREFIX}{module}.lora_B.{_ADAPTER}.weight", tensors[b])
+        and (_ADAPTER in layer.lora_magnitude_vector) == (module in keys.magnitude)
+        and (module not in keys.magnitude or _magnitude_arrived(placed, module, tensors[keys.magnitude[module]]))
     }
     whole = {key.replace(f".modules_to_save.{_ADAPTER}.", "."): tensor for key, tensor in placed.items()}
     lost = [name for name, key in keys.head.items() if not _arrived(whole, key, tensors[key])]
@@ -141,6 +144,10 @@ def _keep(placed: dict[str, Tensor], load: Any) -> Any:
         return report
 
     return keeping
+
+
+def _magnitude_arrived(placed: Mapping[str, Tensor], module: str, tensor: Tensor) -> bool:
+    return _arrived(placed, f"{PREFIX}{module}{MAGNITUDE}.{_ADAPTER}.weight", tensor)
 
 
 def _arrived(placed: Mapping[str, Tensor], key: str, tensor: Tensor) -> bool:

@@ -1,8 +1,9 @@
 """PEFT's folder format, in and out: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
 What is written loads with plain ``PeftModel.from_pretrained`` and with servers that read PEFT folders; the config is
-built from a fixed list of fields. What is read here was written here; `lorabank.exchange.untrusted_adapter` reads
-the folders of others.
+built from a fixed list of fields. An adapter with row gains is written as DoRA, and its gains stand beside it, in a
+file that PEFT does not look at: DoRA's magnitudes are gains only beside the base's weights. What is read here was
+written here; `lorabank.exchange.untrusted_adapter` reads the folders of others.
 """
 
 from __future__ import annotations
@@ -21,12 +22,17 @@ from torch import Tensor
 from lorabank.algebra.factors import FactorShape, LoraFactors, lora_scaling
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import DataError
+from lorabank.exchange.dora import Weight, as_dora
 from lorabank.exchange.mapped import MappedTensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+GAIN_FILE = "gain.safetensors"
+"""The row gain ``[d_out]`` of every module by its name, where PEFT's two files are a DoRA adapter."""
 PREFIX = "base_model.model."
 """What PEFT puts before the name of every tensor."""
+MAGNITUDE = ".lora_magnitude_vector"
+"""What PEFT puts behind a module's name for DoRA's magnitudes ``[d_out]``."""
 
 
 def adapter_files(
@@ -41,6 +47,7 @@ def adapter_files(
     head_modules: Sequence[str],
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
+    weight: Weight | None = None,
 ) -> dict[str, bytes]:
     """File name to bytes of an adapter whose scaling follows from ``lora_alpha`` and ``r``.
 
@@ -55,6 +62,10 @@ def adapter_files(
         head_modules: Modules that PEFT must save and load whole.
         rank_pattern: Module name to its rank where that is not ``r``.
         alpha_pattern: Module name to its ``lora_alpha`` where that is another one.
+        weight: Gives the untouched base's weights; asked only for an adapter with row gains.
+
+    Raises:
+        IncompatibleError: No DoRA adapter has these gains.
     """
     config = _config(base_model, task_type, sorted(factors.A), head_modules) | {
         "r": r,
@@ -63,7 +74,7 @@ def adapter_files(
         "rank_pattern": dict(rank_pattern or {}),
         "alpha_pattern": dict(alpha_pattern or {}),
     }
-    return _files(config, factors, head)
+    return _files(config, factors, head, weight)
 
 
 def combined_files(
@@ -73,6 +84,7 @@ def combined_files(
     base_model: str,
     task_type: str | None,
     head_modules: Sequence[str],
+    weight: Weight | None = None,
 ) -> dict[str, bytes]:
     """File name to bytes of an adapter with s = 1 and any rank per module (``rank_pattern``).
 
@@ -83,6 +95,10 @@ def combined_files(
         task_type: PEFT's ``TaskType`` name; None for a classifier's adapter without a head, as PEFT would look for
             one.
         head_modules: Modules that PEFT must save and load whole.
+        weight: As for `adapter_files`.
+
+    Raises:
+        IncompatibleError: As for `adapter_files`.
     """
     ranks = {module: a.shape[0] for module, a in factors.A.items()}
     most = max(ranks.values(), default=1)
@@ -93,7 +109,7 @@ def combined_files(
         "rank_pattern": other,
         "alpha_pattern": other,
     }
-    return _files(config, factors, head)
+    return _files(config, factors, head, weight)
 
 
 def read_adapter(folder: Path) -> tuple[LoraFactors, dict[str, Tensor], dict[str, Any]]:
@@ -108,7 +124,8 @@ def read_adapter(folder: Path) -> tuple[LoraFactors, dict[str, Tensor], dict[str
     A = {module: tensors[a] for module, (a, _) in keys.factors.items()}
     B = {module: tensors[b] for module, (_, b) in keys.factors.items()}
     head = {name: tensors[key] for name, key in keys.head.items()}
-    return LoraFactors(A, B, {module: scaling_of(config, module, len(a)) for module, a in A.items()}), head, config
+    scaling = {module: scaling_of(config, module, len(a)) for module, a in A.items()}
+    return _gained(A, B, scaling, _gains(folder, keys)), head, config
 
 
 def read_stack(folders: Mapping[str, Path], *, device: torch.device | str, dtype: torch.dtype) -> AdapterStack:
@@ -127,16 +144,17 @@ def read_stack(folders: Mapping[str, Path], *, device: torch.device | str, dtype
     """
     files = [MappedTensors(folder / WEIGHTS_FILE) for folder in folders.values()]
     keys = [
-        sorted_keys(folder / WEIGHTS_FILE, file.entries).factors
-        for folder, file in zip(folders.values(), files, strict=True)
+        sorted_keys(folder / WEIGHTS_FILE, file.entries) for folder, file in zip(folders.values(), files, strict=True)
     ]
     shapes = map(_shapes, folders.values(), files, keys)
     stack = AdapterStack.reserve(dict(zip(folders, shapes, strict=True)), device=device, dtype=dtype)
     row = dict.fromkeys(stack.modules, 0)
-    for file, own in zip(files, keys, strict=True):
-        tensors = file.map()
-        for module, (a, b) in own.items():
-            row[module] += stack.modules[module].put(row[module], tensors[a], tensors[b])
+    for folder, file, own in zip(folders.values(), files, keys, strict=True):
+        tensors, gains = file.map(), _gains(folder, own)
+        for module, (a, b) in own.factors.items():
+            gain = gains.get(module)
+            B = tensors[b] if gain is None else _multiplied(tensors[b], gain)
+            row[module] += stack.modules[module].put(row[module], tensors[a], B, gain)
     return stack
 
 
@@ -147,7 +165,7 @@ def read_shapes(folder: Path) -> dict[str, FactorShape]:
         DataError: As for `read_adapter`.
     """
     file = MappedTensors(folder / WEIGHTS_FILE)
-    return _shapes(folder, file, sorted_keys(folder / WEIGHTS_FILE, file.entries).factors)
+    return _shapes(folder, file, sorted_keys(folder / WEIGHTS_FILE, file.entries))
 
 
 def read_factors(folder: Path) -> LoraFactors:
@@ -157,12 +175,12 @@ def read_factors(folder: Path) -> LoraFactors:
         DataError: As for `read_adapter`.
     """
     file = MappedTensors(folder / WEIGHTS_FILE)
-    keys = sorted_keys(folder / WEIGHTS_FILE, file.entries).factors
+    keys = sorted_keys(folder / WEIGHTS_FILE, file.entries)
     shapes = _shapes(folder, file, keys)
     tensors = file.map()
-    A = {module: tensors[a] for module, (a, _) in keys.items()}
-    B = {module: tensors[b] for module, (_, b) in keys.items()}
-    return LoraFactors(A, B, {module: shape.scaling for module, shape in shapes.items()})
+    A = {module: tensors[a] for module, (a, _) in keys.factors.items()}
+    B = {module: tensors[b] for module, (_, b) in keys.factors.items()}
+    return _gained(A, B, {module: shape.scaling for module, shape in shapes.items()}, _gains(folder, keys))
 
 
 def read_head(folder: Path) -> dict[str, Tensor]:
@@ -174,10 +192,11 @@ def read_head(folder: Path) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Keys:
-    """Module to the keys of its lora_A and lora_B; full parameter name of the head to its key."""
+    """Module to the keys of its lora_A and lora_B, and of DoRA's magnitude; full name of the head's to its key."""
 
     factors: Mapping[str, tuple[str, str]]
     head: Mapping[str, str]
+    magnitude: Mapping[str, str]
 
 
 def sorted_keys(where: object, keys: Iterable[str]) -> Keys:
@@ -186,7 +205,7 @@ def sorted_keys(where: object, keys: Iterable[str]) -> Keys:
     Raises:
         DataError: A key is neither a LoRA factor nor part of a saved module, or a factor lacks its partner.
     """
-    A, B, head = {}, {}, {}
+    A, B, head, magnitude = {}, {}, {}, {}
     for key in keys:
         name = key.removeprefix(PREFIX)
         if name == key:
@@ -195,20 +214,45 @@ def sorted_keys(where: object, keys: Iterable[str]) -> Keys:
             A[name.removesuffix(".lora_A.weight")] = key
         elif name.endswith(".lora_B.weight"):
             B[name.removesuffix(".lora_B.weight")] = key
+        elif name.endswith(MAGNITUDE):
+            magnitude[name.removesuffix(MAGNITUDE)] = key
         else:
             head[name] = key
     if A.keys() != B.keys():
         raise DataError(f"{where}: lora_A and lora_B are not there for the same modules")
-    return Keys({module: (key, B[module]) for module, key in A.items()}, head)
+    if magnitude and magnitude.keys() != A.keys():
+        raise DataError(f"{where}: DoRA's magnitudes are not there for all modules")
+    return Keys({module: (key, B[module]) for module, key in A.items()}, head, magnitude)
 
 
-def _shapes(folder: Path, file: MappedTensors, keys: Mapping[str, tuple[str, str]]) -> dict[str, FactorShape]:
+def _gains(folder: Path, keys: Keys) -> Mapping[str, Tensor]:
+    """The row gains of a folder, none where it holds no DoRA adapter."""
+    if not keys.magnitude:
+        return {}
+    gains = MappedTensors(folder / GAIN_FILE).map()
+    if gains.keys() != keys.magnitude.keys():
+        raise DataError(f"{folder / GAIN_FILE}: the gains are not there for all modules")
+    return gains
+
+
+def _gained(
+    A: Mapping[str, Tensor], B: Mapping[str, Tensor], scaling: Mapping[str, float], gains: Mapping[str, Tensor]
+) -> LoraFactors:
+    """The adapter of DoRA's factors, whose B lacks the gain that belongs to its rows."""
+    return LoraFactors(A, {name: _multiplied(b, gains[name]) for name, b in B.items()} if gains else B, scaling, gains)
+
+
+def _multiplied(b: Tensor, gain: Tensor) -> Tensor:
+    return b * gain.unsqueeze(1)
+
+
+def _shapes(folder: Path, file: MappedTensors, keys: Keys) -> dict[str, FactorShape]:
     """Module to what its factors need, from the config and the header alone."""
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     shapes = {}
-    for module, (a, b) in keys.items():
-        r, d_in = file.entries[a].shape
-        shapes[module] = FactorShape(r, d_in, file.entries[b].shape[0], scaling_of(config, module, r))
+    for module, (a, b) in keys.factors.items():
+        (r, d_in), d_out = file.entries[a].shape, file.entries[b].shape[0]
+        shapes[module] = FactorShape(r, d_in, d_out, scaling_of(config, module, r), module in keys.magnitude)
     return shapes
 
 
@@ -261,15 +305,27 @@ def _config(
     }
 
 
-def _files(config: Mapping[str, Any], factors: LoraFactors, head: Mapping[str, Tensor]) -> dict[str, bytes]:
-    tensors = {f"{PREFIX}{module}.lora_A.weight": a for module, a in factors.A.items()}
+def _files(
+    config: Mapping[str, Any], factors: LoraFactors, head: Mapping[str, Tensor], weight: Weight | None
+) -> dict[str, bytes]:
+    tensors, beside = {}, {}
+    if factors.gain:
+        if weight is None:
+            raise ValueError("an adapter with a row gain is written beside the base's weights")
+        gain = {name: factors.gain.get(name, torch.ones(len(b))) for name, b in factors.B.items()}
+        factors, magnitude = as_dora(factors, weight)
+        config = {**config, "use_dora": True}
+        tensors = {f"{PREFIX}{module}{MAGNITUDE}": m for module, m in magnitude.items()}
+        beside = {GAIN_FILE: save_tensors(_still(gain), metadata={"format": "pt"})}
+    tensors |= {f"{PREFIX}{module}.lora_A.weight": a for module, a in factors.A.items()}
     tensors |= {f"{PREFIX}{module}.lora_B.weight": b for module, b in factors.B.items()}
     tensors |= {f"{PREFIX}{name}": value for name, value in head.items()}
-    still = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    return {
-        CONFIG_FILE: _written(config),
-        WEIGHTS_FILE: save_tensors(still, metadata={"format": "pt"}),
-    }
+    files = {CONFIG_FILE: _written(config), WEIGHTS_FILE: save_tensors(_still(tensors), metadata={"format": "pt"})}
+    return files | beside
+
+
+def _still(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
 
 
 def scaling_of(config: Mapping[str, Any], module: str, r: int) -> float:

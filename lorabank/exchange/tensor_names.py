@@ -17,7 +17,10 @@ from lorabank.exchange.peft_folder import PREFIX, WEIGHTS_FILE
 
 _WRAPPERS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 _PARALLEL = "module."
-_ADAPTER = re.compile(r"(\.lora(?:new)?_[AB])\.([\w-]+)(?=\.weight$)|(\.modules_to_save)(?:\.([\w-]+))?(?=\.)")
+_ADAPTER = re.compile(
+    r"(\.lora(?:new)?_[AB])\.([\w-]+)(?=\.weight$)|(\.lora_magnitude_vector)\.([\w-]+)\.weight$"
+    r"|(\.modules_to_save)(?:\.([\w-]+))?(?=\.)"
+)
 _REPLACED = ".original_module."
 
 
@@ -63,10 +66,11 @@ def _plain(key: str, bare: bool, taken: dict[str, None], adapters: set[str]) -> 
         taken[f"no {PREFIX}"] = None
 
     def without(match: re.Match[str]) -> str:
-        adapter = match[2] or match[4]
+        kept = match[1] or match[3] or ""
+        adapter = match[2] or match[4] or match[6]
         if adapter:
             adapters.add(adapter)
-        taken[f".{adapter}" if match[1] else match[0][1:]] = None
-        return match[1] or ""
+        taken[f".{adapter}" if kept else match[0][1:]] = None
+        return kept
 
     return _ADAPTER.sub(without, name)

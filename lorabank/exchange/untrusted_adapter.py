@@ -2,14 +2,14 @@
 
 Trusted is nothing: a config can ask for other weights, other code or endless patterns, and a tensor file can bring
 tensors that PEFT would load over the base model's own. So the config counts field by field, the set of tensors must be
-exactly that of a plain LoRA adapter, with a head if it is a classifier's, and what passes is written anew in
+exactly that of a plain LoRA or DoRA adapter, with a head if it is a classifier's, and what passes is written anew in
 lorabank's own form. `lorabank.exchange.fit_check` compares it with the base model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from lorabank.exchange.adapted_modules import Pattern, Targets, read_targets
 from lorabank.exchange.config_fields import check_plain, count, names, number, parse, refuse, refuse_field
 from lorabank.exchange.expressions import Unreadable
 from lorabank.exchange.olora_checkpoint import check_part, join_new, rows_of, tasks_in
-from lorabank.exchange.peft_folder import CONFIG_FILE, PREFIX, WEIGHTS_FILE
+from lorabank.exchange.peft_folder import CONFIG_FILE, MAGNITUDE, PREFIX, WEIGHTS_FILE
 from lorabank.exchange.tensor_names import plain_keys
 
 _OWN_HEADS = ("classifier", "score")  # PEFT saves them for SEQ_CLS without being asked
@@ -31,10 +31,11 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class ForeignAdapter:
-    """A plain LoRA adapter, a classifier's with its head; tensors are float32.
+    """A plain LoRA or DoRA adapter, a classifier's with its head; tensors are float32.
 
     Attributes:
-        factors: The adapter.
+        factors: The adapter; of DoRA the factors, whose gain takes the base's weights to say (`from_dora`).
+        magnitude: Module name to DoRA's magnitudes ``[d_out]``; empty for plain LoRA.
         head: Full parameter name to tensor of every module that was saved whole.
         modules_to_save: The modules that the config says are saved whole.
         task_type: PEFT's name, None where the config names none.
@@ -61,6 +62,7 @@ class ForeignAdapter:
     targets: Targets
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
+    magnitude: dict[str, Tensor] = field(default_factory=dict)
     tasks: int = 1
     ignored: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
@@ -86,13 +88,14 @@ def read_foreign(
     r = count(fields, "r", fields.get("r"))
     alpha = number(fields, "lora_alpha", fields.get("lora_alpha"))
     number(fields, "lora_dropout", fields.get("lora_dropout", 0.0), low=0.0, high=1.0)  # training's, and long past
-    rslora = fields.get("use_rslora", False)
-    if type(rslora) is not bool:
-        refuse_field(fields, "use_rslora", "is neither true nor false")
+    rslora, dora = (_switch(fields, name) for name in ("use_rslora", "use_dora"))
     targets, saved = read_targets(fields), names(fields, "modules_to_save")
     own = _OWN_HEADS if fields.get("task_type") == "SEQ_CLS" else ()
     tensors, taken = plain_keys(load_tensors(weights))
+    magnitude = _magnitudes(tensors) if dora else {}
     A, B, head = _split(tensors if "r_sum" not in fields else join_new(tensors), (*own, *saved))
+    if dora:
+        _check_magnitudes(fields, magnitude, B)
     tasks = 1
     if "r_sum" in fields:
         tasks = tasks_in({module: a.shape[0] for module, a in A.items()}, r, _r_sum(fields))
@@ -102,7 +105,8 @@ def read_foreign(
         A, B = {name: a[rows] for name, a in A.items()}, {name: b[:, rows] for name, b in B.items()}
     elif tasks > 1:
         r, alpha = r * tasks, alpha * tasks
-    _check_trained(A, B)
+    if not dora:
+        _check_trained(A, B)
     rank_of = {module: a.shape[0] for module, a in A.items()}
     _check_ranks(fields, rank_of, r, targets)
     alpha_of = _alphas(fields, rank_of, alpha, targets)
@@ -119,10 +123,18 @@ def read_foreign(
         targets=targets,
         rank_pattern={module: rank for module, rank in rank_of.items() if rank != r},
         alpha_pattern={module: value for module, value in alpha_of.items() if value != alpha},
+        magnitude=magnitude,
         tasks=tasks,
         ignored=ignored,
         taken=taken,
     )
+
+
+def _switch(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name)
+    if type(value) not in (bool, type(None)):
+        refuse_field(fields, name, "is neither true nor false")
+    return bool(value)
 
 
 def _check_ranks(fields: Mapping[str, Any], rank_of: Mapping[str, int], r: int, targets: Targets) -> None:
@@ -163,7 +175,7 @@ def _r_sum(fields: Mapping[str, Any]) -> int:
     value = fields["r_sum"]
     if type(value) is not int or not 0 <= value <= MAX_RANK:
         refuse_field(fields, "r_sum", f"is not a rank from 0 to {MAX_RANK}")
-    for name in ("rank_pattern", "alpha_pattern", "use_rslora"):
+    for name in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora"):
         if fields.get(name):
             refuse_field(fields, name, "does not go with 'r_sum'")
     return value
@@ -190,6 +202,29 @@ def _split(
             {"lora_A": A, "lora_B": B}[kind][name.removesuffix(f".{kind}.weight")] = tensor.float()
     _check_pairs(A, B)
     return A, B, head
+
+
+def _magnitudes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take DoRA's magnitudes out of the tensors: module name to ``[d_out]``."""
+    keys = [key for key in tensors if key.startswith(PREFIX) and key.endswith(MAGNITUDE)]
+    found = {key: tensors.pop(key) for key in keys}
+    for key, tensor in found.items():
+        if tensor.dtype not in _DTYPES:
+            refuse(f"{WEIGHTS_FILE}: tensor {key!r} is {tensor.dtype}; float32, float16 and bfloat16 are read")
+    return {key.removeprefix(PREFIX).removesuffix(MAGNITUDE): tensor.float() for key, tensor in found.items()}
+
+
+def _check_magnitudes(fields: Mapping[str, Any], magnitude: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> None:
+    for module in sorted(B.keys() - magnitude.keys()):
+        refuse_field(fields, "use_dora", f"is on, and {module!r} has no {MAGNITUDE[1:]}")
+    for module in sorted(magnitude.keys() - B.keys()):
+        refuse(f"{WEIGHTS_FILE}: {module!r} has a {MAGNITUDE[1:]} and no LoRA factors")
+    for module, m in magnitude.items():
+        if m.shape != (len(B[module]),):
+            refuse(
+                f"{WEIGHTS_FILE}: the {MAGNITUDE[1:]} of {module!r} has the shape {list(m.shape)}, "
+                f"not [{len(B[module])}], one for each row of its weight"
+            )
 
 
 def _saved_whole(name: str, saved: tuple[str, ...]) -> bool:

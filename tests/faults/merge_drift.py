@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def _network(dtype: Any, seed: int) -> tuple[Any, Any, Any]:
         )
         for name, r in (("a", 8), ("b", 4), ("c", 16))
     }
+    gain = {module: 1 + torch.randn(d_out) / 4 for module, (d_out, _) in shapes.items()}
+    adapters["b"] = replace(adapters["b"], gain=gain)
     x = torch.randn(4, 3, 64).to(dtype)
     return model, Mixture(model, AdapterStack.build(adapters, dtype=dtype)), x
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from lorabank.core.commands import Command
@@ -147,6 +149,17 @@ def load_base(
         raise IncompatibleError(f"base model {record.name!r} has no weights of the right shape for {min(fresh)}")
     model.requires_grad_(False).eval().to(device)
     return LoadedBase(model, tokenizer, head_modules, input_limit(model, tokenizer))
+
+
+def weights_of(base: LoadedBase) -> Callable[[str], torch.Tensor]:
+    """Gives the weight ``[d_out, d_in]`` of a module by its name, as the loaded base has it."""
+    return lambda module: base.model.get_parameter(f"{module}.weight").detach()
+
+
+def recorded_weights(record: BaseModelRecord) -> Callable[[str], torch.Tensor]:
+    """The same of a bank's base model in float32 on the CPU, loaded when the first weight is asked for."""
+    loaded = cache(lambda: weights_of(load_base(record)))
+    return lambda module: loaded()(module)
 
 
 def load_tokenizer(base: ResolvedBase | BaseModelRecord) -> PreTrainedTokenizerBase:

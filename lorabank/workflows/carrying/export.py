@@ -20,10 +20,11 @@ from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRecord, TaskRecord
 from lorabank.core.states import SELECTOR, State, answering_in, own_state
 from lorabank.exchange.peft_check import plain_files
-from lorabank.exchange.peft_folder import CONFIG_FILE, combined_files, read_adapter, with_fields
+from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE, combined_files, read_adapter, with_fields
 from lorabank.exchange.safe_folders import check_target, write_folder
 from lorabank.exchange.servers import SERVERS
 from lorabank.models.bases.fingerprint import tokenizer_files
+from lorabank.models.bases.loading import recorded_weights
 from lorabank.models.bases.resolving import locate_base, plain_name
 from lorabank.workflows.assemble import adapters_in_order, in_chat_template, read_members, stack_of
 from lorabank.workflows.carrying.model_card import CARD_FILE, LABELS_FILE, Facts, card, labels_file, scores_of
@@ -95,7 +96,7 @@ def _plain(draft: _Draft, base: BaseModelRecord) -> dict[str, bytes]:
     """
     config = with_fields(draft.files[CONFIG_FILE], base_model_name_or_path=plain_name(base), lora_dropout=0.0)
     labels = len(draft.task.labels) if draft.task else _ANY_HEAD
-    return plain_files(draft.files | {CONFIG_FILE: config}, base, labels)
+    return plain_files({CONFIG_FILE: config, WEIGHTS_FILE: draft.files[WEIGHTS_FILE]}, base, labels)
 
 
 def _beside(
@@ -110,6 +111,7 @@ def _beside(
         plain_name(base),
         folder,
         scores=_scores(bank, snapshot, name, draft),
+        dora=json.loads(draft.files[CONFIG_FILE])["use_dora"],
         tokenizer=tokenizer,
     )
     files = tokenizer_files(locate_base(base).path) if tokenizer else {}
@@ -153,8 +155,11 @@ def _accepted(name: str, server: str, files: Mapping[str, bytes]) -> str:
     """
     verdict = SERVERS[server](files)
     if verdict.problems:
+        refused = f"{server} would not serve {name!r}: {'; '.join(verdict.problems)}"
+        if json.loads(files[CONFIG_FILE])["use_dora"]:
+            raise IncompatibleError(refused, hint="merge it into the base with plain PEFT", unchanged=_UNCHANGED)
         raise IncompatibleError(
-            f"{server} would not serve {name!r}: {'; '.join(verdict.problems)}",
+            refused,
             hint="export a composition of it, which has neither head nor patterns; its --max-rank caps the rank",
             commands=[
                 Command("compose", "--mode", "manual", "--tasks", name, "--name", f"{name}-served"),
@@ -203,6 +208,7 @@ def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State
         base_model=snapshot.base.name,
         task_type=task.task_type,
         head_modules=config["modules_to_save"] or (),
+        weight=recorded_weights(snapshot.base),
     )
     members = listed(_names(snapshot, own_state(answers)))
     note = f"{said}: {members} in one adapter, r {_rank(joined)} on {snapshot.base.name}; {_form(task, own)}"
@@ -227,7 +233,14 @@ def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecor
         factors = compress(factors, max_rank).factors
     headless = snapshot.base.task_type == "SEQ_CLS"  # PEFT would look for a head that the files do not hold
     task_type = None if headless else snapshot.base.task_type
-    files = combined_files(factors, {}, base_model=snapshot.base.name, task_type=task_type, head_modules=())
+    files = combined_files(
+        factors,
+        {},
+        base_model=snapshot.base.name,
+        task_type=task_type,
+        head_modules=(),
+        weight=recorded_weights(snapshot.base),
+    )
     shares = ", ".join(f"{task}={weight:g}" for task, weight in weights.items())
     note = f"{shares} in one adapter, r {_rank(factors)} on {snapshot.base.name}"
     if headless:

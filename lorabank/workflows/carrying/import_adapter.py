@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,10 +23,11 @@ from lorabank.core.settings import validate
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.core.states import ANSWERS, IMPORTED
 from lorabank.data.loading import TaskData
+from lorabank.exchange.dora import from_dora
 from lorabank.exchange.fit_check import check_effect, check_fits, largest_update
 from lorabank.exchange.peft_folder import adapter_files
 from lorabank.exchange.untrusted_adapter import ForeignAdapter
-from lorabank.models.bases.loading import LoadedBase, resolve_device
+from lorabank.models.bases.loading import LoadedBase, resolve_device, weights_of
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.mixing.trial import try_base
 from lorabank.models.tasks.heads import Head, load_head, put_head
@@ -74,9 +75,9 @@ class _Judged:
     """An adapter that fits and works, and what the bank keeps of its data.
 
     Attributes:
-        adapter: What was read.
+        adapter: What was read, of DoRA with its gains.
+        files: It in the bank's own form, whatever else its folder held.
         unread: Why its config was not asked which modules are adapted, None where it was.
-        head_modules: The base's modules that its head fills; none of a language model.
         config: The settings, what the data and the base decided filled in.
         statistics: The router's input.
         rows_cut: Training rows that are longer.
@@ -85,8 +86,8 @@ class _Judged:
     """
 
     adapter: ForeignAdapter
+    files: Mapping[str, bytes]
     unread: str | None
-    head_modules: tuple[str, ...]
     config: TrainConfig
     statistics: bytes
     rows_cut: int
@@ -208,6 +209,8 @@ def _judge(
     """Put the adapter on the base and look at it; nothing is written."""
     base, record = opened.load(device=config.device), opened.record
     unread = check_fits(adapter, base, record.task_type)
+    if adapter.magnitude:
+        adapter = replace(adapter, factors=from_dora(adapter.factors, adapter.magnitude, weights_of(base)))
     head = _load_head(base, adapter, labels) if base.head_modules else None
     config = settled(config, data, min(config.max_length, base.max_length or config.max_length))
     examples = encode_rows(opened, data, config.max_length)
@@ -219,8 +222,8 @@ def _judge(
     check_effect(base, record.task_type, adapter.factors, head, examples.rows[:_PROBED])
     return _Judged(
         adapter=adapter,
+        files=_files(record, adapter, base),
         unread=unread,
-        head_modules=base.head_modules,
         config=config,
         statistics=statistics,
         rows_cut=examples.cut,
@@ -244,9 +247,7 @@ def _commit(
     overlap = overlap_report(adapter.factors, read_stack(bank, adapters_in_order(snapshot)))
     settings = asdict(config)
     record = AdapterRecord(
-        digest=operation.stage_adapter(
-            stored_files(_files(snapshot.base, judged), snapshot.base, len(labels), observer)
-        ),
+        digest=operation.stage_adapter(stored_files(judged.files, snapshot.base, len(labels), observer)),
         task=operation.name,
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
@@ -348,20 +349,19 @@ def _warn(facts: Mapping[str, Any], observer: Observer) -> None:
         observer.notice(f"{facts['rows_dropped']} training rows are left out: their answer alone exceeds --max-length")
 
 
-def _files(base: BaseModelRecord, judged: _Judged) -> dict[str, bytes]:
-    """The adapter in the bank's own form, whatever else its folder held."""
-    adapter = judged.adapter
+def _files(record: BaseModelRecord, adapter: ForeignAdapter, base: LoadedBase) -> dict[str, bytes]:
     return adapter_files(
         adapter.factors,
         adapter.head,
-        base_model=base.name,
-        task_type=base.task_type,
+        base_model=record.name,
+        task_type=record.task_type,
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
         use_rslora=adapter.use_rslora,
-        head_modules=judged.head_modules,
+        head_modules=base.head_modules,
         rank_pattern=adapter.rank_pattern,
         alpha_pattern=adapter.alpha_pattern,
+        weight=weights_of(base),
     )
 
 

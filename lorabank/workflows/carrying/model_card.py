@@ -61,6 +61,7 @@ class Facts:
     strategy: str | None = None
     scores: dict[str, str] = field(default_factory=dict)
     tokenizer: bool = False
+    dora: bool = False
 
 
 def card(facts: Facts) -> bytes:
@@ -81,7 +82,7 @@ def card(facts: Facts) -> bytes:
     parts = [
         _front_matter(base),
         f"# {_markdown(facts.name)}",
-        f"A LoRA adapter, written by lorabank {__version__}: {_markdown(facts.note)}.",
+        f"A {'DoRA' if facts.dora else 'LoRA'} adapter, written by lorabank {__version__}: {_markdown(facts.note)}.",
         "\n".join(["| | |", "| --- | --- |", *table]),
         "## How to load it",
         f"{fence}python\n{code}\n{fence}",

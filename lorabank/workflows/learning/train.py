@@ -373,6 +373,7 @@ def _same_run(
 
 def _files(base: BaseModelRecord, trained: Any, config: TrainConfig) -> dict[str, bytes]:
     from lorabank.exchange.peft_folder import adapter_files
+    from lorabank.models.bases.loading import recorded_weights
 
     return adapter_files(
         trained.factors,
@@ -383,6 +384,7 @@ def _files(base: BaseModelRecord, trained: Any, config: TrainConfig) -> dict[str
         lora_alpha=config.lora_alpha,
         use_rslora=config.use_rslora,
         head_modules=trained.head_modules,
+        weight=recorded_weights(base),
     )
 
 
