@@ -15,6 +15,7 @@ from lorabank.core.records import BaseModelRecord, EvaluationRecord, Finding, Op
 
 if TYPE_CHECKING:
     from lorabank.bank.catalog.events import EventRecord
+    from lorabank.bank.objects.base import Objects
     from lorabank.bank.operations import Operation
     from lorabank.bank.snapshot import Snapshot
     from lorabank.bank.upkeep.gc import GcResult
@@ -31,10 +32,20 @@ class Bank:
         id: The bank's id: random, made once.
     """
 
-    def __init__(self, layout: Layout, identifier: str) -> None:
+    def __init__(self, layout: Layout, identifier: str, objects: Objects | None = None) -> None:
         self.path = layout.root
         self.id = identifier
         self._layout = layout
+        self._objects = objects
+
+    @property
+    def objects(self) -> Objects:
+        """Where the bank's content lies: its own folder, unless it was made with another place."""
+        if self._objects is None:
+            from lorabank.bank.objects.folder import FolderObjects
+
+            self._objects = FolderObjects(self._layout)
+        return self._objects
 
     @classmethod
     def create(cls, path: Path | str, base: BaseModelRecord) -> Bank:
@@ -138,7 +149,7 @@ class Bank:
         """
         from lorabank.bank.operations import reserve
 
-        return reserve(self._layout, kind, name, config)
+        return reserve(self._layout, self.objects, kind, name, config)
 
     def resume(self, kind: str, name: str) -> Operation:
         """Take over the reservation of a dead process, with its settings and its ``work`` folder.
@@ -149,7 +160,7 @@ class Bank:
         """
         from lorabank.bank.operations import take_over
 
-        return take_over(self._layout, kind, name)
+        return take_over(self._layout, self.objects, kind, name)
 
     def discard(self, name: str) -> None:
         """Drop the reservation of a dead process, with its checkpoints.
@@ -164,7 +175,7 @@ class Bank:
 
     def adapter_path(self, digest: str) -> Path:
         """The PEFT folder of an adapter; nothing is checked."""
-        return self._layout.adapter(digest)
+        return self.objects.local(digest)
 
     def verified_adapter(self, digest: str) -> Path:
         """The PEFT folder of an adapter, after every file's SHA-256 was compared with the record.
@@ -177,16 +188,14 @@ class Bank:
 
     def _verified(self, digest: str) -> tuple[Path, list[str]]:
         """An adapter's folder and the names of its files."""
-        from lorabank.bank.objects.store import adapter_problems
         from lorabank.bank.upkeep.referenced import recorded_files
 
         with reading(self._layout) as connection:
             files = recorded_files(connection, digest)
         if not files:
             raise NotFoundError(f"the bank has no adapter {digest[:12]!r}", commands=[LIST])
-        folder = self._layout.adapter(digest)
-        problems = adapter_problems(folder, files)
-        if problems:
+        folder = self.objects.local(digest)
+        if problems := self.objects.adapter_problems(digest, files):
             raise DamagedError(f"adapter {folder}: {problems[0]}", commands=[VERIFY])
         return folder, [file.name for file in files]
 
@@ -210,19 +219,7 @@ class Bank:
         Raises:
             DamagedError: It is missing or changed.
         """
-        import hashlib
-
-        from lorabank.bank.objects.open_regular import open_plain
-
-        path = self._layout.blob(digest)
-        try:
-            with open_plain(path) as file:
-                content = file.read()
-        except OSError as error:
-            raise DamagedError(f"blob {path}: {error.strerror}", commands=[VERIFY]) from error
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise DamagedError(f"blob {path}: other content than was stored", commands=[VERIFY])
-        return content
+        return self.objects.get(digest)
 
     def remove(self, name: str, *, cascade: bool = False, dry_run: bool = False) -> tuple[str, ...]:
         """Remove a task or composition; its rows stay as lineage, its files go with ``gc``.
@@ -299,7 +296,7 @@ class Bank:
         """
         from lorabank.bank.upkeep.undo import undo
 
-        return undo(self._layout, dry_run=dry_run)
+        return undo(self._layout, self.objects, dry_run=dry_run)
 
     def verify(self, *, full: bool, part: tuple[int, int] | None = None) -> list[Finding]:
         """Check the bank; an empty list means that nothing is wrong.
@@ -314,7 +311,7 @@ class Bank:
         """
         from lorabank.bank.upkeep.verify import verify
 
-        return verify(self._layout, full=full, part=part)
+        return verify(self._layout, self.objects, full=full, part=part)
 
     def gc(self, *, dry_run: bool, grace_hours: float = 24.0) -> GcResult:
         """Delete files that nothing refers to.
@@ -329,4 +326,4 @@ class Bank:
         """
         from lorabank.bank.upkeep.gc import gc
 
-        return gc(self._layout, dry_run=dry_run, grace_hours=grace_hours)
+        return gc(self._layout, self.objects, dry_run=dry_run, grace_hours=grace_hours)

@@ -16,8 +16,9 @@ from lorabank.bank.catalog.rows import operation_record, row_of
 from lorabank.bank.catalog.times import now
 from lorabank.bank.failures import reported, taken
 from lorabank.bank.locks import bank_lock, boot_id, host_name, is_alive, process_start
+from lorabank.bank.objects.base import Objects
 from lorabank.bank.objects.layout import Layout, check_name
-from lorabank.bank.objects.store import Stage, check_space
+from lorabank.bank.objects.store import check_space
 from lorabank.core.commands import Command
 from lorabank.core.errors import DivergedError, ExistsError, LorabankError, NotFoundError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, OperationRecord, TaskRecord
@@ -41,18 +42,20 @@ class Operation:
 
     Args:
         layout: Where the bank is.
+        objects: Where its content lies.
         record: The reservation, already in the database.
         holder: Its process columns as they are there.
     """
 
-    def __init__(self, layout: Layout, record: OperationRecord, holder: Mapping[str, Any]) -> None:
+    def __init__(self, layout: Layout, objects: Objects, record: OperationRecord, holder: Mapping[str, Any]) -> None:
         self.id = record.id
         self.kind = record.kind
         self.name = record.name
         self.config: dict[str, Any] = record.config
         self.work = layout.work(record.id)
         self._layout = layout
-        self._stage = Stage(layout, record.id)
+        self._objects = objects
+        self._stage = objects.stage(record.id)
         self._shared_lock = ExitStack()
         self._finished = False
         self._mine = {"id": record.id, **holder}
@@ -117,7 +120,7 @@ class Operation:
         with writing(self._layout) as connection:
             self._end(connection)
             stored = insert_task(
-                connection, self._layout, self._stage, task, adapter, datasets, kind=self.kind, replaces=replaces
+                connection, self._objects, self._stage, task, adapter, datasets, kind=self.kind, replaces=replaces
             )
         self._finish()
         return stored
@@ -142,7 +145,7 @@ class Operation:
         composition = composition._replace(**self._remarks())
         with writing(self._layout) as connection:
             self._end(connection)
-            stored = insert_composition(connection, self._layout, self._stage, composition, replace=replace)
+            stored = insert_composition(connection, self._objects, self._stage, composition, replace=replace)
         self._finish()
         return stored
 
@@ -207,7 +210,7 @@ class Operation:
         shutil.rmtree(self.work, ignore_errors=True)
 
 
-def reserve(layout: Layout, kind: str, name: str, config: Mapping[str, Any]) -> Operation:
+def reserve(layout: Layout, objects: Objects, kind: str, name: str, config: Mapping[str, Any]) -> Operation:
     """Reserve a name before the work starts; see ``Bank.reserve``."""
     check_name(name)
     holder, moment = _this_process(), now()
@@ -231,7 +234,7 @@ def reserve(layout: Layout, kind: str, name: str, config: Mapping[str, Any]) -> 
             _refuse_taken(connection, kind, name, config)
             _settle_operations(connection, layout, name)
             connection.execute(operations.insert(), row_of("operations", record, **holder))
-        return Operation(layout, record, holder)
+        return Operation(layout, objects, record, holder)
 
 
 def _this_process() -> dict[str, Any]:
@@ -240,7 +243,7 @@ def _this_process() -> dict[str, Any]:
     return {"pid": pid, "boot_id": boot_id(), "host": host_name(), "process_start": process_start(pid)}
 
 
-def take_over(layout: Layout, kind: str, name: str) -> Operation:
+def take_over(layout: Layout, objects: Objects, kind: str, name: str) -> Operation:
     """Go on with a reservation whose process is dead; see ``Bank.resume``."""
     from lorabank.bank.catalog.schema import operations
 
@@ -261,7 +264,7 @@ def take_over(layout: Layout, kind: str, name: str) -> Operation:
             holder = _this_process()
             update = operations.update().where(operations.c.id == found.id)
             connection.execute(update.values(**holder, seen_at=now()))
-        return Operation(layout, found, holder)
+        return Operation(layout, objects, found, holder)
 
 
 def discard(layout: Layout, name: str) -> None:

@@ -80,7 +80,7 @@ MUTANTS = (
          'sync_folder(self._layout.root / "blobs")', "pass", "F6"),
     _one("what a killed process renamed is taken over without a sync", "bank.objects.store:Stage._move",
          "os.utime(target)", "return os.utime(target)", "F6"),
-    _one("a deletion's rename is not synced", "bank.upkeep.gc:delete", "os.fsync(parent)", "pass", "F6"),
+    _one("a deletion's rename is not synced", "bank.objects.folder:delete", "os.fsync(parent)", "pass", "F6"),
     # each order
     Mutant("rows before files", "bank.operations:Operation.commit_task",
            (("self._place()", "pass"), ("self._finish()", "(self._stage.place(), self._finish())")),

@@ -17,9 +17,10 @@ from functools import cache
 from pathlib import Path
 
 from lorabank.bank.bank import Bank
+from lorabank.bank.objects.base import StoredFile, adapter_digest
 from lorabank.bank.objects.canonical import canonical
 from lorabank.bank.objects.layout import FOLDERS
-from lorabank.bank.objects.store import StoredFile, adapter_digest, hash_file
+from lorabank.bank.objects.store import hash_file
 from lorabank.bank.upkeep.upgrade import upgrade_database
 from lorabank.core.errors import IncompatibleError, LorabankError
 from lorabank.core.records import CompositionRecord

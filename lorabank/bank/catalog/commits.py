@@ -27,8 +27,8 @@ from lorabank.bank.catalog.schema import (
 from lorabank.bank.catalog.times import now
 from lorabank.bank.failures import taken
 from lorabank.bank.locks import bank_lock
+from lorabank.bank.objects.base import Objects, Staging, StoredFile
 from lorabank.bank.objects.layout import Layout
-from lorabank.bank.objects.store import Stage, StoredFile
 from lorabank.core.commands import Command
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, EvaluationRecord, TaskRecord
@@ -36,8 +36,8 @@ from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecor
 
 def insert_task(
     connection: Connection,
-    layout: Layout,
-    stage: Stage,
+    objects: Objects,
+    stage: Staging,
     task: TaskRecord,
     adapter: AdapterRecord,
     splits: Sequence[DatasetRecord],
@@ -64,7 +64,7 @@ def insert_task(
     )
     of_rows = [blob for data in splits for blob in (data.blob, data.row_digests)]
     kept = [stored.statistics, *of_rows, *adapter.objects.values()]
-    _insert_blobs(connection, layout, stage, kept)
+    _insert_blobs(connection, objects, stage, kept)
     connection.execute(tasks.insert(), row_of("tasks", stored, removed_at=None))
     connection.execute(adapters.insert(), row_of("adapters", adapter, id=position))
     _insert(
@@ -72,11 +72,11 @@ def insert_task(
         adapter_files,
         ({"adapter": position, "name": file.name, "sha256": file.sha256, "bytes": file.bytes} for file in files),
     )
-    members = [_context_member(connection, layout, digest) for digest in adapter.context]
+    members = [_context_member(connection, objects, digest) for digest in adapter.context]
     rows = ({"adapter": position, "ordinal": n, "member": member} for n, member in enumerate(members))
     _insert(connection, adapter_context, rows)
-    objects = sorted(adapter.objects.items())
-    _insert(connection, adapter_objects, ({"adapter": position, "role": role, "blob": blob} for role, blob in objects))
+    roles = sorted(adapter.objects.items())
+    _insert(connection, adapter_objects, ({"adapter": position, "role": role, "blob": blob} for role, blob in roles))
     first = _next(connection, datasets.c.id)
     for number, data in enumerate(splits, start=first):
         connection.execute(datasets.insert(), row_of("datasets", data, id=number, task=position))
@@ -117,7 +117,7 @@ def _first_name(connection: Connection, name: str, position: int) -> str | None:
 
 
 def insert_composition(
-    connection: Connection, layout: Layout, stage: Stage, composition: CompositionRecord, *, replace: bool
+    connection: Connection, objects: Objects, stage: Staging, composition: CompositionRecord, *, replace: bool
 ) -> CompositionRecord:
     """Insert a composition with its members and objects; returns it as stored."""
     gone = mark_removed(connection, compositions, compositions.c.name == composition.name) if replace else ()
@@ -128,18 +128,18 @@ def insert_composition(
         for task, digest in zip(composition.members, composition.adapters, strict=True)
     ]
     identifier = _next(connection, compositions.c.id)
-    _insert_blobs(connection, layout, stage, composition.objects.values())
+    _insert_blobs(connection, objects, stage, composition.objects.values())
     connection.execute(compositions.insert(), row_of("compositions", stored, id=identifier, removed_at=None))
     rows = (
         {"composition": identifier, "ordinal": n, "adapter": member, "known_as": name}
         for n, (name, member) in enumerate(zip(composition.members, members, strict=True))
     )
     _insert(connection, composition_members, rows)
-    objects = sorted(composition.objects.items())
+    roles = sorted(composition.objects.items())
     _insert(
         connection,
         composition_objects,
-        ({"composition": identifier, "role": role, "blob": blob} for role, blob in objects),
+        ({"composition": identifier, "role": role, "blob": blob} for role, blob in roles),
     )
     change = Change(compositions_added=(identifier,), compositions_removed=gone)
     log_event(connection, "compose", stored.name, change)
@@ -220,13 +220,13 @@ def refuse_taken(connection: Connection, name: str) -> None:
             raise taken(what, name)
 
 
-def _adapter_files(connection: Connection, stage: Stage, digest: str) -> list[StoredFile]:
+def _adapter_files(connection: Connection, stage: Staging, digest: str) -> list[StoredFile]:
     if digest not in stage.adapters:
         raise _missing(f"adapter {digest[:12]} was not staged")
     return stage.adapters[digest]
 
 
-def _context_member(connection: Connection, layout: Layout, digest: str) -> int:
+def _context_member(connection: Connection, objects: Objects, digest: str) -> int:
     """The row of an adapter that was active in training: its files must still lie in the bank."""
     row = connection.execute(
         select(adapters.c.id)
@@ -234,7 +234,7 @@ def _context_member(connection: Connection, layout: Layout, digest: str) -> int:
         .where(adapters.c.digest == digest)
         .order_by(tasks.c.state == "removed", adapters.c.id)
     ).first()
-    if row is None or not layout.adapter(digest).is_dir():
+    if row is None or not objects.holds("adapter", digest):
         raise IncompatibleError(
             f"adapter {digest[:12]}, which was active in training, is not in the bank any more",
             hint="train it again with the same command and --restart",
@@ -254,10 +254,10 @@ def _member(connection: Connection, task: str, digest: str) -> int:
     return int(row.id)
 
 
-def _insert_blobs(connection: Connection, layout: Layout, stage: Stage, digests: Iterable[str | None]) -> None:
+def _insert_blobs(connection: Connection, objects: Objects, stage: Staging, digests: Iterable[str | None]) -> None:
     for digest in sorted({digest for digest in digests if digest}):
         if connection.execute(blobs.select().where(blobs.c.digest == digest)).first():
-            if not layout.blob(digest).is_file():
+            if not objects.holds("blob", digest):
                 raise _missing(f"blob {digest[:12]} is not in the bank any more")
         elif digest in stage.blobs:
             row = {"digest": digest, "bytes": stage.blobs[digest].bytes, "created_at": now()}

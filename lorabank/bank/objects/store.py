@@ -11,11 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lorabank.bank.objects.canonical import canonical
+from lorabank.bank.objects.base import StoredFile, adapter_digest
 from lorabank.bank.objects.layout import Layout, check_file_name
 from lorabank.bank.objects.open_regular import open_plain
 from lorabank.bank.objects.safetensors import check_tensors, looks_like_safetensors
@@ -26,15 +25,6 @@ from lorabank.core.limits import FREE_SPACE, MAX_CONFIG
 
 _CHUNK = 1 << 20
 _OF_THE_PROCESS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A file's name, SHA-256 and size in bytes."""
-
-    name: str
-    sha256: str
-    bytes: int
 
 
 def hash_file(path: Path) -> tuple[str, int]:
@@ -89,12 +79,6 @@ def check_space(folder: Path, need: int) -> None:
             commands=[Command("gc")],
             unchanged="the bank was not changed",
         )
-
-
-def adapter_digest(files: list[StoredFile]) -> str:
-    """The digest of an adapter folder: SHA-256 over its files' names, hashes and sizes, by name."""
-    content = [[file.name, file.sha256, file.bytes] for file in sorted(files, key=lambda file: file.name)]
-    return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
 class Stage:
@@ -221,14 +205,14 @@ def is_damaged(path: Path, expected: StoredFile) -> bool:
     return bool(blob_problems(path, expected) and blob_problems(path, expected))
 
 
-def adapter_problems(folder: Path, files: list[StoredFile], *, full: bool = True) -> list[str]:
+def adapter_problems(folder: Path, files: Sequence[StoredFile], *, full: bool = True) -> list[str]:
     """What is wrong with an adapter folder: nothing, or one line each."""
     if not folder.is_dir() or folder.is_symlink():
         return ["the adapter's folder is missing"]
     return [problem for file in files for problem in blob_problems(folder / file.name, file, full=full)]
 
 
-def strangers(folder: Path, files: list[StoredFile]) -> list[str]:
+def strangers(folder: Path, files: Sequence[StoredFile]) -> list[str]:
     """Names in an adapter folder that are not the adapter's; loading does not look at them."""
     known = {file.name for file in files}
     return sorted(entry.name for entry in folder.iterdir() if entry.name not in known)

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from lorabank.bank.objects.base import StoredFile
 from lorabank.bank.objects.layout import Layout
-from lorabank.bank.objects.store import Stage, StoredFile, adapter_problems, blob_problems, is_damaged
+from lorabank.bank.objects.store import Stage, adapter_problems, blob_problems, is_damaged
 from lorabank.bank.upkeep.referenced import LiveFiles
 from lorabank.core.errors import DataError
 

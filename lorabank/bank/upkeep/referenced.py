@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from lorabank.bank.catalog.columns import TABLES, sound
 from lorabank.bank.catalog.rows import is_sealed
-from lorabank.bank.objects.store import StoredFile
+from lorabank.bank.objects.base import StoredFile
 from lorabank.core.errors import DataError
 
 _USED_BLOBS = {

@@ -21,13 +21,15 @@ from lorabank.bank.catalog.reading import read_operations, reading
 from lorabank.bank.catalog.rows import is_sealed
 from lorabank.bank.failures import reported
 from lorabank.bank.locks import bank_lock
+from lorabank.bank.objects.base import StoredFile
+from lorabank.bank.objects.folder import delete
 from lorabank.bank.objects.layout import FORMAT, Layout
 from lorabank.bank.objects.manifest import read_manifest
-from lorabank.bank.objects.store import StoredFile, is_damaged, strangers
+from lorabank.bank.objects.store import is_damaged, strangers
 from lorabank.bank.objects.sync import sync_folder
 from lorabank.bank.operations import RESUMABLE, drop, holds_checkpoint
 from lorabank.bank.upkeep.copy_in import fetch_adapter, fetch_blob
-from lorabank.bank.upkeep.gc import delete, left_over
+from lorabank.bank.upkeep.gc import left_over
 from lorabank.bank.upkeep.referenced import LiveFiles, live_files
 from lorabank.bank.upkeep.verify import database_findings
 from lorabank.core.commands import Command

@@ -11,8 +11,8 @@ from lorabank.bank.catalog.columns import fits
 from lorabank.bank.catalog.events import Change, EventRecord, change_of, left_to_undo, next_to_undo
 from lorabank.bank.catalog.reading import read_events, read_snapshot, reading
 from lorabank.bank.locks import bank_lock
+from lorabank.bank.objects.base import Objects
 from lorabank.bank.objects.layout import Layout
-from lorabank.bank.objects.store import adapter_problems, blob_problems
 from lorabank.bank.upkeep.referenced import live_files
 from lorabank.core.commands import VERIFY, Command
 from lorabank.core.errors import DamagedError, ExistsError, NotFoundError
@@ -43,11 +43,11 @@ class UndoResult(NamedTuple):
     after: dict[str, str | None]
 
 
-def undo(layout: Layout, *, dry_run: bool) -> UndoResult:
+def undo(layout: Layout, objects: Objects, *, dry_run: bool) -> UndoResult:
     """Take the newest change back that was not taken back yet; see ``Bank.undo``."""
     if dry_run:
         with reading(layout) as connection:
-            return _plan(connection, layout)
+            return _plan(connection, objects)
     from lorabank.bank.catalog.commits import bring_back, mark_rows_removed
     from lorabank.bank.catalog.database import writing
     from lorabank.bank.catalog.events import log_event
@@ -59,7 +59,7 @@ def undo(layout: Layout, *, dry_run: bool) -> UndoResult:
     with bank_lock(layout.lock, exclusive=False), writing(layout) as transaction:
         refuse_live(transaction, layout)
         with driver_of(transaction) as connection:
-            planned = _plan(connection, layout)
+            planned = _plan(connection, objects)
         change = change_of(planned.event).inverse
         owners = {*change.tasks_added, *([change.row] if change.of == tasks.name and change.row else [])}
         refuse_reserved(transaction, layout, {*planned.back, planned.after.get("name") or ""}, owners=owners)
@@ -90,7 +90,7 @@ def driver_of(transaction: Connection) -> Iterator[sqlite3.Connection]:
         connection.row_factory = None
 
 
-def _plan(connection: sqlite3.Connection, layout: Layout) -> UndoResult:
+def _plan(connection: sqlite3.Connection, objects: Objects) -> UndoResult:
     """What would be taken back, after it was checked that it can be.
 
     Raises:
@@ -114,7 +114,7 @@ def _plan(connection: sqlite3.Connection, layout: Layout) -> UndoResult:
     if change.of is not None:
         _check_columns(connection, event, change)
     _refuse_taken(connection, [*back, *([name] if (name := after.get("name")) else [])], gone)
-    _check_files(connection, layout, event, change)
+    _check_files(connection, objects, event, change)
     return UndoResult(event, back, gone, before, after)
 
 
@@ -165,7 +165,7 @@ def _refuse_taken(connection: sqlite3.Connection, names: Sequence[str], gone: Se
                 )
 
 
-def _check_files(connection: sqlite3.Connection, layout: Layout, event: EventRecord, change: Change) -> None:
+def _check_files(connection: sqlite3.Connection, objects: Objects, event: EventRecord, change: Change) -> None:
     """The files of what comes back, beside those in use, must be there and be what they were."""
     now = live_files(connection)
     then = live_files(connection, tasks=change.tasks_added, compositions=change.compositions_added)
@@ -173,10 +173,10 @@ def _check_files(connection: sqlite3.Connection, layout: Layout, event: EventRec
     for full in (False, True):
         problems: list[str] = []
         for digest, (task, files) in then.adapters.items():
-            if digest not in now.adapters and (found := adapter_problems(layout.adapter(digest), files, full=full)):
+            if digest not in now.adapters and (found := objects.adapter_problems(digest, files, full=full)):
                 problems.append(f"adapters/{digest} (task {task}): {found[0]}")
         for digest, file in then.blobs.items():
-            if digest not in now.blobs and (found := blob_problems(layout.blob(digest), file, full=full)):
+            if digest not in now.blobs and (found := objects.blob_problems(file, full=full)):
                 problems.append(f"blobs/{digest[:2]}/{digest} ({then.owners[digest]}): {found[0]}")
         if not problems:
             continue

@@ -9,9 +9,9 @@ from contextlib import ExitStack, suppress
 
 from lorabank.bank.catalog.reading import read_evaluations, read_events, read_operations, read_snapshot, reading
 from lorabank.bank.locks import bank_lock
+from lorabank.bank.objects.base import Objects, adapter_digest
 from lorabank.bank.objects.layout import Layout
 from lorabank.bank.objects.manifest import read_manifest
-from lorabank.bank.objects.store import adapter_digest, adapter_problems, blob_problems, content_problems, strangers
 from lorabank.bank.upkeep.referenced import LiveFiles, changed_rows, live_files
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, DamagedError
@@ -30,7 +30,7 @@ Deep = Callable[[str], bool]
 """Whether the files under this digest are read."""
 
 
-def verify(layout: Layout, *, full: bool, part: tuple[int, int] | None = None) -> list[Finding]:
+def verify(layout: Layout, objects: Objects, *, full: bool, part: tuple[int, int] | None = None) -> list[Finding]:
     """Check a bank; see ``Bank.verify``."""
     deep = _depth(full, part)
     with ExitStack() as lock:
@@ -44,7 +44,7 @@ def verify(layout: Layout, *, full: bool, part: tuple[int, int] | None = None) -
                 live, aside = live_files(connection), _set_aside(connection)
         except DamagedError as error:
             return [Finding("database", "bank", error.message, *_DATABASE_CURE)]
-        return [*aside, *_adapters(layout, live, deep), *_blobs(layout, live, deep)]
+        return [*aside, *_adapters(objects, live, deep), *_blobs(objects, live, deep)]
 
 
 def _depth(full: bool, part: tuple[int, int] | None) -> Deep:
@@ -96,23 +96,17 @@ def _adapter_cure(task: str) -> tuple[str, tuple[Command, ...]]:
     return _ADAPTER, (_FETCH, Command("remove", task, "--cascade"))
 
 
-def _adapters(layout: Layout, live: LiveFiles, deep: Deep) -> Iterator[Finding]:
+def _adapters(objects: Objects, live: LiveFiles, deep: Deep) -> Iterator[Finding]:
     for digest, (task, files) in live.adapters.items():
         subject = f"adapter {digest[:12]} of task {task}"
         if adapter_digest(files) != digest:
             yield Finding("row", subject, "the recorded files do not make up the adapter's digest", *_DATABASE_CURE)
             continue
-        folder, full = layout.adapter(digest), deep(digest)
-        problems = adapter_problems(folder, files, full=full)
-        if not problems:
-            problems = [f"{name[:80]!r} does not belong to the adapter" for name in strangers(folder, files)]
-        if full and not problems:
-            problems = [problem for file in files for problem in content_problems(folder / file.name)]
+        problems = objects.adapter_problems(digest, files, full=deep(digest), strict=True)
         yield from (Finding("adapter", subject, problem, *_adapter_cure(task)) for problem in problems)
 
 
-def _blobs(layout: Layout, live: LiveFiles, deep: Deep) -> Iterator[Finding]:
+def _blobs(objects: Objects, live: LiveFiles, deep: Deep) -> Iterator[Finding]:
     for digest, file in live.blobs.items():
-        path, full = layout.blob(digest), deep(digest)
-        problems = blob_problems(path, file, full=full) or (content_problems(path) if full else [])
+        problems = objects.blob_problems(file, full=deep(digest), strict=True)
         yield from (Finding("blob", f"blob {digest[:12]}", problem, *_BLOB_CURE) for problem in problems)

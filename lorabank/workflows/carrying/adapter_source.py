@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from lorabank.bank.objects.base import StoredFile, adapter_digest
 from lorabank.bank.objects.safetensors import check_tensor_bytes
-from lorabank.bank.objects.store import StoredFile, adapter_digest
 from lorabank.core.errors import DataError, IncompatibleError, NotFoundError
 from lorabank.core.limits import MAX_CONFIG, MAX_FILE
 from lorabank.core.observer import Observer
