@@ -15,7 +15,7 @@ from lorabank.bank.catalog.heartbeat import Heartbeat
 from lorabank.bank.catalog.rows import operation_record, row_of
 from lorabank.bank.catalog.times import now
 from lorabank.bank.failures import reported, taken
-from lorabank.bank.locks import bank_lock, boot_id, host_name, is_alive, process_start
+from lorabank.bank.locks import bank_lock, boot_id, host_name, process_start
 from lorabank.bank.objects.base import Objects
 from lorabank.bank.objects.layout import Layout, check_name
 from lorabank.bank.objects.store import check_space
@@ -302,8 +302,7 @@ def live_and_dead(connection: Connection) -> list[OperationRecord]:
     """All reservations, with whether their processes live."""
     from lorabank.bank.catalog.schema import operations
 
-    rows = [row._asdict() for row in connection.execute(operations.select())]
-    return [operation_record(row, is_alive(operation_record(row, True), row["process_start"])) for row in rows]
+    return [operation_record(row._asdict()) for row in connection.execute(operations.select())]
 
 
 def refuse_live(connection: Connection, layout: Layout) -> None:

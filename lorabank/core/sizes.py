@@ -19,12 +19,11 @@ def parse_bytes(text: str, *, option: str) -> int:
     """
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
-    size = 0
-    if re.fullmatch(rf"{ByteSize.byte_string_pattern}\s*", text):  # pydantic itself takes the 1 of "1,5GB"
-        try:
-            size = TypeAdapter(ByteSize).validate_python(text)
-        except (OverflowError, ValidationError):
-            size = 0
+    whole = re.fullmatch(rf"{ByteSize.byte_string_pattern}\s*", text)  # pydantic itself takes the 1 of "1,5GB"
+    try:
+        size = TypeAdapter(ByteSize).validate_python(text) if whole else 0
+    except (OverflowError, ValidationError):
+        size = 0
     if size < 1:
         raise ConfigError(f"{option} {text!r} is not a size", hint=f"{option} 512MiB", unchanged="nothing was changed")
     return size

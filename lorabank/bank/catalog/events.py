@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lorabank.bank.catalog.columns import sound
 from lorabank.bank.catalog.rows import row_of
 
 if TYPE_CHECKING:
@@ -108,11 +107,6 @@ def left_to_undo(history: Sequence[EventRecord]) -> list[EventRecord]:
     """What ``undo``, repeated, would take back: newest first."""
     undone = {event.undoes for event in history}
     return [event for event in reversed(history) if event.kind in UNDOABLE and event.id not in undone]
-
-
-def event_record(row: Mapping[str, Any]) -> EventRecord:
-    """An event from its row."""
-    return EventRecord(**sound("events", row))
 
 
 def first_event(kind: str, created_at: str) -> dict[str, Any]:

@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Literal
 from lorabank.bank.catalog.columns import sound
 from lorabank.bank.catalog.connections import connect_to_read
 from lorabank.bank.catalog.definitions import REVISIONS, newer_schema, read_revision
-from lorabank.bank.catalog.rows import (
-    adapter_record,
-    base_model_record,
-    composition_record,
-    dataset_record,
-    evaluation_record,
-    operation_record,
-    task_record,
-)
+from lorabank.bank.catalog.rows import adapter_record, composition_record, dataset_record, operation_record
 from lorabank.bank.failures import reported
 from lorabank.bank.objects.layout import Layout
 from lorabank.bank.objects.manifest import read_manifest
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.commands import VERIFY, Command
 from lorabank.core.errors import DamagedError, IncompatibleError
-from lorabank.core.records import AdapterRecord, CompositionRecord, EvaluationRecord, OperationRecord
+from lorabank.core.records import (
+    AdapterRecord,
+    BaseModelRecord,
+    CompositionRecord,
+    EvaluationRecord,
+    OperationRecord,
+    TaskRecord,
+)
 
 if TYPE_CHECKING:
     from lorabank.bank.catalog.events import EventRecord
@@ -72,7 +71,7 @@ def read_snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
         "SELECT tasks.*, adapters.digest AS adapter FROM tasks LEFT JOIN adapters ON adapters.id = tasks.position "
         "ORDER BY position"
     )
-    records = [task_record(row) for row in tasks]
+    records = [TaskRecord(**sound("tasks", row)) for row in tasks]
     if [task.position for task in records] != list(range(1, len(records) + 1)):
         message = f"{layout.database}: the positions of its tasks are not 1 to {len(records)}"
         raise DamagedError(message, commands=[VERIFY])
@@ -94,7 +93,7 @@ def read_snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
     return Snapshot(
         id=manifest["id"],
         format=manifest["format"],
-        base=base_model_record(base),
+        base=BaseModelRecord(**sound("base_model", base)),
         tasks=tuple(task for task in records if task.state == "ready"),
         removed_tasks=tuple(task for task in records if task.state == "removed"),
         datasets=tuple(dataset_record(row) for row in datasets),
@@ -166,9 +165,9 @@ def read_events(connection: sqlite3.Connection) -> list[EventRecord]:
     Raises:
         DamagedError: A row cannot be read, or one is missing.
     """
-    from lorabank.bank.catalog.events import event_record
+    from lorabank.bank.catalog.events import EventRecord
 
-    events = [event_record(row) for row in connection.execute("SELECT * FROM events ORDER BY id")]
+    events = [EventRecord(**sound("events", row)) for row in connection.execute("SELECT * FROM events ORDER BY id")]
     if [event.id for event in events] != list(range(1, len(events) + 1)):
         raise DamagedError(f"bank.db: the numbers of its events are not 1 to {len(events)}", commands=[VERIFY])
     return events
@@ -180,10 +179,8 @@ def read_operations(connection: sqlite3.Connection, layout: Layout) -> list[Oper
     Raises:
         DamagedError: A row cannot be read.
     """
-    from lorabank.bank.locks import is_alive
-
     rows = connection.execute("SELECT * FROM operations ORDER BY started_at, id").fetchall()
-    return [operation_record(row, is_alive(operation_record(row, True), row["process_start"])) for row in rows]
+    return [operation_record(row) for row in rows]
 
 
 def read_evaluations(connection: sqlite3.Connection, layout: Layout) -> list[EvaluationRecord]:
@@ -192,4 +189,5 @@ def read_evaluations(connection: sqlite3.Connection, layout: Layout) -> list[Eva
     Raises:
         DamagedError: A row cannot be read.
     """
-    return [evaluation_record(row) for row in connection.execute("SELECT * FROM evaluations ORDER BY rowid")]
+    rows = connection.execute("SELECT * FROM evaluations ORDER BY rowid")
+    return [EvaluationRecord(**sound("evaluations", row)) for row in rows]

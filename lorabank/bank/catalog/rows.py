@@ -14,15 +14,7 @@ from lorabank.bank.catalog.checks import answers_in_text
 from lorabank.bank.catalog.columns import TABLES, sound
 from lorabank.bank.objects.canonical import canonical
 from lorabank.core.errors import DataError
-from lorabank.core.records import (
-    AdapterRecord,
-    BaseModelRecord,
-    CompositionRecord,
-    DatasetRecord,
-    EvaluationRecord,
-    OperationRecord,
-    TaskRecord,
-)
+from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, OperationRecord
 
 Row = Mapping[str, Any]
 
@@ -78,16 +70,6 @@ def row_of(table: str, record: Any, *, of: str = "", **others: Any) -> dict[str,
     return sealed(table, row)
 
 
-def base_model_record(row: Row) -> BaseModelRecord:
-    """The base model from its row."""
-    return BaseModelRecord(**sound("base_model", row))
-
-
-def task_record(row: Row) -> TaskRecord:
-    """A task from its row joined with the digest of its adapter (column ``adapter``)."""
-    return TaskRecord(**sound("tasks", row))
-
-
 def dataset_record(row: Row) -> DatasetRecord:
     """A data set from its row joined with the name of its task (column ``task_name``)."""
     values = sound("datasets", row)
@@ -135,14 +117,15 @@ def _renamed(role: str, names: Mapping[str, str]) -> str:
     return f"{kind}{colon}{names.get(task, task)}" if colon else role
 
 
-def evaluation_record(row: Row) -> EvaluationRecord:
-    """An evaluation from its row."""
-    return EvaluationRecord(**sound("evaluations", row))
+def operation_record(row: Row) -> OperationRecord:
+    """A reservation from its row, with whether its process lives.
 
+    One of an older schema, or from before it, was seen when it was made.
+    """
+    from lorabank.bank.locks import is_alive
 
-def operation_record(row: Row, alive: bool) -> OperationRecord:
-    """A reservation from its row; one of an older schema, or from before it, was seen when it was made."""
     values = sound("operations", row)
-    del values["process_start"]
+    started = values.pop("process_start")
     seen_at = row["seen_at"] if "seen_at" in row.keys() else None  # noqa: SIM118
-    return OperationRecord(**values | {"seen_at": values["started_at"] if seen_at is None else seen_at}, alive=alive)
+    record = OperationRecord(**values | {"seen_at": values["started_at"] if seen_at is None else seen_at})
+    return record._replace(alive=is_alive(record, started))
