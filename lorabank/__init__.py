@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lorabank.api import open
     from lorabank.bank.bank import Bank
     from lorabank.bank.snapshot import Snapshot
     from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
@@ -30,6 +31,7 @@ _HOMES = {
     "SilentObserver": "lorabank.core.observer",
     "Snapshot": "lorabank.bank.snapshot",
     "TrainConfig": "lorabank.core.config",
+    "open": "lorabank.api",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "Snapshot",
     "TrainConfig",
     "__version__",
+    "open",
 ]
 
 

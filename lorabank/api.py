@@ -6,16 +6,12 @@ this module loads neither torch nor a database library: each function imports wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lorabank.answering import answer_file as answer_file
-from lorabank.answering import answer_rows as answer_rows
-from lorabank.answering import generate as generate
-from lorabank.answering import predict as predict
-from lorabank.core.arguments import checked
-from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
+from lorabank.core.arguments import checked, texts_in_settings
+from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.observer import Observer, SilentObserver
 from lorabank.maintenance import backup as backup
 from lorabank.maintenance import change_tags as change_tags
@@ -30,15 +26,19 @@ from lorabank.maintenance import undo as undo
 from lorabank.maintenance import upgrade as upgrade
 from lorabank.maintenance import verify as verify
 from lorabank.workflows.results import MatrixReport
+from lorabank.workflows.session import Session
 
 if TYPE_CHECKING:
     from lorabank.bank.snapshot import Snapshot
     from lorabank.evaluation.thresholds import GateResult
+    from lorabank.workflows.asking.answer_rows import AnsweredRows
     from lorabank.workflows.results import (
         AddTaskResult,
+        AnswersFile,
         ComposeResult,
         DemoResult,
         ExportResult,
+        Prediction,
         SequencePlan,
         SequenceResult,
         TaskPlan,
@@ -78,6 +78,20 @@ def plan_task(
 
 
 @checked
+def open(path: str | Path) -> Session:
+    """Open a bank that stays open: the base model is loaded once for all that is done with it.
+
+    Raises:
+        NotFoundError: There is no bank.
+        IncompatibleError: Its schema is newer, or older and must be upgraded.
+        DamagedError: It cannot be read.
+    """
+    session = Session(path)
+    session.refresh()
+    return session
+
+
+@checked
 def add_task(
     path: str | Path,
     name: str,
@@ -91,42 +105,9 @@ def add_task(
     tags: Sequence[str] = (),
     replace: bool = False,
 ) -> AddTaskResult:
-    """Train the adapter of a new task on top of the earlier ones; the bank is made when there is none.
-
-    Args:
-        path: The bank's folder.
-        name: Name of the task: ``[a-z0-9][a-z0-9._-]*``.
-        config: The settings; None with ``resume`` takes those of the interrupted run.
-        init: Base model of a bank that is made now.
-        resume: Go on with an interrupted run.
-        restart: Throw an interrupted run away and begin anew.
-        observer: Gets notices and the losses.
-        note: What the task is about, for people.
-        tags: Words to find it by, spelt like names.
-        replace: Let a task of this name be superseded in the commit, with the compositions that hold it; `undo` brings
-            them back.
-
-    Raises:
-        ExistsError: The name is taken and ``replace`` is off.
-        DataError: A row is wrong, or too many would be cut.
-        BusyError: Another process is changing the bank.
-        DivergedError: A loss or a trained tensor is not finite; nothing entered the bank.
-    """
-    from lorabank.workflows.learning.train import add_task as run
-    from lorabank.workflows.open_bank import OpenBank
-
-    return run(
-        OpenBank(path),
-        name,
-        config,
-        init=init,
-        resume=resume,
-        restart=restart,
-        observer=observer,
-        note=note,
-        tags=tags,
-        replace=replace,
-    )
+    """As `Session.add_task`, in a session of its own."""
+    rest: dict[str, Any] = {"init": init, "resume": resume, "restart": restart, "replace": replace}
+    return Session(path).add_task(name, config, observer=observer, note=note, tags=tags, **rest)
 
 
 @checked
@@ -138,25 +119,81 @@ def compose(
     note: str | None = None,
     tags: Sequence[str] = (),
 ) -> ComposeResult:
-    """Fit and store a composition of the bank's adapters, with a note and tags as `add_task` takes them.
-
-    Raises:
-        NotFoundError: There is no bank, no task, or no sample that the mode needs.
-        ExistsError: The name is taken and ``replace`` is off.
-    """
-    from lorabank.workflows.compose import compose as run
-    from lorabank.workflows.open_bank import OpenBank
-
-    return run(OpenBank(path), config, observer, note=note, tags=tags)
+    """As `Session.compose`, in a session of its own."""
+    return Session(path).compose(config, observer, note=note, tags=tags)
 
 
 @checked
 def evaluate(path: str | Path, config: EvalConfig, observer: Observer = _SILENT) -> tuple[MatrixReport, ...]:
-    """Score the state as trained and compositions; cells that were scored before are read, not computed."""
-    from lorabank.workflows.evaluate import evaluate as run
+    """As `Session.evaluate`, in a session of its own."""
+    return Session(path).evaluate(config, observer)
+
+
+@texts_in_settings
+@checked
+def predict(
+    path: str | Path,
+    texts: Iterable[str] | None = None,
+    config: PredictConfig = PredictConfig(),
+    *,
+    observer: Observer = _SILENT,
+) -> tuple[Prediction, ...]:
+    """As `Session.predict`, in a session of its own; a loop of calls is faster in one that stays open."""
+    return Session(path).predict(texts, config, observer=observer)
+
+
+@texts_in_settings
+@checked
+def generate(
+    path: str | Path,
+    texts: Iterable[str] | None = None,
+    config: GenerateConfig = GenerateConfig(),
+    *,
+    observer: Observer = _SILENT,
+) -> tuple[Prediction, ...]:
+    """As `Session.generate`, in a session of its own; a loop of calls is faster in one that stays open."""
+    return Session(path).generate(texts, config, observer=observer)
+
+
+@checked
+def answer_rows(
+    path: str | Path,
+    texts: Iterable[str] | None = None,
+    config: PredictConfig | GenerateConfig = PredictConfig(),
+    *,
+    observer: Observer = _SILENT,
+) -> AnsweredRows:
+    """Answer the rows of a file and keep all that they hold: what `answer_file` writes, a part at a time.
+
+    Args:
+        path: The bank's folder.
+        texts: Texts, or `config.data` names a file of rows.
+        config: Who labels them, or with `GenerateConfig` who generates.
+        observer: Gets notices and progress.
+
+    Returns:
+        The columns, and an iterator over parts of the rows, which are computed while they are taken.
+    """
+    from lorabank.workflows.asking.answer_rows import answer_rows as run
     from lorabank.workflows.open_bank import OpenBank
 
-    return run(OpenBank(path), config, observer)
+    return run(OpenBank(path), texts or (), config, observer)
+
+
+@checked
+def answer_file(
+    path: str | Path,
+    target: str | Path,
+    texts: Iterable[str] | None = None,
+    config: PredictConfig | GenerateConfig = PredictConfig(),
+    *,
+    format: Literal["jsonl", "csv", "tsv", "parquet"] | None = None,
+    overwrite: bool = False,
+    observer: Observer = _SILENT,
+) -> AnswersFile:
+    """As `Session.answer_file`, in a session of its own."""
+    session = Session(path)
+    return session.answer_file(target, texts, config, format=format, overwrite=overwrite, observer=observer)
 
 
 @checked
@@ -277,47 +314,10 @@ def import_adapter(
     tags: Sequence[str] = (),
     replace: bool = False,
 ) -> AddTaskResult:
-    """Take a PEFT LoRA folder into the bank as a task.
-
-    Args:
-        path: The bank's folder.
-        source: A local PEFT folder with ``adapter_model.safetensors``, or ``OWNER/NAME[@REVISION]`` on the hub.
-        task: Name of the new task.
-        config: Its data: rows to measure it on and to route by.
-        labels: A classifier's labels in the order of its head's outputs; default: the data's labels in order.
-        init: Base model of a bank that is made now.
-        base_fingerprint: First digits of the fingerprint of the weights that it was trained on; needed where its
-            config does not name the bank's base model.
-        part: Number of a task in a folder of O-LoRA's reference implementation, from 1; default: all of them, summed.
-        ignore_unknown: Pass over fields of its config that no version of PEFT is known to write.
-        observer: Gets notices.
-        note: What the task is about, for people.
-        tags: Words to find it by, spelt like names.
-        replace: As of `add_task`.
-
-    Raises:
-        NotFoundError: There is no such folder, or an earlier part is not in the bank.
-        DataError: The folder's tensors are not exactly those of a LoRA adapter with a head.
-        IncompatibleError: Its shapes do not fit the base, or it was trained on another one.
-    """
-    from lorabank.workflows.carrying.import_adapter import import_adapter as run
-    from lorabank.workflows.open_bank import OpenBank
-
-    return run(
-        OpenBank(path),
-        source,
-        task,
-        config=config,
-        labels=labels,
-        init=init or InitConfig(),
-        base_fingerprint=base_fingerprint,
-        part=part,
-        ignore_unknown=ignore_unknown,
-        observer=observer,
-        note=note,
-        tags=tags,
-        replace=replace,
-    )
+    """As `Session.import_adapter`, in a session of its own."""
+    rest: dict[str, Any] = {"base_fingerprint": base_fingerprint, "part": part, "ignore_unknown": ignore_unknown}
+    rest |= {"observer": observer, "note": note, "tags": tags, "replace": replace}
+    return Session(path).import_adapter(source, task, config=config, labels=labels, init=init, **rest)
 
 
 @checked

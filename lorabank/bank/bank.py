@@ -88,6 +88,16 @@ class Bank:
         with reading(self._layout) as connection:
             return read_snapshot(connection, self._layout)
 
+    def last_change(self) -> tuple[Any, ...]:
+        """What is another value after every change of what `snapshot` reads: each one leaves an event.
+
+        The database's device and inode (`restore` puts another file in its place), and its last event.
+        """
+        with reading(self._layout) as connection:
+            file = self._layout.database.stat()
+            newest = connection.execute("SELECT id, created_at FROM events ORDER BY id DESC LIMIT 1").fetchone()
+            return file.st_dev, file.st_ino, *(newest or ())
+
     def contents(self) -> tuple[Snapshot, list[EvaluationRecord]]:
         """Everything in the bank and every stored score, oldest first, read in one transaction."""
         with reading(self._layout) as connection:

@@ -11,11 +11,12 @@ import math
 import numbers
 import os
 import types
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.errors import ConfigError
@@ -47,6 +48,10 @@ _PLAIN: dict[Any, tuple[str, str]] = {
 """Other types: how a message calls one, and an example."""
 
 
+_CHECKED: dict[tuple[type, str], Any] = {}
+_MOST_CHECKED = 64
+
+
 class _Unfit(Exception):
     """A value that does not fit; ``place`` is where in the argument it stands: ``[2]``."""
 
@@ -62,6 +67,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         ConfigError: When it is called: naming the argument, what was given and what is wanted.
     """
     signature = inspect.signature(function)
+    name_of = function.__qualname__ if "self" in signature.parameters else f"api.{function.__name__}"
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -69,13 +75,31 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
             return function(*args, **kwargs)  # Python's own message also names the function
-        wanted = parameter_types(function)
-        for name, value in bound.arguments.items():
+        for name, wanted in parameter_types(function).items():
+            if name not in bound.arguments:
+                continue
             try:
-                bound.arguments[name] = _fitted(value, wanted[name])
+                bound.arguments[name] = _fitted(bound.arguments[name], wanted)
             except _Unfit as error:
-                _refuse(function.__name__, name, error, wanted[name])
+                _refuse(name_of, name, error, wanted)
         return function(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def texts_in_settings(function: Callable[P, R]) -> Callable[P, R]:
+    """Take ``function(path, PredictConfig(texts=...))`` too, with a warning: texts are an argument of their own."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        config = args[1] if len(args) == 2 else kwargs.get("config")
+        texts = getattr(config, "given_texts", None)
+        if texts is None or "texts" in kwargs:
+            return function(*args, **kwargs)
+        better = f"api.{function.__name__}(path, texts, config)"
+        warnings.warn(f"texts are no setting of {type(config).__name__}: call {better}", DeprecationWarning, 2)
+        moved: dict[str, Any] = {**kwargs, "texts": texts, "config": config}
+        return cast("Callable[..., R]", function)(*args[:1], **moved)
 
     return call
 
@@ -104,8 +128,7 @@ def _fitted(value: Any, hint: Any) -> Any:
             raise _Unfit(value)
         return tuple(_items(value, inner))
     elif hint in _CONFIGS:
-        fits = isinstance(value, hint)
-        return validate(type(value), asdict(value)) if fits else _unfit(value)
+        return _checked_settings(value) if isinstance(value, hint) else _unfit(value)
     elif hint is int:
         fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         return int(value) if fits else _unfit(value)
@@ -117,6 +140,19 @@ def _fitted(value: Any, hint: Any) -> Any:
     else:
         fits = isinstance(value, hint) and not isinstance(value, type)
     return value if fits else _unfit(value)
+
+
+def _checked_settings(config: Any) -> Any:
+    """Settings with every value checked; a session asks again and again with the same ones.
+
+    Their text is what is compared: in it ``True`` and ``1`` are two things.
+    """
+    key = (type(config), repr(config))
+    if key not in _CHECKED:
+        if len(_CHECKED) == _MOST_CHECKED:
+            _CHECKED.clear()
+        _CHECKED[key] = validate(type(config), asdict(config))
+    return _CHECKED[key]
 
 
 def _can_be_path(value: str | os.PathLike[str]) -> bool:
@@ -155,8 +191,8 @@ def _refuse(function: str, name: str, error: _Unfit, hint: Any) -> NoReturn:
     known, example = _described(hint)
     wanted = _described(_inner(hint))[0] if error.place else known
     raise ConfigError(
-        f"api.{function}: {name}{error.place} is {_shown(error.value)}, not {wanted}",
-        hint=f"for example api.{function}(..., {name}={example})",
+        f"{function}: {name}{error.place} is {_shown(error.value)}, not {wanted}",
+        hint=f"for example {function}(..., {name}={example})",
         unchanged="nothing was changed",
     )
 

@@ -28,6 +28,7 @@ class OpenBank:
         self.path = path
         self._bank: Bank | None = None
         self._snapshot: Snapshot | None = None
+        self._change: tuple[Any, ...] = ()
         self._base: OpenBase | None = None
         self._runtime: tuple[RuntimeSettings, Runtime] | None = None
         self._made: dict[Any, Any] = {}
@@ -50,12 +51,11 @@ class OpenBank:
         return self._snapshot or self.refresh()
 
     def refresh(self) -> Snapshot:
-        """Read the bank's state; where nothing has changed, what was made of it stays."""
-        found = self.bank.snapshot()
-        if self._snapshot != found:
+        """Read the bank's state if it is another one; else what was made of it stays."""
+        change = self.bank.last_change()
+        if self._snapshot is None or self._change != change:
             self.release()
-            self._snapshot = found
-        assert self._snapshot is not None
+            self._snapshot, self._change = self.bank.snapshot(), change
         return self._snapshot
 
     @property
@@ -67,8 +67,9 @@ class OpenBank:
         """
         from lorabank.models.bases.open_base import OpenBase
 
-        if self._base is None or (self.exists and not _same(self._base, self.snapshot)):
-            self.release()
+        if self._base is not None and self.exists and not _same(self._base, self.snapshot):
+            self.close()
+        if self._base is None:
             self._base = OpenBase(self.snapshot.base)
         return self._base
 
@@ -103,6 +104,11 @@ class OpenBank:
         """Let the model that answers go, with its adapters and merged weights; the base stays."""
         self._runtime = None
         self._made.clear()
+
+    def close(self) -> None:
+        """Let everything go that is in memory."""
+        self.release()
+        self._base = None
 
 
 def _same(base: OpenBase, snapshot: Snapshot) -> bool:

@@ -147,9 +147,8 @@ def _reserve(
     past = _past(snapshot.without(old), given[0])
     written = written if old is None else written | {"replaces": old}
     operation = change.enter_context(bank.reserve("add-task", name, _stored(*given, past) | written))
-    if (
-        _past(opened.refresh().without(old), given[0]) != past
-    ):  # between the look and the reservation; from here on nobody writes
+    # A change may fall between the look and the reservation; from here on no other process writes.
+    if _past(opened.refresh().without(old), given[0]) != past:
         raise BusyError(
             "another process changed the bank meanwhile",
             hint="the same command again",
@@ -165,14 +164,8 @@ def _tracking(
     from lorabank.training.tracking import Tracking
 
     settings = {**asdict(config), "base": base.name, "base_fingerprint": base.fingerprint}
-    return Tracking(
-        config.report_to,
-        bank=path.resolve().name,
-        task=name,
-        settings=settings,
-        resume=resume,
-        observer=observer,
-    )
+    bank = path.resolve().name
+    return Tracking(config.report_to, bank=bank, task=name, settings=settings, resume=resume, observer=observer)
 
 
 def _measured(name: str, score: Mapping[str, Any]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from lorabank.core.arguments import checked
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.observer import SilentObserver
+from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import MatrixReport
 
 FUNCTIONS = {
@@ -190,8 +191,12 @@ def test_too_many_or_unknown_arguments_stay_pythons_errors() -> None:
 def test_texts_among_the_settings_are_taken_with_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As scripts wrote it before texts were an argument."""
     asked: list[tuple[object, ...]] = []
-    monkeypatch.setattr("lorabank.bank.bank.Bank.open", lambda path: path)
-    monkeypatch.setattr("lorabank.workflows.asking.predict.predict", lambda *args: asked.append(args[:3]) or ())
+
+    def predict(opened: OpenBank, *rest: object) -> tuple[()]:
+        asked.append((opened.path, *rest[:2]))
+        return ()
+
+    monkeypatch.setattr("lorabank.workflows.asking.predict.predict", predict)
     settings = PredictConfig(texts=["a", "b"], task="spam")  # a list, as an argument may be
     for call in (lambda: api.predict("x", settings), lambda: api.predict("x", config=settings)):
         with pytest.warns(DeprecationWarning, match=r"call api\.predict\(path, texts, config\)"):
