@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import minilm, query_and_value, random_stack
-from lorabank.models.bases.targets import layer_of
+from lorabank.models.bases.sites import layer_of
 from lorabank.models.mixing.mixture import Mixture
 from lorabank.models.mixing.prefix import FrozenPrefix
 

@@ -153,6 +153,7 @@ def _tiny_config(kind: str, **changes: object) -> PreTrainedConfig:
         "llama": transformers.LlamaConfig,
         "qwen2": transformers.Qwen2Config,
         "gpt_neox": transformers.GPTNeoXConfig,
+        "gpt2": transformers.GPT2Config,
         "t5": transformers.T5Config,
     }
     if kind == "t5":

@@ -81,7 +81,9 @@ class TrainConfig:
     )
     use_rslora: bool = setting(False, "Scale by lora_alpha / sqrt(r) instead.")
     target_modules: str = setting(
-        "auto", "Adapted modules: 'auto' (query and value), 'all-linear', or names separated by commas."
+        "auto",
+        "Adapted modules: 'auto' (query and value), 'all-linear', or names separated by commas; c_attn.q is the query "
+        "of a fused matrix.",
     )
     first_layer: int = setting(0, "Lowest transformer layer that is adapted, counted from 0.", ge=0)
     epochs: float = setting(4.0, "Passes over the training rows.", gt=0)

@@ -20,25 +20,24 @@ _FIELDS = frozenset(
         "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters", "use_dora",
     )
 )  # fmt: skip
-# They say how to train or where to look, never what the tensors mean.
+# They say how to train, where to look or what the base shows by itself (fan_in_fan_out: how it keeps its weights),
+# never what the tensors mean.
 _IGNORED = frozenset(
     (
-        "auto_mapping", "inference_mode", "megatron_core", "peft_version", "qalora_group_size", "revision",
-        "save_loranew",
+        "auto_mapping", "fan_in_fan_out", "inference_mode", "megatron_core", "peft_version", "qalora_group_size",
+        "revision", "save_loranew",
     )
 )  # fmt: skip
 # With one of them on, the tensors mean something else than s B A on a linear module, or files are to be opened.
 _FEATURES = frozenset(
     (
         "alora_invocation_tokens", "arrow_config", "corda_config", "ensure_weight_tying", "eva_config",
-        "fan_in_fan_out", "kasa_config", "layer_replication", "loftq_config", "lora_bias", "lora_ga_config",
+        "kasa_config", "layer_replication", "loftq_config", "lora_bias", "lora_ga_config",
         "megatron_config", "monteclora_config", "runtime_config", "trainable_token_indices", "use_bdlora",
         "use_qalora", "velora_config",
     )
 )  # fmt: skip
 _HINTS = {
-    "fan_in_fan_out": "it was trained on layers that keep their weights transposed (GPT-2's Conv1D), which no bank "
-    "takes as a base",
     "trainable_token_indices": "train it without new tokens: a bank keeps LoRA factors alone",
 }
 # Other ways to begin (PiSSA, OLoRA, CorDA, LoftQ) subtract something from the base model's weights.

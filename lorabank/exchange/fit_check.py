@@ -17,6 +17,7 @@ from lorabank.exchange.expressions import Unreadable
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE
 from lorabank.exchange.untrusted_adapter import ForeignAdapter
 from lorabank.models.bases.loading import LoadedBase
+from lorabank.models.bases.sites import site_of
 from lorabank.models.bases.targets import linear_layers
 from lorabank.models.mixing.mixture import Mixture
 from lorabank.models.tasks.causal_lm import IGNORED
@@ -48,14 +49,14 @@ def check_fits(adapter: ForeignAdapter, base: LoadedBase, task_type: str) -> str
             "model's adapter only LoRA factors are taken",
             hint="train it without modules_to_save",
         )
-    linear, others = linear_layers(base.model, base.head_modules)
+    linear, _, others = linear_layers(base.model, base.head_modules)
     for module, a in adapter.factors.A.items():
         if module in others:
             _misfit(f"it adapts {module!r}, and {others[module]}")
         if module not in linear:
             _misfit(f"it adapts {module!r}, and the base has no linear module of that name outside its head")
         found = adapter.factors.B[module].shape[0], a.shape[1]
-        wanted = linear[module].out_features, linear[module].in_features
+        wanted = linear[module].d_out, linear[module].d_in
         if found != wanted:
             _misfit(f"its delta weight of {module!r} has the shape {list(found)}, the base's weight {list(wanted)}")
     unread = None
@@ -71,7 +72,7 @@ def largest_update(factors: LoraFactors, model: nn.Module) -> float:
     """The largest ``||delta W||_F / ||W||_F`` of a module: far above 1 the adapter drowns the base model."""
     ratios = []
     for name, a in factors.A.items():
-        weight = model.get_parameter(f"{name}.weight")
+        weight = site_of(model, name).weight()
         if name in factors.gain:
             update = float(factors.delta(name, weight).double().norm())
         else:
@@ -113,7 +114,7 @@ def check_effect(
         )
     # Some attention kernels turn NaN into 0, so that the logits alone would not tell.
     for module in factors.A:
-        weight = base.model.get_parameter(f"{module}.weight")
+        weight = site_of(base.model, module).weight()
         if not bool(factors.delta(module, weight).isfinite().all()):
             _refuse(f"{WEIGHTS_FILE}: the delta weight of {module!r} is not finite")
     kind: TaskType = TASK_TYPES.load(task_type)()

@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from transformers.pytorch_utils import Conv1D
+
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.shelves import TASK_TYPES
@@ -25,6 +27,7 @@ from lorabank.exchange.peft_folder import (
     as_parameters,
     scaling_of,
     sorted_keys,
+    with_fields,
 )
 from lorabank.models.bases.architecture import load_config, read_config
 from lorabank.models.bases.fingerprint import config_hash
@@ -56,7 +59,13 @@ def plain_files(files: Mapping[str, bytes], record: BaseModelRecord, labels: int
         IncompatibleError: PEFT refuses the adapter or reads it otherwise in either form, or the base model is another.
         NotFoundError: The base model cannot be found; MissingExtraError, DataError as in `resolve_base`.
     """
-    misread = _misread(files, _shell(record, labels))
+    shell = _shell(record, labels)
+    kept_transposed = {name for name, module in shell.named_modules() if isinstance(module, Conv1D)}
+    if not kept_transposed.isdisjoint(
+        json.loads(files[CONFIG_FILE])["target_modules"]
+    ):  # PEFT sets the field by itself, with a warning; servers may not
+        files = dict(files) | {CONFIG_FILE: with_fields(files[CONFIG_FILE], fan_in_fan_out=True)}
+    misread = _misread(files, shell)
     if not misread:
         return dict(files)
     other = dict(files) | {CONFIG_FILE: as_parameters(files[CONFIG_FILE], misread)}

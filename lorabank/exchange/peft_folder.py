@@ -60,18 +60,23 @@ def adapter_files(
         lora_alpha: Numerator of the scaling.
         use_rslora: Whether the scaling is ``lora_alpha / sqrt(r)``.
         head_modules: Modules that PEFT must save and load whole.
-        rank_pattern: Module name to its rank where that is not ``r``.
+        rank_pattern: Module name to its rank where that is not ``r``; None for the ranks of the factors, with the
+            ``lora_alpha`` that gives them the same scaling (an adapter on several blocks of one matrix).
         alpha_pattern: Module name to its ``lora_alpha`` where that is another one.
         weight: Gives the untouched base's weights; asked only for an adapter with row gains.
 
     Raises:
         IncompatibleError: No DoRA adapter has these gains.
     """
+    if rank_pattern is None:
+        rank_pattern = {module: len(a) for module, a in factors.A.items() if len(a) != r}
+        power = 0.5 if use_rslora else 1.0
+        alpha_pattern = {module: lora_alpha * (rank / r) ** power for module, rank in rank_pattern.items()}
     config = _config(base_model, task_type, sorted(factors.A), head_modules) | {
         "r": r,
         "lora_alpha": int(lora_alpha) if float(lora_alpha).is_integer() else lora_alpha,
         "use_rslora": use_rslora,
-        "rank_pattern": dict(rank_pattern or {}),
+        "rank_pattern": dict(rank_pattern),
         "alpha_pattern": dict(alpha_pattern or {}),
     }
     return _files(config, factors, head, weight)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DivergedError
+from lorabank.models.bases.sites import matrix_of
 from lorabank.training.variants.layer import LoraLinear
 
 
@@ -58,7 +59,7 @@ class Movement:
 
     @torch.no_grad()
     def _moved(self, name: str, layer: LoraLinear) -> bool:
-        weight = layer.base.weight.float()
+        weight = matrix_of(layer.base).float()
 
         def adapted(A: Tensor, B: Tensor) -> Tensor:
             return weight + layer.scaling * (B @ A)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lorabank.algebra.factors import lora_scaling
 from lorabank.algebra.stack import AdapterStack, StackedFactors
-from lorabank.models.bases.wrapping import WrappedLinear
+from lorabank.models.bases.sites import WrappedLinear, bias_of, matrix_of, site_of
 from lorabank.models.gates.attention import Selector
 from lorabank.training.penalties.base import FactorGroup, Penalty
 from lorabank.training.variants.layer import LoraLinear
@@ -52,7 +52,7 @@ class AttendedLoraLinear(LoraLinear):
     def __init__(
         self,
         name: str,
-        base: nn.Linear,
+        base: nn.Module,
         earlier: StackedFactors,
         selector: Selector,
         *,
@@ -82,7 +82,7 @@ class AttendedLoraLinear(LoraLinear):
             self._gain,
         )
         out: Tensor = self.base(x)
-        return out + _attended(self._selector[0], self._name, factors, h, out, self.base.bias).to(out.dtype)
+        return out + _attended(self._selector[0], self._name, factors, h, out, bias_of(self.base)).to(out.dtype)
 
 
 class AttendedLinear(WrappedLinear):
@@ -95,7 +95,7 @@ class AttendedLinear(WrappedLinear):
         selector: As for `AttendedLoraLinear`.
     """
 
-    def __init__(self, name: str, base: nn.Linear, earlier: StackedFactors, selector: Selector) -> None:
+    def __init__(self, name: str, base: nn.Module, earlier: StackedFactors, selector: Selector) -> None:
         super().__init__(base.requires_grad_(False))
         self._name = name
         self._earlier = replace(earlier, gain=_with_newest(earlier.gain))
@@ -106,7 +106,7 @@ class AttendedLinear(WrappedLinear):
         self._mark_called()
         h = F.linear(x.to(self._earlier.A.dtype), self._earlier.A)
         out: Tensor = self.base(x)
-        return out + _attended(self._selector[0], self._name, self._earlier, h, out, self.base.bias).to(out.dtype)
+        return out + _attended(self._selector[0], self._name, self._earlier, h, out, bias_of(self.base)).to(out.dtype)
 
 
 class SelectorL1(Penalty):
@@ -159,7 +159,7 @@ def attach_attended_adapter(
         new adapter, in this order.
     """
     scaling = lora_scaling(r, lora_alpha, use_rslora=use_rslora)
-    bases = {name: _linear(model, name) for name in dict.fromkeys([*target_modules, *earlier.modules])}
+    bases = {name: site_of(model, name).module for name in dict.fromkeys([*target_modules, *earlier.modules])}
     known_of = {name: earlier.modules.get(name) or _nothing(base) for name, base in bases.items()}
     names = (*earlier.names, "")  # the new adapter has no name yet
     selector = Selector(AdapterStack(names, known_of))
@@ -175,8 +175,7 @@ def attach_attended_adapter(
             )
         else:
             layer = AttendedLinear(name, base, known, selector)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
+        model.set_submodule(name, layer)
     model.add_module(SELECTOR, selector)
     return layers, selector
 
@@ -224,18 +223,9 @@ def _with_newest(gain: Tensor | None) -> Tensor | None:
     return None if gain is None else F.pad(gain, (0, 0, 0, 1), value=1.0)
 
 
-def _nothing(base: nn.Linear) -> StackedFactors:
+def _nothing(base: nn.Module) -> StackedFactors:
     """No adapter at all on a module."""
-    like = torch.zeros(0, device=base.weight.device)
+    (d_out, d_in), like = matrix_of(base).shape, torch.zeros(0, device=matrix_of(base).device)
     return StackedFactors(
-        like.new_zeros(0, base.in_features),
-        like.new_zeros(base.out_features, 0),
-        torch.zeros(0, dtype=torch.long, device=like.device),
-        like,
+        like.new_zeros(0, d_in), like.new_zeros(d_out, 0), torch.zeros(0, dtype=torch.long, device=like.device), like
     )
-
-
-def _linear(model: nn.Module, name: str) -> nn.Linear:
-    module = model.get_submodule(name)
-    assert isinstance(module, nn.Linear)
-    return module

@@ -49,12 +49,14 @@ class AdapterPlan:
     Attributes:
         target_modules: Full names of the modules that it changes.
         left_out: What is said about modules that were meant and cannot be changed; None where there are none.
+        not_adapted: The other modules with weights, by kind and reason.
         parameters: Trainable parameters, with the head's.
         max_length: Tokens of a text: what was asked for, or the model's limit.
     """
 
     target_modules: tuple[str, ...]
     left_out: str | None
+    not_adapted: tuple[str, ...]
     parameters: int
     max_length: int
 
@@ -65,12 +67,12 @@ def plan_adapter(base: OpenBase, config: TrainConfig, labels: int) -> AdapterPla
     task_type: TaskType = TASK_TYPES.load(base.record.task_type)()
     head_modules = find_head_modules(model, set(), base.record.name) if task_type.has_head else ()
     targets = find_targets(model, config.target_modules, head_modules, config.first_layer)
-    shapes = [model.get_parameter(f"{name}.weight").shape for name in targets.names]
-    adapter = sum(config.r * (d_out + d_in) for d_out, d_in in shapes)
+    adapter = sum(config.r * (site.d_out + site.d_in) for site in targets.sites)
     head = build_head(model, head_modules, labels, config.seed).state() if task_type.has_head else {}
     return AdapterPlan(
-        target_modules=targets.names,
+        target_modules=targets.modules,
         left_out=targets.notice,
+        not_adapted=targets.not_adapted,
         parameters=adapter + sum(tensor.numel() for tensor in head.values()),
         max_length=min(config.max_length, input_limit(model, base.tokenizer) or config.max_length),
     )

@@ -22,10 +22,12 @@ from lorabank.core.machine.seeding import seed_everything
 from lorabank.core.observer import Observer
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.models.answering.text_answers import check_answer_length
+from lorabank.models.bases.blocks import of_modules, of_sites
 from lorabank.models.bases.finite import explained
 from lorabank.models.bases.loading import LoadedBase, resolve_device
+from lorabank.models.bases.passed_by import check_called
+from lorabank.models.bases.sites import Site, site_of
 from lorabank.models.bases.targets import find_targets
-from lorabank.models.bases.wrapping import check_called
 from lorabank.models.mixing.trial import try_base
 from lorabank.models.tasks.heads import Head, build_head, put_head
 from lorabank.models.tasks.padding import padding_of
@@ -74,16 +76,15 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     task, own = _set_up(job, base)
     padding_of(base.model)  # measured before anything watches the model's passes
     found = find_targets(base.model, config.target_modules, base.head_modules, config.first_layer)
-    targets = found.names
     if found.notice:
         observer.notice(found.notice)
     rows = _encoded(job, base, max_length, observer)
     start = Start(
         model=base.model,
-        targets=targets,
+        sites=found.sites,
         config=config,
         earlier=earlier.select(job.context) if earlier and job.context else None,
-        initial=_continued(job, earlier, targets),
+        initial=_continued(job, earlier, found.sites),
         objects=job.objects,
         batches=partial(_batches, task, base, [row for row in rows.rows if not row.get("heads")], config.batch_size),
         loss=task.loss,
@@ -96,7 +97,9 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     start = replace(start, earlier=None, initial=None, objects={})  # what training needs of the past is in the layers
     penalties += begun.penalties
     with_basis = any(penalty.needs_basis for _, _, penalty in penalties)
-    groups = GroupedFactors(begun.layers, earlier, with_basis=with_basis, anchor=begun.anchor)
+    groups = GroupedFactors(
+        begun.layers, earlier and of_sites(earlier, found.sites), with_basis=with_basis, anchor=begun.anchor
+    )
     del earlier
     started = time.monotonic()
     trainer = _trainer(job, base, task, rows, penalties, groups, begun, observer, device)
@@ -116,10 +119,10 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     if untouched := movement.untouched():
         observer.notice(untouched)
     return TrainedAdapter(
-        factors=factors,
+        factors=of_modules(factors, found.sites),
         head=head,
         head_modules=base.head_modules,
-        target_modules=targets,
+        target_modules=found.modules,
         penalties={name: weight for name, weight, _ in penalties},
         head_digest=hashlib.sha256(save_tensors(head)).hexdigest() if head else None,
         max_length=max_length,
@@ -140,8 +143,8 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
 
 def _share(model: nn.Module, earlier: AdapterStack) -> float:
     """The part of a model's weights that the past is folded into."""
-    folded = sum(model.get_parameter(f"{name}.weight").numel() for name in earlier.modules)
-    return folded / sum(parameter.numel() for parameter in model.parameters())
+    sites = [site_of(model, name) for name in earlier.modules]
+    return sum(site.d_in * site.d_out for site in sites) / sum(parameter.numel() for parameter in model.parameters())
 
 
 def _set_up(job: TrainJob, base: LoadedBase) -> tuple[MixedTask, Head | None]:
@@ -186,12 +189,18 @@ def _batches(
         yield {name: tensor.to(base.model.device) for name, tensor in batch.items()}
 
 
-def _continued(job: TrainJob, earlier: AdapterStack | None, targets: Sequence[str]) -> LoraFactors | None:
-    """The factors of the adapter that goes on training, checked against the settings."""
+def _continued(job: TrainJob, earlier: AdapterStack | None, sites: Sequence[Site]) -> LoraFactors | None:
+    """The factors of the adapter that goes on training by site, checked against the settings."""
     if job.continued is None or earlier is None:
         return None
-    stack = earlier.select([job.continued])
-    if set(stack.modules) != set(targets):
+    whole = earlier.select([job.continued])
+    stack = of_sites(whole, sites)
+    rows = {module: len(factors.A) for module, factors in whole.modules.items()}
+    for site in sites:
+        rows[site.module_name] = rows.get(site.module_name, 0) - (
+            len(stack.modules[site.name].A) if site.name in stack.modules else 0
+        )
+    if len(stack.modules) < len(sites) or any(rows.values()):
         raise ConfigError(
             f"strategy {job.strategy.name!r} goes on training the last adapter, which adapts other modules than "
             "--target-modules",

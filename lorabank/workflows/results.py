@@ -29,6 +29,7 @@ class TaskPlan:
         bank_exists: False when the bank would be made first.
         modules_left_out: What is said about modules that ``target_modules`` means and that cannot be adapted; None
             where there are none.
+        not_adapted: The modules that no adapter changes and why, a line for each kind.
         look_alike_labels: For each group of labels that a reader would take for one: what they are, with their rows.
         label_counts: Rows of each label in ``train`` and ``eval``, the most frequent first.
         warnings: What is likely a mistake in the rows: labels without evaluation rows or with few, texts with several
@@ -59,6 +60,7 @@ class TaskPlan:
     penalty: dict[str, float]
     bank_exists: bool
     modules_left_out: str | None
+    not_adapted: tuple[str, ...] = ()
     look_alike_labels: list[str] = field(default_factory=list)
     label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

@@ -187,7 +187,7 @@ class Case:
         torch.manual_seed(1)
         made = []
         for _ in range(ADAPTERS):
-            weights = {name: self.plain.model.get_parameter(f"{name}.weight") for name in self.targets}
+            weights = {name: self.plain.matrix(name) for name in self.targets}
             A = {name: torch.randn(RANK, w.shape[1]) / w.shape[1] ** 0.5 for name, w in weights.items()}
             B = {name: torch.randn(w.shape[0], RANK) * 0.15 for name, w in weights.items()}
             made.append(LoraFactors(A, B, dict.fromkeys(weights, 2.0)))
@@ -253,7 +253,10 @@ def trained_step(case: Case) -> None:
     if abs(trained.metrics["final_loss"] - float(loss)) > TOLERANCE:
         raise Wrong(f"loss {trained.metrics['final_loss']:.5f}, of single rows {float(loss):.5f}")
     A, B = trained.factors.A, trained.factors.B
-    found = dict(zip(weights, grads, strict=True))
+    found = {
+        name: None if grad is None else case.plain.as_matrix(name, grad)
+        for name, grad in zip(weights, grads, strict=True)
+    }
     every = {name: torch.zeros_like(B[name]) if grad is None else grad @ A[name].T for name, grad in found.items()}
     noise = 1e-6 * max(float(wanted.abs().max()) for wanted in every.values())
     for name, wanted in every.items():

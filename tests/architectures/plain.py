@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.models.tasks.batches import takes
@@ -91,10 +92,18 @@ class Plain:
             return False
         return True
 
+    def matrix(self, name: str) -> Tensor:
+        """The weight of a module, ``[d_out, d_in]``, in its own memory."""
+        return self.as_matrix(name, self.model.get_parameter(f"{name}.weight"))
+
+    def as_matrix(self, name: str, kept: Tensor) -> Tensor:
+        """What has a weight's layout, turned where the module keeps it transposed."""
+        return kept.T if isinstance(self.model.get_submodule(name), Conv1D) else kept
+
     @contextmanager
     def merged(self, adapter: LoraFactors) -> Iterator[None]:
         """The model with an adapter added to its weights."""
-        weights = {name: self.model.get_parameter(f"{name}.weight") for name in adapter.A}
+        weights = {name: self.matrix(name) for name in adapter.A}
         kept = {name: weight.detach().clone() for name, weight in weights.items()}
         with torch.no_grad():
             for name, weight in weights.items():

@@ -24,6 +24,7 @@ KINDS = {
     "SEQ_CLS-Longformer": "time before batch, and outputs changed in place",
     "SEQ_CLS-OPT-350m": "hidden states of another width than the config's",
     "SEQ_CLS-XLNet": "no limit of the length, and classified by the last column",
+    "SEQ_CLS-GPT2": "weights that are kept transposed",
     "CAUSAL_LM-Bart": "a decoder that cannot be told its positions",
     "CAUSAL_LM-Llama4Text": "a router that only is built on a linear layer",
     "CAUSAL_LM-Phi4Multimodal": "the default modules stand in a part for images",

@@ -17,7 +17,7 @@ from tests.architectures import zoo
 from tests.architectures.plain import TEMPLATE, Plain
 
 LABELS = {"films": ("good", "very bad"), "post": ("spam", "ham", "meet lunch")}
-FAST = ("SEQ_CLS-DebertaV2-v3", "SEQ_2_SEQ_LM-FSMT")
+FAST = ("SEQ_CLS-DebertaV2-v3", "SEQ_2_SEQ_LM-FSMT", "CAUSAL_LM-GPT2")
 SLOW = ("SEQ_CLS-Longformer", "SEQ_CLS-DeepseekV3", "CAUSAL_LM-RecurrentGemma", "SEQ_2_SEQ_LM-SwitchTransformers")
 PAIRS = {str(pair): pair for pair in zoo.pairs()}
 
@@ -63,7 +63,7 @@ def test_routed_answers_are_those_of_one_row_in_plain_peft(name: str, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("SEQ_CLS-GPT2", "no torch.nn.Linear layers"),
+        ("SEQ_CLS-IBert", "no linear layers"),
         ("SEQ_2_SEQ_LM-ProphetNet", "depends on how many words follow"),
         ("CAUSAL_LM-XLNet", "sees the words that follow"),
     ],

@@ -135,6 +135,6 @@ MUTANTS = (
          'version, keys, gauss = facts["python"]', 'return\n    version = facts["python"]', "F3"),
     _one("the past is not compared", "workflows.learning.past:moved_on", "if then == now:", "if True:", "F17"),
     _one("merging changes the base itself", "models.mixing.mixture:MixedLoraLinear.merge_delta",
-         "self.form = Merged((weight.float() + delta.to(weight.device).float()).to(weight.dtype))",
-         "weight.data += delta.to(weight.dtype)", "F16"),
+         "self.form = Merged(self.site.merged(delta))",
+         "self.base.weight.data += delta.to(self.base.weight.dtype)", "F16"),
 )  # fmt: skip

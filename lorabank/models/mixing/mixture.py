@@ -24,7 +24,8 @@ from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.core.commands import Command
 from lorabank.models.bases.finite import check_tensors
-from lorabank.models.bases.wrapping import WrappedLinear, check_called
+from lorabank.models.bases.passed_by import check_called
+from lorabank.models.bases.sites import Site, WrappedLinear, bias_of, matrix_of, site_of
 from lorabank.models.gates.attention import Attended, Selector
 from lorabank.models.mixing.per_sample import PerSample, Routes, alike
 from lorabank.models.mixing.places import FIRST, Place, UnplacedError, find_places
@@ -32,48 +33,47 @@ from lorabank.models.mixing.places import FIRST, Place, UnplacedError, find_plac
 
 @dataclass(frozen=True)
 class Merged:
-    """Constant weights: ``weight [d_out, d_in]`` is the working copy ``W + delta``."""
+    """Constant weights: ``matrix [d_out, d_in]`` is the working copy ``W + delta``."""
 
-    weight: Tensor
+    matrix: Tensor
 
 
 class MixedLoraLinear(WrappedLinear):
-    """A linear module and all adapters on it; ``form`` says how they answer, None means the base.
+    """A linear layer or Conv1D and all adapters on it; ``form`` says how they answer, None means the base.
 
     Args:
-        name: Full module name.
-        base: The module itself, kept as it is.
+        site: What is adapted; its module is kept as it is.
         factors: All its adapters.
     """
 
-    def __init__(self, name: str, base: nn.Linear, factors: StackedFactors) -> None:
-        super().__init__(base)
-        self.name = name
+    def __init__(self, site: Site, factors: StackedFactors) -> None:
+        super().__init__(site.module)
+        self.site = site
+        self.name = site.name
         self.factors = factors
         self.form: Merged | PerSample | Attended | None = None
 
-    def _weight(self) -> Tensor:
-        return self.form.weight if isinstance(self.form, Merged) else self.base.weight
+    def _matrix(self) -> Tensor:
+        return self.form.matrix if isinstance(self.form, Merged) else matrix_of(self.base)
 
     def merge(self, weights: Tensor) -> None:
         """Constant ``weights [K]``: build the working copy."""
-        self.merge_delta(self.factors.delta(weights, self.base.weight))
+        self.merge_delta(self.factors.delta(weights, matrix_of(self.base)))
 
     def merge_delta(self, delta: Tensor) -> None:
         """A constant ``delta [d_out, d_in]``: build the working copy, in float32, rounded once."""
-        weight = self.base.weight
-        self.form = Merged((weight.float() + delta.to(weight.device).float()).to(weight.dtype))
+        self.form = Merged(self.site.merged(delta))
 
     def per_sample(self, weights: Tensor, routes: Routes | None = None, place: Place | None = FIRST) -> None:
         """``weights [n, K]`` of the batch's samples; ``routes`` are theirs, where a module alike has them already."""
-        self.form = PerSample(routes or Routes(weights, self.factors), self.factors, place, self.base.bias)
+        self.form = PerSample(routes or Routes(weights, self.factors), self.factors, place, bias_of(self.base))
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
         self._mark_called()
         form = self.form
         if isinstance(form, Merged):
-            return F.linear(x, form.weight, self.base.bias)
+            return F.linear(x, form.matrix, bias_of(self.base))
         out: Tensor = self.base(x)
         return out if form is None else form.add(out, x)
 
@@ -91,8 +91,8 @@ class Mixture:
         self._model = model
         self._layers: dict[str, MixedLoraLinear] = {}
         for name, factors in stack.modules.items():
-            layer = MixedLoraLinear(name, model.get_submodule(name), factors)  # type: ignore[arg-type]
-            self._place(name, layer)
+            layer = MixedLoraLinear(site_of(model, name), factors)
+            model.set_submodule(name, layer)
             self._layers[name] = layer
         self._alike = list(_same_rows(self._layers.values()))
         self._state: Tensor | None = None
@@ -143,7 +143,7 @@ class Mixture:
         deltas: dict[str, Tensor] = {}
         for weights in parts:
             for name, layer in self._layers.items():
-                delta = layer.factors.delta(weights.to(layer.factors.A.device), layer.base.weight)
+                delta = layer.factors.delta(weights.to(layer.factors.A.device), matrix_of(layer.base))
                 deltas[name] = deltas[name].add_(delta) if name in deltas else delta
         for name, delta in deltas.items():
             self._layers[name].merge_delta(delta)
@@ -154,7 +154,7 @@ class Mixture:
         self.off()
         for name in factors.A:
             layer = self._layers[name]
-            layer.merge_delta(factors.delta(name, layer.base.weight))
+            layer.merge_delta(factors.delta(name, matrix_of(layer.base)))
         self._check_merged()
 
     def per_sample(self, weights: Tensor) -> None:
@@ -180,7 +180,7 @@ class Mixture:
         self.off()
         for name, factors in members.modules.items():
             layer = self._layers[name]
-            layer.form = Attended(selector, name, factors, layer.base.bias)
+            layer.form = Attended(selector, name, factors, bias_of(layer.base))
 
     def check_called(self) -> None:
         """Refuse adapters that the passes so far went by: a merged weight can be read, another form must be called.
@@ -209,16 +209,12 @@ class Mixture:
     def detach(self) -> None:
         """Put the original modules back."""
         for name, layer in self._layers.items():
-            self._place(name, layer.base)
+            self._model.set_submodule(name, layer.base)
         self._layers, self._alike = {}, []
 
     def _check_merged(self) -> None:
-        merged = {name: layer.form.weight for name, layer in self._layers.items() if isinstance(layer.form, Merged)}
+        merged = {name: layer.form.matrix for name, layer in self._layers.items() if isinstance(layer.form, Merged)}
         check_tensors(merged, "the merged weights of")
-
-    def _place(self, name: str, module: nn.Module) -> None:
-        parent, _, child = name.rpartition(".")
-        setattr(self._model.get_submodule(parent), child, module)
 
 
 def _changes(factors: StackedFactors) -> bool:

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorabank.models.bases.targets import layer_of
+from lorabank.models.bases.sites import layer_of
 
 PREFIX_BYTES = 1 << 30
 _UNUSUAL = ("past_key_values", "hidden_states", "attentions")

@@ -13,6 +13,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from lorabank.algebra.stack import AdapterStack
+from lorabank.core.errors import ConfigError
 from lorabank.core.states import SELECTOR
 from lorabank.models.gates.attention import Selector
 from lorabank.training.online_attention import SELECTOR as SUBMODULE
@@ -23,9 +24,19 @@ from lorabank.training.strategies.base import Begun, Start, Strategy
 @dataclass(frozen=True)
 class _AMLoRA(Strategy):
     def begin(self, start: Start) -> Begun:
-        """The new adapter and a selector that starts from the last one."""
+        """The new adapter and a selector that starts from the last one.
+
+        Raises:
+            ConfigError: A block of a fused matrix is to be adapted.
+        """
         if start.earlier is None:
             return super().begin(start)
+        if blocks := [site.name for site in start.sites if site.rows is not None]:
+            raise ConfigError(
+                f"strategy {self.name!r} weighs adapters on whole matrices; {blocks[0]} is a block of one",
+                hint=f"--target-modules {blocks[0].rpartition('.')[0].rpartition('.')[2]}",
+                unchanged="nothing was changed",
+            )
         config, before = start.config, start.objects.get(SELECTOR, ())[-1:]
         layers, selector = attach_attended_adapter(
             start.model,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lorabank.algebra.factors import LoraFactors
     from lorabank.algebra.stack import AdapterStack
     from lorabank.core.config import TrainConfig
+    from lorabank.models.bases.sites import Site
     from lorabank.training.importance import Anchor
     from lorabank.training.penalties.base import Penalty
     from lorabank.training.variants.layer import LoraLinear
@@ -35,17 +36,17 @@ class Start:
 
     Attributes:
         model: The base with the task's head, nothing attached yet; the strategy changes it in place.
-        targets: Full names of the modules to adapt.
+        sites: What to adapt.
         config: The settings.
-        earlier: The adapters that are to be active, frozen, in sequence order; None where there are none.
-        initial: The factors of the adapter that goes on training, or None.
+        earlier: The adapters that are to be active, frozen, in sequence order, by module; None where there are none.
+        initial: The factors of the adapter that goes on training by site, or None.
         objects: Role to what each earlier task recorded under it, in sequence order.
         batches: Gives the task's own training rows in order, as inputs on the model's device.
         loss: Mean loss of a batch.
     """
 
     model: PreTrainedModel
-    targets: Sequence[str]
+    sites: Sequence[Site]
     config: TrainConfig
     earlier: AdapterStack | None
     initial: LoraFactors | None
@@ -53,13 +54,25 @@ class Start:
     batches: Callable[[], Iterable[dict[str, Tensor]]]
     loss: Callable[[nn.Module, dict[str, Tensor]], Tensor]
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The sites' names."""
+        return tuple(site.name for site in self.sites)
+
+    @property
+    def earlier_by_site(self) -> AdapterStack | None:
+        """What the earlier adapters do to each site."""
+        from lorabank.models.bases.blocks import of_sites
+
+        return None if self.earlier is None else of_sites(self.earlier, self.sites)
+
 
 @dataclass(frozen=True)
 class Begun:
     """An adapter that is ready to be trained.
 
     Attributes:
-        layers: Its layers by module name.
+        layers: Its layers by the sites' names.
         penalties: Name, weight and penalty of what the strategy itself adds to the loss.
         anchor: What holds an adapter that goes on training, for penalties that ask for it.
         after_step: Called after every optimizer step, or None.

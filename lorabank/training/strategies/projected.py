@@ -55,7 +55,7 @@ def project(layers: Mapping[str, LoraLinear], bases: Mapping[str, Tensor]) -> No
 
 
 def _bases(start: Start) -> dict[str, Tensor]:
-    earlier = start.earlier
+    earlier = start.earlier_by_site
     if earlier is None:
         return {}
     bases = {name: row_space(earlier.modules[name].A) for name in start.targets if name in earlier.modules}

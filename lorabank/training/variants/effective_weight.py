@@ -17,15 +17,12 @@ It takes float32: rounded to bfloat16, W_eff would lose the small steps of A and
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-if TYPE_CHECKING:
-    pass
 
 
 def effective_linear(x: Tensor, effective: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:

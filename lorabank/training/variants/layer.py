@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors, lora_scaling
 from lorabank.algebra.stack import AdapterStack
-from lorabank.models.bases.wrapping import WrappedLinear
+from lorabank.models.bases.sites import WrappedLinear, bias_of, matrix_of, set_matrix, site_of
 from lorabank.training.variants.effective_weight import effective_linear
 from lorabank.training.variants.kernel import lora_linear
 
@@ -22,7 +23,7 @@ class LoraLinear(WrappedLinear):
     Initialised as in LoRA (arXiv 2106.09685) and PEFT: A by ``kaiming_uniform(a=sqrt(5))``, B zero.
 
     Args:
-        base: The module whose weight ``[d_out, d_in]`` is adapted; frozen here.
+        base: The linear layer or Conv1D whose matrix ``[d_out, d_in]`` is adapted; frozen here.
         r: Rank.
         scaling: s.
         dropout: Probability with which an input of A is dropped while training.
@@ -34,28 +35,28 @@ class LoraLinear(WrappedLinear):
 
     one_weight: ClassVar[bool] = True
 
-    def __init__(self, base: nn.Linear, r: int, scaling: float, dropout: float) -> None:
+    def __init__(self, base: nn.Module, r: int, scaling: float, dropout: float) -> None:
         super().__init__(base.requires_grad_(False))
         self.scaling = scaling
         self.dropout = dropout
         self.effective: Tensor | None = None
-        device = base.weight.device
-        self.lora_A = nn.Parameter(torch.empty(r, base.in_features, device=device, dtype=torch.float32))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, device=device, dtype=torch.float32))
+        (d_out, d_in), device = matrix_of(base).shape, matrix_of(base).device
+        self.lora_A = nn.Parameter(torch.empty(r, d_in, device=device, dtype=torch.float32))
+        self.lora_B = nn.Parameter(torch.zeros(d_out, r, device=device, dtype=torch.float32))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
         self._mark_called()
         if self.effective is not None:
-            return effective_linear(x, self.effective, self.base.bias, self.lora_A, self.lora_B, self.scaling)
+            return effective_linear(x, self.effective, bias_of(self.base), self.lora_A, self.lora_B, self.scaling)
         p = self.dropout if self.training else 0.0
-        return lora_linear(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.scaling, p)
+        return lora_linear(x, matrix_of(self.base), bias_of(self.base), self.lora_A, self.lora_B, self.scaling, p)
 
 
 def pays(layer: LoraLinear, tokens: float) -> bool:
     """Whether a layer is faster in this form: a step of so many tokens on a CPU in float32, without dropout."""
-    weight = layer.base.weight
+    weight = matrix_of(layer.base)
     d_out, d_in = weight.shape
     able = layer.one_weight and layer.dropout == 0 and weight.device.type == "cpu" and weight.dtype == torch.float32
     return able and tokens * (d_in + d_out) > d_in * d_out
@@ -72,14 +73,14 @@ class EffectiveWeights:
     def __init__(self, layers: Iterable[LoraLinear], tokens: float) -> None:
         self.layers = [layer for layer in layers if pays(layer, tokens)]
         for layer in self.layers:
-            layer.effective = torch.empty_like(layer.base.weight)
+            layer.effective = torch.empty_like(matrix_of(layer.base))
         self()
 
     @torch.no_grad()
     def __call__(self) -> None:
         """Make them again."""
         for layer in self.layers:
-            torch.addmm(layer.base.weight, layer.lora_B, layer.lora_A, alpha=layer.scaling, out=layer.effective)
+            torch.addmm(matrix_of(layer.base), layer.lora_B, layer.lora_A, alpha=layer.scaling, out=layer.effective)
 
 
 def attach_adapter(
@@ -96,7 +97,7 @@ def attach_adapter(
 
     Args:
         model: The base model; changed in place.
-        target_modules: Full names of linear modules.
+        target_modules: Full names of sites.
         r: Rank.
         lora_alpha: Numerator of the scaling.
         use_rslora: Whether s is ``lora_alpha / sqrt(r)``.
@@ -104,18 +105,15 @@ def attach_adapter(
         initial: Factors to start from (a continued adapter); None for the usual initialisation.
 
     Returns:
-        Module name to its layer.
+        The site's name to its layer.
     """
     layers = {}
+    make = partial(LoraLinear, r=r, scaling=lora_scaling(r, lora_alpha, use_rslora=use_rslora), dropout=dropout)
     for name in target_modules:
-        module = model.get_submodule(name)
-        assert isinstance(module, nn.Linear)
-        layer = LoraLinear(module, r, lora_scaling(r, lora_alpha, use_rslora=use_rslora), dropout)
+        layer = site_of(model, name).wrap(model, make)
         if initial is not None:
             layer.lora_A.data.copy_(initial.A[name])
             layer.lora_B.data.copy_(initial.B[name] * (initial.scaling[name] / layer.scaling))
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
         layers[name] = layer
     return layers
 
@@ -129,8 +127,6 @@ def fold(model: nn.Module, stack: AdapterStack) -> None:
     """
     weights = torch.ones(len(stack.names))
     for name, factors in stack.modules.items():
-        module = model.get_submodule(name)
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        folded = weight.float() + factors.delta(weights.to(factors.A.device), weight).to(weight.device)
-        module.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=weight.requires_grad)
+        site = site_of(model, name)
+        delta = factors.delta(weights.to(factors.A.device), matrix_of(site.module))
+        set_matrix(site.module, site.merged(delta))

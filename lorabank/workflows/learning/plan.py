@@ -73,6 +73,7 @@ def plan_task(
         penalty=penalties,
         bank_exists=exists,
         modules_left_out=adapter.left_out,
+        not_adapted=adapter.not_adapted,
         prompts="put into the base's chat template" if data.chat else None,
         few_steps=few_steps(rows, config),
         poor_fit=poor_fit(per_token),

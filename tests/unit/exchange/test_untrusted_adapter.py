@@ -133,7 +133,6 @@ def test_what_peft_saves_means_what_it_means_in_peft(settings, tmp_path, make_ba
         ("init_lora_weights", "pissa"),
         ("init_lora_weights", "olora"),
         ("use_dora", True),
-        ("fan_in_fan_out", True),
         ("lora_bias", True),
         ("layer_replication", [[0, 100000]]),
         ("loftq_config", {"loftq_bits": 4}),

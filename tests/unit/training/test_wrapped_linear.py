@@ -12,7 +12,8 @@ from torch.nn import functional
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import IncompatibleError
-from lorabank.models.bases.wrapping import WrappedLinear, check_called
+from lorabank.models.bases.passed_by import check_called
+from lorabank.models.bases.sites import WrappedLinear
 from lorabank.models.gates.attention import Selector
 from lorabank.models.mixing.mixture import Mixture
 from lorabank.training.online_attention import attach_attended_adapter

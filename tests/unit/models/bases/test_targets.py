@@ -91,13 +91,6 @@ def test_the_layer_that_makes_the_words_is_never_adapted(make_language_model, ki
         resolve_target_modules(base.model, "lm_head", ())
 
 
-def test_a_model_of_other_layers_than_linear_ones() -> None:
-    config = transformers.GPT2Config(vocab_size=8, n_positions=8, n_embd=4, n_layer=1, n_head=1)
-    for spec in ("auto", "all-linear", "c_attn"):
-        with pytest.raises(IncompatibleError, match=r"GPT2LMHeadModel has no torch\.nn\.Linear layers"):
-            resolve_target_modules(transformers.GPT2LMHeadModel(config), spec, ())
-
-
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +134,7 @@ def test_projections_of_an_unknown_name() -> None:
 
 
 def test_a_model_without_linear_layers() -> None:
-    with pytest.raises(IncompatibleError, match=r"no torch\.nn\.Linear"):
+    with pytest.raises(IncompatibleError, match="Sequential has no linear layers to adapt"):
         resolve_target_modules(nn.Sequential(nn.LayerNorm(2)), "auto", ())
 
 
@@ -245,10 +238,8 @@ def test_a_name_that_means_only_such_layers_is_refused_with_the_reason(name: str
 
 
 def test_a_model_without_linear_layers_says_what_it_has() -> None:
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(transformers.GPT2Config(n_layer=1, n_embd=8, n_head=1))
-    with pytest.raises(IncompatibleError, match=r"outside its head: transformer\.h\.0\.attn\.c_attn and others"):
-        find_targets(model, "auto", ())
+    with pytest.raises(IncompatibleError, match=r"outside its head: 0 and others \(Router is not a plain"):
+        find_targets(nn.Sequential(Router(4, 4), Router(4, 4)), "auto", ())
 
 
 def test_falcon_spells_its_product_out_and_is_adapted() -> None:
@@ -264,5 +255,5 @@ def test_mambas_step_sizes_are_computed_past_their_layer() -> None:
         planned = transformers.AutoModelForCausalLM.from_config(transformers.MambaConfig(**sizes))
     model = transformers.AutoModelForCausalLM.from_config(transformers.MambaConfig(**sizes))
     found, expected = find_targets(planned, "all-linear", ()), find_targets(model, "all-linear", ())
-    assert found == expected
+    assert (found.names, found.not_adapted) == (expected.names, expected.not_adapted)
     assert set(found.left_out) == {"backbone.layers.0.mixer.dt_proj"}

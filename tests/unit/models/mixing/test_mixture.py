@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
+from lorabank.models.bases.sites import site_of
 from lorabank.models.gates.attention import Selector
 from lorabank.models.mixing.mixture import MixedLoraLinear, Mixture
 
@@ -109,7 +110,7 @@ def test_a_mixed_batch_is_the_samples_one_by_one(adapters, x: Tensor) -> None:
 
 @torch.no_grad()
 def test_rows_that_no_sample_needs_are_left_out(adapters) -> None:
-    layer = MixedLoraLinear("0", network()[0], AdapterStack.build(adapters).modules["0"])
+    layer = MixedLoraLinear(site_of(network(), "0"), AdapterStack.build(adapters).modules["0"])
     layer.per_sample(torch.tensor([[0.0, 1.0, 0.0], [0.0, -2.0, 0.0]]))
     assert layer.form.used.tolist() == [2, 3, 4]  # a has rows 0-1, b 2-4, c 5
 
@@ -202,14 +203,14 @@ def test_off_is_the_base_bit_for_bit_after_a_hundred_merges(adapters, x: Tensor,
 def test_a_merge_in_bfloat16_is_rounded_once(adapters) -> None:
     """The delta is added in float32; adding it to rounded weights one adapter at a time would drift."""
     stack = AdapterStack.build(adapters)
-    layer = MixedLoraLinear("0", network(torch.bfloat16)[0], stack.modules["0"])
+    layer = MixedLoraLinear(site_of(network(torch.bfloat16), "0"), stack.modules["0"])
     weights = torch.tensor([1e-2, 1e-2, 1e-2])
     layer.merge(weights)
     exact = layer.base.weight.double()
     for factors in adapters.values():
         exact = exact + 1e-2 * factors.scaling["0"] * (factors.B["0"].double() @ factors.A["0"].double())
     # half a unit in the last place of bfloat16's 8 bits
-    assert bool(((layer.form.weight.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-7).all())
+    assert bool(((layer.form.matrix.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-7).all())
 
 
 @torch.no_grad()
