@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
 @checked
 def verify(path: str | Path, *, full: bool = False, part: tuple[int, int] | None = None) -> tuple[Finding, ...]:
-    """Check rows and files; ``full`` reads every byte, ``part=(n, t)`` those of one of t parts. Nothing is changed."""
-    from lorabank.bank.bank import Bank
+    """Check rows and files; ``full`` reads every byte, ``part=(n, t)`` those of one of t parts. Nothing is changed.
 
-    return tuple(Bank.open(path).verify(full=full, part=part))
+    With ``full`` the weights of the base model are read too, where they are on this disk.
+    """
+    from lorabank.workflows.verify import verify
+
+    return verify(path, full=full, part=part)
 
 
 @checked

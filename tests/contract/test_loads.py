@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import transformers
+from huggingface_hub import constants
 
 from lorabank import api
 from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, PredictConfig
@@ -23,9 +25,15 @@ def lab(make_lab: Callable[[str], Any], request: pytest.FixtureRequest) -> Any:
     return make_lab(request.param)
 
 
+def forget() -> None:
+    """Know nothing of any weights, as a process does on a machine where they were never read."""
+    kept_facts._FACTS.clear()
+    shutil.rmtree(Path(constants.HF_HOME) / "lorabank" / "fingerprints", ignore_errors=True)
+
+
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each was done; the files of the tests' bases are younger than what is relied on elsewhere."""
+    """How often each was done, where nothing is known of the base; its files count as old enough to be known."""
     found: Counter[str] = Counter()
 
     def counted(holder: Any, name: str, what: str, *, method: bool) -> None:
@@ -42,7 +50,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counted(transformers.AutoTokenizer, "from_pretrained", "tokenizers", method=True)
     counted(kept_facts, "weight_facts", "hashes", method=False)
     monkeypatch.setattr(kept_facts, "SETTLED", 0)
-    kept_facts._FACTS.clear()
+    forget()
     return found
 
 
@@ -56,7 +64,7 @@ def test_a_task_more(lab: Any, copy: Any, counts: Counter[str], strategy: str) -
     """And what scores it keeps nothing of the training: a base from the files gives the same score."""
     bank = copy(strategy, 1)
     counts.clear()
-    kept_facts._FACTS.clear()
+    forget()
     told = api.add_task(bank, "two", lab.settings("two", strategy=strategy)).score
     assert counts == ONCE
     (anew,) = api.evaluate(bank, EvalConfig(batch_size=63))
@@ -72,7 +80,7 @@ def test_predict_eval_and_compose(copy: Any, counts: Counter[str]) -> None:
     }
     for use, call in uses.items():
         counts.clear()
-        kept_facts._FACTS.clear()
+        forget()
         call()
         assert counts == ONCE, use
 

@@ -17,8 +17,7 @@ from lorabank import api
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, PredictConfig
 from lorabank.core.errors import BusyError, ConfigError, NotFoundError
 from lorabank.core.observer import SilentObserver
-from lorabank.models.bases import kept_facts
-from tests.contract.test_loads import counts
+from tests.contract.test_loads import counts, forget
 
 TEXTS = ("a b c", "x y z", "a z")
 ONE = PredictConfig(task="one", device="cpu")
@@ -35,7 +34,6 @@ def test_a_loop_of_predictions_loads_and_reads_nothing_after_the_first(
         api.compose(bank, ComposeConfig(mode=mode, clusters_per_task=2, device="cpu"))
     for config in (ONE, PredictConfig(composition="prototype"), PredictConfig(composition="manual")):
         expected = [api.predict(bank, [text], config) for text in TEXTS[:2]]
-        kept_facts._FACTS.clear()
         with lorabank.open(bank) as session:
             session.predict(TEXTS, config)
             counts.clear()
@@ -52,7 +50,7 @@ def test_a_loop_of_predictions_loads_and_reads_nothing_after_the_first(
 def test_a_session_loads_once_for_everything(lab: Any, copy: Any, counts: Counter[str]) -> None:
     bank = copy("olora", 1)
     counts.clear()
-    kept_facts._FACTS.clear()
+    forget()
     with lorabank.open(bank) as session:
         session.predict(TEXTS, ONE)
         learnt = session.add_task("two", lab.settings("two"))

@@ -26,7 +26,9 @@ class Part(click.ParamType[tuple[int, int]]):
 
 
 @verb("verify", examples=("verify", "verify --full", "verify --subset 1/5", "verify --full --json"))
-@click.option("--full", is_flag=True, help="Read every file: digests, headers, finite values.")
+@click.option(
+    "--full", is_flag=True, help="Read every file: digests, headers, finite values; and the base model's weights."
+)
 @click.option(
     "--subset", type=Part(), metavar="N/T", help="Read the files of the n-th of t parts: all parts are --full."
 )

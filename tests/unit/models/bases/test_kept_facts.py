@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from lorabank.models.bases import kept_facts
 from lorabank.models.bases.fingerprint import WEIGHTS, weight_facts
-from lorabank.models.bases.kept_facts import known_weight_facts
+from lorabank.models.bases.kept_facts import known_weight_facts, read_weight_facts
 
 
 @pytest.fixture
@@ -18,6 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two tensors whose file counts as old enough to be known by its stamp."""
     monkeypatch.setattr(kept_facts, "SETTLED", 0)
     monkeypatch.setattr(kept_facts, "_FACTS", {})
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
     (tmp_path / "base").mkdir()
     save_file({"a": torch.zeros(4), "b": torch.ones(2, 3)}, tmp_path / "base" / WEIGHTS)
     return tmp_path / "base"
@@ -100,3 +103,73 @@ def test_a_file_written_a_moment_ago_is_not_known_by_its_time(
     monkeypatch.setattr(kept_facts, "SETTLED", 3600 * 10**9)
     assert known_weight_facts(folder) == known_weight_facts(folder)
     assert reads == [folder, folder]
+
+
+def _another_process() -> None:
+    kept_facts._FACTS.clear()
+
+
+def _kept(tmp_path: Path) -> Path:
+    (file,) = (tmp_path / "home" / "lorabank" / "fingerprints").iterdir()
+    return file
+
+
+def test_another_process_need_not_read_them(folder: Path, reads: list[Path], tmp_path: Path) -> None:
+    expected = known_weight_facts(folder)
+    _another_process()
+    assert known_weight_facts(folder) == expected
+    assert reads == [folder]
+    assert _kept(tmp_path).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("change", [_one_value, _another_file, _in_place_with_its_old_time])
+def test_another_process_reads_changed_weights(folder: Path, reads: list[Path], change, tmp_path: Path) -> None:
+    known_weight_facts(folder)
+    _next_tick(folder)
+    change(folder)
+    _another_process()
+    assert known_weight_facts(folder) == weight_facts(folder)
+    assert len(reads) == 2
+    _another_process()
+    assert known_weight_facts(folder) == weight_facts(folder)
+    assert len(reads) == 2
+    assert _kept(tmp_path).is_file()  # in the place of what was kept before
+
+
+@pytest.mark.parametrize("broken", ["", "[]", "{}", '{"files": 1}', "[" * 100_000, '{"fingerprint": 5}'])
+def test_what_is_kept_and_broken_is_not_taken(folder: Path, reads: list[Path], tmp_path: Path, broken: str) -> None:
+    expected = known_weight_facts(folder)
+    _kept(tmp_path).write_text(broken)
+    _another_process()
+    assert known_weight_facts(folder) == expected
+    assert len(reads) == 2
+
+
+def test_what_another_user_could_write_is_not_taken(folder: Path, reads: list[Path], tmp_path: Path) -> None:
+    expected = known_weight_facts(folder)
+    forged = json.loads(_kept(tmp_path).read_text()) | {"fingerprint": "0" * 64}
+    _kept(tmp_path).write_text(json.dumps(forged))
+    _kept(tmp_path).chmod(0o622)
+    _another_process()
+    assert known_weight_facts(folder) == expected
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(folder: Path, reads: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file in the place of the folder")
+    expected = known_weight_facts(folder)
+    assert known_weight_facts(folder) == expected
+    _another_process()
+    assert known_weight_facts(folder) == expected
+    assert reads == [folder, folder]
+
+
+def test_reading_them_anew_renews_what_is_kept(folder: Path, reads: list[Path], tmp_path: Path) -> None:
+    """For the one change that a stamp does not show: here what is kept was wrong from the beginning."""
+    expected = known_weight_facts(folder)
+    kept = json.loads(_kept(tmp_path).read_text())
+    _kept(tmp_path).write_text(json.dumps(kept | {"fingerprint": "0" * 64}))
+    _another_process()
+    assert known_weight_facts(folder).fingerprint == "0" * 64
+    assert read_weight_facts(folder) == expected == known_weight_facts(folder)
+    _another_process()
+    assert known_weight_facts(folder) == expected
