@@ -361,10 +361,10 @@ def test_no_command_writes_past_the_one_output() -> None:
         if used := writes & set(calls):
             found[str(path.relative_to(source))] = used
     assert found == {
-        "output.py": {"click.echo"},
-        "streams.py": {"os.write"},
+        "render/output.py": {"click.echo"},
+        "render/streams.py": {"os.write"},
         "main.py": {"os.write"},
         "docs.py": {"click.echo"},
         "verb.py": {"click.confirm"},
-        "progress.py": {"click.progressbar"},
+        "render/progress.py": {"click.progressbar"},
     }
