@@ -14,11 +14,13 @@ from lorabank.core.records import (
     DatasetRecord,
     TaskRecord,
 )
+from lorabank.core.showing import shown
 
 _SHOWN = 5
 """Names in a message."""
 
 
+@shown("id", "base", "tasks", "compositions")
 class Snapshot(NamedTuple):
     """Everything that is in a bank, read in one transaction.
 

@@ -11,11 +11,13 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from lorabank.core.commands import Command
+from lorabank.core.showing import shown
 
 TaskState = Literal["training", "ready", "failed", "removed"]
 Split = Literal["train", "eval", "calibration", "replay"]
 
 
+@shown("name", "source", "task_type", "dtype", "parameters")
 class BaseModelRecord(NamedTuple):
     """The one base model of a bank.
 
@@ -49,6 +51,7 @@ class BaseModelRecord(NamedTuple):
     created_at: str = ""
 
 
+@shown("name", "position", "task_type", "labels", "state")
 class TaskRecord(NamedTuple):
     """One task of the sequence; ``position`` counts from 1 and is never reused."""
 
@@ -77,6 +80,7 @@ class TaskRecord(NamedTuple):
         return self.first_name or self.name
 
 
+@shown("task", "split", "rows", "source")
 class DatasetRecord(NamedTuple):
     """One split of a task's data; ``sha256`` is over the canonical rows, in order."""
 
@@ -94,6 +98,7 @@ class DatasetRecord(NamedTuple):
     """Digest of the blob with a digest of each row, None where none are kept."""
 
 
+@shown("task", "digest", "r", "strategy", "steps")
 class AdapterRecord(NamedTuple):
     """One trained (or imported) LoRA adapter with its lineage."""
 
@@ -123,6 +128,7 @@ class AdapterRecord(NamedTuple):
     """Digests of blobs by role: facts of the training that later tasks need. They go with the task."""
 
 
+@shown("name", "mode", "members", "state")
 class CompositionRecord(NamedTuple):
     """A named way to use several adapters at once; objects are blobs by role."""
 
@@ -141,6 +147,7 @@ class CompositionRecord(NamedTuple):
     tags: tuple[str, ...] = ()
 
 
+@shown("subject", "stage", "task", "metric", "value", "n")
 class EvaluationRecord(NamedTuple):
     """One cell: the score on ``task`` of ``subject`` at ``stage``, cached under ``key``."""
 

@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from lorabank.core.commands import Command
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
+from lorabank.core.showing import shown, table
 from lorabank.data.bad_rows import LeftOut
 from lorabank.evaluation.confusion import LabelScores
 from lorabank.evaluation.text_samples import TextScores
 
 
+@shown("name", "train_rows", "eval_rows", "labels", "steps", "trainable_parameters", "penalty")
 @dataclass(frozen=True)
 class TaskPlan:
     """What ``add_task`` would do.
@@ -74,6 +76,7 @@ class TaskPlan:
     poor_fit: str | None = None
 
 
+@shown("task", "score", "bank", "warnings")
 @dataclass(frozen=True)
 class AddTaskResult:
     """A task that is in the bank.
@@ -104,6 +107,7 @@ class AddTaskResult:
     superseded: dict[str, Command] = field(default_factory=dict)
 
 
+@shown("composition", "report")
 @dataclass(frozen=True)
 class ComposeResult:
     """A composition that is in the bank, and what its mode reports."""
@@ -112,6 +116,7 @@ class ComposeResult:
     report: dict[str, Any]
 
 
+@shown("subject", "mode", "tasks", "scalars", "computed", "cached")
 @dataclass(frozen=True)
 class MatrixReport:
     """The matrix of one subject.
@@ -156,6 +161,13 @@ class MatrixReport:
     state: Literal["now", "learnt"] | None = None
     labels: dict[str, LabelScores] = field(default_factory=dict)
     texts: dict[str, TextScores] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        """The matrix: a row for each stage with a score, a column for each task."""
+        stages = ("untrained", *(f"after {task}" for task in self.tasks))
+        cells = [["" if value is None else f"{value:.3f}" for value in row] for row in self.values]
+        rows = [(stage, *row) for stage, row in zip(stages, cells, strict=True) if any(row)]
+        return table(f"{self.subject} ({self.mode}): {self.metric}", ("", *self.tasks), rows)
 
 
 @dataclass(frozen=True)
