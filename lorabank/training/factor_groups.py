@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.algebra.subspaces import row_space, subspace_overlap
-from lorabank.training.importance import Anchor
+from lorabank.models.facts.fisher import Anchor
 from lorabank.training.penalties.base import FactorGroup
 from lorabank.training.shared_block import Arena
 from lorabank.training.variants.layer import LoraLinear

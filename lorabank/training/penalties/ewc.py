@@ -3,7 +3,7 @@
     L = task loss + lambda / 2 * sum_i F_i (theta_i - theta*_i)^2
 
 theta are the entries of lora_A and lora_B, theta* their values after the task before, F the diagonal of the empirical
-Fisher information (`lorabank.training.importance`). The penalty belongs to an adapter that is trained through a chain
+Fisher information (`lorabank.models.facts.fisher`). The penalty belongs to an adapter that is trained through a chain
 of tasks. For the chain the online form is used (Schwarz et al. 2018, arXiv 1805.06370): one anchor, the latest theta*,
 and importances that add up with a decay, ``F <- gamma F + F_t``.
 

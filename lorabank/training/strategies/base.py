@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lorabank.algebra.stack import AdapterStack
     from lorabank.core.config import TrainConfig
     from lorabank.models.bases.sites import Site
-    from lorabank.training.importance import Anchor
+    from lorabank.models.facts.fisher import Anchor
     from lorabank.training.penalties.base import Penalty
     from lorabank.training.variants.layer import LoraLinear
 

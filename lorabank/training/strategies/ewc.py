@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from lorabank.training.importance import (
+from lorabank.models.facts.fisher import (
     Anchor,
     Importance,
     accumulated,

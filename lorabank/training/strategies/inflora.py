@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lorabank.training.input_subspace import InputCovariance, collect_inputs, design_adapter
+from lorabank.models.facts.inputs import InputCovariance, collect_inputs
+from lorabank.training.input_subspace import design_adapter
 from lorabank.training.strategies.base import Begun, Start, Strategy
 
 ROLE = "inputs"

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lorabank.algebra.factors import LoraFactors
+from lorabank.models.facts.fisher import Anchor, Importance
 from lorabank.training.factor_groups import GroupedFactors
-from lorabank.training.importance import Anchor, Importance
 from lorabank.training.penalties.base import FactorGroup
 from lorabank.training.penalties.ewc import EWC
 from lorabank.training.variants.layer import LoraLinear

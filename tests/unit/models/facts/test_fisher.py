@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabank.training.importance import (
+from lorabank.models.facts.fisher import (
     Importance,
     accumulated,
     diagonal_fisher,

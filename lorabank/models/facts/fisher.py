@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,18 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors
-from lorabank.training.variants.layer import LoraLinear
+
+
+class Adapted(Protocol):
+    """A layer ``y = W x + s B A x`` whose factors require gradients."""
+
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+    scaling: float
+
+    def register_forward_hook(self, hook: Any) -> Any:
+        """As of any module."""
+
 
 SummedLoss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 """The sum of l_n over the rows of a batch: a mean loss times the number of terms in the mean."""
@@ -55,7 +67,7 @@ class Anchor:
 
 
 def diagonal_fisher(
-    model: nn.Module, layers: Mapping[str, LoraLinear], batches: Iterable[dict[str, Tensor]], loss: SummedLoss
+    model: nn.Module, layers: Mapping[str, Adapted], batches: Iterable[dict[str, Tensor]], loss: SummedLoss
 ) -> Importance:
     """The diagonal empirical Fisher of ``lora_A`` and ``lora_B``, without dropout.
 
@@ -116,7 +128,7 @@ class _NotByRows(Exception):
 class _Squares:
     """Sums of squared gradients per example."""
 
-    def __init__(self, layers: Mapping[str, LoraLinear]) -> None:
+    def __init__(self, layers: Mapping[str, Adapted]) -> None:
         self._layers = layers
         self._parameters = [p for layer in layers.values() for p in (layer.lora_A, layer.lora_B)]
         self._A = {name: torch.zeros_like(layer.lora_A, requires_grad=False) for name, layer in layers.items()}
