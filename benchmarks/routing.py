@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.harness import Comparison, Result, compare, from_comparison
-from lorabank.compose.nearest import NearestPrototypes
+from lorabank.compose.routers.nearest import NearestPrototypes
 
 WIDTH, CENTROIDS = 384, 5
 TASKS, MANY_TASKS = 100, 10_000

@@ -22,7 +22,7 @@ from benchmarks.models import ALPHA, RANK, minilm, query_and_value
 from lorabank import api
 from lorabank.algebra.factors import LoraFactors
 from lorabank.bank.bank import Bank
-from lorabank.compose.routing import fit_statistics
+from lorabank.compose.routers.statistics import fit_statistics
 from lorabank.core.config import ComposeConfig, InitConfig
 from lorabank.core.records import AdapterRecord, DatasetRecord, TaskRecord
 from lorabank.exchange.peft_folder import adapter_files

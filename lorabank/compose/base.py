@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabank.compose.routing import TaskStatistics
+from lorabank.compose.routers.statistics import TaskStatistics
 from lorabank.core.commands import Command
 from lorabank.core.config import ComposeConfig
+from lorabank.core.errors import ConfigError
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
+from lorabank.core.settings import setting_names, validate
+from lorabank.core.shelves import Shelf
 from lorabank.models.answering.base import AnswerForm
 from lorabank.models.mixing.runtime import Plan, Runtime
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,29 @@ class Composer(Protocol):
 
     def identity(self, stage: int) -> Any:
         """JSON value that is different whenever ``plan`` may give different answers."""
+
+
+def with_settings(method: type[T], values: Mapping[str, Any]) -> T:
+    """A method of a shelf with those of the values that are its settings; the others have their defaults.
+
+    Raises:
+        ConfigError: A value is out of bounds.
+    """
+    return validate(method, {name: values[name] for name in setting_names(method) if name in values})
+
+
+def stored_method(shelf: Shelf, name: str, record: CompositionRecord) -> Any:
+    """A method as a composition stored it.
+
+    Raises:
+        ValueError: What is stored is not a setting of it.
+        ConfigError: No package that is installed has the method.
+    """
+    method = shelf.load(name)
+    try:
+        return with_settings(method, record.parameters)
+    except ConfigError as error:
+        raise ValueError(error.message) from error
 
 
 def known(members: Sequence[Member], stage: int) -> list[Member]:

@@ -149,7 +149,8 @@ COMPOSERS = Shelf(
     {
         "manual": "lorabank.compose.weighted:Weighted",
         "attention": "lorabank.compose.attention:Attention",
-        "prototype": "lorabank.compose.prototype:Prototype",
+        "routed": "lorabank.compose.routed:Routed",
+        "prototype": "lorabank.compose.routed:Routed",  # the name that it had first
     },
 )
 
@@ -159,8 +160,8 @@ ROUTERS = Shelf(
     "router",
     "routers",
     {
-        "kmeans": "lorabank.compose.routing:KMeansRouter",
-        "gaussian": "lorabank.compose.routing:GaussianRouter",
+        "kmeans": "lorabank.compose.routers.kmeans:KMeans",
+        "gaussian": "lorabank.compose.routers.gaussian:Gaussian",
     },
 )
 

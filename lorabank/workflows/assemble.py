@@ -15,7 +15,7 @@ from lorabank.algebra.stack import AdapterStack
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, made_again
-from lorabank.compose.routing import TaskStatistics
+from lorabank.compose.routers.statistics import TaskStatistics
 from lorabank.core.errors import DamagedError, LorabankError, NotFoundError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
 from lorabank.core.shelves import COMPOSERS

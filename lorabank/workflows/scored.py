@@ -12,9 +12,11 @@ from safetensors.torch import load as load_tensors
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, known, longest, state_weights
-from lorabank.compose.prototype import build_router, default_parameters, router_identity, statistics_digest
+from lorabank.compose.routed import statistics_digest
+from lorabank.compose.routers.base import RouterMethod
 from lorabank.core.config import EvalConfig
 from lorabank.core.records import AdapterRecord, CompositionRecord, TaskRecord
+from lorabank.core.shelves import ROUTERS
 from lorabank.core.states import SELECTOR, answering, needed, own_state
 from lorabank.data.rows import Rows
 from lorabank.evaluation.run import Subject
@@ -32,20 +34,21 @@ class HeadRouter:
 
     def __init__(self, kind: HeadSource, members: Sequence[Member], runtime: Callable[[], Runtime]) -> None:
         self._kind = kind
+        self._method: RouterMethod = ROUTERS.load(kind)()
         self._members = members
         self._runtime = runtime
 
     def route(self, stage: int, texts: Sequence[str]) -> NDArray[np.int64]:
         """Indices ``[n]`` into the members that the stage knows."""
         members = known(self._members, stage)
-        router = build_router(members, default_parameters(self._kind))
+        router = self._method.build(member.statistics() for member in members)
         return np.asarray(router.route(self._runtime().features(texts, longest(members))), np.int64)
 
     def identity(self, stage: int) -> Any:
         """What decides the route."""
         members = known(self._members, stage)
-        shares = router_identity(default_parameters(self._kind))
-        return [*shares, longest(members), [[member.lasting, statistics_digest(member)] for member in members]]
+        digests = [[member.lasting, statistics_digest(member)] for member in members]
+        return [self._kind, self._method.identity(), longest(members), digests]
 
 
 class _Answering:

@@ -194,7 +194,7 @@ def as_asked(data: TaskData) -> str:
 
 def task_statistics(base: LoadedBase, texts: Sequence[str], config: TrainConfig) -> bytes:
     """Centroids, mean and scatter of the training texts under the frozen base (CoLoR fits them before training)."""
-    from lorabank.compose.routing import fit_statistics
+    from lorabank.compose.routers.statistics import fit_statistics
     from lorabank.models.mixing.features import extract_features
 
     features = extract_features(base.model, base.tokenizer, texts, max_length=config.max_length)

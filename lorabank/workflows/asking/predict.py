@@ -12,8 +12,8 @@ import numpy as np
 
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, longest, state_weights
-from lorabank.compose.prototype import build_router, default_parameters
-from lorabank.compose.routing import Router
+from lorabank.compose.routed import OF_HEADS
+from lorabank.compose.routers.base import Router
 from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError, at_work
@@ -201,7 +201,7 @@ class _Asked:
     @cached_property
     def _head_router(self) -> Router:
         """Finds the head where a composition finds none."""
-        return build_router(self._loaded[1], default_parameters("gaussian"))
+        return OF_HEADS.build(member.statistics() for member in self._loaded[1])
 
     @cached_property
     def _state(self) -> Plan:

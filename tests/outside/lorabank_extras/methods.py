@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lorabank.compose.prototype import Prototype
+from lorabank.compose.routed import Routed
 from lorabank.training.penalties.base import FactorGroup, Penalty
 from lorabank.training.strategies.base import Strategy
 
@@ -26,7 +26,5 @@ class Away(Penalty):
         return torch.cat(shares).mean()
 
 
-class Soft(Prototype):
+class Soft(Routed):
     """A routed composition under a name of its own."""
-
-    mode = "soft"

@@ -11,7 +11,7 @@ import torch
 from lorabank.algebra.stack import AdapterStack
 from lorabank.compose.attention import Attention, fit_selector, sparsity
 from lorabank.compose.base import Member
-from lorabank.compose.routing import fit_statistics
+from lorabank.compose.routers.statistics import fit_statistics
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import DivergedError, NotFoundError
 from lorabank.core.observer import SilentObserver

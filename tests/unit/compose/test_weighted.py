@@ -8,7 +8,7 @@ import torch
 
 from lorabank.algebra.stack import AdapterStack
 from lorabank.compose.base import Member
-from lorabank.compose.routing import fit_statistics
+from lorabank.compose.routers.statistics import fit_statistics
 from lorabank.compose.weighted import Weighted, parse_weights
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lorabank.compose.base import Member
-from lorabank.compose.prototype import Prototype
-from lorabank.compose.routing import TaskStatistics, fit_statistics
+from lorabank.compose.routed import Routed
+from lorabank.compose.routers.statistics import TaskStatistics, fit_statistics
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import NotFoundError
 from lorabank.core.observer import SilentObserver
@@ -68,11 +68,11 @@ def members() -> list[Member]:
     ]
 
 
-def load(members: list[Member], runtime: FakeRuntime, **config) -> Prototype:
+def load(members: list[Member], runtime: FakeRuntime, **config) -> Routed:
     settings = ComposeConfig(**({"mode": "prototype", "clusters_per_task": 2} | config))
-    fitted = Prototype.fit(members, settings, lambda: runtime, SilentObserver())
+    fitted = Routed.fit(members, settings, lambda: runtime, SilentObserver())
     record = CompositionRecord("routed", "prototype", (), (), fitted.parameters, {})
-    return Prototype.load(record, fitted.objects, members, lambda: runtime)
+    return Routed.load(record, fitted.objects, members, lambda: runtime)
 
 
 @pytest.mark.parametrize("router", ["kmeans", "gaussian"])
@@ -114,7 +114,7 @@ def test_without_samples_the_number_of_centroids_is_fixed(members) -> None:
     bare = [Member(m.task, m.position, m.adapter, m.state, m.head, m.form, m.statistics, 2) for m in members]
     with pytest.raises(NotFoundError, match="'first' keeps 2 centroids and no samples to find 3 in") as caught:
         load(bare, FakeRuntime(), clusters_per_task=3)
-    assert caught.value.hint == "--clusters-per-task 2, or --router gaussian"
+    assert caught.value.hint == "--clusters-per-task 2, or another --router"
 
 
 def test_the_identity_differs_when_the_answers_may(members) -> None:

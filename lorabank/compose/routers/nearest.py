@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabank.compose.ranking import TIE, Ranked, rank
+from lorabank.compose.routers.ranking import TIE, Ranked, rank
 
 _EPS = float(np.finfo(np.float32).eps)
 _SCREENED = 1 << 22  # numbers of a block of queries

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lorabank.compose import nearest
-from lorabank.compose.nearest import NearestPrototypes
-from lorabank.compose.ranking import TIE, rank
-from lorabank.compose.routing import GaussianRouter, KMeansRouter, TaskStatistics, fit_statistics
+from lorabank.compose.routers import nearest
+from lorabank.compose.routers.gaussian import GaussianRouter
+from lorabank.compose.routers.kmeans import KMeansRouter
+from lorabank.compose.routers.nearest import NearestPrototypes
+from lorabank.compose.routers.ranking import TIE, rank
+from lorabank.compose.routers.statistics import TaskStatistics, fit_statistics
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from lorabank.compose.routing import GaussianRouter, KMeansRouter, TaskStatistics, fit_statistics, make_router
+from lorabank.compose.routers.gaussian import GaussianRouter
+from lorabank.compose.routers.kmeans import KMeansRouter
+from lorabank.compose.routers.statistics import TaskStatistics, fit_statistics
 from lorabank.core.errors import ConfigError, DamagedError
+from lorabank.core.shelves import ROUTERS
 
 CORNERS = np.array([[10.0, 0, 0], [0, 10, 0], [0, 0, 10], [-10, 0, 0], [0, -10, 0], [0, 0, -10]])
 
@@ -185,44 +188,39 @@ class TestGaussian:
             GaussianRouter([fit_statistics(np.eye(3), 1, 0)], shrinkage)
 
 
-@pytest.mark.parametrize("kind", ["kmeans", "gaussian"])
-class TestBoth:
+@pytest.mark.parametrize("kind", sorted(ROUTERS))
+class TestEvery:
     def test_equal_scores_go_to_the_earlier_task(self, kind: str) -> None:
         # Every task is the same, at many widths: BLAS rounds the last columns of a product in another way.
         rows = random_tasks((30,), d=37)[0]
         statistics = [fit_statistics(rows, clusters=3, seed=0)] * 13
-        assert not make_router(kind, statistics).route(random_tasks((50,), d=37, seed=4)[0]).any()
+        assert not ROUTERS.load(kind)().build(statistics).route(random_tasks((50,), d=37, seed=4)[0]).any()
 
     def test_a_point_between_two_tasks(self, kind: str) -> None:
         tasks = [CORNERS[[3]], CORNERS[[0]]]  # at x = -10 and x = 10
         statistics = [fit_statistics(around(task), clusters=1, seed=0) for task in tasks]
         between = np.array([[0.0, 1.0, 0.0], [1e-3, 0.0, 0.0], [-1e-3, 0.0, 0.0]])
-        assert make_router(kind, statistics).route(between).tolist() == [0, 1, 0]
-        assert make_router(kind, statistics[::-1]).route(between).tolist() == [0, 0, 1]
+        assert ROUTERS.load(kind)().build(statistics).route(between).tolist() == [0, 1, 0]
+        assert ROUTERS.load(kind)().build(statistics[::-1]).route(between).tolist() == [0, 0, 1]
 
     def test_a_stage_knows_its_tasks_only(self, kind: str) -> None:
         statistics = [fit_statistics(around(CORNERS[[i]]), clusters=1, seed=0) for i in range(3)]
         queries = CORNERS[:3] + 0.1
-        assert make_router(kind, statistics[:1]).route(queries).tolist() == [0, 0, 0]
-        assert make_router(kind, statistics[:2]).route(queries).tolist()[:2] == [0, 1]
-        assert make_router(kind, statistics).route(queries).tolist() == [0, 1, 2]
+        assert ROUTERS.load(kind)().build(statistics[:1]).route(queries).tolist() == [0, 0, 0]
+        assert ROUTERS.load(kind)().build(statistics[:2]).route(queries).tolist()[:2] == [0, 1]
+        assert ROUTERS.load(kind)().build(statistics).route(queries).tolist() == [0, 1, 2]
 
     def test_adding_a_task_needs_no_old_rows(self, kind: str) -> None:
         tasks = random_tasks((25, 30, 35))
         kept: list[bytes] = []
         for rows in tasks:  # one task after another, its rows forgotten
             kept.append(fit_statistics(rows, clusters=2, seed=0).to_bytes())
-        router = make_router(kind, [TaskStatistics.from_bytes(data) for data in kept], shrinkage=0.3)
-        at_once = make_router(kind, [fit_statistics(rows, clusters=2, seed=0) for rows in tasks], shrinkage=0.3)
+        router = ROUTERS.load(kind)().build([TaskStatistics.from_bytes(data) for data in kept])
+        at_once = ROUTERS.load(kind)().build([fit_statistics(rows, clusters=2, seed=0) for rows in tasks])
         queries = random_tasks(seed=5)[0]
         np.testing.assert_array_equal(router.scores(queries), at_once.scores(queries))
 
     def test_no_queries(self, kind: str) -> None:
-        router = make_router(kind, [fit_statistics(np.eye(3), 1, 0)])
+        router = ROUTERS.load(kind)().build([fit_statistics(np.eye(3), 1, 0)])
         assert router.scores(np.zeros((0, 3))).shape == (0, 1)
         assert router.route(np.zeros((0, 3))).shape == (0,)
-
-
-def test_an_unknown_router() -> None:
-    with pytest.raises(ConfigError, match="'nearest' is not known"):
-        make_router("nearest", [])

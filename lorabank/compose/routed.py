@@ -1,0 +1,117 @@
+"""``routed``: every text goes to the task whose training texts it resembles (CoLoR, arXiv 2311.17601).
+
+Features of the frozen base, L2-normalised, are judged by a router of the shelf `lorabank.core.shelves.ROUTERS`. The
+routed task's own state and head answer. What the router needs was stored when each task was added, so a new task needs
+no old data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lorabank.compose.base import Fitted, Member, known, longest, state_weights, stored_method, with_settings
+from lorabank.compose.routers.base import Router, RouterMethod
+from lorabank.compose.routers.gaussian import Gaussian
+from lorabank.compose.routers.statistics import TaskStatistics, fit_statistics
+from lorabank.core.config import ComposeConfig
+from lorabank.core.errors import NotFoundError
+from lorabank.core.observer import Observer
+from lorabank.core.records import CompositionRecord
+from lorabank.core.shelves import ROUTERS
+from lorabank.models.mixing.runtime import Plan, Runtime
+
+OF_HEADS: RouterMethod = Gaussian()
+"""Picks the head where a composition does not route and no router was asked for."""
+
+
+class Routed:
+    """Routing by statistics of the tasks' features.
+
+    Args:
+        name: The router's name on the shelf.
+        method: It with its settings.
+        members: The tasks; their statistics are what the router needs.
+        runtime: Gives features.
+    """
+
+    routed: ClassVar[bool] = True
+
+    def __init__(
+        self, name: str, method: RouterMethod, members: Sequence[Member], runtime: Callable[[], Runtime]
+    ) -> None:
+        self._name = name
+        self._method = method
+        self._members = members
+        self._runtime = runtime
+        self._router: tuple[int, Router] | None = None  # of one stage: texts come in many batches
+
+    @classmethod
+    def fit(
+        cls, members: Sequence[Member], config: ComposeConfig, runtime: Callable[[], Runtime], observer: Observer
+    ) -> Fitted:
+        """Take the stored statistics, or what the router makes of the calibration samples."""
+        method: RouterMethod = with_settings(ROUTERS.load(config.router), asdict(config))
+        objects = {}
+        for member in members:
+            again = partial(_found_again, member, config.seed, runtime)
+            statistics = method.statistics(member.statistics(), member.clusters, again)
+            objects[f"prototypes:{member.task}"] = statistics.to_bytes()
+        return Fitted({"router": config.router, **asdict(method)}, objects)
+
+    @classmethod
+    def load(
+        cls,
+        record: CompositionRecord,
+        objects: Mapping[str, bytes],
+        members: Sequence[Member],
+        runtime: Callable[[], Runtime],
+    ) -> Routed:
+        """The stored statistics, read when a router is made of them."""
+
+        def read(task: str) -> TaskStatistics:
+            return TaskStatistics.from_bytes(objects[f"prototypes:{task}"])
+
+        own = [replace(member, statistics=partial(read, member.task)) for member in members]
+        name = str(record.parameters["router"])
+        return cls(name, stored_method(ROUTERS, name, record), own, runtime)
+
+    def plan(self, stage: int, texts: Sequence[str]) -> Plan:
+        """Each text's routed state."""
+        members = known(self._members, stage)
+        features = self._runtime().features(texts, longest(members))
+        if self._router is None or self._router[0] != stage:
+            self._router = stage, self._method.build(member.statistics() for member in members)
+        ranked = self._router[1].rank(features)
+        names = self._runtime().stack.names
+        states = np.stack([state_weights(names, dict.fromkeys(member.state, 1.0)) for member in members])
+        return Plan(weights=states[ranked.task], route=ranked.task, margin=ranked.margin)
+
+    def identity(self, stage: int) -> Any:
+        """The router, its statistics, and each member's state."""
+        members = known(self._members, stage)
+        return [
+            "prototype",
+            [self._name, self._method.identity(), longest(members)],
+            [[member.lasting, list(member.state), statistics_digest(member)] for member in members],
+        ]
+
+
+def statistics_digest(member: Member) -> str:
+    """SHA-256 of what the router knows of a member."""
+    return hashlib.sha256(member.statistics().to_bytes()).hexdigest()
+
+
+def _found_again(member: Member, seed: int, runtime: Callable[[], Runtime], clusters: int) -> TaskStatistics:
+    if not member.texts:
+        raise NotFoundError(
+            f"task {member.task!r} keeps {member.clusters} centroids and no samples to find {clusters} in",
+            hint=f"--clusters-per-task {member.clusters}, or another --router",
+            unchanged="nothing was changed",
+        )
+    return fit_statistics(runtime().features(member.texts, member.form.max_length), clusters, seed)

@@ -1,0 +1,62 @@
+"""What every router promises.
+
+An entry of the shelf `lorabank.core.shelves.ROUTERS` is a frozen dataclass of its settings, derived from
+`RouterMethod`; `build` makes of the tasks' statistics what then tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorabank.compose.routers.ranking import Ranked
+from lorabank.compose.routers.statistics import Floats, TaskStatistics
+
+
+class Router(Protocol):
+    """Tells tasks apart."""
+
+    def scores(self, features: Floats) -> NDArray[np.float64]:
+        """[n, d] features to [n, T] scores; the higher the likelier."""
+        ...
+
+    def rank(self, features: Floats) -> Ranked:
+        """[n, d] features to the best task of each, equal scores going to the earlier one, and its margin."""
+        ...
+
+    def route(self, features: Floats) -> NDArray[np.int64]:
+        """[n, d] features to [n] indices of tasks: what `rank` says, without the margin."""
+        ...
+
+
+@dataclass(frozen=True)
+class RouterMethod:
+    """A way to tell tasks apart; its fields are its settings."""
+
+    def build(self, statistics: Iterable[TaskStatistics]) -> Router:
+        """The router over some tasks.
+
+        Args:
+            statistics: Of each task, in the order of the sequence; gone through once.
+        """
+        raise NotImplementedError
+
+    def statistics(
+        self, kept: TaskStatistics, clusters: int, again: Callable[[int], TaskStatistics]
+    ) -> TaskStatistics:
+        """What is needed of a task, by default what was kept when it was added.
+
+        Args:
+            kept: The task's statistics.
+            clusters: Centroids that they were asked to have.
+            again: Finds so many centroids, on the samples that the bank keeps.
+        """
+        return kept
+
+    def identity(self) -> Any:
+        """A JSON value of the settings that change a route; None where no setting does."""
+        return None
