@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.factors import DenseDelta, LoraFactors
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Compressed:
 
     Attributes:
         factors: The adapter.
-        relative_error: Module name to ``||M - M_r||_F / ||M||_F``, M the low-rank part ``s B A`` of the delta weight.
+        relative_error: Module name to ``||M - M_r||_F / ||M||_F``, M the delta weight without its row gain.
     """
 
     factors: LoraFactors
@@ -52,3 +52,16 @@ def compress(factors: LoraFactors, max_rank: int) -> Compressed:
     in_order = {module: A[module] for module in factors.A}
     cut = LoraFactors(in_order, B, dict.fromkeys(in_order, 1.0), factors.gain)
     return Compressed(cut, {module: errors[module] for module in A})
+
+
+def compress_dense(dense: DenseDelta, max_rank: int) -> Compressed:
+    """The best approximation of rank ``max_rank`` of delta weights of full rank, by their SVD in float64."""
+    A, B, errors = {}, {}, {}
+    for module, delta in dense.delta.items():
+        u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
+        root = s[:max_rank].sqrt()
+        B[module] = (u[:, :max_rank] * root).to(delta.dtype)
+        A[module] = (root.unsqueeze(1) * vh[:max_rank]).to(delta.dtype)
+        total = float(s.norm())
+        errors[module] = float(s[max_rank:].norm()) / total if total > 0 else 0.0
+    return Compressed(LoraFactors(A, B, dict.fromkeys(A, 1.0)), errors)

@@ -56,6 +56,13 @@ class LoraFactors:
 
 
 @dataclass(frozen=True)
+class DenseDelta:
+    """Delta weights of full rank over the untouched base: module name to ``[d_out, d_in]``."""
+
+    delta: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class FactorShape:
     """What an adapter needs on one module: its rank, the module's ``d_in`` and ``d_out``, its scaling, and a gain."""
 

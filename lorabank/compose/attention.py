@@ -24,6 +24,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.compose.base import Fitted, Member, known, made_again, state_weights
 from lorabank.core.commands import Command
 from lorabank.core.config import ComposeConfig
@@ -117,6 +119,13 @@ class Attention:
             )
         selector = _selector(members, self._runtime()).load_tensors(self._tensors[last]).requires_grad_(False)
         return Plan(selector=selector, members=_digests(members))
+
+    def as_adapter(self, stage: int, stack: AdapterStack, weight: Callable[[str], Tensor]) -> LoraFactors | None:
+        """The adapter of a stage that knows one alone; attention over several depends on the token."""
+        members = known(self._members, stage)
+        if len(_digests(members)) > 1:
+            return None
+        return stack.combine(torch.from_numpy(state_weights(stack.names, {members[0].adapter: 1.0})))
 
     def identity(self, stage: int) -> Any:
         """Which adapters compete, and the selector's tensors."""

@@ -8,7 +8,10 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.compose.routers.statistics import TaskStatistics
 from lorabank.core.commands import Command
 from lorabank.core.config import ComposeConfig
@@ -102,6 +105,15 @@ class Composer(Protocol):
 
     def identity(self, stage: int) -> Any:
         """JSON value that is different whenever ``plan`` may give different answers."""
+
+    def as_adapter(self, stage: int, stack: AdapterStack, weight: Callable[[str], Tensor]) -> LoraFactors | None:
+        """The state of a stage as one exact adapter, without a head; None where it is none.
+
+        Args:
+            stage: As for `plan`.
+            stack: The members' adapters, at least.
+            weight: Module name to the untouched base's weight ``[d_out, d_in]``.
+        """
 
 
 def with_settings(method: type[T], values: Mapping[str, Any]) -> T:

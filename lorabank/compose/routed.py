@@ -14,7 +14,10 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
+from torch import Tensor
 
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.compose.base import Fitted, Member, known, longest, state_weights, stored_method, with_settings
 from lorabank.compose.routers.base import Router, RouterMethod
 from lorabank.compose.routers.gaussian import Gaussian
@@ -100,6 +103,10 @@ class Routed:
             [self._name, self._method.identity(), longest(members)],
             [[member.lasting, list(member.state), statistics_digest(member)] for member in members],
         ]
+
+    def as_adapter(self, stage: int, stack: AdapterStack, weight: Callable[[str], Tensor]) -> LoraFactors | None:
+        """None: a text's state is its task's, and a composition of one task is that task, with its head."""
+        return None
 
 
 def statistics_digest(member: Member) -> str:

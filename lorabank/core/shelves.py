@@ -147,14 +147,15 @@ COMPOSERS = Shelf(
     "composer",
     "composers",
     {
-        "manual": "lorabank.compose.weighted:Weighted",
+        "merged": "lorabank.compose.merged:Merged",
+        "manual": "lorabank.compose.merged:Merged",  # the name that it had first
         "attention": "lorabank.compose.attention:Attention",
         "routed": "lorabank.compose.routed:Routed",
         "prototype": "lorabank.compose.routed:Routed",  # the name that it had first
     },
 )
 
-MERGERS = Shelf("merger", "mergers", {})
+MERGERS = Shelf("merger", "mergers", {"weighted": "lorabank.compose.mergers.weighted:Weighted"})
 
 ROUTERS = Shelf(
     "router",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.compose import weighted
+from lorabank.compose import merged
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig
 from lorabank.core.errors import DivergedError
 from lorabank.evaluation.scoring import Said, score_rows
@@ -42,7 +42,7 @@ def huge(copy, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bank with a composition of enormous weights, made where nobody tried it out."""
     bank: Path = copy("olora", 2)
     with monkeypatch.context() as patched:
-        patched.setattr(weighted, "_try_out", lambda composed, runtime: None)
+        patched.setattr(merged, "_try_out", lambda composed, runtime: None)
         compose(bank, "one=1e30,two=1")
     return bank
 
@@ -80,7 +80,7 @@ def test_compose_refuses_weights_that_answer_nothing(copy, weights: str, setting
 
 def test_what_is_not_finite_is_not_exported(copy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bank = copy("olora", 2)
-    monkeypatch.setattr(weighted, "_try_out", lambda composed, runtime: None)
+    monkeypatch.setattr(merged, "_try_out", lambda composed, runtime: None)
     for name, weight in (("far", "1e300"), ("large", "1e30")):
         api.compose(bank, ComposeConfig(mode="manual", name=name, weights=f"one={weight},two=1", device="cpu"))
         with pytest.raises(DivergedError, match=r"the weighted sums on .* are not finite"):

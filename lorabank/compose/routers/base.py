@@ -6,6 +6,7 @@ An entry of the shelf `lorabank.core.shelves.ROUTERS` is a frozen dataclass of i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -34,16 +35,16 @@ class Router(Protocol):
 
 
 @dataclass(frozen=True)
-class RouterMethod:
+class RouterMethod(ABC):
     """A way to tell tasks apart; its fields are its settings."""
 
+    @abstractmethod
     def build(self, statistics: Iterable[TaskStatistics]) -> Router:
         """The router over some tasks.
 
         Args:
             statistics: Of each task, in the order of the sequence; gone through once.
         """
-        raise NotImplementedError
 
     def statistics(
         self, kept: TaskStatistics, clusters: int, again: Callable[[int], TaskStatistics]

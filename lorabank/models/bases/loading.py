@@ -153,7 +153,9 @@ def load_base(
 
 def weights_of(base: LoadedBase) -> Callable[[str], torch.Tensor]:
     """Gives the weight ``[d_out, d_in]`` of a module by its name, as the loaded base has it."""
-    return lambda module: base.model.get_parameter(f"{module}.weight").detach()
+    from lorabank.models.bases.sites import site_of
+
+    return lambda module: site_of(base.model, module).weight().detach()
 
 
 def recorded_weights(record: BaseModelRecord) -> Callable[[str], torch.Tensor]:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.core.commands import Command
 from lorabank.models.bases.finite import check_tensors
@@ -156,6 +156,17 @@ class Mixture:
             layer = self._layers[name]
             layer.merge_delta(factors.delta(name, matrix_of(layer.base)))
         self._check_merged()
+
+    def merge_dense(self, dense: DenseDelta) -> None:
+        """Delta weights of full rank, on modules that are in the stack."""
+        self.off()
+        for name, delta in dense.delta.items():
+            self._layers[name].merge_delta(delta)
+        self._check_merged()
+
+    def base_weight(self, module: str) -> Tensor:
+        """The untouched base's weight ``[d_out, d_in]`` of a module that is in the stack."""
+        return self._layers[module].site.weight().detach()
 
     def per_sample(self, weights: Tensor) -> None:
         """``weights [n, K]``, one row for each sample of the batch; asked twice for the same ones, they stay.

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import IncompatibleError
 from lorabank.models.answering.base import Answerer, Answers
@@ -34,11 +34,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Plan:
-    """The state in which some texts are answered; exactly one of the first three is given.
+    """The state in which some texts are answered; exactly one of the first four is given.
 
     Attributes:
         weights: Weights over the stack's adapters, float32 ``[K]`` for all texts or ``[n, K]``, one row per text.
         factors: One adapter that answers alone (a compressed composition).
+        dense: Delta weights of full rank that answer alone.
         selector: A learned selector over ``members``, names of adapters in the stack.
         route: For a routed state the member that each text went to, int64 ``[n]``.
         margin: How clearly, float64 ``[n]``: its score above the second best member's.
@@ -46,6 +47,7 @@ class Plan:
 
     weights: NDArray[np.float32] | None = None
     factors: LoraFactors | None = None
+    dense: DenseDelta | None = None
     selector: Selector | None = None
     members: tuple[str, ...] = ()
     route: NDArray[np.int64] | None = None
@@ -138,6 +140,8 @@ class Runtime:
             self.mixture.attend(plan.selector, self.stack.select(plan.members))
         elif plan.factors is not None:
             self.mixture.merge_adapter(plan.factors)
+        elif plan.dense is not None:
+            self.mixture.merge_dense(plan.dense)
         elif plan.weights is not None and plan.weights.ndim == 1:
             weights = torch.from_numpy(plan.weights)
             if self.stack.all_fit:

@@ -7,14 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
-from lorabank.algebra.compress import compress
 from lorabank.algebra.factors import LoraFactors
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
-from lorabank.compose.weighted import Weighted, stored_weights
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRecord, TaskRecord
@@ -26,7 +25,7 @@ from lorabank.exchange.servers import SERVERS
 from lorabank.models.bases.fingerprint import tokenizer_files
 from lorabank.models.bases.loading import recorded_weights
 from lorabank.models.bases.resolving import locate_base, plain_name
-from lorabank.workflows.assemble import adapters_in_order, in_chat_template, read_members, stack_of
+from lorabank.workflows.assemble import adapters_in_order, in_chat_template, load_composer, stack_of
 from lorabank.workflows.carrying.model_card import CARD_FILE, LABELS_FILE, Facts, card, labels_file, scores_of
 from lorabank.workflows.publish import stored_reports
 from lorabank.workflows.results import ExportResult
@@ -216,21 +215,18 @@ def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State
 
 
 def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecord) -> _Draft:
-    if record.mode == "prototype" and len(record.members) == 1:
-        return _export_state(bank, snapshot, snapshot.task(record.members[0]), "learnt")
-    if record.mode != Weighted.mode:
-        raise _no_single_adapter(record)
-    members = read_members(bank, snapshot, [snapshot.task(task) for task in record.members], samples=False)
-    stack = stack_of(bank, record.adapters)
-    weights, max_rank = stored_weights(record, members)
-    factors = Weighted(weights, None, members, lambda: stack).adapter(members[-1].position)
+    composer, members = load_composer(bank, snapshot, record, _no_runtime)
+    if composer.routed and len(members) == 1:
+        return _export_state(bank, snapshot, snapshot.task(members[0].task), "learnt")
+    weight = recorded_weights(snapshot.base)
+    factors = composer.as_adapter(members[-1].position, stack_of(bank, record.adapters), weight)
+    if factors is None:
+        raise _no_single_adapter(record, routed=composer.routed)
     if not factors.A:
         raise ConfigError(
             f"composition {record.name!r} has the weight 0 for every member: that is the bare base model",
             unchanged=_UNCHANGED,
         )
-    if max_rank is not None:
-        factors = compress(factors, max_rank).factors
     headless = snapshot.base.task_type == "SEQ_CLS"  # PEFT would look for a head that the files do not hold
     task_type = None if headless else snapshot.base.task_type
     files = combined_files(
@@ -239,9 +235,10 @@ def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecor
         base_model=snapshot.base.name,
         task_type=task_type,
         head_modules=(),
-        weight=recorded_weights(snapshot.base),
+        weight=weight,
     )
-    shares = ", ".join(f"{task}={weight:g}" for task, weight in weights.items())
+    weights = record.parameters.get("weights") or dict.fromkeys(record.members, 1.0)
+    shares = ", ".join(f"{task}={share:g}" for task, share in weights.items())
     note = f"{shares} in one adapter, r {_rank(factors)} on {snapshot.base.name}"
     if headless:
         note += (
@@ -263,14 +260,18 @@ def _form(task: TaskRecord, adapter: AdapterRecord) -> str:
     return f"{asked}; answers {listed(task.labels)}" if task.labels else asked
 
 
-def _no_single_adapter(record: CompositionRecord) -> ConfigError:
-    """Why a composition whose weights depend on the input is no PEFT folder, and what is nearest to it."""
-    if record.mode == "prototype":
+def _no_runtime() -> NoReturn:
+    raise AssertionError("an export asks no model")
+
+
+def _no_single_adapter(record: CompositionRecord, *, routed: bool) -> ConfigError:
+    """Why a composition is no PEFT folder, and what is nearest to it."""
+    if routed:
         why = f"it picks one of {len(record.members)} adapters for each text"
         hint = "export the tasks one by one"
         commands = [Command("export", task, f"./{task}-adapter") for task in record.members[:3]]
     else:
-        why = "its weights depend on the input"
+        why = "its weights depend on the input, or its delta weights have full rank"
         hint = "fixed weights can be exported"
         commands = [Command("compose", "--mode", "manual", "--tasks", ",".join(record.members))]
     return ConfigError(

@@ -87,7 +87,7 @@ def test_the_library_refuses_it_before_anything_is_touched(tmp_path: Path, value
 
 
 def test_weights_gates_and_sizes_are_finite() -> None:
-    from lorabank.compose.weighted import parse_weights
+    from lorabank.compose.mergers.weighted import parse_weights
 
     for text in ("inf", "-inf", "nan", "1e999"):
         with pytest.raises(ConfigError, match="--weights"):

@@ -1,0 +1,232 @@
+"""``--weights`` as text, and the sum they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lorabank.algebra.compress import compress_dense
+from lorabank.algebra.factors import DenseDelta, LoraFactors
+from lorabank.algebra.stack import AdapterStack
+from lorabank.compose.base import Member
+from lorabank.compose.merged import Merged
+from lorabank.compose.mergers.base import Merger, Sources
+from lorabank.compose.mergers.weighted import parse_weights
+from lorabank.compose.routers.statistics import fit_statistics
+from lorabank.core.config import ComposeConfig
+from lorabank.core.errors import ConfigError
+from lorabank.core.observer import SilentObserver
+from lorabank.core.records import CompositionRecord
+from lorabank.core.settings import setting
+from lorabank.models.mixing.mixture import Mixture
+
+
+def no_weight(module: str) -> torch.Tensor:
+    raise AssertionError("no adapter here has a row gain")
+
+
+TASKS = ["sentiment", "spam", "products"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, [1, 1, 1]),
+        ("sentiment=0.7,spam=0.3,products=1", [0.7, 0.3, 1]),
+        ("spam=-0.3", [0, -0.3, 0]),
+        (" products = 2e-1 , sentiment=+1", [1, 0, 0.2]),
+    ],
+)
+def test_weights(text, expected) -> None:
+    assert parse_weights(text, TASKS) == dict(zip(TASKS, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sentimant=1", r"'sentimant', which is not a member\. Did you mean 'sentiment'\?"),
+        ("spam", r"'spam' is not TASK=NUMBER"),
+        ("spam=much", r"'spam=much' is not TASK=NUMBER"),
+        ("spam=nan", r"'spam=nan' is not TASK=NUMBER"),
+        ("spam=-inf", r"'spam=-inf' is not TASK=NUMBER"),
+        ("", r"'', which is not a member"),
+        ("spam=1,", r"'', which is not a member"),
+        ("spam=1,spam=2", r"names 'spam' twice"),
+    ],
+)
+def test_weights_that_say_nothing(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_weights(text, TASKS)
+
+
+@pytest.fixture
+def stack(make_adapter) -> AdapterStack:
+    """An adapter that belongs to no member stands among those of the members."""
+    names = {"a": (2, 1.0), "stranger": (2, 1.0), "b": (3, 2.0), "c": (1, 4.0)}
+    return AdapterStack.build(
+        {name: make_adapter({"m": (6, 9)}, r, alpha, seed=i) for i, (name, (r, alpha)) in enumerate(names.items())}
+    )
+
+
+@pytest.fixture
+def members() -> list[Member]:
+    statistics = fit_statistics(np.eye(4, dtype=np.float32), 1, 0)
+    return [
+        Member(task, position, adapter, (adapter,), position - 1, ("no", "yes"), lambda: statistics, 1)
+        for task, position, adapter in (("sentiment", 1, "a"), ("spam", 3, "b"), ("products", 4, "c"))
+    ]
+
+
+def load(members: list[Member], stack: AdapterStack, **config) -> Merged:
+    runtime = type("Runtime", (), {"stack": stack})()
+    fitted = Merged.fit(members, ComposeConfig(mode="manual", **config), lambda: runtime, SilentObserver())
+    record = CompositionRecord("mix", "manual", (), (), fitted.parameters, {})
+    return Merged.load(record, {}, members, lambda: runtime)
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"), [(1, [0.5, 0, 0, 0]), (2, [0.5, 0, 0, 0]), (3, [0.5, 0, -2, 0]), (4, [0.5, 0, -2, 1])]
+)
+def test_a_stage_sums_the_members_it_knows(members, stack, stage: int, expected) -> None:
+    composed = load(members, stack, weights="sentiment=0.5,spam=-2,products=1")
+    assert composed.plan(stage, ["text"]).weights.tolist() == expected
+    total = sum(
+        w * float(stack.modules["m"].scale[stack.modules["m"].owner == k][0])
+        * stack.modules["m"].B[:, stack.modules["m"].owner == k] @ stack.modules["m"].A[stack.modules["m"].owner == k]
+        for k, w in enumerate(expected)
+    )  # fmt: skip
+    torch.testing.assert_close(composed.as_adapter(stage, stack, no_weight).delta("m"), total, rtol=1e-5, atol=1e-5)
+
+
+def test_compressed_it_answers_with_the_truncated_svd(members, stack) -> None:
+    full = load(members, stack).as_adapter(4, stack, no_weight).delta("m").double().numpy()
+    u, s, vt = np.linalg.svd(full, full_matrices=False)
+    plan = load(members, stack, max_rank=2).plan(4, ["text"])
+    assert plan.weights is None
+    np.testing.assert_allclose(plan.factors.delta("m").numpy(), (u[:, :2] * s[:2]) @ vt[:2], atol=1e-4)
+
+    runtime = type("Runtime", (), {"stack": stack})()
+    fitted = Merged.fit(members, ComposeConfig(max_rank=2), lambda: runtime, SilentObserver())
+    expected = np.sqrt(np.sum(s[2:] ** 2) / np.sum(s**2))
+    assert fitted.report == {"relative_error": {"m": pytest.approx(expected, abs=1e-6)}}
+
+
+def test_the_identity_differs_when_the_answers_may(members, stack) -> None:
+    identities = [
+        repr(load(members, stack, **config).identity(stage))
+        for config in ({}, {"weights": "sentiment=1,spam=1,products=0.5"}, {"max_rank": 2}, {"max_rank": 3})
+        for stage in (1, 3, 4)
+    ]
+    # at stages 1 and 3 the weight of the last task does not matter yet
+    assert len(set(identities)) == 12 - 2
+
+
+# ------------------------------------------------------------------------------------------ other kinds of mergers
+
+
+@dataclass(frozen=True)
+class Agreed(Merger):
+    """The mean of the deltas where all have one sign, 0 elsewhere: of full rank. It also needs the base's weight."""
+
+    share: float = setting(1.0, "Of the weight, added.")
+
+    def merge(self, sources: Sources) -> DenseDelta:
+        count = len(sources.stack.names)
+        made = {}
+        for name, factors in sources.stack.modules.items():
+            deltas = torch.stack([factors.delta(row) for row in torch.eye(count)])
+            agreed = deltas.sign().sum(0).abs() == count
+            made[name] = deltas.mean(0) * agreed + self.share * sources.weight(name)
+        return DenseDelta(made)
+
+
+@dataclass(frozen=True)
+class Newest(Merger):
+    """The last adapter alone, as an adapter."""
+
+    def merge(self, sources: Sources) -> LoraFactors:
+        return sources.stack.select(sources.stack.names[-1:]).combine(torch.ones(1))
+
+
+class FakeRuntime:
+    """A model of one linear layer ``m``, and the mixture on it."""
+
+    def __init__(self, stack: AdapterStack) -> None:
+        torch.manual_seed(0)
+        self.model = nn.ModuleDict({"m": nn.Linear(9, 6)})
+        self.weight = self.model["m"].weight.detach().clone()
+        self.stack, self.mixture = stack, Mixture(self.model, stack)
+
+
+def agreed(stack: AdapterStack, names: Sequence[str], weight: torch.Tensor) -> np.ndarray:
+    """`Agreed` entry by entry."""
+    factors = stack.modules["m"]
+    own = [stack.names.index(name) for name in names]
+    deltas = [factors.delta(torch.eye(len(stack.names))[k]).numpy() for k in own]
+    made = np.zeros((6, 9))
+    for i, j in np.ndindex(6, 9):
+        entries = [delta[i, j] for delta in deltas]
+        made[i, j] = np.mean(entries) if all(e > 0 for e in entries) or all(e < 0 for e in entries) else 0
+    return made + weight.numpy()
+
+
+@torch.no_grad()
+def test_delta_weights_of_full_rank_are_answered_with_as_they_are(members, stack) -> None:
+    runtime = FakeRuntime(stack)
+    composed = Merged("agreed", Agreed(), None, members, lambda: runtime)
+    for stage, names in ((4, "abc"), (3, "ab"), (1, "a")):
+        plan = composed.plan(stage, ["text"])
+        expected = agreed(stack, names, runtime.weight)
+        np.testing.assert_allclose(plan.dense.delta["m"].numpy(), expected, atol=1e-5)
+        assert composed.as_adapter(stage, stack, lambda module: runtime.weight) is None
+        runtime.mixture.merge_dense(plan.dense)
+        found = runtime.model["m"](torch.eye(9)).T - runtime.model["m"].base.bias[:, None]
+        np.testing.assert_allclose(found.numpy(), runtime.weight.numpy() + expected, atol=1e-5)
+    runtime.mixture.off()
+    assert torch.equal(runtime.model["m"].weight, runtime.weight)
+    identities = [repr(composed.identity(stage)) for stage in (1, 3, 4)]
+    other = Merged("agreed", Agreed(share=0.5), None, members, lambda: runtime)
+    assert len({*identities, *(repr(other.identity(stage)) for stage in (1, 3, 4))}) == 6
+
+
+def test_cut_to_a_rank_they_are_the_best_adapter_of_it(members, stack) -> None:
+    runtime = FakeRuntime(stack)
+    full = agreed(stack, "abc", runtime.weight)
+    u, s, vt = np.linalg.svd(full)
+    composed = Merged("agreed", Agreed(), 2, members, lambda: runtime)
+    found = composed.as_adapter(4, stack, lambda module: runtime.weight)
+    np.testing.assert_allclose(found.delta("m").numpy(), (u[:, :2] * s[:2]) @ vt[:2], atol=1e-5)
+    np.testing.assert_allclose(composed.plan(4, []).factors.delta("m").numpy(), found.delta("m").numpy(), atol=1e-6)
+    cut = compress_dense(DenseDelta({"m": torch.from_numpy(full)}), 2)
+    assert cut.relative_error["m"] == pytest.approx(np.linalg.norm(s[2:]) / np.linalg.norm(s), abs=1e-6)
+
+
+def test_a_merger_may_give_an_adapter(members, stack) -> None:
+    composed = Merged("newest", Newest(), None, members, lambda: FakeRuntime(stack))
+    for stage, k in ((1, 0), (3, 2), (4, 3)):
+        expected = stack.modules["m"].delta(torch.eye(4)[k])
+        torch.testing.assert_close(composed.plan(stage, []).factors.delta("m"), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(composed.as_adapter(stage, stack, no_weight).delta("m"), expected)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"weights": {"sentiment": 1.0}}, {"weights": dict.fromkeys(TASKS, "much")}, {"weights": {}}, {"max_rank": 0.5}],
+)
+def test_a_record_that_says_no_weights_is_no_composition(members, stack, parameters) -> None:
+    stored = {"weights": dict.fromkeys(TASKS, 1.0), "max_rank": None} | parameters
+    with pytest.raises(ValueError, match=r"weight|max_rank"):
+        Merged.load(CompositionRecord("mix", "manual", (), (), stored, {}), {}, members, lambda: None)
+
+
+def test_a_record_of_before_there_were_mergers_is_a_weighted_sum(members, stack) -> None:
+    runtime = type("Runtime", (), {"stack": stack})()
+    stored = {"weights": {"sentiment": 0.5, "spam": -2, "products": 1.0}, "max_rank": None}
+    composed = Merged.load(CompositionRecord("mix", "manual", (), (), stored, {}), {}, members, lambda: runtime)
+    assert composed.plan(4, []).weights.tolist() == [0.5, 0, -2, 1]
+    assert composed.identity(4) == ["sum", None, [("a", 0.5), ("b", -2.0), ("c", 1.0)]]
