@@ -18,17 +18,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
 from lorabank.core.errors import IncompatibleError
 from lorabank.models.bases.fused import Rows, blocks_of
 
 M = TypeVar("M", bound=nn.Module)
+
+
+@cache
+def _conv1d() -> Any:
+    """The class, imported when a module is looked at: fixed weights are stored without a model."""
+    from transformers.pytorch_utils import Conv1D
+
+    return Conv1D
 
 
 def matrix_of(module: nn.Module) -> Tensor:
@@ -55,7 +63,7 @@ def set_matrix(module: nn.Module, matrix: Tensor) -> None:
 
 
 def _transposed(module: nn.Module) -> bool:
-    return module.transposed if isinstance(module, WrappedLinear) else isinstance(module, Conv1D)
+    return module.transposed if isinstance(module, WrappedLinear) else isinstance(module, _conv1d())
 
 
 class WrappedLinear(nn.Module):
@@ -236,8 +244,8 @@ def is_linear(module: nn.Module) -> bool:
     A subclass with a forward pass of its own may compute the same (Falcon's does) or not (Llama 4's router): it is
     tried on random weights and inputs.
     """
-    if isinstance(module, Conv1D):
-        return type(module).forward is Conv1D.forward and "forward" not in vars(module)
+    if isinstance(module, _conv1d()):
+        return type(module).forward is _conv1d().forward and "forward" not in vars(module)
     if not isinstance(module, nn.Linear):
         return False
     own = type(module).forward is not nn.Linear.forward or "forward" in vars(module)
@@ -264,7 +272,7 @@ def _computes_a_product(module: nn.Linear) -> bool:
 
 def _whole(model: nn.Module, name: str, module: nn.Module) -> Site | None:
     """The site of a module, None where it is neither linear nor a Conv1D."""
-    if isinstance(module, Conv1D):
+    if isinstance(module, _conv1d()):
         return Site(name, "conv1d", module.nx, module.nf, _depth(model, name), module, name)
     if isinstance(module, WrappedLinear):
         d_out, d_in = matrix_of(module).shape

@@ -142,7 +142,7 @@ def test_the_doctor_tells_of_operations_and_of_a_missing_base(bank, monkeypatch,
     opened = Bank.open(bank)
     name = opened.snapshot().base.name
     monkeypatch.setattr(resolving, "find_on_disk", lambda *_: None)
-    monkeypatch.setattr(resolving, "hub_reachable", lambda: False)
+    monkeypatch.setattr("lorabank.models.bases.hub.hub_reachable", lambda: False)
     with opened.reserve("compose", "mixed", {}):
         told = facts(bank)
         assert "compose mixed since" in told["operations"]
