@@ -17,9 +17,6 @@ from lorabank_cli.completion import complete_compositions, complete_tasks
 if TYPE_CHECKING:
     from dataclasses import Field
 
-SHELVES = {"strategy": ("STRATEGIES",), "penalty": ("PENALTIES", "none"), "mode": ("COMPOSERS",)}
-"""Fields whose values are the names of a shelf of ``lorabank.core.shelves``, and further words."""
-
 DEFAULT_BANK = "bank"
 
 COMPLETIONS = {"task": complete_tasks, "composition": complete_compositions, "compositions": complete_compositions}
@@ -125,11 +122,13 @@ def _kind(hint: Any) -> tuple[Any, bool]:
 
 
 def _click_type(field: Field[Any], kind: Any) -> click.ParamType[Any]:
-    if field.name in SHELVES:
-        return click.Choice(_names(*SHELVES[field.name]))
+    from lorabank.core.settings import choices
+
+    if (names := choices(field)) is not None:
+        return click.Choice(names)
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
-    bounds = field.metadata
+    bounds = field.metadata["bounds"]
     edges: dict[str, Any] = {
         "min": bounds.get("ge", bounds.get("gt")),
         "max": bounds.get("le", bounds.get("lt")),
@@ -139,10 +138,3 @@ def _click_type(field: Field[Any], kind: Any) -> click.ParamType[Any]:
     if kind is int:
         return click.IntRange(**edges)
     return Finite(**edges) if kind is float else click.STRING
-
-
-def _names(shelf: str, *more: str) -> list[str]:
-    """The names on a shelf, and further words."""
-    from lorabank.core import shelves
-
-    return [*getattr(shelves, shelf), *more]

@@ -33,6 +33,7 @@ from lorabank.core.errors import DivergedError, NotFoundError
 from lorabank.core.machine.seeding import seed_everything
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
+from lorabank.core.shelves import ROUTING
 from lorabank.models.bases.finite import check_tensors
 from lorabank.models.gates.attention import Selector
 from lorabank.models.mixing.runtime import Plan, Runtime
@@ -226,7 +227,7 @@ def _check_samples(members: Sequence[Member]) -> None:
     if missing and len(members) > 1:
         raise NotFoundError(
             f"task {missing[0]!r} was added without calibration samples, which attention is fitted on",
-            hint="prototype needs none",
-            commands=[Command("compose", "--mode", "prototype")],
+            hint=f"{ROUTING} needs none",
+            commands=[Command("compose", "--mode", ROUTING)],
             unchanged="nothing was changed",
         )

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from lorabank.core.limits import MAX_RANK
 from lorabank.core.settings import setting
+from lorabank.core.shelves import COMPOSERS, FORMS, MERGERS, PENALTIES, ROUTERS, STRATEGIES, TASK_TYPES, TEXT_METRICS
 
 DEFAULT_BASE = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -28,8 +29,11 @@ class InitConfig:
     )
     revision: str | None = setting(None, "Commit or tag of a hub model.")
     gguf_file: str | None = setting(None, "GGUF file in --base (a folder or hub id), or its path alone.")
-    task_type: Literal["auto", "SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"] = setting(
-        "auto", "PEFT task type of the bank; auto: what the base model was made for."
+    task_type: str = setting(
+        "auto",
+        "PEFT task type of the bank; auto: what the base model was made for.",
+        among=TASK_TYPES,
+        besides=("auto",),
     )
 
 
@@ -41,9 +45,7 @@ class TrainConfig:
         "", "Training rows: .jsonl, .json, .csv, .tsv, .xlsx, .parquet, or hf:OWNER/NAME[/CONFIG][:SPLIT]."
     )
     eval_data: str | None = setting(None, "Evaluation rows; default: a part of --data.")
-    format: Literal["auto", "classification", "prompt-completion", "messages", "alpaca", "sharegpt", "text"] = setting(
-        "auto", "Form of the rows; auto: told by the columns."
-    )
+    format: str = setting("auto", "Form of the rows; auto: told by the columns.", among=FORMS, besides=("auto",))
     map: tuple[str, ...] = setting((), "Read a column under another name: --map old=new; may be repeated.")
     eval_fraction: float = setting(0.2, "Part of --data kept for evaluation without --eval-data.", gt=0, lt=1)
     text_column: str = setting("text", "Column that holds the text.")
@@ -68,8 +70,10 @@ class TrainConfig:
     max_length: int = setting(256, "Tokens of a text; longer ones are cut and counted.", ge=4, le=131072)
     keep_samples: int = setting(256, "Training rows kept for attention composition; 0 for none.", ge=0)
     clusters_per_task: int = setting(5, "k-means centroids of the task for prototype routing.", ge=1, le=1024)
-    strategy: str = setting("olora", "What earlier adapters do while this one is trained.")
-    penalty: str | None = setting(None, "Penalty on the new adapter; default: the strategy's own.")
+    strategy: str = setting("olora", "What earlier adapters do while this one is trained.", among=STRATEGIES)
+    penalty: str | None = setting(
+        None, "Penalty on the new adapter; default: the strategy's own.", among=PENALTIES, besides=("none",)
+    )
     lambda_orth: float | None = setting(None, "Weight of the penalty; default: the penalty's own.", ge=0)
     lambda_l2: float = setting(0.0, "Weight of the norm penalty of O-LoRA (its lambda_2).", ge=0)
     lambda_l1: float = setting(1e-3, "amlora: weight of the L1 norm of the selector's dense parameters.", ge=0)
@@ -105,13 +109,13 @@ class TrainConfig:
 class ComposeConfig:
     """A composition of the bank's adapters."""
 
-    mode: str = setting("", "How the adapters answer together.")
+    mode: str = setting("", "How the adapters answer together.", among=COMPOSERS)
     name: str | None = setting(None, "Name of the composition; default: the mode.")
     tasks: str | None = setting(None, "Members, separated by commas; default: every task.")
-    merger: str = setting("weighted", "merged: how adapters become one.")
+    merger: str = setting("weighted", "merged: how adapters become one.", among=MERGERS)
     weights: str | None = setting(None, "weighted: sentiment=0.7,spam=0.3 (any sign); default: 1 for each member.")
     max_rank: int | None = setting(None, "merged: cut to this rank by SVD; prints the error per module.", ge=1)
-    router: Literal["kmeans", "gaussian"] = setting("kmeans", "prototype: nearest centroid, or shared covariance.")
+    router: str = setting("kmeans", "prototype: nearest centroid, or shared covariance.", among=ROUTERS)
     clusters_per_task: int = setting(5, "prototype: centroids of each task.", ge=1, le=1024)
     shrinkage: float = setting(0.1, "prototype: shrinkage of the gaussian router's covariance.", ge=0, le=1)
     own_covariance: float = setting(
@@ -141,13 +145,17 @@ class EvalConfig:
     )
     forgetting_matrix: bool = setting(False, "Score every task after every stage, not only after the last.")
     forward_transfer: bool = setting(False, "Score tasks before they are learnt, and the untrained base.")
-    head_from: Literal["auto", "task", "kmeans", "gaussian"] = setting(
+    head_from: str = setting(
         "auto",
         "Who picks the head: the task id, or a router; auto: the router of a routed composition, else the task id.",
+        among=ROUTERS,
+        besides=("auto", "task"),
     )
-    metric: Literal["auto", "accuracy", "exact_match", "token_f1", "rouge_l", "inverse_perplexity"] = setting(
+    metric: str = setting(
         "auto",
         "Score of a row; auto: accuracy for labels, of generated text exact_match for short answers, else token_f1.",
+        among=TEXT_METRICS,
+        besides=("auto", "accuracy", "inverse_perplexity"),
     )
     average: Literal["macro", "micro"] = setting("macro", "Mean over tasks, or over rows.")
     batch_size: int = setting(64, "Rows of a forward pass.", ge=1)

@@ -11,16 +11,44 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, field, fields
-from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_args, get_type_hints
 
 from lorabank.core.errors import ConfigError, joined
 
 T = TypeVar("T")
 
 
-def setting(default: Any, help: str, **bounds: Any) -> Any:
-    """A dataclass field with its help text and bounds (``ge``, ``gt``, ``le``, ``lt``)."""
-    return field(default=default, metadata={"help": help, **bounds})
+class Names(Protocol):
+    """The names that a setting may have: a `lorabank.core.shelves.Shelf`."""
+
+    def __contains__(self, name: object, /) -> bool: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def unknown(self, name: str) -> str:
+        """What to say of a name that is not among them."""
+        ...
+
+
+def setting(
+    default: Any, help: str, *, among: Names | None = None, besides: tuple[str, ...] = (), **bounds: Any
+) -> Any:
+    """A dataclass field that is a setting.
+
+    Args:
+        default: Its value where none is given.
+        help: One sentence for the command line and the documentation.
+        among: The shelf on which a text must be a name.
+        besides: Words that are allowed beside the names; the default always is.
+        bounds: Of a number: ``ge``, ``gt``, ``le``, ``lt``.
+    """
+    return field(default=default, metadata={"help": help, "among": among, "besides": besides, "bounds": bounds})
+
+
+def choices(field: Field[Any]) -> list[str] | None:
+    """The words that a setting may be, those beside the shelf first; None where it is not a name on a shelf."""
+    among = field.metadata["among"]
+    return None if among is None else [*field.metadata["besides"], *among]
 
 
 def setting_names(config: type[Any]) -> tuple[str, ...]:
@@ -83,6 +111,10 @@ def examine(config: type[T], values: Mapping[str, Any]) -> Examined[T]:
     model = create_model(config.__name__, __config__=ConfigDict(extra="ignore", allow_inf_nan=False), **definitions)
     wrong = {name for name, hint in hints.items() if _truth_for_number(values.get(name), hint)}
     problems += [f"{name} = {_shown(values[name])}: true and false are not numbers" for name in known if name in wrong]
+    for name, one in known.items():
+        if name in values and (problem := _not_among(one, values[name])) is not None:
+            problems.append(problem)
+            wrong.add(name)
     adapter = TypeAdapter(model)
     try:
         checked = adapter.validate_python({key: value for key, value in values.items() if key not in wrong})
@@ -93,6 +125,14 @@ def examine(config: type[T], values: Mapping[str, Any]) -> Examined[T]:
         checked = adapter.validate_python({key: value for key, value in values.items() if key not in wrong})
     built = config(**{name: getattr(checked, name) for name in known})
     return Examined(built, frozenset(wrong), tuple(problems))
+
+
+def _not_among(field: Field[Any], value: Any) -> str | None:
+    """What is wrong with a text that must be a name on a shelf."""
+    among = field.metadata["among"]
+    if among is None or not isinstance(value, str) or value in (field.default, *field.metadata["besides"]):
+        return None
+    return None if value in among else f"{field.name} = {_shown(value)}: {among.unknown(value)}"
 
 
 def _truth_for_number(value: Any, hint: Any) -> bool:
@@ -111,9 +151,9 @@ def _kinds(hint: Any) -> Iterator[Any]:
 
 def _bounds(field: Field[Any], hint: Any) -> dict[str, Any]:
     """Bounds of a field; a count without an upper one has that of the libraries below, which count in 32 bits."""
-    bounds = {name: bound for name, bound in field.metadata.items() if name != "help"}
+    bounds: Mapping[str, Any] = field.metadata["bounds"]
     count = hint in (int, int | None) and not bounds.keys() & {"le", "lt"}
-    return bounds | ({"lt": 2**31} if count else {})
+    return {**bounds, **({"lt": 2**31} if count else {})}
 
 
 def _shown(value: Any) -> str:

@@ -144,7 +144,7 @@ SAVINGS = Shelf("saving", "savings", {})
 # ---------------------------------------------------------------------------------------------------- composition
 
 COMPOSERS = Shelf(
-    "composer",
+    "mode",
     "composers",
     {
         "merged": "lorabank.compose.merged:Merged",
@@ -154,6 +154,12 @@ COMPOSERS = Shelf(
         "prototype": "lorabank.compose.routed:Routed",  # the name that it had first
     },
 )
+
+ROUTING = "prototype"
+"""The mode that messages propose where every text should go to a task of its own."""
+
+SUMMING = "manual"
+"""The mode that messages propose where several adapters should become one."""
 
 MERGERS = Shelf("merger", "mergers", {"weighted": "lorabank.compose.mergers.weighted:Weighted"})
 

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
+from lorabank.core.task_kinds import generating
 from lorabank.core.templates import DEFAULT_TEMPLATE, ChatPrompt, check_template, fill_labels, fill_text, slot_in
 from lorabank.data.bad_rows import UNCHANGED, LeftOut
 from lorabank.data.checks import Repetitions, find_repetitions, label_counts, warnings
@@ -141,7 +142,7 @@ def detect_form(config: TrainConfig, *, decides: bool = False) -> str:
 def load_task_data(
     config: TrainConfig,
     *,
-    task_type: str = "SEQ_CLS",
+    labelled: bool = True,
     render_chat: RenderChat | None = None,
     turn: Callable[[], ChatPrompt] | None = None,
 ) -> TaskData:
@@ -153,7 +154,7 @@ def load_task_data(
 
     Args:
         config: The fields that say which data, and what is made of them.
-        task_type: PEFT's name; ``"SEQ_CLS"`` takes labelled texts alone.
+        labelled: Whether the base's task type takes labelled texts alone: it is a classifier's.
         render_chat: Messages to the string that the model reads before it answers; None where the base model has no
             chat template.
         turn: Gives the base's chat template around a user's turn; None where it has none.
@@ -169,9 +170,9 @@ def load_task_data(
             label or a text that it must not have; names file, line and column.
     """
     sheet = _open(config.data, config)
-    form = _form_for(sheet, config, task_type)
-    scoring = _scoring(config, form, task_type)
-    _check_settings(config, form, task_type)
+    form = _form_for(sheet, config, labelled)
+    scoring = _scoring(config, form, labelled)
+    _check_settings(config, form, labelled)
     free = form != "classification" and scoring != "likelihood"
     render = Rendered(render_chat or _no_chat)
     rows = read_form(sheet, form, config, render, free=free)
@@ -201,7 +202,7 @@ def load_task_data(
     if evaluation is None:
         rows, evaluation, dropped = split_rows(rows, config.eval_fraction, config.seed)
     template = None
-    if form == "classification" and task_type != "SEQ_CLS":
+    if form == "classification" and not labelled:
         _check_slots(labels)
         template = fill_labels(config.prompt_template or DEFAULT_TEMPLATE, labels)
     elif asked and not render.rendered:
@@ -249,9 +250,9 @@ def _open_evaluation(config: TrainConfig, form: str) -> Sheet:
     return sheet
 
 
-def _form_for(sheet: Sheet, config: TrainConfig, task_type: str) -> str:
+def _form_for(sheet: Sheet, config: TrainConfig, labelled: bool) -> str:
     """The form that is read; a classifier takes labelled texts, and what they lack is said by their reader."""
-    if task_type != "SEQ_CLS":
+    if not labelled:
         return choose_form(sheet, config)
     if config.format == "auto":
         fitting = fitting_forms(sheet, config)
@@ -265,13 +266,13 @@ def _form_for(sheet: Sheet, config: TrainConfig, task_type: str) -> str:
         raise DataError(
             f"{sheet.source!r} has the form {form}, and a classifier learns labelled texts alone",
             unchanged=UNCHANGED,
-            hint="text to text is learnt in a bank of its own, made with --task-type CAUSAL_LM",
+            hint=f"text to text is learnt in a bank of its own, made with --task-type {generating().name}",
         )
     return form
 
 
-def _scoring(config: TrainConfig, form: str, task_type: str) -> str:
-    if task_type == "SEQ_CLS":
+def _scoring(config: TrainConfig, form: str, labelled: bool) -> str:
+    if labelled:
         return "classification"
     if config.scoring == "auto":
         return {"classification": "likelihood", "text": "perplexity"}.get(form, "generation")
@@ -284,15 +285,15 @@ def _scoring(config: TrainConfig, form: str, task_type: str) -> str:
     return config.scoring
 
 
-def _check_settings(config: TrainConfig, form: str, task_type: str) -> None:
+def _check_settings(config: TrainConfig, form: str, labelled: bool) -> None:
     """Refuse settings that would do nothing, and a template that cannot work."""
     given = {"prompt-template": config.prompt_template, "label-words": config.label_words}
-    if task_type == "SEQ_CLS":
+    if labelled:
         given["scoring"] = None if config.scoring == "auto" else config.scoring
     useless = next((name for name, value in given.items() if value is not None), None)
-    if useless and (task_type == "SEQ_CLS" or form != "classification"):
-        whom = "text to text, and the bank is a classifier's" if task_type == "SEQ_CLS" else "labelled texts"
-        found = "" if task_type == "SEQ_CLS" else f", and the rows have the form {form}"
+    if useless and (labelled or form != "classification"):
+        whom = "text to text, and the bank is a classifier's" if labelled else "labelled texts"
+        found = "" if labelled else f", and the rows have the form {form}"
         raise ConfigError(f"--{useless} is for {whom}{found}", unchanged=UNCHANGED, hint=f"leave out --{useless}")
     if config.prompt_template is not None:
         check_template(config.prompt_template)

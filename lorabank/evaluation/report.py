@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.escaping import safe
 from lorabank.core.records import AdapterRecord, CompositionRecord, TaskRecord
+from lorabank.core.task_kinds import task_kind
 from lorabank.evaluation.confusion import LabelScores
 from lorabank.evaluation.curve_plot import curve_svg
 from lorabank.evaluation.environments import mixed
@@ -173,7 +174,7 @@ def _task_rows(snapshot: Snapshot, first: Measured | None) -> list[dict[str, Any
 
 def _asked(task: TaskRecord, adapter: AdapterRecord) -> dict[str, Any] | None:
     """How a language model is asked and scored; None for a classifier, which has no such choice."""
-    if task.task_type == "SEQ_CLS":
+    if task_kind(task.task_type).labelled:
         return None
     scoring = adapter.config["scoring"]
     return {

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.records import BaseModelRecord
-from lorabank.core.shelves import TASK_TYPES
+from lorabank.core.task_kinds import task_kind
 from lorabank.exchange.peft_folder import (
     CONFIG_FILE,
     MAGNITUDE,
@@ -94,7 +94,7 @@ def _shell(record: BaseModelRecord, labels: int) -> nn.Module:
             hint="put back the model that the bank was made with",
             unchanged=_UNCHANGED,
         )
-    kind = TASK_TYPES.load(record.task_type)
+    kind = task_kind(record.task_type)
     config = load_config(resolved)
     if kind.has_head:
         config.num_labels = labels

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from lorabank.algebra.factors import LoraFactors, lora_scaling
 from lorabank.core.limits import MAX_RANK
+from lorabank.core.shelves import TASK_TYPES
+from lorabank.core.task_kinds import task_kind
 from lorabank.exchange.adapted_modules import Pattern, Targets, read_targets
 from lorabank.exchange.config_fields import check_plain, count, names, number, parse, refuse, refuse_field
 from lorabank.exchange.expressions import Unreadable
@@ -90,7 +92,8 @@ def read_foreign(
     number(fields, "lora_dropout", fields.get("lora_dropout", 0.0), low=0.0, high=1.0)  # training's, and long past
     rslora, dora = (_switch(fields, name) for name in ("use_rslora", "use_dora"))
     targets, saved = read_targets(fields), names(fields, "modules_to_save")
-    own = _OWN_HEADS if fields.get("task_type") == "SEQ_CLS" else ()
+    named = fields.get("task_type")
+    own = _OWN_HEADS if named in TASK_TYPES and task_kind(str(named)).has_head else ()
     tensors, taken = plain_keys(load_tensors(weights))
     magnitude = _magnitudes(tensors) if dora else {}
     A, B, head = _split(tensors if "r_sum" not in fields else join_new(tensors), (*own, *saved))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from lorabank.core.settings import nearest
-from lorabank.core.shelves import COMPOSERS, STRATEGIES
+from lorabank.core.shelves import STRATEGIES
 from lorabank.sequences.config import CompositionTable, SequenceSettings
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
@@ -57,35 +57,33 @@ def _order_problems(orders: Sequence[Sequence[str]], tasks: Collection[str]) -> 
 
 
 def _strategy_problems(strategies: Sequence[str], variants: Mapping[str, Any]) -> Iterator[str]:
-    known = list(STRATEGIES)
-    meant = {name: table.get("strategy", name) for name, table in variants.items() if isinstance(table, dict)}
+    own = [name for name, table in variants.items() if isinstance(table, dict)]
+    named = [name for name in own if "strategy" in variants[name]]
     for name in strategies:
         if not NAME.fullmatch(name):
             yield f"strategies: {name!r} cannot be a name: {_NAMES}"
-    for name in dict.fromkeys((*strategies, *meant)):
-        if isinstance(meant.get(name, name), str) and meant.get(name, name) not in known:
-            yield f"there is no strategy {meant.get(name, name)!r}.{nearest(name, [*known, *meant])}"
+    for name in dict.fromkeys((*strategies, *own)):
+        if name not in named and name not in STRATEGIES:
+            yield f"there is no strategy {name!r}.{nearest(name, [*STRATEGIES, *own])}"
 
 
 def composition_problems(
     tables: Sequence[CompositionTable], wrong: Sequence[Collection[str]], strategies: Sequence[str]
 ) -> Iterator[str]:
-    """Modes that do not exist, names that cannot be names or stand twice, strategies that are not run.
+    """Modes that are missing, names that cannot be names or stand twice, strategies that are not run.
 
     Args:
         tables: The compositions, with their defaults filled in.
         wrong: For each the fields whose value does not fit its type, which was said.
         strategies: Those that are run.
     """
-    known = list(COMPOSERS)
     names = [table.name for table in tables]
     for number, (table, said) in enumerate(zip(tables, wrong, strict=True), start=1):
         where = f"[[compositions]] {number}"
         if "mode" in said:
             continue
-        if table.mode not in known:
-            why = f"there is no mode {table.mode!r}.{nearest(table.mode, known)}" if table.mode else "names no mode"
-            yield f"{where}: {why}"
+        if not table.mode:
+            yield f"{where}: names no mode"
         elif not NAME.fullmatch(table.name or ""):
             yield f"{where}: name {table.name!r}: {_NAMES}"
         if names.count(table.name) > 1:

@@ -7,32 +7,30 @@ command; importing this module costs the standard library alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
-from lorabank.core.settings import setting_names, validate
-
-
-def _key(default: Any, help: str, **bounds: Any) -> Any:
-    return field(default=default, metadata={"help": help, **bounds})
+from lorabank.core.settings import setting, setting_names, validate
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceSettings(InitConfig):
     """The keys outside of all tables; the base model's are those of `InitConfig`."""
 
-    name: str = _key("", "Name of the experiment, and of its folder.")
-    orders: tuple[tuple[str, ...], ...] = _key((), "One list of tasks for each order; all of the same tasks.")
-    strategies: tuple[str, ...] = _key((), "Strategies, or names of tables [strategy.NAME].")
-    seeds: tuple[int, ...] = _key((0,), "Seeds; each order and strategy is learnt once for each.")
-    selection: str = _key("", "How the settings were chosen, in a sentence; on which rows.")
-    max_train_rows: int | None = _key(None, "Most training rows of a task: a seeded sample.", ge=1)
-    max_eval_rows: int | None = _key(None, "Most rows of a task to score on: a seeded sample.", ge=1)
-    dev_fraction: float = _key(0.0, "Part of the training rows that is set aside to choose settings on.", ge=0, lt=1)
-    sample_seed: int = _key(0, "Seed of the samples; the same rows for every seed of the training.", ge=0, lt=2**32)
+    name: str = setting("", "Name of the experiment, and of its folder.")
+    orders: tuple[tuple[str, ...], ...] = setting((), "One list of tasks for each order; all of the same tasks.")
+    strategies: tuple[str, ...] = setting((), "Strategies, or names of tables [strategy.NAME].")
+    seeds: tuple[int, ...] = setting((0,), "Seeds; each order and strategy is learnt once for each.")
+    selection: str = setting("", "How the settings were chosen, in a sentence; on which rows.")
+    max_train_rows: int | None = setting(None, "Most training rows of a task: a seeded sample.", ge=1)
+    max_eval_rows: int | None = setting(None, "Most rows of a task to score on: a seeded sample.", ge=1)
+    dev_fraction: float = setting(
+        0.0, "Part of the training rows that is set aside to choose settings on.", ge=0, lt=1
+    )
+    sample_seed: int = setting(0, "Seed of the samples; the same rows for every seed of the training.", ge=0, lt=2**32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +42,15 @@ class StrategyTable(TrainConfig):
 class TaskTable(TrainConfig):
     """``[tasks.NAME]``: a task's data, and what is other for it."""
 
-    dev_data: str | None = _key(None, "Rows that the settings were chosen on.")
-    leave_out_labels: tuple[str, ...] = _key((), "Rows with these labels are left out, and counted.")
+    dev_data: str | None = setting(None, "Rows that the settings were chosen on.")
+    leave_out_labels: tuple[str, ...] = setting((), "Rows with these labels are left out, and counted.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompositionTable(ComposeConfig):
     """``[[compositions]]``: one composition."""
 
-    on: tuple[str, ...] = _key((), "Strategies whose adapters are composed; default: all.")
+    on: tuple[str, ...] = setting((), "Strategies whose adapters are composed; default: all.")
 
 
 ROW_KEYS = (

@@ -11,15 +11,16 @@ from transformers import AutoConfig, PreTrainedModel
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError
-from lorabank.core.shelves import PENALTIES, TASK_TYPES
+from lorabank.core.shelves import PENALTIES
+from lorabank.core.task_kinds import task_kind
 from lorabank.models.bases.loading import find_head_modules, input_limit
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.quiet import quiet_transformers
 from lorabank.models.bases.resolving import locate_base
 from lorabank.models.bases.targets import find_targets
 from lorabank.models.tasks.heads import build_head
-from lorabank.models.tasks.task_types import TaskType
 from lorabank.training.penalties.base import Penalty
+from lorabank.training.penalties.norm import Norm
 from lorabank.training.strategies.base import Strategy
 
 
@@ -38,7 +39,7 @@ def resolve_penalties(config: TrainConfig, strategy: Strategy) -> list[tuple[str
             unchanged="nothing was changed",
         )
     if config.lambda_l2 > 0:
-        chosen.append(("norm", config.lambda_l2, PENALTIES.load("norm")()))
+        chosen.append((Norm.name, config.lambda_l2, Norm()))
     return chosen
 
 
@@ -64,11 +65,11 @@ class AdapterPlan:
 def plan_adapter(base: OpenBase, config: TrainConfig, labels: int) -> AdapterPlan:
     """Plan a task's adapter from the base's shapes and its tokenizer; no weight is loaded."""
     model = _shapes(base)
-    task_type: TaskType = TASK_TYPES.load(base.record.task_type)()
-    head_modules = find_head_modules(model, set(), base.record.name) if task_type.has_head else ()
+    kind = task_kind(base.record.task_type)
+    head_modules = find_head_modules(model, set(), base.record.name) if kind.has_head else ()
     targets = find_targets(model, config.target_modules, head_modules, config.first_layer)
     adapter = sum(config.r * (site.d_out + site.d_in) for site in targets.sites)
-    head = build_head(model, head_modules, labels, config.seed).state() if task_type.has_head else {}
+    head = build_head(model, head_modules, labels, config.seed).state() if kind.has_head else {}
     return AdapterPlan(
         target_modules=targets.modules,
         left_out=targets.notice,
@@ -79,7 +80,7 @@ def plan_adapter(base: OpenBase, config: TrainConfig, labels: int) -> AdapterPla
 
 
 def _shapes(base: OpenBase) -> PreTrainedModel:
-    auto = getattr(transformers, TASK_TYPES.load(base.record.task_type).auto_class)
+    auto = getattr(transformers, task_kind(base.record.task_type).auto_class)
     with quiet_transformers(), torch.device("meta"):
         config = AutoConfig.from_pretrained(locate_base(base.record).path, local_files_only=True)
         model: PreTrainedModel = auto.from_config(config)

@@ -150,7 +150,7 @@ def _share(model: nn.Module, earlier: AdapterStack) -> float:
 def _set_up(job: TrainJob, base: LoadedBase) -> tuple[MixedTask, Head | None]:
     """The rows' common task, and the new head, which is on the model now; None for a language model."""
     task_type: TaskType = TASK_TYPES.load(job.base.record.task_type)()
-    if not task_type.has_head:
+    if not task_type.kind.has_head:
         return MixedTask(task_type, None), None
     own = build_head(base.model, base.head_modules, len(job.labels), job.config.seed)
     if job.replayed:

@@ -21,6 +21,7 @@ from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecor
 from lorabank.core.shelves import COMPOSERS
 from lorabank.core.sizes import parse_bytes
 from lorabank.core.states import needed, own_state
+from lorabank.core.task_kinds import task_kind
 from lorabank.core.templates import ChatPrompt
 from lorabank.data.formats.parquet import from_parquet
 from lorabank.data.forms.base import CHATS
@@ -130,7 +131,7 @@ def form_of(task: TaskRecord, adapter: AdapterRecord) -> AnswerForm:
     return AnswerForm(
         labels=task.labels,
         max_length=int(config.get("max_length", 256)),
-        scoring="classification" if task.task_type == "SEQ_CLS" else config["scoring"],
+        scoring="classification" if task_kind(task.task_type).labelled else config["scoring"],
         template=template,
         max_new_tokens=int(config.get("max_new_tokens", 50)),
     )
@@ -217,7 +218,7 @@ def load_runtime(
         size, reuse = settings.batch_size, settings.reuse_prefix
         return Runtime(loaded, stack, answerer, batch_size=size, reuse_prefix=reuse, notice=notice)
 
-    if snapshot.base.task_type != "SEQ_CLS":
+    if not task_kind(snapshot.base.task_type).has_head:
         answerer: Answerer = TextAnswerer(loaded, snapshot.base.task_type, forms, settings.batch_size)
         return runtime(answerer)
     heads: list[Head] = []

@@ -11,6 +11,8 @@ from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
+from lorabank.core.shelves import TASK_TYPES
+from lorabank.core.task_kinds import generating
 from lorabank.data.loading import detect_form
 from lorabank.models.bases.loading import describe_base
 from lorabank.models.bases.open_base import OpenBase
@@ -29,7 +31,7 @@ def described(
     """The base model that the settings name; without one the default of the task type, or of the data's form."""
     task_type = config.task_type
     if config.base is None and config.gguf_file is None and task_type == "auto":
-        task_type = "SEQ_CLS" if form == "classification" else "CAUSAL_LM"
+        task_type = next(iter(TASK_TYPES)) if form == "classification" else generating().name
     resolved = resolve_base(
         config.base or (None if config.gguf_file else default_base(task_type)),
         config.revision,

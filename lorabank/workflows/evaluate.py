@@ -16,6 +16,7 @@ from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import DatasetRecord, EvaluationRecord, TaskRecord
+from lorabank.core.shelves import ROUTERS
 from lorabank.core.states import State
 from lorabank.data.formats.parquet import from_parquet
 from lorabank.data.rows import Rows
@@ -63,7 +64,7 @@ def _check_question(config: EvalConfig) -> None:
         return
     beside = [name for name in ("all", "forgetting_matrix", "forward_transfer") if getattr(config, name)]
     beside += ["composition"] if config.compositions else []
-    beside += ["head_from"] if config.head_from in ("kmeans", "gaussian") else []
+    beside += ["head_from"] if config.head_from in ROUTERS else []
     if beside:
         raise ConfigError(
             f"--task scores one task as trained, and --{beside[0].replace('_', '-')} scores something else",

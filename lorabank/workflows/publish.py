@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.failures import reported
 from lorabank.core.errors import LorabankError, NotFoundError
 from lorabank.core.records import EvaluationRecord
+from lorabank.core.shelves import ROUTERS
 from lorabank.evaluation import thresholds as gating
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.workflows.results import MatrixReport
@@ -23,8 +24,6 @@ from lorabank.workflows.results import MatrixReport
 if TYPE_CHECKING:
     from lorabank.bank.snapshot import Snapshot
     from lorabank.evaluation.run import Filled, Subject
-
-_HEADS: tuple[Literal["auto", "kmeans", "gaussian"], ...] = ("auto", "kmeans", "gaussian")
 
 
 def check_gates(reports: Sequence[MatrixReport], gates: Sequence[str]) -> tuple[gating.GateResult, ...]:
@@ -105,7 +104,7 @@ def stored_reports(bank: Bank, snapshot: Snapshot) -> list[MatrixReport]:
     oracle = oracle_of(bank, snapshot, _no_model)
     reports = []
     for name in (AsTrained.name, *(composition.name for composition in snapshot.compositions)):
-        for head in _HEADS:
+        for head in ("auto", *ROUTERS):
             subject = make_subject(bank, snapshot, name, _no_model, head)
             found = _best_report(snapshot, subject, oracle, settings, stored, head)
             if found:

@@ -26,13 +26,11 @@ from lorabank.models.gates.attention import Selector
 from lorabank.models.mixing.runtime import Plan, Runtime
 from lorabank.workflows.assemble import form_of, load_composer, read_members
 
-HeadSource = Literal["task", "kmeans", "gaussian"]
-
 
 class HeadRouter:
     """Says which known task's head answers each text, for states that do not route themselves."""
 
-    def __init__(self, kind: HeadSource, members: Sequence[Member], runtime: Callable[[], Runtime]) -> None:
+    def __init__(self, kind: str, members: Sequence[Member], runtime: Callable[[], Runtime]) -> None:
         self._kind = kind
         self._method: RouterMethod = ROUTERS.load(kind)()
         self._members = members
@@ -197,9 +195,7 @@ def all_members(bank: Bank, snapshot: Snapshot) -> list[Member]:
     return read_members(bank, snapshot, snapshot.tasks, samples=False)
 
 
-def make_subject(
-    bank: Bank, snapshot: Snapshot, name: str, runtime: Callable[[], Runtime], head_from: HeadSource | Literal["auto"]
-) -> Subject:
+def make_subject(bank: Bank, snapshot: Snapshot, name: str, runtime: Callable[[], Runtime], head_from: str) -> Subject:
     """The subject of a name: ``"as-trained"`` or a composition."""
     every = all_members(bank, snapshot)
     if name == AsTrained.name:
@@ -223,4 +219,4 @@ def oracle_of(bank: Bank, snapshot: Snapshot, runtime: Callable[[], Runtime]) ->
 
 
 def _router(head_from: str, members: Sequence[Member], runtime: Callable[[], Runtime]) -> HeadRouter | None:
-    return HeadRouter(head_from, members, runtime) if head_from in ("kmeans", "gaussian") else None  # type: ignore[arg-type]
+    return HeadRouter(head_from, members, runtime) if head_from in ROUTERS else None

@@ -15,6 +15,7 @@ from lorabank.core.errors import ConfigError, DataError, IncompatibleError
 from lorabank.core.records import DatasetRecord
 from lorabank.core.settings import validate
 from lorabank.core.shelves import TASK_TYPES
+from lorabank.core.task_kinds import task_kind
 from lorabank.core.templates import ChatPrompt, check_template, parted
 from lorabank.data.formats.cells import BadCell
 from lorabank.data.formats.parquet import to_parquet
@@ -56,13 +57,13 @@ def load_data(config: TrainConfig, base: OpenBase) -> TaskData:
         raise ConfigError("there is no data to train on", hint="add --data FILE", unchanged="nothing was changed")
     chat = ChatTemplate(base)
     turn = chat.turn if base.record.chat_template_hash else None
-    data = load_task_data(config, task_type=base.record.task_type, render_chat=chat, turn=turn)
+    kind = task_kind(base.record.task_type)
+    data = load_task_data(config, labelled=kind.labelled, render_chat=chat, turn=turn)
     if isinstance(data.prompt_template, ChatPrompt):
         chat.check_turns(data.train)
         chat.check_turns(data.eval)
-    task_type: TaskType = TASK_TYPES.load(base.record.task_type)()
-    if data.labels and not task_type.has_head:  # labels that this model cannot tell apart are refused before anything
-        encode_labels(base.tokenizer, data.labels, glued=task_type.glued and parted(data.prompt_template))
+    if data.labels and not kind.has_head:  # labels that this model cannot tell apart are refused before anything
+        encode_labels(base.tokenizer, data.labels, glued=kind.glued and parted(data.prompt_template))
     return data
 
 

@@ -95,7 +95,9 @@ def import_adapter(
         ]
     )
     head = f"imported task {safe(task)} ({numbered(result.task)}) into {safe(run.bank)}"
-    follow = run.output.next(Command("compose", "--mode", "prototype"))
+    from lorabank.core.shelves import ROUTING
+
+    follow = run.output.next(Command("compose", "--mode", ROUTING))
     told = "\n".join([head, facts, follow, *again(run, result)])
     texts = result.score.get("texts")
     run.output.data(result, f"{told}\n\n{samples(texts)}" if texts else told)

@@ -169,8 +169,10 @@ def _tasks_text(tasks: list[dict[str, Any]], left: int, whole: bool) -> list[str
 def _compositions_text(
     run: Run, made: Sequence[Any], listed: list[dict[str, Any]], left: int, whole: bool
 ) -> list[str]:
+    from lorabank.core.shelves import ROUTING
+
     if not made:
-        return ["no compositions yet", run.output.next(Command("compose", "--mode", "prototype"))]
+        return ["no compositions yet", run.output.next(Command("compose", "--mode", ROUTING))]
     show = _joined(whole)
     rows = [
         [

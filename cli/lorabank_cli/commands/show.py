@@ -26,7 +26,7 @@ def show(run: Run, name: str) -> None:
     document = api.show(run.bank, name)
     chosen = ("--composition", name) if "composition" in document else ("--task", name)
     task = document.get("task", {})
-    free = task.get("task_type", "SEQ_CLS") != "SEQ_CLS" and not task.get("labels")
+    free = bool(task) and not task["labels"]
     ready = [Command("generate", *chosen, "TEXT") if free else Command("predict", *chosen, "TEXT")]
     if chosen[0] == "--task":
         ready.append(Command("export", name, "FOLDER"))
@@ -54,7 +54,9 @@ def _room(left: Mapping[str, float]) -> list[tuple[str, object]]:
 def _asked(document: Mapping[str, Any]) -> list[tuple[str, object]]:
     """What decides the answers of a language model's task, in one place; empty for a classifier's."""
     task = document.get("task", {})
-    if task.get("task_type", "SEQ_CLS") == "SEQ_CLS":
+    from lorabank.core.task_kinds import task_kind
+
+    if not task or task_kind(task["task_type"]).labelled:
         return []
     from lorabank.data.forms.base import CHATS
     from lorabank.evaluation.text_samples import metric_of

@@ -24,7 +24,6 @@ from lorabank.bank.catalog.checks import (
     POSITION,
     RESERVED,
     SETTINGS,
-    TASK_TYPE,
     Check,
     are_tags,
     each,
@@ -33,6 +32,7 @@ from lorabank.bank.catalog.checks import (
     is_moment,
     is_note,
     is_number,
+    is_task_type,
     is_text,
     label_detail,
     mapping,
@@ -151,14 +151,14 @@ TABLES: dict[str, Described] = {
     "base_model": Described("name", {
         "id": _ID, "name": _text(), "source": _text(), "revision": _text(empty=True), "config_hash": _text(),
         "fingerprint": _text(DIGEST), "tokenizer_hash": _text(), "chat_template_hash": _text(empty=True),
-        "dtype": _text(), "quantisation": _text(empty=True), "task_type": _text(TASK_TYPE),
+        "dtype": _text(), "quantisation": _text(empty=True), "task_type": _text(is_task_type),
         "hidden_size": _integer(within(1, MOST)), "parameters": _integer(COUNT), "created_at": _text(),
     }, {"one_row": "id = 1"}),
     "blobs": Described("digest", {
         "digest": _text(DIGEST, key=True), "bytes": _integer(COUNT), "created_at": _text(None),
     }),
     "tasks": Described("name", {
-        "position": _integer(POSITION, key=True), "name": _text(), "task_type": _text(TASK_TYPE),
+        "position": _integer(POSITION, key=True), "name": _text(), "task_type": _text(is_task_type),
         "labels": _json(texts(MAX_LABELS), read=tuple), "statistics": _blob(empty=True),
         "prompt_template": _text(empty=True), "created_at": _text(), "note": _NOTE, "tags": _TAGS,
         "first_name": _text(empty=True, later=True), "replaces": _integer(POSITION, empty=True, later=True),

@@ -15,6 +15,8 @@ from lorabank.bank.catalog.columns import TABLES, sound
 from lorabank.bank.objects.canonical import canonical
 from lorabank.core.errors import DataError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, OperationRecord
+from lorabank.core.shelves import TASK_TYPES
+from lorabank.core.task_kinds import task_kind
 
 Row = Mapping[str, Any]
 
@@ -81,7 +83,7 @@ def adapter_record(
 ) -> AdapterRecord:
     """An adapter from its row joined with the name and type of its task (columns ``task_name``, ``task_type``)."""
     values = sound("adapters", row)
-    if row["task_type"] != "SEQ_CLS":
+    if row["task_type"] in TASK_TYPES and not task_kind(row["task_type"]).labelled:
         answers_in_text(values["task_name"], values["config"])
     return AdapterRecord(
         task=values.pop("task_name"), context=tuple(context), files=dict(files), objects=dict(objects), **values

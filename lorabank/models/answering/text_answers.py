@@ -111,7 +111,7 @@ class TextAnswerer:
         ).rows
 
     def _prompts(self, form: AnswerForm, texts: Sequence[str], room: int) -> tuple[list[int], ...]:
-        return encode_prompts(self.base.tokenizer, texts, form.template, room, end=not self._type.glued).ids
+        return encode_prompts(self.base.tokenizer, texts, form.template, room, end=not self._type.kind.glued).ids
 
     def _label_scores(self, form: AnswerForm, texts: Sequence[str], enter: Enter, shared: bool) -> NDArray[np.float64]:
         labels = encode_labels(self.base.tokenizer, form.labels, glued=self._glued(form))
@@ -143,7 +143,7 @@ class TextAnswerer:
 
     def _glued(self, form: AnswerForm) -> bool:
         """Whether an answer follows its prompt after a blank."""
-        return self._type.glued and parted(form.template)
+        return self._type.kind.glued and parted(form.template)
 
 
 def check_answer_length(max_new_tokens: int, limit: int | None) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabank.core.errors import DataError, IncompatibleError
+from lorabank.core.shelves import TASK_TYPES
+from lorabank.core.task_kinds import task_kind
 from lorabank.models.bases.fingerprint import read_json
 from lorabank.models.bases.quiet import first_line, quiet_transformers
 from lorabank.models.bases.resolving import ResolvedBase
@@ -20,8 +22,8 @@ _CLASSIFIERS = ("Classification", "QuestionAnswering", "MultipleChoice")
 def infer_task_type(resolved: ResolvedBase) -> str:
     """PEFT's name of the task type that a base model was made for.
 
-    ``"CAUSAL_LM"`` for a causal language model, ``"SEQ_2_SEQ_LM"`` for an encoder-decoder; ``"SEQ_CLS"`` for
-    everything else: classifiers, encoders, and bodies without a language model's head.
+    That of language models for a causal one, that of encoder-decoders for one of them; the first task type on the
+    shelf, classification, for everything else: classifiers, encoders, and bodies without a language model's head.
 
     Raises:
         DataError: config.json is missing or broken.
@@ -35,29 +37,28 @@ def made_for(config: PreTrainedConfig) -> str:
     """As `infer_task_type`, of a config that is loaded."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    able = able_to(config)
     classes = config.architectures or []
-    if any(name.endswith(_CLASSIFIERS) for name in classes):
-        return "SEQ_CLS"
-    if "SEQ_2_SEQ_LM" in able:
-        return "SEQ_2_SEQ_LM"
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     named = any(name == causal or name.endswith("ForCausalLM") for name in classes)
-    return "CAUSAL_LM" if named and "CAUSAL_LM" in able else "SEQ_CLS"
+    if not any(name.endswith(_CLASSIFIERS) for name in classes):
+        for kind in map(task_kind, able_to(config)):
+            if kind.generates and (named or not kind.glued):
+                return kind.name
+    return next(iter(TASK_TYPES))
 
 
 def able_to(config: PreTrainedConfig) -> tuple[str, ...]:
     """The task types that transformers has a class for; an encoder is no causal language model."""
     from transformers.models.auto import modeling_auto as auto
 
-    kind, both = type(config), bool(config.is_encoder_decoder)
-    bidirectional = kind in auto.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    able = {
-        "SEQ_CLS": kind in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-        "CAUSAL_LM": kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING and not both and not bidirectional,
-        "SEQ_2_SEQ_LM": kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING and both,
-    }
-    return tuple(name for name, can in able.items() if can)
+    both = bool(config.is_encoder_decoder)
+    masked = type(config) in auto.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    able = []
+    for kind in map(task_kind, TASK_TYPES):
+        answers = both != kind.glued and not (kind.glued and masked)
+        if type(config) in getattr(auto, kind.auto_class)._model_mapping and (answers or not kind.generates):
+            able.append(kind.name)
+    return tuple(able)
 
 
 def check_able(config: PreTrainedConfig, task_type: str, name: str) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, MissingExtraError
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.shelves import TASK_TYPES
+from lorabank.core.task_kinds import task_kind
 from lorabank.models.bases.architecture import check_able, load_config, made_for, read_config
 from lorabank.models.bases.body import body_of
 from lorabank.models.bases.fingerprint import chat_template_hash, config_hash, tokenizer_hash
@@ -28,13 +29,6 @@ _NO_LIMIT = 1_000_000_000
 
 _PUT_BACK = "put back the model that the bank was made with, or make a bank for this one"
 _NEW_BANK = (Command("-b", "NEW", "init", "--base", "FOLDER"),)
-
-
-class KindOfModel(Protocol):
-    """What loading asks of a task type."""
-
-    auto_class: str
-    has_head: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +114,8 @@ def load_base(
     import torch
     import transformers
 
-    task_type: KindOfModel = TASK_TYPES.load(record.task_type)
-    head = {"num_labels": num_labels, "problem_type": "single_label_classification"} if task_type.has_head else {}
+    kind = task_kind(record.task_type)
+    head = {"num_labels": num_labels, "problem_type": "single_label_classification"} if kind.has_head else {}
     resolved = locate_base(record)
     _check_same(record, describe_base(resolved, record.task_type))
     device = resolve_device(device) if isinstance(device, str) else device
@@ -129,7 +123,7 @@ def load_base(
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            model, report = getattr(transformers, task_type.auto_class).from_pretrained(
+            model, report = getattr(transformers, kind.auto_class).from_pretrained(
                 resolved.path,
                 **head,
                 dtype=dtype,
@@ -144,8 +138,8 @@ def load_base(
     tokenizer = tokenizer or load_tokenizer(resolved)
     _share_padding(model, tokenizer, record.name)
     fresh = {key if isinstance(key, str) else key[0] for key in (*report["missing_keys"], *report["mismatched_keys"])}
-    head_modules = find_head_modules(model, fresh, record.name) if task_type.has_head else ()
-    if fresh and not task_type.has_head:
+    head_modules = find_head_modules(model, fresh, record.name) if kind.has_head else ()
+    if fresh and not kind.has_head:
         raise IncompatibleError(f"base model {record.name!r} has no weights of the right shape for {min(fresh)}")
     model.requires_grad_(False).eval().to(device)
     return LoadedBase(model, tokenizer, head_modules, input_limit(model, tokenizer))

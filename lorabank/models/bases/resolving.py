@@ -16,6 +16,8 @@ from lorabank.core.config import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 from lorabank.core.errors import ConfigError, DataError, LorabankError, MissingExtraError, NotFoundError
 from lorabank.core.machine.packages import install
 from lorabank.core.records import BaseModelRecord
+from lorabank.core.shelves import TASK_TYPES
+from lorabank.core.task_kinds import task_kind
 from lorabank.models.bases.gguf import converted_checkpoint, find_converted, require_gguf
 from lorabank.models.bases.hub import Notice, cached_file, cached_model, download_file, download_model
 
@@ -63,10 +65,9 @@ def default_base(task_type: str) -> str:
     Raises:
         ConfigError: The task type has no default.
     """
-    if task_type in ("auto", "SEQ_CLS"):
-        return DEFAULT_BASE
-    if task_type == "CAUSAL_LM":
-        return DEFAULT_LANGUAGE_MODEL
+    kind = task_kind(next(iter(TASK_TYPES)) if task_type == "auto" else task_type)
+    if kind.default_base is not None:
+        return kind.default_base
     raise ConfigError(
         f"there is no default base model for {task_type}",
         hint="--base google/flan-t5-small, or another encoder-decoder",

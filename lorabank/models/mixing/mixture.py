@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.core.commands import Command
+from lorabank.core.shelves import SUMMING
 from lorabank.models.bases.finite import check_tensors
 from lorabank.models.bases.passed_by import check_called
 from lorabank.models.bases.sites import Site, WrappedLinear, bias_of, matrix_of, site_of
@@ -202,7 +203,7 @@ class Mixture:
         mixed = {n: layer for n, layer in self._layers.items() if not isinstance(layer.form, Merged | None)}
         changing = {n: layer for n, layer in mixed.items() if layer.called or _changes(layer.factors)}
         hint = "use a composition that has one state for all texts"
-        check_called(changing, hint=hint, commands=[Command("compose", "--mode", "manual")])
+        check_called(changing, hint=hint, commands=[Command("compose", "--mode", SUMMING)])
 
     @contextmanager
     def bare(self) -> Iterator[None]:

@@ -39,7 +39,7 @@ def try_base(base: LoadedBase, task_type: TaskType, examples: Examples, name: st
     model, device = base.model, base.model.device
     order = sorted(range(len(examples.rows)), key=examples.lengths.__getitem__)
     rows = [examples.rows[i] for i in dict.fromkeys((order[0], order[-1]))]
-    if task_type.has_head:  # the shortest text that it may be asked for
+    if task_type.kind.has_head:  # the shortest text that it may be asked for
         rows.insert(0, {**rows[0], "ids": encode_texts(base.tokenizer, ["a"], base.max_length or 8).ids[0]})
     modes = {"reads": False, "learns from": True} if training else {"reads": False}
     was = model.training
@@ -61,7 +61,7 @@ def try_base(base: LoadedBase, task_type: TaskType, examples: Examples, name: st
 
 def _pass(base: LoadedBase, task_type: TaskType, rows: Sequence[Mapping[str, Any]]) -> None:
     inputs = {key: value.to(base.model.device) for key, value in task_type.collate(base.tokenizer, rows).items()}
-    if task_type.has_head:
+    if task_type.kind.has_head:
         del inputs["labels"]
         answer = base.model(**inputs).logits.float().logsumexp(-1)  # -inf stands for labels that the head has not
     else:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorabank.core.task_kinds import CAUSAL_LM, TaskKind
 from lorabank.models.tasks.batches import pad_left, takes_positions
 from lorabank.models.tasks.padding import mean_over_passes, padding_of
 from lorabank.models.tasks.prompting import encode_pairs
@@ -22,10 +23,7 @@ IGNORED = -100
 class CausalLM:
     """PEFT's ``CAUSAL_LM``."""
 
-    name: ClassVar[str] = "CAUSAL_LM"
-    auto_class: ClassVar[str] = "AutoModelForCausalLM"
-    has_head: ClassVar[bool] = False
-    glued: ClassVar[bool] = True
+    kind: ClassVar[TaskKind] = CAUSAL_LM
 
     def encode(
         self,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorabank.core.task_kinds import CLASSIFICATION, TaskKind
 from lorabank.models.tasks.encoding import encode_texts, pad_batch
 from lorabank.models.tasks.padding import mean_over_passes
 from lorabank.models.tasks.task_types import Examples
@@ -17,10 +18,7 @@ from lorabank.models.tasks.task_types import Examples
 class Classification:
     """PEFT's ``SEQ_CLS``."""
 
-    name: ClassVar[str] = "SEQ_CLS"
-    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
-    has_head: ClassVar[bool] = True
-    glued: ClassVar[bool] = False
+    kind: ClassVar[TaskKind] = CLASSIFICATION
 
     def encode(
         self,

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from lorabank.core.task_kinds import SEQ_2_SEQ_LM, TaskKind
 from lorabank.models.tasks.causal_lm import inner, mean_cross_entropy
 from lorabank.models.tasks.decoder_inputs import decoder_inputs, pad_targets
 from lorabank.models.tasks.encoding import pad_batch
@@ -18,10 +19,7 @@ from lorabank.models.tasks.task_types import Examples
 class Seq2SeqLM:
     """PEFT's ``SEQ_2_SEQ_LM``."""
 
-    name: ClassVar[str] = "SEQ_2_SEQ_LM"
-    auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
-    has_head: ClassVar[bool] = False
-    glued: ClassVar[bool] = False
+    kind: ClassVar[TaskKind] = SEQ_2_SEQ_LM
 
     def encode(
         self,

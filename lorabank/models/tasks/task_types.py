@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from lorabank.core.task_kinds import TaskKind
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -32,17 +34,10 @@ class TaskType(Protocol):
     """One of PEFT's task types.
 
     Attributes:
-        name: PEFT's name.
-        auto_class: The transformers class that loads its models.
-        has_head: Whether each task has a classification head of its own.
-        glued: Whether prompt and answer are one sequence. Then the answer to a filled template begins with a blank;
-            otherwise the prompt ends as the tokenizer ends a text.
+        kind: What storage, reports and messages ask of it.
     """
 
-    name: ClassVar[str]
-    auto_class: ClassVar[str]
-    has_head: ClassVar[bool]
-    glued: ClassVar[bool]
+    kind: ClassVar[TaskKind]
 
     def encode(
         self,

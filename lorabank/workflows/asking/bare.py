@@ -11,6 +11,7 @@ from lorabank.core.commands import Command
 from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, at_work
 from lorabank.core.observer import Observer
+from lorabank.core.task_kinds import task_kind
 from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.text_answers import TextAnswerer
 from lorabank.models.bases.finite import explained
@@ -39,7 +40,7 @@ def bare_answerer(
     base = opened.record
     if not isinstance(config, GenerateConfig):
         asked = Command("predict", "--task", "NAME", "TEXT")
-        if base.task_type != "SEQ_CLS":
+        if task_kind(base.task_type).generates:
             asked = Command("generate", "--task", "none", "TEXT")
         raise ConfigError(
             "the bare base has no labels, which a task alone brings, so it predicts none",

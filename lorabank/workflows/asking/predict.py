@@ -18,8 +18,9 @@ from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError, at_work
 from lorabank.core.observer import Observer
-from lorabank.core.shelves import COMPOSERS
+from lorabank.core.shelves import COMPOSERS, ROUTING
 from lorabank.core.states import State, answering_in
+from lorabank.core.task_kinds import generating, task_kind
 from lorabank.data.formats.cells import BadCell, check_characters
 from lorabank.data.formats.text_file import Reading
 from lorabank.data.loading import read_rows
@@ -112,11 +113,11 @@ def _answer(
 
 def _check_base(snapshot: Snapshot, config: PredictConfig | GenerateConfig) -> None:
     base = snapshot.base
-    if isinstance(config, GenerateConfig) and base.task_type == "SEQ_CLS":
+    if isinstance(config, GenerateConfig) and not task_kind(base.task_type).generates:
         raise IncompatibleError(
             f"the bank's base {base.name!r} is a classifier, which generates nothing",
             hint="predict labels texts; a language model generates, in a bank of its own",
-            commands=[Command("predict", "TEXT"), Command("-b", "NEW", "init", "--task-type", "CAUSAL_LM")],
+            commands=[Command("predict", "TEXT"), Command("-b", "NEW", "init", "--task-type", generating().name)],
         )
 
 
@@ -306,7 +307,7 @@ def _default(snapshot: Snapshot) -> str:
         raise ConfigError(
             "no task is named, and no composition finds one for a text",
             hint=f"name one, as --task {snapshot.tasks[-1].name}, or make a composition that routes texts",
-            commands=[Command("compose", "--mode", "prototype")],
+            commands=[Command("compose", "--mode", ROUTING)],
             unchanged="nothing was changed",
         )
     return chosen[0].name

@@ -17,7 +17,9 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRecord, TaskRecord
+from lorabank.core.shelves import SUMMING
 from lorabank.core.states import SELECTOR, State, answering_in, own_state
+from lorabank.core.task_kinds import task_kind
 from lorabank.exchange.peft_check import plain_files
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE, combined_files, read_adapter, with_fields
 from lorabank.exchange.safe_folders import check_target, write_folder
@@ -115,7 +117,7 @@ def _beside(
     )
     files = tokenizer_files(locate_base(base).path) if tokenizer else {}
     if task is None:
-        facts = replace(facts, headless=base.task_type == "SEQ_CLS")
+        facts = replace(facts, headless=task_kind(base.task_type).has_head)
     else:
         adapter = snapshot.adapter_of(task.name)
         facts = replace(
@@ -161,7 +163,7 @@ def _accepted(name: str, server: str, files: Mapping[str, bytes]) -> str:
             refused,
             hint="export a composition of it, which has neither head nor patterns; its --max-rank caps the rank",
             commands=[
-                Command("compose", "--mode", "manual", "--tasks", name, "--name", f"{name}-served"),
+                Command("compose", "--mode", SUMMING, "--tasks", name, "--name", f"{name}-served"),
                 Command("export", f"{name}-served", "FOLDER"),
             ],
             unchanged=_UNCHANGED,
@@ -227,7 +229,7 @@ def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecor
             f"composition {record.name!r} has the weight 0 for every member: that is the bare base model",
             unchanged=_UNCHANGED,
         )
-    headless = snapshot.base.task_type == "SEQ_CLS"  # PEFT would look for a head that the files do not hold
+    headless = task_kind(snapshot.base.task_type).has_head  # PEFT would look for a head that the files do not hold
     task_type = None if headless else snapshot.base.task_type
     files = combined_files(
         factors,
@@ -250,7 +252,7 @@ def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecor
 
 def _form(task: TaskRecord, adapter: AdapterRecord) -> str:
     """What the user of a task's folder must know beside it: the outputs of its head, or how it is asked."""
-    if task.task_type == "SEQ_CLS":
+    if task_kind(task.task_type).has_head:
         return f"head of {len(task.labels)} labels in this order: {listed(task.labels)}"
     template = task.prompt_template
     if in_chat_template(adapter):
@@ -273,7 +275,7 @@ def _no_single_adapter(record: CompositionRecord, *, routed: bool) -> ConfigErro
     else:
         why = "its weights depend on the input, or its delta weights have full rank"
         hint = "fixed weights can be exported"
-        commands = [Command("compose", "--mode", "manual", "--tasks", ",".join(record.members))]
+        commands = [Command("compose", "--mode", SUMMING, "--tasks", ",".join(record.members))]
     return ConfigError(
         f"composition {record.name!r} ({record.mode}) is not a single adapter: {why}",
         hint=hint,

@@ -10,18 +10,13 @@ from dataclasses import dataclass, field
 from lorabank import __version__
 from lorabank.core.escaping import safe
 from lorabank.core.records import BaseModelRecord
+from lorabank.core.task_kinds import task_kind
 from lorabank.workflows.results import MatrixReport
 from lorabank.workflows.show import listed
 
 CARD_FILE = "README.md"
 LABELS_FILE = "labels.json"
 
-_CLASSES = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-}
-_PIPELINES = {"SEQ_CLS": "text-classification", "CAUSAL_LM": "text-generation"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|&~#$])")
 
@@ -71,7 +66,10 @@ def card(facts: Facts) -> bytes:
         ("base model", facts.loads_as if base.revision is None else f"{facts.loads_as} at {base.revision}"),
         ("its weights", f"SHA-256 {base.fingerprint} over names and values, as lorabank computes it"),
         ("task type", base.task_type),
-        ("labels, in the order of the outputs" if base.task_type == "SEQ_CLS" else "answers", listed(facts.labels)),
+        (
+            "labels, in the order of the outputs" if task_kind(base.task_type).has_head else "answers",
+            listed(facts.labels),
+        ),
         ("prompt", _prompt(facts)),
         ("trained by", facts.strategy),
         *((f"score on {task}", score) for task, score in facts.scores.items()),
@@ -112,8 +110,8 @@ def _front_matter(base: BaseModelRecord) -> str:
     known = base.source != "local" and _HUB_ID.fullmatch(name) is not None
     lines = [f"base_model: {json.dumps(name)}"] if known else []
     lines.append("library_name: peft")
-    if base.task_type in _PIPELINES:
-        lines.append(f"pipeline_tag: {_PIPELINES[base.task_type]}")
+    if (pipeline := task_kind(base.task_type).pipeline) is not None:
+        lines.append(f"pipeline_tag: {pipeline}")
     lines += ["tags:", "- lora", "- lorabank"]
     if known:
         lines.append(f"- {json.dumps(f'base_model:adapter:{name}')}")
@@ -130,9 +128,9 @@ def _prompt(facts: Facts) -> str | None:
 
 def _snippet(facts: Facts) -> str:
     """Python that needs PEFT and transformers alone; what came from outside stands in it as literals."""
-    classifies = facts.base.task_type == "SEQ_CLS"
+    task_type = task_kind(facts.base.task_type)
+    classifies, kind = task_type.has_head, task_type.auto_class
     heads = classifies and not facts.headless
-    kind = _CLASSES[facts.base.task_type]
     revision = f", revision={facts.base.revision!r}" if facts.base.source == "hub" and facts.base.revision else ""
     named = ", id2label=dict(enumerate(labels))" if heads else ""
     lines = [
@@ -169,7 +167,7 @@ def _answer(facts: Facts) -> list[str]:
     else:
         prompt = [f'prompt = {facts.template!r}.replace("{{text}}", "a text")']
     bare = ", add_special_tokens=False" if facts.chat else ""
-    answer = "output[0]" if facts.base.task_type == "SEQ_2_SEQ_LM" else 'output[0, inputs["input_ids"].shape[1] :]'
+    answer = 'output[0, inputs["input_ids"].shape[1] :]' if task_kind(facts.base.task_type).glued else "output[0]"
     return [
         *prompt,
         f'inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False{bare})',

@@ -22,6 +22,7 @@ from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord,
 from lorabank.core.settings import validate
 from lorabank.core.shelves import STRATEGIES
 from lorabank.core.states import ANSWERS
+from lorabank.core.task_kinds import task_kind
 from lorabank.data.loading import TaskData
 from lorabank.training.trackers import check_tracker
 from lorabank.workflows.bases import future_base, open_or_init
@@ -192,7 +193,7 @@ def _train(
     from lorabank.workflows.learning.advice import characters_per_token, few_steps, poor_fit
     from lorabank.workflows.learning.replayed import read_objects, read_replayed, rows_replayed
 
-    if snapshot.base.task_type != "SEQ_CLS":
+    if not task_kind(snapshot.base.task_type).labelled:
         observer.notice(as_asked(data))
     bank, earlier = opened.bank, earlier_adapters(snapshot)
     strategy = STRATEGIES.load(config.strategy)

@@ -138,7 +138,7 @@ for path in sys.argv[1:]:
     open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here
     try:
         if "message" in path or "missing" in path:
-            load_task_data(TrainConfig(data=path), task_type="CAUSAL_LM", render_chat=str)
+            load_task_data(TrainConfig(data=path), labelled=False, render_chat=str)
         else:
             read_rows(path, text_column="text", label_column="label")
         print("was read:", path)

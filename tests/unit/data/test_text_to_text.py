@@ -29,7 +29,7 @@ def write(file: Path, rows: list[Any]) -> str:
 def load(folder: Path, rows: list[Any], evaluation: list[Any] | None = None, **changes: Any) -> TaskData:
     if evaluation is not None:
         changes["eval_data"] = write(folder / "test.jsonl", evaluation)
-    return load_task_data(TrainConfig(data=write(folder / "train.jsonl", rows), **changes), task_type="CAUSAL_LM")
+    return load_task_data(TrainConfig(data=write(folder / "train.jsonl", rows), **changes), labelled=False)
 
 
 # ---------------------------------------------------------------------------------------------------- labelled texts

@@ -55,7 +55,7 @@ def test_a_forged_turn_is_refused_by_row_and_message(chat: ChatTemplate, tmp_pat
     with pytest.raises(
         DataError, match=r"line 2, column .*, message 3: '</s>' is a control token of the base's"
     ) as error:
-        load_task_data(config, task_type="CAUSAL_LM", render_chat=chat)
+        load_task_data(config, labelled=False, render_chat=chat)
     assert error.value.hint == "write it with a blank inside, or leave the row out"
 
 

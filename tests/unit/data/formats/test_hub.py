@@ -84,7 +84,7 @@ def test_configuration_and_split_are_named_behind_the_set(hub: FakeHub) -> None:
     renames = ("question=prompt", "answer=completion")
     config = TrainConfig(data="hf:o-1/n.2/main", eval_data="hf:o-1/n.2/main:test[:10]", map=renames)
     assert detect_form(config) == "prompt-completion"
-    data = load_task_data(config, task_type="CAUSAL_LM")
+    data = load_task_data(config, labelled=False)
     assert (data.train.texts, data.train.labels) == (("1?", "2?"), ("1", "2"))
     assert (data.eval.texts, data.eval.columns) == (("3?",), ("question", "answer"))
 
@@ -101,14 +101,14 @@ def test_configuration_and_split_are_named_behind_the_set(hub: FakeHub) -> None:
 def test_what_the_package_lets_through_is_found(hub: FakeHub, cells: dict[str, list[Any]], problem: str) -> None:
     hub.sets["owner/name", None, "train"] = FakeDataset(cells)
     with pytest.raises(DataError) as caught:
-        load_task_data(TrainConfig(data="hf:owner/name"), task_type="CAUSAL_LM")
+        load_task_data(TrainConfig(data="hf:owner/name"), labelled=False)
     assert problem in caught.value.message
     assert "'hf:owner/name'" in caught.value.message
 
 
 def test_an_optional_column_may_be_absent(hub: FakeHub) -> None:
     hub.sets["owner/alpaca", None, "train"] = FakeDataset({"instruction": ["a", "b"], "output": ["x", "y"]})
-    data = load_task_data(TrainConfig(data="hf:owner/alpaca"), task_type="CAUSAL_LM")
+    data = load_task_data(TrainConfig(data="hf:owner/alpaca"), labelled=False)
     assert data.form == "alpaca"
 
 

@@ -32,7 +32,7 @@ def load(folder: Path, *rows: Any, **changes: Any) -> TaskData:
     train.write_text("".join(json.dumps(row) + "\n" for row in rows))
     test.write_text(json.dumps(EVALUATION[frozenset(rows[0]) - {"input", "id"}]) + "\n")
     config = TrainConfig(data=str(train), eval_data=str(test), **changes)
-    return load_task_data(config, task_type="CAUSAL_LM", render_chat=render)
+    return load_task_data(config, labelled=False, render_chat=render)
 
 
 def turns(*contents: str) -> list[dict[str, str]]:
@@ -87,7 +87,7 @@ def test_an_instruction_without_input_stands_alone(tmp_path: Path, nothing: dict
 def test_an_input_that_was_renamed_away_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(json.dumps(GOOD["alpaca"]) + '\n{"instruction": "b", "output": "c"}\n')
     config = TrainConfig(data=str(tmp_path / "train.jsonl"), map=("input=note",))
-    data = load_task_data(config, task_type="CAUSAL_LM")
+    data = load_task_data(config, labelled=False)
     assert {*data.train.texts, *data.eval.texts} == {"Add.", "b"}
 
 
@@ -95,7 +95,7 @@ def test_an_optional_column_can_be_renamed(tmp_path: Path) -> None:
     rows = [{"instruction": "a", "context": f"b {i}", "output": "c"} for i in range(2)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = TrainConfig(data=str(tmp_path / "train.jsonl"), map=("context=input",))
-    data = load_task_data(config, task_type="CAUSAL_LM")
+    data = load_task_data(config, labelled=False)
     assert {*data.train.texts, *data.eval.texts} == {"a\n\nb 0", "a\n\nb 1"}
 
 
@@ -121,14 +121,14 @@ def test_conversations_come_from_parquet_too(tmp_path: Path) -> None:
     for name, rows in (("train", messages), ("test", turns("a", "b"))):
         pq.write_table(pa.table({"messages": [rows]}), tmp_path / f"{name}.parquet")
     config = TrainConfig(data=str(tmp_path / "train.parquet"), eval_data=str(tmp_path / "test.parquet"))
-    data = load_task_data(config, task_type="SEQ_2_SEQ_LM", render_chat=render)
+    data = load_task_data(config, labelled=False, render_chat=render)
     assert (data.train.texts, data.train.labels) == (("<user>Hi<assistant>",), ("Hello",))
 
 
 def test_a_conversation_of_a_tokenizer_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     load(tmp_path, GOOD["messages"])
     with pytest.raises(IncompatibleError, match="no chat template"):
-        load_task_data(TrainConfig(data=str(tmp_path / "train.jsonl")), task_type="CAUSAL_LM")
+        load_task_data(TrainConfig(data=str(tmp_path / "train.jsonl")), labelled=False)
 
 
 def test_what_the_chat_template_refuses_is_named_with_its_line(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_what_the_chat_template_refuses_is_named_with_its_line(tmp_path: Path) -
 
     config = TrainConfig(data=str(tmp_path / "train.jsonl"), eval_data=str(tmp_path / "test.jsonl"))
     with pytest.raises(DataError, match=r"line 2, column 'messages': .*template refuses .*: roles must alternate$"):
-        load_task_data(config, task_type="CAUSAL_LM", render_chat=refusing)
+        load_task_data(config, labelled=False, render_chat=refusing)
 
 
 @given(

@@ -70,14 +70,14 @@ def test_the_labels_of_a_task_stay_apart(tmp_path: Path, task_type: str) -> None
 
 def test_completions_are_no_labels(tmp_path: Path) -> None:
     config = TrainConfig(data=write(tmp_path, ["pos"] * 6 + ["Pos"] * 4), scoring="generation")
-    assert load_task_data(config, task_type="CAUSAL_LM").look_alikes == ()
+    assert load_task_data(config, labelled=False).look_alikes == ()
 
 
 @pytest.mark.parametrize("label", ["{text}", "a {text} b", "{ text }", "{labels}", "{Text}"])
 def test_a_label_that_spells_a_slot_is_named(tmp_path: Path, label: str) -> None:
     source = write(tmp_path, [label] * 4 + ["other"] * 4)
     with pytest.raises(DataError, match="spells a slot of the prompt template") as caught:
-        load_task_data(TrainConfig(data=source), task_type="CAUSAL_LM")
+        load_task_data(TrainConfig(data=source), labelled=False)
     assert repr(label) in caught.value.message
     assert "--label-words" in (caught.value.hint or "")
     assert label in load_task_data(TrainConfig(data=source)).labels, "a classifier has no template"

@@ -1,0 +1,70 @@
+"""General code knows no entry of a shelf by name: what it must know, the entry says itself."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lorabank.core.shelves import (
+    COMPOSERS,
+    GATES,
+    MERGERS,
+    PENALTIES,
+    ROUTERS,
+    SAVINGS,
+    STARTS,
+    STRATEGIES,
+    TASK_TYPES,
+    VARIANTS,
+    Shelf,
+)
+
+ROOT = Path(__file__).parents[3]
+SHELVES = (STRATEGIES, PENALTIES, VARIANTS, STARTS, SAVINGS, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES)
+OTHER = {
+    "lorabank/core/shelves.py": "the shelves",
+    "lorabank/core/config.py": "the defaults",
+    "lorabank/core/task_kinds.py": "the facts of task types that need no torch",
+    "lorabank/models/bases/supported.py": "models of transformers that cannot be a base of a task type",
+    "lorabank/exchange/config_fields.py": "values of PEFT's own fields",
+    "lorabank/demo": "what the demo shows",
+    "lorabank/training/strategies": "which penalty is a strategy's default",
+}
+"""Where names may stand beside the entries' own files."""
+
+WORDS = {
+    "replay": {"lorabank/core/records.py", "lorabank/workflows", "lorabank/bank/catalog/columns.py"},
+    "attention": {"lorabank/workflows/scored.py"},
+    "l1": {"lorabank/compose/attention.py"},
+}
+"""Names that mean something else there: a split of the data, a state under a selector, a part of a loss."""
+
+
+def literals(file: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def own_files(shelf: Shelf) -> set[str]:
+    """The files of the entries."""
+    modules = [target.partition(":")[0] for target in shelf.table.values()]
+    return {module.replace(".", "/") + ".py" for module in modules}
+
+
+@pytest.mark.parametrize("shelf", SHELVES, ids=lambda shelf: shelf.plural)
+def test_no_entry_is_named_in_general_code(shelf: Shelf) -> None:
+    allowed = {*OTHER, *own_files(shelf)}
+    found = []
+    for file in sorted([*(ROOT / "lorabank").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]):
+        path = file.relative_to(ROOT).as_posix()
+        if any(path == place or path.startswith(f"{place}/") for place in allowed):
+            continue
+        for line, text in literals(file):
+            elsewhere = WORDS.get(text, set())
+            if text in shelf.table and not any(path == p or path.startswith(f"{p}/") for p in elsewhere):
+                found.append(f"{path}:{line}: {text!r}")
+    assert found == []
