@@ -16,8 +16,9 @@ import torch
 from benchmarks.harness import Result
 from benchmarks.models import RANK, minilm, query_and_value, random_stack
 from lorabank.algebra.stack import AdapterStack
-from lorabank.core.config import DEFAULT_BASE, TrainConfig
+from lorabank.core.config import TrainConfig
 from lorabank.core.observer import SilentObserver
+from lorabank.core.task_kinds import DEFAULT_BASE
 from lorabank.models.bases.loading import describe_base
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.resolving import resolve_base

@@ -20,7 +20,8 @@ def read_config(
     """Read a config file.
 
     Top-level keys (``bank``, ``quiet``, ...) hold for every command, a table ``[add-task]`` for one. Keys are the
-    long option names; dashes and underscores are the same.
+    long option names; dashes and underscores are the same. A table ``[add-task.NAME]`` holds settings of the method
+    NAME, as ``--set NAME.KEY=VALUE`` does, for where it is chosen.
 
     Args:
         path: The file.
@@ -50,7 +51,11 @@ def read_config(
         known = {name: p for p in target.params if (name := option_name(p))}
         found[key] = {}
         for option, item in value.items():
-            _take(found[key], known, option, item, f"[{key}] ", problems)
+            if isinstance(item, Mapping) and "set" in known:
+                assigned = found[key].setdefault("set", [])
+                assigned += [f"{option}.{name}={one}" for name, one in item.items()]
+            else:
+                _take(found[key], known, option, item, f"[{key}] ", problems)
     if problems:
         raise ConfigError(f"{path}: {joined(problems)}", unchanged="nothing was changed")
     return found

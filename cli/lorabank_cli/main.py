@@ -31,6 +31,7 @@ COMMANDS = {
     "generate": ("generate:generate", "Let the bank's language model go on with prompts."),
     "list": ("list:list_bank", "List tasks and compositions."),
     "show": ("show:show", "Show everything recorded about a task or composition."),
+    "methods": ("methods:methods", "List the methods there are."),
     "remove": ("remove:remove", "Remove a task or composition."),
     "rename": ("rename:rename", "Give a task or composition another name."),
     "note": ("note:note", "Write a note to a task or composition."),

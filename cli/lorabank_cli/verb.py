@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import click
 from click.core import ParameterSource
@@ -59,11 +59,17 @@ class Run:
         Raises:
             ConfigError: Naming every value that does not fit.
         """
+        from lorabank.core.config import TrainConfig, modern
         from lorabank.core.settings import setting_names, validate
 
         params = self.ctx.params
         values = {name: params[name] for name in setting_names(config) if name in params}
-        return validate(config, values, where=str(self.ctx.info_name))
+        found: Any = validate(config, values, where=str(self.ctx.info_name))
+        if isinstance(found, TrainConfig):
+            found, old = modern(found)
+            for notice in old:
+                self.output.notice(notice)
+        return cast("C", found)
 
     def settings(self) -> list[Setting]:
         """The bank and every setting of the command's configs, with where each came from."""

@@ -18,7 +18,15 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
+from lorabank.core.config import (
+    ComposeConfig,
+    EvalConfig,
+    GenerateConfig,
+    InitConfig,
+    PredictConfig,
+    TrainConfig,
+    modern,
+)
 from lorabank.core.errors import ConfigError
 from lorabank.core.observer import Observer
 from lorabank.core.settings import validate
@@ -82,6 +90,10 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                 bound.arguments[name] = _fitted(bound.arguments[name], wanted)
             except _Unfit as error:
                 _refuse(name_of, name, error, wanted)
+            if isinstance(value := bound.arguments[name], TrainConfig):
+                bound.arguments[name], old = modern(value)
+                for notice in old:
+                    warnings.warn(notice, DeprecationWarning, stacklevel=2)
         return function(*bound.args, **bound.kwargs)
 
     return call

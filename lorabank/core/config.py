@@ -7,15 +7,13 @@ The command line builds its options from these fields (name, type, default, help
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import InitVar, dataclass
-from typing import ClassVar, Literal
+from dataclasses import InitVar, dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from lorabank.core.limits import MAX_RANK
 from lorabank.core.settings import setting
 from lorabank.core.shelves import COMPOSERS, FORMS, MERGERS, PENALTIES, ROUTERS, STRATEGIES, TASK_TYPES, TEXT_METRICS
-
-DEFAULT_BASE = "sentence-transformers/all-MiniLM-L6-v2"
-DEFAULT_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+from lorabank.core.task_kinds import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +72,11 @@ class TrainConfig:
     penalty: str | None = setting(
         None, "Penalty on the new adapter; default: the strategy's own.", among=PENALTIES, besides=("none",)
     )
-    lambda_orth: float | None = setting(None, "Weight of the penalty; default: the penalty's own.", ge=0)
+    penalty_weight: float | None = setting(None, "Weight of the penalty; default: the penalty's own.", ge=0)
+    set: tuple[str, ...] = setting(
+        (), "Setting of the strategy or the penalty, as KEY=VALUE ('lorabank methods' lists them); may be repeated."
+    )
     lambda_l2: float = setting(0.0, "Weight of the norm penalty of O-LoRA (its lambda_2).", ge=0)
-    lambda_l1: float = setting(1e-3, "amlora: weight of the L1 norm of the selector's dense parameters.", ge=0)
-    replay_rows: int = setting(200, "replay: rows of earlier tasks that are trained on again.", ge=1)
     r: int = setting(8, "Rank of the adapter.", ge=1, le=MAX_RANK)
     lora_alpha: float = setting(32.0, "Numerator of the scaling lora_alpha / r.", gt=0)
     lora_dropout: float = setting(
@@ -103,6 +102,9 @@ class TrainConfig:
     save_steps: int = setting(50, "Optimizer steps between two checkpoints.", ge=1)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
     report_to: str = setting("none", "Experiment tracker of transformers: tensorboard, wandb, mlflow, ...")
+    lambda_orth: float | None = setting(None, "Old name of --penalty-weight.", ge=0)
+    lambda_l1: float | None = setting(None, "Old name of --set amlora.lambda_l1=X.", ge=0)
+    replay_rows: int | None = setting(None, "Old name of --set replay.replay_rows=N.", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,3 +233,27 @@ class GenerateConfig(_WithTexts):
         "Most memory for adapters, as 512MiB: the one used longest ago makes room; default: all stay.",
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
+
+
+def modern(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Settings of a training without old names, and for each old name that was given what stands in its place."""
+    given = {name: getattr(config, name) for name in ("lambda_orth", "lambda_l1", "replay_rows")}
+    notices = []
+    changes: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        changes[name] = None
+        if name == "lambda_orth":
+            changes["penalty_weight"] = value
+            place = f"--penalty-weight {value:g}"
+        else:
+            assigned = f"{_OWNERS[name]}.{name}={value:g}"
+            changes["set"] = (*changes.get("set", config.set), assigned)
+            place = f"--set {assigned}"
+        notices.append(f"--{name.replace('_', '-')} is an old name: write {place}")
+    return replace(config, **changes), tuple(notices)
+
+
+_OWNERS = {"lambda_l1": "amlora", "replay_rows": "replay"}
+"""Settings that stood among those of every training, and whose they are."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, field, fields
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_args, get_type_hints
+from dataclasses import Field, field, fields, replace
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_args, get_type_hints, overload
 
 from lorabank.core.errors import ConfigError, joined
 
@@ -51,9 +51,14 @@ def choices(field: Field[Any]) -> list[str] | None:
     return None if among is None else [*field.metadata["besides"], *among]
 
 
-def setting_names(config: type[Any]) -> tuple[str, ...]:
-    """The names of a settings dataclass's fields, in order."""
-    return tuple(field.name for field in fields(config))
+def setting_fields(holder: Any) -> tuple[Field[Any], ...]:
+    """The settings of a dataclass, or of an instance of one, in order; its other fields are its author's."""
+    return tuple(one for one in fields(holder) if "help" in one.metadata)
+
+
+def setting_names(holder: Any) -> tuple[str, ...]:
+    """Their names."""
+    return tuple(one.name for one in setting_fields(holder))
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -97,18 +102,32 @@ class Examined(NamedTuple, Generic[T]):
     problems: tuple[str, ...]
 
 
-def examine(config: type[T], values: Mapping[str, Any]) -> Examined[T]:
-    """Build a config from loose values, as `validate` does, and tell all that is wrong in the place of an error."""
+@overload
+def examine(config: type[T], values: Mapping[str, Any]) -> Examined[T]: ...
+
+
+@overload
+def examine(config: Any, values: Mapping[str, Any]) -> Examined[Any]: ...
+
+
+def examine(config: Any, values: Mapping[str, Any]) -> Examined[Any]:
+    """Build a config from loose values, as `validate` does, and tell all that is wrong in the place of an error.
+
+    ``config`` may be an instance too: its values are the defaults, and what is no setting of it stays.
+    """
     from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
     from pydantic.fields import FieldInfo
 
-    known = {f.name: f for f in fields(config)}  # type: ignore[arg-type]
+    kind: Any = config if isinstance(config, type) else type(config)
+    known = {one.name: one for one in setting_fields(config)}
     problems = [f"unknown key {key!r}.{nearest(key, list(known))}" for key in values if key not in known]
-    hints = get_type_hints(config)
+    hints = {name: hint for name, hint in get_type_hints(kind).items() if name in known}
+    defaults = {name: one.default if config is kind else getattr(config, name) for name, one in known.items()}
     definitions: dict[str, Any] = {
-        name: (hints[name], FieldInfo(default=f.default, **_bounds(f, hints[name]))) for name, f in known.items()
+        name: (hints[name], FieldInfo(default=defaults[name], **_bounds(one, hints[name])))
+        for name, one in known.items()
     }
-    model = create_model(config.__name__, __config__=ConfigDict(extra="ignore", allow_inf_nan=False), **definitions)
+    model = create_model(kind.__name__, __config__=ConfigDict(extra="ignore", allow_inf_nan=False), **definitions)
     wrong = {name for name, hint in hints.items() if _truth_for_number(values.get(name), hint)}
     problems += [f"{name} = {_shown(values[name])}: true and false are not numbers" for name in known if name in wrong]
     for name, one in known.items():
@@ -119,11 +138,12 @@ def examine(config: type[T], values: Mapping[str, Any]) -> Examined[T]:
     try:
         checked = adapter.validate_python({key: value for key, value in values.items() if key not in wrong})
     except ValidationError as error:
-        found = error.errors()
-        problems += [f"{'.'.join(map(str, e['loc']))} = {_shown(e['input'])}: {e['msg'].lower()}" for e in found]
-        wrong |= {str(e["loc"][0]) for e in found}
+        unfit = error.errors()
+        problems += [f"{'.'.join(map(str, e['loc']))} = {_shown(e['input'])}: {e['msg'].lower()}" for e in unfit]
+        wrong |= {str(e["loc"][0]) for e in unfit}
         checked = adapter.validate_python({key: value for key, value in values.items() if key not in wrong})
-    built = config(**{name: getattr(checked, name) for name in known})
+    found = {name: getattr(checked, name) for name in known}
+    built = kind(**found) if config is kind else replace(config, **found)
     return Examined(built, frozenset(wrong), tuple(problems))
 
 
@@ -132,7 +152,7 @@ def _not_among(field: Field[Any], value: Any) -> str | None:
     among = field.metadata["among"]
     if among is None or not isinstance(value, str) or value in (field.default, *field.metadata["besides"]):
         return None
-    return None if value in among else f"{field.name} = {_shown(value)}: {among.unknown(value)}"
+    return None if value in among else str(among.unknown(value))
 
 
 def _truth_for_number(value: Any, hint: Any) -> bool:

@@ -9,36 +9,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from lorabank.core.errors import ConfigError
-from lorabank.core.settings import nearest
 
 if TYPE_CHECKING:
     from importlib.metadata import SelectableGroups
 
 
-@dataclass(frozen=True)
 class Shelf:
     """A table of named parts. It is a collection of their names, those of installed packages last.
 
-    Attributes:
+    Args:
         kind: What an entry is, in the singular, for messages.
-        plural: The last part of the entry points' group.
+        plural: The last part of the group of entry points that adds to the shelf.
         table: Name to ``"module:attribute"``.
     """
 
-    kind: str
-    plural: str
-    table: dict[str, str]
-
-    @property
-    def group(self) -> str:
-        """The group of entry points that adds to the shelf."""
-        return f"lorabank.{self.plural}"
+    def __init__(self, kind: str, plural: str, table: dict[str, str]) -> None:
+        self.kind = kind
+        self.plural = plural
+        self.group = f"lorabank.{plural}"
+        self.table = table
 
     def __iter__(self) -> Iterator[str]:
         added = _installed(tuple(sys.path)).select(group=self.group).names
@@ -81,6 +75,8 @@ class Shelf:
 
     def unknown(self, name: str) -> str:
         """What to say of a name that is not on the shelf, in one sentence or two."""
+        from lorabank.core.settings import nearest  # `lorabank list` needs no dataclass
+
         return f"there is no {self.kind} {name[:80]!r}.{nearest(name, list(self))}"
 
 
@@ -229,3 +225,9 @@ TEXT_METRICS = Shelf(
         "rouge_l": "lorabank.evaluation.text_metrics:rouge_l",
     },
 )
+
+SHELVES = (
+    STRATEGIES, VARIANTS, STARTS, PENALTIES, SAVINGS, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES, FORMS, FORMATS,
+    METRICS, TEXT_METRICS,
+)  # fmt: skip
+"""Every shelf, in the order in which methods are listed."""

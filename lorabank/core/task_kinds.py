@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lorabank.core.config import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 from lorabank.core.shelves import TASK_TYPES
+
+DEFAULT_BASE = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 class TaskKind(NamedTuple):

@@ -12,7 +12,7 @@ from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainCon
 from lorabank.core.observer import Observer
 from lorabank.core.records import OperationRecord
 from lorabank.core.settings import validate
-from lorabank.core.shelves import STRATEGIES
+from lorabank.training.methods import chosen_strategy
 from lorabank.workflows.compose import compose
 from lorabank.workflows.evaluate import evaluate
 from lorabank.workflows.learning.past import moved_on, past_of
@@ -50,8 +50,8 @@ def _is_the_same(bank: Bank, stopped: OperationRecord, config: TrainConfig) -> b
     if stopped.config.get("config") != json.loads(json.dumps(asdict(config))):
         return False
     snapshot = bank.snapshot()
-    strategy = STRATEGIES.load(config.strategy)
-    return moved_on(stopped.config, past_of(snapshot, strategy, config), snapshot) is None
+    strategy = chosen_strategy(config)
+    return moved_on(stopped.config, past_of(snapshot, strategy), snapshot) is None
 
 
 def compose_and_measure(

@@ -77,17 +77,16 @@ def composition_problems(
         wrong: For each the fields whose value does not fit its type, which was said.
         strategies: Those that are run.
     """
-    names = [table.name for table in tables]
+    names = [table.name for table, said in zip(tables, wrong, strict=True) if "mode" not in said]
     for number, (table, said) in enumerate(zip(tables, wrong, strict=True), start=1):
         where = f"[[compositions]] {number}"
-        if "mode" in said:
-            continue
-        if not table.mode:
-            yield f"{where}: names no mode"
-        elif not NAME.fullmatch(table.name or ""):
-            yield f"{where}: name {table.name!r}: {_NAMES}"
-        if names.count(table.name) > 1:
-            yield f"{where}: the name {table.name!r} stands twice"
+        if "mode" not in said:
+            if not table.mode:
+                yield f"{where}: names no mode"
+            elif not NAME.fullmatch(table.name or ""):
+                yield f"{where}: name {table.name!r}: {_NAMES}"
+            if names.count(table.name) > 1:
+                yield f"{where}: the name {table.name!r} stands twice"
         for strategy in table.on:
             if strategies and strategy not in strategies:
                 yield f"{where}: on {strategy!r}, which is not run.{nearest(strategy, list(strategies))}"

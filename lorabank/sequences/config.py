@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
+from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig, modern
 from lorabank.core.settings import setting, setting_names, validate
 
 
@@ -166,7 +166,8 @@ class SequenceConfig:
         table = self.tasks[task]
         own = {name: getattr(table, name) for name in self.given[task] if name not in ("dev_data", "leave_out_labels")}
         chosen = {"strategy": strategy, **self.strategies.get(strategy, {})} if strategy else {}
-        return validate(TrainConfig, {**self.train, **chosen, **own, "seed": seed, **rows}, where=f"task {task}")
+        values = {**self.train, **chosen, **own, "seed": seed, **rows}
+        return modern(validate(TrainConfig, values, where=f"task {task}"))[0]
 
 
 def _as(kind: type[ComposeConfig], table: CompositionTable, **changes: Any) -> ComposeConfig:

@@ -13,13 +13,13 @@ from lorabank.core.errors import ConfigError
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.settings import nearest
-from lorabank.core.shelves import STRATEGIES
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.sequences.config import Cell, SequenceConfig
 from lorabank.sequences.file import check_data, read_sequence
 from lorabank.sequences.folder import SequenceFolder, digest_of, document_of
 from lorabank.sequences.protocol import Measured, protocol_card
 from lorabank.sequences.rows import SequenceTask, read_tasks
+from lorabank.training.methods import chosen_strategy
 from lorabank.training.trackers import check_tracker
 from lorabank.workflows.bases import described
 
@@ -63,11 +63,11 @@ class SequenceJob:
     def rows_trained(self, cell: Cell) -> dict[str, int]:
         """Training rows of each task of a cell, with those of earlier tasks that its strategy trains on again."""
         order = self.config.order(cell)
-        method = STRATEGIES.load(self.training(cell, order[0]).strategy)
+        method = chosen_strategy(self.training(cell, order[0]))
         found, seen = {}, 0
         for task in order:
             own = len(self.tasks[task].data.train)
-            found[task] = own + method.replayed(seen, self.training(cell, task))
+            found[task] = own + method.replayed(seen)
             seen += own
         return found
 

@@ -22,7 +22,7 @@ _SHOWN = (
 )  # fmt: skip
 """Settings of a training that the card always shows; of the others it shows what is not the default."""
 
-_UNSEEN = (*ROW_KEYS, "strategy", "seed", "lambda_orth", "device", "save_steps", "report_to")
+_UNSEEN = (*ROW_KEYS, "strategy", "seed", "penalty_weight", "device", "save_steps", "report_to")
 """Settings that are told elsewhere on the card, or decide nothing."""
 
 _BASE = (

@@ -11,7 +11,6 @@ from transformers import AutoConfig, PreTrainedModel
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError
-from lorabank.core.shelves import PENALTIES
 from lorabank.core.task_kinds import task_kind
 from lorabank.models.bases.loading import find_head_modules, input_limit
 from lorabank.models.bases.open_base import OpenBase
@@ -19,6 +18,7 @@ from lorabank.models.bases.quiet import quiet_transformers
 from lorabank.models.bases.resolving import locate_base
 from lorabank.models.bases.targets import find_targets
 from lorabank.models.tasks.heads import build_head
+from lorabank.training.methods import chosen_methods
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.penalties.norm import Norm
 from lorabank.training.strategies.base import Strategy
@@ -27,14 +27,13 @@ from lorabank.training.strategies.base import Strategy
 def resolve_penalties(config: TrainConfig, strategy: Strategy) -> list[tuple[str, float, Penalty]]:
     """Name, weight and object of each penalty that the settings ask for."""
     chosen: list[tuple[str, float, Penalty]] = []
-    name = config.penalty or strategy.penalty
-    if name and name != "none":
-        penalty: Penalty = PENALTIES.load(name)()
-        weight = penalty.default_weight if config.lambda_orth is None else config.lambda_orth
+    _, name, penalty = chosen_methods(config)
+    if name and penalty:
+        weight = penalty.default_weight if config.penalty_weight is None else config.penalty_weight
         chosen.append((name, weight, penalty))
-    elif config.lambda_orth:
+    elif config.penalty_weight:
         raise ConfigError(
-            f"lambda_orth = {config.lambda_orth} has no penalty to weigh: strategy {strategy.name!r} uses none",
+            f"penalty_weight = {config.penalty_weight} has no penalty to weigh: strategy {strategy.name!r} uses none",
             hint="add --penalty orthogonal",
             unchanged="nothing was changed",
         )

@@ -16,11 +16,11 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.objects.filesystem import network_filesystem
 from lorabank.bank.operations import RESUMABLE
 from lorabank.core.commands import Command
-from lorabank.core.config import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 from lorabank.core.errors import DamagedError, LorabankError
 from lorabank.core.limits import FREE_SPACE
 from lorabank.core.machine.cpu import cpu_dtype, cpu_flags
 from lorabank.core.records import Finding, OperationRecord
+from lorabank.core.task_kinds import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 
 PACKAGES = (
     "lorabank", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "huggingface-hub", "numpy",

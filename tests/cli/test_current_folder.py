@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lorabank.bank.bank import Bank
-from lorabank.core.config import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
+from lorabank.core.task_kinds import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 from tests.cli.conftest import BASE, _add_task, _score
 
 PLANTED = [

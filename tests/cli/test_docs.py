@@ -43,6 +43,7 @@ def test_every_verb_of_the_contract_is_there() -> None:
         "db upgrade",
         "sequence run",
         "limits",
+        "methods",
         "log",
         "note",
         "rename",

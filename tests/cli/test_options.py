@@ -20,7 +20,7 @@ from lorabank.workflows.results import ComposeResult, TaskPlan
 
 PLAN = TaskPlan(
     name="spam",
-    settings={"penalty": "orthogonal", "lambda_orth": 0.5, "target_modules": "query,value", "max_length": 512},
+    settings={"penalty": "orthogonal", "penalty_weight": 0.5, "target_modules": "query,value", "max_length": 512},
     train_rows=384,
     eval_rows=96,
     labels=("ham", "spam"),
@@ -65,7 +65,7 @@ def test_every_field_is_a_parameter_with_its_default(command: Any, config: Any) 
         ("--lora-alpha 64", "lora_alpha", 64.0),
         ("--use-rslora", "use_rslora", True),
         ("--no-use-rslora", "use_rslora", False),
-        ("--lambda-orth 0", "lambda_orth", 0.0),
+        ("--penalty-weight 0", "penalty_weight", 0.0),
         ("--penalty none", "penalty", "none"),
         ("--strategy seqlora", "strategy", "seqlora"),
         ("--eval-data e.jsonl", "eval_data", "e.jsonl"),
@@ -146,7 +146,7 @@ def test_a_dry_run_shows_what_the_strategy_fills_in_and_the_work(run: Any, api: 
         if line.strip():
             rows.setdefault(line.split()[0], line.split()[1:])
     assert rows["penalty"] == ["orthogonal", "default"]
-    assert rows["lambda-orth"] == ["0.5", "default"]
+    assert rows["penalty-weight"] == ["0.5", "default"]
     assert rows["target-modules"] == ["query,value", "default", "auto"]
     assert rows["max-length"] == ["512", "flag", "4096"]  # what will be used, and what was asked for
     assert rows["r"] == ["8", "default"]

@@ -47,7 +47,7 @@ def test_a_routed_composition_is_the_default(copy, texts) -> None:
 
 def test_a_penalty_finds_the_basis_of_earlier_rows_when_it_needs_one(lab, copy) -> None:
     bank = copy("inclora", 1)
-    lab.add(bank, "two", strategy="inclora", penalty="away", lambda_orth=1e4, epochs=12)
+    lab.add(bank, "two", strategy="inclora", penalty="away", penalty_weight=1e4, epochs=12)
     adapter = Bank.open(bank).snapshot().adapter_of("two")
     assert adapter.penalties == {"away": 1e4}
     assert max(adapter.metrics["overlap"].values()) < 0.02

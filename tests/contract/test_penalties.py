@@ -95,6 +95,6 @@ def test_its_gradient_is_finite_and_pulls_it_down(penalty: Penalty) -> None:
 
 
 def test_a_task_can_be_trained_under_it(lab, copy, name: str) -> None:
-    result = lab.add(copy("olora", 1), "two", penalty=name, lambda_orth=0.25)
+    result = lab.add(copy("olora", 1), "two", penalty=name, penalty_weight=0.25)
     assert result.adapter.penalties == {name: 0.25}
     assert math.isfinite(result.adapter.metrics[f"final_{name}"])

@@ -160,11 +160,12 @@ def test_the_plan_is_what_happens(lab, copy) -> None:
     base = Bank.open(bank).snapshot().base
     assert plan.settings == result.adapter.config | {
         "map": (),
+        "set": (),
         "base": base.name,
         "revision": None,
         "task_type": "SEQ_CLS",
         "penalty": "orthogonal",
-        "lambda_orth": 0.5,
+        "penalty_weight": 0.5,
         "target_modules": "query,value",
     }
     # four bytes a parameter, and a few hundred for names

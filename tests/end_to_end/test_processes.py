@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "r": 2,
     "device": "cpu",
     "lora_dropout": 0.0,
-    "replay_rows": 6,
+    "set": ["replay.replay_rows=6"],
 }
 WORDS = [word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 

@@ -11,6 +11,7 @@ import click
 
 from lorabank.core.commands import Command
 from lorabank.core.escaping import safe
+from lorabank.core.task_kinds import task_kind
 from lorabank_cli.completion import complete_names
 from lorabank_cli.render.output import plain
 from lorabank_cli.render.text import named, outline, pairs
@@ -26,7 +27,7 @@ def show(run: Run, name: str) -> None:
     document = api.show(run.bank, name)
     chosen = ("--composition", name) if "composition" in document else ("--task", name)
     task = document.get("task", {})
-    free = bool(task) and not task["labels"]
+    free = bool(task) and task_kind(task["task_type"]).generates and not task.get("labels")
     ready = [Command("generate", *chosen, "TEXT") if free else Command("predict", *chosen, "TEXT")]
     if chosen[0] == "--task":
         ready.append(Command("export", name, "FOLDER"))
@@ -54,8 +55,6 @@ def _room(left: Mapping[str, float]) -> list[tuple[str, object]]:
 def _asked(document: Mapping[str, Any]) -> list[tuple[str, object]]:
     """What decides the answers of a language model's task, in one place; empty for a classifier's."""
     task = document.get("task", {})
-    from lorabank.core.task_kinds import task_kind
-
     if not task or task_kind(task["task_type"]).labelled:
         return []
     from lorabank.data.forms.base import CHATS

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lorabank.core.config import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 from lorabank.core.errors import ConfigError, DataError, LorabankError, MissingExtraError, NotFoundError
 from lorabank.core.machine.packages import install
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.shelves import TASK_TYPES
-from lorabank.core.task_kinds import task_kind
+from lorabank.core.task_kinds import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL, task_kind
 from lorabank.models.bases.gguf import converted_checkpoint, find_converted, require_gguf
 from lorabank.models.bases.hub import Notice, cached_file, cached_model, download_file, download_model
 

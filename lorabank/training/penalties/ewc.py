@@ -28,6 +28,7 @@ class EWC(Penalty):
     """
 
     default_weight = 400.0
+    paper = "arXiv 1612.00796; online form, arXiv 1805.06370"
 
     def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
         """Sum over both factors of all modules; a group without anchor or importance counts as 0."""

@@ -26,6 +26,7 @@ class L1(Penalty):
     """The paper's penalty; the default weight is ours (see the module's text)."""
 
     default_weight = 1e-5
+    paper = "N-LoRA, arXiv 2410.10179"
 
     def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
         """Sum over all entries of ``|B A|`` of all modules; no more than one product is in memory at a time."""

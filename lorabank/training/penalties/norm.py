@@ -15,6 +15,7 @@ class Norm(Penalty):
 
     name = "norm"
     default_weight = 0.0
+    paper = "O-LoRA, arXiv 2310.14152"
 
     def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
         """Sum over the new adapter's factors of all modules."""

@@ -32,6 +32,7 @@ class Orthogonal(Penalty):
     """The reference's penalty (its ``lamda_1`` is 0.5 for the short orders)."""
 
     default_weight = 0.5
+    paper = "O-LoRA, arXiv 2310.14152"
 
     def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
         """Sum over all entries of ``|A_prev A_new^T|`` of all modules."""

@@ -14,6 +14,7 @@ from safetensors.torch import save as save_tensors
 
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import ConfigError
+from lorabank.core.settings import setting
 from lorabank.core.states import SELECTOR
 from lorabank.models.gates.attention import Selector
 from lorabank.training.online_attention import SELECTOR as SUBMODULE
@@ -23,6 +24,8 @@ from lorabank.training.strategies.base import Begun, Start, Strategy
 
 @dataclass(frozen=True)
 class _AMLoRA(Strategy):
+    lambda_l1: float = setting(1e-3, "Weight of the L1 norm of the selector's dense parameters.", ge=0)
+
     def begin(self, start: Start) -> Begun:
         """The new adapter and a selector that starts from the last one.
 
@@ -50,7 +53,7 @@ class _AMLoRA(Strategy):
             warm_names=before[0].adapters if before else (),
         )
         penalty = SelectorL1(selector)
-        return Begun(layers, (("l1 of the selector", config.lambda_l1, penalty),))
+        return Begun(layers, (("l1 of the selector", self.lambda_l1, penalty),))
 
     def finish(self, start: Start, begun: Begun) -> dict[str, bytes]:
         """The selector, over the earlier adapters in order and the new one."""
@@ -63,4 +66,10 @@ def _on(stack: AdapterStack, device: torch.device) -> AdapterStack:
     return AdapterStack(stack.names, {name: factors.to(device) for name, factors in stack.modules.items()})
 
 
-AMLORA = _AMLoRA("amlora", "attended", reads=(SELECTOR,))
+AMLORA = _AMLoRA(
+    "amlora",
+    "attended",
+    reads=(SELECTOR,),
+    about="A new adapter and an attention over it and all earlier ones learn together.",
+    paper="AM-LoRA, arXiv 2409.19611",
+)

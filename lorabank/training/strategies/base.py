@@ -93,10 +93,13 @@ class Strategy:
         earlier: ``"active"`` (frozen, added to the base), ``"attended"`` (frozen, under a learned attention),
             ``"off"``, or ``"continued"`` (the last adapter's factors are where the new one starts).
         penalty: Name of the default penalty, or None.
-        replay: Rows of earlier tasks that are trained on again: none, a reservoir of ``replay_rows``, or all.
+        replay: Rows of earlier tasks that are trained on again: none, a reservoir of ``replay_rows`` (a setting of the
+            strategy), or all.
         answers: Who answers for a task that later tasks follow: ``"own"``, its own adapter, or ``"newest"``, the last
             one that was trained on top of it. By default its own where each task is trained alone: earlier adapters
             are off, and no rows of earlier tasks are trained on again.
+        about: What it does, in one sentence.
+        paper: Where it was published.
         needs: Roles of the objects that earlier tasks must have recorded.
         reads: Roles of the objects that are used where they are.
     """
@@ -108,11 +111,20 @@ class Strategy:
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     answers: Literal["own", "newest"] | None = None
+    about: str = ""
+    paper: str | None = None
 
     def __post_init__(self) -> None:
         if self.answers is None:
             alone = self.earlier == "off" and self.replay == "none"
             object.__setattr__(self, "answers", "own" if alone else "newest")
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """The banks in which a task cannot be added with it, each in words."""
+        recorded = [f"a bank in which an earlier task recorded no {role!r}" for role in self.needs]
+        kept = ["a bank in which an earlier task keeps no rows to train on again"] if self.replay != "none" else []
+        return (*recorded, *kept)
 
     def context(self, earlier: Sequence[AdapterRecord]) -> tuple[str, ...]:
         """Digests of the adapters that are active while the next one is trained.
@@ -132,13 +144,13 @@ class Strategy:
         """
         return earlier[-1].digest if self.earlier == "continued" and earlier else None
 
-    def replayed(self, seen: int, config: TrainConfig) -> int:
+    def replayed(self, seen: int) -> int:
         """How many of the ``seen`` rows of earlier tasks are trained on again."""
-        return {"none": 0, "reservoir": min(seen, config.replay_rows), "all": seen}[self.replay]
+        return {"none": 0, "all": seen}[self.replay]
 
-    def kept(self, rows: int, config: TrainConfig) -> int:
+    def kept(self, rows: int) -> int:
         """How many of a task's own ``rows`` the bank keeps, so that later tasks can train on them again."""
-        return {"none": 0, "reservoir": config.replay_rows, "all": rows}[self.replay]
+        return {"none": 0, "all": rows}[self.replay]
 
     def begin(self, start: Start) -> Begun:
         """Put a trainable adapter on the model, by default beside the folded past."""

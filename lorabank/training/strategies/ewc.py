@@ -53,4 +53,11 @@ def _rescaled(anchor: Anchor, layers: Mapping[str, LoraLinear]) -> Importance:
     return Importance(before.A, {name: value / c.get(name, 1.0) ** 2 for name, value in before.B.items()})
 
 
-EWC = _EWC("ewc", "continued", "ewc", needs=(ROLE,))
+EWC = _EWC(
+    "ewc",
+    "continued",
+    "ewc",
+    needs=(ROLE,),
+    about="A single adapter is trained on every task in turn, its important entries held where they were.",
+    paper="arXiv 1612.00796; online form, arXiv 1805.06370",
+)

@@ -35,4 +35,10 @@ class _InfLoRA(Strategy):
         return {ROLE: collect_inputs(start.model, start.targets, start.batches(), start.loss).to_bytes()}
 
 
-INFLORA = _InfLoRA("inflora", "active", needs=(ROLE,))
+INFLORA = _InfLoRA(
+    "inflora",
+    "active",
+    needs=(ROLE,),
+    about="A new adapter whose A is fixed outside what earlier tasks fed into the module; only B is trained.",
+    paper="InfLoRA, arXiv 2404.00228",
+)

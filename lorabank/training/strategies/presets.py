@@ -13,8 +13,29 @@ from __future__ import annotations
 
 from lorabank.training.strategies.base import Strategy
 
-OLORA = Strategy("olora", "active", "orthogonal")
-INCLORA = Strategy("inclora", "active")
-NLORA = Strategy("nlora", "active", "l1")
-ISOLATED = Strategy("isolated", "off")
-SEQLORA = Strategy("seqlora", "continued")
+OLORA = Strategy(
+    "olora",
+    "active",
+    "orthogonal",
+    about="A new adapter beside all earlier ones, held orthogonal to their input directions.",
+    paper="O-LoRA, arXiv 2310.14152",
+)
+INCLORA = Strategy(
+    "inclora",
+    "active",
+    about="A new adapter beside all earlier ones, without a penalty.",
+    paper="the ablation in O-LoRA, arXiv 2310.14152",
+)
+NLORA = Strategy(
+    "nlora",
+    "active",
+    "l1",
+    about="A new adapter beside all earlier ones, whose delta weight is held sparse.",
+    paper="N-LoRA, arXiv 2410.10179",
+)
+ISOLATED = Strategy(
+    "isolated", "off", about="Every task learns an adapter of its own, and only that adapter answers for it."
+)
+SEQLORA = Strategy(
+    "seqlora", "continued", about="A single adapter is trained on every task in turn: sequential fine-tuning."
+)

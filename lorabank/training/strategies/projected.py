@@ -70,4 +70,9 @@ def _bases(start: Start) -> dict[str, Tensor]:
     return bases
 
 
-PROJECTED = _Projected("olora-projected", "active")
+PROJECTED = _Projected(
+    "olora-projected",
+    "active",
+    about="A new adapter that is projected, after every step, onto what no earlier adapter reads.",
+    paper="the constraint of O-LoRA, arXiv 2310.14152",
+)

@@ -12,7 +12,35 @@ stays as it was.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from lorabank.core.settings import setting
 from lorabank.training.strategies.base import Strategy
 
-REPLAY = Strategy("replay", "continued", replay="reservoir")
-JOINT = Strategy("joint", "off", replay="all")
+
+@dataclass(frozen=True)
+class _Replay(Strategy):
+    replay_rows: int = setting(200, "Rows of earlier tasks that are trained on again.", ge=1)
+
+    def replayed(self, seen: int) -> int:
+        """The reservoir, or all rows while there are fewer."""
+        return min(seen, self.replay_rows)
+
+    def kept(self, rows: int) -> int:
+        """The share of a reservoir that may become the task's own alone."""
+        return self.replay_rows
+
+
+REPLAY = _Replay(
+    "replay",
+    "continued",
+    replay="reservoir",
+    about="A single adapter is trained on every task in turn, and again on a reservoir of earlier rows.",
+    paper="experience replay, arXiv 1811.11682; reservoir, arXiv 1902.10486",
+)
+JOINT = Strategy(
+    "joint",
+    "off",
+    replay="all",
+    about="A new adapter learns the rows of all tasks at once: multi-task learning, the bound of a single model.",
+)

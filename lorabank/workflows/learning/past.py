@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.commands import Command
-from lorabank.core.config import TrainConfig
+from lorabank.core.config import TrainConfig, modern
 from lorabank.core.errors import DamagedError
 from lorabank.core.records import AdapterRecord
+from lorabank.core.settings import validate
 from lorabank.core.states import needed
 from lorabank.training.strategies.base import Strategy
 from lorabank.workflows.learning.replayed import rows_replayed
@@ -29,7 +30,7 @@ def earlier_adapters(snapshot: Snapshot | None) -> list[AdapterRecord]:
     return [snapshot.adapter_of(task.name) for task in snapshot.tasks] if snapshot else []
 
 
-def past_of(snapshot: Snapshot, strategy: Strategy, config: TrainConfig) -> dict[str, Any]:
+def past_of(snapshot: Snapshot, strategy: Strategy) -> dict[str, Any]:
     """The past as JSON values: digests alone, so that nothing is read for it.
 
     Returns:
@@ -38,7 +39,7 @@ def past_of(snapshot: Snapshot, strategy: Strategy, config: TrainConfig) -> dict
         ``replayed`` (what decides which rows of earlier tasks are trained on again, and how), ``objects`` (by role).
     """
     earlier = earlier_adapters(snapshot)
-    replays = rows_replayed(snapshot, strategy, config) > 0
+    replays = rows_replayed(snapshot, strategy) > 0
     roles = (*strategy.needs, *strategy.reads)
     return _as_stored(
         {
@@ -64,13 +65,20 @@ def recorded_run(name: str, stored: Mapping[str, Any]) -> tuple[dict[str, Any], 
     """
     try:
         # A run without the setting was begun when prompts were taken as they are.
-        return {"chat_template": "none"} | stored["config"], (stored["train"], stored["eval"])
+        return {"chat_template": "none"} | _renamed(stored["config"]), (stored["train"], stored["eval"])
     except KeyError as error:
         raise DamagedError(
             f"the reservation of add-task {name!r} lacks {error.args[0]!r}, so it cannot be resumed",
             commands=[Command("add-task", name, "--data", "FILE", "--restart")],
             unchanged="the bank was not changed",
         ) from error
+
+
+def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings under the names that they have now; what was the default of another method says nothing."""
+    silent = {"lambda_l1": 1e-3, "replay_rows": 200}
+    kept = {name: value for name, value in config.items() if silent.get(name) != value}
+    return asdict(modern(validate(TrainConfig, kept, where="the interrupted run"))[0])
 
 
 def moved_on(stored: Mapping[str, Any], now: Mapping[str, Any], snapshot: Snapshot) -> str | None:

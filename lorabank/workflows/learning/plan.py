@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.observer import SilentObserver
-from lorabank.core.shelves import STRATEGIES
 from lorabank.data.loading import TaskData, example_row
 from lorabank.training.trackers import check_tracker
 from lorabank.workflows.bases import future_base
@@ -28,6 +27,7 @@ def plan_task(
     opened: OpenBank, name: str, config: TrainConfig, init: InitConfig | None, *, replace: bool = False
 ) -> TaskPlan:
     """What ``add_task`` would do; nothing is trained, written or loaded but the tokenizer and the base's shapes."""
+    from lorabank.training.methods import chosen_strategy
     from lorabank.training.planning import plan_adapter, planned_steps, resolve_penalties
     from lorabank.workflows.learning.advice import characters_per_token, few_steps, poor_fit
     from lorabank.workflows.learning.replayed import rows_replayed
@@ -39,12 +39,12 @@ def plan_task(
     snapshot = found.without(old) if found else None
     base = future_base(opened, config, init or InitConfig())
     record = base.record
-    strategy = STRATEGIES.load(config.strategy)
+    strategy = chosen_strategy(config)
     data = load_data(config, base)
     adapter = plan_adapter(base, config, len(data.labels))
     examples = encode_rows(base, data, adapter.max_length)
     lengths = sorted(examples.lengths)
-    rows = len(examples.rows) + rows_replayed(snapshot, strategy, config)
+    rows = len(examples.rows) + rows_replayed(snapshot, strategy)
     per_token = characters_per_token(base, data)
     earlier = earlier_adapters(snapshot)
     known = known_rows(opened.bank, snapshot, data.eval, SilentObserver()) if snapshot else {}
@@ -97,7 +97,7 @@ def _filled_in(
         "chat_template": recorded_chat(data),
         "scoring": recorded_scoring(data),
         "penalty": penalty,
-        "lambda_orth": penalties.get(penalty) if config.lambda_orth is None else config.lambda_orth,
+        "penalty_weight": penalties.get(penalty) if config.penalty_weight is None else config.penalty_weight,
         "target_modules": config.target_modules if chosen else ",".join(endings),
         "max_length": adapter.max_length,
     }

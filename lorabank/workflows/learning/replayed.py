@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
-from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.records import AdapterRecord
 
@@ -16,13 +15,13 @@ if TYPE_CHECKING:
     from lorabank.training.strategies.base import Recorded, Strategy
 
 
-def rows_replayed(snapshot: Snapshot | None, strategy: Strategy, config: TrainConfig) -> int:
+def rows_replayed(snapshot: Snapshot | None, strategy: Strategy) -> int:
     """How many rows of earlier tasks a strategy would train on again."""
     seen = sum(_seen(snapshot, task.name) for task in snapshot.tasks) if snapshot else 0
-    return strategy.replayed(seen, config)
+    return strategy.replayed(seen)
 
 
-def read_replayed(bank: Bank, snapshot: Snapshot, strategy: Strategy, config: TrainConfig) -> tuple[Replayed, ...]:
+def read_replayed(bank: Bank, snapshot: Snapshot, strategy: Strategy) -> tuple[Replayed, ...]:
     """The rows of earlier tasks that a strategy trains on again, by task; empty for the others.
 
     Raises:
@@ -33,7 +32,7 @@ def read_replayed(bank: Bank, snapshot: Snapshot, strategy: Strategy, config: Tr
     from lorabank.training.reservoir import KeptRows, replay_rows
     from lorabank.workflows.assemble import form_of, read_rows_of
 
-    budget = rows_replayed(snapshot, strategy, config)
+    budget = rows_replayed(snapshot, strategy)
     if budget == 0:
         return ()
     kept = []

@@ -20,10 +20,10 @@ from lorabank.core.machine.packages import package_versions
 from lorabank.core.observer import Observer, SilentObserver
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 from lorabank.core.settings import validate
-from lorabank.core.shelves import STRATEGIES
 from lorabank.core.states import ANSWERS
 from lorabank.core.task_kinds import task_kind
 from lorabank.data.loading import TaskData
+from lorabank.training.methods import chosen_strategy
 from lorabank.training.trackers import check_tracker
 from lorabank.workflows.bases import future_base, open_or_init
 from lorabank.workflows.compose import superseded_by
@@ -196,8 +196,8 @@ def _train(
     if not task_kind(snapshot.base.task_type).labelled:
         observer.notice(as_asked(data))
     bank, earlier = opened.bank, earlier_adapters(snapshot)
-    strategy = STRATEGIES.load(config.strategy)
-    rows = len(data.train) + rows_replayed(snapshot, strategy, config)
+    strategy = chosen_strategy(config)
+    rows = len(data.train) + rows_replayed(snapshot, strategy)
     for advice in (few_steps(rows, config), poor_fit(characters_per_token(opened.base, data))):
         if advice:
             observer.notice(advice)
@@ -209,7 +209,7 @@ def _train(
         targets=data.train.labels,
         labels=data.labels,
         template=data.prompt_template,
-        replayed=read_replayed(bank, snapshot, strategy, config),
+        replayed=read_replayed(bank, snapshot, strategy),
         objects=read_objects(bank, earlier, strategy),
         earlier=lambda: read_stack(bank, earlier),
         context=strategy.context(earlier),
@@ -273,7 +273,7 @@ def _commit_and_score(
         prompt_template=data.prompt_template and str(data.prompt_template),
     )
     cut, dropped = trained.metrics["rows_cut"], trained.metrics["rows_dropped"]
-    replayable = job.strategy.kept(len(data.train), config)
+    replayable = job.strategy.kept(len(data.train))
     datasets = dataset_records(operation, data, config, cut, dropped, replayable=replayable)
     return commit_and_score(opened, operation, task, adapter, datasets, observer)
 
@@ -301,7 +301,7 @@ def commit_and_score(
 
 
 def _past(snapshot: Snapshot, config: TrainConfig) -> dict[str, Any]:
-    return past_of(snapshot, STRATEGIES.load(config.strategy), config)
+    return past_of(snapshot, chosen_strategy(config))
 
 
 def _stored(config: TrainConfig, data: TaskData, past: dict[str, Any]) -> dict[str, Any]:
@@ -316,7 +316,7 @@ def _given(
     if config is None:
         return None
     check_tracker(config.report_to)
-    STRATEGIES.load(config.strategy)
+    chosen_strategy(config)
     if config.batch_size < processes.count():
         raise ConfigError(
             f"--batch-size {config.batch_size} leaves some of {processes.count()} processes without rows",

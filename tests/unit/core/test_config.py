@@ -75,7 +75,7 @@ def _problems(kind: type[Any], values: dict[str, Any]) -> list[str]:
 def test_the_library_refuses_it_before_anything_is_touched(tmp_path: Path, value: float) -> None:
     good = TrainConfig(data=str(tmp_path / "rows.jsonl"))
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": 1}\n')
-    for name in ("learning_rate", "lora_alpha", "epochs", "lambda_l2", "lambda_orth", "weight_decay"):
+    for name in ("learning_rate", "lora_alpha", "epochs", "lambda_l2", "penalty_weight", "weight_decay"):
         bad = replace(good, **{name: value})
         for call in (
             lambda bad=bad: api.plan_task(tmp_path / "bank", "t", bad),
@@ -104,7 +104,7 @@ def test_weights_gates_and_sizes_are_finite() -> None:
     "line",
     [
         "[train]\nlearning_rate = inf",
-        "[strategy.olora]\nlambda_orth = nan",
+        "[strategy.olora]\npenalty_weight = nan",
         "[tasks.a]\ndata = 'x.jsonl'\nepochs = -inf",
         "dev_fraction = nan",
         "[[compositions]]\nmode = 'attention'\nlearning_rate = inf",

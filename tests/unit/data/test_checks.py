@@ -19,7 +19,7 @@ from lorabank.data.loading import TaskData, load_task_data
 def load(folder: Path, rows: list[dict[str, Any]], task_type: str = "SEQ_CLS", **settings: Any) -> TaskData:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load_task_data(TrainConfig(data=str(path), **settings), task_type=task_type)
+    return load_task_data(TrainConfig(data=str(path), **settings), labelled=task_type == "SEQ_CLS")
 
 
 def labelled(*labels: Any) -> list[dict[str, Any]]:

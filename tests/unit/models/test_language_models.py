@@ -11,8 +11,8 @@ import torch
 import transformers
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-from lorabank.core.config import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 from lorabank.core.errors import ConfigError, IncompatibleError
+from lorabank.core.task_kinds import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 from lorabank.models.bases.architecture import infer_task_type
 from lorabank.models.bases.fingerprint import read_json
 from lorabank.models.bases.loading import LoadedBase, describe_base, load_base, load_tokenizer

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 
-from lorabank.core.config import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 from lorabank.core.errors import ConfigError, DataError, MissingExtraError, NotFoundError
+from lorabank.core.task_kinds import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 from lorabank.models.bases import hub, resolving
 from lorabank.models.bases.loading import describe_base
 from lorabank.models.bases.resolving import find_on_disk, locate_base, resolve_base

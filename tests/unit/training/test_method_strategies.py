@@ -114,7 +114,7 @@ def test_ewc_is_held_where_the_last_adapter_was(learn) -> None:
 
     def moved(strength: float) -> float:
         """``sum F (theta - theta*)^2`` after the next task."""
-        second = learn("ewc", [("a", first)], work=f"w{strength}", lambda_orth=strength, **LEARNS)
+        second = learn("ewc", [("a", first)], work=f"w{strength}", penalty_weight=strength, **LEARNS)
         was, now = weights(first), weights(second)
         parts = {key.replace(" ", ":"): value - was[key] for key, value in now.items()}
         return float(sum((importance[key] * change.square()).sum() for key, change in parts.items()))

@@ -60,7 +60,7 @@ def test_a_penalty_counts_once_per_step(every_sum, monkeypatch, train, recorder,
         steps=steps,
         gradient_accumulation_steps=batches,
         penalty="every-sum",
-        lambda_orth=0.3,
+        penalty_weight=0.3,
     )
     expected = 0.3 * sum(0.1 * 0.9**t for t in range(steps))
     adapters = [value for value in found.values() if value.shape in ((2, 32), (32, 2)) and value.any()]
@@ -103,7 +103,7 @@ def test_the_terms_are_reported_and_weighed(train, recorder, make_adapter) -> No
 def test_a_penalty_keeps_the_new_adapter_apart(train, make_adapter, penalty: str) -> None:
     stack = AdapterStack.build({"a": make_adapter(MODULES, 12, 1.0, seed=1)})
     free, held = (
-        train(earlier=stack, penalty=penalty, lambda_orth=weight, epochs=20, work=f"w{weight}", learning_rate=1e-2)
+        train(earlier=stack, penalty=penalty, penalty_weight=weight, epochs=20, work=f"w{weight}", learning_rate=1e-2)
         for weight in (0.0, 5.0)
     )
     assert free.metrics["overlap"]["a"] > 0.2
@@ -113,7 +113,7 @@ def test_a_penalty_keeps_the_new_adapter_apart(train, make_adapter, penalty: str
 def test_a_weight_of_zero_asks_for_no_penalty(every_sum, monkeypatch, train, recorder) -> None:
     monkeypatch.setattr(EverySum, "__call__", lambda self, groups: pytest.fail("was asked"))
     observer = recorder()
-    train(observer, penalty="every-sum", lambda_orth=0.0, epochs=0.2)
+    train(observer, penalty="every-sum", penalty_weight=0.0, epochs=0.2)
     assert set(observer.values[0]) == {"loss"}
 
 
@@ -121,7 +121,7 @@ def test_a_weight_of_zero_asks_for_no_penalty(every_sum, monkeypatch, train, rec
     ("settings", "expected"),
     [
         ({}, {"orthogonal": 0.5}),
-        ({"lambda_orth": 2.0}, {"orthogonal": 2.0}),
+        ({"penalty_weight": 2.0}, {"orthogonal": 2.0}),
         ({"penalty": "none"}, {}),
         ({"penalty": "orthogonal-normalized"}, {"orthogonal-normalized": 1.0}),
         ({"penalty": "none", "lambda_l2": 0.1}, {"norm": 0.1}),
@@ -132,8 +132,8 @@ def test_which_penalties_the_settings_ask_for(settings, expected) -> None:
 
 
 def test_a_weight_without_a_penalty_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"lambda_orth = 0\.5 has no penalty"):
-        resolve_penalties(TrainConfig(penalty="none", lambda_orth=0.5), OLORA)
+    with pytest.raises(ConfigError, match=r"penalty_weight = 0\.5 has no penalty"):
+        resolve_penalties(TrainConfig(penalty="none", penalty_weight=0.5), OLORA)
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ def test_every_mistake_is_named_with_its_table(write: Callable[..., Path]) -> No
     assert "[strategy.strong]: epochs = -3" in message
     assert "[strategy.strong] prompt_template: it is the same for every strategy" in message
     assert "[tasks.two]: unknown key 'dev_dat'. Did you mean 'dev_data'?" in message
-    assert "[[compositions]] 1: router = 'kmean'" in message
+    assert "[[compositions]] 1: there is no router 'kmean'." in message
     assert "[evaluation]: unknown key 'batch_sise'. Did you mean 'batch_size'?" in message
     assert "[evaluation] all: everything is scored" in message
     assert "\n" not in message
@@ -312,7 +312,8 @@ FAULTS = [
     "NOT_SET_ANYWHERE is not set", "[tasks.one]: max_length = 1:", "[tasks.Two] cannot be a name",
     "[tasks.Two]: unknown key 'dta'. Did you mean 'data'?", "[tasks.Two] names no data", "[tasks.three]: data = 5:",
     "[[compositions]] 1: there is no mode 'protoype'.", "[[compositions]] 1: on 'nobody'",
-    "[[compositions]] 2: router = 'kmean':", "[[compositions]] 2: names no mode", "[[compositions]] 3: name 'a b'",
+    "[[compositions]] 2: there is no router 'kmean'.",
+    "[[compositions]] 2: names no mode", "[[compositions]] 3: name 'a b'",
     "[[compositions]] 4: the name 'a b' stands twice", "[evaluation]: unknown key 'metrc'.",
     "[evaluation] all: everything is scored", "sizes is not a table of tables",
 ]  # fmt: skip

@@ -62,7 +62,7 @@ def write(path: Path, labels: list[str]) -> str:
 @pytest.mark.parametrize("task_type", ["SEQ_CLS", "CAUSAL_LM"])
 def test_the_labels_of_a_task_stay_apart(tmp_path: Path, task_type: str) -> None:
     data = load_task_data(
-        TrainConfig(data=write(tmp_path, ["pos"] * 6 + ["Pos"] * 4 + ["neg"] * 4)), task_type=task_type
+        TrainConfig(data=write(tmp_path, ["pos"] * 6 + ["Pos"] * 4 + ["neg"] * 4)), labelled=task_type == "SEQ_CLS"
     )
     assert set(data.labels) == {"pos", "Pos", "neg"}
     assert [dict(group.labels) for group in data.look_alikes] == [{"pos": 6, "Pos": 4}]

@@ -17,8 +17,8 @@ import torch
 import transformers
 from huggingface_hub import constants
 
-from lorabank.core.config import DEFAULT_LANGUAGE_MODEL
 from lorabank.core.errors import DataError, IncompatibleError, MissingExtraError, StorageError
+from lorabank.core.task_kinds import DEFAULT_LANGUAGE_MODEL
 from lorabank.models.bases import gguf as converting
 from lorabank.models.bases.fingerprint import read_json
 from lorabank.models.bases.gguf import checkpoint_folder, converted_checkpoint, find_converted

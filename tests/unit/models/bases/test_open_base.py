@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from lorabank.algebra.factors import AdapterStack
+from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import IncompatibleError
 from lorabank.models.bases.loading import describe_base
 from lorabank.models.bases.open_base import OpenBase

@@ -12,9 +12,9 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
-from lorabank.core.config import DEFAULT_BASE
 from lorabank.core.errors import ConfigError, MissingExtraError, NotFoundError
 from lorabank.core.records import BaseModelRecord
+from lorabank.core.task_kinds import DEFAULT_BASE
 from lorabank.models.bases import hub, resolving
 from lorabank.models.bases.hub import hub_reachable
 from lorabank.models.bases.resolving import locate_base, resolve_base

@@ -1,0 +1,178 @@
+"""What is on the shelves: each method with its paper and its settings, as `lorabank methods` shows them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, is_dataclass
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from lorabank.core.errors import ConfigError, joined
+from lorabank.core.settings import choices, examine, nearest, setting_fields, setting_names
+from lorabank.core.shelves import SHELVES, Shelf
+
+
+@dataclass(frozen=True)
+class MethodSetting:
+    """One setting of a method.
+
+    Attributes:
+        name: What ``--set NAME=VALUE`` calls it.
+        type: What a value is, in words: ``"float"``, ``"int or none"``, or the words it may be.
+        default: Its value where none is given.
+        help: What it does.
+        bounds: ``ge``, ``gt``, ``le``, ``lt`` to the bound.
+    """
+
+    name: str
+    type: str
+    default: Any
+    help: str
+    bounds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One entry of a shelf.
+
+    Attributes:
+        family: The shelf: ``"strategy"``, ``"penalty"``, ...
+        name: Its name there.
+        about: The first sentence of its docstring; empty where it has none of its own.
+        paper: Where it was published, None for what has no paper.
+        settings: Its own settings.
+        refused: What it cannot be used with, each in a sentence.
+    """
+
+    family: str
+    name: str
+    about: str
+    paper: str | None
+    settings: tuple[MethodSetting, ...]
+    refused: tuple[str, ...]
+
+
+def with_settings(chosen: Sequence[tuple[Shelf, str]], given: Sequence[str]) -> list[Any]:
+    """The chosen methods, each with its settings: an entry of a shelf is a frozen dataclass of its own settings.
+
+    Args:
+        chosen: Shelves with a name on each.
+        given: ``KEY=VALUE``, for each method that has the setting, or ``METHOD.KEY=VALUE``, for the method of this
+            name where it is among the chosen.
+
+    Returns:
+        An instance of each, in order; a class without settings is called without arguments.
+
+    Raises:
+        ConfigError: Naming all that is wrong: what is not ``KEY=VALUE``, keys that no chosen method has, values out of
+            bounds, names that are on no shelf.
+    """
+    entries = [shelf.load(name) for shelf, name in chosen]
+    values: list[dict[str, str]] = [{} for _ in chosen]
+    problems = []
+    for text in given:
+        key, sign, value = text.partition("=")
+        owner, _, own = key.strip().rpartition(".")
+        if not sign or not own:
+            problems.append(f"{text!r} is not KEY=VALUE")
+            continue
+        if owner and not any(owner in shelf for shelf in SHELVES):
+            problems.append(f"{key.strip()}: there is no method {owner!r}")
+        takers = [k for k, (_, name) in enumerate(chosen) if owner in ("", name) and own in _own(entries[k])]
+        meant = [k for k, (_, name) in enumerate(chosen) if owner in ("", name)]
+        if meant and not takers:
+            known = [one for k in meant for one in _own(entries[k])]
+            whose = " and ".join(f"{chosen[k][0].kind} {chosen[k][1]}" for k in meant)
+            problems.append(f"{whose}: there is no setting {own!r}.{nearest(own, known)}")
+        for k in takers:
+            values[k][own] = value.strip()
+    made = []
+    for (shelf, name), entry, own_values in zip(chosen, entries, values, strict=True):
+        if not is_dataclass(entry):
+            made.append(entry() if isinstance(entry, type) else entry)
+            continue
+        examined = examine(entry, own_values)
+        problems += [f"{shelf.kind} {name}: {problem}" for problem in examined.problems]
+        made.append(examined.config)
+    if problems:
+        raise ConfigError(
+            f"--set: {joined(problems)}",
+            hint="'lorabank methods NAME' shows the settings of a method",
+            unchanged="nothing was changed",
+        )
+    return made
+
+
+def _own(entry: Any) -> tuple[str, ...]:
+    return setting_names(entry) if is_dataclass(entry) else ()
+
+
+def methods(name: str | None = None) -> tuple[Method, ...]:
+    """Every entry of every shelf, or those of one name (a penalty may be called like a strategy).
+
+    The entries are imported, and torch with them.
+
+    Raises:
+        ConfigError: No shelf has an entry of this name; the nearest name is proposed.
+    """
+    if name is not None and not any(name in shelf for shelf in SHELVES):
+        known = list(dict.fromkeys(entry for shelf in SHELVES for entry in shelf))
+        raise ConfigError(
+            f"there is no method {name[:80]!r}.{nearest(name, known)}",
+            hint="'lorabank methods' lists them",
+            unchanged="nothing was changed",
+        )
+    return tuple(_methods(name))
+
+
+def _methods(name: str | None) -> Iterator[Method]:
+    for shelf in SHELVES:
+        for known in shelf:
+            if name in (None, known):
+                yield _described(shelf, known)
+
+
+def _described(shelf: Shelf, name: str) -> Method:
+    entry = shelf.load(name)
+    return Method(
+        family=shelf.kind,
+        name=name,
+        about=_about(entry),
+        paper=getattr(entry, "paper", None),
+        settings=tuple(_settings(entry)),
+        refused=tuple(getattr(entry, "refused", ())),
+    )
+
+
+def _about(entry: Any) -> str:
+    """What an entry says of itself, or the first paragraph of its docstring; an instance has none of its own."""
+    if own := getattr(entry, "about", ""):
+        return str(own)
+    if not isinstance(entry, type) and not inspect.isfunction(entry):
+        return ""
+    return " ".join(inspect.cleandoc(entry.__doc__ or "").split("\n\n")[0].split())
+
+
+def _settings(entry: Any) -> Iterator[MethodSetting]:
+    if not is_dataclass(entry):
+        return
+    hints = get_type_hints(entry if isinstance(entry, type) else type(entry))
+    for one in setting_fields(entry):
+        words = choices(one)
+        yield MethodSetting(
+            name=one.name,
+            type=" or ".join(words) if words else _words(hints[one.name]),
+            default=one.default if isinstance(entry, type) else getattr(entry, one.name),
+            help=one.metadata["help"],
+            bounds=dict(one.metadata["bounds"]),
+        )
+
+
+def _words(hint: Any) -> str:
+    """A type as users write it."""
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_words(one) for one in get_args(hint))
+    return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))

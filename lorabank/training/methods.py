@@ -1,0 +1,35 @@
+"""The methods that the settings of a training choose, each with its own settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lorabank.core.config import TrainConfig
+from lorabank.core.methods import with_settings
+from lorabank.core.shelves import PENALTIES, STRATEGIES
+
+if TYPE_CHECKING:
+    from lorabank.training.penalties.base import Penalty
+    from lorabank.training.strategies.base import Strategy
+
+NONE = "none"
+"""The penalty of a user who wants none."""
+
+
+def chosen_methods(config: TrainConfig) -> tuple[Strategy, str | None, Penalty | None]:
+    """The strategy, and the penalty (that of the settings, or the strategy's own) with its name.
+
+    Raises:
+        ConfigError: A name is on no shelf, or ``--set`` does not fit the methods; names all that is wrong.
+    """
+    name = config.penalty or STRATEGIES.load(config.strategy).penalty
+    if not name or name == NONE:
+        (strategy,) = with_settings([(STRATEGIES, config.strategy)], config.set)
+        return strategy, None, None
+    strategy, penalty = with_settings([(STRATEGIES, config.strategy), (PENALTIES, name)], config.set)
+    return strategy, name, penalty
+
+
+def chosen_strategy(config: TrainConfig) -> Strategy:
+    """The strategy with its settings; errors as of `chosen_methods`."""
+    return chosen_methods(config)[0]

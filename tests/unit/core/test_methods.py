@@ -1,0 +1,143 @@
+"""Methods with settings of their own: a frozen dataclass on a shelf, given its values by ``KEY=VALUE``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from lorabank import api
+from lorabank.core import shelves
+from lorabank.core.config import TrainConfig, modern
+from lorabank.core.errors import ConfigError
+from lorabank.core.methods import methods, with_settings
+from lorabank.core.settings import setting
+from lorabank.core.shelves import PENALTIES, STRATEGIES, Shelf
+from lorabank.training.methods import chosen_methods, chosen_strategy
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A method.
+
+    More about it.
+    """
+
+    paper = "a paper"
+    refused = ("a bank",)
+    power: float = setting(2.0, "The power.", gt=0, le=4)
+    steps: int | None = setting(None, "Its steps.", ge=1)
+    sparse: bool = setting(False, "Whether it is sparse.")
+
+
+@dataclass(frozen=True)
+class Named:
+    name: str
+    power: float = setting(1.0, "Another power.")
+
+
+PULL, NAMED = Shelf("pull", "pulls", {"pulled": "x:Pulled"}), Shelf("thing", "things", {"named": "x:NAMED"})
+ENTRIES: dict[str, Any] = {"x:Pulled": Pulled, "x:NAMED": Named("inside", 3.0)}
+BOTH = [(PULL, "pulled"), (NAMED, "named")]
+
+
+@pytest.fixture(autouse=True)
+def on_shelves(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = shelves.resolve_name
+    monkeypatch.setattr(shelves, "resolve_name", lambda path: ENTRIES[path] if path in ENTRIES else found(path))
+    monkeypatch.setattr("lorabank.core.methods.SHELVES", (*shelves.SHELVES, PULL, NAMED))
+
+
+def test_without_values_the_defaults_stand() -> None:
+    assert with_settings(BOTH, ()) == [Pulled(2.0, None, False), Named("inside", 3.0)]
+
+
+def test_a_value_goes_to_every_chosen_method_that_has_the_setting_and_is_converted() -> None:
+    made = with_settings(BOTH, ("power = 2.5", "steps=3", "sparse=true"))
+    assert made == [Pulled(2.5, 3, True), Named("inside", 2.5)]
+
+
+def test_a_methods_name_before_the_key_means_it_alone_where_it_is_chosen() -> None:
+    assert with_settings(BOTH, ("named.power=4",)) == [Pulled(), Named("inside", 4.0)]
+    assert with_settings([(PULL, "pulled")], ("named.power=4",)) == [Pulled()]
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    given = ("power=5", "steps=0", "pulled.powr=1", "spars=yes", "nowhere.power=1", "=3", "word", "named.power=nan")
+    with pytest.raises(ConfigError) as caught:
+        with_settings(BOTH, given)
+    message = caught.value.message
+    for part in (
+        "pull pulled: power = '5': input should be less than or equal to 4",
+        "pull pulled: steps = '0': input should be greater than or equal to 1",
+        "pull pulled: there is no setting 'powr'. Did you mean 'power'?",
+        "there is no setting 'spars'. Did you mean 'sparse'?",
+        "nowhere.power: there is no method 'nowhere'",
+        "'=3' is not KEY=VALUE",
+        "'word' is not KEY=VALUE",
+        "thing named: power = 'nan'",
+    ):
+        assert part in message
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+
+
+def test_methods_are_described_with_their_settings() -> None:
+    (found,) = methods("pulled")
+    assert (found.family, found.name, found.about) == ("pull", "pulled", "A method.")
+    assert (found.paper, found.refused) == ("a paper", ("a bank",))
+    assert [(s.name, s.type, s.default, s.bounds) for s in found.settings] == [
+        ("power", "float", 2.0, {"gt": 0, "le": 4}),
+        ("steps", "int or none", None, {"ge": 1}),
+        ("sparse", "bool", False, {}),
+    ]
+    (named,) = methods("named")
+    assert [(s.name, s.default) for s in named.settings] == [("power", 3.0)]
+
+
+def test_every_entry_of_every_shelf_is_listed_once() -> None:
+    found = [(one.family, one.name) for one in methods()]
+    assert len(set(found)) == len(found) == sum(len(shelf) for shelf in shelves.SHELVES) + 2
+    assert {one.kind for one in shelves.SHELVES} >= {shelf.kind for shelf in (STRATEGIES, PENALTIES)}
+
+
+def test_an_unknown_method_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"^there is no method 'olra'\. Did you mean 'olora'\?$"):
+        methods("olra")
+
+
+def test_a_training_chooses_its_methods_with_their_settings() -> None:
+    strategy, name, penalty = chosen_methods(TrainConfig(strategy="replay", penalty="l1", set=("replay_rows=6",)))
+    assert (strategy.name, strategy.kept(50), strategy.replayed(4), strategy.replayed(50)) == ("replay", 6, 4, 6)
+    assert name == "l1"
+    assert type(penalty).__name__ == "L1"
+    assert STRATEGIES.load("replay").kept(50) == 200
+
+
+def test_a_setting_that_no_chosen_method_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"strategy olora and penalty orthogonal: there is no setting 'replay_rows'"):
+        chosen_strategy(TrainConfig(set=("replay_rows=6",)))
+
+
+def test_old_names_become_the_new_ones_and_are_told() -> None:
+    config, notices = modern(TrainConfig(lambda_orth=0.5, lambda_l1=0.25, replay_rows=6, set=("a=1",)))
+    assert config == TrainConfig(penalty_weight=0.5, set=("a=1", "amlora.lambda_l1=0.25", "replay.replay_rows=6"))
+    assert [notice.partition(": write ")[2] for notice in notices] == [
+        "--penalty-weight 0.5",
+        "--set amlora.lambda_l1=0.25",
+        "--set replay.replay_rows=6",
+    ]
+    assert modern(config) == (config, ())
+
+
+def test_a_script_with_old_names_is_warned_and_checked(tmp_path: Any) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"text": "a", "label": "b"}) + "\n")
+    config = TrainConfig(data=str(rows), strategy="replay", lambda_orth=0.0)
+    with (
+        pytest.warns(DeprecationWarning, match="--lambda-orth is an old name: write --penalty-weight 0"),
+        pytest.raises(ConfigError, match="replay_rows = '0'"),
+    ):
+        api.plan_task(tmp_path / "bank", "t", replace(config, set=("replay_rows=0",)))
