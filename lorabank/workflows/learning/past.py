@@ -65,7 +65,7 @@ def recorded_run(name: str, stored: Mapping[str, Any]) -> tuple[dict[str, Any], 
     """
     try:
         # A run without the setting was begun when prompts were taken as they are.
-        return {"chat_template": "none"} | _renamed(stored["config"]), (stored["train"], stored["eval"])
+        return _renamed({"chat_template": "none"} | stored["config"]), (stored["train"], stored["eval"])
     except KeyError as error:
         raise DamagedError(
             f"the reservation of add-task {name!r} lacks {error.args[0]!r}, so it cannot be resumed",
