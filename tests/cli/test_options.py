@@ -15,6 +15,7 @@ from lorabank_cli.commands.init import init
 from lorabank_cli.commands.predict import predict
 
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
+from lorabank.core.shelves import COMPOSERS
 from lorabank.data.bad_rows import LeftOut
 from lorabank.workflows.results import ComposeResult, TaskPlan
 
@@ -270,7 +271,7 @@ def test_a_file_that_cannot_be_read(run: Any, content: bytes | None, code: int, 
 def test_compose_without_a_mode_lists_the_modes(run: Any) -> None:
     shown = run("compose")
     assert shown.code == 2
-    assert shown.err.splitlines()[0] == "error: Missing option '--mode'. Choose from: manual, attention, prototype"
+    assert shown.err.splitlines()[0] == f"error: Missing option '--mode'. Choose from: {', '.join(COMPOSERS)}"
 
 
 @pytest.mark.parametrize(
