@@ -42,6 +42,7 @@ class Member:
         clusters: Centroids that were asked for when the task was added.
         texts: Calibration texts kept in the bank; empty where none are kept.
         targets: Their labels or completions.
+        samples: Reads ``texts`` and ``targets``, where they were left out.
         born: The name that the task never loses, by which scores of routed texts are kept; empty for its name.
     """
 
@@ -56,6 +57,7 @@ class Member:
     texts: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     born: str = ""
+    samples: Callable[[], tuple[Sequence[str], Sequence[str]]] = lambda: ((), ())
 
     @property
     def lasting(self) -> str:

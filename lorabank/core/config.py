@@ -12,7 +12,17 @@ from typing import Any, ClassVar, Literal
 
 from lorabank.core.limits import MAX_RANK
 from lorabank.core.settings import setting
-from lorabank.core.shelves import COMPOSERS, FORMS, MERGERS, PENALTIES, ROUTERS, STRATEGIES, TASK_TYPES, TEXT_METRICS
+from lorabank.core.shelves import (
+    COMPOSERS,
+    FORMS,
+    GATES,
+    MERGERS,
+    PENALTIES,
+    ROUTERS,
+    STRATEGIES,
+    TASK_TYPES,
+    TEXT_METRICS,
+)
 from lorabank.core.task_kinds import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 
 
@@ -123,12 +133,13 @@ class ComposeConfig:
     own_covariance: float = setting(
         0.1, "prototype: share of a task's own covariance in the gaussian router; 0: one for all.", ge=0, le=1
     )
+    gate: str = setting("attention", "gated: what weighs the adapters.", among=GATES)
     lambda_l1: float = setting(1e-3, "attention: weight of the L1 norm of the selector's dense parameters.", ge=0)
     epochs: float = setting(2.0, "attention: passes over the calibration samples.", gt=0)
     learning_rate: float = setting(1e-2, "attention: learning rate of the selector.", gt=0, le=10)
     batch_size: int = setting(32, "attention: rows of a step.", ge=1)
     stages: Literal["all", "last"] = setting(
-        "all", "attention: fit one selector per stage (needed for a whole matrix), or for the last stage only."
+        "all", "gated: fit a gate for every stage now, or for the last one; others are fitted when a matrix asks."
     )
     seed: int = setting(0, "Seed of k-means and of the selector.", ge=0, lt=2**32)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")

@@ -145,7 +145,8 @@ COMPOSERS = Shelf(
     {
         "merged": "lorabank.compose.merged:Merged",
         "manual": "lorabank.compose.merged:Merged",  # the name that it had first
-        "attention": "lorabank.compose.attention:Attention",
+        "gated": "lorabank.compose.gated:Gated",
+        "attention": "lorabank.compose.gated:Gated",  # the name that it had first
         "routed": "lorabank.compose.routed:Routed",
         "prototype": "lorabank.compose.routed:Routed",  # the name that it had first
     },
@@ -168,7 +169,7 @@ ROUTERS = Shelf(
     },
 )
 
-GATES = Shelf("gate", "gates", {})
+GATES = Shelf("gate", "gates", {"attention": "lorabank.models.gates.attention:Attention"})
 
 # ----------------------------------------------------------------------------------------------- data and scoring
 

@@ -108,9 +108,15 @@ def read_members(bank: Bank, snapshot: Snapshot, tasks: Sequence[TaskRecord], *,
                 texts=rows.texts if rows else (),
                 targets=rows.labels if rows else (),
                 born=task.born,
+                samples=partial(_read_samples, bank, snapshot, task.name),
             )
         )
     return members
+
+
+def _read_samples(bank: Bank, snapshot: Snapshot, task: str) -> tuple[Sequence[str], Sequence[str]]:
+    rows = read_rows_of(bank, snapshot, task, "calibration")
+    return (rows.texts, rows.labels) if rows else ((), ())
 
 
 def _read_statistics(bank: Bank, task: TaskRecord) -> TaskStatistics:

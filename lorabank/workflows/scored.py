@@ -114,7 +114,7 @@ def state_plan(bank: Bank, adapter: AdapterRecord | None, runtime: Runtime) -> P
         members = needed(adapter)
         selector = Selector(runtime.stack.select(members)).requires_grad_(False)
         tensors = load_tensors(bank.read_blob(adapter.objects[SELECTOR]))
-        return Plan(selector=selector.load_tensors(tensors), members=members)
+        return Plan(gate=selector.load_tensors(tensors), members=members)
     state = dict.fromkeys(own_state(adapter), 1.0) if adapter else {}
     return Plan(weights=state_weights(runtime.stack.names, state))
 

@@ -23,8 +23,7 @@ The paper's text gives no equations; this follows a survey's account of it (docs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorabank.algebra.stack import AdapterStack, StackedFactors
+from lorabank.core.settings import setting
+from lorabank.models.gates.base import Gate, GateMethod, Weigh, membership
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,23 @@ class RankSpace:
     gains: Tensor | None = None
 
 
-class Selector(nn.Module):
+@dataclass(frozen=True)
+class Attention(GateMethod):
+    """A dense layer per module and adapter, and a softmax over their scores."""
+
+    lambda_l1: float = setting(1e-3, "Weight of the L1 norm of the dense parameters.", ge=0)
+
+    def build(self, stack: AdapterStack) -> Selector:
+        """A new selector."""
+        return Selector(stack)
+
+    def regulariser(self, gate: Gate) -> Tensor:
+        """The weighted L1 norm of the dense parameters."""
+        assert isinstance(gate, Selector)
+        return self.lambda_l1 * gate.l1()
+
+
+class Selector(Gate):
     """The dense parameters of every adapted module.
 
     Parameters by module name (dots as ``/`` in the state): ``u [K, d_out]``, ``c [K]``, ``c_zero [1]``, all zero at
@@ -61,7 +78,6 @@ class Selector(nn.Module):
 
     def __init__(self, stack: AdapterStack) -> None:
         super().__init__()
-        self._seen: list[Tensor] | None = None
         count = len(stack.names)
         self.u, self.c, self.c_zero = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
         for module, factors in stack.modules.items():
@@ -89,7 +105,7 @@ class Selector(nn.Module):
         """The parameters of a module as matrices in the factors' dtype, with their graph."""
         key, dtype = module.replace(".", "/"), factors.A.dtype
         rows = factors.scale * (factors.B * self.u[key].T[:, factors.owner].to(dtype)).sum(0)
-        scores = rows.unsqueeze(1) * _membership(factors, self.c[key].shape[0], rows.dtype)
+        scores = rows.unsqueeze(1) * membership(factors, self.c[key].shape[0], rows.dtype)
         gains = None if factors.gain is None else F.pad((self.u[key] * (factors.gain - 1)).T.to(dtype), (1, 0))
         return RankSpace(scores, torch.cat([self.c_zero[key], self.c[key]]).to(dtype), gains)
 
@@ -100,19 +116,17 @@ class Selector(nn.Module):
             assert wx is not None
             rows = rows + wx.reshape(-1, wx.shape[-1]) @ space.gains
         scores = rows.view(*h.shape[:-1], rows.shape[-1])
-        attention = torch.tanh(scores).softmax(-1)
-        if self._seen is not None:
-            self._seen.append(attention.detach())
-        return attention
+        return torch.tanh(scores).softmax(-1)
 
-    @contextmanager
-    def watched(self, seen: list[Tensor]) -> Iterator[None]:
-        """For the length of a block, append every attention that is computed to ``seen``."""
-        self._seen = seen
-        try:
-            yield
-        finally:
-            self._seen = None
+    def bound(self, module: str, members: StackedFactors) -> Weigh:
+        """The attention of one module; S, U and c are made once where they do not learn."""
+        learns = any(parameter.requires_grad for parameter in self.parameters())
+        space = None if learns else self.rank_space(module, members)
+        return lambda x, h, wx: self.attend(space or self.rank_space(module, members), h, wx)
+
+    def regularised(self) -> list[Tensor]:
+        """Every u."""
+        return list(self.u.values())
 
     def l1(self) -> Tensor:
         """``sum |u|`` over all modules; an L1 on the attention itself would be constant, since it sums to 1."""
@@ -139,50 +153,3 @@ class Selector(nn.Module):
             for name, value in own.items():
                 value.copy_(tensors[name])
         return self
-
-
-class Attended:
-    """A module's adapters under attention, entered once and asked in every pass.
-
-    Args:
-        selector: Over the members; where its parameters need no gradient they must not change while this is used.
-        module: The module's name.
-        members: The adapters that compete.
-        bias: The module's bias ``[d_out]``, which no row gain multiplies.
-    """
-
-    def __init__(self, selector: Selector, module: str, members: StackedFactors, bias: Tensor | None = None) -> None:
-        self._selector, self._module, self._members, self._bias = selector, module, members, bias
-        count = selector.c[module.replace(".", "/")].shape[0]
-        self._expand = _membership(members, count, members.A.dtype).T * members.scale
-        learns = any(parameter.requires_grad for parameter in selector.parameters())
-        self._space = None if learns else selector.rank_space(module, members)
-
-    def add(self, out: Tensor, x: Tensor) -> Tensor:
-        """Add the attended adapters.
-
-        Args:
-            out: ``W x + b [..., d_out]``, changed in place.
-            x: ``[..., d_in]``.
-
-        Returns:
-            ``out``.
-        """
-        members = self._members
-        space = self._space or self._selector.rank_space(self._module, members)
-        h = F.linear(x.reshape(-1, x.shape[-1]), members.A)
-        flat = out.view(-1, out.shape[-1])
-        if members.gain is None:
-            rows = self._selector.attend(space, h) @ self._expand
-            flat.addmm_(h * rows, members.B.T)
-            return out
-        wx = flat.clone() if self._bias is None else flat - self._bias
-        attention = self._selector.attend(space, h, wx)
-        flat.addmm_(h * (attention @ self._expand), members.B.T)
-        flat.addcmul_(attention[:, 1:] @ (members.gain - 1).to(wx.dtype), wx)
-        return out
-
-
-def _membership(factors: StackedFactors, count: int, dtype: torch.dtype) -> Tensor:
-    """``[R, K + 1]``: 1 where the row belongs to the adapter; the zero adapter, first, has none."""
-    return (factors.owner.unsqueeze(1) + 1 == torch.arange(count + 1, device=factors.owner.device)).to(dtype)

@@ -5,7 +5,7 @@ r"""One model in any mixture of its adapters: ``y = (1 + sum_k w_k (g_k - 1)) * 
     off          w = 0: the untouched base modules answer, bit for bit
     merged       w constant: a working copy ``W + delta``; a forward pass costs what the base's costs
     per sample   w [n, K]: every sample with its own adapters (`per_sample`), where a model keeps them so
-    attention    w from a `Selector`, per module and token
+    gated        w from a `Gate`, per module and token
 
 The base weights are never written to, so undoing a merge means dropping the working copy.
 """
@@ -27,7 +27,8 @@ from lorabank.core.shelves import SUMMING
 from lorabank.models.bases.finite import check_tensors
 from lorabank.models.bases.passed_by import check_called
 from lorabank.models.bases.sites import Site, WrappedLinear, bias_of, matrix_of, site_of
-from lorabank.models.gates.attention import Attended, Selector
+from lorabank.models.gates.base import Gate
+from lorabank.models.mixing.gated import Gated
 from lorabank.models.mixing.per_sample import PerSample, Routes, alike
 from lorabank.models.mixing.places import FIRST, Place, UnplacedError, find_places
 
@@ -52,7 +53,7 @@ class MixedLoraLinear(WrappedLinear):
         self.site = site
         self.name = site.name
         self.factors = factors
-        self.form: Merged | PerSample | Attended | None = None
+        self.form: Merged | PerSample | Gated | None = None
 
     def _matrix(self) -> Tensor:
         return self.form.matrix if isinstance(self.form, Merged) else matrix_of(self.base)
@@ -187,12 +188,12 @@ class Mixture:
                 layer.per_sample(weights, routes, places.get(layer.name))
         self._state = weights.clone()
 
-    def attend(self, selector: Selector, members: AdapterStack) -> None:
-        """A learned selector over some of the stack's adapters."""
+    def attend(self, gate: Gate, members: AdapterStack) -> None:
+        """A learned gate over some of the stack's adapters."""
         self.off()
         for name, factors in members.modules.items():
             layer = self._layers[name]
-            layer.form = Attended(selector, name, factors, bias_of(layer.base))
+            layer.form = Gated(gate, name, factors, bias_of(layer.base), len(members.names))
 
     def check_called(self) -> None:
         """Refuse adapters that the passes so far went by: a merged weight can be read, another form must be called.

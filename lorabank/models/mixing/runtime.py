@@ -20,7 +20,7 @@ from lorabank.models.answering.base import Answerer, Answers
 from lorabank.models.answering.generating import reads_on
 from lorabank.models.bases.finite import explained
 from lorabank.models.bases.loading import LoadedBase
-from lorabank.models.gates.attention import Selector
+from lorabank.models.gates.base import Gate
 from lorabank.models.mixing.features import extract_features
 from lorabank.models.mixing.mixture import Mixture
 from lorabank.models.mixing.places import UnplacedError
@@ -40,7 +40,7 @@ class Plan:
         weights: Weights over the stack's adapters, float32 ``[K]`` for all texts or ``[n, K]``, one row per text.
         factors: One adapter that answers alone (a compressed composition).
         dense: Delta weights of full rank that answer alone.
-        selector: A learned selector over ``members``, names of adapters in the stack.
+        gate: A learned gate over ``members``, names of adapters in the stack.
         route: For a routed state the member that each text went to, int64 ``[n]``.
         margin: How clearly, float64 ``[n]``: its score above the second best member's.
     """
@@ -48,7 +48,7 @@ class Plan:
     weights: NDArray[np.float32] | None = None
     factors: LoraFactors | None = None
     dense: DenseDelta | None = None
-    selector: Selector | None = None
+    gate: Gate | None = None
     members: tuple[str, ...] = ()
     route: NDArray[np.int64] | None = None
     margin: NDArray[np.float64] | None = None
@@ -136,8 +136,8 @@ class Runtime:
 
     def enter(self, plan: Plan) -> None:
         """Put the model into a state that is the same for all texts."""
-        if plan.selector is not None:
-            self.mixture.attend(plan.selector, self.stack.select(plan.members))
+        if plan.gate is not None:
+            self.mixture.attend(plan.gate, self.stack.select(plan.members))
         elif plan.factors is not None:
             self.mixture.merge_adapter(plan.factors)
         elif plan.dense is not None:

@@ -37,8 +37,7 @@ OTHER = {
 
 WORDS = {
     "replay": {"lorabank/core/records.py", "lorabank/workflows", "lorabank/bank/catalog/columns.py"},
-    "attention": {"lorabank/workflows/scored.py"},
-    "l1": {"lorabank/compose/attention.py"},
+    "attention": {"lorabank/workflows/scored.py", "lorabank/compose/gated.py"},
     "routed": {
         "cli/lorabank_cli/commands/eval.py",
         "lorabank/bank/catalog/columns.py",
@@ -47,7 +46,7 @@ WORDS = {
         "lorabank/workflows",
     },
 }
-"""Names that mean something else there, as a split of the data, or a state under a selector."""
+"""Names that mean something else there, as a split of the data, or a state under a gate and its key."""
 
 
 def literals(file: Path) -> Iterator[tuple[int, str]]:

@@ -10,7 +10,8 @@ from torch import nn
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.models.gates.attention import Attended, Selector
+from lorabank.models.gates.attention import Selector
+from lorabank.models.mixing.gated import Gated
 from lorabank.models.mixing.mixture import Mixture
 
 SHAPE = {"body.layer": (5, 7)}
@@ -132,12 +133,12 @@ def test_entered_it_follows_its_parameters_while_they_learn_and_is_kept_when_the
     for shape in ((4, 7), (4, 2, 7)):
         x = torch.randn(shape, dtype=torch.float64)
         nothing = torch.zeros(*shape[:-1], 5, dtype=torch.float64)
-        learning = Attended(selector.requires_grad_(True), "body.layer", factors)
+        learning = Gated(selector.requires_grad_(True), "body.layer", factors, None, 3)
         torch.testing.assert_close(learning.add(nothing.clone(), x), expected(x))
         for parameter in selector.parameters():
             parameter.normal_()
         torch.testing.assert_close(learning.add(nothing.clone(), x), expected(x))
-        kept = Attended(selector.requires_grad_(False), "body.layer", factors)
+        kept = Gated(selector.requires_grad_(False), "body.layer", factors, None, 3)
         torch.testing.assert_close(kept.add(nothing.clone(), x), expected(x))
 
 
@@ -171,10 +172,11 @@ def test_foreign_tensors_are_refused(stack) -> None:
 
 def test_watching_ends_with_the_block(stack) -> None:
     selector, seen = random_selector(stack), []
-    factors = stack.modules["body.layer"]
+    x, factors = torch.ones(2, 7, dtype=torch.float64), stack.modules["body.layer"]
+    layer = Gated(selector, "body.layer", factors, None, 3)
     with selector.watched(seen):
-        first = selector.attention("body.layer", factors, torch.ones(2, 6, dtype=torch.float64))
-    selector.attention("body.layer", factors, torch.ones(2, 6, dtype=torch.float64))
+        layer.add(torch.zeros(2, 5, dtype=torch.float64), x)
+    layer.add(torch.zeros(2, 5, dtype=torch.float64), x)
     assert len(seen) == 1
-    assert torch.equal(seen[0], first)
+    assert torch.equal(seen[0], selector.attention("body.layer", factors, x @ factors.A.T))
     assert not seen[0].requires_grad

@@ -111,7 +111,7 @@ def test_one_adapter_of_its_own(folder, runtime, adapters, make_adapter) -> None
 def test_a_selector_whose_attention_is_known(folder, runtime, adapters) -> None:
     """All scores zero: every adapter gets 1 / (K + 1), on every module that it has."""
     everywhere = runtime.stack.select(["a"])
-    found = runtime.answer(TEXTS, Plan(selector=Selector(everywhere), members=("a",)), 0)
+    found = runtime.answer(TEXTS, Plan(gate=Selector(everywhere), members=("a",)), 0)
     check(found, [plainly(folder, runtime, adapters, (0.5, 0.0), 0, text) for text in TEXTS])
 
 
@@ -139,7 +139,7 @@ def test_states_do_not_leak_into_each_other(runtime) -> None:
     base = Plan(weights=np.zeros(2, np.float32))
     before = runtime.answer(TEXTS, base, 0)
     runtime.answer(TEXTS, Plan(weights=np.ones((6, 2), np.float32)), np.ones(6, np.int64))
-    runtime.answer(TEXTS, Plan(selector=Selector(runtime.stack), members=("a", "b")), 1)
+    runtime.answer(TEXTS, Plan(gate=Selector(runtime.stack), members=("a", "b")), 1)
     after = runtime.answer(TEXTS, base, 0)
     assert np.array_equal(after.probabilities, before.probabilities)
     assert after.said == before.said

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from lorabank.algebra.stack import AdapterStack
-from lorabank.compose.attention import Attention, fit_selector, sparsity
 from lorabank.compose.base import Member
+from lorabank.compose.gated import Gated, fit_gate, sparsity
 from lorabank.compose.routers.statistics import fit_statistics
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import DivergedError, NotFoundError
@@ -20,6 +21,7 @@ from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.head_answers import HeadAnswerer
 from lorabank.models.bases.loading import describe_base, load_base
 from lorabank.models.bases.resolving import resolve_base
+from lorabank.models.gates.attention import Attention, Selector
 from lorabank.models.mixing.runtime import Plan, Runtime
 from lorabank.models.tasks.heads import build_head
 
@@ -63,6 +65,10 @@ class Losses(SilentObserver):
         self.values.append(dict(values))
 
 
+def fit_selector(members, config: ComposeConfig, runtime, observer) -> Selector:
+    return fit_gate(members, Attention(config.lambda_l1), config, runtime, observer)
+
+
 def test_fitting_moves_the_selector_alone(runtime, members) -> None:
     def tensors() -> dict[str, torch.Tensor]:
         state = {f"model {name}": tensor for name, tensor in runtime.base.model.state_dict().items()}
@@ -104,8 +110,6 @@ def test_the_same_seed_gives_the_same_selector(runtime, members) -> None:
 
 
 def test_sparsity_of_a_selector_that_treats_all_alike(runtime, members) -> None:
-    from lorabank.models.gates.attention import Selector
-
     report = sparsity(Selector(runtime.stack), members, runtime)
     assert report["attention"] == pytest.approx(dict.fromkeys(("zero", "one", "two", "three"), 0.25))
     assert report["effective_adapters"] == pytest.approx(4)
@@ -114,8 +118,6 @@ def test_sparsity_of_a_selector_that_treats_all_alike(runtime, members) -> None:
 
 def test_sparsity_of_a_selector_that_prefers_one(runtime, members) -> None:
     """With u = 0 the attention is known: softmax of the tanh of the constants."""
-    from lorabank.models.gates.attention import Selector
-
     selector = Selector(runtime.stack)
     with torch.no_grad():
         for c in selector.c.values():
@@ -127,11 +129,11 @@ def test_sparsity_of_a_selector_that_prefers_one(runtime, members) -> None:
     assert report["effective_adapters"] == pytest.approx(math.exp(-sum(p * math.log(p) for p in share)), abs=1e-5)
 
 
-def load(runtime, members, **config) -> Attention:
+def load(runtime, members, **config) -> Gated:
     settings = ComposeConfig(mode="attention", epochs=1, batch_size=24, **config)
-    fitted = Attention.fit(members, settings, lambda: runtime, SilentObserver())
+    fitted = Gated.fit(members, settings, lambda: runtime, SilentObserver())
     record = CompositionRecord("att", "attention", (), (), fitted.parameters, {})
-    return Attention.load(record, fitted.objects, members, lambda: runtime)
+    return Gated.load(record, fitted.objects, members, lambda: runtime)
 
 
 def test_a_selector_for_every_stage_of_two_or_more(runtime, members) -> None:
@@ -142,11 +144,24 @@ def test_a_selector_for_every_stage_of_two_or_more(runtime, members) -> None:
     assert len({repr(composed.identity(stage)) for stage in (1, 2, 3)}) == 3
 
 
-def test_only_the_last_stage_when_asked(runtime, members) -> None:
-    composed = load(runtime, members, stages="last")
-    assert composed.plan(3, []).members == ("x", "y", "z")
-    with pytest.raises(NotFoundError, match="no selector for the stage after 'two'"):
-        composed.plan(2, [])
+def test_a_stage_that_was_left_out_is_fitted_when_it_is_asked_for(runtime, members) -> None:
+    """Its gate is the one that is fitted together with the others."""
+    apart = [replace(m, texts=(), targets=(), samples=lambda m=m: (m.texts, m.targets)) for m in members]
+    every = load(runtime, members)
+    settings = ComposeConfig(mode="gated", epochs=1, batch_size=24, stages="last")
+    fitted = Gated.fit(members, settings, lambda: runtime, SilentObserver())
+    record = CompositionRecord("att", "gated", (), (), fitted.parameters, {})
+    composed = Gated.load(record, fitted.objects, apart, lambda: runtime)
+    assert len({repr(composed.identity(stage)) for stage in (1, 2, 3)}) == 3
+    before = composed.identity(2)
+    found, expected = composed.plan(2, []).gate.tensors(), every.plan(2, []).gate.tensors()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert composed.identity(2) == before
+    bare = [replace(member, texts=(), targets=()) for member in members]
+    lost = Gated.load(record, fitted.objects, bare, lambda: runtime)
+    with pytest.raises(NotFoundError, match="'one' was added without calibration samples"):
+        lost.plan(2, [])
 
 
 def test_without_samples_there_is_nothing_to_fit_on(runtime, members) -> None:
@@ -157,6 +172,6 @@ def test_without_samples_there_is_nothing_to_fit_on(runtime, members) -> None:
 
 
 def test_a_selector_that_diverges_is_refused(runtime, members) -> None:
-    with pytest.raises(DivergedError, match="the attention diverged at step 2"):
+    with pytest.raises(DivergedError, match="the gate diverged at step 2"):
         fit_selector(members, ComposeConfig(learning_rate=1e36, lambda_l1=1e5), runtime, SilentObserver())
     assert not any(layer.form for layer in runtime.mixture._layers.values())
