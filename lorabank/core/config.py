@@ -84,7 +84,7 @@ class TrainConfig:
     )
     penalty_weight: float | None = setting(None, "Weight of the penalty; default: the penalty's own.", ge=0)
     set: tuple[str, ...] = setting(
-        (), "Setting of the strategy or the penalty, as KEY=VALUE ('lorabank methods' lists them); may be repeated."
+        (), "Setting of the strategy or the penalty, as KEY=VALUE (those that methods lists); may be repeated."
     )
     lambda_l2: float = setting(0.0, "Weight of the norm penalty of O-LoRA (its lambda_2).", ge=0)
     r: int = setting(8, "Rank of the adapter.", ge=1, le=MAX_RANK)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, is_dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, joined
 from lorabank.core.settings import choices, examine, nearest, setting_fields, setting_names
 from lorabank.core.shelves import SHELVES, Shelf
@@ -84,7 +85,7 @@ def with_settings(chosen: Sequence[tuple[Shelf, str]], given: Sequence[str]) -> 
         if meant and not takers:
             known = [one for k in meant for one in _own(entries[k])]
             whose = " and ".join(f"{chosen[k][0].kind} {chosen[k][1]}" for k in meant)
-            problems.append(f"{whose}: there is no setting {own!r}.{nearest(own, known)}")
+            problems.append(f"{whose}: there is no setting {own!r}.{nearest(own, known)}".removesuffix("."))
         for k in takers:
             values[k][own] = value.strip()
     made = []
@@ -98,7 +99,7 @@ def with_settings(chosen: Sequence[tuple[Shelf, str]], given: Sequence[str]) -> 
     if problems:
         raise ConfigError(
             f"--set: {joined(problems)}",
-            hint="'lorabank methods NAME' shows the settings of a method",
+            commands=[Command("methods", name) for name in dict.fromkeys(name for _, name in chosen)],
             unchanged="nothing was changed",
         )
     return made
@@ -120,7 +121,7 @@ def methods(name: str | None = None) -> tuple[Method, ...]:
         known = list(dict.fromkeys(entry for shelf in SHELVES for entry in shelf))
         raise ConfigError(
             f"there is no method {name[:80]!r}.{nearest(name, known)}",
-            hint="'lorabank methods' lists them",
+            commands=[Command("methods")],
             unchanged="nothing was changed",
         )
     return tuple(_methods(name))

@@ -16,6 +16,8 @@ from lorabank_cli.main import COMMANDS, cli
 
 from lorabank import api as library
 from lorabank.bank.bank import Bank
+from lorabank.core import shelves
+from lorabank.core.task_kinds import generating
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "lorabank").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
@@ -23,6 +25,8 @@ FILLED = "filled"
 """What stands for a word that is known at run time alone."""
 PLACEHOLDERS = {"BACKUP", "COPY", "FILE", "FOLDER", "NAME", "NEW", "TEXT"}
 """What the user alone can know."""
+SAID = {"ROUTING": shelves.ROUTING, "SUMMING": shelves.SUMMING, "generating().name": generating().name}
+"""What other sources say for good."""
 ODD = "my bank's"
 
 
@@ -46,6 +50,8 @@ def prose(tree: ast.AST) -> Iterator[str]:
 
 def word(node: ast.expr) -> str:
     """A string expression as far as the source says it."""
+    if known := SAID.get(ast.unparse(node)):
+        return known
     if isinstance(node, ast.JoinedStr):
         return "".join(map(word, node.values))
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else FILLED

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -41,7 +41,9 @@ class Sources:
 
 @dataclass(frozen=True)
 class Merger(ABC):
-    """A way to merge; its fields are its settings."""
+    """A way to merge; its fields are its settings, ``paper`` says where it was published."""
+
+    paper: ClassVar[str | None] = None
 
     def prepared(self, tasks: Sequence[str]) -> Merger:
         """The same for tasks of these names, where a setting speaks of them.

@@ -20,6 +20,8 @@ from lorabank.core.settings import nearest, setting
 class Weighted(Merger):
     """The sum of the delta weights, each times a weight."""
 
+    paper = "task arithmetic, arXiv 2212.04089"
+
     weights: str | Mapping[str, float] | None = setting(
         None, "sentiment=0.7,spam=0.3 (any sign); default: 1 for each member."
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,9 @@ class Router(Protocol):
 
 @dataclass(frozen=True)
 class RouterMethod(ABC):
-    """A way to tell tasks apart; its fields are its settings."""
+    """A way to tell tasks apart; its fields are its settings, ``paper`` says where it was published."""
+
+    paper: ClassVar[str | None] = None
 
     @abstractmethod
     def build(self, statistics: Iterable[TaskStatistics]) -> Router:

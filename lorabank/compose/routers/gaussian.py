@@ -22,6 +22,8 @@ _BLOCK = 1 << 20  # numbers of a block of whitened queries, and of the factors t
 class Gaussian(RouterMethod):
     """Regularised discriminant analysis."""
 
+    paper = "Friedman, JASA 84 (1989)"
+
     shrinkage: float = setting(0.1, "Shrinkage of the covariance towards a multiple of the identity.", ge=0, le=1)
     own_covariance: float = setting(0.1, "Share of a task's own covariance; 0: one for all.", ge=0, le=1)
 

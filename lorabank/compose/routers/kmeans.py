@@ -19,6 +19,8 @@ from lorabank.core.settings import setting
 class KMeans(RouterMethod):
     """The nearest of each task's k-means centroids."""
 
+    paper = "CoLoR, arXiv 2311.17601"
+
     clusters_per_task: int = setting(5, "Centroids of each task.", ge=1, le=1024)
 
     def build(self, statistics: Iterable[TaskStatistics]) -> KMeansRouter:

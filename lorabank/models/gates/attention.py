@@ -54,6 +54,8 @@ class RankSpace:
 class Attention(GateMethod):
     """A dense layer per module and adapter, and a softmax over their scores."""
 
+    paper = "AM-LoRA, arXiv 2409.19611"
+
     lambda_l1: float = setting(1e-3, "Weight of the L1 norm of the dense parameters.", ge=0)
 
     def build(self, stack: AdapterStack) -> Selector:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,9 @@ class Gate(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class GateMethod(ABC):
-    """A kind of gate; its fields are its settings."""
+    """A kind of gate; its fields are its settings, ``paper`` says where it was published."""
+
+    paper: ClassVar[str | None] = None
 
     @abstractmethod
     def build(self, stack: AdapterStack) -> Gate:
