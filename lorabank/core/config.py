@@ -257,9 +257,9 @@ def modern(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
         changes[name] = None
         if name == "lambda_orth":
             changes["penalty_weight"] = value
-            place = f"--penalty-weight {value:g}"
+            place = f"--penalty-weight {value}"
         else:
-            assigned = f"{_OWNERS[name]}.{name}={value:g}"
+            assigned = f"{_OWNERS[name]}.{name}={value}"
             changes["set"] = (*changes.get("set", config.set), assigned)
             place = f"--set {assigned}"
         notices.append(f"--{name.replace('_', '-')} is an old name: write {place}")

@@ -76,7 +76,8 @@ def test_the_bank_from_the_environment(run: Any, bank: Bank, monkeypatch: pytest
 
 
 def test_show_names_what_to_type_next(run: Any, api: Any) -> None:
-    api["show"] = {"task": {"name": "spam", "labels": ["ham", "spam"]}, "path": "bank/adapters/aa"}
+    task = {"name": "spam", "task_type": "SEQ_CLS", "labels": ["ham", "spam"]}
+    api["show"] = {"task": task, "path": "bank/adapters/aa"}
     shown = run("show", "spam")
     assert "path  bank/adapters/aa" in shown.out
     assert "\n  lorabank predict --task spam TEXT\n" in shown.out

@@ -169,7 +169,7 @@ fake = ModuleType("lorabank.api")
 fake.predict = fake.generate = lambda *args, **kwargs: (answer,) * 60_000
 row = (text, "ja é")
 fake.answer_rows = lambda *args, **kwargs: SimpleNamespace(columns=("text", "label"), parts=[[row] * 20_000] * 3)
-fake.show = lambda *args: {"task": {"name": "spam", "labels": ["日本"] * 200_000}}
+fake.show = lambda *args: {"task": {"name": "spam", "task_type": "SEQ_CLS", "labels": ["日本"] * 200_000}}
 sys.modules["lorabank.api"] = lorabank.api = fake
 sys.argv = ["lorabank", *sys.argv[1:]]
 sys.exit(main())

@@ -30,7 +30,12 @@ SETTINGS: dict[str, Any] = {
     "lora_dropout": 0.0,
     "set": ["replay.replay_rows=6"],
 }
-WORDS = [word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+WORDS = [
+    word
+    for name, value in SETTINGS.items()
+    for one in (value if isinstance(value, list) else [value])
+    for word in (f"--{name.replace('_', '-')}", str(one))
+]
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def test_the_first_commands_send_the_prize_to_spam(folder: Path) -> None:
 def test_the_snippets_run(folder: Path) -> None:
     run(folder, sys.executable, "-m", "lorabank_cli", "export", "spam", "./spam-adapter")
     snippets = blocks("python")
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     run(folder, sys.executable, "-c", snippets[0])
     (folder / "again").mkdir()
     (folder / "again/s.jsonl").write_bytes((folder / "s.jsonl").read_bytes())
@@ -83,3 +83,4 @@ def test_the_snippets_run(folder: Path) -> None:
     label, probability = answer.split()
     assert label in ("negative", "positive")
     assert 0 < float(probability) <= 1
+    assert {*run(folder, sys.executable, "-c", snippets[2]).splitlines()} <= {"ham", "negative", "positive", "spam"}

@@ -30,8 +30,12 @@ class Sources:
         self, tasks: Sequence[str], read: Callable[[], AdapterStack], weight: Callable[[str], Tensor]
     ) -> None:
         self.tasks = tuple(tasks)
-        self.weight = weight
+        self._weight = weight
         self._read = read
+
+    def weight(self, module: str) -> Tensor:
+        """The untouched base's weight ``[d_out, d_in]``, float32."""
+        return self._weight(module)
 
     @cached_property
     def stack(self) -> AdapterStack:

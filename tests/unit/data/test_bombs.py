@@ -125,13 +125,13 @@ import resource, sys
 import numpy, pyarrow.compute, pyarrow.parquet
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DataError
-from lorabank.data import formats, parquet_pages
+from lorabank.data.formats import base, parquet_pages
 from lorabank.data.loading import load_task_data, read_rows
 
 def memory(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) / 1024
 
-formats.MAX_DECODED = parquet_pages.MAX_DECODED = 128 * 2**20
+base.MAX_DECODED = parquet_pages.MAX_DECODED = 128 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30,) * 2)
 for path in sys.argv[1:]:
     before = memory("VmRSS")

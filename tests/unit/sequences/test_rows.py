@@ -14,6 +14,7 @@ import pytest
 from lorabank.core.config import InitConfig
 from lorabank.core.errors import ConfigError, DataError
 from lorabank.core.records import BaseModelRecord
+from lorabank.core.task_kinds import task_kind
 from lorabank.data.loading import load_task_data
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.sequences.file import read_sequence
@@ -167,7 +168,7 @@ def reloaded(file: Path, base: BaseModelRecord, folder: Path) -> list[tuple[Sequ
             task,
             load_task_data(
                 config.training(name, "olora", seed=9, **task.files(folder)),
-                task_type=base.task_type,
+                labelled=task_kind(base.task_type).labelled,
                 render_chat=lambda messages: "".join(f"<{m['role']}>{m['content']}" for m in messages),
             ),
         )

@@ -14,7 +14,7 @@ import pytest
 
 from lorabank import api
 from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
-from lorabank.core.errors import ConfigError, DataError, ExistsError, IncompatibleError
+from lorabank.core.errors import ConfigError, DataError, DivergedError, ExistsError, IncompatibleError
 from lorabank.core.observer import SilentObserver
 from lorabank.workflows.results import SequenceResult, SequenceRow
 
@@ -321,8 +321,8 @@ def test_only_some_strategies(copy: Path) -> None:
 
 def test_what_goes_wrong_is_told_with_its_cell(copy: Path) -> None:
     shutil.rmtree(copy / "letters")
-    changed(copy / "letters.toml", ("[tasks.one]", '[strategy.olora]\npenalty = "nonsense"\n\n[tasks.one]'))
-    with pytest.raises(ConfigError, match=r"order 1, olora, seed 0: there is no penalty 'nonsense'"):
+    changed(copy / "letters.toml", ("[tasks.one]", "[strategy.olora]\nlearning_rate = 1e38\n\n[tasks.one]"))
+    with pytest.raises(DivergedError, match=r"order 1, olora, seed 0: "):
         api.run_sequence(copy / "letters.toml", out=copy / "letters")
     assert "as-trained" in page(copy), "what was measured before has its table"
 
