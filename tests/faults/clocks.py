@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from lorabank.bank.catalog import database
+from lorabank.bank.catalog import times
 from lorabank.bank.objects.layout import Layout
 from lorabank.bank.upkeep import copies
 from lorabank.bank.upkeep.backup import back_up_database
@@ -67,7 +67,7 @@ class _Clock:
 @contextmanager
 def wrong_clock() -> Iterator[_Clock]:
     """The time that names copies and is written into rows is what the caller sets."""
-    clock, modules = _Clock(), (copies, database)
+    clock, modules = _Clock(), (copies, times)
 
     class Set(datetime):
         @classmethod
