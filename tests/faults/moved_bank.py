@@ -108,7 +108,9 @@ def _kill_after_a_checkpoint(ground: Ground, path: Path, chance: random.Random) 
         time.sleep(0.002)
     time.sleep(chance.uniform(0, 0.3) * ground.seconds)
     child.kill()
-    return child.wait() == -signal.SIGKILL and any(path.glob("work/*/checkpoint-*"))
+    if child.wait() != -signal.SIGKILL or not any(path.glob("work/*/checkpoint-*")):
+        return False
+    return [one.name for one in Bank.open(path).operations()] == ["second"]  # it was not killed behind its commit
 
 
 def _move(ground: Ground, path: Path, move: str) -> None:
