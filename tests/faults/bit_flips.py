@@ -12,10 +12,11 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.objects.layout import Layout
@@ -64,7 +65,16 @@ def read_all(place: Path) -> Hashable:
     snapshot, scores = bank.contents()
     folders = [bank.adapter_path(task.adapter) for task in snapshot.tasks if task.adapter]
     files = [(file.name, hash_file(file)) for folder in folders for file in sorted(folder.iterdir())]
-    return repr((snapshot, scores, files, sorted(read_manifest(Layout(bank.path)).items())))
+    return repr(_whole((snapshot, scores, files, read_manifest(Layout(bank.path)))))
+
+
+def _whole(value: Any) -> Any:
+    """A value with all that it holds: the ``repr`` of a record shows a part."""
+    if is_dataclass(value):
+        return [_whole(getattr(value, one.name)) for one in fields(value)]
+    if isinstance(value, Mapping):
+        return sorted((key, _whole(one)) for key, one in value.items())
+    return [_whole(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _targets(place: Path, folder: Path) -> list[Target]:
