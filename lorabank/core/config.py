@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from lorabank.core.errors import ConfigError
 from lorabank.core.limits import MAX_RANK
 from lorabank.core.settings import setting
 from lorabank.core.shelves import (
@@ -246,25 +247,35 @@ class GenerateConfig(_WithTexts):
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
 
 
+_MOVED = {"lambda_l1": "amlora", "replay_rows": "replay"}
+"""Settings that stood among those of every training, and whose they are."""
+
+
 def modern(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
-    """Settings of a training without old names, and for each old name that was given what stands in its place."""
-    given = {name: getattr(config, name) for name in ("lambda_orth", "lambda_l1", "replay_rows")}
+    """Settings of a training without old names, and for each old name that was given what stands in its place.
+
+    Raises:
+        ConfigError: A setting is given under its old name and its new one.
+    """
+    given = {name: getattr(config, name) for name in ("lambda_orth", *_MOVED)}
+    keys = {one.partition("=")[0].strip() for one in config.set}
     notices = []
     changes: dict[str, Any] = {}
     for name, value in given.items():
         if value is None:
             continue
         changes[name] = None
-        if name == "lambda_orth":
-            changes["penalty_weight"] = value
-            place = f"--penalty-weight {value}"
+        if owner := _MOVED.get(name):
+            place, twice = f"--set {owner}.{name}={value}", not keys.isdisjoint((name, f"{owner}.{name}"))
+            changes["set"] = (*changes.get("set", config.set), f"{owner}.{name}={value}")
         else:
-            assigned = f"{_OWNERS[name]}.{name}={value}"
-            changes["set"] = (*changes.get("set", config.set), assigned)
-            place = f"--set {assigned}"
+            place, twice = f"--penalty-weight {value}", config.penalty_weight is not None
+            changes["penalty_weight"] = value
+        if twice:
+            raise ConfigError(
+                f"{name} is given under its new name too: {place} says the same",
+                hint=f"leave {name} out",
+                unchanged="nothing was changed",
+            )
         notices.append(f"--{name.replace('_', '-')} is an old name: write {place}")
     return replace(config, **changes), tuple(notices)
-
-
-_OWNERS = {"lambda_l1": "amlora", "replay_rows": "replay"}
-"""Settings that stood among those of every training, and whose they are."""

@@ -132,6 +132,20 @@ def test_old_names_become_the_new_ones_and_are_told() -> None:
     assert modern(config) == (config, ())
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"lambda_orth": 0.0, "penalty_weight": 2.0},
+        {"lambda_l1": 0.5, "set": ("amlora.lambda_l1=0.25",)},
+        {"replay_rows": 6, "set": ("seed=1", "replay_rows = 7")},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_a_setting_under_both_names_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"^{next(iter(given))} is given under its new name too: "):
+        modern(TrainConfig(**given))
+
+
 def test_a_script_with_old_names_is_warned_and_checked(tmp_path: Any) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"text": "a", "label": "b"}) + "\n")
