@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +16,13 @@ from lorabank.compose.routers.statistics import TaskStatistics
 from lorabank.core.commands import Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError
+from lorabank.core.methods import with_settings
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
-from lorabank.core.settings import setting_names, validate
+from lorabank.core.settings import setting_fields, setting_names, validate
 from lorabank.core.shelves import Shelf
 from lorabank.models.answering.base import AnswerForm
 from lorabank.models.mixing.runtime import Plan, Runtime
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -118,13 +117,14 @@ class Composer(Protocol):
         """
 
 
-def with_settings(method: type[T], values: Mapping[str, Any]) -> T:
-    """A method of a shelf with those of the values that are its settings; the others have their defaults.
+def chosen_method(shelf: Shelf, name: str, config: ComposeConfig) -> Any:
+    """A method with its settings: those that ``--set`` gives, and the fields of the config that are called alike.
 
     Raises:
-        ConfigError: A value is out of bounds.
+        ConfigError: ``--set`` does not fit the method; names all that is wrong.
     """
-    return validate(method, {name: values[name] for name in setting_names(method) if name in values})
+    (method,) = with_settings([(shelf, name)], config.set, asdict(config))
+    return method
 
 
 def stored_method(shelf: Shelf, name: str, record: CompositionRecord) -> Any:
@@ -136,7 +136,8 @@ def stored_method(shelf: Shelf, name: str, record: CompositionRecord) -> Any:
     """
     method = shelf.load(name)
     try:
-        return with_settings(method, record.parameters)
+        own = {name: record.parameters[name] for name in setting_names(method) if name in record.parameters}
+        return validate(method, own)
     except ConfigError as error:
         raise ValueError(error.message) from error
 
@@ -159,13 +160,23 @@ def made_again(record: CompositionRecord, *more: str) -> Command:
 def with_its_settings(record: CompositionRecord) -> Command:
     """The command that makes a composition as it was made; its name must be free."""
     words = _again(record)
-    for setting in fields(ComposeConfig):
+    for setting in setting_fields(ComposeConfig):
         value = record.parameters.get(setting.name)
         if setting.name == "weights" and isinstance(value, Mapping):
             value = ",".join(f"{task}={weight}" for task, weight in value.items())
         if isinstance(value, str | int | float) and value != setting.default:
             words += [f"--{setting.name.replace('_', '-')}", str(value)]
+        shelf = setting.metadata["among"]
+        if shelf is not None and value in shelf:
+            words += _set(shelf.load(value), record)
     return Command(*words)
+
+
+def _set(method: type, record: CompositionRecord) -> list[str]:
+    """The settings of a method that are no option of ``compose``."""
+    own = [one for one in setting_fields(method) if one.name not in setting_names(ComposeConfig)]
+    values = [(one, record.parameters.get(one.name, one.default)) for one in own]
+    return [word for one, value in values if value != one.default for word in ("--set", f"{one.name}={value}")]
 
 
 def _again(record: CompositionRecord) -> list[str]:

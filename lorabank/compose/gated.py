@@ -24,13 +24,14 @@ from torch import Tensor
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.compose.base import Fitted, Member, known, state_weights, stored_method, with_settings
+from lorabank.compose.base import Fitted, Member, chosen_method, known, state_weights, stored_method
 from lorabank.core.commands import Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError, DivergedError, NotFoundError
 from lorabank.core.machine.seeding import seed_everything
 from lorabank.core.observer import Observer, SilentObserver
 from lorabank.core.records import CompositionRecord
+from lorabank.core.settings import validate
 from lorabank.core.shelves import GATES, ROUTING
 from lorabank.models.bases.finite import check_tensors
 from lorabank.models.gates.base import Gate, GateMethod
@@ -78,7 +79,7 @@ class Gated:
         cls, members: Sequence[Member], config: ComposeConfig, runtime: Callable[[], Runtime], observer: Observer
     ) -> Fitted:
         """Fit a gate for every stage of two or more adapters (or for the last one only)."""
-        method: GateMethod = with_settings(GATES.load(config.gate), asdict(config))
+        method: GateMethod = chosen_method(GATES, config.gate, config)
         _check_samples(members)
         stages = [member.position for member in members[1:]]
         if config.stages == "last":
@@ -116,7 +117,7 @@ class Gated:
         gate = str(record.parameters.get("gate", ComposeConfig.gate))
         try:
             stored = {name: record.parameters[name] for name in _FITTING if name in record.parameters}
-            fitting = with_settings(ComposeConfig, stored)
+            fitting = validate(ComposeConfig, stored)
         except ConfigError as error:
             raise ValueError(error.message) from error
         return cls(gate, stored_method(GATES, gate, record), fitting, by_stage, members, runtime)

@@ -9,7 +9,6 @@ that rank, row gains left out, and the relative error of every module is kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from lorabank.algebra.compress import Compressed, compress, compress_dense
 from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.compose.base import Fitted, Member, known, state_weights, stored_method, with_settings
+from lorabank.compose.base import Fitted, Member, chosen_method, known, state_weights, stored_method
 from lorabank.compose.mergers.base import Merge, Merger, Sources
 from lorabank.core.config import ComposeConfig
 from lorabank.core.observer import Observer
@@ -66,7 +65,7 @@ class Merged:
         Raises:
             DivergedError: The result, or what the model answers with it, is not finite.
         """
-        chosen: Merger = with_settings(MERGERS.load(config.merger), asdict(config))
+        chosen: Merger = chosen_method(MERGERS, config.merger, config)
         merger = chosen.prepared([member.task for member in members])
         parameters = {"merger": config.merger, **merger.parameters(), "max_rank": config.max_rank}
         composed = cls(config.merger, merger, None, members, runtime)

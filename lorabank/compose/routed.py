@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.compose.base import Fitted, Member, known, longest, state_weights, stored_method, with_settings
+from lorabank.compose.base import Fitted, Member, chosen_method, known, longest, state_weights, stored_method
 from lorabank.compose.routers.base import Router, RouterMethod
 from lorabank.compose.routers.gaussian import Gaussian
 from lorabank.compose.routers.statistics import TaskStatistics, fit_statistics
@@ -59,7 +59,7 @@ class Routed:
         cls, members: Sequence[Member], config: ComposeConfig, runtime: Callable[[], Runtime], observer: Observer
     ) -> Fitted:
         """Take the stored statistics, or what the router makes of the calibration samples."""
-        method: RouterMethod = with_settings(ROUTERS.load(config.router), asdict(config))
+        method: RouterMethod = chosen_method(ROUTERS, config.router, config)
         objects = {}
         for member in members:
             again = partial(_found_again, member, config.seed, runtime)

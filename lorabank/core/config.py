@@ -135,6 +135,9 @@ class ComposeConfig:
         0.1, "prototype: share of a task's own covariance in the gaussian router; 0: one for all.", ge=0, le=1
     )
     gate: str = setting("attention", "gated: what weighs the adapters.", among=GATES)
+    set: tuple[str, ...] = setting(
+        (), "Setting of the merger, router or gate, as KEY=VALUE (those that methods lists); may be repeated."
+    )
     lambda_l1: float = setting(1e-3, "attention: weight of the L1 norm of the selector's dense parameters.", ge=0)
     epochs: float = setting(2.0, "attention: passes over the calibration samples.", gt=0)
     learning_rate: float = setting(1e-2, "attention: learning rate of the selector.", gt=0, le=10)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -54,13 +54,16 @@ class Method:
     refused: tuple[str, ...]
 
 
-def with_settings(chosen: Sequence[tuple[Shelf, str]], given: Sequence[str]) -> list[Any]:
+def with_settings(
+    chosen: Sequence[tuple[Shelf, str]], given: Sequence[str], values: Mapping[str, Any] | None = None
+) -> list[Any]:
     """The chosen methods, each with its settings: an entry of a shelf is a frozen dataclass of its own settings.
 
     Args:
         chosen: Shelves with a name on each.
         given: ``KEY=VALUE``, for each method that has the setting, or ``METHOD.KEY=VALUE``, for the method of this
             name where it is among the chosen.
+        values: Setting to value, for each method that has it, where ``given`` says nothing of it.
 
     Returns:
         An instance of each, in order; a class without settings is called without arguments.
@@ -70,7 +73,9 @@ def with_settings(chosen: Sequence[tuple[Shelf, str]], given: Sequence[str]) -> 
             bounds, names that are on no shelf.
     """
     entries = [shelf.load(name) for shelf, name in chosen]
-    values: list[dict[str, str]] = [{} for _ in chosen]
+    found: list[dict[str, Any]] = [
+        {name: value for name, value in (values or {}).items() if name in _own(entry)} for entry in entries
+    ]
     problems = []
     for text in given:
         key, sign, value = text.partition("=")
@@ -87,9 +92,9 @@ def with_settings(chosen: Sequence[tuple[Shelf, str]], given: Sequence[str]) -> 
             whose = " and ".join(f"{chosen[k][0].kind} {chosen[k][1]}" for k in meant)
             problems.append(f"{whose}: there is no setting {own!r}.{nearest(own, known)}".removesuffix("."))
         for k in takers:
-            values[k][own] = value.strip()
+            found[k][own] = value.strip()
     made = []
-    for (shelf, name), entry, own_values in zip(chosen, entries, values, strict=True):
+    for (shelf, name), entry, own_values in zip(chosen, entries, found, strict=True):
         if not is_dataclass(entry):
             made.append(entry() if isinstance(entry, type) else entry)
             continue

@@ -9,7 +9,9 @@ import pytest
 
 from lorabank import api
 from lorabank.bank.bank import Bank
+from lorabank.compose.base import with_its_settings
 from lorabank.core.config import ComposeConfig, PredictConfig
+from lorabank.core.errors import ConfigError
 
 PACKAGE = Path(__file__).parents[1] / "outside"
 CPU = {"device": "cpu", "batch_size": 5}
@@ -43,6 +45,38 @@ def test_a_routed_composition_is_the_default(copy, texts) -> None:
     found = api.predict(bank, texts, PredictConfig(**CPU))
     assert {one.composition for one in found} == {"soft"}
     assert {one.task_id for one in found} == {"routed"}
+
+
+def test_a_setting_of_its_own_reaches_a_merger(copy, texts) -> None:
+    bank = copy("olora", 2)
+    halved = ComposeConfig(mode="merged", merger="shares", set=("share=0.5",), name="halved", device="cpu")
+    made = api.compose(bank, halved).composition
+    assert made.parameters["share"] == 0.5
+    api.compose(bank, ComposeConfig(mode="merged", weights="one=0.5,two=0.5", name="weighed", device="cpu"))
+    for task in ("one", "two"):
+        answers = [
+            [(one.label, one.probability) for one in api.predict(bank, texts, PredictConfig(**asked, **CPU))]
+            for asked in ({"task": task, "composition": "halved"}, {"task": task, "composition": "weighed"})
+        ]
+        assert answers[0] == answers[1]
+    command = with_its_settings(made).line()
+    assert command.endswith("--merger shares --set share=0.5")
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("shar=2", "merger shares: there is no setting 'shar'. Did you mean 'share'?"),
+        ("share=0", "merger shares: share = '0': input should be greater than 0"),
+        ("share", "'share' is not KEY=VALUE"),
+    ],
+)
+def test_a_setting_that_does_not_fit_makes_no_composition(copy, given: str, problem: str) -> None:
+    bank = copy("olora", 2)
+    with pytest.raises(ConfigError) as caught:
+        api.compose(bank, ComposeConfig(mode="merged", merger="shares", set=(given,), device="cpu"))
+    assert caught.value.message.endswith(f"--set: {problem}")
+    assert not api.overview(bank).compositions
 
 
 def test_a_penalty_finds_the_basis_of_earlier_rows_when_it_needs_one(lab, copy) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lorabank.compose.mergers.base import Merger, Sources
 from lorabank.compose.routed import Routed
+from lorabank.core.settings import setting
 from lorabank.training.penalties.base import FactorGroup, Penalty
 from lorabank.training.strategies.base import Strategy
 
@@ -28,3 +31,14 @@ class Away(Penalty):
 
 class Soft(Routed):
     """A routed composition under a name of its own."""
+
+
+@dataclass(frozen=True)
+class Shares(Merger):
+    """Every adapter with one weight."""
+
+    share: float = setting(1.0, "The weight.", gt=0)
+
+    def merge(self, sources: Sources) -> Mapping[str, float]:
+        """The weight of each task."""
+        return dict.fromkeys(sources.tasks, self.share)

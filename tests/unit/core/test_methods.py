@@ -64,6 +64,11 @@ def test_a_methods_name_before_the_key_means_it_alone_where_it_is_chosen() -> No
     assert with_settings([(PULL, "pulled")], ("named.power=4",)) == [Pulled()]
 
 
+def test_values_stand_where_no_text_says_otherwise() -> None:
+    values = {"power": 1.5, "steps": 2, "other": 7}
+    assert with_settings(BOTH, ("steps=3", "named.power=4"), values) == [Pulled(1.5, 3), Named("inside", 4.0)]
+
+
 def test_all_that_is_wrong_is_said_at_once() -> None:
     given = ("power=5", "steps=0", "pulled.powr=1", "spars=yes", "nowhere.power=1", "=3", "word", "named.power=nan")
     with pytest.raises(ConfigError) as caught:
