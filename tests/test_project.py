@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import lorabank
+from lorabank.core import shelves
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = (ROOT / "lorabank", ROOT / "cli/lorabank_cli", ROOT / "migrations/lorabank_migrations")
@@ -163,6 +164,15 @@ def test_links_of_the_documents_lead_somewhere() -> None:
             if not target.startswith(("http://", "https://", "mailto:")) and not (document.parent / target).exists():
                 broken.append(f"{document.relative_to(ROOT)}: {target}")
     assert broken == []
+
+
+def test_a_method_goes_where_those_of_its_shelf_lie() -> None:
+    text = " ".join((ROOT / "docs/extending.md").read_text(encoding="utf-8").split())
+    said = re.findall(r"`(lorabank/[a-z/]+)/NAME\.py`[^.]*? and a line in `([A-Z_]+)`", text)
+    assert len(said) >= 8
+    for folder, shelf in said:
+        homes = {path.partition(":")[0].rpartition(".")[0] for path in getattr(shelves, shelf).table.values()}
+        assert homes == {folder.replace("/", ".")}, shelf
 
 
 def test_every_page_is_on_the_map() -> None:
