@@ -29,7 +29,7 @@ from transformers import (
 
 from benchmarks.models import ALPHA, RANK, random_stack
 from lorabank.algebra.stack import AdapterStack
-from lorabank.models.bases.targets import resolve_target_modules
+from lorabank.models.bases.targets import find_targets
 
 
 def _t5(**sizes: int) -> T5Config:
@@ -120,7 +120,7 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
 
 def linear_modules(model: PreTrainedModel) -> list[str]:
     """Every linear layer that PEFT adapts too."""
-    return list(resolve_target_modules(model, "all-linear", ()))
+    return list(find_targets(model, "all-linear", ()).names)
 
 
 def adapters(model: PreTrainedModel, count: int) -> AdapterStack:

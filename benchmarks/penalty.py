@@ -15,7 +15,7 @@ from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import ALPHA, RANK, random_stack, smollm2
 from benchmarks.published import attach_published, published_penalty
 from lorabank.algebra.stack import AdapterStack
-from lorabank.models.bases.targets import resolve_target_modules
+from lorabank.models.bases.targets import find_targets
 from lorabank.training.factor_groups import GroupedFactors
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.penalties.frobenius import Frobenius
@@ -32,7 +32,7 @@ ROUNDS = 12
 def measure() -> list[Result]:
     """Both forms."""
     model = smollm2()
-    modules = list(resolve_target_modules(model, "all-linear", ()))
+    modules = list(find_targets(model, "all-linear", ()).names)
     earlier = random_stack(model, modules, EARLIER_TASKS)
     grouped = penalty_call(model, modules, earlier, Orthogonal())
     attach_published(model, modules, earlier)

@@ -46,12 +46,10 @@ def adapters_in_order(snapshot: Snapshot) -> list[AdapterRecord]:
     return [snapshot.adapter_of(task.name) for task in snapshot.tasks]
 
 
-def stack_of(
-    bank: Bank, digests: Iterable[str], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> AdapterStack:
-    """Verified adapters by digest, each once."""
+def stack_of(bank: Bank, digests: Iterable[str]) -> AdapterStack:
+    """Verified adapters by digest, each once, in float32 on the CPU."""
     folders = {digest: bank.verified_adapter(digest) for digest in dict.fromkeys(digests)}
-    return read_folders(folders, device=device, dtype=dtype)
+    return read_folders(folders, device="cpu", dtype=torch.float32)
 
 
 def read_stack(bank: Bank, adapters: Sequence[AdapterRecord]) -> AdapterStack | None:

@@ -32,7 +32,7 @@ from lorabank.models.bases.architecture import check_able
 from lorabank.models.bases.loading import LoadedBase, describe_base, load_base
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.resolving import resolve_base
-from lorabank.models.bases.targets import resolve_target_modules
+from lorabank.models.bases.targets import find_targets
 from lorabank.models.mixing.runtime import Plan, Runtime
 from lorabank.models.tasks.heads import build_head
 from lorabank.training.job import TrainJob
@@ -159,7 +159,7 @@ class Case:
         )  # fmt: skip
 
     def load(self) -> LoadedBase:
-        return load_base(self.record, num_labels=len(LABELS))
+        return load_base(self.record)
 
     @cached_property
     def base(self) -> LoadedBase:
@@ -168,7 +168,7 @@ class Case:
 
     @cached_property
     def targets(self) -> tuple[str, ...]:
-        return resolve_target_modules(self.base.model, self.spec, self.base.head_modules)
+        return find_targets(self.base.model, self.spec, self.base.head_modules).names
 
     @cached_property
     def plain(self) -> Plain:

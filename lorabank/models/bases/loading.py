@@ -89,7 +89,6 @@ def describe_base(resolved: ResolvedBase, task_type: str = "auto") -> BaseModelR
 def load_base(
     record: BaseModelRecord,
     *,
-    num_labels: int = 2,
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = "float32",
@@ -101,7 +100,6 @@ def load_base(
 
     Args:
         record: The bank's base model.
-        num_labels: Outputs of a classifier's placeholder head.
         tokenizer: The base's, where it is loaded already.
         device: A torch device, or a name for ``resolve_device``.
         dtype: A torch dtype, or a name for ``resolve_dtype``.
@@ -115,7 +113,7 @@ def load_base(
     import transformers
 
     kind = task_kind(record.task_type)
-    head = {"num_labels": num_labels, "problem_type": "single_label_classification"} if kind.has_head else {}
+    head = {"num_labels": 2, "problem_type": "single_label_classification"} if kind.has_head else {}
     resolved = locate_base(record)
     _check_same(record, describe_base(resolved, record.task_type))
     device = resolve_device(device) if isinstance(device, str) else device

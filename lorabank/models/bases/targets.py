@@ -59,13 +59,6 @@ class Targets:
         return f"{count} modules get no adapter: {_described(self.left_out)}" if count else None
 
 
-def resolve_target_modules(
-    model: PreTrainedModel, spec: str, head_modules: tuple[str, ...], first_layer: int = 0
-) -> tuple[str, ...]:
-    """The full names of the sites that get an adapter; see `find_targets`."""
-    return find_targets(model, spec, head_modules, first_layer).names
-
-
 def find_targets(model: PreTrainedModel, spec: str, head_modules: tuple[str, ...], first_layer: int = 0) -> Targets:
     """The matrices that get an adapter.
 

