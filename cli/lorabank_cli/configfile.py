@@ -50,12 +50,14 @@ def read_config(
             continue
         known = {name: p for p in target.params if (name := option_name(p))}
         found[key] = {}
+        assigned: list[str] = []
         for option, item in value.items():
             if isinstance(item, Mapping) and "set" in known:
-                assigned = found[key].setdefault("set", [])
                 assigned += [f"{option}.{name}={one}" for name, one in item.items()]
             else:
                 _take(found[key], known, option, item, f"[{key}] ", problems)
+        if assigned:  # behind the key `set`, wherever in the file that stands
+            found[key]["set"] = [*found[key].get("set", []), *assigned]
     if problems:
         raise ConfigError(f"{path}: {joined(problems)}", unchanged="nothing was changed")
     return found

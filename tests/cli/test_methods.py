@@ -49,6 +49,8 @@ def test_set_may_be_repeated_and_a_file_has_a_table_for_each_method(run: Any, ap
     given = planned(run, api, "--config", str(file))[0].set
     assert given == ("a=1", "amlora.lambda_l1=0.5", "replay.replay_rows=6")
     assert planned(run, api, "--config", str(file), "--set", "b=2")[0].set == ("b=2",)
+    file.write_text("[add-task.replay]\nreplay_rows = 6\n[add-task]\nset = ['a=1']\n")
+    assert planned(run, api, "--config", str(file))[0].set == ("a=1", "replay.replay_rows=6")
 
 
 def test_an_old_flag_still_works_and_says_what_to_write(run: Any, api: Any) -> None:
