@@ -20,7 +20,7 @@ from lorabank.core.methods import with_settings
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
 from lorabank.core.settings import setting_fields, setting_names, validate
-from lorabank.core.shelves import Shelf
+from lorabank.core.shelves import GATES, MERGERS, ROUTERS, Shelf
 from lorabank.models.answering.base import AnswerForm
 from lorabank.models.mixing.runtime import Plan, Runtime
 
@@ -123,7 +123,7 @@ def chosen_method(shelf: Shelf, name: str, config: ComposeConfig) -> Any:
     Raises:
         ConfigError: ``--set`` does not fit the method; names all that is wrong.
     """
-    (method,) = with_settings([(shelf, name)], config.set, asdict(config))
+    (method,) = with_settings([(shelf, name)], config.set, asdict(config), among=(MERGERS, ROUTERS, GATES))
     return method
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, joined
-from lorabank.core.settings import choices, examine, nearest, setting_fields, setting_names
+from lorabank.core.settings import choices, examine, nearest, setting_fields, setting_names, shown
 from lorabank.core.shelves import SHELVES, Shelf
 
 
@@ -55,23 +55,29 @@ class Method:
 
 
 def with_settings(
-    chosen: Sequence[tuple[Shelf, str]], given: Sequence[str], values: Mapping[str, Any] | None = None
+    chosen: Sequence[tuple[Shelf, str]],
+    given: Sequence[str],
+    values: Mapping[str, Any] | None = None,
+    *,
+    among: Sequence[Shelf] | None = None,
 ) -> list[Any]:
     """The chosen methods, each with its settings: an entry of a shelf is a frozen dataclass of its own settings.
 
     Args:
         chosen: Shelves with a name on each.
         given: ``KEY=VALUE``, for each method that has the setting, or ``METHOD.KEY=VALUE``, for the method of this
-            name where it is among the chosen.
+            name where it is among the chosen; elsewhere it says nothing.
         values: Setting to value, for each method that has it, where ``given`` says nothing of it.
+        among: The shelves on which a METHOD can be; default: all.
 
     Returns:
         An instance of each, in order; a class without settings is called without arguments.
 
     Raises:
-        ConfigError: Naming all that is wrong: what is not ``KEY=VALUE``, keys that no chosen method has, values out of
-            bounds, names that are on no shelf.
+        ConfigError: Naming all that is wrong: what is not ``KEY=VALUE``, keys that no chosen method has, or not the
+            METHOD that they name, values out of bounds, names that are on no shelf.
     """
+    shelves = among or SHELVES
     entries = [shelf.load(name) for shelf, name in chosen]
     found: list[dict[str, Any]] = [
         {name: value for name, value in (values or {}).items() if name in _own(entry)} for entry in entries
@@ -81,16 +87,19 @@ def with_settings(
         key, sign, value = text.partition("=")
         owner, _, own = key.strip().rpartition(".")
         if not sign or not own:
-            problems.append(f"{text!r} is not KEY=VALUE")
+            problems.append(f"{shown(text)} is not KEY=VALUE")
             continue
-        if owner and not any(owner in shelf for shelf in SHELVES):
-            problems.append(f"{key.strip()}: there is no method {owner!r}")
         takers = [k for k, (_, name) in enumerate(chosen) if owner in ("", name) and own in _own(entries[k])]
-        meant = [k for k, (_, name) in enumerate(chosen) if owner in ("", name)]
-        if meant and not takers:
-            known = [one for k in meant for one in _own(entries[k])]
-            whose = " and ".join(f"{chosen[k][0].kind} {chosen[k][1]}" for k in meant)
-            problems.append(f"{whose}: there is no setting {own!r}.{nearest(own, known)}".removesuffix("."))
+        meant = [(*chosen[k], entries[k]) for k, (_, name) in enumerate(chosen) if owner in ("", name)]
+        meant = meant or [(shelf, owner, shelf.load(owner)) for shelf in shelves if owner in shelf]
+        if not meant:
+            elsewhere = any(owner in shelf for shelf in SHELVES)
+            kinds = " and no ".join(shelf.kind for shelf in shelves) if elsewhere else "method"
+            problems.append(f"{shown(key.strip())[1:-1]}: there is no {kinds} {shown(owner)}")
+        elif not any(own in _own(entry) for _, _, entry in meant):
+            whose = " and ".join(f"{shelf.kind} {name}" for shelf, name, _ in meant)
+            known = [one for _, _, entry in meant for one in _own(entry)]
+            problems.append(f"{whose}: there is no setting {shown(own)}.{nearest(own, known)}".removesuffix("."))
         for k in takers:
             found[k][own] = value.strip()
     made = []

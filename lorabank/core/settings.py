@@ -129,7 +129,7 @@ def examine(config: Any, values: Mapping[str, Any]) -> Examined[Any]:
     }
     model = create_model(kind.__name__, __config__=ConfigDict(extra="ignore", allow_inf_nan=False), **definitions)
     wrong = {name for name, hint in hints.items() if _truth_for_number(values.get(name), hint)}
-    problems += [f"{name} = {_shown(values[name])}: true and false are not numbers" for name in known if name in wrong]
+    problems += [f"{name} = {shown(values[name])}: true and false are not numbers" for name in known if name in wrong]
     for name, one in known.items():
         if name in values and (problem := _not_among(one, values[name])) is not None:
             problems.append(problem)
@@ -139,7 +139,7 @@ def examine(config: Any, values: Mapping[str, Any]) -> Examined[Any]:
         checked = adapter.validate_python({key: value for key, value in values.items() if key not in wrong})
     except ValidationError as error:
         unfit = error.errors()
-        problems += [f"{'.'.join(map(str, e['loc']))} = {_shown(e['input'])}: {e['msg'].lower()}" for e in unfit]
+        problems += [f"{'.'.join(map(str, e['loc']))} = {shown(e['input'])}: {e['msg'].lower()}" for e in unfit]
         wrong |= {str(e["loc"][0]) for e in unfit}
         checked = adapter.validate_python({key: value for key, value in values.items() if key not in wrong})
     found = {name: getattr(checked, name) for name in known}
@@ -176,7 +176,8 @@ def _bounds(field: Field[Any], hint: Any) -> dict[str, Any]:
     return {**bounds, **({"lt": 2**31} if count else {})}
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as a message shows it: Python's spelling, no more than 80 characters."""
     try:
         return repr(value)[:80]
     except ValueError:  # Python writes no number of more than 4,300 digits

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from lorabank.training.penalties.base import Penalty
     from lorabank.training.strategies.base import Strategy
 
+_SHELVES = (STRATEGIES, PENALTIES)
+
 NONE = "none"
 """The penalty of a user who wants none."""
 
@@ -24,9 +26,10 @@ def chosen_methods(config: TrainConfig) -> tuple[Strategy, str | None, Penalty |
     """
     name = config.penalty or STRATEGIES.load(config.strategy).penalty
     if not name or name == NONE:
-        (strategy,) = with_settings([(STRATEGIES, config.strategy)], config.set)
+        (strategy,) = with_settings([(STRATEGIES, config.strategy)], config.set, among=_SHELVES)
         return strategy, None, None
-    strategy, penalty = with_settings([(STRATEGIES, config.strategy), (PENALTIES, name)], config.set)
+    chosen = [(STRATEGIES, config.strategy), (PENALTIES, name)]
+    strategy, penalty = with_settings(chosen, config.set, among=_SHELVES)
     return strategy, name, penalty
 
 

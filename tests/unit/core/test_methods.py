@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from lorabank import api
+from lorabank.compose.base import chosen_method
+from lorabank.compose.routers.kmeans import KMeans
 from lorabank.core import shelves
-from lorabank.core.config import TrainConfig, modern
+from lorabank.core.config import ComposeConfig, TrainConfig, modern
 from lorabank.core.errors import ConfigError
 from lorabank.core.methods import methods, with_settings
 from lorabank.core.settings import setting
-from lorabank.core.shelves import PENALTIES, STRATEGIES, Shelf
+from lorabank.core.shelves import PENALTIES, ROUTERS, STRATEGIES, Shelf
 from lorabank.training.methods import chosen_methods, chosen_strategy
 
 
@@ -124,6 +126,26 @@ def test_a_training_chooses_its_methods_with_their_settings() -> None:
 def test_a_setting_that_no_chosen_method_has_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"strategy olora and penalty orthogonal: there is no setting 'replay_rows'"):
         chosen_strategy(TrainConfig(set=("replay_rows=6",)))
+
+
+@pytest.mark.parametrize("text", ["replay.replay_row=6", "kmeans.clusters_per_task=6", ".jsonl.rows=6"])
+def test_a_setting_is_refused_where_its_method_is_not_chosen_and_has_none_such(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"replay: there is no setting|there is no strategy and no penalty"):
+        chosen_strategy(TrainConfig(set=(text,)))
+    assert chosen_strategy(TrainConfig(set=("replay.replay_rows=6",))).name == "olora"
+
+
+def test_so_is_a_strategys_setting_for_a_composition() -> None:
+    with pytest.raises(ConfigError, match=r"there is no merger and no router and no gate 'replay'"):
+        chosen_method(ROUTERS, "kmeans", ComposeConfig(set=("replay.replay_rows=6",)))
+    assert chosen_method(ROUTERS, "kmeans", ComposeConfig(set=("gaussian.shrinkage=0.5",))) == KMeans()
+
+
+def test_a_refused_key_of_any_length_stays_a_line() -> None:
+    for text in ("k" * 9999, "k" * 9999 + "=1", "k" * 9999 + ".k=1", "replay." + "k" * 9999 + "=1"):
+        with pytest.raises(ConfigError) as raised:
+            chosen_strategy(TrainConfig(set=(text,)))
+        assert len(str(raised.value)) < 400
 
 
 def test_old_names_become_the_new_ones_and_are_told() -> None:
