@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -139,6 +140,12 @@ def broken_rules(path: Path) -> Iterator[str]:
 def test_source_keeps_the_house_rules() -> None:
     assert len(SOURCES) > 100
     assert [f"{path.relative_to(ROOT)}: {rule}" for path in SOURCES for rule in broken_rules(path)] == []
+
+
+def test_no_folder_is_too_full_to_be_looked_over() -> None:
+    flat = {ROOT / "cli/lorabank_cli/commands"}  # one file for each command
+    counts = Counter(path.parent for path in SOURCES if path.name != "__init__.py")
+    assert {str(folder): count for folder, count in counts.items() if count > 16 and folder not in flat} == {}
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from lorabank.core.errors import ConfigError, NotFoundError, joined
+from lorabank.core.files.toml_file import load_toml
 from lorabank.core.settings import nearest
-from lorabank.core.toml_file import load_toml
 
 Lookup = Callable[[str], click.Command | None]
 

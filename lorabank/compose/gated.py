@@ -33,7 +33,7 @@ from lorabank.core.observer import Observer, SilentObserver
 from lorabank.core.records import CompositionRecord
 from lorabank.core.settings import validate
 from lorabank.core.shelves import GATES, ROUTING
-from lorabank.models.bases.finite import check_tensors
+from lorabank.models.finite import check_tensors
 from lorabank.models.gates.base import Gate, GateMethod
 from lorabank.models.mixing.runtime import Plan, Runtime
 

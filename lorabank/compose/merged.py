@@ -23,7 +23,7 @@ from lorabank.core.config import ComposeConfig
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
 from lorabank.core.shelves import MERGERS
-from lorabank.models.bases.finite import check_tensors, not_finite
+from lorabank.models.finite import check_tensors, not_finite
 from lorabank.models.mixing.resident_stack import ResidentStack
 from lorabank.models.mixing.runtime import Plan, Runtime
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lorabank.core.errors import DataError
-from lorabank.core.safetensors_header import TensorInfo, judge_tensors, read_header
+from lorabank.core.files.safetensors_header import TensorInfo, judge_tensors, read_header
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,

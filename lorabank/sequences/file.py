@@ -11,8 +11,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from lorabank.core.config import EvalConfig, TrainConfig
 from lorabank.core.errors import ConfigError, NotFoundError, joined
+from lorabank.core.files.toml_file import load_toml
 from lorabank.core.settings import examine, nearest, setting_names
-from lorabank.core.toml_file import load_toml
 from lorabank.sequences.checks import NAME, composition_problems, settings_problems
 from lorabank.sequences.config import (
     SET_BY_SEQUENCE,

@@ -23,11 +23,11 @@ from lorabank.core.observer import Observer
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.models.answering.text_answers import check_answer_length
 from lorabank.models.bases.blocks import of_modules, of_sites
-from lorabank.models.bases.finite import explained
 from lorabank.models.bases.loading import LoadedBase, resolve_device
 from lorabank.models.bases.passed_by import check_called
 from lorabank.models.bases.sites import Site, site_of
 from lorabank.models.bases.targets import find_targets
+from lorabank.models.finite import explained
 from lorabank.models.mixing.trial import try_base
 from lorabank.models.tasks.heads import Head, build_head, put_head
 from lorabank.models.tasks.padding import padding_of

@@ -18,8 +18,8 @@ from lorabank.compose import merged
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig
 from lorabank.core.errors import DivergedError
 from lorabank.evaluation.scoring import Said, score_rows
-from lorabank.models.bases.finite import check_tensors, finite_rows, log_total
 from lorabank.models.bases.open_base import OpenBase
+from lorabank.models.finite import check_tensors, finite_rows, log_total
 from lorabank.models.mixing.runtime import Plan, Runtime
 from lorabank.workflows.assemble import RuntimeSettings, load_runtime
 from tests.contract.conftest import KINDS, Lab

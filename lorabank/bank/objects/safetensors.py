@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lorabank.core.errors import DataError
-from lorabank.core.safetensors_header import TensorInfo, judge_header
+from lorabank.core.files.safetensors_header import TensorInfo, judge_header
 
 # Exponent bits: a value whose exponent is all ones is infinite or not a number. E4M3 has NaN only (both 0x7f, 0xff).
 _NON_FINITE = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F8_E5M2": ("<u1", 0x7C), "F8_E4M3": ("<u1", 0x7F)}

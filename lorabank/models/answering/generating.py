@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorabank.models.bases.finite import check_rows, log_total
+from lorabank.models.finite import check_rows, log_total
 from lorabank.models.tasks.batches import Enter, check_prompts, evaluating, pad_left, takes, takes_positions
 from lorabank.models.tasks.decoder_inputs import start_token
 from lorabank.models.tasks.encoding import pad_batch

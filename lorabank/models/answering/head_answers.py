@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lorabank.core.errors import ConfigError
 from lorabank.models.answering.base import AnswerForm, Answers
-from lorabank.models.bases.finite import check_rows, finite_rows
 from lorabank.models.bases.loading import LoadedBase
+from lorabank.models.finite import check_rows, finite_rows
 from lorabank.models.tasks.batches import Enter
 from lorabank.models.tasks.encoding import encode_texts, pad_batch
 from lorabank.models.tasks.heads import Head, switch_heads

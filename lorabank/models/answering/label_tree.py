@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorabank.models.bases.finite import log_total
+from lorabank.models.finite import log_total
 from lorabank.models.tasks.batches import forward, pad_left, takes, takes_positions
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}

@@ -16,8 +16,8 @@ from lorabank.core.templates import parted
 from lorabank.models.answering.base import AnswerForm, Answers
 from lorabank.models.answering.generating import generate
 from lorabank.models.answering.likelihood import completion_log_likelihoods, label_log_likelihoods
-from lorabank.models.bases.finite import check_rows
 from lorabank.models.bases.loading import LoadedBase
+from lorabank.models.finite import check_rows
 from lorabank.models.tasks.batches import Enter
 from lorabank.models.tasks.prompting import encode_labels, encode_prompts
 from lorabank.models.tasks.task_types import TaskType

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabank.core.errors import DataError
-from lorabank.core.safetensors_header import BASE, TensorInfo, judge_header
+from lorabank.core.files.safetensors_header import BASE, TensorInfo, judge_header
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lorabank.core.errors import IncompatibleError
 from lorabank.models.bases.body import encoder_of
-from lorabank.models.bases.finite import check_rows
+from lorabank.models.finite import check_rows
 from lorabank.models.tasks.batches import takes
 from lorabank.models.tasks.padding import sorted_batches
 

@@ -24,9 +24,9 @@ from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.core.commands import Command
 from lorabank.core.shelves import SUMMING
-from lorabank.models.bases.finite import check_tensors
 from lorabank.models.bases.passed_by import check_called
 from lorabank.models.bases.sites import Site, WrappedLinear, bias_of, matrix_of, site_of
+from lorabank.models.finite import check_tensors
 from lorabank.models.gates.base import Gate
 from lorabank.models.mixing.gated import Gated
 from lorabank.models.mixing.per_sample import PerSample, Routes, alike

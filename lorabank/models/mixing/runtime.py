@@ -18,8 +18,8 @@ from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import IncompatibleError
 from lorabank.models.answering.base import Answerer, Answers
 from lorabank.models.answering.generating import reads_on
-from lorabank.models.bases.finite import explained
 from lorabank.models.bases.loading import LoadedBase
+from lorabank.models.finite import explained
 from lorabank.models.gates.base import Gate
 from lorabank.models.mixing.features import extract_features
 from lorabank.models.mixing.mixture import Mixture

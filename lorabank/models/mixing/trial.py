@@ -11,9 +11,9 @@ import torch
 from lorabank.core.errors import IncompatibleError, LorabankError
 from lorabank.core.machine.exhaustion import exhausted
 from lorabank.models.bases.body import same_attention
-from lorabank.models.bases.finite import check_weights, explained
 from lorabank.models.bases.loading import LoadedBase
 from lorabank.models.bases.quiet import first_line
+from lorabank.models.finite import check_weights, explained
 from lorabank.models.mixing.features import extract_features
 from lorabank.models.tasks.encoding import encode_texts
 from lorabank.models.tasks.task_types import Examples, TaskType

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lorabank.core.errors import DataError
-from lorabank.models.bases.finite import log_total
+from lorabank.models.finite import log_total
 
 Enter = Callable[[Sequence[int]], None]
 """Called before every forward pass with the row number of each row of the batch (repeated where one is expanded)."""

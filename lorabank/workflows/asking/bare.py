@@ -14,8 +14,8 @@ from lorabank.core.observer import Observer
 from lorabank.core.task_kinds import task_kind
 from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.text_answers import TextAnswerer
-from lorabank.models.bases.finite import explained
 from lorabank.models.bases.open_base import OpenBase
+from lorabank.models.finite import explained
 from lorabank.workflows.results import Prediction
 from lorabank.workflows.task_data import ChatTemplate
 

@@ -11,10 +11,10 @@ from typing import NoReturn
 from lorabank.bank.objects.base import StoredFile, adapter_digest
 from lorabank.bank.objects.safetensors import check_tensor_bytes
 from lorabank.core.errors import DataError, IncompatibleError, NotFoundError
+from lorabank.core.files.safetensors_header import judge_header
 from lorabank.core.limits import MAX_CONFIG, MAX_FILE
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
-from lorabank.core.safetensors_header import judge_header
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE
 from lorabank.exchange.safe_folders import read_regular
 from lorabank.exchange.untrusted_adapter import ForeignAdapter, read_foreign

@@ -19,8 +19,8 @@ from lorabank.bank.objects.layout import check_name
 from lorabank.bank.upkeep.remarks import check_note, check_tags
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, LorabankError, StorageError
+from lorabank.core.files.safetensors_header import STORED, judge_header
 from lorabank.core.limits import LIMITS
-from lorabank.core.safetensors_header import STORED, judge_header
 from lorabank.core.settings import validate
 from lorabank.data.formats.base import Table, check_row_limit
 from lorabank.data.formats.cells import check_label

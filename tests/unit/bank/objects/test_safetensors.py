@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lorabank.bank.objects.safetensors import check_tensors, looks_like_safetensors
 from lorabank.core.errors import DataError
-from lorabank.core.safetensors_header import TensorInfo
+from lorabank.core.files.safetensors_header import TensorInfo
 
 
 def packed(header: object, data: bytes = b"", *, text: bytes | None = None, length: int | None = None) -> bytes:

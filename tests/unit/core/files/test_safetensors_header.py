@@ -11,7 +11,7 @@ import pytest
 from safetensors import SafetensorError, safe_open
 
 from lorabank.core.errors import DataError
-from lorabank.core.safetensors_header import BASE, STORED, judge_header
+from lorabank.core.files.safetensors_header import BASE, STORED, judge_header
 
 DTYPES = [
     "BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorabank.core.errors import ConfigError, NotFoundError
-from lorabank.core.toml_file import load_toml
+from lorabank.core.files.toml_file import load_toml
 
 MISSING = NotFoundError("no file")
 
