@@ -131,12 +131,6 @@ PENALTIES = Shelf(
     },
 )
 
-VARIANTS = Shelf("variant", "variants", {})
-
-STARTS = Shelf("start", "starts", {})
-
-SAVINGS = Shelf("saving", "savings", {})
-
 # ---------------------------------------------------------------------------------------------------- composition
 
 COMPOSERS = Shelf(
@@ -228,7 +222,6 @@ TEXT_METRICS = Shelf(
 )
 
 SHELVES = (
-    STRATEGIES, VARIANTS, STARTS, PENALTIES, SAVINGS, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES, FORMS, FORMATS,
-    METRICS, TEXT_METRICS,
+    STRATEGIES, PENALTIES, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES, FORMS, FORMATS, METRICS, TEXT_METRICS,
 )  # fmt: skip
 """Every shelf, in the order in which methods are listed."""

@@ -14,16 +14,13 @@ from lorabank.core.shelves import (
     MERGERS,
     PENALTIES,
     ROUTERS,
-    SAVINGS,
-    STARTS,
     STRATEGIES,
     TASK_TYPES,
-    VARIANTS,
     Shelf,
 )
 
 ROOT = Path(__file__).parents[3]
-SHELVES = (STRATEGIES, PENALTIES, VARIANTS, STARTS, SAVINGS, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES)
+SHELVES = (STRATEGIES, PENALTIES, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES)
 OTHER = {
     "lorabank/core/shelves.py": "the shelves",
     "lorabank/core/config.py": "the defaults",

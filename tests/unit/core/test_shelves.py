@@ -71,3 +71,8 @@ def test_the_command_line_offers_them() -> None:
     for option in options:
         assert isinstance(option.type, click.Choice)
         assert "ours" in option.type.choices
+
+
+@pytest.mark.parametrize("shelf", SHELVES, ids=lambda shelf: shelf.plural)
+def test_a_shelf_holds_something_that_a_command_can_choose(shelf: Shelf) -> None:
+    assert shelf.table
