@@ -34,6 +34,8 @@ def _alone(method: Callable[Concatenate[Session, P], R]) -> Callable[Concatenate
         try:
             return method(session, *args, **kwargs)
         finally:
+            if session._closed:  # by another thread, which left the models to this call
+                session._opened.close()
             session._lock.release()
 
     return call
@@ -71,9 +73,14 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Let all models go; the session cannot be used any more. Closing twice does nothing."""
+        """Let all models go; the session cannot be used any more. Closing twice does nothing.
+
+        A call that another thread has under way ends first, and lets them go then.
+        """
         self._closed = True
-        self._opened.close()
+        if self._lock.acquire(blocking=False):
+            self._opened.close()
+            self._lock.release()
 
     @checked
     @_alone

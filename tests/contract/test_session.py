@@ -128,6 +128,23 @@ def test_a_closed_session_refuses_and_holds_no_model(copy: Any) -> None:
             call()
 
 
+def test_closed_by_another_thread_a_call_ends_and_lets_the_models_go(copy: Any) -> None:
+    session = lorabank.open(copy("olora", 1))
+
+    class Closes(SilentObserver):
+        def start(self, what: str, total: int) -> None:
+            thread = threading.Thread(target=session.close)
+            thread.start()
+            thread.join()
+            assert session._opened._runtime is not None  # the call goes on with what it has
+
+    (report,) = session.evaluate(EvalConfig(batch_size=3, device="cpu"), Closes())
+    assert report.computed == 1
+    assert (session._opened._runtime, session._opened._base) == (None, None)
+    with pytest.raises(ConfigError, match="is closed"):
+        session.refresh()
+
+
 def test_a_fork_is_told_to_open_its_own(copy: Any) -> None:
     session = lorabank.open(copy("olora", 1))
     read, write = os.pipe()

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import stat
 import tempfile
 import time
 from contextlib import suppress
@@ -17,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lorabank.models.bases.fingerprint import WeightFacts, weight_facts, weight_files
+from lorabank.models.bases.fingerprint import DTYPES, WeightFacts, weight_facts, weight_files
 
 Stamp = tuple[tuple[str, int, int, int, int, int], ...]
 """Of each file its path, device, inode, size and, in nanoseconds, the times of its last changes."""
@@ -25,6 +27,9 @@ Stamp = tuple[tuple[str, int, int, int, int, int], ...]
 SETTLED = 2_000_000_000
 """Nanoseconds since a file's last change before a stamp stands for its bytes: a clock that ticks more slowly than a
 file is written gives two contents one time, as git knows of its index; the coarsest ticks, FAT's, last two seconds."""
+
+LONGEST = 2**24
+"""Bytes of what is kept of a model; thousands of files have room in it."""
 
 _FACTS: dict[Stamp, WeightFacts] = {}
 
@@ -79,9 +84,11 @@ def _kept(stamp: Stamp) -> Path:
 def _stored(stamp: Stamp) -> WeightFacts | None:
     """What an earlier process kept; None where there is nothing, or another user could have written it."""
     try:
-        with _kept(stamp).open("rb") as file:
+        with open(os.open(_kept(stamp), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # no pipe blocks
             status = os.fstat(file.fileno())
             if status.st_uid != os.getuid() or status.st_mode & 0o022:
+                return None
+            if not stat.S_ISREG(status.st_mode) or status.st_size > LONGEST:
                 return None
             found: Any = json.load(file)
         facts = WeightFacts(found["fingerprint"], found["dtype"], found["parameters"])
@@ -91,8 +98,8 @@ def _stored(stamp: Stamp) -> WeightFacts | None:
 
 
 def _whole(facts: WeightFacts) -> bool:
-    digest = isinstance(facts.fingerprint, str) and len(facts.fingerprint) == 64
-    return digest and isinstance(facts.dtype, str) and type(facts.parameters) is int
+    digest = isinstance(facts.fingerprint, str) and re.fullmatch("[0-9a-f]{64}", facts.fingerprint)
+    return bool(digest) and facts.dtype in DTYPES.values() and type(facts.parameters) is int and facts.parameters >= 0
 
 
 def _store(stamp: Stamp, facts: WeightFacts) -> None:

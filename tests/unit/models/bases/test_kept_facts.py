@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,33 @@ def test_what_is_kept_and_broken_is_not_taken(folder: Path, reads: list[Path], t
     _another_process()
     assert known_weight_facts(folder) == expected
     assert len(reads) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"fingerprint": "\x1b" * 64}, {"parameters": -1}, {"dtype": "x"}, {"dtype": []}])
+def test_so_is_what_says_nothing_of_weights(
+    folder: Path, reads: list[Path], tmp_path: Path, wrong: dict[str, object]
+) -> None:
+    expected = known_weight_facts(folder)
+    _kept(tmp_path).write_text(json.dumps(json.loads(_kept(tmp_path).read_text()) | wrong))
+    _another_process()
+    assert known_weight_facts(folder) == expected
+
+
+def test_what_is_no_file_or_too_long_is_not_read(folder: Path, reads: list[Path], tmp_path: Path) -> None:
+    expected = known_weight_facts(folder)
+    kept = _kept(tmp_path)
+    kept.unlink()
+    os.mkfifo(kept, 0o600)
+    thread = threading.Thread(target=lambda: (_another_process(), known_weight_facts(folder)), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert kept.is_file()  # in the place of the pipe
+    os.truncate(kept, kept_facts.LONGEST + 1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(kept_facts.json, "load", lambda _: pytest.fail("it is read"))
+        _another_process()
+        assert known_weight_facts(folder) == expected
 
 
 def test_what_another_user_could_write_is_not_taken(folder: Path, reads: list[Path], tmp_path: Path) -> None:
