@@ -142,12 +142,14 @@ class Gated:
         return Plan(gate=gate.load_tensors(self._tensors[last]).requires_grad_(False), members=_digests(members))
 
     def identity(self, stage: int) -> Any:
-        """Which adapters compete, and the gate's tensors, or what they will be fitted from."""
+        """Which adapters compete, and the gate with its tensors, or with what they will be fitted from."""
         members = known(self._members, stage)
         last = members[-1].position
         if last in self._stored:
             digest = hashlib.sha256(save_tensors(dict(self._tensors[last]))).hexdigest()
-            return ["attention", list(_digests(members)), digest]
+            # The first gate's tensors say all of it; scores of it are kept since there was no other one.
+            how = [] if self._name == ComposeConfig.gate else [self._name, asdict(self._method)]
+            return ["attention", list(_digests(members)), digest, *how]
         if len(members) == 1:
             return ["attention", list(_digests(members)), None]
         settings = [getattr(self._fitting, name) for name in _FITTING]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import DivergedError, NotFoundError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import CompositionRecord
+from lorabank.core.settings import setting
 from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.head_answers import HeadAnswerer
 from lorabank.models.bases.loading import describe_base, load_base
@@ -162,6 +163,25 @@ def test_a_stage_that_was_left_out_is_fitted_when_it_is_asked_for(runtime, membe
     lost = Gated.load(record, fitted.objects, bare, lambda: runtime)
     with pytest.raises(NotFoundError, match="'one' was added without calibration samples"):
         lost.plan(2, [])
+
+
+@dataclass(frozen=True)
+class Tempered(Attention):
+    """A gate whose tensors do not say all of it."""
+
+    temperature: float = setting(1.0, "Divides the scores.")
+
+
+def test_the_identity_holds_the_gate_and_its_settings(runtime, members) -> None:
+    """One and the same tensors may weigh otherwise: scores that are kept of one gate are none of another's."""
+    of_attention = load(runtime, members)
+    identities = [of_attention.identity(3)]
+    for gate, temperature in (("tempered", 1.0), ("tempered", 2.0), ("other", 2.0)):
+        method = Tempered(temperature=temperature)
+        made = Gated(gate, method, ComposeConfig(), of_attention._tensors, members, lambda: runtime)
+        identities.append(made.identity(3))
+    assert len(set(map(repr, identities))) == 4
+    assert len(of_attention.identity(3)) == 3  # the form under which scores are kept since the first gate
 
 
 def test_without_samples_there_is_nothing_to_fit_on(runtime, members) -> None:

@@ -234,12 +234,21 @@ def test_adapters_that_take_turns_bring_their_gains(adapters, x: Tensor, slots: 
     assert len(stack.slots.names) == slots
     model = Network()
     mixture = Mixture(model, stack.slots)
-    for k, name in enumerate([*adapters, *adapters]):
-        alone = F.one_hot(torch.tensor(k % 3), 3).float()
+    for name in "abccbac":  # "c" has nothing on the first layer: the gain of "a", before it, must not stay there
+        alone = torch.tensor([float(name == one) for one in adapters])
         mixture.merge_sum(stack.parts(alone))
         close(model(x), summed({name: adapters[name]}, torch.ones(1), x))
     mixture.merge_sum(stack.parts(WEIGHTS))
     close(model(x), summed(adapters, WEIGHTS, x))
+
+
+def test_an_adapter_takes_the_place_of_another_with_its_gain(adapters, make_adapter) -> None:
+    place = AdapterStack.build({"a": adapters["a"]}).modules["first"]
+    plain = make_adapter({"first": SHAPES["first"]}, 2, 1.0, seed=7)
+    place.put(0, plain.A["first"], plain.B["first"])
+    weight = torch.zeros(SHAPES["first"])
+    close(place.delta(torch.ones(1), weight), dense(plain, "first", weight))
+    assert bool((place.gain == 1).all())
 
 
 def test_compression_keeps_the_gain_and_cuts_the_rest(adapters) -> None:
@@ -259,6 +268,8 @@ def test_a_gain_is_never_read_without_the_weight_that_it_is_for(adapters) -> Non
         adapters["a"].delta("first")
     with pytest.raises(ValueError, match="beside the base's weight"):
         AdapterStack.build(adapters).modules["first"].delta(WEIGHTS)
+    without = AdapterStack.build(adapters).modules["first"].delta(torch.tensor([0.0, 1.0, 0.0]))  # "a" does not count
+    close(without, dense(adapters["b"], "first", torch.zeros(SHAPES["first"])))
 
 
 @torch.no_grad()
