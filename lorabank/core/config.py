@@ -20,6 +20,7 @@ from lorabank.core.shelves import (
     MERGERS,
     PENALTIES,
     ROUTERS,
+    SCORINGS,
     STRATEGIES,
     TASK_TYPES,
     TEXT_METRICS,
@@ -72,8 +73,11 @@ class TrainConfig:
         "auto", "Text to text: prompts (alpaca, prompt-completion) in the base's chat template, where it has one."
     )
     label_words: str | None = setting(None, "Text to text: words for labels, as 0=negative,1=positive.")
-    scoring: Literal["auto", "likelihood", "generation", "perplexity"] = setting(
-        "auto", "Text to text: likelihood (over the labels), generation (of free text) or perplexity."
+    scoring: str = setting(
+        "auto",
+        "Text to text: likelihood (over the labels), generation (of free text) or perplexity.",
+        among=SCORINGS,
+        besides=("auto",),
     )
     max_new_tokens: int = setting(50, "Text to text: most tokens of a generated answer.", ge=1, le=4096)
     max_length: int = setting(256, "Tokens of a text; longer ones are cut and counted.", ge=4, le=131072)
@@ -85,7 +89,7 @@ class TrainConfig:
     )
     penalty_weight: float | None = setting(None, "Weight of the penalty; default: the penalty's own.", ge=0)
     set: tuple[str, ...] = setting(
-        (), "Setting of the strategy or the penalty, as KEY=VALUE (those that methods lists); may be repeated."
+        (), "Setting of a chosen method, as KEY=VALUE (those that methods lists); may be repeated."
     )
     lambda_l2: float = setting(0.0, "Weight of the norm penalty of O-LoRA (its lambda_2).", ge=0)
     r: int = setting(8, "Rank of the adapter.", ge=1, le=MAX_RANK)
@@ -208,6 +212,9 @@ class PredictConfig(_WithTexts):
     encoding: str | None = setting(None, "Encoding of text files, as cp1252; default: UTF-8, or as their mark says.")
     sheet: str | None = setting(None, "Sheet of .xlsx files; default: the first.")
     skip_bad: bool = setting(False, "Leave bad rows out and list them, up to half of a file.")
+    set: tuple[str, ...] = setting(
+        (), "Setting of the file's format, as KEY=VALUE (those that methods lists); may be repeated."
+    )
     composition: str | None = setting(None, "Composition that answers; default: the only one, or the last routed one.")
     task: str | None = setting(None, "Task whose head answers (the task id is given).")
     state: Literal["now", "learnt"] | None = setting(
@@ -233,6 +240,9 @@ class GenerateConfig(_WithTexts):
     encoding: str | None = setting(None, "Encoding of text files, as cp1252; default: UTF-8, or as their mark says.")
     sheet: str | None = setting(None, "Sheet of .xlsx files; default: the first.")
     skip_bad: bool = setting(False, "Leave bad rows out and list them, up to half of a file.")
+    set: tuple[str, ...] = setting(
+        (), "Setting of the file's format, as KEY=VALUE (those that methods lists); may be repeated."
+    )
     composition: str | None = setting(None, "Composition that answers; default: the only one, or the last routed one.")
     task: str | None = setting(
         None, "Task whose adapter and prompt template answer (the task id is given); none: the bare base."

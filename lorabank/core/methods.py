@@ -60,6 +60,7 @@ def with_settings(
     values: Mapping[str, Any] | None = None,
     *,
     among: Sequence[Shelf] | None = None,
+    besides: Sequence[Shelf] = (),
 ) -> list[Any]:
     """The chosen methods, each with its settings: an entry of a shelf is a frozen dataclass of its own settings.
 
@@ -69,6 +70,7 @@ def with_settings(
             name where it is among the chosen; elsewhere it says nothing.
         values: Setting to value, for each method that has it, where ``given`` says nothing of it.
         among: The shelves on which a METHOD can be; default: all.
+        besides: Shelves whose methods are chosen elsewhere: what is a setting of one of them is judged there.
 
     Returns:
         An instance of each, in order; a class without settings is called without arguments.
@@ -90,9 +92,15 @@ def with_settings(
             problems.append(f"{shown(text)} is not KEY=VALUE")
             continue
         takers = [k for k, (_, name) in enumerate(chosen) if owner in ("", name) and own in _own(entries[k])]
+        for k in takers:
+            found[k][own] = value.strip()
+        if takers or _has_setting(besides, owner, own):
+            continue
         meant = [(*chosen[k], entries[k]) for k, (_, name) in enumerate(chosen) if owner in ("", name)]
         meant = meant or [(shelf, owner, shelf.load(owner)) for shelf in shelves if owner in shelf]
-        if not meant:
+        if not meant and not owner:
+            problems.append(f"no chosen method has a setting {shown(own)}")
+        elif not meant:
             elsewhere = any(owner in shelf for shelf in SHELVES)
             kinds = " and no ".join(shelf.kind for shelf in shelves) if elsewhere else "method"
             problems.append(f"{shown(key.strip())[1:-1]}: there is no {kinds} {shown(owner)}")
@@ -100,8 +108,6 @@ def with_settings(
             whose = " and ".join(f"{shelf.kind} {name}" for shelf, name, _ in meant)
             known = [one for _, _, entry in meant for one in _own(entry)]
             problems.append(f"{whose}: there is no setting {shown(own)}.{nearest(own, known)}".removesuffix("."))
-        for k in takers:
-            found[k][own] = value.strip()
     made = []
     for (shelf, name), entry, own_values in zip(chosen, entries, found, strict=True):
         if not is_dataclass(entry):
@@ -111,12 +117,29 @@ def with_settings(
         problems += [f"{shelf.kind} {name}: {problem}" for problem in examined.problems]
         made.append(examined.config)
     if problems:
+        names = dict.fromkeys(name for _, name in chosen)
         raise ConfigError(
             f"--set: {joined(problems)}",
-            commands=[Command("methods", name) for name in dict.fromkeys(name for _, name in chosen)],
+            commands=[Command("methods", name) for name in names] or [Command("methods")],
             unchanged="nothing was changed",
         )
     return made
+
+
+def own_settings(shelf: Shelf, name: str, given: Sequence[str]) -> tuple[str, ...]:
+    """Those of some ``KEY=VALUE`` that are settings of one method, under their own names; the rest is of others."""
+    known, found = _own(shelf.load(name)), []
+    for text in given:
+        key, _, value = text.partition("=")
+        owner, _, own = key.strip().rpartition(".")
+        if owner in ("", name) and own in known:
+            found.append(f"{own}={value}")
+    return tuple(found)
+
+
+def _has_setting(shelves: Sequence[Shelf], owner: str, own: str) -> bool:
+    names = ((shelf, name) for shelf in shelves for name in shelf if owner in ("", name))
+    return any(own in _own(shelf.load(name)) for shelf, name in names)
 
 
 def _own(entry: Any) -> tuple[str, ...]:

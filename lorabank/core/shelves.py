@@ -211,6 +211,19 @@ METRICS = Shelf(
     },
 )
 
+SCORINGS = Shelf(
+    "scoring",
+    "scorings",
+    {
+        "likelihood": "lorabank.models.answering.scorings.likelihood:Likelihood",
+        "generation": "lorabank.models.answering.scorings.generation:Generation",
+        "perplexity": "lorabank.models.answering.scorings.perplexity:Perplexity",
+    },
+)
+
+GENERATING = "generation"
+"""The scoring of whatever is asked for free text: ``generate``, and rows whose answers are not labels."""
+
 TEXT_METRICS = Shelf(
     "text metric",
     "text_metrics",
@@ -222,6 +235,13 @@ TEXT_METRICS = Shelf(
 )
 
 SHELVES = (
-    STRATEGIES, PENALTIES, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES, FORMS, FORMATS, METRICS, TEXT_METRICS,
+    STRATEGIES, PENALTIES, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES, FORMS, FORMATS, SCORINGS, METRICS,
+    TEXT_METRICS,
 )  # fmt: skip
 """Every shelf, in the order in which methods are listed."""
+
+TRAINING = (STRATEGIES, PENALTIES)
+"""Those whose methods train an adapter; ``add-task --set`` reaches them and those of `ROWS`."""
+
+ROWS = (FORMS, FORMATS, SCORINGS)
+"""Those whose methods read a task's rows and ask for their answers."""

@@ -9,6 +9,9 @@ from lorabank.core.shelves import TASK_TYPES
 DEFAULT_BASE = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
+HEAD = "classification"
+"""How a task is scored whose answers a classification head gives; the shelf of scorings is for language models."""
+
 
 class TaskKind(NamedTuple):
     """One of PEFT's task types, without its mathematics (`lorabank.models.tasks.task_types.TaskType`).

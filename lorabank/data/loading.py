@@ -10,13 +10,14 @@ from typing import NoReturn
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
-from lorabank.core.task_kinds import generating
+from lorabank.core.shelves import FORMS, GENERATING, SCORINGS, TRAINING
+from lorabank.core.task_kinds import HEAD, generating
 from lorabank.core.templates import DEFAULT_TEMPLATE, ChatPrompt, check_template, fill_labels, fill_text, slot_in
 from lorabank.data.bad_rows import UNCHANGED, LeftOut
 from lorabank.data.checks import Repetitions, find_repetitions, label_counts, warnings
 from lorabank.data.formats.text_file import AS_IT_IS, Reading
 from lorabank.data.formats.unsupported import check_kind_of_answers, check_kind_of_columns
-from lorabank.data.forms.base import CHATS, TURNS, RenderChat, read_cells, read_form
+from lorabank.data.forms.base import Form, RenderChat, labelled_form, load_form, read_cells
 from lorabank.data.forms.chat import Rendered
 from lorabank.data.forms.detection import (
     check_columns,
@@ -27,6 +28,7 @@ from lorabank.data.forms.detection import (
 )
 from lorabank.data.forms.labels import check_labels, label_list, label_words, replace_labels
 from lorabank.data.forms.look_alikes import LookAlikes, look_alikes
+from lorabank.data.methods import chosen_form
 from lorabank.data.rows import Rows
 from lorabank.data.sheets import Sheet, open_sheet
 from lorabank.data.splits import check_overlap, split_rows
@@ -46,7 +48,7 @@ class TaskData:
         prompt_template: In text to text, makes the prompt of a labelled text; its labels are filled in. A `ChatPrompt`
             where texts are put into the base's chat template. None where texts are whole prompts, and for a
             classifier.
-        scoring: ``"classification"``, or in text to text ``"likelihood"``, ``"generation"`` or ``"perplexity"``.
+        scoring: ``HEAD`` of a classifier, else a name on the shelf of scorings.
         chat: Whether the model reads the prompts in the base's chat template: by ``prompt_template``, or because they
             are conversations, which the texts hold as the chat template writes them.
         repetitions: Rows of the files that repeat or contradict others.
@@ -58,9 +60,9 @@ class TaskData:
     train: Rows
     eval: Rows
     dropped: int = 0
-    form: str = "classification"
+    form: str = ""
     prompt_template: str | None = None
-    scoring: str = "classification"
+    scoring: str = HEAD
     chat: bool = False
     repetitions: Repetitions = field(default_factory=Repetitions)
     notes: tuple[str, ...] = ()
@@ -172,19 +174,20 @@ def load_task_data(
     sheet = _open(config.data, config)
     form = _form_for(sheet, config, labelled)
     scoring = _scoring(config, form, labelled)
-    _check_settings(config, form, labelled)
-    free = form != "classification" and scoring != "likelihood"
+    kind = _check_settings(config, form, scoring)
+    free = not kind.labelled and not SCORINGS.load(scoring).labelled
     render = Rendered(render_chat or _no_chat)
-    rows = read_form(sheet, form, config, render, free=free)
-    if form == "prompt-completion" and "label" in sheet.columns:
+    rows = read_cells(sheet, kind, kind.in_sheet(config), render, free=free)
+    if "completion" in kind.columns and "label" in sheet.columns:
         check_kind_of_answers(sheet.source, "label", [cells[0] for cells in sheet.read(("label",)).rows])
     files = [rows]
-    labels = () if free else label_list(rows, **_label_hint(form))
+    labels = () if free else label_list(rows, **_label_hint(kind))
     evaluation = None
     if config.eval_data is not None:
-        evaluation = read_form(_open_evaluation(config, form), form, config, render, free=free)
+        other = _open_evaluation(config, form)
+        evaluation = read_cells(other, kind, kind.in_sheet(config), render, free=free)
         files.append(evaluation)
-    asked = turn if form in TURNS and config.chat_template == "auto" else None
+    asked = turn if kind.turns and config.chat_template == "auto" else None
     if asked and render.rendered:  # some prompts are conversations: all of them become one
         rows = render.every(rows)
         evaluation = evaluation and render.every(evaluation)
@@ -202,20 +205,20 @@ def load_task_data(
     if evaluation is None:
         rows, evaluation, dropped = split_rows(rows, config.eval_fraction, config.seed)
     template = None
-    if form == "classification" and not labelled:
+    if kind.labelled and not labelled:
         _check_slots(labels)
         template = fill_labels(config.prompt_template or DEFAULT_TEMPLATE, labels)
     elif asked and not render.rendered:
         template = asked()
     return TaskData(
-        labels=labels if scoring in ("classification", "likelihood") else (),
+        labels=labels if labelled or SCORINGS.load(scoring).labelled else (),
         train=rows,
         eval=evaluation,
         dropped=dropped,
         form=form,
         prompt_template=template,
         scoring=scoring,
-        chat=form in CHATS or asked is not None,
+        chat=kind.conversations or asked is not None,
         repetitions=repetitions,
         notes=tuple(note for read in files for note in read.notes),
         left_out=tuple(read.left_out for read in files if read.left_out),
@@ -240,12 +243,12 @@ def open_rows(source: str, config: TrainConfig) -> Sheet:
     Raises:
         NotFoundError, ConfigError, DataError: As `open_sheet`.
     """
-    return with_known_columns(open_sheet(source, config.map, Reading.of(config)), config)
+    return with_known_columns(open_sheet(source, config.map, Reading.of(config, (FORMS, SCORINGS, *TRAINING))), config)
 
 
 def _open_evaluation(config: TrainConfig, form: str) -> Sheet:
     sheet = _open(config.eval_data or "", config)
-    if form != "classification":  # whose readers say the same
+    if not load_form(form).labelled:  # whose readers say the same
         check_columns(sheet, config, form)
     return sheet
 
@@ -256,13 +259,14 @@ def _form_for(sheet: Sheet, config: TrainConfig, labelled: bool) -> str:
         return choose_form(sheet, config)
     if config.format == "auto":
         fitting = fitting_forms(sheet, config)
-        others = [name for name in fitting if name not in ("classification", "text")]
-        if not others and "classification" not in fitting:
+        own = [name for name in fitting if load_form(name).labelled]
+        others = [name for name in fitting if load_form(name).answered and name not in own]
+        if not others and not own:
             check_kind_of_columns(sheet.source, sheet.columns)
-        form = others[0] if others and "classification" not in fitting else "classification"
+        form = (own or others or [labelled_form()])[0]
     else:
         form = config.format
-    if form != "classification":
+    if not load_form(form).labelled:
         raise DataError(
             f"{sheet.source!r} has the form {form}, and a classifier learns labelled texts alone",
             unchanged=UNCHANGED,
@@ -273,30 +277,34 @@ def _form_for(sheet: Sheet, config: TrainConfig, labelled: bool) -> str:
 
 def _scoring(config: TrainConfig, form: str, labelled: bool) -> str:
     if labelled:
-        return "classification"
+        return HEAD
+    kind = load_form(form)
     if config.scoring == "auto":
-        return {"classification": "likelihood", "text": "perplexity"}.get(form, "generation")
-    if form == "text" and config.scoring != "perplexity":
+        return kind.scoring
+    if not kind.answered and not SCORINGS.load(config.scoring).measures:
         raise ConfigError(
             f"plain text has no answers, so --scoring {config.scoring} has nothing to compare",
             unchanged=UNCHANGED,
-            hint="--scoring perplexity",
+            hint=f"--scoring {kind.scoring}",
         )
     return config.scoring
 
 
-def _check_settings(config: TrainConfig, form: str, labelled: bool) -> None:
-    """Refuse settings that would do nothing, and a template that cannot work."""
+def _check_settings(config: TrainConfig, form: str, scoring: str) -> Form:
+    """Refuse settings that would do nothing, and a template that cannot work; gives the form with its settings."""
+    labelled = scoring == HEAD
+    kind = chosen_form(config, form, scoring)
     given = {"prompt-template": config.prompt_template, "label-words": config.label_words}
     if labelled:
         given["scoring"] = None if config.scoring == "auto" else config.scoring
     useless = next((name for name, value in given.items() if value is not None), None)
-    if useless and (labelled or form != "classification"):
+    if useless and (labelled or not kind.labelled):
         whom = "text to text, and the bank is a classifier's" if labelled else "labelled texts"
         found = "" if labelled else f", and the rows have the form {form}"
         raise ConfigError(f"--{useless} is for {whom}{found}", unchanged=UNCHANGED, hint=f"leave out --{useless}")
     if config.prompt_template is not None:
         check_template(config.prompt_template)
+    return kind
 
 
 def _check_slots(labels: Sequence[str]) -> None:
@@ -310,8 +318,8 @@ def _check_slots(labels: Sequence[str]) -> None:
             )
 
 
-def _label_hint(form: str) -> dict[str, str]:
-    return {} if form == "classification" else {"hint": "completions that are no labels: --scoring generation"}
+def _label_hint(form: Form) -> dict[str, str]:
+    return {} if form.labelled else {"hint": f"completions that are no labels: --scoring {GENERATING}"}
 
 
 def _no_chat(_: Sequence[Mapping[str, str]]) -> NoReturn:

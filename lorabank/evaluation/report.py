@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.escaping import safe
 from lorabank.core.records import AdapterRecord, CompositionRecord, TaskRecord
+from lorabank.core.shelves import SCORINGS
 from lorabank.core.task_kinds import task_kind
 from lorabank.evaluation.confusion import LabelScores
 from lorabank.evaluation.curve_plot import curve_svg
@@ -182,7 +183,7 @@ def _asked(task: TaskRecord, adapter: AdapterRecord) -> dict[str, Any] | None:
         "scoring": scoring,
         "metric": metric_of(scoring, adapter.metrics),
         "max_length": adapter.config["max_length"],
-        "max_new_tokens": adapter.config["max_new_tokens"] if scoring == "generation" else None,
+        "max_new_tokens": adapter.config["max_new_tokens"] if SCORINGS.load(scoring).generates else None,
     }
 
 

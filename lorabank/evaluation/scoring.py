@@ -13,20 +13,14 @@ from numpy.typing import NDArray
 
 from lorabank.core.commands import Command
 from lorabank.core.errors import DivergedError
-from lorabank.core.shelves import TEXT_METRICS
+from lorabank.core.shelves import SCORINGS, TEXT_METRICS
+from lorabank.core.task_kinds import HEAD
 from lorabank.evaluation.metrics import wilson_interval
 
 _Z95 = 1.959963984540054
 _LOG_MOST = math.log(sys.float_info.max)
 ACCURACY = "accuracy"
 INVERSE_PERPLEXITY = "inverse_perplexity"
-DEFAULT_METRICS = {
-    "classification": ACCURACY,
-    "likelihood": ACCURACY,
-    "generation": "exact_match",
-    "perplexity": INVERSE_PERPLEXITY,
-}
-"""Scoring of a task to the metric of its cells."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +50,15 @@ class Score:
     low: float
     high: float
     detail: dict[str, Any] = field(default_factory=dict)
+
+
+def measured(scoring: str) -> bool:
+    """Whether the likelihood of a task's texts is measured, and no answer is compared.
+
+    Raises:
+        ConfigError: No package that is installed has the scoring.
+    """
+    return scoring != HEAD and bool(SCORINGS.load(scoring).measures)
 
 
 def score_rows(metric: str, said: Said, gold: Sequence[str]) -> Score:

@@ -11,8 +11,9 @@ from statistics import fmean, median_low
 from typing import Any
 
 from lorabank.core.records import EvaluationRecord
-from lorabank.core.shelves import TEXT_METRICS
-from lorabank.evaluation.scoring import DEFAULT_METRICS
+from lorabank.core.shelves import SCORINGS, TEXT_METRICS
+from lorabank.core.task_kinds import HEAD
+from lorabank.evaluation.scoring import ACCURACY
 from lorabank.evaluation.text_metrics import words
 
 KEY = "texts"
@@ -79,9 +80,14 @@ def metric_of(scoring: str, facts: Mapping[str, Any]) -> str:
     Args:
         scoring: How the task is scored.
         facts: The ``metrics`` of its adapter's record; one of before `usual_metric` names none.
+
+    Raises:
+        ConfigError: No package that is installed has the scoring.
     """
-    default = DEFAULT_METRICS[scoring]
-    return str(facts.get(FACT, default)) if scoring == "generation" else default
+    if scoring == HEAD:
+        return ACCURACY
+    method = SCORINGS.load(scoring)
+    return str(facts.get(FACT, method.metric) if method.generates else method.metric)
 
 
 def text_detail(asked: Sequence[str], wanted: Sequence[str], got: Sequence[str]) -> dict[str, Any]:

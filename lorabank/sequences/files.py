@@ -13,7 +13,7 @@ from typing import Any
 from lorabank.bank.failures import reported
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DataError
-from lorabank.data.forms.base import load_form
+from lorabank.data.forms.base import labelled_form, load_form
 from lorabank.data.loading import TaskData, open_rows
 from lorabank.data.rows import Rows
 from lorabank.models.bases.open_base import OpenBase
@@ -56,7 +56,7 @@ def load_without(settings: TrainConfig, base: OpenBase, labels: Sequence[str]) -
                 copies[field] = str(Path(folder) / f"{field}.jsonl")
             counts.append(_keep(settings, field, labels, Path(copies[field])) if field in copies else 0)
         try:
-            data = load_data(replace(settings, **AS_WRITTEN, format="classification", **copies), base)
+            data = load_data(replace(settings, **AS_WRITTEN, format=labelled_form(), **copies), base)
         except DataError as error:
             message = error.message
             for field, copy in copies.items():

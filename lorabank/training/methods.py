@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.methods import with_settings
-from lorabank.core.shelves import PENALTIES, STRATEGIES
+from lorabank.core.shelves import PENALTIES, ROWS, STRATEGIES, TRAINING
 
 if TYPE_CHECKING:
     from lorabank.training.penalties.base import Penalty
     from lorabank.training.strategies.base import Strategy
-
-_SHELVES = (STRATEGIES, PENALTIES)
 
 NONE = "none"
 """The penalty of a user who wants none."""
@@ -26,10 +24,10 @@ def chosen_methods(config: TrainConfig) -> tuple[Strategy, str | None, Penalty |
     """
     name = config.penalty or STRATEGIES.load(config.strategy).penalty
     if not name or name == NONE:
-        (strategy,) = with_settings([(STRATEGIES, config.strategy)], config.set, among=_SHELVES)
+        (strategy,) = with_settings([(STRATEGIES, config.strategy)], config.set, among=TRAINING, besides=ROWS)
         return strategy, None, None
     chosen = [(STRATEGIES, config.strategy), (PENALTIES, name)]
-    strategy, penalty = with_settings(chosen, config.set, among=_SHELVES)
+    strategy, penalty = with_settings(chosen, config.set, among=TRAINING, besides=ROWS)
     return strategy, name, penalty
 
 

@@ -17,14 +17,15 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, made_again
 from lorabank.compose.routers.statistics import TaskStatistics
 from lorabank.core.errors import DamagedError, LorabankError, NotFoundError
+from lorabank.core.methods import own_settings
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
-from lorabank.core.shelves import COMPOSERS
+from lorabank.core.shelves import COMPOSERS, FORMS, SCORINGS
 from lorabank.core.sizes import parse_bytes
 from lorabank.core.states import needed, own_state
-from lorabank.core.task_kinds import task_kind
+from lorabank.core.task_kinds import HEAD, task_kind
 from lorabank.core.templates import ChatPrompt
 from lorabank.data.formats.parquet import from_parquet
-from lorabank.data.forms.base import CHATS
+from lorabank.data.forms.base import load_form
 from lorabank.data.rows import Rows
 from lorabank.exchange.peft_folder import read_factors, read_head, read_shapes
 from lorabank.exchange.peft_folder import read_stack as read_folders
@@ -132,18 +133,22 @@ def form_of(task: TaskRecord, adapter: AdapterRecord) -> AnswerForm:
     config, template = adapter.config, task.prompt_template
     if template is not None and in_chat_template(adapter):
         template = ChatPrompt(template)
+    scoring = HEAD if task_kind(task.task_type).labelled else config["scoring"]
     return AnswerForm(
         labels=task.labels,
         max_length=int(config.get("max_length", 256)),
-        scoring="classification" if task_kind(task.task_type).labelled else config["scoring"],
+        scoring=scoring,
         template=template,
         max_new_tokens=int(config.get("max_new_tokens", 50)),
+        settings=() if scoring == HEAD else own_settings(SCORINGS, scoring, config.get("set", ())),
     )
 
 
 def in_chat_template(adapter: AdapterRecord) -> bool:
     """Whether a task's prompts stand in the base's chat template; a record without the setting is of bare prompts."""
-    return adapter.config.get("format") in CHATS or adapter.config.get("chat_template", "none") != "none"
+    form = adapter.config.get("format", "")
+    chat = adapter.config.get("chat_template", "none") != "none"
+    return chat or (form in FORMS and load_form(form).conversations)
 
 
 def holds_conversations(task: TaskRecord, adapter: AdapterRecord) -> bool:

@@ -13,6 +13,7 @@ from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.core.task_kinds import generating
+from lorabank.data.forms.base import load_form
 from lorabank.data.loading import detect_form
 from lorabank.models.bases.loading import describe_base
 from lorabank.models.bases.open_base import OpenBase
@@ -25,13 +26,11 @@ def init_bank(path: str | Path, config: InitConfig, observer: Observer) -> Bank:
     return _make(path, described(config, observer), observer)
 
 
-def described(
-    config: InitConfig, observer: Observer | None = None, *, form: str = "classification"
-) -> BaseModelRecord:
+def described(config: InitConfig, observer: Observer | None = None, *, form: str | None = None) -> BaseModelRecord:
     """The base model that the settings name; without one the default of the task type, or of the data's form."""
     task_type = config.task_type
     if config.base is None and config.gguf_file is None and task_type == "auto":
-        task_type = next(iter(TASK_TYPES)) if form == "classification" else generating().name
+        task_type = next(iter(TASK_TYPES)) if form is None or load_form(form).labelled else generating().name
     resolved = resolve_base(
         config.base or (None if config.gguf_file else default_base(task_type)),
         config.revision,

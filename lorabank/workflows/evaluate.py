@@ -25,7 +25,7 @@ from lorabank.evaluation.confusion import LabelScores, label_scores, with_texts
 from lorabank.evaluation.environments import environments_of, this_environment
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.run import Filled, Subject, fill_cells, wanted_cells
-from lorabank.evaluation.scoring import ACCURACY, INVERSE_PERPLEXITY
+from lorabank.evaluation.scoring import ACCURACY, INVERSE_PERPLEXITY, measured
 from lorabank.evaluation.text_samples import KEY as TEXTS
 from lorabank.evaluation.text_samples import TextScores, metric_of, text_scores
 from lorabank.models.bases.loading import resolve_device, resolve_dtype
@@ -151,7 +151,7 @@ class _Evaluation:
     def _metric(self, task: TaskRecord) -> str:
         """What was chosen to score the task's cells by, if it can be."""
         scoring, chosen = self._scoring(task), self.config.metric
-        if (chosen == INVERSE_PERPLEXITY) != (scoring == "perplexity"):
+        if (chosen == INVERSE_PERPLEXITY) != measured(scoring):
             raise ConfigError(
                 f"task {task.name!r} is scored by {scoring}, which has no {chosen}",
                 hint=f"--metric auto ({self._usual(task)})",

@@ -20,7 +20,7 @@ from lorabank.core.shelves import ROUTERS
 from lorabank.core.states import SELECTOR, answering, needed, own_state
 from lorabank.data.rows import Rows
 from lorabank.evaluation.run import Subject
-from lorabank.evaluation.scoring import Said
+from lorabank.evaluation.scoring import Said, measured
 from lorabank.models.answering.base import AnswerForm
 from lorabank.models.gates.attention import Selector
 from lorabank.models.mixing.runtime import Plan, Runtime
@@ -78,7 +78,7 @@ class _Answering:
         members = known(self._members, stage)
         routed = () if route is None else tuple(members[k].lasting for k in route)
         form = self.form(task)
-        if form.scoring == "perplexity":
+        if measured(form.scoring):
             own = self.head(stage, task)
             likelihoods, tokens = self._runtime().log_likelihoods(rows.texts, rows.labels, plan, own)
             return Said((), routed, likelihoods, tokens)

@@ -14,8 +14,8 @@ from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
 from lorabank.core.records import DatasetRecord
 from lorabank.core.settings import validate
-from lorabank.core.shelves import TASK_TYPES
-from lorabank.core.task_kinds import task_kind
+from lorabank.core.shelves import SCORINGS, TASK_TYPES
+from lorabank.core.task_kinds import HEAD, task_kind
 from lorabank.core.templates import ChatPrompt, check_template, parted
 from lorabank.data.formats.cells import BadCell
 from lorabank.data.formats.parquet import to_parquet
@@ -156,7 +156,7 @@ def settled(config: TrainConfig, data: TaskData, max_length: int) -> TrainConfig
 
 def recorded_scoring(data: TaskData) -> str:
     """The setting ``scoring`` of these rows: a classifier's is not chosen, it stays at ``auto``."""
-    return "auto" if data.scoring == "classification" else data.scoring
+    return "auto" if data.scoring == HEAD else data.scoring
 
 
 def found_in_data(data: TaskData) -> dict[str, Any]:
@@ -183,7 +183,8 @@ def recorded_chat(data: TaskData) -> str:
 
 def text_facts(data: TaskData) -> dict[str, str]:
     """What an adapter's record says of how its task's answers are judged; nothing where they are no free text."""
-    return {FACT: usual_metric(data.eval.labels)} if data.scoring == "generation" else {}
+    free = data.scoring != HEAD and SCORINGS.load(data.scoring).generates
+    return {FACT: usual_metric(data.eval.labels)} if free else {}
 
 
 def as_asked(data: TaskData) -> str:

@@ -18,7 +18,7 @@ from lorabank_cli.verb import Run, verb
 
 DATA = (
     "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "delimiter", "encoding",
-    "sheet", "skip_bad", "max_length",
+    "sheet", "skip_bad", "set", "max_length",
 )  # fmt: skip
 ASKED = ("prompt_template", "chat_template", "label_words", "scoring", "max_new_tokens")
 KEPT = ("keep_samples", "clusters_per_task", "seed", "device")

@@ -27,7 +27,9 @@ def answers_in_text(task: str, config: Mapping[str, Any]) -> None:
     Raises:
         DamagedError: It does not.
     """
-    if config.get("scoring") not in _TEXT_TO_TEXT or not {"format", "max_length", "max_new_tokens"} <= config.keys():
+    scoring = config.get("scoring")
+    decided = _is_scoring(scoring) and scoring != "auto"
+    if not decided or not {"format", "max_length", "max_new_tokens"} <= config.keys():
         message = f"bank.db: task {task[:80]!r}: its settings do not say how the language model is asked"
         raise DamagedError(message, commands=[VERIFY])
 
@@ -74,6 +76,11 @@ def within(low: int, high: int) -> Check:
 def is_task_type(value: Any) -> bool:
     """PEFT's name of a task type; one that no installed package knows is refused where its models are needed."""
     return is_text(value) and re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", value) is not None
+
+
+def _is_scoring(value: Any) -> bool:
+    """A name, as of a scoring; one that no installed package knows is refused where its task is asked."""
+    return is_text(value) and re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", value) is not None
 
 
 def one_of(*words: str) -> Check:
@@ -168,12 +175,10 @@ RESERVED = mapping(
 )
 """What an interrupted training is resumed by (``workflows.past``)."""
 
-_TEXT_TO_TEXT = ("likelihood", "generation", "perplexity")
-
 SETTINGS = mapping(
     format=is_text,
     chat_template=one_of("auto", "none"),
-    scoring=one_of("auto", *_TEXT_TO_TEXT),
+    scoring=_is_scoring,
     max_length=within(1, 2**20),
     max_new_tokens=within(1, 2**15),
     clusters_per_task=within(1, 2**10),

@@ -6,10 +6,12 @@ meaning of the cells (what a text or a label may be) is checked once for all for
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
+from lorabank.core.methods import with_settings
 from lorabank.core.shelves import FORMATS
 from lorabank.data.bad_rows import UNCHANGED
 from lorabank.data.formats.base import Reader
@@ -37,6 +39,7 @@ def open_reader(source: str | Path, reading: Reading = AS_IT_IS) -> Reader:
         MissingExtraError: The kind of file needs a package that is not installed.
     """
     if str(source).startswith("hf:"):
+        with_settings([], reading.set, among=(FORMATS,), besides=reading.besides)
         return HubDataset(str(source))
     file = Path(source)
     try:
@@ -53,15 +56,15 @@ def open_reader(source: str | Path, reading: Reading = AS_IT_IS) -> Reader:
     if not file.is_file():
         kind = "a folder" if file.is_dir() else "not a regular file"
         raise DataError(f"{str(source)!r} is {kind}; a data file is needed", unchanged=UNCHANGED)
-    reader = _reader_class(file)
+    reader = _format(file, reading)
     if file.stat().st_size == 0:
         raise DataError(f"{str(source)!r} is empty", unchanged=UNCHANGED)
     opened: Reader = reader(file, reading)
     return opened
 
 
-def _reader_class(file: Path) -> Any:
-    """What reads files of this name."""
+def _format(file: Path, reading: Reading) -> Any:
+    """What reads files of this name: a class, or where it has settings an object with their values."""
     suffixes = [suffix.lower() for suffix in file.suffixes[-2:]]
     suffix = "".join(suffixes[-1:])
     if suffix == PACKED:
@@ -73,7 +76,11 @@ def _reader_class(file: Path) -> Any:
                 hint="unpack it: gunzip",
             )
     try:
-        return FORMATS.load(suffix)
+        entry = FORMATS.load(suffix)
     except ConfigError as error:
         hint = f"save it as .xlsx or .csv; {error.hint}" if suffix in _SHEETS else error.hint
         raise DataError(f"{str(file)!r}: {error.message}", unchanged=UNCHANGED, hint=hint) from error
+    if is_dataclass(entry):
+        return with_settings([(FORMATS, suffix)], reading.set, among=(FORMATS,), besides=reading.besides)[0]
+    with_settings([], reading.set, among=(FORMATS,), besides=reading.besides)
+    return entry

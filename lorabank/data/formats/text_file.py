@@ -18,6 +18,7 @@ from typing import BinaryIO, Protocol, cast
 from lorabank.core.commands import Command
 from lorabank.core.errors import DataError
 from lorabank.core.limits import MAX_UNPACKED
+from lorabank.core.shelves import Shelf
 from lorabank.data.bad_rows import UNCHANGED, BadRow
 from lorabank.data.formats.encodings import (
     MARKS,
@@ -51,6 +52,8 @@ class _Settings(Protocol):
     def sheet(self) -> str | None: ...
     @property
     def skip_bad(self) -> bool: ...
+    @property
+    def set(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -62,17 +65,21 @@ class Reading:
         encoding: Of a text file without a byte order mark.
         sheet: Of a workbook.
         skip_bad: Whether bad rows are left out.
+        set: ``KEY=VALUE`` for settings of the format's own.
+        besides: Shelves whose methods' settings may stand in ``set`` too.
     """
 
     delimiter: str | None = None
     encoding: str | None = None
     sheet: str | None = None
     skip_bad: bool = False
+    set: tuple[str, ...] = ()
+    besides: tuple[Shelf, ...] = ()
 
     @staticmethod
-    def of(settings: _Settings) -> Reading:
+    def of(settings: _Settings, besides: tuple[Shelf, ...] = ()) -> Reading:
         """What the settings of a command say."""
-        return Reading(settings.delimiter, settings.encoding, settings.sheet, settings.skip_bad)
+        return Reading(settings.delimiter, settings.encoding, settings.sheet, settings.skip_bad, settings.set, besides)
 
 
 AS_IT_IS = Reading()

@@ -9,18 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorabank.core.config import TrainConfig
-from lorabank.core.shelves import FORMS
+from lorabank.core.shelves import FORMS, GENERATING
 from lorabank.data.formats.base import bad_row
 from lorabank.data.formats.cells import BadCell
 from lorabank.data.formats.unsupported import check_kind_of_labels
 from lorabank.data.rows import Rows
 from lorabank.data.sheets import Sheet
-
-CHATS = ("messages", "sharegpt")
-"""Forms whose rows are conversations."""
-
-TURNS = ("prompt-completion", "alpaca")
-"""Forms whose prompts are texts, and to a model with a chat template a user's turn."""
 
 RenderChat = Callable[[Sequence[Mapping[str, str]]], str]
 """Messages (``role``, ``content``) to the string that a model reads before it answers."""
@@ -30,17 +24,42 @@ RenderChat = Callable[[Sequence[Mapping[str, str]]], str]
 class Form:
     """One form of rows.
 
+    A form with settings of its own is a subclass, whose further fields are made by `lorabank.core.settings.setting`
+    and which overrides `row`.
+
     Attributes:
         columns: The columns that make it this form. ``text`` and ``label`` stand for ``--text-column`` and
             ``--label-column``.
-        row: From the cells of a row by column, and the way to render a conversation, to prompt and completion (of a
-            labelled text: text and label). Raises BadCell; without a ``column`` it is about the first.
+        convert: What `row` does.
         optional: Columns that are read where they are there.
+        scoring: The scoring of its rows where none is chosen.
+        labelled: Whether its rows are texts with labels, which classifiers learn.
+        answered: Whether a row has an answer beside its text.
+        turns: Whether its prompts are texts, and to a model with a chat template a user's turn.
+        conversations: Whether its rows are conversations.
     """
 
     columns: tuple[str, ...]
-    row: Callable[[Mapping[str, object], RenderChat], tuple[str, str]]
+    convert: Callable[[Mapping[str, object], RenderChat], tuple[str, str]] | None = None
     optional: tuple[str, ...] = ()
+    scoring: str = GENERATING
+    labelled: bool = False
+    answered: bool = True
+    turns: bool = False
+    conversations: bool = False
+
+    def row(self, cells: Mapping[str, object], render_chat: RenderChat) -> tuple[str, str]:
+        """The prompt and the completion of a row; of a labelled text, the text and the label.
+
+        Args:
+            cells: The cells by column.
+            render_chat: Renders a conversation.
+
+        Raises:
+            BadCell: A cell is wrong; one without a ``column`` is about the first.
+        """
+        assert self.convert is not None
+        return self.convert(cells, render_chat)
 
     def in_sheet(self, config: TrainConfig) -> tuple[str, ...]:
         """``columns`` under the names that the settings give them."""
@@ -58,27 +77,26 @@ def load_form(name: str) -> Form:
     return form
 
 
-def read_form(sheet: Sheet, name: str, config: TrainConfig, render_chat: RenderChat, *, free: bool = False) -> Rows:
-    """Read all rows of a sheet in one form.
-
-    Args:
-        sheet: The opened file.
-        name: A key of ``FORMS``.
-        config: ``text_column`` and ``label_column`` are read.
-        render_chat: Renders conversations.
-        free: Whether the completions are no list of labels.
-
-    Raises:
-        DataError: A column is missing, or cells are wrong and not to be left out; names lines and columns.
-    """
-    form = load_form(name)
-    return read_cells(sheet, form, form.in_sheet(config), render_chat, free=free)
+def labelled_form() -> str:
+    """The first form of labelled texts on the shelf, as which a classifier's rows are read."""
+    return next(name for name in FORMS if load_form(name).labelled)
 
 
 def read_cells(
     sheet: Sheet, form: Form, columns: Sequence[str], render_chat: RenderChat, *, free: bool = False
 ) -> Rows:
-    """As `read_form`, with the form itself and what its columns are called in the sheet."""
+    """Read all rows of a sheet in one form.
+
+    Args:
+        sheet: The opened file.
+        form: The form.
+        columns: What its columns are called in the sheet.
+        render_chat: Renders conversations.
+        free: Whether the completions are not labels.
+
+    Raises:
+        DataError: A column is missing, or cells are wrong and not to be left out; names lines and columns.
+    """
     table = sheet.read(columns, form.optional)
     # Names as the form knows them: those of the file, then of the sheet, then of the form.
     if "label" in form.columns:

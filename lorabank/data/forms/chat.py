@@ -163,5 +163,5 @@ def _sharegpt(cells: Mapping[str, object], render_chat: RenderChat) -> tuple[str
     return answered(messages, render_chat)
 
 
-MESSAGES = Form(("messages",), _messages)
-SHAREGPT = Form(("conversations",), _sharegpt)
+MESSAGES = Form(("messages",), _messages, conversations=True)
+SHAREGPT = Form(("conversations",), _sharegpt, conversations=True)

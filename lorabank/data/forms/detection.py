@@ -10,7 +10,7 @@ from lorabank.core.shelves import FORMS
 from lorabank.data.bad_rows import UNCHANGED
 from lorabank.data.formats.base import listed_columns, missing_column
 from lorabank.data.formats.unsupported import check_kind_of_columns
-from lorabank.data.forms.base import load_form
+from lorabank.data.forms.base import labelled_form, load_form
 from lorabank.data.sheets import Sheet
 
 
@@ -22,7 +22,7 @@ def with_known_columns(sheet: Sheet, config: TrainConfig) -> Sheet:
     names = _candidates(config) if config.format == "auto" else (config.format,)
     forms = {name: load_form(name) for name in names}
     columns = set(sheet.columns)
-    if any(columns.issuperset(form.in_sheet(config)) for name, form in forms.items() if name != "text"):
+    if any(columns.issuperset(form.in_sheet(config)) for form in forms.values() if form.answered):
         return sheet
     return sheet.adopting(column for form in forms.values() for column in (*form.in_sheet(config), *form.optional))
 
@@ -53,9 +53,10 @@ def choose_form(sheet: Sheet, config: TrainConfig) -> str:
     if not sheet.columns:
         raise DataError(f"{sheet.source!r} has no rows with named columns", unchanged=UNCHANGED)
     fitting = fitting_forms(sheet, config)
-    if "classification" in fitting:
-        return "classification"
-    special = [name for name in fitting if name != "text"]
+    if labelled := [name for name in fitting if load_form(name).labelled]:
+        return labelled[0]
+    plain = [name for name in fitting if not load_form(name).answered]
+    special = [name for name in fitting if name not in plain]
     if len(special) > 1:
         raise DataError(
             f"{sheet.source!r}: its columns fit several forms: {', '.join(special)}",
@@ -65,11 +66,11 @@ def choose_form(sheet: Sheet, config: TrainConfig) -> str:
     if special:
         return special[0]
     check_kind_of_columns(sheet.source, sheet.columns)
-    _check_spelling(sheet, config, plain_fits="text" in fitting)
-    if "text" in fitting and config.label_column == TrainConfig.label_column:
-        return "text"
+    _check_spelling(sheet, config, plain_fits=bool(plain))
+    if plain and config.label_column == TrainConfig.label_column:
+        return plain[0]
     if config.text_column != TrainConfig.text_column or config.label_column != TrainConfig.label_column:
-        check_columns(sheet, config, "classification")
+        check_columns(sheet, config, labelled_form())
     needed = "; ".join(f"{name}: {', '.join(load_form(name).in_sheet(config))}" for name in _candidates(config))
     raise DataError(
         f"{sheet.source!r}: no form of rows has its columns {listed_columns(sheet.columns)}",
@@ -98,7 +99,7 @@ def check_plain_text(sheet: Sheet, config: TrainConfig) -> None:
 
 def _candidates(config: TrainConfig) -> tuple[str, ...]:
     named = (config.text_column, config.label_column) != (TrainConfig.text_column, TrainConfig.label_column)
-    return ("classification", "text") if named else tuple(FORMS)
+    return tuple(name for name in FORMS if not named or "text" in load_form(name).columns)
 
 
 def check_columns(sheet: Sheet, config: TrainConfig, form: str) -> None:
@@ -107,9 +108,10 @@ def check_columns(sheet: Sheet, config: TrainConfig, form: str) -> None:
     Raises:
         DataError: Naming the column, those there are and the nearest.
     """
-    for column in load_form(form).in_sheet(config):
+    kind = load_form(form)
+    for column in kind.in_sheet(config):
         if column not in sheet.columns:
-            hint = None if form in ("classification", "text") else f"--map COLUMN={column}, or another --format"
+            hint = None if "text" in kind.columns else f"--map COLUMN={column}, or another --format"
             raise missing_column(sheet.source, column, sheet.columns, hint=hint)
 
 
@@ -119,7 +121,7 @@ def _check_spelling(sheet: Sheet, config: TrainConfig, *, plain_fits: bool) -> N
     Without this a misspelt label column would quietly make plain text of labelled texts.
     """
     for name in _candidates(config):
-        if plain_fits and name == "text":
+        if plain_fits and not load_form(name).answered:
             continue
         absent = [column for column in load_form(name).in_sheet(config) if column not in sheet.columns]
         meant = {column: _misspelt(column, sheet.columns) for column in absent}

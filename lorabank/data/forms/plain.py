@@ -54,8 +54,8 @@ def _alpaca(cells: Mapping[str, object], _: RenderChat) -> tuple[str, str]:
         return prompt, check_text(cells["output"], "output")
 
 
-CLASSIFICATION = Form(("text", "label"), _labelled)
+CLASSIFICATION = Form(("text", "label"), _labelled, scoring="likelihood", labelled=True)
 UNLABELLED = Form(("text",), _unlabelled)
-PROMPT_COMPLETION = Form(("prompt", "completion"), _pair)
-ALPACA = Form(("instruction", "output"), _alpaca, optional=("input",))
-TEXT = Form(("text",), _plain)
+PROMPT_COMPLETION = Form(("prompt", "completion"), _pair, turns=True)
+ALPACA = Form(("instruction", "output"), _alpaca, optional=("input",), turns=True)
+TEXT = Form(("text",), _plain, scoring="perplexity", answered=False)

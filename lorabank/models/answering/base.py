@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from lorabank.models.tasks.batches import Enter
+from lorabank.core.task_kinds import HEAD
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lorabank.models.tasks.batches import Enter
 
 
 @dataclass(frozen=True)
@@ -20,21 +24,25 @@ class AnswerForm:
     Attributes:
         labels: What may be answered; empty for free text.
         max_length: Most tokens of a text, in text to text of prompt and answer together.
-        scoring: A ``classification`` head, the ``likelihood`` of each label, greedy ``generation``, or the
-            ``perplexity`` of the text itself.
+        scoring: ``HEAD``, or a name on the shelf of scorings.
         template: Prompt of a text with its ``{text}``, None where the text is the prompt.
         max_new_tokens: Most tokens of a generated answer.
+        settings: ``KEY=VALUE`` of each setting of the scoring that is not at its default.
     """
 
     labels: tuple[str, ...]
     max_length: int
-    scoring: Literal["classification", "likelihood", "generation", "perplexity"] = "classification"
+    scoring: str = HEAD
     template: str | None = None
     max_new_tokens: int = 50
+    settings: tuple[str, ...] = ()
 
     def identity(self) -> Any:
         """JSON value with everything that decides an answer beside the weights."""
-        return asdict(self) | {"labels": list(self.labels)}
+        value = asdict(self) | {"labels": list(self.labels), "settings": list(self.settings)}
+        if not self.settings:
+            del value["settings"]  # cells of scorings without settings keep the keys that they have
+        return value
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,13 @@ class Answers:
 
 
 class Answerer(Protocol):
-    """Asks a model in the form of each text's task; ``heads`` int64 ``[n]`` says whose form (and head) that is."""
+    """Asks a model in the form of each text's task; ``heads`` int64 ``[n]`` says whose form (and head) that is.
+
+    ``generates`` says whether some form is answered by free text.
+    """
 
     forms: tuple[AnswerForm, ...]
+    generates: bool
 
     def answer(self, texts: Sequence[str], heads: NDArray[np.int64], enter: Enter, *, shared: bool) -> Answers:
         """Answer texts; ``shared`` says that the model is in the same state for all of them."""

@@ -41,6 +41,7 @@ class HeadAnswerer:
         vouch: Callable[[int], None] = lambda head: None,
     ) -> None:
         self.forms = tuple(forms)
+        self.generates = False
         self._base = base
         self._batch_size = batch_size
         self._selection = switch_heads(base.model, heads)

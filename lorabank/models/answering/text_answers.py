@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorabank.core.errors import ConfigError, DataError
-from lorabank.core.shelves import TASK_TYPES
+from lorabank.core.methods import with_settings
+from lorabank.core.shelves import SCORINGS, TASK_TYPES
 from lorabank.core.templates import parted
 from lorabank.models.answering.base import AnswerForm, Answers
 from lorabank.models.answering.generating import generate
 from lorabank.models.answering.likelihood import completion_log_likelihoods, label_log_likelihoods
+from lorabank.models.answering.scorings.base import Scoring
 from lorabank.models.bases.loading import LoadedBase
 from lorabank.models.finite import check_rows
 from lorabank.models.tasks.batches import Enter
@@ -35,6 +38,7 @@ class TextAnswerer:
 
     def __init__(self, base: LoadedBase, task_type: str, forms: Sequence[AnswerForm], batch_size: int) -> None:
         self.forms = tuple(forms)
+        self.generates = any(scoring_of(form).generates for form in self.forms)
         self.base = base
         self._type: TaskType = TASK_TYPES.load(task_type)()
         self._batch_size = batch_size
@@ -44,19 +48,10 @@ class TextAnswerer:
         said = [""] * len(texts)
         probabilities = np.full(len(texts), np.nan, np.float32)
         for form, rows in self._groups(heads):
-            own = _Rows(enter, rows)
-            asked = [texts[i] for i in rows]
-            if form.scoring != "likelihood":
-                for i, text in zip(rows, self._generated(form, asked, own), strict=True):
-                    said[i] = text
-                continue
-            scores = self._label_scores(form, asked, own, shared)
-            check_rows(np.isfinite(scores.max(1)), asked, "label likelihoods")  # NaN is the maximum of its row
-            best = scores.argmax(1)
-            share = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
-            for k, i in enumerate(rows):
-                said[i] = form.labels[best[k]]
-                probabilities[i] = share[k, best[k]]
+            found = scoring_of(form).answer(self, form, [texts[i] for i in rows], _Rows(enter, rows), shared=shared)
+            probabilities[rows] = found.probabilities
+            for i, answer in zip(rows, found.said, strict=True):
+                said[i] = answer
         return Answers(tuple(said), probabilities)
 
     def log_likelihoods(
@@ -113,21 +108,30 @@ class TextAnswerer:
     def _prompts(self, form: AnswerForm, texts: Sequence[str], room: int) -> tuple[list[int], ...]:
         return encode_prompts(self.base.tokenizer, texts, form.template, room, end=not self._type.kind.glued).ids
 
-    def _label_scores(self, form: AnswerForm, texts: Sequence[str], enter: Enter, shared: bool) -> NDArray[np.float64]:
-        labels = encode_labels(self.base.tokenizer, form.labels, glued=self._glued(form))
+    def label_tokens(self, form: AnswerForm) -> Sequence[list[int]]:
+        """The token ids of each label; see `Asked`."""
+        return encode_labels(self.base.tokenizer, form.labels, glued=self._glued(form))
+
+    def label_log_likelihoods(
+        self, form: AnswerForm, texts: Sequence[str], enter: Enter, *, shared: bool
+    ) -> NDArray[np.float64]:
+        """Log-likelihood ``[n, labels]`` of each label behind each text; see `Asked`."""
+        labels = self.label_tokens(form)
         room = form.max_length - max(len(ids) for ids in labels)
-        prompts = self._prompts(form, texts, room)
-        return label_log_likelihoods(
+        scores = label_log_likelihoods(
             self.base.model,
             self.base.tokenizer,
-            prompts,
+            self._prompts(form, texts, room),
             labels,
             batch_size=self._batch_size,
             enter=enter,
             share_prefix=shared,
         )
+        check_rows(np.isfinite(scores.max(1)), texts, "label likelihoods")  # NaN is the maximum of its row
+        return scores
 
-    def _generated(self, form: AnswerForm, texts: Sequence[str], enter: Enter) -> list[str]:
+    def generated(self, form: AnswerForm, texts: Sequence[str], enter: Enter) -> list[str]:
+        """The greedy continuation of each text; see `Asked`."""
         limit = self.base.max_length
         check_answer_length(form.max_new_tokens, limit)
         room = form.max_length if limit is None else min(form.max_length, limit - form.max_new_tokens)
@@ -144,6 +148,18 @@ class TextAnswerer:
     def _glued(self, form: AnswerForm) -> bool:
         """Whether an answer follows its prompt after a blank."""
         return self._type.kind.glued and parted(form.template)
+
+
+@lru_cache
+def scoring_of(form: AnswerForm) -> Scoring:
+    """How a task is scored, with its settings.
+
+    Raises:
+        ConfigError: No package that is installed has the scoring.
+    """
+    (method,) = with_settings([(SCORINGS, form.scoring)], form.settings, among=(SCORINGS,))
+    scoring: Scoring = method
+    return scoring
 
 
 def check_answer_length(max_new_tokens: int, limit: int | None) -> None:

@@ -251,7 +251,7 @@ class Runtime:
         if count > 1:
             with self.mixture.bare():
                 padding_of(self.base.model)
-                if any(form.scoring == "generation" for form in self.answerer.forms):
+                if self.answerer.generates:
                     reads_on(self.base.model)
 
     def _entering(self, plan: Plan) -> Enter:

@@ -11,6 +11,7 @@ from lorabank.core.commands import Command
 from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, at_work
 from lorabank.core.observer import Observer
+from lorabank.core.shelves import GENERATING
 from lorabank.core.task_kinds import task_kind
 from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.text_answers import TextAnswerer
@@ -66,7 +67,7 @@ def bare_answerer(
         form = AnswerForm(
             labels=(),
             max_length=loaded.max_length or _MOST,
-            scoring="generation",
+            scoring=GENERATING,
             template=template,
             max_new_tokens=config.max_new_tokens,
         )

@@ -17,8 +17,9 @@ from lorabank.compose.routers.base import Router
 from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError, at_work
+from lorabank.core.methods import with_settings
 from lorabank.core.observer import Observer
-from lorabank.core.shelves import COMPOSERS, ROUTING
+from lorabank.core.shelves import COMPOSERS, FORMATS, GENERATING, ROUTING
 from lorabank.core.states import State, answering_in
 from lorabank.core.task_kinds import generating, task_kind
 from lorabank.data.formats.cells import BadCell, check_characters
@@ -104,6 +105,8 @@ def _answer(
         for line in rows.told:
             observer.notice(line)
         texts += rows.texts
+    else:
+        with_settings([], config.set, among=(FORMATS,))
     if not texts:
         generates = isinstance(config, GenerateConfig)
         command = Command("generate", "TEXT") if generates else Command("predict", "TEXT")
@@ -242,7 +245,7 @@ def _other_than_trained(config: PredictConfig | GenerateConfig) -> tuple[tuple[s
     """What is asked in another form than the tasks' own."""
     if isinstance(config, PredictConfig):
         return ()
-    wanted = (("scoring", "generation"), ("max_new_tokens", config.max_new_tokens))
+    wanted = (("scoring", GENERATING), ("settings", ()), ("max_new_tokens", config.max_new_tokens))
     return (*wanted, ("template", None)) if config.raw else wanted
 
 

@@ -17,11 +17,13 @@ from lorabank.bank.upkeep.remarks import remarks
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError
 from lorabank.core.machine.packages import package_versions
+from lorabank.core.methods import with_settings
 from lorabank.core.observer import Observer
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 from lorabank.core.settings import validate
-from lorabank.core.shelves import TASK_TYPES
+from lorabank.core.shelves import ROWS, TASK_TYPES
 from lorabank.core.states import ANSWERS, IMPORTED
+from lorabank.core.task_kinds import HEAD
 from lorabank.data.loading import TaskData
 from lorabank.exchange.dora import from_dora
 from lorabank.exchange.fit_check import check_effect, check_fits, largest_update
@@ -59,7 +61,7 @@ _UNCHANGED = "nothing was changed"
 _USED = (
     "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "delimiter",
     "encoding", "sheet", "skip_bad", "prompt_template", "chat_template", "label_words", "scoring", "max_new_tokens",
-    "max_length", "keep_samples", "clusters_per_task", "seed", "device",
+    "set", "max_length", "keep_samples", "clusters_per_task", "seed", "device",
 )  # fmt: skip
 """The settings that say something of a task whose adapter is not trained here."""
 
@@ -114,6 +116,7 @@ def import_adapter(
     """Judge a PEFT folder and put it into the bank as a task, whole or not at all."""
     check_name(name)
     written = remarks(note, tags)
+    with_settings([], config.set, among=ROWS, besides=ROWS)
     found = find_source(str(source), observer)
     adapter, digest = read_source(found, part=part, ignore_unknown=ignore_unknown)
     if not opened.exists:
@@ -288,7 +291,7 @@ def _label_order(data: TaskData, labels: Sequence[str] | None, observer: Observe
         ConfigError: A label stands twice, or labels are given for a language model.
         DataError: The rows have a label that the head does not know.
     """
-    if data.scoring != "classification":
+    if data.scoring != HEAD:
         if labels is not None:
             raise ConfigError(
                 "--labels: a language model's adapter has no head whose outputs could be named",

@@ -14,7 +14,7 @@ from lorabank.compose.routers.kmeans import KMeans
 from lorabank.core import shelves
 from lorabank.core.config import ComposeConfig, TrainConfig, modern
 from lorabank.core.errors import ConfigError
-from lorabank.core.methods import methods, with_settings
+from lorabank.core.methods import methods, own_settings, with_settings
 from lorabank.core.settings import setting
 from lorabank.core.shelves import PENALTIES, ROUTERS, STRATEGIES, Shelf
 from lorabank.training.methods import chosen_methods, chosen_strategy
@@ -69,6 +69,26 @@ def test_a_methods_name_before_the_key_means_it_alone_where_it_is_chosen() -> No
 def test_values_stand_where_no_text_says_otherwise() -> None:
     values = {"power": 1.5, "steps": 2, "other": 7}
     assert with_settings(BOTH, ("steps=3", "named.power=4"), values) == [Pulled(1.5, 3), Named("inside", 4.0)]
+
+
+def test_what_is_a_setting_of_a_shelf_beside_is_left_to_where_its_methods_are_chosen() -> None:
+    given = ("power=3", "steps=3", "pulled.sparse=true")
+    with pytest.raises(ConfigError, match="there is no setting 'steps'"):
+        with_settings([BOTH[1]], given, among=(BOTH[1][0],))
+    assert with_settings([BOTH[1]], given, among=(BOTH[1][0],), besides=(PULL,)) == [Named("inside", 3.0)]
+    with pytest.raises(ConfigError, match="there is no setting 'stepss'"):
+        with_settings([BOTH[1]], ("stepss=3",), among=(BOTH[1][0],), besides=(PULL,))
+
+
+def test_without_a_chosen_method_no_setting_fits() -> None:
+    assert with_settings([], (), among=(PULL,)) == []
+    with pytest.raises(ConfigError, match="no chosen method has a setting 'power'"):
+        with_settings([], ("power=3",), among=(PULL,))
+
+
+def test_the_settings_of_one_method_are_found_among_those_of_others() -> None:
+    given = (" pulled.power=3", "steps = 2", "powr=1", "named.power=4", "sparse=a=b")
+    assert own_settings(PULL, "pulled", given) == ("power=3", "steps= 2", "sparse=a=b")
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:

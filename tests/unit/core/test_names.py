@@ -10,17 +10,19 @@ import pytest
 
 from lorabank.core.shelves import (
     COMPOSERS,
+    FORMS,
     GATES,
     MERGERS,
     PENALTIES,
     ROUTERS,
+    SCORINGS,
     STRATEGIES,
     TASK_TYPES,
     Shelf,
 )
 
 ROOT = Path(__file__).parents[3]
-SHELVES = (STRATEGIES, PENALTIES, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES)
+SHELVES = (STRATEGIES, PENALTIES, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES, FORMS, SCORINGS)
 OTHER = {
     "lorabank/core/shelves.py": "the shelves",
     "lorabank/core/config.py": "the defaults",
@@ -29,11 +31,14 @@ OTHER = {
     "lorabank/exchange/config_fields.py": "values of PEFT's own fields",
     "lorabank/demo": "what the demo shows",
     "lorabank/training/strategies": "which penalty is a strategy's default",
+    "lorabank/data/forms/plain.py": "which scoring is a form's default",
 }
 """Where names may stand beside the entries' own files."""
 
 WORDS = {
     "replay": {"lorabank/core/records.py", "lorabank/workflows", "lorabank/bank/catalog/columns.py"},
+    "perplexity": {"lorabank/evaluation/scoring.py"},
+    "text": {"lorabank", "cli"},
     "attention": {"lorabank/workflows/scored.py", "lorabank/compose/gated.py"},
     "routed": {
         "cli/lorabank_cli/commands/eval.py",
@@ -43,7 +48,7 @@ WORDS = {
         "lorabank/workflows",
     },
 }
-"""Names that mean something else there, as a split of the data, or a state under a gate and its key."""
+"""Names that mean something else there, as a split or a column of the data, or a state under a gate and its key."""
 
 
 def literals(file: Path) -> Iterator[tuple[int, str]]:

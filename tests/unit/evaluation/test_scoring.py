@@ -7,16 +7,19 @@ import math
 import numpy as np
 import pytest
 
-from lorabank.evaluation.scoring import DEFAULT_METRICS, Said, score_rows
+from lorabank.core.shelves import SCORINGS
+from lorabank.core.task_kinds import HEAD
+from lorabank.evaluation.scoring import Said, measured, score_rows
 
 
-def test_each_way_of_scoring_has_its_metric() -> None:
-    assert DEFAULT_METRICS == {
-        "classification": "accuracy",
-        "likelihood": "accuracy",
-        "generation": "exact_match",
-        "perplexity": "inverse_perplexity",
+def test_what_each_scoring_says_of_itself() -> None:
+    facts = {name: (entry.metric, entry.labelled, entry.generates, entry.measures) for name, entry in SCORINGS.items()}
+    assert facts == {
+        "likelihood": ("accuracy", True, False, False),
+        "generation": ("exact_match", False, True, False),
+        "perplexity": ("inverse_perplexity", False, False, True),
     }
+    assert [measured(scoring) for scoring in (HEAD, *facts)] == [False, False, False, True]
 
 
 def test_accuracy_wants_the_very_label_and_has_wilson_s_interval() -> None:
