@@ -43,6 +43,9 @@ class Member:
         targets: Their labels or completions.
         samples: Reads ``texts`` and ``targets``, where they were left out.
         born: The name that the task never loses, by which scores of routed texts are kept; empty for its name.
+        factors: Reads its adapter.
+        facts: Digests by role of what the task recorded when it was learnt.
+        read_fact: Reads one of them by its digest.
     """
 
     task: str
@@ -57,6 +60,9 @@ class Member:
     targets: tuple[str, ...] = ()
     born: str = ""
     samples: Callable[[], tuple[Sequence[str], Sequence[str]]] = lambda: ((), ())
+    factors: Callable[[], LoraFactors] = lambda: LoraFactors({}, {}, {})
+    facts: Mapping[str, str] = field(default_factory=dict)
+    read_fact: Callable[[str], bytes] = lambda digest: b""
 
     @property
     def lasting(self) -> str:
@@ -72,11 +78,13 @@ class Fitted:
         parameters: JSON values for the record.
         objects: Role to bytes of each blob.
         report: Facts for the user: errors of a compression, sparsity of an attention.
+        scored: Whether each member is to be scored alone and in the composition before that is stored.
     """
 
     parameters: dict[str, Any]
     objects: dict[str, bytes] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+    scored: bool = False
 
 
 class Composer(Protocol):

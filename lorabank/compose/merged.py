@@ -4,25 +4,30 @@ A merger of the shelf `lorabank.core.shelves.MERGERS` says how: by a weight for 
 summed exactly), as one adapter, or as delta weights of full rank. The result goes into the working copy of the
 weights, so that a forward pass costs what the base's costs. With ``max_rank`` it is cut to its best approximation of
 that rank, row gains left out, and the relative error of every module is kept.
+
+Every result is compared with the exact weighted sum of the members' delta weights (`lorabank.algebra.distance`), and
+refused above ``tolerance``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lorabank.algebra.compress import Compressed, compress, compress_dense
+from lorabank.algebra.distance import distance_from_sum
 from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.compose.base import Fitted, Member, chosen_method, known, state_weights, stored_method
 from lorabank.compose.mergers.base import Merge, Merger, Sources
 from lorabank.core.config import ComposeConfig
+from lorabank.core.errors import GateError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
-from lorabank.core.shelves import MERGERS
+from lorabank.core.shelves import MERGERS, STRATEGIES
 from lorabank.models.finite import check_tensors, not_finite
 from lorabank.models.mixing.resident_stack import ResidentStack
 from lorabank.models.mixing.runtime import Plan, Runtime
@@ -60,23 +65,34 @@ class Merged:
     def fit(
         cls, members: Sequence[Member], config: ComposeConfig, runtime: Callable[[], Runtime], observer: Observer
     ) -> Fitted:
-        """Check the settings, and the result on a kept sample of each member; with ``max_rank`` measure its error.
+        """Check the settings and the result: on a kept sample of each member, and against the exact weighted sum.
 
         Raises:
             DivergedError: The result, or what the model answers with it, is not finite.
+            GateError: The result is farther from the sum than ``tolerance``.
+            NotFoundError: A member did not record what the merger needs.
         """
         chosen: Merger = chosen_method(MERGERS, config.merger, config)
         merger = chosen.prepared([member.task for member in members])
-        parameters = {"merger": config.merger, **merger.parameters(), "max_rank": config.max_rank}
+        _check_facts(config.merger, merger, members)
         composed = cls(config.merger, merger, None, members, runtime)
         if any(member.texts for member in members):
             _try_out(composed, runtime())
-        if config.max_rank is None:
-            return Fitted(parameters)
-        last = members[-1].position
-        cut = _cut(composed._merged(last, runtime().stack, composed._weight), config.max_rank)
-        parameters["relative_error"] = dict(cut.relative_error)
-        return Fitted(parameters, report={"relative_error": dict(cut.relative_error)})
+        stack = AdapterStack.build({member.adapter: member.factors() for member in members})
+        made, weights = composed._merged(members[-1].position, stack, composed._weight)
+        parameters = {"merger": config.merger, **merger.parameters(), "max_rank": config.max_rank}
+        report = {}
+        if config.max_rank is not None:
+            cut = _cut(made, config.max_rank)
+            made, report["relative_error"] = cut.factors, dict(cut.relative_error)
+        by_adapter = _by_adapter(members, weights)
+        exact = torch.tensor([by_adapter[name] for name in stack.names], dtype=torch.float64)
+        report["distance"] = distance_from_sum(made, stack, exact, composed._weight)
+        _check_distance(report["distance"], config)
+        parameters |= {name: dict(values) for name, values in report.items()}
+        if config.tolerance is not None:
+            parameters["tolerance"] = config.tolerance
+        return Fitted(parameters, report=report, scored=config.scores)
 
     @classmethod
     def load(
@@ -105,7 +121,7 @@ class Merged:
         stack = self._runtime().stack
         if weights is not None:
             return Plan(weights=state_weights(stack.names, weights))
-        made = self._merged(stage, stack, self._weight)
+        made, _ = self._merged(stage, stack, self._weight)
         if self._max_rank is not None:
             return Plan(factors=_cut(made, self._max_rank).factors)
         return Plan(dense=made) if isinstance(made, DenseDelta) else Plan(factors=made)
@@ -115,12 +131,14 @@ class Merged:
         weights = self._weights(stage)
         if weights is not None:
             return ["sum", self._max_rank, sorted(weights.items())]
-        adapters = [member.adapter for member in known(self.members, stage)]
-        return ["merged", self._name, self._merger.parameters(), self._max_rank, adapters]
+        members = known(self.members, stage)
+        adapters = [member.adapter for member in members]
+        facts = {role: [member.facts.get(role) for member in members] for role in self._merger.needs}
+        return ["merged", self._name, self._merger.parameters(), self._max_rank, adapters, *([facts] if facts else [])]
 
     def as_adapter(self, stage: int, stack: AdapterStack, weight: Callable[[str], Tensor]) -> LoraFactors | None:
         """The state as one exact adapter; None where its delta weights have full rank."""
-        made = self._merged(stage, stack, weight)
+        made, _ = self._merged(stage, stack, weight)
         if self._max_rank is not None:
             return _cut(made, self._max_rank).factors
         return None if isinstance(made, DenseDelta) else made
@@ -136,16 +154,20 @@ class Merged:
 
     def _merged(
         self, stage: int, stack: AdapterStack | ResidentStack, weight: Callable[[str], Tensor]
-    ) -> LoraFactors | DenseDelta:
-        """What the merger makes of the members that a stage knows.
+    ) -> tuple[LoraFactors | DenseDelta, Mapping[str, float]]:
+        """What the merger makes of the members that a stage knows, and the weights of the sum that it is near.
 
         Raises:
             DivergedError: It is not finite.
         """
         members = known(self.members, stage)
-        digests = list(dict.fromkeys(member.adapter for member in members))
-        sources = Sources([member.task for member in members], lambda: stack.select(digests), weight)
-        made: Merge = self._merger.merge(sources)
+        tasks, digests = [member.task for member in members], list(dict.fromkeys(member.adapter for member in members))
+
+        def facts(role: str) -> Iterator[bytes]:
+            return (member.read_fact(member.facts[role]) for member in members)
+
+        made: Merge = self._merger.merge(Sources(tasks, lambda: stack.select(digests), weight, facts))
+        weights = made if isinstance(made, Mapping) else self._merger.near(tasks)
         if isinstance(made, Mapping):
             made = stack.combine(torch.from_numpy(state_weights(stack.names, _by_adapter(members, made))))
         if isinstance(made, DenseDelta):
@@ -153,7 +175,7 @@ class Merged:
         else:
             check_tensors(made.B, "the weighted sums on")
             check_tensors(made.gain, "the row gains of")
-        return made
+        return made, weights
 
 
 def _by_adapter(members: Sequence[Member], weights: Mapping[str, float]) -> dict[str, float]:
@@ -165,6 +187,34 @@ def _by_adapter(members: Sequence[Member], weights: Mapping[str, float]) -> dict
 
 def _cut(made: LoraFactors | DenseDelta, max_rank: int) -> Compressed:
     return compress_dense(made, max_rank) if isinstance(made, DenseDelta) else compress(made, max_rank)
+
+
+def _check_facts(name: str, merger: Merger, members: Sequence[Member]) -> None:
+    """Refuse a member that did not record what the merger needs."""
+    for role in merger.needs:
+        missing = [member.task for member in members if role not in member.facts]
+        if missing:
+            recorded_by = [known for known, strategy in STRATEGIES.items() if role in strategy.needs]
+            raise NotFoundError(
+                f"task {missing[0]!r} recorded no {role!r}, which the merger {name} needs of every member",
+                hint=f"leave it out with --tasks; --strategy {' or '.join(recorded_by)} records it"
+                if recorded_by
+                else "leave it out with --tasks",
+                unchanged="nothing was changed",
+            )
+
+
+def _check_distance(distance: Mapping[str, float], config: ComposeConfig) -> None:
+    """Refuse a result that is too far from the weighted sum."""
+    module = max(distance, key=lambda name: distance[name], default=None)
+    if module is None or config.tolerance is None or distance[module] <= config.tolerance:
+        return
+    raise GateError(
+        f"the merge is {distance[module]:.4g} of the weighted sum's norm away from it on {module}, above --tolerance "
+        f"{config.tolerance:g}",
+        hint="a larger --tolerance" if config.max_rank is None else "a larger --max-rank, or a larger --tolerance",
+        unchanged="the composition did not enter the bank",
+    )
 
 
 @torch.inference_mode()

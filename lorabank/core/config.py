@@ -132,6 +132,10 @@ class ComposeConfig:
     merger: str = setting("weighted", "merged: how adapters become one.", among=MERGERS)
     weights: str | None = setting(None, "weighted: sentiment=0.7,spam=0.3 (any sign); default: 1 for each member.")
     max_rank: int | None = setting(None, "merged: cut to this rank by SVD; prints the error per module.", ge=1)
+    tolerance: float | None = setting(
+        None, "merged: refuse a result whose distance from the weighted sum is above this on any module.", ge=0
+    )
+    scores: bool = setting(True, "merged: score each member alone and in the composition before it is stored.")
     router: str = setting("kmeans", "prototype: nearest centroid, or shared covariance.", among=ROUTERS)
     clusters_per_task: int = setting(5, "prototype: centroids of each task.", ge=1, le=1024)
     shrinkage: float = setting(0.1, "prototype: shrinkage of the gaussian router's covariance.", ge=0, le=1)

@@ -135,7 +135,7 @@ class DivergedError(LorabankError):
 
 
 class GateError(LorabankError):
-    """A measured value that does not satisfy a ``--gate``."""
+    """A measured value that does not satisfy a ``--gate`` or a ``--tolerance``."""
 
     exit_code = 12
 

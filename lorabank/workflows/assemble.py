@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lorabank.algebra.factors import FactorShape
+from lorabank.algebra.factors import FactorShape, LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
@@ -108,9 +108,16 @@ def read_members(bank: Bank, snapshot: Snapshot, tasks: Sequence[TaskRecord], *,
                 targets=rows.labels if rows else (),
                 born=task.born,
                 samples=partial(_read_samples, bank, snapshot, task.name),
+                factors=partial(_read_adapter, bank, adapter.digest),
+                facts=adapter.objects,
+                read_fact=bank.read_blob,
             )
         )
     return members
+
+
+def _read_adapter(bank: Bank, digest: str) -> LoraFactors:
+    return read_factors(bank.verified_adapter(digest))
 
 
 def _read_samples(bank: Bank, snapshot: Snapshot, task: str) -> tuple[Sequence[str], Sequence[str]]:

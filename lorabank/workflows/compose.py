@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from lorabank.bank.snapshot import Snapshot
 from lorabank.bank.upkeep.remarks import remarks
-from lorabank.compose.base import with_its_settings
+from lorabank.compose.base import Fitted, Member, with_its_settings
 from lorabank.core.commands import ADD_TASK, LIST, Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError, NotFoundError, at_work
 from lorabank.core.observer import Observer
-from lorabank.core.records import CompositionRecord, TaskRecord
+from lorabank.core.records import CompositionRecord, EvaluationRecord, TaskRecord
 from lorabank.core.shelves import COMPOSERS
 from lorabank.core.states import IMPORTED, needed
 from lorabank.models.mixing.runtime import Runtime
-from lorabank.workflows.assemble import RuntimeSettings, read_members
+from lorabank.workflows.assemble import RuntimeSettings, evaluation_data, read_members
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import ComposeResult
 
@@ -47,11 +48,35 @@ def compose(
             members=tuple(member.task for member in members),
             adapters=tuple(member.adapter for member in members),
             parameters=fitted.parameters,
-            objects={role: operation.stage_blob(data) for role, data in fitted.objects.items()},
+            objects={},
         )
-        stored = operation.commit_composition(record, replace=config.replace)
-    imported = _imported(snapshot, tasks)
-    return ComposeResult(stored, {**fitted.report, **({"imported_adapters": imported} if imported else {})})
+        scores, cells = _scores(opened, record, fitted, members, config.device, observer)
+        objects = {role: operation.stage_blob(data) for role, data in fitted.objects.items()}
+        stored = operation.commit_composition(record._replace(objects=objects), replace=config.replace)
+    bank.add_evaluations(cells)
+    report = {**fitted.report, "scores": scores, "imported_adapters": _imported(snapshot, tasks)}
+    return ComposeResult(stored, {name: value for name, value in report.items() if value})
+
+
+def _scores(
+    opened: OpenBank,
+    record: CompositionRecord,
+    fitted: Fitted,
+    members: Sequence[Member],
+    device: str,
+    observer: Observer,
+) -> tuple[list[dict[str, Any]], list[EvaluationRecord]]:
+    """What `scores_beside` gives, where it is asked for and the tasks' rows are there."""
+    if not fitted.scored:
+        return [], []
+    from lorabank.workflows.evaluate import scores_beside
+
+    try:
+        evaluation_data(opened.snapshot)
+    except NotFoundError as error:
+        observer.notice(f"the members are not scored: {error.message}")
+        return [], []
+    return scores_beside(opened, record, fitted, members, device, observer)
 
 
 def superseded_by(snapshot: Snapshot, position: int | None) -> dict[str, Command]:

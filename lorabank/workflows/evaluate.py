@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from lorabank.bank.snapshot import Snapshot
+from lorabank.compose.base import Fitted, Member
 from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, NotFoundError
 from lorabank.core.observer import Observer
-from lorabank.core.records import DatasetRecord, EvaluationRecord, TaskRecord
-from lorabank.core.shelves import ROUTERS
+from lorabank.core.records import CompositionRecord, DatasetRecord, EvaluationRecord, TaskRecord
+from lorabank.core.shelves import COMPOSERS, ROUTERS
 from lorabank.core.states import State
 from lorabank.data.formats.parquet import from_parquet
 from lorabank.data.rows import Rows
@@ -84,6 +85,48 @@ def own_score(opened: OpenBank, task: str, observer: Observer) -> dict[str, Any]
     return {**told, "labels": labels and evaluation.with_texts(labels, task), "texts": text_scores(cell)}
 
 
+def scores_beside(
+    opened: OpenBank,
+    record: CompositionRecord,
+    fitted: Fitted,
+    members: Sequence[Member],
+    device: str,
+    observer: Observer,
+) -> tuple[list[dict[str, Any]], list[EvaluationRecord]]:
+    """Each member's score in its own state and in a composition that is not stored yet, on its evaluation rows.
+
+    Args:
+        opened: The bank.
+        record: The composition to be; its objects are not looked at.
+        fitted: What was fitted.
+        members: Its members.
+        device: Where it answers.
+        observer: Gets the progress.
+
+    Returns:
+        For each member ``task``, ``metric``, ``before``, ``after`` and ``rows``; and the composition's new cells, to
+        be stored with it: ``eval`` with its default settings finds them.
+
+    Raises:
+        NotFoundError: A task of the bank keeps no evaluation rows.
+    """
+    from lorabank.workflows.scored import Composed, oracle_of
+
+    evaluation = _Evaluation(opened, EvalConfig(device=device), observer)
+    last = members[-1].position
+    cells = [(last, evaluation.snapshot.task(member.task)) for member in members]
+    composer = COMPOSERS.load(record.mode).load(record, fitted.objects, members, evaluation.runtime)
+    composed = Composed(record, composer, evaluation.bank, evaluation.snapshot, members, evaluation.runtime, None)
+    alone = evaluation.fill(oracle_of(evaluation.bank, evaluation.snapshot, evaluation.runtime), cells)
+    new: list[EvaluationRecord] = []
+    together = evaluation.fill(composed, cells, keep=new.extend)
+    told = [
+        {"task": own.task, "metric": own.metric, "before": own.value, "after": shared.value, "rows": own.n}
+        for own, shared in zip(alone.records, together.records, strict=True)
+    ]
+    return told, new
+
+
 class _Evaluation:
     """One call of ``eval``: the model is loaded when the first cell is missing, and only then."""
 
@@ -124,8 +167,15 @@ class _Evaluation:
         )
         return self.opened.runtime(settings, self.observer.notice)
 
-    def fill(self, subject: Subject, cells: Sequence[tuple[int, TaskRecord]], *, anew: bool = False) -> Filled:
-        """Score what is not stored; or ``anew``, for what a stored cell does not keep."""
+    def fill(
+        self,
+        subject: Subject,
+        cells: Sequence[tuple[int, TaskRecord]],
+        *,
+        anew: bool = False,
+        keep: Callable[[Sequence[EvaluationRecord]], None] | None = None,
+    ) -> Filled:
+        """Score what is not stored; or ``anew``, for what a stored cell does not keep. New cells go to the bank."""
         return fill_cells(
             subject,
             cells,
@@ -135,7 +185,7 @@ class _Evaluation:
             metrics=self.metrics,
             settings=self.settings,
             stored=(lambda keys: {}) if anew else self.bank.evaluations,
-            keep=self.bank.add_evaluations,
+            keep=keep or self.bank.add_evaluations,
             prepare=self.runtime,
             computed_with=this_environment(torch.get_num_threads()),
             observer=self.observer,

@@ -179,7 +179,9 @@ def _add_task(bank: Bank, name: str, weight: float) -> None:
         rows = operation.stage_blob(f"rows of {name}".encode())
         digest = operation.stage_adapter(
             {
-                "adapter_config.json": json.dumps({"peft_type": "LORA", "r": 8}).encode(),
+                "adapter_config.json": json.dumps(
+                    {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["m"]}
+                ).encode(),
                 "adapter_model.safetensors": _safetensors(weight, -2.0),
             }
         )
@@ -199,7 +201,11 @@ def _score(task: str, stage: int, value: float, subject: str = "as-trained", key
 
 
 def _safetensors(*values: float) -> bytes:
-    """A file with one F32 vector, put together by hand from the format's description."""
-    header = {"lora_A": {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, 4 * len(values)]}}
+    """A rank-1 adapter whose A and B hold the same values, put together by hand from the format's description."""
+    count, prefix = len(values), "base_model.model.m"
+    header = {
+        f"{prefix}.lora_A.weight": {"dtype": "F32", "shape": [1, count], "data_offsets": [0, 4 * count]},
+        f"{prefix}.lora_B.weight": {"dtype": "F32", "shape": [count, 1], "data_offsets": [4 * count, 8 * count]},
+    }
     text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + struct.pack(f"<{len(values)}f", *values)
+    return struct.pack("<Q", len(text)) + text + 2 * struct.pack(f"<{count}f", *values)

@@ -80,7 +80,7 @@ def test_listing_makes_no_dataclass(bank: Bank) -> None:
 
 def test_fixed_weights_are_stored_without_transformers(bank: Bank) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    words = ["compose", "--mode", "manual", "--name", "fixed"]
+    words = ["compose", "--mode", "manual", "--name", "fixed", "--no-scores"]
     shown = subprocess.run(
         [sys.executable, "-c", PROBE, *words], capture_output=True, text=True, env=environment, check=True, timeout=120
     )

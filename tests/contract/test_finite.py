@@ -38,12 +38,25 @@ def compose(bank: Path, weights: str, **settings: object) -> None:
 
 
 @pytest.fixture
-def huge(copy, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bank with a composition of enormous weights, made where nobody tried it out."""
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str, str], None]:
+    """``unchecked(bank, name, weights)``: a composition as a version made it that checked nothing."""
+
+    def make(bank: Path, name: str, weights: str) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(merged, "_try_out", lambda *args: None)
+            patched.setattr(merged, "check_tensors", lambda *args: None)
+            patched.setattr(merged, "distance_from_sum", lambda *args: {})
+            config = ComposeConfig(mode="manual", name=name, weights=weights, scores=False, device="cpu")
+            api.compose(bank, config)
+
+    return make
+
+
+@pytest.fixture
+def huge(copy, unchecked) -> Path:
+    """A bank with a composition of enormous weights."""
     bank: Path = copy("olora", 2)
-    with monkeypatch.context() as patched:
-        patched.setattr(merged, "_try_out", lambda composed, runtime: None)
-        compose(bank, "one=1e30,two=1")
+    unchecked(bank, "huge", "one=1e30,two=1")
     return bank
 
 
@@ -78,11 +91,10 @@ def test_compose_refuses_weights_that_answer_nothing(copy, weights: str, setting
     assert Bank.open(bank).operations() == []
 
 
-def test_what_is_not_finite_is_not_exported(copy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_not_finite_is_not_exported(copy, unchecked, tmp_path: Path) -> None:
     bank = copy("olora", 2)
-    monkeypatch.setattr(merged, "_try_out", lambda composed, runtime: None)
     for name, weight in (("far", "1e300"), ("large", "1e30")):
-        api.compose(bank, ComposeConfig(mode="manual", name=name, weights=f"one={weight},two=1", device="cpu"))
+        unchecked(bank, name, f"one={weight},two=1")
         with pytest.raises(DivergedError, match=r"the weighted sums on .* are not finite"):
             api.export(bank, name, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ from lorabank.core.config import ComposeConfig
 from lorabank.core.escaping import safe
 from lorabank_cli.options import remarked
 from lorabank_cli.render.output import plain
-from lorabank_cli.render.text import outline, pairs, shortened
+from lorabank_cli.render.text import farthest, outline, pairs, shortened
 from lorabank_cli.settings import show_settings
 from lorabank_cli.verb import Run, verb
 
@@ -50,6 +50,8 @@ def compose(run: Run, note: str | None, tags: tuple[str, ...]) -> None:
         ]
     )
     follow = run.output.next(Command("eval", "--composition", made.name, "--forgetting-matrix"))
-    report = outline(plain(result.report))
+    told = plain(result.report)
+    told |= {name: farthest(told[name]) for name in ("relative_error", "distance") if told.get(name)}
+    report = outline(told)
     parts = [f"made composition {safe(made.name)} in {safe(run.bank)}", report, facts, follow]
     run.output.data(result, "\n".join(part for part in parts if part))

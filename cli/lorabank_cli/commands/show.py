@@ -14,7 +14,7 @@ from lorabank.core.escaping import safe
 from lorabank.core.task_kinds import task_kind
 from lorabank_cli.completion import complete_names
 from lorabank_cli.render.output import plain
-from lorabank_cli.render.text import named, outline, pairs
+from lorabank_cli.render.text import farthest, named, outline, pairs
 from lorabank_cli.verb import Run, verb
 
 
@@ -33,6 +33,8 @@ def show(run: Run, name: str) -> None:
         ready.append(Command("export", name, "FOLDER"))
     shown = plain(document)
     left = shown.get("adapter", {}).get("metrics", {}).pop("capacity_by_module", None)
+    made = shown.get("composition", {}).get("parameters", {})
+    made |= {name: farthest(made[name]) for name in ("relative_error", "distance") if made.get(name)}
     blocks = {"how it is asked": _asked(document), "room for later tasks": _room(left or {})}
     parts = [f"{safe(name)} in {safe(run.bank)}\n{outline(shown)}"]
     parts += [f"{title}\n{pairs(items)}" for title, items in blocks.items() if items]

@@ -130,6 +130,14 @@ def outline(document: Mapping[str, Any], *, indent: str = "  ") -> str:
     return "\n".join(part for part in [pairs(simple, indent=indent), *blocks] if part)
 
 
+def farthest(by_module: Mapping[str, float], most: int = 3) -> dict[str, float]:
+    """One number of each module for people: the median, and the modules with the largest."""
+    import statistics
+
+    largest = sorted(by_module.items(), key=lambda item: -item[1])[:most]
+    return {f"median of {len(by_module)} modules": statistics.median(by_module.values()), **dict(largest)}
+
+
 def _objects(rows: Sequence[Mapping[str, Any]], indent: str) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -24,12 +24,18 @@ class Sources:
         tasks: The tasks, in sequence order.
         read: Gives their adapters stacked, in that order.
         weight: Module name to the untouched base's weight ``[d_out, d_in]``.
+        facts: Role to what the tasks recorded under it when they were learnt, in that order, read one by one.
     """
 
     def __init__(
-        self, tasks: Sequence[str], read: Callable[[], AdapterStack], weight: Callable[[str], Tensor]
+        self,
+        tasks: Sequence[str],
+        read: Callable[[], AdapterStack],
+        weight: Callable[[str], Tensor],
+        facts: Callable[[str], Iterator[bytes]] = lambda role: iter(()),
     ) -> None:
         self.tasks = tuple(tasks)
+        self.facts = facts
         self._weight = weight
         self._read = read
 
@@ -45,9 +51,15 @@ class Sources:
 
 @dataclass(frozen=True)
 class Merger(ABC):
-    """A way to merge; its fields are its settings, ``paper`` says where it was published."""
+    """A way to merge; its fields are its settings, ``paper`` says where it was published.
+
+    Attributes:
+        needs: Roles of what each task must have recorded when it was learnt (`lorabank.models.facts`): the ones that
+            `merge` reads by ``sources.facts(role)``.
+    """
 
     paper: ClassVar[str | None] = None
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def prepared(self, tasks: Sequence[str]) -> Merger:
         """The same for tasks of these names, where a setting speaks of them.
@@ -60,6 +72,10 @@ class Merger(ABC):
     def sum_of(self, tasks: Sequence[str]) -> Mapping[str, float] | None:
         """The weight of each task where the result is a sum that needs no adapter read; None otherwise."""
         return None
+
+    def near(self, tasks: Sequence[str]) -> Mapping[str, float]:
+        """The weights of the sum that a result is compared with: its own, of any other merger those of the mean."""
+        return self.sum_of(tasks) or dict.fromkeys(tasks, 1 / len(tasks))
 
     @abstractmethod
     def merge(self, sources: Sources) -> Merge:

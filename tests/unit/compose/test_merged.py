@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,16 +14,17 @@ from torch import nn
 from lorabank.algebra.compress import compress_dense
 from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.compose.base import Member
+from lorabank.compose.base import Fitted, Member
 from lorabank.compose.merged import Merged
 from lorabank.compose.mergers.base import Merger, Sources
 from lorabank.compose.mergers.weighted import parse_weights
 from lorabank.compose.routers.statistics import fit_statistics
 from lorabank.core.config import ComposeConfig
-from lorabank.core.errors import ConfigError
+from lorabank.core.errors import ConfigError, GateError, NotFoundError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import CompositionRecord
 from lorabank.core.settings import setting
+from lorabank.core.shelves import MERGERS
 from lorabank.models.mixing.mixture import Mixture
 
 
@@ -65,19 +67,32 @@ def test_weights_that_say_nothing(text: str, message: str) -> None:
 
 
 @pytest.fixture
-def stack(make_adapter) -> AdapterStack:
+def adapters(make_adapter) -> dict[str, LoraFactors]:
     """An adapter that belongs to no member stands among those of the members."""
     names = {"a": (2, 1.0), "stranger": (2, 1.0), "b": (3, 2.0), "c": (1, 4.0)}
-    return AdapterStack.build(
-        {name: make_adapter({"m": (6, 9)}, r, alpha, seed=i) for i, (name, (r, alpha)) in enumerate(names.items())}
-    )
+    return {name: make_adapter({"m": (6, 9)}, r, alpha, seed=i) for i, (name, (r, alpha)) in enumerate(names.items())}
 
 
 @pytest.fixture
-def members() -> list[Member]:
+def stack(adapters) -> AdapterStack:
+    return AdapterStack.build(adapters)
+
+
+@pytest.fixture
+def members(adapters) -> list[Member]:
     statistics = fit_statistics(np.eye(4, dtype=np.float32), 1, 0)
     return [
-        Member(task, position, adapter, (adapter,), position - 1, ("no", "yes"), lambda: statistics, 1)
+        Member(
+            task,
+            position,
+            adapter,
+            (adapter,),
+            position - 1,
+            ("no", "yes"),
+            lambda: statistics,
+            1,
+            factors=partial(adapters.get, adapter),
+        )
         for task, position, adapter in (("sentiment", 1, "a"), ("spam", 3, "b"), ("products", 4, "c"))
     ]
 
@@ -113,7 +128,23 @@ def test_compressed_it_answers_with_the_truncated_svd(members, stack) -> None:
     runtime = type("Runtime", (), {"stack": stack})()
     fitted = Merged.fit(members, ComposeConfig(max_rank=2), lambda: runtime, SilentObserver())
     expected = np.sqrt(np.sum(s[2:] ** 2) / np.sum(s**2))
-    assert fitted.report == {"relative_error": {"m": pytest.approx(expected, abs=1e-6)}}
+    near = {"m": pytest.approx(expected, abs=1e-6)}
+    assert fitted.report == {"relative_error": near, "distance": near}
+    assert {name: fitted.parameters[name] for name in fitted.report} == fitted.report
+
+
+def test_a_cut_that_is_too_far_from_the_sum_is_refused(members, stack) -> None:
+    def fit(tolerance: float) -> Fitted:
+        runtime = type("Runtime", (), {"stack": stack})()
+        config = ComposeConfig(max_rank=2, tolerance=tolerance)
+        return Merged.fit(members, config, lambda: runtime, SilentObserver())
+
+    far = fit(1.0).report["distance"]["m"]
+    assert fit(far).parameters["tolerance"] == far
+    with pytest.raises(GateError, match=rf"{far:.4g} of the weighted sum's norm away from it on m") as caught:
+        fit(far * 0.999)
+    assert (caught.value.exit_code, caught.value.unchanged) == (12, "the composition did not enter the bank")
+    assert load(members, stack, tolerance=0.0001, scores=False).plan(4, []).weights.tolist() == [1, 0, 1, 1]
 
 
 def test_the_identity_differs_when_the_answers_may(members, stack) -> None:
@@ -212,6 +243,61 @@ def test_a_merger_may_give_an_adapter(members, stack) -> None:
         expected = stack.modules["m"].delta(torch.eye(4)[k])
         torch.testing.assert_close(composed.plan(stage, []).factors.delta("m"), expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(composed.as_adapter(stage, stack, no_weight).delta("m"), expected)
+
+
+def test_any_other_merge_is_compared_with_the_mean(members, stack, monkeypatch) -> None:
+    monkeypatch.setitem(MERGERS.table, "newest", f"{__name__}:Newest")
+    runtime = FakeRuntime(stack)
+    fitted = Merged.fit(members, ComposeConfig(merger="newest"), lambda: runtime, SilentObserver())
+    deltas = [stack.modules["m"].delta(torch.eye(4)[k]).double().numpy() for k in (0, 2, 3)]
+    mean = sum(deltas) / 3
+    expected = np.linalg.norm(deltas[-1] - mean) / np.linalg.norm(mean)
+    assert fitted.report["distance"] == {"m": pytest.approx(expected, rel=1e-5)}
+
+
+@dataclass(frozen=True)
+class ByNote(Merger):
+    """The adapters by weights that the tasks recorded."""
+
+    needs = ("note", "other")
+
+    def merge(self, sources: Sources) -> dict[str, float]:
+        return {task: float(note) for task, note in zip(sources.tasks, sources.facts("note"), strict=True)}
+
+
+def recorded(members: list[Member], read: list[str], **notes: str) -> list[Member]:
+    def fact(digest: str) -> bytes:
+        read.append(digest)
+        return notes[digest].encode()
+
+    return [replace(m, facts={"note": d, "other": "o"}, read_fact=fact) for m, d in zip(members, notes, strict=True)]
+
+
+def test_a_merger_reads_what_the_tasks_recorded(members, stack, monkeypatch) -> None:
+    monkeypatch.setitem(MERGERS.table, "by-note", f"{__name__}:ByNote")
+    runtime, read = FakeRuntime(stack), []
+    own = recorded(members, read, d1="0.5", d2="-2", d3="1")
+    composed = Merged("by-note", ByNote(), None, own, lambda: runtime)
+    found = composed.as_adapter(3, stack, no_weight).delta("m")
+    torch.testing.assert_close(found, stack.modules["m"].delta(torch.tensor([0.5, 0, -2, 0])), rtol=1e-5, atol=1e-5)
+    assert read == ["d1", "d2"]  # of the members that the stage knows, and only the role that was asked for
+    other = Merged("by-note", ByNote(), None, recorded(members, read, d1="1", d4="1", d5="1"), lambda: runtime)
+    assert composed.identity(1) == other.identity(1)
+    assert composed.identity(3) != other.identity(3)
+    fitted = Merged.fit(own, ComposeConfig(merger="by-note"), lambda: runtime, SilentObserver())
+    assert fitted.report["distance"]["m"] < 1e-6
+
+
+def test_a_task_that_recorded_nothing_of_it_is_named(members, stack, monkeypatch) -> None:
+    monkeypatch.setitem(MERGERS.table, "by-note", f"{__name__}:ByNote")
+    own = recorded(members, [], d1="0.5", d2="-2", d3="1")
+    own[1] = replace(own[1], facts={"note": "d2"})
+    with pytest.raises(NotFoundError, match="task 'spam' recorded no 'other', which the merger by-note needs"):
+        Merged.fit(own, ComposeConfig(merger="by-note"), no_model, SilentObserver())
+
+
+def no_model() -> None:
+    raise AssertionError("nothing is loaded for it")
 
 
 @pytest.mark.parametrize(
