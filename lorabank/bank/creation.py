@@ -69,7 +69,7 @@ def _create_database(layout: Layout, first_rows: dict[str, dict[str, Any]]) -> N
     with closing(connect(layout.database, foreign_keys=False, new=True)) as connection:
         choose_journal(connection, layout.database)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    with engine(layout.database, foreign_keys=False, new=True).begin() as alembic:
+    with engine(layout.database, new=True).begin() as alembic:
         migrate(alembic, layout.database)
         _insert(SqliteTransaction(driver_of(alembic)), first_rows)
     sync_folder(layout.root)

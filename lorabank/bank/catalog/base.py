@@ -98,4 +98,5 @@ class Catalog(Protocol):
 
         Raises:
             BusyError: Another process held it all the time.
+            OSError: There is nothing that could be held, as on a read-only medium.
         """

@@ -1,6 +1,6 @@
 """The columns of ``bank.db``: their types, what they may hold, and which of them a row's digest covers.
 
-This is the one description of the schema. The tables of SQLAlchemy (`schema`), the rows that are written and the
+This is the one description of the schema. The tables for Alembic (`schema`), the rows that are written and the
 records that are read (`rows`), what is judged before anything is made of a row, and the rules that every catalog keeps
 (`base`), all follow from it; the migrations make it, and a test compares both. It is plain Python, because ``lorabank
 list`` pays for it.

@@ -56,13 +56,13 @@ def driver_of(connection: Connection) -> sqlite3.Connection:
     return driver
 
 
-def engine(database: Path, *, foreign_keys: bool = True, new: bool = False) -> Engine:
-    """An engine whose every transaction is ``BEGIN IMMEDIATE``; no pool, so that it is safe after a fork."""
+def engine(database: Path, *, new: bool = False) -> Engine:
+    """An engine for migrations: every transaction is ``BEGIN IMMEDIATE``, and tables can be made anew in it."""
     from sqlalchemy import create_engine, event
     from sqlalchemy.pool import NullPool
 
     def creator() -> sqlite3.Connection:
-        return open_to_write(database, foreign_keys=foreign_keys, new=new)
+        return open_to_write(database, foreign_keys=False, new=new)
 
     made = create_engine("sqlite://", creator=creator, poolclass=NullPool)
 

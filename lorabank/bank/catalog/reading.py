@@ -1,4 +1,4 @@
-"""Records from the rows of a catalog: no SQLAlchemy, so that ``lorabank list`` answers at once."""
+"""Records from the rows of a catalog, by the standard library alone: ``lorabank list`` answers at once."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def upgrade_database(path: Path | str, *, dry_run: bool = False) -> UpgradeResul
         _refuse_live_operations(layout)
         layout.make_folders()
         backup = back_up(layout)
-        with engine(layout.database, foreign_keys=False).begin() as connection:
+        with engine(layout.database).begin() as connection:
             try:
                 migrate(connection, layout.database)
                 change = Change(before={"schema": before}, after={"schema": REVISIONS[-1]})
