@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lorabank.core.arguments import checked, texts_in_settings
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
-from lorabank.core.observer import BARS, Observer
+from lorabank.core.observer import Observer, SilentObserver
 from lorabank.maintenance import backup as backup
 from lorabank.maintenance import change_tags as change_tags
 from lorabank.maintenance import doctor as doctor
@@ -31,7 +31,6 @@ from lorabank.workflows.session import Session
 if TYPE_CHECKING:
     from lorabank.bank.snapshot import Snapshot
     from lorabank.evaluation.thresholds import GateResult
-    from lorabank.sequences.results import SequencePlan, SequenceResult
     from lorabank.workflows.asking.answer_rows import AnsweredRows
     from lorabank.workflows.results import (
         AddTaskResult,
@@ -40,12 +39,16 @@ if TYPE_CHECKING:
         DemoResult,
         ExportResult,
         Prediction,
+        SequencePlan,
+        SequenceResult,
         TaskPlan,
     )
 
+_SILENT = SilentObserver()
+
 
 @checked
-def init_bank(path: str | Path, config: InitConfig, observer: Observer = BARS) -> Snapshot:
+def init_bank(path: str | Path, config: InitConfig, observer: Observer = _SILENT) -> Snapshot:
     """Make a bank.
 
     Args:
@@ -97,7 +100,7 @@ def add_task(
     init: InitConfig | None = None,
     resume: bool = False,
     restart: bool = False,
-    observer: Observer = BARS,
+    observer: Observer = _SILENT,
     note: str | None = None,
     tags: Sequence[str] = (),
     replace: bool = False,
@@ -111,7 +114,7 @@ def add_task(
 def compose(
     path: str | Path,
     config: ComposeConfig,
-    observer: Observer = BARS,
+    observer: Observer = _SILENT,
     *,
     note: str | None = None,
     tags: Sequence[str] = (),
@@ -121,7 +124,7 @@ def compose(
 
 
 @checked
-def evaluate(path: str | Path, config: EvalConfig, observer: Observer = BARS) -> tuple[MatrixReport, ...]:
+def evaluate(path: str | Path, config: EvalConfig, observer: Observer = _SILENT) -> tuple[MatrixReport, ...]:
     """As `Session.evaluate`, in a session of its own."""
     return Session(path).evaluate(config, observer)
 
@@ -133,7 +136,7 @@ def predict(
     texts: Iterable[str] | None = None,
     config: PredictConfig = PredictConfig(),
     *,
-    observer: Observer = BARS,
+    observer: Observer = _SILENT,
 ) -> tuple[Prediction, ...]:
     """As `Session.predict`, in a session of its own; a loop of calls is faster in one that stays open."""
     return Session(path).predict(texts, config, observer=observer)
@@ -146,7 +149,7 @@ def generate(
     texts: Iterable[str] | None = None,
     config: GenerateConfig = GenerateConfig(),
     *,
-    observer: Observer = BARS,
+    observer: Observer = _SILENT,
 ) -> tuple[Prediction, ...]:
     """As `Session.generate`, in a session of its own; a loop of calls is faster in one that stays open."""
     return Session(path).generate(texts, config, observer=observer)
@@ -158,7 +161,7 @@ def answer_rows(
     texts: Iterable[str] | None = None,
     config: PredictConfig | GenerateConfig = PredictConfig(),
     *,
-    observer: Observer = BARS,
+    observer: Observer = _SILENT,
 ) -> AnsweredRows:
     """Answer the rows of a file and keep all that they hold: what `answer_file` writes, a part at a time.
 
@@ -186,7 +189,7 @@ def answer_file(
     *,
     format: Literal["jsonl", "csv", "tsv", "parquet"] | None = None,
     overwrite: bool = False,
-    observer: Observer = BARS,
+    observer: Observer = _SILENT,
 ) -> AnswersFile:
     """As `Session.answer_file`, in a session of its own."""
     session = Session(path)
@@ -306,7 +309,7 @@ def import_adapter(
     base_fingerprint: str | None = None,
     part: int | None = None,
     ignore_unknown: bool = False,
-    observer: Observer = BARS,
+    observer: Observer = _SILENT,
     note: str | None = None,
     tags: Sequence[str] = (),
     replace: bool = False,
@@ -326,7 +329,9 @@ def report(path: str | Path, target: str | Path) -> Path:
 
 
 @checked
-def demo(target: str | Path, *, seed: int = 0, epochs: float | None = None, observer: Observer = BARS) -> DemoResult:
+def demo(
+    target: str | Path, *, seed: int = 0, epochs: float | None = None, observer: Observer = _SILENT
+) -> DemoResult:
     """The main job on four small real tasks: sequential training beside O-LoRA, three compositions, one table."""
     from lorabank.demo.run import demo as run
 
@@ -341,7 +346,7 @@ def plan_sequence(
     size: str | None = None,
     dev: bool = False,
     only: Sequence[str] = (),
-    observer: Observer = BARS,
+    observer: Observer = _SILENT,
 ) -> SequencePlan:
     """What `run_sequence` would do, and its protocol card so far. Nothing is written."""
     from lorabank.sequences.job import prepare_sequence
@@ -358,7 +363,7 @@ def run_sequence(
     size: str | None = None,
     dev: bool = False,
     only: Sequence[str] = (),
-    observer: Observer = BARS,
+    observer: Observer = _SILENT,
 ) -> SequenceResult:
     """Run an experiment: every strategy on every order and seed, composed and measured, and one table of it all.
 

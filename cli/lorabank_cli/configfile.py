@@ -10,6 +10,7 @@ import click
 from lorabank.core.errors import ConfigError, NotFoundError, joined
 from lorabank.core.files.toml_file import load_toml
 from lorabank.core.settings import nearest
+from lorabank_cli.options import Loose
 
 Lookup = Callable[[str], click.Command | None]
 
@@ -101,6 +102,8 @@ def _checked(param: click.Parameter, value: Any) -> Any:
 def _checked_item(param: click.Option, value: Any) -> Any:
     if param.is_flag or param.count:
         expected: tuple[type, ...] = (bool,) if param.is_flag else (int,)
+    elif isinstance(param.type, Loose):
+        expected = (int, float, str)
     elif isinstance(param.type, click.types.FloatParamType):
         expected = (int, float)
     else:

@@ -92,6 +92,26 @@ def config_options(config: type[Any], section: str, names: Sequence[str], *, req
     return [_config_option(known[name], hints[name], section, name in required) for name in names]
 
 
+class Loose(click.ParamType[str]):
+    """A value that is checked where its setting stands now."""
+
+    name = "value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As it is written."""
+        return str(value)
+
+
+def old_options(config: type[Any]) -> list[Option]:
+    """Options under the names that settings had; ``--help`` does not show them."""
+    from lorabank.core.settings import old_names
+
+    return [
+        Option([f"--{name.replace('_', '-')}", name], type=Loose(), hidden=True, help=f"Old name of {new}.")
+        for name, new in old_names(config).items()
+    ]
+
+
 def _config_option(field: Field[Any], hint: Any, section: str, required: bool) -> Option:
     kind, multiple = _kind(hint)
     dashed = field.name.replace("_", "-")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from lorabank.core.machine import distributed as processes
 from lorabank_cli.about import Helped
-from lorabank_cli.options import DEFAULT_BANK, change_options, config_options, shared_options
+from lorabank_cli.options import DEFAULT_BANK, change_options, config_options, old_options, shared_options
 from lorabank_cli.render.output import Output
 
 if TYPE_CHECKING:
@@ -59,17 +59,14 @@ class Run:
         Raises:
             ConfigError: Naming every value that does not fit.
         """
-        from lorabank.core.config import TrainConfig, modern
-        from lorabank.core.settings import setting_names, validate
+        from lorabank.core.settings import modern, old_names, setting_names, validate
 
         params = self.ctx.params
-        values = {name: params[name] for name in setting_names(config) if name in params}
-        found: Any = validate(config, values, where=str(self.ctx.info_name))
-        if isinstance(found, TrainConfig):
-            found, old = modern(found)
-            for notice in old:
-                self.output.notice(notice)
-        return cast("C", found)
+        given = {name: params[name] for name in (*setting_names(config), *old_names(config)) if name in params}
+        values, notices = modern(config, given)
+        for notice in notices:
+            self.output.notice(notice)
+        return validate(config, values, where=str(self.ctx.info_name))
 
     def settings(self) -> list[Setting]:
         """The bank and every setting of the command's configs, with where each came from."""
@@ -149,6 +146,7 @@ class Verb(Helped):
             self.settings += tuple(names)
             declared = [name for name in names if name not in self.own]
             self.params += config_options(config, title, declared, required=frozenset(required))
+            self.params += [] if title in (fields or {}) else old_options(config)
         self.params += [*options, *change_options(dry_run=dry_run, confirm=confirm), *shared_options()]
         for param in self.params:
             if param.name == "config":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ from lorabank.core.methods import with_settings
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
 from lorabank.core.settings import setting_fields, setting_names, validate
-from lorabank.core.shelves import GATES, MERGERS, ROUTERS, Shelf
+from lorabank.core.shelves import COMPOSERS, GATES, MERGERS, ROUTERS, Shelf
 from lorabank.models.answering.base import AnswerForm
 from lorabank.models.mixing.runtime import Plan, Runtime
 
@@ -88,10 +88,14 @@ class Fitted:
 
 
 class Composer(Protocol):
-    """One mode. ``routed`` says whether it picks the task (and so the head) of each text itself."""
+    """One mode.
 
-    mode: ClassVar[str]
+    ``routed`` says whether it picks the task (and so the head) of each text itself; ``shelf`` where its methods are,
+    one of which the settings choose by a field called as the shelf's kind. None where it has none.
+    """
+
     routed: ClassVar[bool]
+    shelf: ClassVar[Shelf | None]
 
     @classmethod
     def fit(
@@ -125,13 +129,26 @@ class Composer(Protocol):
         """
 
 
-def chosen_method(shelf: Shelf, name: str, config: ComposeConfig) -> Any:
-    """A method with its settings: those that ``--set`` gives, and the fields of the config that are called alike.
+def checked_mode(config: ComposeConfig) -> type[Composer]:
+    """The mode, once the settings of the method that it takes are checked.
+
+    Raises:
+        ConfigError: There is no such mode or method, or ``--set`` does not fit the method; names all that is wrong.
+    """
+    mode: type[Composer] = COMPOSERS.load(config.mode)
+    if mode.shelf is not None:
+        chosen_method(mode.shelf, config)
+    return mode
+
+
+def chosen_method(shelf: Shelf, config: ComposeConfig) -> Any:
+    """The method of a shelf that the settings choose, with the settings that ``--set`` gives.
 
     Raises:
         ConfigError: ``--set`` does not fit the method; names all that is wrong.
     """
-    (method,) = with_settings([(shelf, name)], config.set, asdict(config), among=(MERGERS, ROUTERS, GATES))
+    chosen = [(shelf, getattr(config, shelf.kind))]
+    (method,) = with_settings(chosen, config.set, among=(MERGERS, ROUTERS, GATES))
     return method
 
 
@@ -170,8 +187,6 @@ def with_its_settings(record: CompositionRecord) -> Command:
     words = _again(record)
     for setting in setting_fields(ComposeConfig):
         value = record.parameters.get(setting.name)
-        if setting.name == "weights" and isinstance(value, Mapping):
-            value = ",".join(f"{task}={weight}" for task, weight in value.items())
         if isinstance(value, str | int | float) and value != setting.default:
             words += [f"--{setting.name.replace('_', '-')}", str(value)]
         shelf = setting.metadata["among"]
@@ -181,10 +196,14 @@ def with_its_settings(record: CompositionRecord) -> Command:
 
 
 def _set(method: type, record: CompositionRecord) -> list[str]:
-    """The settings of a method that are no option of ``compose``."""
-    own = [one for one in setting_fields(method) if one.name not in setting_names(ComposeConfig)]
-    values = [(one, record.parameters.get(one.name, one.default)) for one in own]
-    return [word for one, value in values if value != one.default for word in ("--set", f"{one.name}={value}")]
+    """The settings of a method, where they differ from its defaults; weights by task as the text that gives them."""
+    words = []
+    for one in setting_fields(method):
+        value = record.parameters.get(one.name, one.default)
+        if isinstance(value, Mapping):
+            value = ",".join(f"{task}={weight}" for task, weight in value.items())
+        words += ["--set", f"{one.name}={value}"] if value != one.default else []
+    return words
 
 
 def _again(record: CompositionRecord) -> list[str]:

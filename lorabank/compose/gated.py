@@ -32,14 +32,14 @@ from lorabank.core.machine.seeding import seed_everything
 from lorabank.core.observer import Observer, SilentObserver
 from lorabank.core.records import CompositionRecord
 from lorabank.core.settings import validate
-from lorabank.core.shelves import GATES, ROUTING
+from lorabank.core.shelves import GATES, ROUTING, Shelf
 from lorabank.models.finite import check_tensors
 from lorabank.models.gates.base import Gate, GateMethod
 from lorabank.models.mixing.runtime import Plan, Runtime
 
 _NEAR_ZERO = 1e-3
 _LOOKED_AT = 64
-_FITTING = ("epochs", "learning_rate", "batch_size", "seed")
+_FITTING = ("batch_size", "seed")
 """The settings of the fit, whatever the gate."""
 
 
@@ -56,6 +56,7 @@ class Gated:
     """
 
     routed: ClassVar[bool] = False
+    shelf: ClassVar[Shelf | None] = GATES
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class Gated:
         cls, members: Sequence[Member], config: ComposeConfig, runtime: Callable[[], Runtime], observer: Observer
     ) -> Fitted:
         """Fit a gate for every stage of two or more adapters (or for the last one only)."""
-        method: GateMethod = chosen_method(GATES, config.gate, config)
+        method: GateMethod = chosen_method(GATES, config)
         _check_samples(members)
         stages = [member.position for member in members[1:]]
         if config.stages == "last":
@@ -171,8 +172,8 @@ def fit_gate(
 
     Args:
         members: Two or more.
-        method: The kind of gate.
-        config: Epochs, learning rate, batch size and seed.
+        method: The kind of gate, which says how long and how fast it learns.
+        config: Batch size and seed.
         runtime: Its base, adapters and heads stay as they are.
         observer: Gets the loss.
 
@@ -186,8 +187,8 @@ def fit_gate(
     gate = method.build(runtime.stack.select(_digests(members)))
     runtime.enter(Plan(gate=gate, members=_digests(members)))
     runtime.base.model.eval()
-    optimizer = torch.optim.Adam(gate.parameters(), lr=config.learning_rate)
-    steps = math.ceil(config.epochs * math.ceil(len(texts) / config.batch_size))
+    optimizer = torch.optim.Adam(gate.parameters(), lr=method.learning_rate)
+    steps = math.ceil(method.epochs * math.ceil(len(texts) / config.batch_size))
     observer.start(f"a gate over {len(members)} adapters", steps)
     done = 0
     try:
@@ -203,7 +204,7 @@ def fit_gate(
                     raise DivergedError(
                         f"the gate diverged at step {done + 1}",
                         unchanged="the composition did not enter the bank",
-                        hint="lower --learning-rate",
+                        hint=f"lower it: --set learning_rate={method.learning_rate / 10:g}",
                     )
                 optimizer.zero_grad()
                 loss.backward(inputs=list(gate.parameters()))

@@ -12,6 +12,7 @@ refused above ``tolerance``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +28,7 @@ from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import GateError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
-from lorabank.core.shelves import MERGERS, STRATEGIES
+from lorabank.core.shelves import MERGERS, STRATEGIES, Shelf
 from lorabank.models.finite import check_tensors, not_finite
 from lorabank.models.mixing.resident_stack import ResidentStack
 from lorabank.models.mixing.runtime import Plan, Runtime
@@ -38,26 +39,24 @@ class Merged:
 
     Args:
         name: The merger's name on the shelf.
-        merger: It with its settings.
-        max_rank: The rank that the result is cut to, or None.
+        merger: It with its settings; the result is cut to its ``max_rank``.
         members: The tasks.
         runtime: Gives the adapters and the base's weights.
     """
 
     routed: ClassVar[bool] = False
+    shelf: ClassVar[Shelf | None] = MERGERS
 
     def __init__(
         self,
         name: str,
         merger: Merger,
-        max_rank: int | None,
         members: Sequence[Member],
         runtime: Callable[[], Runtime],
     ) -> None:
         self.members = members
         self._name = name
         self._merger = merger
-        self._max_rank = max_rank
         self._runtime = runtime
         self._planned: tuple[int, Plan] | None = None
 
@@ -72,23 +71,23 @@ class Merged:
             GateError: The result is farther from the sum than ``tolerance``.
             NotFoundError: A member did not record what the merger needs.
         """
-        chosen: Merger = chosen_method(MERGERS, config.merger, config)
+        chosen: Merger = chosen_method(MERGERS, config)
         merger = chosen.prepared([member.task for member in members])
         _check_facts(config.merger, merger, members)
-        composed = cls(config.merger, merger, None, members, runtime)
+        composed = cls(config.merger, replace(merger, max_rank=None), members, runtime)
         if any(member.texts for member in members):
             _try_out(composed, runtime())
         stack = AdapterStack.build({member.adapter: member.factors() for member in members})
         made, weights = composed._merged(members[-1].position, stack, composed._weight)
-        parameters = {"merger": config.merger, **merger.parameters(), "max_rank": config.max_rank}
+        parameters = {"merger": config.merger, **merger.parameters()}
         report = {}
-        if config.max_rank is not None:
-            cut = _cut(made, config.max_rank)
+        if merger.max_rank is not None:
+            cut = _cut(made, merger.max_rank)
             made, report["relative_error"] = cut.factors, dict(cut.relative_error)
         by_adapter = _by_adapter(members, weights)
         exact = torch.tensor([by_adapter[name] for name in stack.names], dtype=torch.float64)
         report["distance"] = distance_from_sum(made, stack, exact, composed._weight)
-        _check_distance(report["distance"], config)
+        _check_distance(report["distance"], merger, config.tolerance)
         parameters |= {name: dict(values) for name, values in report.items()}
         if config.tolerance is not None:
             parameters["tolerance"] = config.tolerance
@@ -104,11 +103,8 @@ class Merged:
     ) -> Merged:
         """The stored settings; a record that names no merger is of a weighted sum, the first there was."""
         name = str(record.parameters.get("merger", ComposeConfig.merger))
-        max_rank = record.parameters["max_rank"]
-        if not (max_rank is None or 0 < int(max_rank) == max_rank):
-            raise ValueError(f"max_rank {max_rank}")
         merger: Merger = stored_method(MERGERS, name, record).prepared([member.task for member in members])
-        return cls(name, merger, max_rank, members, runtime)
+        return cls(name, merger, members, runtime)
 
     def plan(self, stage: int, texts: Sequence[str]) -> Plan:
         """One constant state for all texts."""
@@ -117,30 +113,30 @@ class Merged:
         return self._planned[1]
 
     def _plan(self, stage: int) -> Plan:
-        weights = None if self._max_rank is not None else self._weights(stage)
+        weights = None if self._merger.max_rank is not None else self._weights(stage)
         stack = self._runtime().stack
         if weights is not None:
             return Plan(weights=state_weights(stack.names, weights))
         made, _ = self._merged(stage, stack, self._weight)
-        if self._max_rank is not None:
-            return Plan(factors=_cut(made, self._max_rank).factors)
+        if self._merger.max_rank is not None:
+            return Plan(factors=_cut(made, self._merger.max_rank).factors)
         return Plan(dense=made) if isinstance(made, DenseDelta) else Plan(factors=made)
 
     def identity(self, stage: int) -> Any:
         """Weights by adapter and the rank they are cut to, or the merger, its settings and the adapters."""
         weights = self._weights(stage)
         if weights is not None:
-            return ["sum", self._max_rank, sorted(weights.items())]
+            return ["sum", self._merger.max_rank, sorted(weights.items())]
         members = known(self.members, stage)
         adapters = [member.adapter for member in members]
         facts = {role: [member.facts.get(role) for member in members] for role in self._merger.needs}
-        return ["merged", self._name, self._merger.parameters(), self._max_rank, adapters, *([facts] if facts else [])]
+        return ["merged", self._name, self._merger.parameters(), adapters, *([facts] if facts else [])]
 
     def as_adapter(self, stage: int, stack: AdapterStack, weight: Callable[[str], Tensor]) -> LoraFactors | None:
         """The state as one exact adapter; None where its delta weights have full rank."""
         made, _ = self._merged(stage, stack, weight)
-        if self._max_rank is not None:
-            return _cut(made, self._max_rank).factors
+        if self._merger.max_rank is not None:
+            return _cut(made, self._merger.max_rank).factors
         return None if isinstance(made, DenseDelta) else made
 
     def _weight(self, module: str) -> Tensor:
@@ -204,15 +200,15 @@ def _check_facts(name: str, merger: Merger, members: Sequence[Member]) -> None:
             )
 
 
-def _check_distance(distance: Mapping[str, float], config: ComposeConfig) -> None:
+def _check_distance(distance: Mapping[str, float], merger: Merger, tolerance: float | None) -> None:
     """Refuse a result that is too far from the weighted sum."""
     module = max(distance, key=lambda name: distance[name], default=None)
-    if module is None or config.tolerance is None or distance[module] <= config.tolerance:
+    if module is None or tolerance is None or distance[module] <= tolerance:
         return
     raise GateError(
         f"the merge is {distance[module]:.4g} of the weighted sum's norm away from it on {module}, above --tolerance "
-        f"{config.tolerance:g}",
-        hint="a larger --tolerance" if config.max_rank is None else "a larger --max-rank, or a larger --tolerance",
+        f"{tolerance:g}",
+        hint="a larger --tolerance" if merger.max_rank is None else "a larger max_rank, or a larger --tolerance",
         unchanged="the composition did not enter the bank",
     )
 

@@ -26,7 +26,7 @@ from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
-from lorabank.core.shelves import ROUTERS
+from lorabank.core.shelves import ROUTERS, Shelf
 from lorabank.models.mixing.runtime import Plan, Runtime
 
 OF_HEADS: RouterMethod = Gaussian()
@@ -44,6 +44,7 @@ class Routed:
     """
 
     routed: ClassVar[bool] = True
+    shelf: ClassVar[Shelf | None] = ROUTERS
 
     def __init__(
         self, name: str, method: RouterMethod, members: Sequence[Member], runtime: Callable[[], Runtime]
@@ -59,7 +60,7 @@ class Routed:
         cls, members: Sequence[Member], config: ComposeConfig, runtime: Callable[[], Runtime], observer: Observer
     ) -> Fitted:
         """Take the stored statistics, or what the router makes of the calibration samples."""
-        method: RouterMethod = chosen_method(ROUTERS, config.router, config)
+        method: RouterMethod = chosen_method(ROUTERS, config)
         objects = {}
         for member in members:
             again = partial(_found_again, member, config.seed, runtime)
@@ -118,7 +119,7 @@ def _found_again(member: Member, seed: int, runtime: Callable[[], Runtime], clus
     if not member.texts:
         raise NotFoundError(
             f"task {member.task!r} keeps {member.clusters} centroids and no samples to find {clusters} in",
-            hint=f"--clusters-per-task {member.clusters}, or another --router",
+            hint=f"--set clusters_per_task={member.clusters}, or another --router",
             unchanged="nothing was changed",
         )
     return fit_statistics(runtime().features(member.texts, member.form.max_length), clusters, seed)

@@ -25,7 +25,6 @@ from lorabank.core.config import (
     InitConfig,
     PredictConfig,
     TrainConfig,
-    modern,
 )
 from lorabank.core.errors import ConfigError
 from lorabank.core.observer import Observer
@@ -90,10 +89,6 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                 bound.arguments[name] = _fitted(bound.arguments[name], wanted)
             except _Unfit as error:
                 _refuse(name_of, name, error, wanted)
-            if isinstance(value := bound.arguments[name], TrainConfig):
-                bound.arguments[name], old = modern(value)
-                for notice in old:
-                    warnings.warn(notice, DeprecationWarning, stacklevel=2)
         return function(*bound.args, **bound.kwargs)
 
     return call

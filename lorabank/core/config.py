@@ -7,12 +7,11 @@ The command line builds its options from these fields (name, type, default, help
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import InitVar, dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import InitVar, dataclass
+from typing import ClassVar, Literal
 
-from lorabank.core.errors import ConfigError
 from lorabank.core.limits import MAX_RANK
-from lorabank.core.settings import setting
+from lorabank.core.settings import renamed, setting
 from lorabank.core.shelves import (
     COMPOSERS,
     FORMS,
@@ -47,6 +46,7 @@ class InitConfig:
     )
 
 
+@renamed(lambda_orth="penalty_weight", lambda_l1="amlora.lambda_l1", replay_rows="replay.replay_rows")
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One task: its data, its adapter and how the adapter is trained."""
@@ -117,11 +117,18 @@ class TrainConfig:
     save_steps: int = setting(50, "Optimizer steps between two checkpoints.", ge=1)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
     report_to: str = setting("none", "Experiment tracker of transformers: tensorboard, wandb, mlflow, ...")
-    lambda_orth: float | None = setting(None, "Old name of --penalty-weight.", ge=0)
-    lambda_l1: float | None = setting(None, "Old name of --set amlora.lambda_l1=X.", ge=0)
-    replay_rows: int | None = setting(None, "Old name of --set replay.replay_rows=N.", ge=1)
 
 
+@renamed(
+    weights="*.weights",
+    max_rank="*.max_rank",
+    clusters_per_task="*.clusters_per_task",
+    shrinkage="*.shrinkage",
+    own_covariance="*.own_covariance",
+    lambda_l1="*.lambda_l1",
+    epochs="*.epochs",
+    learning_rate="*.learning_rate",
+)
 @dataclass(frozen=True, kw_only=True)
 class ComposeConfig:
     """A composition of the bank's adapters."""
@@ -130,30 +137,20 @@ class ComposeConfig:
     name: str | None = setting(None, "Name of the composition; default: the mode.")
     tasks: str | None = setting(None, "Members, separated by commas; default: every task.")
     merger: str = setting("weighted", "merged: how adapters become one.", among=MERGERS)
-    weights: str | None = setting(None, "weighted: sentiment=0.7,spam=0.3 (any sign); default: 1 for each member.")
-    max_rank: int | None = setting(None, "merged: cut to this rank by SVD; prints the error per module.", ge=1)
     tolerance: float | None = setting(
         None, "merged: refuse a result whose distance from the weighted sum is above this on any module.", ge=0
     )
     scores: bool = setting(True, "merged: score each member alone and in the composition before it is stored.")
-    router: str = setting("kmeans", "prototype: nearest centroid, or shared covariance.", among=ROUTERS)
-    clusters_per_task: int = setting(5, "prototype: centroids of each task.", ge=1, le=1024)
-    shrinkage: float = setting(0.1, "prototype: shrinkage of the gaussian router's covariance.", ge=0, le=1)
-    own_covariance: float = setting(
-        0.1, "prototype: share of a task's own covariance in the gaussian router; 0: one for all.", ge=0, le=1
-    )
+    router: str = setting("kmeans", "routed: how a text's task is found.", among=ROUTERS)
     gate: str = setting("attention", "gated: what weighs the adapters.", among=GATES)
     set: tuple[str, ...] = setting(
         (), "Setting of the merger, router or gate, as KEY=VALUE (those that methods lists); may be repeated."
     )
-    lambda_l1: float = setting(1e-3, "attention: weight of the L1 norm of the selector's dense parameters.", ge=0)
-    epochs: float = setting(2.0, "attention: passes over the calibration samples.", gt=0)
-    learning_rate: float = setting(1e-2, "attention: learning rate of the selector.", gt=0, le=10)
-    batch_size: int = setting(32, "attention: rows of a step.", ge=1)
     stages: Literal["all", "last"] = setting(
-        "all", "gated: fit a gate for every stage now, or for the last one; others are fitted when a matrix asks."
+        "all", "Fit what is learned for every stage now, or for the last; others are fitted when a matrix asks."
     )
-    seed: int = setting(0, "Seed of k-means and of the selector.", ge=0, lt=2**32)
+    batch_size: int = setting(32, "Rows of a step and of a forward pass.", ge=1)
+    seed: int = setting(0, "Seed of whatever is fitted.", ge=0, lt=2**32)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
     replace: bool = setting(False, "Supersede a composition of this name.")
 
@@ -262,37 +259,3 @@ class GenerateConfig(_WithTexts):
         "Most memory for adapters, as 512MiB: the one used longest ago makes room; default: all stay.",
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
-
-
-_MOVED = {"lambda_l1": "amlora", "replay_rows": "replay"}
-"""Settings that stood among those of every training, and whose they are."""
-
-
-def modern(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
-    """Settings of a training without old names, and for each old name that was given what stands in its place.
-
-    Raises:
-        ConfigError: A setting is given under its old name and its new one.
-    """
-    given = {name: getattr(config, name) for name in ("lambda_orth", *_MOVED)}
-    keys = {one.partition("=")[0].strip() for one in config.set}
-    notices = []
-    changes: dict[str, Any] = {}
-    for name, value in given.items():
-        if value is None:
-            continue
-        changes[name] = None
-        if owner := _MOVED.get(name):
-            place, twice = f"--set {owner}.{name}={value}", not keys.isdisjoint((name, f"{owner}.{name}"))
-            changes["set"] = (*changes.get("set", config.set), f"{owner}.{name}={value}")
-        else:
-            place, twice = f"--penalty-weight {value}", config.penalty_weight is not None
-            changes["penalty_weight"] = value
-        if twice:
-            raise ConfigError(
-                f"{name} is given under its new name too: {place} says the same",
-                hint=f"leave {name} out",
-                unchanged="nothing was changed",
-            )
-        notices.append(f"--{name.replace('_', '-')} is an old name: write {place}")
-    return replace(config, **changes), tuple(notices)

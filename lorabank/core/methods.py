@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, joined
-from lorabank.core.settings import choices, examine, nearest, setting_fields, setting_names, shown
+from lorabank.core.settings import ANY, choices, examine, nearest, setting_fields, setting_names, shown
 from lorabank.core.shelves import SHELVES, Shelf
 
 
@@ -67,7 +67,7 @@ def with_settings(
     Args:
         chosen: Shelves with a name on each.
         given: ``KEY=VALUE``, for each method that has the setting, or ``METHOD.KEY=VALUE``, for the method of this
-            name where it is among the chosen; elsewhere it says nothing.
+            name where it is among the chosen; elsewhere it says nothing. A METHOD ``*`` is any of the chosen ones.
         values: Setting to value, for each method that has it, where ``given`` says nothing of it.
         among: The shelves on which a METHOD can be; default: all.
         besides: Shelves whose methods are chosen elsewhere: what is a setting of one of them is judged there.
@@ -91,10 +91,10 @@ def with_settings(
         if not sign or not own:
             problems.append(f"{shown(text)} is not KEY=VALUE")
             continue
-        takers = [k for k, (_, name) in enumerate(chosen) if owner in ("", name) and own in _own(entries[k])]
+        takers = [k for k, (_, name) in enumerate(chosen) if owner in ("", ANY, name) and own in _own(entries[k])]
         for k in takers:
             found[k][own] = value.strip()
-        if takers or _has_setting(besides, owner, own):
+        if takers or owner == ANY or _has_setting(besides, owner, own):
             continue
         meant = [(*chosen[k], entries[k]) for k, (_, name) in enumerate(chosen) if owner in ("", name)]
         meant = meant or [(shelf, owner, shelf.load(owner)) for shelf in shelves if owner in shelf]
@@ -132,7 +132,7 @@ def own_settings(shelf: Shelf, name: str, given: Sequence[str]) -> tuple[str, ..
     for text in given:
         key, _, value = text.partition("=")
         owner, _, own = key.strip().rpartition(".")
-        if owner in ("", name) and own in known:
+        if owner in ("", ANY, name) and own in known:
             found.append(f"{own}={value}")
     return tuple(found)
 

@@ -4,13 +4,19 @@ A method's settings stand beside its mathematics, as a dataclass whose fields ar
 use case stand in `lorabank.core.config`. The command line, TOML files and Python give loose values; `validate` turns
 them into the dataclass (pydantic, imported only when a command runs) and reports unknown keys, types, bounds and
 numbers that are not finite, all at once. Importing this module costs the standard library alone.
+
+A setting may have had another name. A class made by `renamed` takes it, with a notice that says what to write;
+`modern` gives its values their present names. A setting that became one of a method's own goes into ``set``: as
+``METHOD.KEY=VALUE``, or as ``*.KEY=VALUE`` for whichever chosen method has it.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, field, fields, replace
+from functools import wraps
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_args, get_type_hints, overload
 
 from lorabank.core.errors import ConfigError, joined
@@ -119,6 +125,7 @@ def examine(config: Any, values: Mapping[str, Any]) -> Examined[Any]:
     from pydantic.fields import FieldInfo
 
     kind: Any = config if isinstance(config, type) else type(config)
+    values = modern(kind, values)[0]
     known = {one.name: one for one in setting_fields(config)}
     problems = [f"unknown key {key!r}.{nearest(key, list(known))}" for key in values if key not in known]
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name in known}
@@ -182,3 +189,74 @@ def shown(value: Any) -> str:
         return repr(value)[:80]
     except ValueError:  # Python writes no number of more than 4,300 digits
         return "a number of too many digits"
+
+
+# ----------------------------------------------------------------------------------------------------- old names
+
+ANY = "*"
+"""The METHOD of a setting that is of whichever chosen method has it."""
+
+
+def renamed(**names: str) -> Callable[[type[T]], type[T]]:
+    """Let a dataclass of keyword-only settings take old names, with a `DeprecationWarning`.
+
+    Args:
+        names: Old name to the setting that stands in its place, or to ``METHOD.KEY``.
+    """
+
+    def wrap(kind: type[T]) -> type[T]:
+        made: Callable[..., None] = kind.__init__
+
+        @wraps(made)
+        def take(self: T, *args: Any, **given: Any) -> None:
+            values, notices = modern(kind, given)
+            for notice in notices:
+                warnings.warn(notice, DeprecationWarning, stacklevel=2)
+            made(self, *args, **values)
+
+        setattr(kind, "__init__", take)  # noqa: B010  (mypy knows no assignment to it)
+        setattr(kind, "old_names", names)  # noqa: B010
+        return kind
+
+    return wrap
+
+
+def old_names(kind: Any) -> dict[str, str]:
+    """Old name to what stands in its place, of a settings class."""
+    names: dict[str, str] = getattr(kind, "old_names", {})
+    return names
+
+
+def modern(kind: Any, values: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Loose values under their present names, and for each old name among them what to write.
+
+    None under an old name says nothing.
+
+    Raises:
+        ConfigError: A setting is given under its old name and its new one.
+    """
+    names = old_names(kind)
+    found = {name: value for name, value in values.items() if name not in names}
+    listed = found.get("set", ())
+    listed = tuple(listed) if isinstance(listed, list | tuple) else (listed,)
+    keys = {str(one).partition("=")[0].strip() for one in listed}
+    notices = []
+    for name, new in names.items():
+        if (value := values.get(name)) is None:
+            continue
+        owner, _, key = new.rpartition(".")
+        if owner:
+            written = f"--set {new.removeprefix(f'{ANY}.')}={value}"
+            twice = any(one in (key, new) or (owner == ANY and one.endswith(f".{key}")) for one in keys)
+            found["set"] = listed = (*listed, f"{new}={value}")
+        else:
+            written, twice = f"--{new.replace('_', '-')} {value}", found.get(new) is not None
+            found[new] = value
+        if twice:
+            raise ConfigError(
+                f"{name} is given under its new name too: {written} says the same",
+                hint=f"leave {name} out",
+                unchanged="nothing was changed",
+            )
+        notices.append(f"--{name.replace('_', '-')} is an old name: write {written}")
+    return found, tuple(notices)

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig, modern
+from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
 from lorabank.core.settings import setting, setting_names, validate
 
 
@@ -166,8 +166,9 @@ class SequenceConfig:
         table = self.tasks[task]
         own = {name: getattr(table, name) for name in self.given[task] if name not in ("dev_data", "leave_out_labels")}
         chosen = {"strategy": strategy, **self.strategies.get(strategy, {})} if strategy else {}
-        values = {**self.train, **chosen, **own, "seed": seed, **rows}
-        return modern(validate(TrainConfig, values, where=f"task {task}"))[0]
+        every = tuple(one for given in (self.train, chosen, own) for one in given.get("set", ()))
+        values = {**self.train, **chosen, **own, "set": every, "seed": seed, **rows}
+        return validate(TrainConfig, values, where=f"task {task}")
 
 
 def _as(kind: type[ComposeConfig], table: CompositionTable, **changes: Any) -> ComposeConfig:

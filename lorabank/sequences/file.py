@@ -12,7 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from lorabank.core.config import EvalConfig, TrainConfig
 from lorabank.core.errors import ConfigError, NotFoundError, joined
 from lorabank.core.files.toml_file import load_toml
-from lorabank.core.settings import examine, nearest, setting_names
+from lorabank.core.settings import examine, modern, nearest, old_names, setting_names
 from lorabank.sequences.checks import NAME, composition_problems, settings_problems
 from lorabank.sequences.config import (
     SET_BY_SEQUENCE,
@@ -160,6 +160,11 @@ class _Reader:
         reserved = SET_BY_SEQUENCE.get(kind, {})
         self.problems += [f"{where} {key}: {why}" for key, why in reserved.items() if key in values]
         rest = {key: self.filled(key, value, where) for key, value in values.items() if key not in reserved}
+        try:
+            rest = modern(kind, rest)[0]
+        except ConfigError as error:
+            self.problems.append(f"{where}: {error.message}")
+            rest = {key: value for key, value in rest.items() if key not in old_names(kind)}
         examined = examine(kind, rest)
         if examined.problems:
             place = where or "above the tables"

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from lorabank.compose.base import checked_mode
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.observer import Observer
@@ -114,7 +115,11 @@ def prepare_sequence(
             )
     check_data(config)
     for task, strategy in product(config.task_names, known):
-        check_tracker(config.training(task, strategy).report_to)
+        training = config.training(task, strategy)
+        check_tracker(training.report_to)
+        chosen_strategy(training)
+    for composition in config.compositions:
+        checked_mode(composition)
     base = described(config.init, observer, form=_form(config))
     tasks = read_tasks(config, OpenBase(base), dev=dev)
     folder = SequenceFolder(Path(out) if out is not None else Path(f"{config.name}-dev" if dev else config.name))

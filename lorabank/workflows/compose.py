@@ -8,7 +8,7 @@ from typing import Any
 
 from lorabank.bank.snapshot import Snapshot
 from lorabank.bank.upkeep.remarks import remarks
-from lorabank.compose.base import Fitted, Member, with_its_settings
+from lorabank.compose.base import Fitted, Member, checked_mode, with_its_settings
 from lorabank.core.commands import ADD_TASK, LIST, Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError, NotFoundError, at_work
@@ -29,7 +29,7 @@ def compose(
     written = remarks(note, tags)
     if not config.mode:
         raise ConfigError("no mode is given", hint=f"--mode {'|'.join(COMPOSERS)}")
-    composer = COMPOSERS.load(config.mode)
+    composer = checked_mode(config)
     bank, snapshot = opened.bank, opened.refresh()
     tasks = _members(snapshot.tasks, config.tasks)
     name = config.name or config.mode

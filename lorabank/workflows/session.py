@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, Self, TypeVar
 from lorabank.core.arguments import checked
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.errors import BusyError, ConfigError
-from lorabank.core.observer import BARS, Observer
+from lorabank.core.observer import Observer, SilentObserver
 
 if TYPE_CHECKING:
     from lorabank.bank.snapshot import Snapshot
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_SILENT = SilentObserver()
 
 
 def _alone(method: Callable[Concatenate[Session, P], R]) -> Callable[Concatenate[Session, P], R]:
@@ -96,7 +98,7 @@ class Session:
         init: InitConfig | None = None,
         resume: bool = False,
         restart: bool = False,
-        observer: Observer = BARS,
+        observer: Observer = _SILENT,
         note: str | None = None,
         tags: Sequence[str] = (),
         replace: bool = False,
@@ -139,7 +141,7 @@ class Session:
     @checked
     @_alone
     def compose(
-        self, config: ComposeConfig, observer: Observer = BARS, *, note: str | None = None, tags: Sequence[str] = ()
+        self, config: ComposeConfig, observer: Observer = _SILENT, *, note: str | None = None, tags: Sequence[str] = ()
     ) -> ComposeResult:
         """Fit and store a composition of the bank's adapters, with a note and tags as `add_task` takes them.
 
@@ -153,7 +155,7 @@ class Session:
 
     @checked
     @_alone
-    def evaluate(self, config: EvalConfig, observer: Observer = BARS) -> tuple[MatrixReport, ...]:
+    def evaluate(self, config: EvalConfig, observer: Observer = _SILENT) -> tuple[MatrixReport, ...]:
         """Score the state as trained and compositions; cells that were scored before are read, not computed."""
         from lorabank.workflows.evaluate import evaluate
 
@@ -166,7 +168,7 @@ class Session:
         texts: Iterable[str] | None = None,
         config: PredictConfig = PredictConfig(),
         *,
-        observer: Observer = BARS,
+        observer: Observer = _SILENT,
     ) -> tuple[Prediction, ...]:
         """Label texts with a composition, or with the state as trained for a task that is named.
 
@@ -191,7 +193,7 @@ class Session:
         texts: Iterable[str] | None = None,
         config: GenerateConfig = GenerateConfig(),
         *,
-        observer: Observer = BARS,
+        observer: Observer = _SILENT,
     ) -> tuple[Prediction, ...]:
         """Generate a language model's answers to prompts, with a composition, or as trained for a task that is named.
 
@@ -219,7 +221,7 @@ class Session:
         *,
         format: Literal["jsonl", "csv", "tsv", "parquet"] | None = None,
         overwrite: bool = False,
-        observer: Observer = BARS,
+        observer: Observer = _SILENT,
     ) -> AnswersFile:
         """Write the rows of a file with their answers: all columns, a row number, the answer, its task and its margin.
 
@@ -257,7 +259,7 @@ class Session:
         base_fingerprint: str | None = None,
         part: int | None = None,
         ignore_unknown: bool = False,
-        observer: Observer = BARS,
+        observer: Observer = _SILENT,
         note: str | None = None,
         tags: Sequence[str] = (),
         replace: bool = False,

@@ -151,6 +151,24 @@ def test_compose_shows_its_report(run: Any, api: Any) -> None:
     assert (config.mode, config.name, config.router) == ("prototype", "routed", "gaussian")
 
 
+def test_compose_takes_its_old_flags_and_says_what_to_write(run: Any, api: Any, tmp_path: Path) -> None:
+    record = CompositionRecord("sum", "merged", ("a", "b"), ("1" * 64, "2" * 64), {}, {})
+    api["compose"] = ComposeResult(record, {})
+    shown = run("compose", "--mode", "merged", "--weights", "a=0.7,b=-1", "--max-rank", "2", "--set", "other=1")
+    assert api.called("compose")["config"].set == ("other=1", "*.weights=a=0.7,b=-1", "*.max_rank=2")
+    assert "--weights is an old name: write --set weights=a=0.7,b=-1\n" in shown.err
+    assert "--max-rank is an old name: write --set max_rank=2\n" in shown.err
+    assert "--weights" not in run("compose", "--help").out
+    file = tmp_path / "lora.toml"
+    file.write_text(
+        "[compose]\nlearning-rate = 0.5\nepochs = 3\nweights = 'a=1'\n[compose.gaussian]\nshrinkage = 0.2\n"
+    )
+    run("compose", "--mode", "gated", "--config", str(file))
+    expected = ("gaussian.shrinkage=0.2", "*.weights=a=1", "*.epochs=3", "*.learning_rate=0.5")
+    assert api.called("compose")["config"].set == expected
+    assert run("compose", "--mode", "gated", "--epochs", "3", "--set", "attention.epochs=2").code == 2
+
+
 def _report(subject: str = "as-trained", **changes: Any) -> MatrixReport:
     values: dict[str, Any] = {
         "subject": subject,

@@ -150,7 +150,7 @@ def _other_statistics(role: str) -> Change:
 @pytest.mark.parametrize("router", ["kmeans", "gaussian"])
 def test_what_a_router_knows_decides_every_cell(copy, keys: Any, router: str) -> None:
     bank = copy("olora", 2)
-    settings = {"mode": "prototype", "clusters_per_task": 2, "device": "cpu", "router": router}
+    settings = {"mode": "prototype", "set": ("*.clusters_per_task=2",), "device": "cpu", "router": router}
     api.compose(bank, ComposeConfig(name="routed", **settings))
     before = keys(bank, compositions=("routed",))
     assert len(set(before)) == 3
@@ -164,7 +164,7 @@ def test_what_a_router_knows_decides_every_cell(copy, keys: Any, router: str) ->
     assert changed(before, keys(bank, compositions=("other",))) == ALL
     if router == "gaussian":
         for share in ("shrinkage", "own_covariance"):
-            api.compose(bank, ComposeConfig(name="other", replace=True, **settings, **{share: 0.3}))
+            api.compose(bank, ComposeConfig(name="other", replace=True, **(settings | {"set": (f"{share}=0.3",)})))
             assert changed(before, keys(bank, compositions=("other",))) == ALL
 
 
@@ -178,8 +178,9 @@ def test_a_head_router_decides_every_cell(lab: Lab, keys: Any) -> None:
 
 def test_weights_and_rank_of_a_sum_decide_its_cells(copy, keys: Any) -> None:
     bank = copy("olora", 2)
-    for name, weights, rank in (("a", "one=1,two=1", None), ("b", "one=0.5,two=1", None), ("c", "one=1,two=1", 1)):
-        api.compose(bank, ComposeConfig(mode="manual", name=name, weights=weights, max_rank=rank, device="cpu"))
+    even, uneven = "weights=one=1,two=1", "weights=one=0.5,two=1"
+    for name, given in (("a", (even,)), ("b", (uneven,)), ("c", (even, "max_rank=1"))):
+        api.compose(bank, ComposeConfig(mode="manual", name=name, set=given, device="cpu"))
     summed = keys(bank, compositions=("a",))
     assert changed(summed, keys(bank, compositions=("b",))) == ALL
     assert changed(summed, keys(bank, compositions=("c",))) == ALL
@@ -188,6 +189,6 @@ def test_weights_and_rank_of_a_sum_decide_its_cells(copy, keys: Any) -> None:
 def test_a_learned_gate_decides_its_cells(copy, keys: Any) -> None:
     bank = copy("olora", 2)
     for name, seed in (("a", 0), ("b", 1)):
-        api.compose(bank, ComposeConfig(mode="attention", name=name, seed=seed, epochs=0.5, device="cpu"))
+        api.compose(bank, ComposeConfig(mode="attention", name=name, seed=seed, set=("epochs=0.5",), device="cpu"))
     first, second = (keys(bank, compositions=(name,)) for name in ("a", "b"))
     assert changed(first, second) == LAST  # after one task there is nothing to learn

@@ -36,7 +36,9 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 def compose(bank: Path, mode: str, **config: object) -> ComposeResult:
-    return api.compose(bank, ComposeConfig(**({"mode": mode, "clusters_per_task": 2, "device": "cpu"} | config)))
+    return api.compose(
+        bank, ComposeConfig(**({"mode": mode, "set": ("kmeans.clusters_per_task=2",), "device": "cpu"} | config))
+    )
 
 
 def answers(path: Path, name: str, stage: int, texts: list[str]) -> tuple[tuple[str, ...], list[float]]:

@@ -47,7 +47,7 @@ def answers(path: Path, name: str, texts: list[str], device: str, dtype: str) ->
 @pytest.mark.parametrize("mode", sorted(COMPOSERS))
 def test_a_composition_answers_as_on_a_cpu(copy, texts, mode: str, dtype: str) -> None:
     bank = copy("olora", 2)
-    api.compose(bank, ComposeConfig(mode=mode, clusters_per_task=2, device="cpu"))
+    api.compose(bank, ComposeConfig(mode=mode, set=("kmeans.clusters_per_task=2",), device="cpu"))
     expected = answers(bank, mode, texts, "cpu", "float32")
     found = answers(bank, mode, texts, "cuda", dtype)
     torch.testing.assert_close(found, expected, rtol=0, atol=ALMOST[dtype])
@@ -56,7 +56,7 @@ def test_a_composition_answers_as_on_a_cpu(copy, texts, mode: str, dtype: str) -
 @pytest.mark.parametrize("mode", sorted(COMPOSERS))
 def test_a_composition_is_made_on_a_gpu(copy, texts, mode: str) -> None:
     bank = copy("olora", 2)
-    api.compose(bank, ComposeConfig(mode=mode, clusters_per_task=2, device="cuda"))
+    api.compose(bank, ComposeConfig(mode=mode, set=("kmeans.clusters_per_task=2",), device="cuda"))
     found = api.predict(bank, texts, PredictConfig(composition=mode, device="cuda", batch_size=5))
     assert len(found) == len(texts)
     assert all(0 < one.probability <= 1 for one in found)

@@ -34,7 +34,9 @@ def test_a_second_call_runs_no_forward_pass(copy, passes, composition) -> None:
     bank = copy("olora", 2)
     config = MATRIX
     if composition:
-        api.compose(bank, ComposeConfig(mode=composition, clusters_per_task=2, scores=False, device="cpu"))
+        api.compose(
+            bank, ComposeConfig(mode=composition, set=("kmeans.clusters_per_task=2",), scores=False, device="cpu")
+        )
         config = EvalConfig(compositions=(composition,), forgetting_matrix=True, device="cpu")
     passes.clear()
     (first,) = api.evaluate(bank, config)
@@ -119,7 +121,7 @@ def test_forward_transfer_fills_the_upper_triangle_and_the_untrained_row(copy) -
 def test_tasks_with_the_same_rows_share_routed_cells(copy, lab) -> None:
     bank = copy("olora", 1)
     api.add_task(bank, "again", lab.settings("one"), init=InitConfig(base=str(lab.base)))
-    api.compose(bank, ComposeConfig(mode="prototype", clusters_per_task=2, device="cpu"))
+    api.compose(bank, ComposeConfig(mode="prototype", set=("clusters_per_task=2",), device="cpu"))
     (report,) = api.evaluate(bank, EvalConfig(compositions=("prototype",), device="cpu"))
     assert report.tasks == ("one", "again")
     assert report.values[2][0] == report.values[2][1] is not None
@@ -152,7 +154,7 @@ def test_an_isolated_column_is_one_cell(copy) -> None:
 def test_all_scores_every_composition(copy) -> None:
     bank = copy("olora", 2)
     for mode in ("manual", "prototype"):
-        api.compose(bank, ComposeConfig(mode=mode, clusters_per_task=2, device="cpu"))
+        api.compose(bank, ComposeConfig(mode=mode, set=("kmeans.clusters_per_task=2",), device="cpu"))
     reports = api.evaluate(bank, EvalConfig(all=True, device="cpu"))
     assert [report.subject for report in reports] == ["as-trained", "manual", "prototype"]
 
@@ -171,7 +173,7 @@ def test_a_routed_report_compares_with_the_oracle(copy, adapters, by_hand) -> No
     from lorabank.data.formats.parquet import from_parquet
 
     path = copy("olora", 2)
-    api.compose(path, ComposeConfig(mode="prototype", clusters_per_task=2, device="cpu"))
+    api.compose(path, ComposeConfig(mode="prototype", set=("clusters_per_task=2",), device="cpu"))
     (report,) = api.evaluate(path, EvalConfig(compositions=("prototype",), device="cpu"))
     bank = Bank.open(path)
     shares = []

@@ -32,8 +32,8 @@ def lab(request: pytest.FixtureRequest, make_lab: Callable[[str], Lab]) -> Lab:
     return make_lab(request.param)
 
 
-def compose(bank: Path, weights: str, **settings: object) -> None:
-    config = ComposeConfig(mode="manual", name="huge", weights=weights, device="cpu", **settings)  # type: ignore[arg-type]
+def compose(bank: Path, weights: str, *given: str) -> None:
+    config = ComposeConfig(mode="manual", name="huge", set=(f"weights={weights}", *given), device="cpu")
     api.compose(bank, config)
 
 
@@ -46,7 +46,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str, str], Non
             patched.setattr(merged, "_try_out", lambda *args: None)
             patched.setattr(merged, "check_tensors", lambda *args: None)
             patched.setattr(merged, "distance_from_sum", lambda *args: {})
-            config = ComposeConfig(mode="manual", name=name, weights=weights, scores=False, device="cpu")
+            config = ComposeConfig(mode="manual", name=name, set=(f"weights={weights}",), scores=False, device="cpu")
             api.compose(bank, config)
 
     return make
@@ -80,13 +80,13 @@ def test_nothing_is_generated(lab: Lab, huge: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "settings"),
-    [("one=1e30,two=1", {}), ("one=1,two=-1e30", {}), ("one=1e300,two=1", {}), ("one=1e300,two=1", {"max_rank": 1})],
+    "given",
+    [("one=1e30,two=1",), ("one=1,two=-1e30",), ("one=1e300,two=1",), ("one=1e300,two=1", "max_rank=1")],
 )
-def test_compose_refuses_weights_that_answer_nothing(copy, weights: str, settings: dict[str, int]) -> None:
+def test_compose_refuses_weights_that_answer_nothing(copy, given: tuple[str, ...]) -> None:
     bank = copy("olora", 2)
     with pytest.raises(DivergedError, match=r"composition 'huge': the .* are not finite"):
-        compose(bank, weights, **settings)
+        compose(bank, *given)
     assert Bank.open(bank).snapshot().compositions == ()
     assert Bank.open(bank).operations() == []
 

@@ -68,7 +68,7 @@ def test_what_was_added_says_the_same_at_once(copy, lab) -> None:
 
 def test_a_composition_has_them_too(copy) -> None:
     bank = copy("olora", 3)
-    api.compose(bank, ComposeConfig(mode="prototype", clusters_per_task=2, device="cpu"))
+    api.compose(bank, ComposeConfig(mode="prototype", set=("clusters_per_task=2",), device="cpu"))
     (report,) = api.evaluate(bank, EvalConfig(compositions=("prototype",), forgetting_matrix=True, device="cpu"))
     for task, accuracy, count in zip(report.tasks, report.values[-1], report.counts, strict=True):
         found = report.labels[task]

@@ -74,7 +74,7 @@ def test_a_task_more(lab: Any, copy: Any, counts: Counter[str], strategy: str) -
 def test_predict_eval_and_compose(copy: Any, counts: Counter[str]) -> None:
     bank = copy("olora", 2)
     uses: dict[str, Callable[[], object]] = {
-        "compose": lambda: api.compose(bank, ComposeConfig(mode="attention", epochs=1, device="cpu")),
+        "compose": lambda: api.compose(bank, ComposeConfig(mode="attention", set=("epochs=1",), device="cpu")),
         "predict": lambda: api.predict(bank, TEXTS, PredictConfig(composition="attention", device="cpu")),
         "eval": lambda: api.evaluate(bank, EvalConfig(all=True, forgetting_matrix=True, batch_size=3, device="cpu")),
     }

@@ -38,7 +38,7 @@ def merge(bank: Path, **config: object) -> ComposeResult:
 
 def test_each_member_is_scored_alone_and_in_the_merge(copy) -> None:
     bank = copy("isolated", 2)
-    result = merge(bank, weights="one=2,two=-1")
+    result = merge(bank, set=("weights=one=2,two=-1",))
     assert all(value < 1e-6 for value in result.report["distance"].values())
     stored = len(Bank.open(bank).all_evaluations())
     (alone,) = api.evaluate(bank, EvalConfig(device="cpu"))  # isolated: every task is answered by its own adapter
@@ -82,7 +82,18 @@ def test_a_bank_without_a_task_s_rows_says_so(copy, monkeypatch) -> None:
 def test_what_is_too_far_changes_nothing(copy, capsys) -> None:
     bank = copy("olora", 2)
     before = Bank.open(bank).contents()
-    words = ["compose", "--mode", "merged", "--max-rank", "1", "--tolerance", "1e-9", "--bank", str(bank), "--json"]
+    words = [
+        "compose",
+        "--mode",
+        "merged",
+        "--set",
+        "max_rank=1",
+        "--tolerance",
+        "1e-9",
+        "--bank",
+        str(bank),
+        "--json",
+    ]
     assert main(words) == 12
     out = capsys.readouterr()
     error = json.loads(out.out)["error"]

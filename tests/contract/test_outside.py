@@ -41,7 +41,7 @@ def test_who_answers_stays_known_without_the_package(lab, texts, tmp_path: Path,
 def test_a_routed_composition_is_the_default(copy, texts) -> None:
     bank = copy("olora", 2)
     api.compose(bank, ComposeConfig(mode="manual", device="cpu"))
-    api.compose(bank, ComposeConfig(mode="soft", clusters_per_task=2, device="cpu"))
+    api.compose(bank, ComposeConfig(mode="soft", set=("kmeans.clusters_per_task=2",), device="cpu"))
     found = api.predict(bank, texts, PredictConfig(**CPU))
     assert {one.composition for one in found} == {"soft"}
     assert {one.task_id for one in found} == {"routed"}
@@ -52,7 +52,7 @@ def test_a_setting_of_its_own_reaches_a_merger(copy, texts) -> None:
     halved = ComposeConfig(mode="merged", merger="shares", set=("share=0.5",), name="halved", device="cpu")
     made = api.compose(bank, halved).composition
     assert made.parameters["share"] == 0.5
-    api.compose(bank, ComposeConfig(mode="merged", weights="one=0.5,two=0.5", name="weighed", device="cpu"))
+    api.compose(bank, ComposeConfig(mode="merged", set=("weights=one=0.5,two=0.5",), name="weighed", device="cpu"))
     for task in ("one", "two"):
         answers = [
             [(one.label, one.probability) for one in api.predict(bank, texts, PredictConfig(**asked, **CPU))]

@@ -23,9 +23,9 @@ def composed(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tasks, three compositions that keep something of their members, and every score."""
     path = Path(shutil.copytree(lab.bank("isolated", 2), tmp_path_factory.mktemp("composed") / "bank"))
     for config in (
-        ComposeConfig(mode="prototype", device="cpu", clusters_per_task=2),
+        ComposeConfig(mode="prototype", device="cpu", set=("clusters_per_task=2",)),
         ComposeConfig(mode="prototype", router="gaussian", name="routed", device="cpu"),
-        ComposeConfig(mode="manual", weights="one=0.25,two=1.5", device="cpu"),
+        ComposeConfig(mode="manual", set=("weights=one=0.25,two=1.5",), device="cpu"),
     ):
         api.compose(path, config)
     api.evaluate(path, WHOLE)

@@ -65,8 +65,10 @@ def test_an_interrupted_replacement_is_resumed(lab: Lab, copy: Callable[[str, in
 
 def test_compositions_go_along_and_are_made_again_as_told(lab: Lab, copy: Callable[[str, int], Path]) -> None:
     bank = copy("isolated", 2)
-    api.compose(bank, ComposeConfig(mode="manual", weights="one=0.25,two=-2", device="cpu", name="sum", max_rank=2))
-    api.compose(bank, ComposeConfig(mode="prototype", router="gaussian", shrinkage=0.5, device="cpu"))
+    api.compose(
+        bank, ComposeConfig(mode="manual", set=("weights=one=0.25,two=-2", "max_rank=2"), device="cpu", name="sum")
+    )
+    api.compose(bank, ComposeConfig(mode="prototype", router="gaussian", set=("shrinkage=0.5",), device="cpu"))
     before = Bank.open(bank).snapshot()
     with pytest.raises(ExistsError):
         lab.add(bank, "two", strategy="isolated")

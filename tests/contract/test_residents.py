@@ -21,8 +21,10 @@ def bank(copy) -> Path:
     """Three adapters that stand alone, with a router and two compositions that need all of them."""
     bank: Path = copy("isolated", 3)
     for name, mode, more in (("routed", "prototype", {"router": "gaussian"}), ("sum", "manual", {})):
-        api.compose(bank, ComposeConfig(mode=mode, name=name, clusters_per_task=2, device="cpu", **more))
-    api.compose(bank, ComposeConfig(mode="attention", name="attended", epochs=1, device="cpu"))
+        api.compose(
+            bank, ComposeConfig(mode=mode, name=name, set=("kmeans.clusters_per_task=2",), device="cpu", **more)
+        )
+    api.compose(bank, ComposeConfig(mode="attention", name="attended", set=("epochs=1",), device="cpu"))
     return bank
 
 
@@ -117,7 +119,7 @@ def test_a_damaged_head_never_answers_though_its_adapter_is_not_asked(copy, text
 
 
 def test_the_matrix_is_the_same(bank, tmp_path) -> None:
-    api.compose(bank, ComposeConfig(mode="manual", name="other", weights="one=1,two=0.5,three=1", device="cpu"))
+    api.compose(bank, ComposeConfig(mode="manual", name="other", set=("weights=one=1,two=0.5,three=1",), device="cpu"))
     whole = Path(shutil.copytree(bank, tmp_path / "whole"))
     settings: dict[str, Any] = {"compositions": ("routed", "other"), "forgetting_matrix": True, "batch_size": 5}
     found = api.evaluate(bank, EvalConfig(max_resident=ONE_ADAPTER, device="cpu", **settings))

@@ -31,7 +31,7 @@ def test_a_loop_of_predictions_loads_and_reads_nothing_after_the_first(
     """And gives what single calls give, for a task, a routed composition and one that needs a head found."""
     bank = copy("olora", 2)
     for mode in ("prototype", "manual"):
-        api.compose(bank, ComposeConfig(mode=mode, clusters_per_task=2, device="cpu"))
+        api.compose(bank, ComposeConfig(mode=mode, set=("kmeans.clusters_per_task=2",), device="cpu"))
     for config in (ONE, PredictConfig(composition="prototype"), PredictConfig(composition="manual")):
         expected = [api.predict(bank, [text], config) for text in TEXTS[:2]]
         with lorabank.open(bank) as session:
@@ -54,7 +54,7 @@ def test_a_session_loads_once_for_everything(lab: Any, copy: Any, counts: Counte
     with lorabank.open(bank) as session:
         session.predict(TEXTS, ONE)
         learnt = session.add_task("two", lab.settings("two"))
-        session.compose(ComposeConfig(mode="prototype", clusters_per_task=2, device="cpu"))
+        session.compose(ComposeConfig(mode="prototype", set=("clusters_per_task=2",), device="cpu"))
         (report,) = session.evaluate(EvalConfig(compositions=("prototype",), device="cpu"))
         routed = session.predict(TEXTS)
     assert counts == {"loads": 1, "hashes": 1, "tokenizers": 1}

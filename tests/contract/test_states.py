@@ -151,7 +151,7 @@ def test_the_states_differ_where_later_tasks_count(copy, texts) -> None:
 def test_with_a_task_no_router_picks_the_adapters(copy, texts) -> None:
     """Each text is answered as the routed composition answers the texts that it routes there."""
     bank = copy("olora", 2)
-    api.compose(bank, ComposeConfig(mode="prototype", name="routed", clusters_per_task=2, device="cpu"))
+    api.compose(bank, ComposeConfig(mode="prototype", name="routed", set=("clusters_per_task=2",), device="cpu"))
     routed = api.predict(bank, texts, PredictConfig(composition="routed", device="cpu"))
     assert {one.task for one in routed} == {"one", "two"}
     for task in ("one", "two"):
@@ -167,7 +167,10 @@ def test_with_a_task_no_router_picks_the_adapters(copy, texts) -> None:
 
 def test_a_composition_is_a_state_of_its_own(copy, lab, texts) -> None:
     bank = copy("olora", 2)
-    api.compose(bank, ComposeConfig(mode="prototype", name="routed", tasks="one", clusters_per_task=2, device="cpu"))
+    api.compose(
+        bank,
+        ComposeConfig(mode="prototype", name="routed", tasks="one", set=("clusters_per_task=2",), device="cpu"),
+    )
     for question in ({"composition": "routed", "task": "one"}, {"composition": "routed"}, {}):
         with pytest.raises(ConfigError, match="a state of its own"):
             api.predict(bank, texts, PredictConfig(state="now", **question))

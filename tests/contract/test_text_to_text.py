@@ -303,7 +303,7 @@ def test_answers_are_no_longer_than_asked_for(place: Place) -> None:
 
 @pytest.mark.parametrize("mode", ["prototype", "attention", "manual"])
 def test_a_composition_of_all_forms_can_be_measured_and_asked(mine: Path, mode: str) -> None:
-    api.compose(mine, ComposeConfig(mode=mode, clusters_per_task=2, device="cpu", epochs=1))
+    api.compose(mine, ComposeConfig(mode=mode, set=("kmeans.clusters_per_task=2", "*.epochs=1"), device="cpu"))
     (report,) = api.evaluate(mine, EvalConfig(compositions=(mode,), device="cpu"))
     assert all(0 <= value <= 1 for value in report.values[-1])
     (again,) = api.evaluate(mine, EvalConfig(compositions=(mode,), device="cpu"))
@@ -324,7 +324,7 @@ def test_a_composition_of_all_forms_can_be_measured_and_asked(mine: Path, mode: 
 
 
 def test_a_batch_of_any_size_generates_the_same(mine: Path) -> None:
-    api.compose(mine, ComposeConfig(mode="prototype", clusters_per_task=2, device="cpu"))
+    api.compose(mine, ComposeConfig(mode="prototype", set=("clusters_per_task=2",), device="cpu"))
     chance = random.Random(5)
     texts = tuple(" ".join(chance.choices(WORDS, k=chance.randint(1, 6))) for _ in range(7))
     every = [
@@ -352,7 +352,7 @@ def test_attention_over_a_task_some_of_whose_rows_were_too_long(place: Place, tm
     result = place.add(bank, "long", long, keep_samples=64)
     assert 0 < result.adapter.metrics["rows_dropped"] < 4
     assert any("dropped" in notice for notice in place.notices["long"])
-    api.compose(bank, ComposeConfig(mode="attention", device="cpu", batch_size=1, epochs=1))
+    api.compose(bank, ComposeConfig(mode="attention", device="cpu", batch_size=1, set=("epochs=1",)))
     api.evaluate(bank, EvalConfig(compositions=("attention",), device="cpu"))
 
 

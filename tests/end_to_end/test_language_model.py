@@ -76,7 +76,7 @@ def test_two_tasks_composed_measured_and_asked(folder: Path) -> None:
     assert (added["task"]["labels"], added["score"]["metric"]) == (["ham", "spam"], "accuracy")
     for mode in ("manual", "prototype"):
         lorabank(folder, "compose", "--mode", mode)
-    lorabank(folder, "compose", "--mode", "attention", "--epochs", "1", "--batch-size", "4")
+    lorabank(folder, "compose", "--mode", "attention", "--set", "epochs=1", "--batch-size", "4")
     shown, _ = lorabank(folder, "eval", "--all", "--forgetting-matrix")
     assert [report["subject"] for report in shown["reports"]] == ["as-trained", "manual", "prototype", "attention"]
     for report in shown["reports"]:

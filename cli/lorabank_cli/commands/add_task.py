@@ -97,9 +97,9 @@ def _config(run: Run, name: str, resume: bool, restart: bool) -> TrainConfig | N
         return run.config(TrainConfig)
     if not resume:
         raise click.UsageError("Missing option '--data'.")
-    from lorabank.core.settings import setting_names
+    from lorabank.core.settings import old_names, setting_names
 
-    given = run.flags(setting_names(TrainConfig))
+    given = run.flags((*setting_names(TrainConfig), *old_names(TrainConfig)))
     if given:
         raise click.UsageError(
             f"--resume without --data goes on with the stored settings; leave out {', '.join(given)}."

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.algebra.stack import AdapterStack
+from lorabank.core.settings import setting
 
 Merge = Mapping[str, float] | LoraFactors | DenseDelta
 """The result: a weight for each task, one adapter, or delta weights of full rank."""
@@ -49,7 +50,7 @@ class Sources:
         return self._read()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Merger(ABC):
     """A way to merge; its fields are its settings, ``paper`` says where it was published.
 
@@ -60,6 +61,10 @@ class Merger(ABC):
 
     paper: ClassVar[str | None] = None
     needs: ClassVar[tuple[str, ...]] = ()
+
+    max_rank: int | None = setting(
+        None, "Cut the result to this rank by SVD; prints the error per module; default: it stays exact.", ge=1
+    )
 
     def prepared(self, tasks: Sequence[str]) -> Merger:
         """The same for tasks of these names, where a setting speaks of them.

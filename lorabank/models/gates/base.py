@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lorabank.algebra.stack import AdapterStack, StackedFactors
+from lorabank.core.settings import setting
 
 Weigh = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """One module's weights ``[n, K + 1]``, the zero adapter first, of inputs ``x [n, d_in]``, ``h = x A^T [n, R]`` and,
@@ -69,11 +70,14 @@ class Gate(nn.Module, ABC):
             self._seen.append(weights.detach())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GateMethod(ABC):
     """A kind of gate; its fields are its settings, ``paper`` says where it was published."""
 
     paper: ClassVar[str | None] = None
+
+    epochs: float = setting(2.0, "Passes over the calibration samples.", gt=0)
+    learning_rate: float = setting(1e-2, "Learning rate of the gate.", gt=0, le=10)
 
     @abstractmethod
     def build(self, stack: AdapterStack) -> Gate:

@@ -161,7 +161,7 @@ def _accepted(name: str, server: str, files: Mapping[str, bytes]) -> str:
             raise IncompatibleError(refused, hint="merge it into the base with plain PEFT", unchanged=_UNCHANGED)
         raise IncompatibleError(
             refused,
-            hint="export a composition of it, which has neither head nor patterns; its --max-rank caps the rank",
+            hint="export a composition of it, which has neither head nor patterns; its setting max_rank caps the rank",
             commands=[
                 Command("compose", "--mode", SUMMING, "--tasks", name, "--name", f"{name}-served"),
                 Command("export", f"{name}-served", "FOLDER"),

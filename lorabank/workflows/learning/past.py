@@ -13,7 +13,7 @@ from typing import Any
 
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.commands import Command
-from lorabank.core.config import TrainConfig, modern
+from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DamagedError
 from lorabank.core.records import AdapterRecord
 from lorabank.core.settings import validate
@@ -78,7 +78,7 @@ def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings under the names that they have now; what was the default of another method says nothing."""
     silent = {"lambda_l1": 1e-3, "replay_rows": 200}
     kept = {name: value for name, value in config.items() if silent.get(name) != value}
-    return asdict(modern(validate(TrainConfig, kept, where="the interrupted run"))[0])
+    return asdict(validate(TrainConfig, kept, where="the interrupted run"))
 
 
 def moved_on(stored: Mapping[str, Any], now: Mapping[str, Any], snapshot: Snapshot) -> str | None:

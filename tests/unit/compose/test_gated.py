@@ -51,7 +51,8 @@ def members(runtime) -> list[Member]:
     return made
 
 
-CONFIG = ComposeConfig(mode="attention", epochs=3, batch_size=8, learning_rate=0.05, lambda_l1=0.0)
+CONFIG = ComposeConfig(mode="attention", batch_size=8)
+METHOD = Attention(0.0, epochs=3, learning_rate=0.05)
 
 
 class Losses(SilentObserver):
@@ -66,8 +67,10 @@ class Losses(SilentObserver):
         self.values.append(dict(values))
 
 
-def fit_selector(members, config: ComposeConfig, runtime, observer) -> Selector:
-    return fit_gate(members, Attention(config.lambda_l1), config, runtime, observer)
+def fit_selector(members, runtime, observer, method: Attention = METHOD) -> Selector:
+    selector = fit_gate(members, method, CONFIG, runtime, observer)
+    assert isinstance(selector, Selector)
+    return selector
 
 
 def test_fitting_moves_the_selector_alone(runtime, members) -> None:
@@ -78,7 +81,7 @@ def test_fitting_moves_the_selector_alone(runtime, members) -> None:
         return {name: tensor.clone() for name, tensor in state.items()}
 
     before = tensors()
-    selector = fit_selector(members, CONFIG, runtime, SilentObserver())
+    selector = fit_selector(members, runtime, SilentObserver())
     after = tensors()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert all(parameter.grad is None for parameter in runtime.base.model.parameters())
@@ -88,7 +91,7 @@ def test_fitting_moves_the_selector_alone(runtime, members) -> None:
 
 def test_the_loss_falls_and_the_right_adapter_is_found(runtime, members) -> None:
     observer = Losses()
-    selector = fit_selector(members, CONFIG, runtime, observer)
+    selector = fit_selector(members, runtime, observer)
     assert len(observer.values) == observer.total == 18  # 48 rows in batches of 8, three times
     losses = [values["loss"] for values in observer.values]
     assert sum(losses[-6:]) < sum(losses[:6])
@@ -97,16 +100,15 @@ def test_the_loss_falls_and_the_right_adapter_is_found(runtime, members) -> None
 
 
 def test_a_stronger_l1_leaves_fewer_dense_parameters(runtime, members) -> None:
-    settings = {"epochs": 10, "batch_size": 8, "learning_rate": 0.01}
     free, held = (
-        fit_selector(members, ComposeConfig(lambda_l1=weight, **settings), runtime, SilentObserver())
+        fit_selector(members, runtime, SilentObserver(), Attention(weight, epochs=10, learning_rate=0.01))
         for weight in (0.0, 1.0)
     )
     assert float(held.l1()) < 0.2 * float(free.l1())
 
 
 def test_the_same_seed_gives_the_same_selector(runtime, members) -> None:
-    first, second = (fit_selector(members, CONFIG, runtime, SilentObserver()).tensors() for _ in range(2))
+    first, second = (fit_selector(members, runtime, SilentObserver()).tensors() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -131,7 +133,7 @@ def test_sparsity_of_a_selector_that_prefers_one(runtime, members) -> None:
 
 
 def load(runtime, members, **config) -> Gated:
-    settings = ComposeConfig(mode="attention", epochs=1, batch_size=24, **config)
+    settings = ComposeConfig(mode="attention", set=("epochs=1",), batch_size=24, **config)
     fitted = Gated.fit(members, settings, lambda: runtime, SilentObserver())
     record = CompositionRecord("att", "attention", (), (), fitted.parameters, {})
     return Gated.load(record, fitted.objects, members, lambda: runtime)
@@ -149,7 +151,7 @@ def test_a_stage_that_was_left_out_is_fitted_when_it_is_asked_for(runtime, membe
     """Its gate is the one that is fitted together with the others."""
     apart = [replace(m, texts=(), targets=(), samples=lambda m=m: (m.texts, m.targets)) for m in members]
     every = load(runtime, members)
-    settings = ComposeConfig(mode="gated", epochs=1, batch_size=24, stages="last")
+    settings = ComposeConfig(mode="gated", set=("epochs=1",), batch_size=24, stages="last")
     fitted = Gated.fit(members, settings, lambda: runtime, SilentObserver())
     record = CompositionRecord("att", "gated", (), (), fitted.parameters, {})
     composed = Gated.load(record, fitted.objects, apart, lambda: runtime)
@@ -193,5 +195,5 @@ def test_without_samples_there_is_nothing_to_fit_on(runtime, members) -> None:
 
 def test_a_selector_that_diverges_is_refused(runtime, members) -> None:
     with pytest.raises(DivergedError, match="the gate diverged at step 2"):
-        fit_selector(members, ComposeConfig(learning_rate=1e36, lambda_l1=1e5), runtime, SilentObserver())
+        fit_selector(members, runtime, SilentObserver(), Attention(1e5, learning_rate=1e36))
     assert not any(layer.form for layer in runtime.mixture._layers.values())

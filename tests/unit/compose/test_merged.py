@@ -1,4 +1,4 @@
-"""``--weights`` as text, and the sum they stand for."""
+"""Weights as text, and the sum they stand for."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def load(members: list[Member], stack: AdapterStack, **config) -> Merged:
     ("stage", "expected"), [(1, [0.5, 0, 0, 0]), (2, [0.5, 0, 0, 0]), (3, [0.5, 0, -2, 0]), (4, [0.5, 0, -2, 1])]
 )
 def test_a_stage_sums_the_members_it_knows(members, stack, stage: int, expected) -> None:
-    composed = load(members, stack, weights="sentiment=0.5,spam=-2,products=1")
+    composed = load(members, stack, set=("weights=sentiment=0.5,spam=-2,products=1",))
     assert composed.plan(stage, ["text"]).weights.tolist() == expected
     total = sum(
         w * float(stack.modules["m"].scale[stack.modules["m"].owner == k][0])
@@ -121,12 +121,12 @@ def test_a_stage_sums_the_members_it_knows(members, stack, stage: int, expected)
 def test_compressed_it_answers_with_the_truncated_svd(members, stack) -> None:
     full = load(members, stack).as_adapter(4, stack, no_weight).delta("m").double().numpy()
     u, s, vt = np.linalg.svd(full, full_matrices=False)
-    plan = load(members, stack, max_rank=2).plan(4, ["text"])
+    plan = load(members, stack, set=("max_rank=2",)).plan(4, ["text"])
     assert plan.weights is None
     np.testing.assert_allclose(plan.factors.delta("m").numpy(), (u[:, :2] * s[:2]) @ vt[:2], atol=1e-4)
 
     runtime = type("Runtime", (), {"stack": stack})()
-    fitted = Merged.fit(members, ComposeConfig(max_rank=2), lambda: runtime, SilentObserver())
+    fitted = Merged.fit(members, ComposeConfig(set=("max_rank=2",)), lambda: runtime, SilentObserver())
     expected = np.sqrt(np.sum(s[2:] ** 2) / np.sum(s**2))
     near = {"m": pytest.approx(expected, abs=1e-6)}
     assert fitted.report == {"relative_error": near, "distance": near}
@@ -136,7 +136,7 @@ def test_compressed_it_answers_with_the_truncated_svd(members, stack) -> None:
 def test_a_cut_that_is_too_far_from_the_sum_is_refused(members, stack) -> None:
     def fit(tolerance: float) -> Fitted:
         runtime = type("Runtime", (), {"stack": stack})()
-        config = ComposeConfig(max_rank=2, tolerance=tolerance)
+        config = ComposeConfig(set=("max_rank=2",), tolerance=tolerance)
         return Merged.fit(members, config, lambda: runtime, SilentObserver())
 
     far = fit(1.0).report["distance"]["m"]
@@ -149,8 +149,8 @@ def test_a_cut_that_is_too_far_from_the_sum_is_refused(members, stack) -> None:
 
 def test_the_identity_differs_when_the_answers_may(members, stack) -> None:
     identities = [
-        repr(load(members, stack, **config).identity(stage))
-        for config in ({}, {"weights": "sentiment=1,spam=1,products=0.5"}, {"max_rank": 2}, {"max_rank": 3})
+        repr(load(members, stack, set=given).identity(stage))
+        for given in ((), ("weights=sentiment=1,spam=1,products=0.5",), ("max_rank=2",), ("max_rank=3",))
         for stage in (1, 3, 4)
     ]
     # at stages 1 and 3 the weight of the last task does not matter yet
@@ -209,7 +209,7 @@ def agreed(stack: AdapterStack, names: Sequence[str], weight: torch.Tensor) -> n
 @torch.no_grad()
 def test_delta_weights_of_full_rank_are_answered_with_as_they_are(members, stack) -> None:
     runtime = FakeRuntime(stack)
-    composed = Merged("agreed", Agreed(), None, members, lambda: runtime)
+    composed = Merged("agreed", Agreed(), members, lambda: runtime)
     for stage, names in ((4, "abc"), (3, "ab"), (1, "a")):
         plan = composed.plan(stage, ["text"])
         expected = agreed(stack, names, runtime.weight)
@@ -221,7 +221,7 @@ def test_delta_weights_of_full_rank_are_answered_with_as_they_are(members, stack
     runtime.mixture.off()
     assert torch.equal(runtime.model["m"].weight, runtime.weight)
     identities = [repr(composed.identity(stage)) for stage in (1, 3, 4)]
-    other = Merged("agreed", Agreed(share=0.5), None, members, lambda: runtime)
+    other = Merged("agreed", Agreed(share=0.5), members, lambda: runtime)
     assert len({*identities, *(repr(other.identity(stage)) for stage in (1, 3, 4))}) == 6
 
 
@@ -229,7 +229,7 @@ def test_cut_to_a_rank_they_are_the_best_adapter_of_it(members, stack) -> None:
     runtime = FakeRuntime(stack)
     full = agreed(stack, "abc", runtime.weight)
     u, s, vt = np.linalg.svd(full)
-    composed = Merged("agreed", Agreed(), 2, members, lambda: runtime)
+    composed = Merged("agreed", Agreed(max_rank=2), members, lambda: runtime)
     found = composed.as_adapter(4, stack, lambda module: runtime.weight)
     np.testing.assert_allclose(found.delta("m").numpy(), (u[:, :2] * s[:2]) @ vt[:2], atol=1e-5)
     np.testing.assert_allclose(composed.plan(4, []).factors.delta("m").numpy(), found.delta("m").numpy(), atol=1e-6)
@@ -238,7 +238,7 @@ def test_cut_to_a_rank_they_are_the_best_adapter_of_it(members, stack) -> None:
 
 
 def test_a_merger_may_give_an_adapter(members, stack) -> None:
-    composed = Merged("newest", Newest(), None, members, lambda: FakeRuntime(stack))
+    composed = Merged("newest", Newest(), members, lambda: FakeRuntime(stack))
     for stage, k in ((1, 0), (3, 2), (4, 3)):
         expected = stack.modules["m"].delta(torch.eye(4)[k])
         torch.testing.assert_close(composed.plan(stage, []).factors.delta("m"), expected, rtol=1e-5, atol=1e-5)
@@ -277,11 +277,11 @@ def test_a_merger_reads_what_the_tasks_recorded(members, stack, monkeypatch) -> 
     monkeypatch.setitem(MERGERS.table, "by-note", f"{__name__}:ByNote")
     runtime, read = FakeRuntime(stack), []
     own = recorded(members, read, d1="0.5", d2="-2", d3="1")
-    composed = Merged("by-note", ByNote(), None, own, lambda: runtime)
+    composed = Merged("by-note", ByNote(), own, lambda: runtime)
     found = composed.as_adapter(3, stack, no_weight).delta("m")
     torch.testing.assert_close(found, stack.modules["m"].delta(torch.tensor([0.5, 0, -2, 0])), rtol=1e-5, atol=1e-5)
     assert read == ["d1", "d2"]  # of the members that the stage knows, and only the role that was asked for
-    other = Merged("by-note", ByNote(), None, recorded(members, read, d1="1", d4="1", d5="1"), lambda: runtime)
+    other = Merged("by-note", ByNote(), recorded(members, read, d1="1", d4="1", d5="1"), lambda: runtime)
     assert composed.identity(1) == other.identity(1)
     assert composed.identity(3) != other.identity(3)
     fitted = Merged.fit(own, ComposeConfig(merger="by-note"), lambda: runtime, SilentObserver())

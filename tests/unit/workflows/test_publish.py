@@ -156,10 +156,10 @@ def test_heads_from_a_router_stand_beside_those_of_the_task_id(bank) -> None:
 
 
 def test_scores_of_a_replaced_composition_are_gone(bank, compose) -> None:
-    compose("manual", weights="first=1,second=-3")
+    compose("manual", set=("weights=first=1,second=-3",))
     before = evaluate(bank, compositions=("manual",))["manual"].values[2]
     assert stored(bank)["manual", "manual"].values[2] == before
-    compose("manual", weights="first=-2,second=1", replace=True, scores=False)
+    compose("manual", set=("weights=first=-2,second=1",), replace=True, scores=False)
     assert ("manual", "manual") not in stored(bank)
 
 

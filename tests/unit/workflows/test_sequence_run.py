@@ -16,7 +16,7 @@ from lorabank import api
 from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
 from lorabank.core.errors import ConfigError, DataError, DivergedError, ExistsError, IncompatibleError
 from lorabank.core.observer import SilentObserver
-from lorabank.sequences.results import SequenceResult, SequenceRow
+from lorabank.workflows.results import SequenceResult, SequenceRow
 
 TASKS = {"one": ("no", "yes"), "two": ("x", "y", "z")}
 TRAIN = {
@@ -261,6 +261,23 @@ def test_other_settings_in_the_same_folder_are_refused(copy: Path) -> None:
     assert "train.epochs is 3.0, was 2.0" in caught.value.message
     assert "compositions is " in caught.value.message
     assert caught.value.hint == "name another folder: --out DIR"
+
+
+@pytest.mark.parametrize(
+    ("table", "given", "problem"),
+    [
+        ("[[compositions]]", 'router = "gaussian"\nset = ["shrinkage=2"]', "router gaussian: shrinkage = '2'"),
+        ("[[compositions]]", "clusters_per_task = 0", "router kmeans: clusters_per_task = '0'"),
+        ("[train]", 'set = ["replay_row=6"]', "there is no setting 'replay_row'"),
+    ],
+)
+def test_settings_of_methods_are_checked_before_anything_is_done(
+    copy: Path, table: str, given: str, problem: str
+) -> None:
+    changed(copy / "letters.toml", (table, f"{table}\n{given}"))
+    with pytest.raises(ConfigError, match=problem):
+        api.run_sequence(copy / "letters.toml", out=copy / "new")
+    assert not (copy / "new").exists()
 
 
 def test_more_seeds_strategies_and_compositions_go_on(copy: Path) -> None:

@@ -36,7 +36,7 @@ def test_a_task_with_all_that_is_known_of_it(bank, compose) -> None:
 def test_scores_are_those_on_the_task_or_of_the_composition(bank, compose) -> None:
     (before,) = api.show(bank, "first")["scores"]
     assert (before["subject"], before["stage"], before["task"]) == ("as-trained", 1, "first")
-    compose("manual", name="mixed", weights="first=1,second=2")
+    compose("manual", name="mixed", set=("weights=first=1,second=2",))
     (report,) = api.evaluate(bank, EvalConfig(compositions=("mixed",), device="cpu"))
     scores = api.show(bank, "mixed")["scores"]
     assert [(score["task"], score["stage"], score["value"]) for score in scores] == [
@@ -47,7 +47,7 @@ def test_scores_are_those_on_the_task_or_of_the_composition(bank, compose) -> No
 
 
 def test_a_composition_names_its_members(bank, compose) -> None:
-    compose("manual", name="mixed", weights="first=0.5,second=-1")
+    compose("manual", name="mixed", set=("weights=first=0.5,second=-1",))
     shown = api.show(bank, "mixed")
     assert "task" not in shown
     assert (shown["composition"]["name"], shown["composition"]["mode"]) == ("mixed", "manual")

@@ -133,7 +133,7 @@ def stored_deltas(bank: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def test_a_manual_composition_is_the_weighted_sum(bank, compose, tmp_path) -> None:
-    compose("manual", weights="first=0.7,second=-1.5")
+    compose("manual", set=("weights=first=0.7,second=-1.5",))
     result = api.export(bank, "manual", tmp_path / "out")
     assert result.kind == "composition"
     assert "first=0.7, second=-1.5" in result.note
@@ -146,7 +146,7 @@ def test_a_manual_composition_is_the_weighted_sum(bank, compose, tmp_path) -> No
 
 
 def test_a_compressed_composition_is_the_best_of_its_rank(bank, compose, tmp_path) -> None:
-    compose("manual", max_rank=2)
+    compose("manual", set=("max_rank=2",))
     api.export(bank, "manual", tmp_path / "out")
     stored, found = stored_deltas(bank), deltas(tmp_path / "out", False)
     assert json.loads((tmp_path / "out/adapter_config.json").read_text(encoding="utf-8"))["r"] == 2
@@ -170,7 +170,7 @@ def test_what_is_no_single_adapter_is_refused(bank, compose, tmp_path) -> None:
     adapters = tuple(snapshot.adapter_of(name).digest for name in ("first", "second"))
     with Bank.open(bank).reserve("compose", "attended", {}) as operation:
         operation.commit_composition(CompositionRecord("attended", "attention", ("first", "second"), adapters, {}, {}))
-    compose("manual", name="nothing", weights="first=0,second=0")
+    compose("manual", name="nothing", set=("weights=first=0,second=0",))
     with pytest.raises(ConfigError, match="picks one of 2 adapters for each text") as routed:
         api.export(bank, "routed", tmp_path / "out")
     assert routed.value.commands[0] == ("export", "first", "./first-adapter")

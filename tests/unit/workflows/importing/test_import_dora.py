@@ -67,7 +67,9 @@ def test_it_answers_as_in_peft_and_carries_what_comes_after(
     torch.testing.assert_close(logits(bank, "third", state), peft_logits(base, tmp_path / "third", 2), **CLOSE)
 
     weights = "first=0.5,guest=1.5"
-    api.compose(bank, ComposeConfig(mode="manual", name="sum", tasks="first,guest", weights=weights, device="cpu"))
+    api.compose(
+        bank, ComposeConfig(mode="manual", name="sum", tasks="first,guest", set=(f"weights={weights}",), device="cpu")
+    )
     api.export(bank, "sum", tmp_path / "sum")
     first = Bank.open(bank).snapshot().adapter_of("first").digest
     found = bring_in_head(tmp_path / "sum", dora_folder, tmp_path / "with head")
