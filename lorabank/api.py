@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lorabank.core.arguments import checked, texts_in_settings
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
-from lorabank.core.observer import Observer, SilentObserver
+from lorabank.core.observer import BARS, Observer
 from lorabank.maintenance import backup as backup
 from lorabank.maintenance import change_tags as change_tags
 from lorabank.maintenance import doctor as doctor
@@ -31,6 +31,7 @@ from lorabank.workflows.session import Session
 if TYPE_CHECKING:
     from lorabank.bank.snapshot import Snapshot
     from lorabank.evaluation.thresholds import GateResult
+    from lorabank.sequences.results import SequencePlan, SequenceResult
     from lorabank.workflows.asking.answer_rows import AnsweredRows
     from lorabank.workflows.results import (
         AddTaskResult,
@@ -39,16 +40,12 @@ if TYPE_CHECKING:
         DemoResult,
         ExportResult,
         Prediction,
-        SequencePlan,
-        SequenceResult,
         TaskPlan,
     )
 
-_SILENT = SilentObserver()
-
 
 @checked
-def init_bank(path: str | Path, config: InitConfig, observer: Observer = _SILENT) -> Snapshot:
+def init_bank(path: str | Path, config: InitConfig, observer: Observer = BARS) -> Snapshot:
     """Make a bank.
 
     Args:
@@ -100,7 +97,7 @@ def add_task(
     init: InitConfig | None = None,
     resume: bool = False,
     restart: bool = False,
-    observer: Observer = _SILENT,
+    observer: Observer = BARS,
     note: str | None = None,
     tags: Sequence[str] = (),
     replace: bool = False,
@@ -114,7 +111,7 @@ def add_task(
 def compose(
     path: str | Path,
     config: ComposeConfig,
-    observer: Observer = _SILENT,
+    observer: Observer = BARS,
     *,
     note: str | None = None,
     tags: Sequence[str] = (),
@@ -124,7 +121,7 @@ def compose(
 
 
 @checked
-def evaluate(path: str | Path, config: EvalConfig, observer: Observer = _SILENT) -> tuple[MatrixReport, ...]:
+def evaluate(path: str | Path, config: EvalConfig, observer: Observer = BARS) -> tuple[MatrixReport, ...]:
     """As `Session.evaluate`, in a session of its own."""
     return Session(path).evaluate(config, observer)
 
@@ -136,7 +133,7 @@ def predict(
     texts: Iterable[str] | None = None,
     config: PredictConfig = PredictConfig(),
     *,
-    observer: Observer = _SILENT,
+    observer: Observer = BARS,
 ) -> tuple[Prediction, ...]:
     """As `Session.predict`, in a session of its own; a loop of calls is faster in one that stays open."""
     return Session(path).predict(texts, config, observer=observer)
@@ -149,7 +146,7 @@ def generate(
     texts: Iterable[str] | None = None,
     config: GenerateConfig = GenerateConfig(),
     *,
-    observer: Observer = _SILENT,
+    observer: Observer = BARS,
 ) -> tuple[Prediction, ...]:
     """As `Session.generate`, in a session of its own; a loop of calls is faster in one that stays open."""
     return Session(path).generate(texts, config, observer=observer)
@@ -161,7 +158,7 @@ def answer_rows(
     texts: Iterable[str] | None = None,
     config: PredictConfig | GenerateConfig = PredictConfig(),
     *,
-    observer: Observer = _SILENT,
+    observer: Observer = BARS,
 ) -> AnsweredRows:
     """Answer the rows of a file and keep all that they hold: what `answer_file` writes, a part at a time.
 
@@ -189,7 +186,7 @@ def answer_file(
     *,
     format: Literal["jsonl", "csv", "tsv", "parquet"] | None = None,
     overwrite: bool = False,
-    observer: Observer = _SILENT,
+    observer: Observer = BARS,
 ) -> AnswersFile:
     """As `Session.answer_file`, in a session of its own."""
     session = Session(path)
@@ -309,7 +306,7 @@ def import_adapter(
     base_fingerprint: str | None = None,
     part: int | None = None,
     ignore_unknown: bool = False,
-    observer: Observer = _SILENT,
+    observer: Observer = BARS,
     note: str | None = None,
     tags: Sequence[str] = (),
     replace: bool = False,
@@ -329,9 +326,7 @@ def report(path: str | Path, target: str | Path) -> Path:
 
 
 @checked
-def demo(
-    target: str | Path, *, seed: int = 0, epochs: float | None = None, observer: Observer = _SILENT
-) -> DemoResult:
+def demo(target: str | Path, *, seed: int = 0, epochs: float | None = None, observer: Observer = BARS) -> DemoResult:
     """The main job on four small real tasks: sequential training beside O-LoRA, three compositions, one table."""
     from lorabank.demo.run import demo as run
 
@@ -346,7 +341,7 @@ def plan_sequence(
     size: str | None = None,
     dev: bool = False,
     only: Sequence[str] = (),
-    observer: Observer = _SILENT,
+    observer: Observer = BARS,
 ) -> SequencePlan:
     """What `run_sequence` would do, and its protocol card so far. Nothing is written."""
     from lorabank.sequences.job import prepare_sequence
@@ -363,7 +358,7 @@ def run_sequence(
     size: str | None = None,
     dev: bool = False,
     only: Sequence[str] = (),
-    observer: Observer = _SILENT,
+    observer: Observer = BARS,
 ) -> SequenceResult:
     """Run an experiment: every strategy on every order and seed, composed and measured, and one table of it all.
 

@@ -42,13 +42,10 @@ def gc(path: str | Path, *, dry_run: bool = False, grace_hours: float = 24.0) ->
 @checked
 def history(path: str | Path) -> tuple[Entry, ...]:
     """Every change of the bank, newest first; ``next`` says which one `undo` takes back."""
+    from lorabank.bank.bank import Bank
     from lorabank.bank.history import read_history
-    from lorabank.bank.objects.layout import Layout
-    from lorabank.bank.objects.manifest import read_manifest
 
-    layout = Layout(Path(path))
-    read_manifest(layout)
-    return tuple(read_history(layout))
+    return tuple(read_history(Bank.open(path).catalog))
 
 
 @checked

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabank.bank.catalog.reading import read_evaluations, read_events, read_operations, read_snapshot, reading
+from lorabank.bank.catalog.reading import read_evaluations, read_events, read_operations, read_snapshot
+from lorabank.bank.catalog.sqlite import SqliteCatalog
 from lorabank.bank.objects.layout import Layout
 from lorabank.bank.objects.manifest import read_manifest
 from lorabank.core.commands import LIST, VERIFY
@@ -14,6 +15,7 @@ from lorabank.core.errors import DamagedError, NotFoundError
 from lorabank.core.records import BaseModelRecord, EvaluationRecord, Finding, OperationRecord
 
 if TYPE_CHECKING:
+    from lorabank.bank.catalog.base import Catalog
     from lorabank.bank.catalog.events import EventRecord
     from lorabank.bank.objects.base import Objects
     from lorabank.bank.operations import Operation
@@ -23,18 +25,24 @@ if TYPE_CHECKING:
 
 
 class Bank:
-    """A bank folder that can be read and written.
+    """A bank that can be read and written: rows in a catalog, content in objects, and a folder on this machine.
 
-    Reading needs the standard library alone; what writes is imported when it is called. Use ``create`` or ``open``.
+    The folder holds ``bank.json`` and the work of changes under way; rows and content too, unless other places for
+    them are given. Reading needs the standard library alone, and what writes is imported when it is called. Use
+    ``create`` or ``open``.
 
     Attributes:
         path: The folder.
         id: The bank's id: random, made once.
+        catalog: Where the bank's rows lie.
     """
 
-    def __init__(self, layout: Layout, identifier: str, objects: Objects | None = None) -> None:
+    def __init__(
+        self, layout: Layout, identifier: str, objects: Objects | None = None, catalog: Catalog | None = None
+    ) -> None:
         self.path = layout.root
         self.id = identifier
+        self.catalog: Catalog = SqliteCatalog(layout) if catalog is None else catalog
         self._layout = layout
         self._objects = objects
 
@@ -48,12 +56,21 @@ class Bank:
         return self._objects
 
     @classmethod
-    def create(cls, path: Path | str, base: BaseModelRecord) -> Bank:
+    def create(
+        cls,
+        path: Path | str,
+        base: BaseModelRecord,
+        *,
+        objects: Objects | None = None,
+        catalog: Catalog | None = None,
+    ) -> Bank:
         """Make a new bank.
 
         Args:
             path: A folder that does not exist, or is empty.
             base: The base model of every adapter to come.
+            objects: Where its content goes; None for the folder.
+            catalog: Where its rows go, which has none yet; None for a database in the folder.
 
         Raises:
             ExistsError: There is a bank, or the folder holds other things.
@@ -62,11 +79,16 @@ class Bank:
         from lorabank.bank.creation import create
 
         layout = Layout(Path(path))
-        return cls(layout, create(layout, base))
+        return cls(layout, create(layout, base, catalog), objects, catalog)
 
     @classmethod
-    def open(cls, path: Path | str) -> Bank:
+    def open(cls, path: Path | str, *, objects: Objects | None = None, catalog: Catalog | None = None) -> Bank:
         """Open a bank.
+
+        Args:
+            path: Its folder.
+            objects: Where its content lies; None for the folder.
+            catalog: Where its rows lie; None for the database in the folder.
 
         Raises:
             NotFoundError: There is no bank.
@@ -74,9 +96,9 @@ class Bank:
             DamagedError: It cannot be read.
         """
         layout = Layout(Path(path))
-        identifier = read_manifest(layout)["id"]
-        with reading(layout):
-            return cls(layout, identifier)
+        bank = cls(layout, read_manifest(layout)["id"], objects, catalog)
+        with bank.catalog.read():
+            return bank
 
     @staticmethod
     def exists(path: Path | str) -> bool:
@@ -85,23 +107,19 @@ class Bank:
 
     def snapshot(self) -> Snapshot:
         """Everything in the bank, read in one transaction."""
-        with reading(self._layout) as connection:
-            return read_snapshot(connection, self._layout)
+        with self.catalog.read() as view:
+            return read_snapshot(view, self._layout)
 
     def last_change(self) -> tuple[Any, ...]:
-        """What is another value after every change of what `snapshot` reads: each one leaves an event.
-
-        The database's device and inode (`restore` puts another file in its place), and its last event.
-        """
-        with reading(self._layout) as connection:
-            file = self._layout.database.stat()
-            newest = connection.execute("SELECT id, created_at FROM events ORDER BY id DESC LIMIT 1").fetchone()
-            return file.st_dev, file.st_ino, *(newest or ())
+        """What is another value after every change of what `snapshot` reads: each one leaves an event."""
+        with self.catalog.read() as view:
+            newest = view.last("events")
+            return () if newest is None else (newest["id"], newest["created_at"], newest["row_digest"])
 
     def contents(self) -> tuple[Snapshot, list[EvaluationRecord]]:
         """Everything in the bank and every stored score, oldest first, read in one transaction."""
-        with reading(self._layout) as connection:
-            return read_snapshot(connection, self._layout), read_evaluations(connection, self._layout)
+        with self.catalog.read() as view:
+            return read_snapshot(view, self._layout), read_evaluations(view)
 
     def evaluations(self, keys: Iterable[str]) -> dict[str, EvaluationRecord]:
         """The stored scores with these keys, by key."""
@@ -110,20 +128,20 @@ class Bank:
 
     def all_evaluations(self) -> list[EvaluationRecord]:
         """Every stored score, oldest first."""
-        with reading(self._layout) as connection:
-            return read_evaluations(connection, self._layout)
+        with self.catalog.read() as view:
+            return read_evaluations(view)
 
     def task_scores(self, name: str) -> list[EvaluationRecord]:
         """The stored scores on a task, oldest first, without those of another version or task that had its name."""
         from lorabank.bank.history import read_task_scores
 
-        return read_task_scores(self._layout, self.snapshot().task(name).position)
+        return read_task_scores(self.catalog, self.snapshot().task(name).position)
 
     def composition_scores(self, name: str) -> list[EvaluationRecord]:
         """The same of a composition; none where there is no such."""
         from lorabank.bank.history import read_composition_scores
 
-        return read_composition_scores(self._layout, name)
+        return read_composition_scores(self.catalog, name)
 
     def add_evaluations(self, records: Iterable[EvaluationRecord]) -> None:
         """Store scores; one whose key is there already is left as it is.
@@ -134,12 +152,12 @@ class Bank:
         """
         from lorabank.bank.catalog.commits import insert_evaluations
 
-        insert_evaluations(self._layout, list(records))
+        insert_evaluations(self.catalog, list(records))
 
     def operations(self) -> list[OperationRecord]:
         """Changes under way or interrupted, oldest first; ``alive`` says which."""
-        with reading(self._layout) as connection:
-            return read_operations(connection, self._layout)
+        with self.catalog.read() as view:
+            return read_operations(view)
 
     def reserve(self, kind: str, name: str, config: Mapping[str, Any]) -> Operation:
         """Reserve a name before the work starts, so that nobody learns after an hour that it is taken.
@@ -159,7 +177,7 @@ class Bank:
         """
         from lorabank.bank.operations import reserve
 
-        return reserve(self._layout, self.objects, kind, name, config)
+        return reserve(self._layout, self.catalog, self.objects, kind, name, config)
 
     def resume(self, kind: str, name: str) -> Operation:
         """Take over the reservation of a dead process, with its settings and its ``work`` folder.
@@ -170,7 +188,7 @@ class Bank:
         """
         from lorabank.bank.operations import take_over
 
-        return take_over(self._layout, self.objects, kind, name)
+        return take_over(self._layout, self.catalog, self.objects, kind, name)
 
     def discard(self, name: str) -> None:
         """Drop the reservation of a dead process, with its checkpoints.
@@ -181,7 +199,7 @@ class Bank:
         """
         from lorabank.bank.operations import discard
 
-        discard(self._layout, name)
+        discard(self._layout, self.catalog, name)
 
     def adapter_path(self, digest: str) -> Path:
         """The PEFT folder of an adapter; nothing is checked."""
@@ -200,8 +218,8 @@ class Bank:
         """An adapter's folder and the names of its files."""
         from lorabank.bank.upkeep.referenced import recorded_files
 
-        with reading(self._layout) as connection:
-            files = recorded_files(connection, digest)
+        with self.catalog.read() as view:
+            files = recorded_files(view, digest)
         if not files:
             raise NotFoundError(f"the bank has no adapter {digest[:12]!r}", commands=[LIST])
         folder = self.objects.local(digest)
@@ -249,7 +267,7 @@ class Bank:
         """
         from lorabank.bank.upkeep.removal import remove
 
-        return remove(self._layout, name, cascade=cascade, dry_run=dry_run)
+        return remove(self._layout, self.catalog, name, cascade=cascade, dry_run=dry_run)
 
     def rename(self, old: str, new: str) -> None:
         """Give a task or composition another name; members, scores and lineage keep meaning the same.
@@ -261,7 +279,7 @@ class Bank:
         """
         from lorabank.bank.upkeep.remarks import rename
 
-        rename(self._layout, old, new)
+        rename(self._layout, self.catalog, old, new)
 
     def set_note(self, name: str, text: str | None) -> None:
         """Write a note to a task or composition in the place of the one it has; None or blanks for none.
@@ -272,7 +290,7 @@ class Bank:
         """
         from lorabank.bank.upkeep.remarks import set_note
 
-        set_note(self._layout, name, text)
+        set_note(self._layout, self.catalog, name, text)
 
     def change_tags(self, name: str, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> tuple[str, ...]:
         """Add tags to a task or composition and take others away.
@@ -286,12 +304,12 @@ class Bank:
         """
         from lorabank.bank.upkeep.remarks import change_tags
 
-        return change_tags(self._layout, name, add, remove)
+        return change_tags(self._layout, self.catalog, name, add, remove)
 
     def history(self) -> list[EventRecord]:
         """Every change of the bank, oldest first."""
-        with reading(self._layout) as connection:
-            return read_events(connection)
+        with self.catalog.read() as view:
+            return read_events(view)
 
     def undo(self, *, dry_run: bool = False) -> UndoResult:
         """Take the newest change back that was not taken back yet; repeated, it goes further back.
@@ -306,7 +324,7 @@ class Bank:
         """
         from lorabank.bank.upkeep.undo import undo
 
-        return undo(self._layout, self.objects, dry_run=dry_run)
+        return undo(self._layout, self.catalog, self.objects, dry_run=dry_run)
 
     def verify(self, *, full: bool, part: tuple[int, int] | None = None) -> list[Finding]:
         """Check the bank; an empty list means that nothing is wrong.
@@ -321,7 +339,7 @@ class Bank:
         """
         from lorabank.bank.upkeep.verify import verify
 
-        return verify(self._layout, self.objects, full=full, part=part)
+        return verify(self._layout, self.catalog, self.objects, full=full, part=part)
 
     def gc(self, *, dry_run: bool, grace_hours: float = 24.0) -> GcResult:
         """Delete files that nothing refers to.
@@ -336,4 +354,4 @@ class Bank:
         """
         from lorabank.bank.upkeep.gc import gc
 
-        return gc(self._layout, self.objects, dry_run=dry_run, grace_hours=grace_hours)
+        return gc(self._layout, self.catalog, self.objects, dry_run=dry_run, grace_hours=grace_hours)

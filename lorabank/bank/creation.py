@@ -7,25 +7,35 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from lorabank import __version__
-from lorabank.bank.catalog.database import connect, create_database
-from lorabank.bank.catalog.definitions import schema_revision
+from lorabank.bank.catalog.base import Catalog, Transaction
+from lorabank.bank.catalog.database import choose_journal, connect, driver_of, engine, migrate
+from lorabank.bank.catalog.definitions import APPLICATION_ID, schema_revision
 from lorabank.bank.catalog.events import first_event
 from lorabank.bank.catalog.judging import check_length
 from lorabank.bank.catalog.rows import row_of, sealed
+from lorabank.bank.catalog.sqlite import SqliteTransaction
 from lorabank.bank.catalog.times import now
 from lorabank.bank.failures import reported
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.objects.layout import DATABASE_FILES, ENTRIES, FORMAT, Layout
 from lorabank.bank.objects.manifest import write_manifest
 from lorabank.bank.objects.store import check_space
+from lorabank.bank.objects.sync import sync_folder
 from lorabank.core.errors import DamagedError, ExistsError
 from lorabank.core.records import BaseModelRecord
 
 
-def create(layout: Layout, base: BaseModelRecord) -> str:
-    """Make a bank and return its id; see ``Bank.create``."""
+def create(layout: Layout, base: BaseModelRecord, catalog: Catalog | None = None) -> str:
+    """Make a bank and return its id; see ``Bank.create``.
+
+    Args:
+        layout: Its folder.
+        base: The base model.
+        catalog: Where its rows go, which has none yet; None for a new database in the folder.
+    """
     with reported(layout.root, unchanged="no bank was made"):
         check_length(layout.staging("0" * 32) / layout.database.name)  # where copies of it are made
         _refuse_other_content(layout.root)
@@ -40,10 +50,34 @@ def create(layout: Layout, base: BaseModelRecord) -> str:
             bank = {"id": 1, "bank_id": identifier, "format": FORMAT, "created_at": moment, "created_with": version}
             base = base._replace(created_at=base.created_at or moment)
             first = {"bank": sealed("bank", bank), "base_model": row_of("base_model", base, id=1)}
-            create_database(layout, first | {"events": first_event("init", moment)})
+            rows = first | {"events": first_event("init", moment)}
+            if catalog is None:
+                _create_database(layout, rows)
+            else:
+                with catalog.write() as transaction:
+                    if transaction.last("bank") is not None:
+                        raise ExistsError("the catalog holds a bank already", unchanged="no bank was made")
+                    _insert(transaction, rows)
             content = {"format": FORMAT, "id": identifier, "created_with": version}
             write_manifest(layout, json.dumps(content, indent=2).encode() + b"\n")
     return identifier
+
+
+def _create_database(layout: Layout, first_rows: dict[str, dict[str, Any]]) -> None:
+    """Make ``bank.db`` with the head schema and one row in each of the given tables, in one transaction."""
+    os.close(os.open(layout.database, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    with closing(connect(layout.database, foreign_keys=False, new=True)) as connection:
+        choose_journal(connection, layout.database)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    with engine(layout.database, new=True).begin() as alembic:
+        migrate(alembic, layout.database)
+        _insert(SqliteTransaction(driver_of(alembic)), first_rows)
+    sync_folder(layout.root)
+
+
+def _insert(transaction: Transaction, rows: dict[str, dict[str, Any]]) -> None:
+    for table, row in rows.items():
+        transaction.insert(table, row)
 
 
 def _refuse_other_content(root: Path) -> None:

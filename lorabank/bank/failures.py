@@ -6,9 +6,14 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorabank.core.commands import VERIFY, Command
 from lorabank.core.errors import BusyError, DamagedError, ExistsError, LorabankError, StorageError
+
+if TYPE_CHECKING:
+    from lorabank.bank.objects.layout import Layout
+    from lorabank.core.records import OperationRecord
 
 _UNSOUND = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA", "SQLITE_TOOBIG")
 
@@ -78,5 +83,25 @@ def taken(what: str, name: str, *, kind: str = "") -> ExistsError:
         f"the bank has a {what} {name!r} already",
         hint=f"{instead}choose another name, or remove the {what}",
         commands=[Command("remove", name)],
+        unchanged="the bank was not changed",
+    )
+
+
+def busy(layout: Layout, operation: OperationRecord) -> BusyError:
+    """The refusal while another process works on the bank, with what ends it when the process is dead."""
+    from lorabank.bank.locks import LEASE, host_name
+
+    hint, commands = "wait for it to end; doctor shows it", [Command("doctor")]
+    if operation.host != host_name():
+        hint = (
+            f"wait for it to end. It was seen alive at {operation.seen_at[:19]}Z; when that is "
+            f"{LEASE.total_seconds() / 60:.0f} minutes ago it counts as dead, and can be dropped"
+        )
+        commands = [Command("doctor", "--repair")]
+    process = f"process {operation.pid} on {operation.host}"
+    return BusyError(
+        f"bank {layout.root}: {process} is doing {operation.kind} {operation.name!r}",
+        hint=hint,
+        commands=commands,
         unchanged="the bank was not changed",
     )

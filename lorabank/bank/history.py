@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from lorabank.bank.catalog.base import Catalog
 from lorabank.bank.catalog.events import UNDOABLE, EventRecord, change_of, next_to_undo
-from lorabank.bank.catalog.reading import read_evaluations, read_events, reading
-from lorabank.bank.objects.layout import Layout
+from lorabank.bank.catalog.reading import in_order, read_evaluations, read_events
 from lorabank.core.records import EvaluationRecord
 
 
@@ -45,12 +45,12 @@ class Entry(NamedTuple):
     undoable: bool
 
 
-def read_history(layout: Layout) -> list[Entry]:
+def read_history(catalog: Catalog) -> list[Entry]:
     """Every change, newest first."""
-    with reading(layout) as connection:
-        events = read_events(connection)
-        tasks = dict(connection.execute("SELECT position, name FROM tasks").fetchall())
-        compositions = dict(connection.execute("SELECT id, name FROM compositions").fetchall())
+    with catalog.read() as view:
+        events = read_events(view)
+        tasks = {row["position"]: row["name"] for row in view.rows("tasks")}
+        compositions = {row["id"]: row["name"] for row in view.rows("compositions")}
     undone = {event.undoes: event.id for event in events if event.undoes is not None}
     following = next_to_undo(events)
     entries = []
@@ -82,42 +82,36 @@ def read_history(layout: Layout) -> list[Entry]:
     return entries
 
 
-def read_task_scores(layout: Layout, position: int) -> list[EvaluationRecord]:
+def read_task_scores(catalog: Catalog, position: int) -> list[EvaluationRecord]:
     """The stored scores on a task, oldest first.
 
     Scores tell a task by its name alone. Another version of the task, or one that was removed, may have had the name:
     what was measured meanwhile is not this one's, unless its adapter is the same.
     """
-    with reading(layout) as connection:
-        events = read_events(connection)
-        alike = connection.execute(
-            "SELECT tasks.position, tasks.created_at FROM tasks JOIN adapters ON adapters.id = tasks.position "
-            "WHERE adapters.digest = (SELECT digest FROM adapters WHERE id = ?)",
-            (position,),
-        ).fetchall()
-        (name,) = connection.execute("SELECT name FROM tasks WHERE position = ?", (position,)).fetchone()
-        scores = [score for score in read_evaluations(connection, layout) if score.task == name]
+    with catalog.read() as view:
+        events = read_events(view)
+        made = {row["position"]: row for row in view.rows("tasks")}
+        (own,) = view.rows("adapters", id=position)
+        same = [row["id"] for row in view.rows("adapters", digest=own["digest"])]
+        scores = [score for score in read_evaluations(view) if score.task == made[position]["name"]]
+    alike = [(number, made[number]["created_at"]) for number in same if number in made]
     return _measured(scores, events, "tasks", alike)
 
 
-def read_composition_scores(layout: Layout, name: str) -> list[EvaluationRecord]:
+def read_composition_scores(catalog: Catalog, name: str) -> list[EvaluationRecord]:
     """The stored scores of a composition in use, oldest first, by the rule of `read_task_scores`.
 
     A composition that was made again of the same adapters with the same weights answers alike.
     """
-    with reading(layout) as connection:
-        events = read_events(connection)
+    with catalog.read() as view:
+        events = read_events(view)
         made = {}
-        for row in connection.execute("SELECT id, name, mode, parameters, state, created_at FROM compositions"):
-            parts = [
-                tuple(map(tuple, connection.execute(query, (row["id"],)).fetchall()))
-                for query in (
-                    "SELECT adapter FROM composition_members WHERE composition = ? ORDER BY ordinal",
-                    "SELECT role, blob FROM composition_objects WHERE composition = ? ORDER BY role",
-                )
-            ]
-            made[row["id"]] = (row, (row["mode"], row["parameters"], *parts))
-        scores = [score for score in read_evaluations(connection, layout) if score.subject == name]
+        for row in view.rows("compositions"):
+            members = in_order(view.rows("composition_members", composition=row["id"]), "ordinal")
+            objects = in_order(view.rows("composition_objects", composition=row["id"]), "role")
+            parts = [one["adapter"] for one in members], [(one["role"], one["blob"]) for one in objects]
+            made[row["id"]] = (row, (row["mode"], row["parameters"], parts))
+        scores = [score for score in read_evaluations(view) if score.subject == name]
     wanted = [what for row, what in made.values() if row["name"] == name and row["state"] == "ready"]
     alike = [(number, row["created_at"]) for number, (row, what) in made.items() if what in wanted]
     return _measured(scores, events, "compositions", alike)

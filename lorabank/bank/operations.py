@@ -8,23 +8,22 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lorabank.bank.catalog.database import busy, writing
+from lorabank.bank.catalog.base import Catalog, Transaction, View
+from lorabank.bank.catalog.commits import in_use, insert_composition, insert_task
 from lorabank.bank.catalog.heartbeat import Heartbeat
-from lorabank.bank.catalog.rows import operation_record, row_of
+from lorabank.bank.catalog.reading import read_operations
+from lorabank.bank.catalog.rows import row_of
 from lorabank.bank.catalog.times import now
-from lorabank.bank.failures import reported, taken
-from lorabank.bank.locks import bank_lock, boot_id, host_name, process_start
+from lorabank.bank.failures import busy, reported, taken
+from lorabank.bank.locks import boot_id, host_name, process_start
 from lorabank.bank.objects.base import Objects
 from lorabank.bank.objects.layout import Layout, check_name
 from lorabank.bank.objects.store import check_space
 from lorabank.core.commands import Command
 from lorabank.core.errors import DivergedError, ExistsError, LorabankError, NotFoundError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, OperationRecord, TaskRecord
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
 
 RESUMABLE = "add-task"
 """The kind of operation whose work outlives its process."""
@@ -41,25 +40,29 @@ class Operation:
     meanwhile is that one's, and neither committed nor dropped here.
 
     Args:
-        layout: Where the bank is.
+        layout: The bank's folder.
+        catalog: Where its rows lie.
         objects: Where its content lies.
-        record: The reservation, already in the database.
+        record: The reservation, already in the catalog.
         holder: Its process columns as they are there.
     """
 
-    def __init__(self, layout: Layout, objects: Objects, record: OperationRecord, holder: Mapping[str, Any]) -> None:
+    def __init__(
+        self, layout: Layout, catalog: Catalog, objects: Objects, record: OperationRecord, holder: Mapping[str, Any]
+    ) -> None:
         self.id = record.id
         self.kind = record.kind
         self.name = record.name
         self.config: dict[str, Any] = record.config
         self.work = layout.work(record.id)
         self._layout = layout
+        self._catalog = catalog
         self._objects = objects
         self._stage = objects.stage(record.id)
         self._shared_lock = ExitStack()
         self._finished = False
         self._mine = {"id": record.id, **holder}
-        self._heartbeat = Heartbeat(layout.database, self._mine)
+        self._heartbeat = Heartbeat(catalog, self._mine)
         self.work.mkdir(mode=0o700, exist_ok=True)
 
     def stage_blob(self, data: bytes) -> str:
@@ -113,14 +116,12 @@ class Operation:
             ExistsError: The name was taken meanwhile.
             IncompatibleError: A file, blob or adapter that the task refers to is not in the bank.
         """
-        from lorabank.bank.catalog.commits import insert_task
-
         self._place()
         task, replaces = task._replace(**self._remarks()), self.config.get("replaces")
-        with writing(self._layout) as connection:
-            self._end(connection)
+        with self._catalog.write() as transaction:
+            self._end(transaction)
             stored = insert_task(
-                connection, self._objects, self._stage, task, adapter, datasets, kind=self.kind, replaces=replaces
+                transaction, self._objects, self._stage, task, adapter, datasets, kind=self.kind, replaces=replaces
             )
         self._finish()
         return stored
@@ -139,13 +140,11 @@ class Operation:
             ExistsError: The name was taken meanwhile.
             IncompatibleError: A member or object is not in the bank.
         """
-        from lorabank.bank.catalog.commits import insert_composition
-
         self._place()
         composition = composition._replace(**self._remarks())
-        with writing(self._layout) as connection:
-            self._end(connection)
-            stored = insert_composition(connection, self._objects, self._stage, composition, replace=replace)
+        with self._catalog.write() as transaction:
+            self._end(transaction)
+            stored = insert_composition(transaction, self._objects, self._stage, composition, replace=replace)
         self._finish()
         return stored
 
@@ -168,13 +167,11 @@ class Operation:
 
     def _give_up(self, *, resumable: bool) -> None:
         """Drop the reservation with its work, or leave both to be resumed at once, also by this process."""
-        from lorabank.bank.catalog.schema import operations
-
-        with writing(self._layout) as connection:
+        with self._catalog.write() as transaction:
             if resumable:
-                connection.execute(operations.update().filter_by(**self._mine).values(pid=0))
+                transaction.update("operations", self._mine, pid=0)
                 return
-            mine = connection.execute(operations.delete().filter_by(**self._mine)).rowcount
+            mine = transaction.delete("operations", self._mine)
         if mine:
             shutil.rmtree(self.work, ignore_errors=True)
 
@@ -182,7 +179,7 @@ class Operation:
         """From the first staged file to the commit, not while training: ``gc`` would wait for hours."""
         if not self._finished and self._stage.is_empty:
             self._shared_lock.close()
-            self._shared_lock.enter_context(bank_lock(self._layout.lock, exclusive=False))
+            self._shared_lock.enter_context(self._catalog.lock(exclusive=False))
 
     def _remarks(self) -> dict[str, Any]:
         """Note and tags, which were given with the reservation: see `lorabank.bank.upkeep.remarks.remarks`."""
@@ -193,11 +190,9 @@ class Operation:
         with reported(self._layout.root, unchanged="the bank was not changed"):
             self._stage.place()
 
-    def _end(self, connection: Connection) -> None:
+    def _end(self, transaction: Transaction) -> None:
         """Drop the reservation inside the commit's transaction, so that both happen or neither."""
-        from lorabank.bank.catalog.schema import operations
-
-        if connection.execute(operations.delete().filter_by(**self._mine)).rowcount != 1:
+        if transaction.delete("operations", self._mine) != 1:
             raise NotFoundError(
                 f"the reservation of {self.kind} {self.name!r} is gone: another process dropped it or took it over",
                 unchanged="the bank was not changed",
@@ -210,7 +205,9 @@ class Operation:
         shutil.rmtree(self.work, ignore_errors=True)
 
 
-def reserve(layout: Layout, objects: Objects, kind: str, name: str, config: Mapping[str, Any]) -> Operation:
+def reserve(
+    layout: Layout, catalog: Catalog, objects: Objects, kind: str, name: str, config: Mapping[str, Any]
+) -> Operation:
     """Reserve a name before the work starts; see ``Bank.reserve``."""
     check_name(name)
     holder, moment = _this_process(), now()
@@ -225,16 +222,14 @@ def reserve(layout: Layout, objects: Objects, kind: str, name: str, config: Mapp
         started_at=moment,
         seen_at=moment,
     )
-    with bank_lock(layout.lock, exclusive=False):
+    with catalog.lock(exclusive=False):
         layout.make_folders()
         check_space(layout.root, 0)
-        with writing(layout) as connection:
-            from lorabank.bank.catalog.schema import operations
-
-            _refuse_taken(connection, kind, name, config)
-            _settle_operations(connection, layout, name)
-            connection.execute(operations.insert(), row_of("operations", record, **holder))
-        return Operation(layout, objects, record, holder)
+        with catalog.write() as transaction:
+            _refuse_taken(transaction, kind, name, config)
+            _settle_operations(transaction, layout, name)
+            transaction.insert("operations", row_of("operations", record, **holder))
+        return Operation(layout, catalog, objects, record, holder)
 
 
 def _this_process() -> dict[str, Any]:
@@ -243,14 +238,12 @@ def _this_process() -> dict[str, Any]:
     return {"pid": pid, "boot_id": boot_id(), "host": host_name(), "process_start": process_start(pid)}
 
 
-def take_over(layout: Layout, objects: Objects, kind: str, name: str) -> Operation:
+def take_over(layout: Layout, catalog: Catalog, objects: Objects, kind: str, name: str) -> Operation:
     """Go on with a reservation whose process is dead; see ``Bank.resume``."""
-    from lorabank.bank.catalog.schema import operations
-
-    with bank_lock(layout.lock, exclusive=False):
-        with writing(layout) as connection:
+    with catalog.lock(exclusive=False):
+        with catalog.write() as transaction:
             found = None
-            for operation in live_and_dead(connection):
+            for operation in read_operations(transaction):
                 if operation.alive:
                     raise busy(layout, operation)
                 if (operation.kind, operation.name) == (kind, name):
@@ -262,34 +255,29 @@ def take_over(layout: Layout, objects: Objects, kind: str, name: str) -> Operati
                     unchanged="the bank was not changed",
                 )
             holder = _this_process()
-            update = operations.update().where(operations.c.id == found.id)
-            connection.execute(update.values(**holder, seen_at=now()))
-        return Operation(layout, objects, found, holder)
+            transaction.update("operations", {"id": found.id}, **holder, seen_at=now())
+        return Operation(layout, catalog, objects, found, holder)
 
 
-def discard(layout: Layout, name: str) -> None:
+def discard(layout: Layout, catalog: Catalog, name: str) -> None:
     """Drop a dead reservation with its checkpoints; see ``Bank.discard``."""
-    from lorabank.bank.catalog.schema import operations
-
-    with bank_lock(layout.lock, exclusive=False):
-        with writing(layout) as connection:
-            found = [operation for operation in live_and_dead(connection) if operation.name == name]
+    with catalog.lock(exclusive=False):
+        with catalog.write() as transaction:
+            found = [operation for operation in read_operations(transaction) if operation.name == name]
             for operation in found:
                 if operation.alive:
                     raise busy(layout, operation)
-                connection.execute(operations.delete().where(operations.c.id == operation.id))
+                transaction.delete("operations", {"id": operation.id})
         for operation in found:
             _clear(layout, operation.id)
     if not found:
         raise NotFoundError(f"there is no interrupted operation {name[:80]!r}", unchanged="the bank was not changed")
 
 
-def drop(layout: Layout, identifier: str) -> None:
+def drop(layout: Layout, catalog: Catalog, identifier: str) -> None:
     """Delete a reservation and what it left in ``work`` and ``staging``."""
-    from lorabank.bank.catalog.schema import operations
-
-    with writing(layout) as connection:
-        connection.execute(operations.delete().where(operations.c.id == identifier))
+    with catalog.write() as transaction:
+        transaction.delete("operations", {"id": identifier})
     _clear(layout, identifier)
 
 
@@ -298,39 +286,30 @@ def _clear(layout: Layout, identifier: str) -> None:
     shutil.rmtree(layout.work(identifier), ignore_errors=True)
 
 
-def live_and_dead(connection: Connection) -> list[OperationRecord]:
-    """All reservations, with whether their processes live."""
-    from lorabank.bank.catalog.schema import operations
-
-    return [operation_record(row._asdict()) for row in connection.execute(operations.select())]
-
-
-def refuse_live(connection: Connection, layout: Layout) -> None:
+def refuse_live(view: View, layout: Layout) -> None:
     """Refuse while another process works on the bank.
 
     Raises:
         BusyError: Naming the process and what it does.
     """
-    for operation in live_and_dead(connection):
+    for operation in read_operations(view):
         if operation.alive:
             raise busy(layout, operation)
 
 
-def refuse_reserved(
-    connection: Connection, layout: Layout, names: Collection[str], *, owners: Collection[int] = ()
-) -> None:
+def refuse_reserved(view: View, layout: Layout, names: Collection[str], *, owners: Collection[int] = ()) -> None:
     """Refuse a name that an interrupted training has which can be resumed.
 
     Args:
-        connection: A transaction.
-        layout: Where the bank is.
+        view: The rows.
+        layout: The bank's folder.
         names: The names.
         owners: Positions of the tasks that get them: a training that is to replace such a task is in nobody's way.
 
     Raises:
         ExistsError: Saying how to go on with it, or to drop it.
     """
-    for operation in live_and_dead(connection):
+    for operation in read_operations(view):
         if operation.config.get("replaces") in owners:
             continue
         if operation.name in names and operation.kind == RESUMABLE and holds_checkpoint(layout.work(operation.id)):
@@ -347,12 +326,10 @@ def holds_checkpoint(work: Path) -> bool:
     return any(entry.is_dir() for entry in work.glob("checkpoint-*"))
 
 
-def _settle_operations(connection: Connection, layout: Layout, name: str) -> None:
+def _settle_operations(transaction: Transaction, layout: Layout, name: str) -> None:
     """Refuse beside a live operation; let dead ones lapse, except what could be resumed."""
-    from lorabank.bank.catalog.schema import operations
-
-    refuse_live(connection, layout)
-    for operation in live_and_dead(connection):
+    refuse_live(transaction, layout)
+    for operation in read_operations(transaction):
         if operation.kind == RESUMABLE and holds_checkpoint(layout.work(operation.id)):
             if operation.name == name:
                 raise ExistsError(
@@ -362,17 +339,14 @@ def _settle_operations(connection: Connection, layout: Layout, name: str) -> Non
                     unchanged="the bank was not changed",
                 )
             continue
-        connection.execute(operations.delete().where(operations.c.id == operation.id))
+        transaction.delete("operations", {"id": operation.id})
 
 
-def _refuse_taken(connection: Connection, kind: str, name: str, config: Mapping[str, Any]) -> None:
+def _refuse_taken(view: View, kind: str, name: str, config: Mapping[str, Any]) -> None:
     """Tasks and compositions share one set of names; a new version may have the name of what it replaces."""
-    from lorabank.bank.catalog.schema import compositions, tasks
-
-    task = connection.execute(tasks.select().where(tasks.c.name == name, tasks.c.state != "removed")).first()
-    if task is not None and task.position != config.get("replaces"):
+    task = in_use(view, "tasks", name)
+    if task is not None and task["position"] != config.get("replaces"):
         raise taken("task", name, kind=kind)
-    composition = compositions.select().where(compositions.c.name == name, compositions.c.state != "removed")
     replaces = kind == "compose" and config.get("replace")
-    if not replaces and connection.execute(composition).first():
+    if not replaces and in_use(view, "compositions", name) is not None:
         raise taken("composition", name, kind=kind)

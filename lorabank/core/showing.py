@@ -1,4 +1,4 @@
-"""What a prompt and a notebook show of a record or a result: one line, and one table; text from outside is escaped."""
+"""What a prompt and a notebook show of a record or a result: a line, a table (its text is escaped), a data frame."""
 
 from __future__ import annotations
 
@@ -61,6 +61,32 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str
         for first, *rest in rows
     )
     return f"<table><caption>{_plain(title)}</caption>{f'<tr>{top}</tr>' if head else ''}{body}</table>"
+
+
+def data_frame(columns: Mapping[str, Sequence[Any]], index: Sequence[str] | None = None, name: str = "") -> Any:
+    """A ``pandas.DataFrame``.
+
+    Args:
+        columns: Name to values, as many in each.
+        index: What names the rows; None for their numbers.
+        name: What the index is.
+
+    Raises:
+        MissingExtraError: pandas is not installed.
+    """
+    from importlib import import_module  # `lorabank list` imports the records, and makes no data frame
+
+    from lorabank.core.errors import MissingExtraError
+    from lorabank.core.machine.packages import install
+
+    try:
+        pandas = import_module("pandas")
+    except ImportError as error:
+        raise MissingExtraError(
+            "a data frame needs the package pandas, which is not installed", hint=install("pandas")
+        ) from error
+    rows = None if index is None else pandas.Index(list(index), name=name)
+    return pandas.DataFrame({column: list(values) for column, values in columns.items()}, index=rows)
 
 
 def _listed(items: Sequence[str], count: int) -> str:

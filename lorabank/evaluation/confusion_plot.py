@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from lorabank.core.escaping import safe
 from lorabank.evaluation.confusion import LabelScores
-from lorabank.evaluation.plots import FAINT, GREY, INK, draw_bar, readable_on, save_figure
+from lorabank.evaluation.plots import FAINT, GREY, INK, Plot, draw_bar, readable_on
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,21 +24,14 @@ _MOST_NUMBERED = 25
 _CHARACTERS = 30
 
 
-def save_confusion(scores: LabelScores, path: str | Path, *title: str) -> Path:
-    """Draw the confusion matrix of a task; of more labels than can be read, those with the most wrong rows.
+def confusion_plot(scores: LabelScores, *title: str) -> Plot:
+    """The confusion matrix of a task; of more labels than can be read, those with the most wrong rows.
 
     Args:
         scores: What was answered.
-        path: Target, ``.png`` or ``.svg``; its folder must exist.
         title: Lines above the plot.
-
-    Returns:
-        The path.
-
-    Raises:
-        ConfigError: The suffix is another one.
     """
-    return save_figure(lambda: _draw(scores, title), path)
+    return Plot(lambda: _draw(scores, title))
 
 
 def _draw(scores: LabelScores, title: Sequence[str]) -> Figure:

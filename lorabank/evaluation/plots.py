@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,42 +33,54 @@ _MOST_NAMED = 25
 _MOST_TOLD = 20
 
 
-def save_heatmap(matrix: ScoreMatrix, path: str | Path, title: str = "") -> Path:
-    """Draw a matrix; the colours span [0, 1] in every plot, so that two plots can be compared.
+class Plot:
+    """A drawing: notebooks show it, `save` writes it, `figure` is matplotlib's, to be changed.
+
+    Args:
+        draw: Draws it, under lorabank's own settings of matplotlib.
+    """
+
+    def __init__(self, draw: Callable[[], Figure]) -> None:
+        self._draw = draw
+
+    @cached_property
+    def figure(self) -> Figure:
+        """The figure; what is changed in it is shown and saved."""
+        with _own_settings():
+            return self._draw()
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as ``.png`` or ``.svg``, into a folder that exists.
+
+        Raises:
+            ConfigError: The suffix is another one.
+        """
+        target = Path(path)
+        if target.suffix.lower() not in (".png", ".svg"):
+            raise ConfigError(
+                f"cannot draw {str(path)!r}: a plot is a .png or .svg file",
+                unchanged="nothing was written",
+                hint="for example --plot matrix.png",
+            )
+        target.write_bytes(_render(lambda: self.figure, target.suffix.lower()[1:]))
+        return target
+
+    def _repr_svg_(self) -> str:
+        return _render(lambda: self.figure, "svg").decode()
+
+
+def heatmap(matrix: ScoreMatrix, title: str = "") -> Plot:
+    """A matrix in colours, which span [0, 1] in every plot, so that two plots can be compared.
 
     Args:
         matrix: Rows without a score are left out, cells without one stay empty.
-        path: Target, ``.png`` or ``.svg``; its folder must exist.
         title: Line above the plot.
-
-    Returns:
-        The path.
-
-    Raises:
-        ConfigError: The suffix is another one.
     """
-    return save_figure(lambda: _draw(matrix, title), path)
-
-
-def save_figure(draw: Callable[[], Figure], path: str | Path) -> Path:
-    """Write what ``draw`` draws, under lorabank's own settings.
-
-    Raises:
-        ConfigError: The suffix is neither ``.png`` nor ``.svg``.
-    """
-    target = Path(path)
-    if target.suffix.lower() not in (".png", ".svg"):
-        raise ConfigError(
-            f"cannot draw {str(path)!r}: a plot is a .png or .svg file",
-            unchanged="nothing was written",
-            hint="for example --plot matrix.png",
-        )
-    target.write_bytes(_render(draw, target.suffix.lower()[1:]))
-    return target
+    return Plot(lambda: _draw(matrix, title))
 
 
 def heatmap_svg(matrix: ScoreMatrix, title: str = "") -> str:
-    """The drawing of ``save_heatmap`` as an ``<svg>`` element to put into a page."""
+    """The drawing of `heatmap` as an ``<svg>`` element to put into a page."""
     named = f"Scores of {len(matrix.tasks)} tasks: rows after each task, columns on each task"
     last = [f"{name} {value:.3f}" for name, value in zip(matrix.tasks, matrix.values[-1], strict=True)]
     return page_svg(lambda: _draw(matrix, title), named, f"After the last task: {', '.join(last[:_MOST_TOLD])}")

@@ -17,9 +17,9 @@ from lorabank.sequences.config import Cell
 from lorabank.sequences.folder import document_of
 from lorabank.sequences.job import SequenceJob
 from lorabank.sequences.protocol import Measured, card_lines
+from lorabank.sequences.results import SequenceCell, SequencePlan, SequenceResult, SequenceRun
 from lorabank.sequences.rows import write_tasks
 from lorabank.sequences.table import chance_warning, table_rows, write_results
-from lorabank.workflows.results import SequenceCell, SequencePlan, SequenceResult, SequenceRun
 
 
 def run_sequence(job: SequenceJob, observer: Observer) -> SequenceResult:

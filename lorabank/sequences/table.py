@@ -11,8 +11,9 @@ from typing import Any
 
 from lorabank.sequences.folder import SequenceFolder, write_text
 from lorabank.sequences.protocol import card_lines
+from lorabank.sequences.results import Interval, SequenceResult, SequenceRow, SequenceRun
 from lorabank.workflows.publish import save_plot
-from lorabank.workflows.results import Interval, MatrixReport, SequenceResult, SequenceRow, SequenceRun
+from lorabank.workflows.results import MatrixReport
 
 SCALARS = ("average_accuracy", "learning_accuracy", "backward_transfer", "forgetting", "forward_transfer")
 """Scalars of the table, from the matrix; see `lorabank.evaluation.metrics`."""

@@ -10,15 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-
 from lorabank.bank.bank import Bank
 from lorabank.bank.failures import reported
 from lorabank.core.errors import LorabankError, NotFoundError
 from lorabank.core.records import EvaluationRecord
 from lorabank.core.shelves import ROUTERS
 from lorabank.evaluation import thresholds as gating
-from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.workflows.results import MatrixReport
 
 if TYPE_CHECKING:
@@ -34,18 +31,8 @@ def check_gates(reports: Sequence[MatrixReport], gates: Sequence[str]) -> tuple[
 
 def save_plot(report: MatrixReport, path: Path) -> Path:
     """Draw a matrix as ``.png`` or ``.svg``; of a report about one task with labels, its confusion matrix."""
-    from lorabank.evaluation.confusion_plot import save_confusion
-    from lorabank.evaluation.plots import save_heatmap
-
-    if report.state is not None and report.labels:
-        ((task, scores),) = report.labels.items()
-        (accuracy,), (rows,) = report.values[-1], report.counts
-        figures = f"accuracy {accuracy:.4f}, macro-F1 {scores.macro_f1:.4f}, {rows} rows"
-        with _writing(path):
-            return save_confusion(scores, path, f"{task}, in its state {report.state}", figures)
-    title = report.subject if report.mode == report.subject else f"{report.subject} ({report.mode})"
     with _writing(path):
-        return save_heatmap(_matrix(report), path, title)
+        return report.plot().save(path)
 
 
 def save_csv(report: MatrixReport, path: Path) -> Path:
@@ -53,7 +40,7 @@ def save_csv(report: MatrixReport, path: Path) -> Path:
     from lorabank.evaluation.plots import write_csv
 
     with _writing(path):
-        return write_csv(_matrix(report), path)
+        return write_csv(report.matrix(), path)
 
 
 def report(path: str | Path, target: Path) -> Path:
@@ -167,11 +154,6 @@ def _distinct(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if one not in found:
             found.append(one)
     return found
-
-
-def _matrix(report: MatrixReport) -> ScoreMatrix:
-    values, low, high = (np.array(cells, np.float64) for cells in (report.values, report.low, report.high))
-    return ScoreMatrix(report.tasks, values, np.array(report.counts), low, high, report.metric)
 
 
 @contextmanager

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lorabank.core.commands import Command
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
-from lorabank.core.showing import shown, table
+from lorabank.core.showing import data_frame, shown, table
 from lorabank.data.bad_rows import LeftOut
 from lorabank.evaluation.confusion import LabelScores
 from lorabank.evaluation.text_samples import TextScores
+
+if TYPE_CHECKING:
+    from lorabank.evaluation.matrix import ScoreMatrix
+    from lorabank.evaluation.plots import Plot
 
 
 @shown("name", "train_rows", "eval_rows", "labels", "steps", "trainable_parameters", "penalty")
@@ -169,6 +174,40 @@ class MatrixReport:
         rows = [(stage, *row) for stage, row in zip(stages, cells, strict=True) if any(row)]
         return table(f"{self.subject} ({self.mode}): {self.metric}", ("", *self.tasks), rows)
 
+    def matrix(self) -> ScoreMatrix:
+        """The scores with their intervals as arrays; what was not measured is NaN."""
+        import numpy as np
+
+        from lorabank.evaluation.matrix import ScoreMatrix
+
+        values, low, high = (np.array(cells, np.float64) for cells in (self.values, self.low, self.high))
+        return ScoreMatrix(self.tasks, values, np.array(self.counts), low, high, self.metric)
+
+    def plot(self) -> Plot:
+        """The matrix as a heat-map; of a report about one task with labels, its confusion matrix.
+
+        A notebook shows it; ``plot().save("matrix.png")`` writes it, and ``plot().figure`` is matplotlib's.
+        """
+        from lorabank.evaluation.confusion_plot import confusion_plot
+        from lorabank.evaluation.plots import heatmap
+
+        if self.state is not None and self.labels:
+            ((task, scores),) = self.labels.items()
+            (accuracy,), (rows,) = self.values[-1], self.counts
+            figures = f"accuracy {accuracy:.4f}, macro-F1 {scores.macro_f1:.4f}, {rows} rows"
+            return confusion_plot(scores, f"{task}, in its state {self.state}", figures)
+        return heatmap(self.matrix(), self.subject if self.mode == self.subject else f"{self.subject} ({self.mode})")
+
+    def to_pandas(self) -> Any:
+        """The matrix as a ``pandas.DataFrame``: a row for each stage, from ``base`` on, and a column for each task.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        values = [[math.nan if value is None else value for value in row] for row in self.values]
+        columns = {task: [row[j] for row in values] for j, task in enumerate(self.tasks)}
+        return data_frame(columns, ("base", *self.tasks), "after")
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -245,121 +284,3 @@ class DemoResult:
     rows: tuple[dict[str, Any], ...]
     paths: tuple[str, ...]
     seconds: float
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over runs.
-
-    Attributes:
-        half: Half of the 95 % t-interval; None of a single run.
-    """
-
-    mean: float
-    half: float | None
-    runs: int
-
-
-@dataclass(frozen=True)
-class SequenceRow:
-    """What one way to train and to answer reached, over all orders and seeds.
-
-    Attributes:
-        strategy: What trained the adapters.
-        answers: The subject: ``"as-trained"`` or a composition.
-        scalars: Metric to its mean; None where a score is missing. ``oracle`` and ``routing_accuracy`` (the share of
-            rows that were routed to their task) are of routed subjects alone.
-        tasks: Task to its score after the last task.
-        judged: Scores of tasks with labels after the last task, over all runs.
-        at_chance: How many of them are not clearly above the share of the most frequent label.
-    """
-
-    strategy: str
-    answers: str
-    mode: str
-    task_id: Literal["given", "routed"]
-    runs: int
-    scalars: dict[str, Interval | None]
-    tasks: dict[str, Interval | None]
-    judged: int = 0
-    at_chance: int = 0
-
-    @property
-    def chance(self) -> str:
-        """``3 of 12``; empty where every score is above chance."""
-        return f"{self.at_chance} of {self.judged}" if self.at_chance else ""
-
-
-@dataclass(frozen=True)
-class SequenceRun:
-    """The matrix of one subject in one bank of a sequence."""
-
-    order: int
-    strategy: str
-    seed: int
-    report: MatrixReport
-
-
-@dataclass(frozen=True)
-class SequenceCell:
-    """One bank of a sequence, and what is left to do in it.
-
-    Attributes:
-        learnt: Tasks that are in the bank.
-        to_learn: Tasks that are not.
-        interrupted: The task whose training was interrupted and goes on.
-        to_compose: Compositions that are not in the bank.
-        scores: Stored scores.
-    """
-
-    order: int
-    strategy: str
-    seed: int
-    bank: str
-    learnt: tuple[str, ...]
-    to_learn: tuple[str, ...]
-    interrupted: str | None
-    to_compose: tuple[str, ...]
-    scores: int
-
-
-@dataclass(frozen=True)
-class SequencePlan:
-    """What ``run_sequence`` would do.
-
-    Attributes:
-        steps: Optimizer steps that are left.
-        card: The protocol card as far as it is known.
-        card_lines: The same for people: name and value.
-    """
-
-    name: str
-    folder: str
-    cells: tuple[SequenceCell, ...]
-    steps: int
-    card: dict[str, Any]
-    card_lines: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class SequenceResult:
-    """A sequence's table under its protocol card.
-
-    Attributes:
-        card: Everything that a reader of the numbers must know.
-        card_lines: The same for people: name and value.
-        rows: The table.
-        runs: Every matrix.
-        paths: Files that were written.
-        warning: Said where no score of the table is clearly above chance; else None.
-    """
-
-    name: str
-    folder: str
-    card: dict[str, Any]
-    card_lines: tuple[tuple[str, str], ...]
-    rows: tuple[SequenceRow, ...]
-    runs: tuple[SequenceRun, ...]
-    paths: tuple[str, ...]
-    seconds: float
-    warning: str | None = None

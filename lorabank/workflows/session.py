@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, Self, TypeVar
 from lorabank.core.arguments import checked
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.errors import BusyError, ConfigError
-from lorabank.core.observer import Observer, SilentObserver
+from lorabank.core.observer import BARS, Observer
 
 if TYPE_CHECKING:
     from lorabank.bank.snapshot import Snapshot
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_SILENT = SilentObserver()
 
 
 def _alone(method: Callable[Concatenate[Session, P], R]) -> Callable[Concatenate[Session, P], R]:
@@ -98,7 +96,7 @@ class Session:
         init: InitConfig | None = None,
         resume: bool = False,
         restart: bool = False,
-        observer: Observer = _SILENT,
+        observer: Observer = BARS,
         note: str | None = None,
         tags: Sequence[str] = (),
         replace: bool = False,
@@ -141,7 +139,7 @@ class Session:
     @checked
     @_alone
     def compose(
-        self, config: ComposeConfig, observer: Observer = _SILENT, *, note: str | None = None, tags: Sequence[str] = ()
+        self, config: ComposeConfig, observer: Observer = BARS, *, note: str | None = None, tags: Sequence[str] = ()
     ) -> ComposeResult:
         """Fit and store a composition of the bank's adapters, with a note and tags as `add_task` takes them.
 
@@ -155,7 +153,7 @@ class Session:
 
     @checked
     @_alone
-    def evaluate(self, config: EvalConfig, observer: Observer = _SILENT) -> tuple[MatrixReport, ...]:
+    def evaluate(self, config: EvalConfig, observer: Observer = BARS) -> tuple[MatrixReport, ...]:
         """Score the state as trained and compositions; cells that were scored before are read, not computed."""
         from lorabank.workflows.evaluate import evaluate
 
@@ -168,7 +166,7 @@ class Session:
         texts: Iterable[str] | None = None,
         config: PredictConfig = PredictConfig(),
         *,
-        observer: Observer = _SILENT,
+        observer: Observer = BARS,
     ) -> tuple[Prediction, ...]:
         """Label texts with a composition, or with the state as trained for a task that is named.
 
@@ -193,7 +191,7 @@ class Session:
         texts: Iterable[str] | None = None,
         config: GenerateConfig = GenerateConfig(),
         *,
-        observer: Observer = _SILENT,
+        observer: Observer = BARS,
     ) -> tuple[Prediction, ...]:
         """Generate a language model's answers to prompts, with a composition, or as trained for a task that is named.
 
@@ -221,7 +219,7 @@ class Session:
         *,
         format: Literal["jsonl", "csv", "tsv", "parquet"] | None = None,
         overwrite: bool = False,
-        observer: Observer = _SILENT,
+        observer: Observer = BARS,
     ) -> AnswersFile:
         """Write the rows of a file with their answers: all columns, a row number, the answer, its task and its margin.
 
@@ -259,7 +257,7 @@ class Session:
         base_fingerprint: str | None = None,
         part: int | None = None,
         ignore_unknown: bool = False,
-        observer: Observer = _SILENT,
+        observer: Observer = BARS,
         note: str | None = None,
         tags: Sequence[str] = (),
         replace: bool = False,

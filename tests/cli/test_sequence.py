@@ -13,7 +13,7 @@ import pytest
 from lorabank_cli.main import main
 
 from lorabank.core.errors import ConfigError
-from lorabank.workflows.results import Interval, SequenceCell, SequencePlan, SequenceResult, SequenceRow, SequenceRun
+from lorabank.sequences.results import Interval, SequenceCell, SequencePlan, SequenceResult, SequenceRow, SequenceRun
 
 LINES = (("sequence", "letters"), ("order 1", "one → two"), ("settings chosen", "on rows cut from train"))
 

@@ -20,9 +20,8 @@ from contextlib import closing
 from pathlib import Path
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.catalog.database import writing
+from lorabank.bank.catalog.base import RowRefused
 from lorabank.bank.catalog.rows import sealed
-from lorabank.bank.objects.layout import Layout
 from lorabank.core.errors import DamagedError, LorabankError, NotFoundError, StorageError
 from tests.faults.outcome import Outcome
 from tests.faults.processes import ENDED, Say, ended, scratch
@@ -193,17 +192,13 @@ def _loading(bank: Bank, file: Path) -> Iterator[str]:
 
 def _rows(bank: Bank, outcome: Outcome) -> None:
     """A row that refers to a row that is not there."""
-    from sqlalchemy.exc import IntegrityError
-
-    from lorabank.bank.catalog.schema import adapter_context
-
     row = sealed("adapter_context", {"adapter": 1, "ordinal": 7, "member": 99})
     try:
-        with writing(Layout(bank.path)) as connection:
-            connection.execute(adapter_context.insert(), row)
-            connection.rollback()
-        outcome.find("uncaught", "a row that refers to nothing was written")
-    except IntegrityError:
+        with bank.catalog.write() as transaction:
+            transaction.insert("adapter_context", row)
+            outcome.find("uncaught", "a row that refers to nothing was written")
+            raise RowRefused  # so that it does not stay
+    except RowRefused:
         pass
     with closing(sqlite3.connect(bank.path / "bank.db", isolation_level=None)) as behind:
         names = ", ".join(row)

@@ -22,7 +22,7 @@ from alembic import command
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.bank.catalog import database, reading
+from lorabank.bank.catalog import database, sqlite
 from lorabank.bank.catalog.definitions import REVISIONS
 from lorabank.bank.upkeep import upgrade
 from lorabank.bank.upkeep.upgrade import upgrade_database
@@ -203,7 +203,7 @@ def test_an_upgraded_bank_takes_what_is_new_and_keeps_its_references(path):
 
 def test_a_version_that_knows_the_first_schema_alone_says_too_new(path, monkeypatch):
     upgrade_database(path)
-    for module in (database, reading, upgrade):
+    for module in (database, sqlite, upgrade):
         monkeypatch.setattr(module, "REVISIONS", ("0001",))
     for attempt in (lambda: Bank.open(path), lambda: upgrade_database(path)):
         with pytest.raises(IncompatibleError, match=f"'{HEAD}', which this lorabank does not know") as caught:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.catalog import database, definitions, reading
+from lorabank.bank.catalog import database, definitions, sqlite
 from lorabank.bank.catalog.columns import TABLES
 from lorabank.bank.catalog.database import alembic_config, script_location
 from lorabank.bank.catalog.schema import metadata
@@ -73,7 +73,7 @@ def next_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         monkeypatch.setattr(definitions, "FOLDER", schemas)
         (schemas / "next.sql").write_text(made_by_the_migrations("next"))
         migration.write_text(NEXT.format(head=HEAD, end=end))
-        for module in (database, definitions, reading, upgrade):
+        for module in (database, definitions, sqlite, upgrade):
             monkeypatch.setattr(module, "REVISIONS", (*REVISIONS, "next"))
 
     return install

@@ -13,7 +13,7 @@ from lorabank_cli.render.text import named, pairs, table, terminal_width
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
-    from lorabank.workflows.results import Interval, SequencePlan, SequenceResult
+    from lorabank.sequences.results import Interval, SequencePlan, SequenceResult
 
 TITLES = {"routing_accuracy": "routed right"}
 

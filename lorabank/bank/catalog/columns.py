@@ -1,8 +1,9 @@
 """The columns of ``bank.db``: their types, what they may hold, and which of them a row's digest covers.
 
-This is the one description of the schema. The tables of SQLAlchemy (`schema`), the rows that are written and the
-records that are read (`rows`), and what is judged before anything is made of a row, all follow from it; the migrations
-make it, and a test compares both. It is plain Python, because ``lorabank list`` pays for it.
+This is the one description of the schema. The tables for Alembic (`schema`), the rows that are written and the
+records that are read (`rows`), what is judged before anything is made of a row, and the rules that every catalog keeps
+(`base`), all follow from it; the migrations make it, and a test compares both. It is plain Python, because ``lorabank
+list`` pays for it.
 
 Rows are never changed but for columns that are not ``sealed``: states, and the process columns of ``operations``.
 Where a name, a note, tags or ``removed_at`` changes, the row is sealed anew. Structured values are JSON text, so that
@@ -219,6 +220,10 @@ TABLES: dict[str, Described] = {
         "created_at": _text(is_moment),
     }, unique=("undoes",)),
 }  # fmt: skip
+
+
+NUMBER = {"tasks": "position", "compositions": "id"}
+"""The column by which rows that have a name are known for ever."""
 
 
 def sound(table: str, row: Mapping[str, Any]) -> dict[str, Any]:

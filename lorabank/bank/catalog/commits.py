@@ -5,37 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, select
-
-from lorabank.bank.catalog.columns import split_tags
-from lorabank.bank.catalog.database import writing
+from lorabank.bank.catalog.base import Catalog, Row, Transaction, View
+from lorabank.bank.catalog.columns import NUMBER, split_tags
 from lorabank.bank.catalog.events import Change, log_event
-from lorabank.bank.catalog.rows import row_digest, row_of, sealed
-from lorabank.bank.catalog.schema import (
-    adapter_context,
-    adapter_files,
-    adapter_objects,
-    adapters,
-    blobs,
-    composition_members,
-    composition_objects,
-    compositions,
-    datasets,
-    evaluations,
-    tasks,
-)
+from lorabank.bank.catalog.rows import next_number, row_digest, row_of, sealed
 from lorabank.bank.catalog.times import now
 from lorabank.bank.failures import taken
-from lorabank.bank.locks import bank_lock
 from lorabank.bank.objects.base import Objects, Staging, StoredFile
-from lorabank.bank.objects.layout import Layout
 from lorabank.core.commands import Command
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, EvaluationRecord, TaskRecord
 
 
 def insert_task(
-    connection: Connection,
+    transaction: Transaction,
     objects: Objects,
     stage: Staging,
     task: TaskRecord,
@@ -46,222 +29,196 @@ def insert_task(
     replaces: int | None = None,
 ) -> TaskRecord:
     """Insert a task with its adapter and data sets, in the place of an older version; returns the task as stored."""
-    task = _as_noted(connection, task, replaces)
-    old = _supersede(connection, task.name, replaces)
-    refuse_taken(connection, task.name)
-    position = _next(connection, tasks.c.position)
+    task = _as_noted(transaction, task, replaces)
+    old = _supersede(transaction, task.name, replaces)
+    refuse_taken(transaction, task.name)
+    position = next_number(transaction, "tasks")
     stored = task._replace(
         position=position,
         state="ready",
         adapter=adapter.digest,
         created_at=task.created_at or now(),
-        first_name=_first_name(connection, task.name, position),
+        first_name=_first_name(transaction, task.name, position),
         replaces=replaces,
     )
-    files = _adapter_files(connection, stage, adapter.digest)
+    files = _adapter_files(stage, adapter.digest)
     adapter = adapter._replace(
         bytes=sum(file.bytes for file in files), created_at=adapter.created_at or stored.created_at
     )
     of_rows = [blob for data in splits for blob in (data.blob, data.row_digests)]
     kept = [stored.statistics, *of_rows, *adapter.objects.values()]
-    _insert_blobs(connection, objects, stage, kept)
-    connection.execute(tasks.insert(), row_of("tasks", stored, removed_at=None))
-    connection.execute(adapters.insert(), row_of("adapters", adapter, id=position))
-    _insert(
-        connection,
-        adapter_files,
-        ({"adapter": position, "name": file.name, "sha256": file.sha256, "bytes": file.bytes} for file in files),
-    )
-    members = [_context_member(connection, objects, digest) for digest in adapter.context]
-    rows = ({"adapter": position, "ordinal": n, "member": member} for n, member in enumerate(members))
-    _insert(connection, adapter_context, rows)
-    roles = sorted(adapter.objects.items())
-    _insert(connection, adapter_objects, ({"adapter": position, "role": role, "blob": blob} for role, blob in roles))
-    first = _next(connection, datasets.c.id)
-    for number, data in enumerate(splits, start=first):
-        connection.execute(datasets.insert(), row_of("datasets", data, id=number, task=position))
+    _insert_blobs(transaction, objects, stage, kept)
+    transaction.insert("tasks", row_of("tasks", stored, removed_at=None))
+    transaction.insert("adapters", row_of("adapters", adapter, id=position))
+    parts = ({"adapter": position, "name": file.name, "sha256": file.sha256, "bytes": file.bytes} for file in files)
+    _insert(transaction, "adapter_files", parts)
+    members = [_context_member(transaction, objects, digest) for digest in adapter.context]
+    context = ({"adapter": position, "ordinal": n, "member": member} for n, member in enumerate(members))
+    _insert(transaction, "adapter_context", context)
+    roles = ({"adapter": position, "role": role, "blob": blob} for role, blob in sorted(adapter.objects.items()))
+    _insert(transaction, "adapter_objects", roles)
+    for number, data in enumerate(splits, start=next_number(transaction, "datasets")):
+        transaction.insert("datasets", row_of("datasets", data, id=number, task=position))
     change = Change((position,), old.tasks_removed, (), old.compositions_removed)
-    log_event(connection, "replace" if old.tasks_removed else kind, stored.name, change)
+    log_event(transaction, "replace" if old.tasks_removed else kind, stored.name, change)
     return stored
 
 
-def _as_noted(connection: Connection, task: TaskRecord, replaces: int | None) -> TaskRecord:
+def _as_noted(view: View, task: TaskRecord, replaces: int | None) -> TaskRecord:
     """A new version with the note and the tags of the old one where none were given for it."""
-    old = connection.execute(tasks.select().where(tasks.c.position == replaces)).first() if replaces else None
-    return task if old is None else task._replace(note=task.note or old.note, tags=task.tags or split_tags(old.tags))
+    old = _task(view, replaces)
+    return task._replace(note=task.note or old["note"], tags=task.tags or split_tags(old["tags"])) if old else task
 
 
-def _supersede(connection: Connection, name: str, position: int | None) -> Change:
+def _supersede(transaction: Transaction, name: str, position: int | None) -> Change:
     """Turn an older version of a task and the compositions that hold it into tombstones, where it is still in use."""
-    found = tasks.select().where(tasks.c.position == position, tasks.c.state != "removed")
-    if position is None or (old := connection.execute(found).first()) is None:
+    old = _task(transaction, position)
+    if position is None or old is None or old["state"] == "removed":
         return Change()
-    if old.name != name:
+    if old["name"] != name:
         raise IncompatibleError(
-            f"the version that is to be replaced is called {old.name!r} now, not {name!r}",
+            f"the version that is to be replaced is called {old['name']!r} now, not {name!r}",
             hint="give it back its name, and go on with --resume",
-            commands=[Command("rename", old.name, name), Command("add-task", name, "--resume")],
+            commands=[Command("rename", old["name"], name), Command("add-task", name, "--resume")],
             unchanged="the bank was not changed",
         )
-    gone = mark_removed(connection, tasks, tasks.c.position == position)
-    holding = select(composition_members.c.composition).where(composition_members.c.adapter == position)
+    holding = {row["composition"] for row in transaction.rows("composition_members", adapter=position)}
     return Change(
-        tasks_removed=gone, compositions_removed=mark_removed(connection, compositions, compositions.c.id.in_(holding))
+        tasks_removed=mark_removed(transaction, "tasks", [position]),
+        compositions_removed=mark_removed(transaction, "compositions", sorted(holding)),
     )
 
 
-def _first_name(connection: Connection, name: str, position: int) -> str | None:
+def _task(view: View, position: int | None) -> Row | None:
+    """The row of a task, in use or not."""
+    return next(iter(view.rows("tasks", position=position)), None) if position else None
+
+
+def _first_name(view: View, name: str, position: int) -> str | None:
     """What is stored under a task's first name must not meet what another task has there that was renamed since."""
-    renamed = tasks.select().where(tasks.c.first_name == name, tasks.c.state != "removed")
-    return f"{name}#{position}" if connection.execute(renamed).first() else None
+    renamed = (row for row in view.rows("tasks", first_name=name) if row["state"] != "removed")
+    return f"{name}#{position}" if any(renamed) else None
 
 
 def insert_composition(
-    connection: Connection, objects: Objects, stage: Staging, composition: CompositionRecord, *, replace: bool
+    transaction: Transaction, objects: Objects, stage: Staging, composition: CompositionRecord, *, replace: bool
 ) -> CompositionRecord:
     """Insert a composition with its members and objects; returns it as stored."""
-    gone = mark_removed(connection, compositions, compositions.c.name == composition.name) if replace else ()
-    refuse_taken(connection, composition.name)
-    stored = _dated(composition)
-    members = [
-        _member(connection, task, digest)
-        for task, digest in zip(composition.members, composition.adapters, strict=True)
-    ]
-    identifier = _next(connection, compositions.c.id)
-    _insert_blobs(connection, objects, stage, composition.objects.values())
-    connection.execute(compositions.insert(), row_of("compositions", stored, id=identifier, removed_at=None))
-    rows = (
-        {"composition": identifier, "ordinal": n, "adapter": member, "known_as": name}
-        for n, (name, member) in enumerate(zip(composition.members, members, strict=True))
+    old = in_use(transaction, "compositions", composition.name) if replace else None
+    gone = mark_removed(transaction, "compositions", [old["id"]]) if old else ()
+    refuse_taken(transaction, composition.name)
+    stored = composition._replace(state="ready", created_at=composition.created_at or now())
+    pairs = zip(composition.members, composition.adapters, strict=True)
+    adapters = [_member(transaction, task, digest) for task, digest in pairs]
+    identifier = next_number(transaction, "compositions")
+    _insert_blobs(transaction, objects, stage, composition.objects.values())
+    transaction.insert("compositions", row_of("compositions", stored, id=identifier, removed_at=None))
+    members = (
+        {"composition": identifier, "ordinal": n, "adapter": adapter, "known_as": name}
+        for n, (name, adapter) in enumerate(zip(composition.members, adapters, strict=True))
     )
-    _insert(connection, composition_members, rows)
+    _insert(transaction, "composition_members", members)
     roles = sorted(composition.objects.items())
-    _insert(
-        connection,
-        composition_objects,
-        ({"composition": identifier, "role": role, "blob": blob} for role, blob in roles),
-    )
-    change = Change(compositions_added=(identifier,), compositions_removed=gone)
-    log_event(connection, "compose", stored.name, change)
+    parts = ({"composition": identifier, "role": role, "blob": blob} for role, blob in roles)
+    _insert(transaction, "composition_objects", parts)
+    log_event(transaction, "compose", stored.name, Change(compositions_added=(identifier,), compositions_removed=gone))
     return stored
 
 
-def mark_removed(connection: Connection, table: Table, condition: Any) -> tuple[int, ...]:
-    """Turn live rows of ``tasks`` or ``compositions`` into tombstones; returns their numbers."""
-    (number,) = table.primary_key
-    live = [int(row[0]) for row in connection.execute(select(number).where(condition, table.c.state != "removed"))]
+def mark_removed(transaction: Transaction, table: str, rows: Iterable[int]) -> tuple[int, ...]:
+    """Turn those of some rows of ``tasks`` or ``compositions`` that are in use into tombstones; returns which."""
     gone = {"state": "removed", "removed_at": now()}
-    for row in live:
-        reseal(connection, table, row, gone)
-    return tuple(live)
+    found = [row for number in sorted(set(rows)) for row in transaction.rows(table, **{NUMBER[table]: number})]
+    live = tuple(int(row[NUMBER[table]]) for row in found if row["state"] != "removed")
+    for number in live:
+        reseal(transaction, table, number, gone)
+    return live
 
 
-def mark_rows_removed(connection: Connection, table: Table, rows: Sequence[int]) -> None:
-    """Turn rows into tombstones by their numbers."""
-    (number,) = table.primary_key
-    mark_removed(connection, table, number.in_(rows))
-
-
-def bring_back(connection: Connection, table: Table, rows: Sequence[int]) -> None:
+def bring_back(transaction: Transaction, table: str, rows: Sequence[int]) -> None:
     """Turn tombstones into rows in use; their files were checked."""
     for row in rows:
-        reseal(connection, table, row, {"state": "ready", "removed_at": None})
+        reseal(transaction, table, row, {"state": "ready", "removed_at": None})
 
 
-def reseal(connection: Connection, table: Table, row: int, columns: Mapping[str, str | None]) -> None:
+def reseal(transaction: Transaction, table: str, number: int, columns: Mapping[str, str | None]) -> None:
     """Change what a row's digest covers, and seal it anew."""
-    (number,) = table.primary_key
-    found = connection.execute(table.select().where(number == row)).one()._asdict() | dict(columns)
-    changed = {**columns, "row_digest": row_digest(table.name, found)}
-    connection.execute(table.update().where(number == row).values(changed))
+    key = {NUMBER[table]: number}
+    (row,) = transaction.rows(table, **key)
+    transaction.update(table, key, **columns, row_digest=row_digest(table, {**row, **columns}))
 
 
-def rename_scores(connection: Connection, table: Table, row: int, old: str, new: str) -> None:
+def rename_scores(transaction: Transaction, table: str, number: int, old: str, new: str) -> None:
     """Let the stored scores of a task or composition go by its new name.
 
     Scores are found by their key, which no name is part of; the name tells people whose they are. A removed task or
     composition may have had the same name: what was measured before this one was made is not its own.
     """
-    (number,) = table.primary_key
-    made = connection.execute(select(table.c.created_at).where(number == row)).scalar_one()
-    named = evaluations.c.task if table is tasks else evaluations.c.subject
-    found = connection.execute(evaluations.select().where(named == old, evaluations.c.created_at >= made)).fetchall()
-    for score in found:
-        changed = sealed("evaluations", {**_unsealed(score), named.name: new})
-        connection.execute(evaluations.update().where(evaluations.c.key == score.key).values(changed))
+    (made,) = transaction.rows(table, **{NUMBER[table]: number})
+    column = "task" if table == "tasks" else "subject"
+    for score in transaction.rows("evaluations", **{column: old}):
+        if score["created_at"] >= made["created_at"]:
+            changed = {**score, column: new}
+            digest = row_digest("evaluations", changed)
+            transaction.update("evaluations", {"key": score["key"]}, **{column: new, "row_digest": digest})
 
 
-def _unsealed(row: Any) -> dict[str, Any]:
-    return {column: value for column, value in row._asdict().items() if column != "row_digest"}
-
-
-def _dated(composition: CompositionRecord) -> CompositionRecord:
-    return composition._replace(state="ready", created_at=composition.created_at or now())
-
-
-def _insert(connection: Connection, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
+def _insert(transaction: Transaction, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
     for row in rows:
-        connection.execute(table.insert(), sealed(table.name, row))
+        transaction.insert(table, sealed(table, row))
 
 
-def _next(connection: Connection, column: Any) -> int:
-    """One more than the largest number ever used: rows are never deleted."""
-    return int(connection.execute(select(func.coalesce(func.max(column), 0) + 1)).scalar_one())
+def in_use(view: View, table: str, name: str) -> Row | None:
+    """The row of ``tasks`` or ``compositions`` that has a name now; None where there is none."""
+    return next((row for row in view.rows(table, name=name) if row["state"] != "removed"), None)
 
 
-def refuse_taken(connection: Connection, name: str) -> None:
+def refuse_taken(view: View, name: str) -> None:
     """Refuse a name that is in use.
 
     Raises:
         ExistsError: Saying by what.
     """
-    for table, what in ((tasks, "task"), (compositions, "composition")):
-        if connection.execute(table.select().where(table.c.name == name, table.c.state != "removed")).first():
+    for table, what in (("tasks", "task"), ("compositions", "composition")):
+        if in_use(view, table, name) is not None:
             raise taken(what, name)
 
 
-def _adapter_files(connection: Connection, stage: Staging, digest: str) -> list[StoredFile]:
+def _adapter_files(stage: Staging, digest: str) -> list[StoredFile]:
     if digest not in stage.adapters:
         raise _missing(f"adapter {digest[:12]} was not staged")
     return stage.adapters[digest]
 
 
-def _context_member(connection: Connection, objects: Objects, digest: str) -> int:
+def _context_member(view: View, objects: Objects, digest: str) -> int:
     """The row of an adapter that was active in training: its files must still lie in the bank."""
-    row = connection.execute(
-        select(adapters.c.id)
-        .join(tasks, tasks.c.position == adapters.c.id)
-        .where(adapters.c.digest == digest)
-        .order_by(tasks.c.state == "removed", adapters.c.id)
-    ).first()
-    if row is None or not objects.holds("adapter", digest):
+    owners = [row["id"] for row in view.rows("adapters", digest=digest)]
+    found = [row for position in owners for row in view.rows("tasks", position=position)]
+    if not found or not objects.holds("adapter", digest):
         raise IncompatibleError(
             f"adapter {digest[:12]}, which was active in training, is not in the bank any more",
             hint="train it again with the same command and --restart",
             unchanged="the bank was not changed",
         )
-    return int(row[0])
+    return int(min(found, key=lambda row: (row["state"] == "removed", row["position"]))["position"])
 
 
-def _member(connection: Connection, task: str, digest: str) -> int:
-    row = connection.execute(
-        select(adapters.c.id, adapters.c.digest)
-        .join(tasks, tasks.c.position == adapters.c.id)
-        .where(tasks.c.name == task, tasks.c.state == "ready")
-    ).first()
-    if row is None or row.digest != digest:
-        raise _missing(f"task {task!r} with adapter {digest[:12]} is not in the bank")
-    return int(row.id)
+def _member(view: View, name: str, digest: str) -> int:
+    task = in_use(view, "tasks", name)
+    found = view.rows("adapters", id=task["position"]) if task and task["state"] == "ready" else []
+    if not found or found[0]["digest"] != digest:
+        raise _missing(f"task {name!r} with adapter {digest[:12]} is not in the bank")
+    return int(found[0]["id"])
 
 
-def _insert_blobs(connection: Connection, objects: Objects, stage: Staging, digests: Iterable[str | None]) -> None:
+def _insert_blobs(transaction: Transaction, objects: Objects, stage: Staging, digests: Iterable[str | None]) -> None:
     for digest in sorted({digest for digest in digests if digest}):
-        if connection.execute(blobs.select().where(blobs.c.digest == digest)).first():
+        if transaction.rows("blobs", digest=digest):
             if not objects.holds("blob", digest):
                 raise _missing(f"blob {digest[:12]} is not in the bank any more")
         elif digest in stage.blobs:
             row = {"digest": digest, "bytes": stage.blobs[digest].bytes, "created_at": now()}
-            _insert(connection, blobs, [row])
+            _insert(transaction, "blobs", [row])
         else:
             raise _missing(f"blob {digest[:12]} was not staged")
 
@@ -270,7 +227,7 @@ def _missing(message: str) -> IncompatibleError:
     return IncompatibleError(message, unchanged="the bank was not changed")
 
 
-def insert_evaluations(layout: Layout, records: Sequence[EvaluationRecord]) -> None:
+def insert_evaluations(catalog: Catalog, records: Sequence[EvaluationRecord]) -> None:
     """Insert scores in one short transaction; a key that is there already stays as it is."""
     rows = [
         row_of(
@@ -280,6 +237,7 @@ def insert_evaluations(layout: Layout, records: Sequence[EvaluationRecord]) -> N
     ]
     if not rows:
         return
-    with bank_lock(layout.lock, exclusive=False), writing(layout) as connection:
+    with catalog.lock(exclusive=False), catalog.write() as transaction:
         for row in rows:
-            connection.execute(evaluations.insert().prefix_with("OR IGNORE"), row)
+            if not transaction.rows("evaluations", key=row["key"]):
+                transaction.insert("evaluations", row)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lorabank.bank.catalog.rows import row_of
+from lorabank.bank.catalog.rows import next_number, row_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from lorabank.bank.catalog.base import Transaction
 
 UNDOABLE = ("add-task", "import", "compose", "replace", "remove", "rename", "note", "tag")
 """Kinds of changes that can be taken back, when nothing came after them."""
@@ -116,14 +116,11 @@ def first_event(kind: str, created_at: str) -> dict[str, Any]:
     return row_of("events", EventRecord(1, kind, "", {}, None, __version__, created_at))
 
 
-def log_event(connection: Connection, kind: str, name: str, change: Change, *, undoes: int | None = None) -> None:
+def log_event(transaction: Transaction, kind: str, name: str, change: Change, *, undoes: int | None = None) -> None:
     """Write an event in the transaction of its change."""
-    from sqlalchemy import func, select
-
     from lorabank import __version__
-    from lorabank.bank.catalog.schema import events
     from lorabank.bank.catalog.times import now
 
-    number = int(connection.execute(select(func.coalesce(func.max(events.c.id), 0) + 1)).scalar_one())
+    number = next_number(transaction, "events")
     record = EventRecord(number, kind, name, change.detail, undoes, __version__, now())
-    connection.execute(events.insert(), row_of("events", record))
+    transaction.insert("events", row_of("events", record))

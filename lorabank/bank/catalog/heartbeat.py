@@ -9,20 +9,19 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from contextlib import closing, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
-from lorabank.bank.catalog.database import connect
+from lorabank.bank.catalog.base import Catalog
 from lorabank.bank.catalog.times import now
 
 INTERVAL = 60.0
 """Seconds between two beats; ``locks.LEASE`` allows for nine that fail."""
 
-_PATIENCE = 1000
-"""Milliseconds that a beat waits for a writer."""
+_PATIENCE = 1.0
+"""Seconds that a beat waits for a writer."""
 
-# No process is forked in the middle of a beat: the child would have SQLite's locks without the thread that ends them.
+# No process is forked in the middle of a beat: the child would have its locks without the thread that ends them.
 _beating = threading.Lock()
 os.register_at_fork(before=_beating.acquire, after_in_parent=_beating.release, after_in_child=_beating.release)
 
@@ -31,12 +30,12 @@ class Heartbeat:
     """Beats from ``start`` to ``stop``, for as long as the reservation is the holder's.
 
     Args:
-        database: The bank's database.
+        catalog: The bank's rows.
         mine: The columns by which the reservation is known for as long as this process holds it.
     """
 
-    def __init__(self, database: Path, mine: Mapping[str, Any]) -> None:
-        self._database = database
+    def __init__(self, catalog: Catalog, mine: Mapping[str, Any]) -> None:
+        self._catalog = catalog
         self._mine = dict(mine)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lorabank heartbeat", daemon=True)
@@ -59,7 +58,5 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Say once that the process lives; nothing is changed when another one holds the reservation."""
-        condition = " AND ".join(f"{column} = ?" for column in self._mine)
-        with _beating, closing(connect(self._database, foreign_keys=True)) as connection:
-            connection.execute(f"PRAGMA busy_timeout = {_PATIENCE}")
-            connection.execute(f"UPDATE operations SET seen_at = ? WHERE {condition}", (now(), *self._mine.values()))
+        with _beating, self._catalog.write(patience=_PATIENCE) as transaction:
+            transaction.update("operations", self._mine, seen_at=now())

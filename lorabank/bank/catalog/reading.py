@@ -1,22 +1,18 @@
-"""Reading a bank with the standard library's sqlite3: no SQLAlchemy, so that ``lorabank list`` answers at once."""
+"""Records from the rows of a catalog, by the standard library alone: ``lorabank list`` answers at once."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
+from lorabank.bank.catalog.base import Row, View
 from lorabank.bank.catalog.columns import sound
-from lorabank.bank.catalog.connections import connect_to_read
-from lorabank.bank.catalog.definitions import REVISIONS, newer_schema, read_revision
 from lorabank.bank.catalog.rows import adapter_record, composition_record, dataset_record, operation_record
-from lorabank.bank.failures import reported
 from lorabank.bank.objects.layout import Layout
 from lorabank.bank.objects.manifest import read_manifest
 from lorabank.bank.snapshot import Snapshot
-from lorabank.core.commands import VERIFY, Command
-from lorabank.core.errors import DamagedError, IncompatibleError
+from lorabank.core.commands import VERIFY
+from lorabank.core.errors import DamagedError
 from lorabank.core.records import (
     AdapterRecord,
     BaseModelRecord,
@@ -30,48 +26,19 @@ if TYPE_CHECKING:
     from lorabank.bank.catalog.events import EventRecord
 
 
-@contextmanager
-def reading(layout: Layout) -> Iterator[sqlite3.Connection]:
-    """One read transaction on a database whose schema is checked.
-
-    Raises:
-        IncompatibleError: The schema is newer or older than this version's.
-        DamagedError: It is not the database of a bank.
-    """
-    with reported(layout.root), closing(connect_to_read(layout.database)) as connection:
-        connection.row_factory = sqlite3.Row
-        _refuse_other_schema(read_revision(connection), layout)
-        yield connection
-
-
-def _refuse_other_schema(revision: str, layout: Layout) -> None:
-    if revision == REVISIONS[-1]:
-        return
-    if revision in REVISIONS:
-        raise IncompatibleError(
-            f"bank {layout.root} has schema {revision}, this lorabank needs {REVISIONS[-1]}",
-            commands=[Command("db", "upgrade")],
-            unchanged="the bank was not changed",
-        )
-    raise newer_schema(layout.database, revision)
-
-
-def read_snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
-    """Everything that is in the bank, as of this transaction.
+def read_snapshot(view: View, layout: Layout) -> Snapshot:
+    """Everything that is in the bank, as of one state of its rows.
 
     Raises:
         DamagedError: A row cannot be read.
     """
     manifest = read_manifest(layout)
-    identity = connection.execute("SELECT bank_id FROM bank").fetchone()
-    base = connection.execute("SELECT * FROM base_model").fetchone()
-    if identity is None or base is None or identity[0] != manifest["id"]:
+    identity, base = view.last("bank"), view.last("base_model")
+    if identity is None or base is None or identity["bank_id"] != manifest["id"]:
         raise DamagedError(f"bank {layout.root}: bank.json and bank.db belong to different banks")
-    tasks = connection.execute(
-        "SELECT tasks.*, adapters.digest AS adapter FROM tasks LEFT JOIN adapters ON adapters.id = tasks.position "
-        "ORDER BY position"
-    )
-    records = [TaskRecord(**sound("tasks", row)) for row in tasks]
+    trained, tasks = view.rows("adapters"), in_order(view.rows("tasks"), "position")
+    digests = {row["id"]: row["digest"] for row in trained}
+    records = [TaskRecord(**sound("tasks", {**row, "adapter": digests.get(row["position"])})) for row in tasks]
     if [task.position for task in records] != list(range(1, len(records) + 1)):
         message = f"{layout.database}: the positions of its tasks are not 1 to {len(records)}"
         raise DamagedError(message, commands=[VERIFY])
@@ -79,25 +46,25 @@ def read_snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
         message = f"{layout.database}: task {odd[0].position} replaces one that came later"
         raise DamagedError(message, commands=[VERIFY])
     damaged = {task.name for task in records if task.state == "failed"}
-    every = _compositions(connection)
+    every = _compositions(view, records, digests)
     compositions = [made for made in every if made.state == "ready"]
     usable = {task.name for task in records if task.state in ("ready", "failed")}
     for made in compositions:
         if not made.members or len(set(made.members)) < len(made.members) or not usable.issuperset(made.members):
             message = f"composition {made.name[:80]!r} has no members, or twice the same, or others than tasks"
             raise DamagedError(f"{layout.database}: {message}", commands=[VERIFY])
-    datasets = connection.execute(
-        "SELECT datasets.*, tasks.name AS task_name FROM datasets JOIN tasks ON tasks.position = datasets.task "
-        "WHERE tasks.state = 'ready' ORDER BY datasets.task, datasets.id"
-    )
+    ready = {task.position: task.name for task in records if task.state == "ready"}
+    datasets = [row for row in view.rows("datasets") if row["task"] in ready]
     return Snapshot(
         id=manifest["id"],
         format=manifest["format"],
         base=BaseModelRecord(**sound("base_model", base)),
         tasks=tuple(task for task in records if task.state == "ready"),
         removed_tasks=tuple(task for task in records if task.state == "removed"),
-        datasets=tuple(dataset_record(row) for row in datasets),
-        by_position=_adapters(connection),
+        datasets=tuple(
+            dataset_record({**row, "task_name": ready[row["task"]]}) for row in in_order(datasets, "task", "id")
+        ),
+        by_position=_adapters(view, trained, records, digests),
         compositions=tuple(made for made in compositions if damaged.isdisjoint(made.members)),
         damaged_tasks=tuple(task for task in records if task.state == "failed"),
         damaged_compositions=tuple(made for made in compositions if not damaged.isdisjoint(made.members)),
@@ -105,61 +72,75 @@ def read_snapshot(connection: sqlite3.Connection, layout: Layout) -> Snapshot:
     )
 
 
-def _adapters(connection: sqlite3.Connection) -> dict[int, AdapterRecord]:
+def in_order(rows: Iterable[Row], *columns: str) -> list[Row]:
+    """Rows by the values of columns.
+
+    Raises:
+        DamagedError: There are numbers and texts among them.
+    """
+    try:
+        return sorted(rows, key=lambda row: tuple(row[column] for column in columns))
+    except TypeError as error:
+        message = f"bank.db: its rows cannot be put in the order of their {columns[-1]}"
+        raise DamagedError(message, commands=[VERIFY]) from error
+
+
+def _adapters(
+    view: View, trained: list[Row], tasks: list[TaskRecord], digests: dict[int, str]
+) -> dict[int, AdapterRecord]:
     files: dict[int, dict[str, str]] = {}
-    for row in connection.execute("SELECT * FROM adapter_files ORDER BY name"):
+    for row in view.rows("adapter_files"):
         file = sound("adapter_files", row)
         files.setdefault(row["adapter"], {})[file["name"]] = file["sha256"]
     context: dict[int, list[str]] = {}
-    for adapter, member, digest in connection.execute(
-        "SELECT adapter_context.adapter, member, adapters.digest FROM adapter_context "
-        "JOIN adapters ON adapters.id = member ORDER BY adapter_context.adapter, ordinal"
-    ):
-        if member >= adapter:
+    for row in in_order(view.rows("adapter_context"), "adapter", "ordinal"):
+        adapter, member = row["adapter"], row["member"]
+        if member in digests and member >= adapter:
             raise DamagedError(f"bank.db: task {adapter} was not trained on top of task {member}", commands=[VERIFY])
-        context.setdefault(adapter, []).append(digest)
-    objects = _objects(connection, "adapter")
-    rows = connection.execute(
-        "SELECT adapters.*, tasks.name AS task_name, task_type FROM adapters "
-        "JOIN tasks ON tasks.position = adapters.id ORDER BY adapters.id"
-    )
+        if member in digests:
+            context.setdefault(adapter, []).append(digests[member])
+    objects = _objects(view, "adapter")
+    owners = {task.position: {"task_name": task.name, "task_type": task.task_type} for task in tasks}
     return {
-        row["id"]: adapter_record(
-            row, files.get(row["id"], {}), context.get(row["id"], []), objects.get(row["id"], {})
+        number: adapter_record(
+            {**row, **owners[number]},
+            dict(sorted(files.get(number, {}).items())),
+            context.get(number, []),
+            objects.get(number, {}),
         )
-        for row in rows
+        for row in in_order(trained, "id")
+        if (number := row["id"]) in owners
     }
 
 
-def _objects(connection: sqlite3.Connection, owner: Literal["adapter", "composition"]) -> dict[int, dict[str, str]]:
+def _objects(view: View, owner: Literal["adapter", "composition"]) -> dict[int, dict[str, str]]:
     """Digests of blobs by role, for each adapter or composition."""
     found: dict[int, dict[str, str]] = {}
-    for row in connection.execute(f"SELECT * FROM {owner}_objects ORDER BY role"):
+    for row in in_order(view.rows(f"{owner}_objects"), "role"):
         stored = sound(f"{owner}_objects", row)
         found.setdefault(row[owner], {})[stored["role"]] = stored["blob"]
     return found
 
 
-def _compositions(connection: sqlite3.Connection) -> tuple[CompositionRecord, ...]:
+def _compositions(view: View, tasks: list[TaskRecord], digests: dict[int, str]) -> tuple[CompositionRecord, ...]:
+    by_position = {task.position: task for task in tasks}
     members: dict[int, list[tuple[str, str]]] = {}
     names: dict[int, dict[str, str]] = {}
-    for row in connection.execute(
-        "SELECT composition, known_as, tasks.name, first_name, adapters.digest FROM composition_members "
-        "JOIN adapters ON adapters.id = composition_members.adapter JOIN tasks ON tasks.position = adapters.id "
-        "ORDER BY composition, ordinal"
-    ):
-        then = sound("composition_members", row)["known_as"] or row["first_name"] or row["name"]
-        members.setdefault(row["composition"], []).append((row["name"], row["digest"]))
-        names.setdefault(row["composition"], {})[then] = row["name"]
-    objects = _objects(connection, "composition")
-    rows = connection.execute("SELECT * FROM compositions ORDER BY id")
+    for row in in_order(view.rows("composition_members"), "composition", "ordinal"):
+        task = by_position.get(row["adapter"])
+        if task is None or task.position not in digests:
+            continue
+        then = sound("composition_members", row)["known_as"] or task.first_name or task.name
+        members.setdefault(row["composition"], []).append((task.name, digests[task.position]))
+        names.setdefault(row["composition"], {})[then] = task.name
+    objects = _objects(view, "composition")
     return tuple(
         composition_record(row, members.get(row["id"], []), objects.get(row["id"], {}), names.get(row["id"], {}))
-        for row in rows
+        for row in in_order(view.rows("compositions"), "id")
     )
 
 
-def read_events(connection: sqlite3.Connection) -> list[EventRecord]:
+def read_events(view: View) -> list[EventRecord]:
     """The history, oldest first.
 
     Raises:
@@ -167,27 +148,25 @@ def read_events(connection: sqlite3.Connection) -> list[EventRecord]:
     """
     from lorabank.bank.catalog.events import EventRecord
 
-    events = [EventRecord(**sound("events", row)) for row in connection.execute("SELECT * FROM events ORDER BY id")]
+    events = [EventRecord(**sound("events", row)) for row in in_order(view.rows("events"), "id")]
     if [event.id for event in events] != list(range(1, len(events) + 1)):
         raise DamagedError(f"bank.db: the numbers of its events are not 1 to {len(events)}", commands=[VERIFY])
     return events
 
 
-def read_operations(connection: sqlite3.Connection, layout: Layout) -> list[OperationRecord]:
+def read_operations(view: View) -> list[OperationRecord]:
     """Changes under way, oldest first, each with whether its process lives.
 
     Raises:
         DamagedError: A row cannot be read.
     """
-    rows = connection.execute("SELECT * FROM operations ORDER BY started_at, id").fetchall()
-    return [operation_record(row) for row in rows]
+    return sorted(map(operation_record, view.rows("operations")), key=lambda one: (one.started_at, one.id))
 
 
-def read_evaluations(connection: sqlite3.Connection, layout: Layout) -> list[EvaluationRecord]:
+def read_evaluations(view: View) -> list[EvaluationRecord]:
     """Every stored score, oldest first.
 
     Raises:
         DamagedError: A row cannot be read.
     """
-    rows = connection.execute("SELECT * FROM evaluations ORDER BY rowid")
-    return [EvaluationRecord(**sound("evaluations", row)) for row in rows]
+    return [EvaluationRecord(**sound("evaluations", row)) for row in view.rows("evaluations")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.catalog.checks import answers_in_text
 from lorabank.bank.catalog.columns import TABLES, sound
@@ -18,7 +18,8 @@ from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecor
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.core.task_kinds import task_kind
 
-Row = Mapping[str, Any]
+if TYPE_CHECKING:
+    from lorabank.bank.catalog.base import Row, View
 
 
 def row_digest(table: str, row: Row) -> str:
@@ -70,6 +71,12 @@ def row_of(table: str, record: Any, *, of: str = "", **others: Any) -> dict[str,
         if column.type == "real" and not math.isfinite(row[name]):
             raise DataError(f"{of}{name} = {row[name]} is not finite", unchanged="the bank was not changed")
     return sealed(table, row)
+
+
+def next_number(view: View, table: str) -> int:
+    """One more than the largest number that a row of a table ever had: such rows are never deleted."""
+    newest = view.last(table)
+    return 1 if newest is None else int(newest[next(iter(TABLES[table].columns))]) + 1
 
 
 def dataset_record(row: Row) -> DatasetRecord:
@@ -128,6 +135,6 @@ def operation_record(row: Row) -> OperationRecord:
 
     values = sound("operations", row)
     started = values.pop("process_start")
-    seen_at = row["seen_at"] if "seen_at" in row.keys() else None  # noqa: SIM118
+    seen_at = row.get("seen_at")
     record = OperationRecord(**values | {"seen_at": values["started_at"] if seen_at is None else seen_at})
     return record._replace(alive=is_alive(record, started))

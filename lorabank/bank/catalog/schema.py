@@ -1,4 +1,4 @@
-"""The tables of ``bank.db`` for SQLAlchemy, made of their description in `columns`; the migrations make them real."""
+"""The tables of ``bank.db`` for Alembic, made of their description in `columns`: the migrations must make the same."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _column(name: str, column: columns.Column) -> Column[object]:
     )
 
 
-def _table(name: str, described: columns.Described) -> Table:
+def _table(name: str, described: columns.Described) -> None:
     few = {key: column.words for key, column in described.columns.items() if column.words}
     rules = {key: f"{key} IN ({', '.join(map(repr, words))})" for key, words in few.items()}
     table = Table(
@@ -53,21 +53,7 @@ def _table(name: str, described: columns.Described) -> Table:
     )
     if described.live:
         Index(f"uq_{name}_live_name", table.c.name, unique=True, sqlite_where=text("state != 'removed'"))
-    return table
 
 
-_made = {name: _table(name, described) for name, described in columns.TABLES.items()}
-
-tasks = _made["tasks"]
-datasets = _made["datasets"]
-blobs = _made["blobs"]
-adapters = _made["adapters"]
-adapter_files = _made["adapter_files"]
-adapter_context = _made["adapter_context"]
-adapter_objects = _made["adapter_objects"]
-compositions = _made["compositions"]
-composition_members = _made["composition_members"]
-composition_objects = _made["composition_objects"]
-evaluations = _made["evaluations"]
-operations = _made["operations"]
-events = _made["events"]
+for _name, _described in columns.TABLES.items():
+    _table(_name, _described)

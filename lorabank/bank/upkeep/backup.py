@@ -2,7 +2,7 @@
 
 A copy of the whole bank is itself a bank. Files come first and the database last, as one SQLite transaction, so a copy
 that is cut off is as it was before, and the next call completes it. What is there already is read and hashed, and
-mended when it is damaged.
+mended when it is damaged. All this is about a bank whose rows and content lie in its folder.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 from lorabank.bank.catalog.connections import connect_to_copy
 from lorabank.bank.catalog.database import connect
-from lorabank.bank.catalog.definitions import read_revision
 from lorabank.bank.catalog.judging import check_length, judge_database
+from lorabank.bank.catalog.reading import in_order
+from lorabank.bank.catalog.sqlite import SqliteView
 from lorabank.bank.failures import database_error, reported
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.objects.layout import ENTRIES, Layout
@@ -53,8 +54,8 @@ def back_up_database(layout: Layout) -> BackupResult:
     read_manifest(layout)
     with bank_lock(layout.lock, exclusive=False), reported(layout.root, unchanged="the bank was not changed"):
         path = back_up(layout)
-        with closing(open_copy(path)) as copy:
-            return BackupResult(str(path), 0, len(task_names(copy)))
+        with closing(connect_to_copy(path)) as copy:
+            return BackupResult(str(path), 0, len(task_names(SqliteView(copy))))
 
 
 def back_up(layout: Layout, *, spare: Path | None = None) -> Path:
@@ -70,8 +71,8 @@ def back_up(layout: Layout, *, spare: Path | None = None) -> Path:
     """
     layout.make_folders()
     with draft_of(layout, layout.database) as draft:
-        with closing(open_copy(draft)) as copy:
-            revision = read_revision(copy)
+        with closing(connect_to_copy(draft)) as copy:
+            revision = SqliteView(copy).revision
         draft.chmod(0o400)
         with next_copy(layout, revision) as target:
             os.rename(draft, target)
@@ -88,7 +89,7 @@ def _read_again(target: Path) -> None:
         StorageError: It is not what was checked before.
     """
     try:
-        with closing(open_copy(target)) as copy:
+        with closing(connect_to_copy(target)) as copy:
             check_sound(copy, target)
     except (DamagedError, sqlite3.Error) as error:
         target.unlink(missing_ok=True)
@@ -106,10 +107,10 @@ def copy_bank(source: Layout, folder: Path) -> BackupResult:
         draft_of(target, source.database) as draft,
     ):
         with closing(connect(draft, foreign_keys=True)) as copy:
-            copy.row_factory = sqlite3.Row
-            mended = _refuse_diverged(target, copy)
             copy.execute("DELETE FROM operations")  # their work is not copied
-            live, tasks = live_files(copy), task_names(copy)
+            view = SqliteView(copy)
+            mended = _refuse_diverged(target, view)
+            live, tasks = live_files(view), task_names(view)
         brought = bring(target, live, source.root)
         if brought.lost:
             raise not_whole(source, brought, unchanged="the database of the copy", commands=[VERIFY])
@@ -151,18 +152,11 @@ def draft_of(layout: Layout, database: Path) -> Iterator[Path]:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        with closing(open_copy(draft)) as copy:
+        with closing(connect_to_copy(draft)) as copy:
             check_sound(copy, database)
         yield draft
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def open_copy(path: Path) -> sqlite3.Connection:
-    """A connection that reads a database nobody writes, after its schema was compared."""
-    connection = connect_to_copy(path)
-    connection.row_factory = sqlite3.Row
-    return connection
 
 
 def check_sound(connection: sqlite3.Connection, path: Path) -> None:
@@ -174,14 +168,14 @@ def check_sound(connection: sqlite3.Connection, path: Path) -> None:
     verdict = connection.execute("PRAGMA integrity_check").fetchone()[0]
     if verdict != "ok":
         raise DamagedError(f"{path}: {verdict}", commands=[VERIFY], unchanged="the bank was not changed")
-    for table, key in changed_rows(connection):
+    for table, key in changed_rows(SqliteView(connection)):
         message = f"{path}: row {key!r} of {table} is damaged"
         raise DamagedError(message, commands=[VERIFY], unchanged="the bank was not changed")
 
 
-def task_names(connection: sqlite3.Connection) -> list[str]:
+def task_names(view: SqliteView) -> list[str]:
     """The tasks that are in use, in their order."""
-    return [row[0] for row in connection.execute("SELECT name FROM tasks WHERE state != 'removed' ORDER BY position")]
+    return [row["name"] for row in in_order(view.rows("tasks"), "position") if row["state"] != "removed"]
 
 
 def install(draft: Path, layout: Layout) -> None:
@@ -196,7 +190,7 @@ def install(draft: Path, layout: Layout) -> None:
         os.rename(draft, layout.database)
         sync_folder(layout.root)
         return
-    with closing(open_copy(draft)) as source, closing(connect(layout.database, foreign_keys=False)) as target:
+    with closing(connect_to_copy(draft)) as source, closing(connect(layout.database, foreign_keys=False)) as target:
         source.backup(target)
 
 
@@ -240,7 +234,7 @@ def _check_folder(source: Layout, folder: Path) -> None:
         raise ConfigError(f"{folder} lies in the bank", hint="name a folder elsewhere", unchanged=unchanged)
 
 
-def _refuse_diverged(target: Layout, copy: sqlite3.Connection) -> list[str]:
+def _refuse_diverged(target: Layout, copy: SqliteView) -> list[str]:
     """A copy that went on by itself is not overwritten: rows are never deleted, so what it holds must be here too.
 
     Returns:
@@ -248,13 +242,13 @@ def _refuse_diverged(target: Layout, copy: sqlite3.Connection) -> list[str]:
     """
     if not target.database.exists():
         return []
-    query = "SELECT id, digest FROM adapters"
-    here = {tuple(row) for row in copy.execute(query)}
+    here = {(row["id"], row["digest"]) for row in copy.rows("adapters")}
     try:
         with closing(connect(target.database, foreign_keys=True)) as other:
-            other.row_factory = sqlite3.Row
-            damaged = changed_rows(other)
-            there = {tuple(row) for row in other.execute(query) if ("adapters", str(row["id"])) not in damaged}
+            view = SqliteView(other)
+            damaged = changed_rows(view)
+            sound = (row for row in view.rows("adapters") if ("adapters", str(row["id"])) not in damaged)
+            there = {(row["id"], row["digest"]) for row in sound}
     except sqlite3.DatabaseError as error:
         known = database_error(error, target.database, "the copy was not changed")
         if not isinstance(known, DamagedError):

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorabank.bank.catalog.database import busy
+from lorabank.bank.catalog.base import Catalog
 from lorabank.bank.catalog.events import EventRecord
-from lorabank.bank.catalog.reading import read_operations, reading
-from lorabank.bank.failures import reported
-from lorabank.bank.locks import bank_lock
+from lorabank.bank.catalog.reading import read_operations
+from lorabank.bank.failures import busy, reported
 from lorabank.bank.objects.base import Kept, Objects
 from lorabank.bank.objects.filesystem import network_filesystem
 from lorabank.bank.objects.folder import delete, size
@@ -54,10 +53,10 @@ class _Garbage:
         return GcResult(tuple(sorted(names)), total, self.lost)
 
 
-def gc(layout: Layout, objects: Objects, *, dry_run: bool, grace_hours: float) -> GcResult:
+def gc(layout: Layout, catalog: Catalog, objects: Objects, *, dry_run: bool, grace_hours: float) -> GcResult:
     """Delete what nothing refers to; see ``Bank.gc``."""
     if dry_run:
-        return _garbage(layout, objects, grace_hours).result(layout)
+        return _garbage(layout, catalog, objects, grace_hours).result(layout)
     if grace_hours <= 0 and (kind := network_filesystem(layout.root)) is not None:
         raise ConfigError(
             f"bank {layout.root} is on {kind}, a network file system, where a lock may not keep writers away",
@@ -65,9 +64,9 @@ def gc(layout: Layout, objects: Objects, *, dry_run: bool, grace_hours: float) -
             unchanged="the bank was not changed",
         )
     # Every writer holds the lock shared from its first staged file to its commit, so nothing is on its way now.
-    with bank_lock(layout.lock, exclusive=True), reported(layout.root):
+    with catalog.lock(exclusive=True), reported(layout.root):
         layout.make_folders()
-        garbage = _garbage(layout, objects, grace_hours)
+        garbage = _garbage(layout, catalog, objects, grace_hours)
         result = garbage.result(layout)
         for kept in garbage.objects:
             objects.delete(kept)
@@ -76,13 +75,13 @@ def gc(layout: Layout, objects: Objects, *, dry_run: bool, grace_hours: float) -
         return result
 
 
-def _garbage(layout: Layout, objects: Objects, grace_hours: float) -> _Garbage:
-    with reading(layout) as connection:
-        operations = read_operations(connection, layout)
+def _garbage(layout: Layout, catalog: Catalog, objects: Objects, grace_hours: float) -> _Garbage:
+    with catalog.read() as view:
+        operations = read_operations(view)
         for operation in operations:
             if operation.alive:
                 raise busy(layout, operation)
-        changed = changed_rows(connection)
+        changed = changed_rows(view)
         if changed:  # a row that cannot be trusted may hide what it refers to
             table, key = changed[0]
             raise DamagedError(
@@ -91,9 +90,9 @@ def _garbage(layout: Layout, objects: Objects, grace_hours: float) -> _Garbage:
                 unchanged="the bank was not changed",
             )
         newest = time.time() - grace_hours * 3600
-        unused = list(_unreferenced(objects, live_files(connection)))
+        unused = list(_unreferenced(objects, live_files(view)))
         doomed = [kept for kept in unused if kept.kind == "debris" or kept.modified <= newest]
-        lost = lost_with(connection, {kept.digest for kept in doomed if kept.kind != "debris"})
+        lost = lost_with(view, {kept.digest for kept in doomed if kept.kind != "debris"})
     return _Garbage(doomed, sorted(left_over(layout, operations)), lost)
 
 

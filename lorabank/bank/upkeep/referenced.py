@@ -7,33 +7,15 @@ damaged (state ``failed``) keeps what is left of it.
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from lorabank.bank.catalog.columns import TABLES, sound
+from lorabank.bank.catalog.base import Row, View
+from lorabank.bank.catalog.columns import NUMBER, TABLES, sound
+from lorabank.bank.catalog.reading import in_order
 from lorabank.bank.catalog.rows import is_sealed
 from lorabank.bank.objects.base import StoredFile
 from lorabank.core.errors import DataError
-
-_USED_BLOBS = {
-    "tasks": """SELECT statistics, 'the statistics of task ' || name FROM tasks
-    WHERE {task} AND statistics IS NOT NULL""",
-    "datasets": """SELECT blob, 'the ' || split || ' rows of task ' || name FROM datasets
-    JOIN tasks ON tasks.position = datasets.task WHERE {task} AND blob IS NOT NULL""",
-    "events": """SELECT row_digests, 'the digests of the ' || split || ' rows of task ' || name FROM datasets
-    JOIN tasks ON tasks.position = datasets.task WHERE {task} AND row_digests IS NOT NULL""",
-    "composition_objects": """SELECT blob, 'the ' || role || ' of composition ' || name FROM composition_objects
-    JOIN compositions ON compositions.id = composition WHERE {composition}""",
-    "adapter_objects": """SELECT blob, 'the ' || role || ' of task ' || name FROM adapter_objects
-    JOIN tasks ON tasks.position = adapter WHERE {task}""",
-}
-"""Blobs in use and whose each is, by a table of the schema that knows them: a backup of an older one has fewer."""
-
-_USED_ADAPTERS = """
-SELECT position FROM tasks WHERE {task}
-UNION SELECT member FROM adapter_context JOIN tasks ON tasks.position = adapter_context.adapter WHERE {task}
-"""
 
 
 @dataclass(frozen=True)
@@ -51,70 +33,86 @@ class LiveFiles:
     owners: dict[str, str]
 
 
-def live_files(
-    connection: sqlite3.Connection, *, tasks: Iterable[int] = (), compositions: Iterable[int] = ()
-) -> LiveFiles:
+def live_files(view: View, *, tasks: Iterable[int] = (), compositions: Iterable[int] = ()) -> LiveFiles:
     """Read what the rows in use refer to.
 
     Args:
-        connection: The database.
+        view: The rows; those of an older schema have fewer tables and columns.
         tasks: Positions of removed tasks that count as in use.
         compositions: The same of compositions.
     """
-    used = {
-        "task": f"(tasks.state IN ('ready', 'failed') OR tasks.position IN ({_numbers(tasks)}))",
-        "composition": f"(compositions.state = 'ready' OR compositions.id IN ({_numbers(compositions)}))",
+    names = {row["position"]: row["name"] for row in view.rows("tasks")}
+    used = _used(view, "tasks", tasks)
+    made = _used(view, "compositions", compositions)
+    owners: dict[str, str] = {}
+    for blob, owner in _used_blobs(view, used, made):
+        if blob is not None:
+            owners[blob] = min(owner, owners.get(blob, owner))
+    sizes = {blob["digest"]: blob["bytes"] for blob in (sound("blobs", row) for row in view.rows("blobs"))}
+    blobs = {digest: StoredFile(digest, digest, sizes.get(digest, -1)) for digest in sorted(owners, key=str)}
+    needed = _needed(view, used)
+    files: dict[int, list[StoredFile]] = {}
+    for row in view.rows("adapter_files"):
+        if row["adapter"] in needed:
+            files.setdefault(row["adapter"], []).append(StoredFile(**sound("adapter_files", row)))
+    adapters = {
+        row["digest"]: (names[row["id"]], sorted(files.get(row["id"], []), key=lambda file: file.name))
+        for row in reversed(in_order(view.rows("adapters"), "id"))
+        if row["id"] in needed and row["id"] in names
     }
-    stored = [sound("blobs", row) for row in connection.execute("SELECT * FROM blobs")]
-    sizes = {blob["digest"]: blob["bytes"] for blob in stored}
-    queries = [query.format(**used) for table, query in _USED_BLOBS.items() if table in _tables(connection)]
-    blobs_used = connection.execute(f"{' UNION '.join(queries)} ORDER BY 1, 2 DESC").fetchall()
-    owners = {row[0]: row[1] for row in blobs_used}
-    blobs = {digest: StoredFile(digest, digest, sizes.get(digest, -1)) for digest in owners}
-    adapters: dict[str, tuple[str, list[StoredFile]]] = {}
-    for position, digest, task in connection.execute(
-        "SELECT id, digest, name FROM adapters JOIN tasks ON tasks.position = adapters.id "
-        f"WHERE id IN ({_USED_ADAPTERS.format(**used)}) ORDER BY id DESC"
-    ).fetchall():
-        files = connection.execute(
-            "SELECT name, sha256, bytes FROM adapter_files WHERE adapter = ? ORDER BY name", (position,)
-        )
-        adapters[digest] = (task, [StoredFile(**sound("adapter_files", row)) for row in files])
     return LiveFiles(adapters, blobs, owners)
 
 
-def _numbers(rows: Iterable[int]) -> str:
-    return ",".join(str(int(row)) for row in rows)
+def _needed(view: View, tasks: Iterable[int]) -> set[int]:
+    """Positions of the adapters of some tasks, and of those that these were trained on top of."""
+    own = set(tasks)
+    return own | {row["member"] for row in view.rows("adapter_context") if row["adapter"] in own}
 
 
-def _tables(connection: sqlite3.Connection) -> set[str]:
-    return {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+def _used(view: View, table: str, others: Iterable[int]) -> dict[int, str]:
+    """Names of rows that are in use, or count as such, by their numbers."""
+    number, more = NUMBER[table], set(others)
+    rows = (row for row in view.rows(table) if row["state"] in ("ready", "failed") or row[number] in more)
+    return {row[number]: row["name"] for row in rows}
 
 
-def changed_rows(connection: sqlite3.Connection) -> list[tuple[str, str]]:
-    """Rows whose immutable columns no longer match their digest, as (table, key); an older schema has fewer tables."""
+def _used_blobs(view: View, tasks: dict[int, str], compositions: dict[int, str]) -> Iterator[tuple[str | None, str]]:
+    """The blobs of some tasks and compositions, and whose each is."""
+    for row in view.rows("tasks"):
+        if row["position"] in tasks:
+            yield row["statistics"], f"the statistics of task {row['name']}"
+    for row in view.rows("datasets"):
+        if (name := tasks.get(row["task"])) is not None:
+            yield row["blob"], f"the {row['split']} rows of task {name}"
+            yield row.get("row_digests"), f"the digests of the {row['split']} rows of task {name}"
+    for row in view.rows("adapter_objects"):
+        if (name := tasks.get(row["adapter"])) is not None:
+            yield row["blob"], f"the {row['role']} of task {name}"
+    for row in view.rows("composition_objects"):
+        if (name := compositions.get(row["composition"])) is not None:
+            yield row["blob"], f"the {row['role']} of composition {name}"
+
+
+def changed_rows(view: View) -> list[tuple[str, str]]:
+    """Rows whose immutable columns no longer match their digest, as (table, key)."""
     found = []
-    tables = _tables(connection)
-    for table, described in ((table, described) for table, described in TABLES.items() if table in tables):
+    for table, described in TABLES.items():
         first = next(iter(described.columns))
-        for row in connection.execute(f"SELECT * FROM {table}"):
+        for row in view.rows(table):
             if not _is_unchanged(table, row):
                 found.append((table, str(row[first])[:80]))
     return found
 
 
-def _is_unchanged(table: str, row: sqlite3.Row) -> bool:
+def _is_unchanged(table: str, row: Row) -> bool:
     try:
-        return is_sealed(table, dict(row))
+        return is_sealed(table, row)
     except (DataError, LookupError):  # a flipped bit turned text into bytes, or renamed a column in the schema
         return False
 
 
-def recorded_files(connection: sqlite3.Connection, digest: str) -> list[StoredFile]:
+def recorded_files(view: View, digest: str) -> list[StoredFile]:
     """The files of an adapter as recorded, also of a removed task's; empty when the bank never had it."""
-    rows = connection.execute(
-        "SELECT name, sha256, bytes FROM adapter_files "
-        "WHERE adapter = (SELECT min(id) FROM adapters WHERE digest = ?) ORDER BY name",
-        (digest,),
-    )
-    return [StoredFile(**sound("adapter_files", row)) for row in rows]
+    adapters = view.rows("adapters", digest=digest)
+    rows = view.rows("adapter_files", adapter=min(row["id"] for row in adapters)) if adapters else []
+    return sorted((StoredFile(**sound("adapter_files", row)) for row in rows), key=lambda file: file.name)

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from lorabank.bank.catalog.database import writing
-from lorabank.bank.catalog.reading import read_snapshot, reading
-from lorabank.bank.locks import bank_lock
+from lorabank.bank.catalog.base import Catalog
+from lorabank.bank.catalog.columns import NUMBER
+from lorabank.bank.catalog.commits import in_use, mark_removed
+from lorabank.bank.catalog.events import Change, log_event
+from lorabank.bank.catalog.reading import read_snapshot
 from lorabank.bank.objects.layout import Layout
+from lorabank.bank.operations import refuse_live
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.commands import LIST, Command
 from lorabank.core.errors import ExistsError, NotFoundError
 
 
-def remove(layout: Layout, name: str, *, cascade: bool, dry_run: bool) -> tuple[str, ...]:
+def remove(layout: Layout, catalog: Catalog, name: str, *, cascade: bool, dry_run: bool) -> tuple[str, ...]:
     """Remove a task or composition; see ``Bank.remove``."""
     if dry_run:
-        with reading(layout) as connection:
-            return _affected(read_snapshot(connection, layout), name, cascade)
-    from lorabank.bank.catalog.commits import mark_removed
-    from lorabank.bank.catalog.events import Change, log_event
-    from lorabank.bank.catalog.schema import compositions, tasks
-    from lorabank.bank.operations import refuse_live
-
-    with bank_lock(layout.lock, exclusive=False), writing(layout) as transaction:
+        with catalog.read() as view:
+            return _affected(read_snapshot(view, layout), name, cascade)
+    with catalog.lock(exclusive=False), catalog.write() as transaction:
         refuse_live(transaction, layout)
-        # Nobody else can write now, so what is read here is what the update meets.
-        with reading(layout) as connection:
-            names = _affected(read_snapshot(connection, layout), name, cascade)
-        gone = [mark_removed(transaction, table, table.c.name.in_(names)) for table in (tasks, compositions)]
+        names = _affected(read_snapshot(transaction, layout), name, cascade)
+        gone = [
+            mark_removed(
+                transaction, table, [row[number] for one in names if (row := in_use(transaction, table, one))]
+            )
+            for table, number in NUMBER.items()
+        ]
         log_event(transaction, "remove", name, Change(tasks_removed=gone[0], compositions_removed=gone[1]))
     return names
 

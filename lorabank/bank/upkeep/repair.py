@@ -3,24 +3,26 @@
 What dead operations left is swept. A damaged file goes to ``quarantine/``, which no command empties, and a good copy
 is fetched by its digest where there is one. A task that still lacks a file it needs is set aside (state ``failed``),
 so that all others can be used together; the next repair that finds the file lifts the mark.
+
+All this is about a bank in a folder: its ``bank.json``, its database, its files.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorabank.bank.catalog.database import busy, connect, writing
+from lorabank.bank.catalog.base import Catalog, View
+from lorabank.bank.catalog.database import connect
 from lorabank.bank.catalog.events import Change, log_event
-from lorabank.bank.catalog.reading import read_operations, reading
+from lorabank.bank.catalog.reading import in_order, read_operations
 from lorabank.bank.catalog.rows import is_sealed
-from lorabank.bank.failures import reported
-from lorabank.bank.locks import bank_lock
+from lorabank.bank.catalog.sqlite import SqliteCatalog, SqliteView
+from lorabank.bank.failures import busy, reported
 from lorabank.bank.objects.base import StoredFile
 from lorabank.bank.objects.folder import delete
 from lorabank.bank.objects.layout import FORMAT, Layout
@@ -35,14 +37,6 @@ from lorabank.bank.upkeep.verify import database_findings
 from lorabank.core.commands import Command
 from lorabank.core.errors import DamagedError, NotFoundError
 from lorabank.core.records import OperationRecord
-
-_NEEDS = """
-SELECT id, digest FROM adapters
-UNION ALL SELECT adapter_context.adapter, digest FROM adapter_context JOIN adapters ON adapters.id = member
-UNION ALL SELECT adapter, blob FROM adapter_objects
-UNION ALL SELECT position, statistics FROM tasks WHERE statistics IS NOT NULL
-"""
-"""Position of a task, and a digest without which it cannot answer. Kept rows are not among them."""
 
 
 class RepairResult(NamedTuple):
@@ -72,34 +66,35 @@ def repair(layout: Layout, source: Path | None) -> RepairResult:
     unchanged = "rows and good files were not changed"
     if not layout.database.is_file():
         read_manifest(layout)
-    with bank_lock(layout.lock, exclusive=True), reported(layout.root, unchanged=unchanged):
+    catalog = SqliteCatalog(layout)
+    with catalog.lock(exclusive=True), reported(layout.root, unchanged=unchanged):
         layout.make_folders()
         _mend_manifest(layout)
-        with reading(layout) as connection:
-            operations, live = _examine(connection, layout)
+        with catalog.read() as view:
+            operations, live = _examine(view, layout)
         mending = _Mending(layout, source)
-        swept = tuple(_sweep(layout, operations))
+        swept = tuple(_sweep(layout, catalog, operations))
         for digest, (_, files) in live.adapters.items():
             mending.adapter(digest, files)
         for digest, file in live.blobs.items():
             mending.blob(digest, file)
-        aside, back = _mark(layout, mending.lost)
+        aside, back = _mark(catalog, mending.lost)
     return RepairResult(swept, tuple(mending.quarantined), tuple(mending.fetched), aside, back)
 
 
-def _examine(connection: sqlite3.Connection, layout: Layout) -> tuple[list[OperationRecord], LiveFiles]:
+def _examine(view: View, layout: Layout) -> tuple[list[OperationRecord], LiveFiles]:
     """What is there by the database, which must itself be sound: what it says decides what is good."""
-    operations = read_operations(connection, layout)
+    operations = read_operations(view)
     for operation in operations:
         if operation.alive:
             raise busy(layout, operation)
-    for finding in database_findings(connection, layout, full=True):
+    for finding in database_findings(view, layout, full=True):
         raise DamagedError(
             f"bank {layout.root}: {finding.subject}: {finding.message}: nothing was repaired",
             commands=[Command("restore", "BACKUP")],
             unchanged="the bank was not changed",
         )
-    return operations, live_files(connection)
+    return operations, live_files(view)
 
 
 def _mend_manifest(layout: Layout) -> None:
@@ -114,10 +109,9 @@ def _mend_manifest(layout: Layout) -> None:
     except (DamagedError, NotFoundError) as error:
         broken = error
     with closing(connect(layout.database, foreign_keys=True)) as connection:
-        connection.row_factory = sqlite3.Row
-        row = connection.execute("SELECT * FROM bank").fetchone()
-    sound = row is not None and is_sealed("bank", dict(row)) and row["format"] == FORMAT
-    said = {"format": FORMAT, "id": row["bank_id"], "created_with": row["created_with"]} if sound else None
+        row = SqliteView(connection).last("bank")
+    sound = row is not None and is_sealed("bank", row) and row["format"] == FORMAT
+    said = {"format": FORMAT, "id": row["bank_id"], "created_with": row["created_with"]} if row and sound else None
     if said is None and broken is not None:
         raise broken
     if said is None or found == said or (found is not None and found["id"] != said["id"]):
@@ -127,11 +121,11 @@ def _mend_manifest(layout: Layout) -> None:
     write_manifest(layout, json.dumps(said, indent=2).encode() + b"\n")
 
 
-def _sweep(layout: Layout, operations: list[OperationRecord]) -> Iterator[str]:
+def _sweep(layout: Layout, catalog: Catalog, operations: list[OperationRecord]) -> Iterator[str]:
     for operation in operations:
         if operation.kind == RESUMABLE and holds_checkpoint(layout.work(operation.id)):
             continue
-        drop(layout, operation.id)
+        drop(layout, catalog, operation.id)
         yield f"the reservation of {operation.kind} {operation.name}"
     for path in sorted(left_over(layout, operations)):
         delete(layout, path)
@@ -197,18 +191,27 @@ class _Mending:
         self.quarantined.append(name)
 
 
-def _mark(layout: Layout, lost: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _mark(catalog: Catalog, lost: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Set tasks aside that need what is lost, and bring those back that lack nothing."""
-    with reading(layout) as connection:
-        states = {row[0]: (row[1], row[2]) for row in connection.execute("SELECT position, name, state FROM tasks")}
-        broken = {position for position, digest in connection.execute(_NEEDS) if digest in lost}
-    aside = [position for position, (_, state) in states.items() if state == "ready" and position in broken]
-    back = [position for position, (_, state) in states.items() if state == "failed" and position not in broken]
+    with catalog.read() as view:
+        tasks = in_order(view.rows("tasks"), "position")
+        broken = {position for position, digest in _needs(view) if digest in lost}
+    aside = [row for row in tasks if row["state"] == "ready" and row["position"] in broken]
+    back = [row for row in tasks if row["state"] == "failed" and row["position"] not in broken]
     if aside or back:
-        from lorabank.bank.catalog.schema import tasks
+        with catalog.write() as transaction:
+            for rows, state in ((aside, "failed"), (back, "ready")):
+                for row in rows:
+                    transaction.update("tasks", {"position": row["position"]}, state=state)
+            added, removed = (tuple(row["position"] for row in rows) for rows in (back, aside))
+            log_event(transaction, "repair", "", Change(tasks_added=added, tasks_removed=removed))
+    return tuple(row["name"] for row in aside), tuple(row["name"] for row in back)
 
-        with writing(layout) as transaction:
-            for positions, state in ((aside, "failed"), (back, "ready")):
-                transaction.execute(tasks.update().where(tasks.c.position.in_(positions)).values(state=state))
-            log_event(transaction, "repair", "", Change(tasks_added=tuple(back), tasks_removed=tuple(aside)))
-    return tuple(states[position][0] for position in aside), tuple(states[position][0] for position in back)
+
+def _needs(view: View) -> Iterator[tuple[int, str | None]]:
+    """Positions of tasks, and a digest without which each cannot answer. Kept rows are not among them."""
+    digests = {row["id"]: row["digest"] for row in view.rows("adapters")}
+    yield from digests.items()
+    yield from ((row["adapter"], digests.get(row["member"])) for row in view.rows("adapter_context"))
+    yield from ((row["adapter"], row["blob"]) for row in view.rows("adapter_objects"))
+    yield from ((row["position"], row["statistics"]) for row in view.rows("tasks"))

@@ -1,24 +1,25 @@
-"""Putting a copy back: checked before anything is changed, and what was there is kept aside."""
+"""Putting a copy of a bank back into its folder: checked before anything is changed, and what was there is kept."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from lorabank.bank.catalog.database import busy, connect
+from lorabank.bank.catalog.connections import connect_to_copy
+from lorabank.bank.catalog.database import connect
 from lorabank.bank.catalog.reading import read_operations
-from lorabank.bank.failures import database_error, reported
+from lorabank.bank.catalog.sqlite import SqliteView
+from lorabank.bank.failures import busy, database_error, reported
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.objects.layout import DATABASE_FILES, ENTRIES, Layout
 from lorabank.bank.objects.manifest import read_manifest
 from lorabank.bank.objects.store import adapter_problems, blob_problems
 from lorabank.bank.objects.sync import sync_folder
-from lorabank.bank.upkeep.backup import back_up, draft_of, install, not_whole, open_copy, put_manifest, task_names
+from lorabank.bank.upkeep.backup import back_up, draft_of, install, not_whole, put_manifest, task_names
 from lorabank.bank.upkeep.copies import copies
 from lorabank.bank.upkeep.copy_in import bring
 from lorabank.bank.upkeep.referenced import LiveFiles, live_files
@@ -68,7 +69,8 @@ def restore(layout: Layout, backup: Path, *, incomplete: bool, dry_run: bool) ->
         layout.make_folders()
         before = _present(layout)
         draft = stack.enter_context(draft_of(layout, origin.database if origin else backup))
-        with closing(open_copy(draft)) as copy:
+        with closing(connect_to_copy(draft)) as connection:
+            copy = SqliteView(connection)
             _check_copy(copy, backup, identifier)
             live, after = live_files(copy), task_names(copy)
         missing = () if origin else _missing(layout, live)
@@ -124,13 +126,13 @@ def _check_place(layout: Layout, identifier: str) -> None:
         )
 
 
-def _check_copy(copy: sqlite3.Connection, backup: Path, identifier: str) -> None:
+def _check_copy(copy: SqliteView, backup: Path, identifier: str) -> None:
     """That it is a database of this bank; its schema, pages and rows were checked when it was read."""
-    row = copy.execute("SELECT bank_id FROM bank").fetchone()
+    row = copy.last("bank")
     if row is None:
         raise DamagedError(f"{backup}: not a database of lorabank", unchanged=UNCHANGED)
-    if row[0] != identifier:
-        raise IncompatibleError(f"{backup} is a copy of another bank ({row[0][:12]})", unchanged=UNCHANGED)
+    if row["bank_id"] != identifier:
+        raise IncompatibleError(f"{backup} is a copy of another bank ({row['bank_id'][:12]})", unchanged=UNCHANGED)
 
 
 def _bring(layout: Layout, live: LiveFiles, origin: Layout, dry_run: bool) -> tuple[str, ...]:
@@ -158,11 +160,11 @@ def _present(layout: Layout) -> list[str]:
     if not layout.database.exists():
         return []
     try:
-        with _connected(layout.database) as connection:
-            for operation in read_operations(connection, layout):
+        with _connected(layout.database) as view:
+            for operation in read_operations(view):
                 if operation.alive:
                     raise busy(layout, operation)
-            return task_names(connection)
+            return task_names(view)
     except Exception as error:
         if not _is_damage(error, layout):
             raise
@@ -176,10 +178,9 @@ def _is_damage(error: Exception, layout: Layout) -> bool:
 
 
 @contextmanager
-def _connected(database: Path) -> Iterator[sqlite3.Connection]:
+def _connected(database: Path) -> Iterator[SqliteView]:
     with closing(connect(database, foreign_keys=True)) as connection:
-        connection.row_factory = sqlite3.Row
-        yield connection
+        yield SqliteView(connection)
 
 
 def _replace(layout: Layout, draft: Path, backup: Path) -> str | None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorabank.bank.catalog.connections import connect_to_read
-from lorabank.bank.catalog.database import busy, engine, migrate
+from lorabank.bank.catalog.database import driver_of, engine, migrate
 from lorabank.bank.catalog.definitions import REVISIONS, newer_schema, read_revision
 from lorabank.bank.catalog.events import Change, log_event
 from lorabank.bank.catalog.reading import read_operations
-from lorabank.bank.failures import database_error, malformed, reported
+from lorabank.bank.catalog.sqlite import SqliteTransaction, SqliteView
+from lorabank.bank.failures import busy, database_error, malformed, reported
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.objects.layout import Layout
 from lorabank.bank.objects.manifest import read_manifest
@@ -63,12 +63,11 @@ def upgrade_database(path: Path | str, *, dry_run: bool = False) -> UpgradeResul
         _refuse_live_operations(layout)
         layout.make_folders()
         backup = back_up(layout)
-        with engine(layout.database, foreign_keys=False).begin() as connection:
+        with engine(layout.database).begin() as connection:
             try:
                 migrate(connection, layout.database)
-                log_event(
-                    connection, "upgrade", "", Change(before={"schema": before}, after={"schema": REVISIONS[-1]})
-                )
+                change = Change(before={"schema": before}, after={"schema": REVISIONS[-1]})
+                log_event(SqliteTransaction(driver_of(connection)), "upgrade", "", change)
             except LorabankError:
                 raise
             except Exception as error:
@@ -94,7 +93,6 @@ def _known_revision(layout: Layout) -> str:
 
 def _refuse_live_operations(layout: Layout) -> None:
     with closing(connect_to_read(layout.database)) as connection:
-        connection.row_factory = sqlite3.Row
-        for operation in read_operations(connection, layout):
+        for operation in read_operations(SqliteView(connection)):
             if operation.alive:
                 raise busy(layout, operation)

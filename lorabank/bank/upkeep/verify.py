@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
-from lorabank.bank.catalog.reading import read_evaluations, read_events, read_operations, read_snapshot, reading
-from lorabank.bank.locks import bank_lock
+from lorabank.bank.catalog.base import Catalog, View
+from lorabank.bank.catalog.reading import in_order, read_evaluations, read_events, read_operations, read_snapshot
 from lorabank.bank.objects.base import Objects, adapter_digest
 from lorabank.bank.objects.layout import Layout
 from lorabank.bank.objects.manifest import read_manifest
@@ -30,18 +29,20 @@ Deep = Callable[[str], bool]
 """Whether the files under this digest are read."""
 
 
-def verify(layout: Layout, objects: Objects, *, full: bool, part: tuple[int, int] | None = None) -> list[Finding]:
+def verify(
+    layout: Layout, catalog: Catalog, objects: Objects, *, full: bool, part: tuple[int, int] | None = None
+) -> list[Finding]:
     """Check a bank; see ``Bank.verify``."""
     deep = _depth(full, part)
     with ExitStack() as lock:
         with suppress(OSError):  # on a read-only medium there is nothing to lock against
-            lock.enter_context(bank_lock(layout.lock, exclusive=False))
+            lock.enter_context(catalog.lock(exclusive=False))
         try:
-            with reading(layout) as connection:
-                findings = [*database_findings(connection, layout, full or part is not None)]
+            with catalog.read() as view:
+                findings = [*database_findings(view, layout, full or part is not None)]
                 if findings:
                     return findings
-                live, aside = live_files(connection), _set_aside(connection)
+                live, aside = live_files(view), _set_aside(view)
         except DamagedError as error:
             return [Finding("database", "bank", error.message, *_DATABASE_CURE)]
         return [*aside, *_adapters(objects, live, deep), *_blobs(objects, live, deep)]
@@ -61,29 +62,25 @@ def _depth(full: bool, part: tuple[int, int] | None) -> Deep:
     return lambda digest: int(digest, 16) % count == number - 1
 
 
-def _set_aside(connection: sqlite3.Connection) -> list[Finding]:
+def _set_aside(view: View) -> list[Finding]:
     """Tasks that a repair marked as damaged: it also lifts the mark, once the files are back."""
-    names = [row[0] for row in connection.execute("SELECT name FROM tasks WHERE state = 'failed' ORDER BY position")]
+    names = [row["name"] for row in in_order(view.rows("tasks", state="failed"), "position")]
     return [Finding("task", f"task {name}", "it is set aside as damaged", *_adapter_cure(name)) for name in names]
 
 
-def database_findings(connection: sqlite3.Connection, layout: Layout, full: bool) -> Iterator[Finding]:
-    """What is wrong with the database itself: pages, references, rows that are not what was written."""
-    check = "integrity_check" if full else "quick_check"
-    for (verdict,) in connection.execute(f"PRAGMA {check}").fetchall():
-        if verdict != "ok":
-            yield Finding("database", "bank.db", str(verdict)[:500], *_DATABASE_CURE)
-    for table, row, target, _ in connection.execute("PRAGMA foreign_key_check").fetchall():
-        message = f"row {row} of {table} refers to a row of {target} that is not there"
-        yield Finding("database", table, message, *_DATABASE_CURE)
-    for table, key in changed_rows(connection):
+def database_findings(view: View, layout: Layout, full: bool) -> Iterator[Finding]:
+    """What is wrong with the catalog itself: what it finds, and rows that are not what was written."""
+    for subject, problem in view.problems(full=full):
+        yield Finding("database", subject, problem, *_DATABASE_CURE)
+    for table, key in changed_rows(view):
         yield Finding("row", f"{table} {key!r}", "its columns no longer match their digest", *_DATABASE_CURE)
     try:
-        read_snapshot(connection, layout)
-        read_evaluations(connection, layout)
-        read_operations(connection, layout)
-        read_events(connection)
-        said = dict(connection.execute("SELECT format, bank_id AS id, created_with FROM bank").fetchone())
+        read_snapshot(view, layout)
+        read_evaluations(view)
+        read_operations(view)
+        read_events(view)
+        (bank,) = view.rows("bank")
+        said = {"format": bank["format"], "id": bank["bank_id"], "created_with": bank["created_with"]}
         if read_manifest(layout) != said:
             yield Finding(
                 "database", "bank.json", f"it differs from what bank.db says: {json.dumps(said)}", *_MANIFEST_CURE

@@ -12,6 +12,7 @@ EXTRAS = {
     "gguf": "gguf>=0.10",
     "hub": "datasets>=4",
     "xlsx": "openpyxl>=3.1",
+    "pandas": "pandas>=2.2.2",
     "tracking": "tensorboard>=2.18",
     "fuzz": "atheris>=2.3",
 }

@@ -44,13 +44,12 @@ def test_settings_of_the_database(bank):
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA application_id").fetchone() == (0x4C6F5242,)
     connection.close()
-    from lorabank.bank.catalog.database import writing
-    from lorabank.bank.objects.layout import Layout
+    from lorabank.bank.catalog.database import open_to_write
 
-    with writing(Layout(bank.path)) as writer:
-        assert writer.exec_driver_sql("PRAGMA synchronous").scalar() == 2
-        assert writer.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
-        assert writer.exec_driver_sql("PRAGMA trusted_schema").scalar() == 0
+    with closing(open_to_write(bank.path / "bank.db")) as writer:
+        assert writer.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert writer.execute("PRAGMA foreign_keys").fetchone() == (1,)
+        assert writer.execute("PRAGMA trusted_schema").fetchone() == (0,)
 
 
 def test_create_refuses_a_bank_and_a_folder_with_other_things(bank, kit, tmp_path):

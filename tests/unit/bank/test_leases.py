@@ -116,7 +116,7 @@ def test_the_lease_is_for_other_hosts_alone(bank):
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "INTERVAL", 0.01)
-    monkeypatch.setattr(heartbeat, "_PATIENCE", 20)
+    monkeypatch.setattr(heartbeat, "_PATIENCE", 0.02)
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_
 
 from lorabank.core.records import EvaluationRecord
 from lorabank.evaluation.confusion import LabelScores, label_detail, label_scores, with_texts
-from lorabank.evaluation.confusion_plot import save_confusion
+from lorabank.evaluation.confusion_plot import confusion_plot
 from lorabank.evaluation.metrics import wilson_interval
 
 
@@ -140,7 +140,7 @@ def test_a_cell_without_labels_or_from_before_says_nothing() -> None:
 def test_the_picture_names_what_it_shows(tmp_path: Path, labels: int) -> None:
     gold, answers, sure = drawn(1, labels, 600, False)
     found = scored(gold, answers, sure)
-    path = save_confusion(found, tmp_path / "c.svg", "queue <&> $x$", "accuracy 0.6")
+    path = confusion_plot(found, "queue <&> $x$", "accuracy 0.6").save(tmp_path / "c.svg")
     # matplotlib draws text as shapes and names it in a comment
     words = re.findall(r"<!-- (.*?) -->", path.read_text(encoding="utf-8"))
     for word in ("wanted", "answered", "share of the row"):
@@ -151,4 +151,4 @@ def test_the_picture_names_what_it_shows(tmp_path: Path, labels: int) -> None:
         counts = [str(rows) for _, _, rows in found.confusion]
         assert set(counts) <= set(words)
     assert ("40 of 90 labels: those with the most wrong rows" in words) == (labels == 90)
-    assert save_confusion(found, tmp_path / "c.png", "t").read_bytes().startswith(b"\x89PNG")
+    assert confusion_plot(found, "t").save(tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")

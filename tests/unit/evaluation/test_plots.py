@@ -11,7 +11,7 @@ import pytest
 
 from lorabank.core.errors import ConfigError
 from lorabank.evaluation.matrix import ScoreMatrix
-from lorabank.evaluation.plots import heatmap_svg, save_heatmap, write_csv
+from lorabank.evaluation.plots import heatmap, heatmap_svg, write_csv
 
 NAN = float("nan")
 MATRIX = ScoreMatrix(
@@ -22,7 +22,7 @@ MATRIX = ScoreMatrix(
 def test_png(tmp_path: Path) -> None:
     import matplotlib.image
 
-    path = save_heatmap(MATRIX, tmp_path / "matrix.png", "a title")
+    path = heatmap(MATRIX, "a title").save(tmp_path / "matrix.png")
     picture = matplotlib.image.imread(path)
     assert path.read_bytes().startswith(b"\x89PNG")
     colours = {tuple(np.round(pixel, 2)) for pixel in picture[:, :, :3].reshape(-1, 3)}
@@ -32,7 +32,7 @@ def test_png(tmp_path: Path) -> None:
 
 
 def test_svg_holds_every_measured_cell_and_no_other(tmp_path: Path) -> None:
-    path = save_heatmap(MATRIX, tmp_path / "matrix.SVG", "olora <&> $x$")
+    path = heatmap(MATRIX, "olora <&> $x$").save(tmp_path / "matrix.SVG")
     root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     # matplotlib draws glyphs and leaves the text in comments
@@ -53,7 +53,7 @@ def test_svg_for_a_page_is_one_element_that_refers_to_nothing() -> None:
 
 def test_other_suffixes_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"matrix\.jpg"):
-        save_heatmap(MATRIX, tmp_path / "matrix.jpg")
+        heatmap(MATRIX).save(tmp_path / "matrix.jpg")
     assert list(tmp_path.iterdir()) == []
 
 

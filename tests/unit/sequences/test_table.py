@@ -11,8 +11,9 @@ import pytest
 from lorabank.core.records import EvaluationRecord
 from lorabank.evaluation.confusion import label_detail, label_scores
 from lorabank.sequences.clock import Clock, shown
+from lorabank.sequences.results import SequenceRun
 from lorabank.sequences.table import chance_warning, interval, markdown, table_rows
-from lorabank.workflows.results import MatrixReport, SequenceRun
+from lorabank.workflows.results import MatrixReport
 
 
 # 0.975 quantiles of Student's t as tables print them: NIST/SEMATECH e-Handbook, section 1.3.6.7.2.

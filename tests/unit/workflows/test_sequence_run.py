@@ -16,7 +16,7 @@ from lorabank import api
 from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
 from lorabank.core.errors import ConfigError, DataError, DivergedError, ExistsError, IncompatibleError
 from lorabank.core.observer import SilentObserver
-from lorabank.workflows.results import SequenceResult, SequenceRow
+from lorabank.sequences.results import SequenceResult, SequenceRow
 
 TASKS = {"one": ("no", "yes"), "two": ("x", "y", "z")}
 TRAIN = {

@@ -1,14 +1,4 @@
-"""What every place for a bank's content must keep, as tests that anybody can run over their own.
-
-    from lorabank.testing import ObjectsContract
-
-    class TestMine(ObjectsContract):
-        def make(self, folder):
-            return MyObjects(folder)
-
-pytest collects the class; each test makes its objects in an empty folder. The bank's own implementation runs under the
-same suite (`tests/unit/bank/objects/test_contract.py`).
-"""
+"""What every place for a bank's content must keep: see `lorabank.bank.objects.base.Objects`."""
 
 from __future__ import annotations
 
@@ -21,17 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lorabank.bank.objects.base import Objects, Staging, StoredFile
 from lorabank.core.errors import ConfigError, DamagedError, DataError
+from lorabank.testing.cuts import Cut, counted, refused
 
 _CONFIG = json.dumps({"peft_type": "LORA", "r": 2}).encode()
 _NOWHERE = "0" * 64
-
-
-class Cut(BaseException):
-    """A process ends here, as by a signal: nothing after it runs but what the system does."""
 
 
 class ObjectsContract(ABC):
@@ -59,7 +45,7 @@ class ObjectsContract(ABC):
         sound = {name: getattr(os, name) for name in self.calls}
         try:
             for name, call in sound.items():
-                setattr(os, name, _counted(call, left))
+                setattr(os, name, counted(call, left))
             yield
         finally:
             for name, call in sound.items():
@@ -263,15 +249,6 @@ def vector(*values: float) -> bytes:
     return struct.pack("<Q", len(text)) + text + struct.pack(f"<{len(values)}f", *values)
 
 
-def refused(kind: type[Exception], call: Callable[[], object]) -> None:
-    """Demand that a call raises an error of a kind."""
-    try:
-        call()
-    except kind:
-        return
-    raise AssertionError(f"{kind.__name__} was expected")
-
-
 def _clear(objects: Objects) -> None:
     for kept in list(objects.list()):
         objects.delete(kept)
@@ -283,13 +260,3 @@ def _digests(stage: Staging) -> set[str]:
 
 def _change(number: int) -> str:
     return f"{number:032x}"
-
-
-def _counted(call: Callable[..., Any], left: list[int]) -> Callable[..., Any]:
-    def counting(*arguments: Any, **options: Any) -> Any:
-        left[0] -= 1
-        if left[0] == 0:
-            raise Cut
-        return call(*arguments, **options)
-
-    return counting

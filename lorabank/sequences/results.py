@@ -1,0 +1,167 @@
+"""What a sequence returns: frozen, plain values that turn into JSON."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from lorabank.core.errors import ConfigError
+from lorabank.core.showing import data_frame
+from lorabank.workflows.results import MatrixReport
+
+if TYPE_CHECKING:
+    from lorabank.evaluation.plots import Plot
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over runs.
+
+    Attributes:
+        half: Half of the 95 % t-interval; None of a single run.
+    """
+
+    mean: float
+    half: float | None
+    runs: int
+
+
+@dataclass(frozen=True)
+class SequenceRow:
+    """What one way to train and to answer reached, over all orders and seeds.
+
+    Attributes:
+        strategy: What trained the adapters.
+        answers: The subject: ``"as-trained"`` or a composition.
+        scalars: Metric to its mean; None where a score is missing. ``oracle`` and ``routing_accuracy`` (the share of
+            rows that were routed to their task) are of routed subjects alone.
+        tasks: Task to its score after the last task.
+        judged: Scores of tasks with labels after the last task, over all runs.
+        at_chance: How many of them are not clearly above the share of the most frequent label.
+    """
+
+    strategy: str
+    answers: str
+    mode: str
+    task_id: Literal["given", "routed"]
+    runs: int
+    scalars: dict[str, Interval | None]
+    tasks: dict[str, Interval | None]
+    judged: int = 0
+    at_chance: int = 0
+
+    @property
+    def chance(self) -> str:
+        """``3 of 12``; empty where every score is above chance."""
+        return f"{self.at_chance} of {self.judged}" if self.at_chance else ""
+
+
+@dataclass(frozen=True)
+class SequenceRun:
+    """The matrix of one subject in one bank of a sequence."""
+
+    order: int
+    strategy: str
+    seed: int
+    report: MatrixReport
+
+
+@dataclass(frozen=True)
+class SequenceCell:
+    """One bank of a sequence, and what is left to do in it.
+
+    Attributes:
+        learnt: Tasks that are in the bank.
+        to_learn: Tasks that are not.
+        interrupted: The task whose training was interrupted and goes on.
+        to_compose: Compositions that are not in the bank.
+        scores: Stored scores.
+    """
+
+    order: int
+    strategy: str
+    seed: int
+    bank: str
+    learnt: tuple[str, ...]
+    to_learn: tuple[str, ...]
+    interrupted: str | None
+    to_compose: tuple[str, ...]
+    scores: int
+
+
+@dataclass(frozen=True)
+class SequencePlan:
+    """What ``run_sequence`` would do.
+
+    Attributes:
+        steps: Optimizer steps that are left.
+        card: The protocol card as far as it is known.
+        card_lines: The same for people: name and value.
+    """
+
+    name: str
+    folder: str
+    cells: tuple[SequenceCell, ...]
+    steps: int
+    card: dict[str, Any]
+    card_lines: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class SequenceResult:
+    """A sequence's table under its protocol card.
+
+    Attributes:
+        card: Everything that a reader of the numbers must know.
+        card_lines: The same for people: name and value.
+        rows: The table.
+        runs: Every matrix.
+        paths: Files that were written.
+        warning: Said where no score of the table is clearly above chance; else None.
+    """
+
+    name: str
+    folder: str
+    card: dict[str, Any]
+    card_lines: tuple[tuple[str, str], ...]
+    rows: tuple[SequenceRow, ...]
+    runs: tuple[SequenceRun, ...]
+    paths: tuple[str, ...]
+    seconds: float
+    warning: str | None = None
+
+    def plot(self, scalar: str = "average_accuracy") -> Plot:
+        """A scalar of every row of the table with its interval; a notebook shows it.
+
+        Raises:
+            ConfigError: No row has such a scalar.
+        """
+        from lorabank.evaluation.interval_plot import interval_plot
+
+        measured = {f"{row.strategy}, {row.answers}": row.scalars.get(scalar) for row in self.rows}
+        means = {name: (one.mean, one.half) for name, one in measured.items() if one is not None}
+        if not means:
+            known = dict.fromkeys(name for row in self.rows for name, one in row.scalars.items() if one)
+            raise ConfigError(f"no row of the table has {scalar!r}", hint=f"one of: {', '.join(known)}")
+        return interval_plot(means, scalar.replace("_", " "))
+
+    def to_pandas(self) -> Any:
+        """The table as a ``pandas.DataFrame``: a row for each way to train and to answer.
+
+        Its columns are ``strategy``, ``answers``, ``mode``, ``task_id`` and ``runs``, then the mean of each scalar and
+        of each task, beside each ``NAME.half``, half of its 95 % interval.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        columns: dict[str, list[Any]] = {
+            name: [getattr(row, name) for row in self.rows]
+            for name in ("strategy", "answers", "mode", "task_id", "runs")
+        }
+        for of in ("scalars", "tasks"):
+            for name in dict.fromkeys(name for row in self.rows for name in getattr(row, of)):
+                found = [getattr(row, of).get(name) for row in self.rows]
+                columns[name] = [math.nan if one is None else one.mean for one in found]
+                columns[f"{name}.half"] = [math.nan if one is None or one.half is None else one.half for one in found]
+        return data_frame(columns)
