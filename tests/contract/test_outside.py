@@ -13,16 +13,10 @@ from lorabank.compose.base import with_its_settings
 from lorabank.core.config import ComposeConfig, PredictConfig
 from lorabank.core.errors import ConfigError
 
-PACKAGE = Path(__file__).parents[1] / "outside"
 CPU = {"device": "cpu", "batch_size": 5}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def installed() -> object:
-    """The package beside lorabank."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(PACKAGE))
-        yield
+pytestmark = pytest.mark.usefixtures("outside")
 
 
 def test_a_strategy_that_trains_each_task_alone_is_answered_by_each_tasks_own_adapter(lab, texts) -> None:
@@ -31,9 +25,9 @@ def test_a_strategy_that_trains_each_task_alone_is_answered_by_each_tasks_own_ad
     assert {name for one in found for name in one.adapters} == {"one"}
 
 
-def test_who_answers_stays_known_without_the_package(lab, texts, tmp_path: Path, monkeypatch) -> None:
+def test_who_answers_stays_known_without_the_package(lab, texts, outside: Path, monkeypatch) -> None:
     bank = lab.bank("apart", 2)
-    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry != str(PACKAGE)])
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry != str(outside)])
     found = api.predict(bank, texts, PredictConfig(task="one", **CPU))
     assert {name for one in found for name in one.adapters} == {"one"}
 

@@ -1,1 +1,1 @@
-"""What another package may add to the shelves of lorabank: the tests put this folder on the import path."""
+"""One method for each shelf of lorabank, as a package of its own; docs/extending.md shows every file."""
