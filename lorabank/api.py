@@ -1,7 +1,8 @@
 """Everything lorabank does: one function per use case, settings in, a frozen result out.
 
 Nothing here prints. Paths are bank folders; a user's mistake raises a `lorabank.core.errors.LorabankError`. Importing
-this module loads neither torch nor a database library: each function imports what it needs.
+this module loads neither torch nor SQLAlchemy: each function imports what it needs. What a `Session` or a `Bank` does
+is here a function of the bank's folder, which is opened for one call.
 """
 
 from __future__ import annotations
@@ -10,36 +11,28 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lorabank.core.arguments import checked, texts_in_settings
-from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
+from lorabank.bank.bank import Bank
+from lorabank.core.arguments import by_path, checked, texts_in_settings
+from lorabank.core.config import GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.observer import BARS, Observer
-from lorabank.maintenance import backup as backup
-from lorabank.maintenance import change_tags as change_tags
-from lorabank.maintenance import doctor as doctor
-from lorabank.maintenance import gc as gc
-from lorabank.maintenance import history as history
-from lorabank.maintenance import rename as rename
-from lorabank.maintenance import repair as repair
-from lorabank.maintenance import restore as restore
-from lorabank.maintenance import set_note as set_note
-from lorabank.maintenance import undo as undo
-from lorabank.maintenance import upgrade as upgrade
-from lorabank.maintenance import verify as verify
 from lorabank.workflows.results import MatrixReport
 from lorabank.workflows.session import Session
 
 if TYPE_CHECKING:
+    from lorabank.bank.history import Entry
     from lorabank.bank.snapshot import Snapshot
+    from lorabank.bank.upkeep.backup import BackupResult
+    from lorabank.bank.upkeep.repair import RepairResult
+    from lorabank.bank.upkeep.restore import RestoreResult
+    from lorabank.bank.upkeep.upgrade import UpgradeResult
+    from lorabank.core.records import Finding
     from lorabank.evaluation.thresholds import GateResult
     from lorabank.sequences.results import SequencePlan, SequenceResult
     from lorabank.workflows.asking.answer_rows import AnsweredRows
+    from lorabank.workflows.doctor import Checkup
     from lorabank.workflows.results import (
-        AddTaskResult,
-        AnswersFile,
-        ComposeResult,
         DemoResult,
         ExportResult,
-        Prediction,
         TaskPlan,
     )
 
@@ -88,68 +81,20 @@ def open(path: str | Path) -> Session:
     return session
 
 
-@checked
-def add_task(
-    path: str | Path,
-    name: str,
-    config: TrainConfig | None,
-    *,
-    init: InitConfig | None = None,
-    resume: bool = False,
-    restart: bool = False,
-    observer: Observer = BARS,
-    note: str | None = None,
-    tags: Sequence[str] = (),
-    replace: bool = False,
-) -> AddTaskResult:
-    """As `Session.add_task`, in a session of its own."""
-    rest: dict[str, Any] = {"init": init, "resume": resume, "restart": restart, "replace": replace}
-    return Session(path).add_task(name, config, observer=observer, note=note, tags=tags, **rest)
+add_task = by_path(Session, Session.add_task)
+import_adapter = by_path(Session, Session.import_adapter)
+compose = by_path(Session, Session.compose)
+evaluate = by_path(Session, Session.evaluate)
+predict = texts_in_settings(by_path(Session, Session.predict))
+generate = texts_in_settings(by_path(Session, Session.generate))
+answer_file = by_path(Session, Session.answer_file)
 
-
-@checked
-def compose(
-    path: str | Path,
-    config: ComposeConfig,
-    observer: Observer = BARS,
-    *,
-    note: str | None = None,
-    tags: Sequence[str] = (),
-) -> ComposeResult:
-    """As `Session.compose`, in a session of its own."""
-    return Session(path).compose(config, observer, note=note, tags=tags)
-
-
-@checked
-def evaluate(path: str | Path, config: EvalConfig, observer: Observer = BARS) -> tuple[MatrixReport, ...]:
-    """As `Session.evaluate`, in a session of its own."""
-    return Session(path).evaluate(config, observer)
-
-
-@texts_in_settings
-@checked
-def predict(
-    path: str | Path,
-    texts: Iterable[str] | None = None,
-    config: PredictConfig = PredictConfig(),
-    *,
-    observer: Observer = BARS,
-) -> tuple[Prediction, ...]:
-    """As `Session.predict`, in a session of its own; a loop of calls is faster in one that stays open."""
-    return Session(path).predict(texts, config, observer=observer)
-
-
-@texts_in_settings
-@checked
-def generate(
-    path: str | Path,
-    texts: Iterable[str] | None = None,
-    config: GenerateConfig = GenerateConfig(),
-    *,
-    observer: Observer = BARS,
-) -> tuple[Prediction, ...]:
-    """As `Session.generate`, in a session of its own; a loop of calls is faster in one that stays open."""
-    return Session(path).generate(texts, config, observer=observer)
+remove = by_path(Bank.open, Bank.remove)
+rename = by_path(Bank.open, Bank.rename)
+set_note = by_path(Bank.open, Bank.set_note)
+change_tags = by_path(Bank.open, Bank.change_tags)
+undo = by_path(Bank.open, Bank.undo)
+gc = by_path(Bank.open, Bank.gc)
 
 
 @checked
@@ -175,22 +120,6 @@ def answer_rows(
     from lorabank.workflows.open_bank import OpenBank
 
     return run(OpenBank(path), texts or (), config, observer)
-
-
-@checked
-def answer_file(
-    path: str | Path,
-    target: str | Path,
-    texts: Iterable[str] | None = None,
-    config: PredictConfig | GenerateConfig = PredictConfig(),
-    *,
-    format: Literal["jsonl", "csv", "tsv", "parquet"] | None = None,
-    overwrite: bool = False,
-    observer: Observer = BARS,
-) -> AnswersFile:
-    """As `Session.answer_file`, in a session of its own."""
-    session = Session(path)
-    return session.answer_file(target, texts, config, format=format, overwrite=overwrite, observer=observer)
 
 
 @checked
@@ -220,15 +149,12 @@ def save_csv(report: MatrixReport, path: str | Path) -> Path:
 @checked
 def overview(path: str | Path) -> Snapshot:
     """Everything in the bank: base, tasks, data sets, adapters, compositions."""
-    from lorabank.bank.bank import Bank
-
     return Bank.open(path).snapshot()
 
 
 @checked
 def resumable(path: str | Path) -> tuple[str, ...]:
     """Names of the interrupted trainings that `add_task` goes on with for ``resume``; none where there is no bank."""
-    from lorabank.bank.bank import Bank
     from lorabank.bank.operations import RESUMABLE
     from lorabank.core.errors import NotFoundError
 
@@ -245,21 +171,6 @@ def show(path: str | Path, name: str) -> dict[str, Any]:
     from lorabank.workflows.show import show as run
 
     return run(path, name)
-
-
-@checked
-def remove(path: str | Path, name: str, *, cascade: bool = False, dry_run: bool = False) -> tuple[str, ...]:
-    """Remove a task or composition; its files go with `gc`.
-
-    Returns:
-        The names that were (or with ``dry_run`` would be) removed.
-
-    Raises:
-        ExistsError: A composition needs the task and ``cascade`` is off.
-    """
-    from lorabank.bank.bank import Bank
-
-    return Bank.open(path).remove(name, cascade=cascade, dry_run=dry_run)
 
 
 @checked
@@ -292,29 +203,6 @@ def export(
     from lorabank.workflows.carrying.export import export as run
 
     return run(path, name, Path(target), state=state, own=own, check=check, tokenizer=tokenizer)
-
-
-@checked
-def import_adapter(
-    path: str | Path,
-    source: str | Path,
-    task: str,
-    *,
-    config: TrainConfig,
-    labels: Sequence[str] | None = None,
-    init: InitConfig | None = None,
-    base_fingerprint: str | None = None,
-    part: int | None = None,
-    ignore_unknown: bool = False,
-    observer: Observer = BARS,
-    note: str | None = None,
-    tags: Sequence[str] = (),
-    replace: bool = False,
-) -> AddTaskResult:
-    """As `Session.import_adapter`, in a session of its own."""
-    rest: dict[str, Any] = {"base_fingerprint": base_fingerprint, "part": part, "ignore_unknown": ignore_unknown}
-    rest |= {"observer": observer, "note": note, "tags": tags, "replace": replace}
-    return Session(path).import_adapter(source, task, config=config, labels=labels, init=init, **rest)
 
 
 @checked
@@ -382,3 +270,106 @@ def run_sequence(
     from lorabank.sequences.run import run_sequence as run
 
     return run(prepare_sequence(file, out=out, size=size, dev=dev, only=only, observer=observer), observer)
+
+
+@checked
+def verify(path: str | Path, *, full: bool = False, part: tuple[int, int] | None = None) -> tuple[Finding, ...]:
+    """Check rows and files; ``full`` reads every byte, ``part=(n, t)`` those of one of t parts. Nothing is changed.
+
+    With ``full`` the weights of the base model are read too, where they are on this disk.
+    """
+    from lorabank.workflows.verify import verify
+
+    return verify(path, full=full, part=part)
+
+
+@checked
+def history(path: str | Path) -> tuple[Entry, ...]:
+    """Every change of the bank, newest first; ``next`` says which one `undo` takes back."""
+    from lorabank.bank.history import read_history
+
+    return tuple(read_history(Bank.open(path).catalog))
+
+
+@checked
+def doctor(path: str | Path, *, full: bool = False) -> Checkup:
+    """Facts for a bug report (versions, devices, base model, the bank's state), warnings, and the bank's findings.
+
+    Args:
+        path: The bank's folder; there need be no bank.
+        full: Read every file of the bank.
+    """
+    from lorabank.workflows.doctor import doctor as run
+
+    return run(path, full=full)
+
+
+@checked
+def repair(path: str | Path, *, source: str | Path | None = None) -> RepairResult:
+    """Mend what can be mended without losing anything.
+
+    What dead operations left is swept, damaged files go to `quarantine/`, good copies are fetched by digest, and tasks
+    that still lack a file are set aside, so that all others can be used.
+
+    Args:
+        path: The bank's folder.
+        source: A copy of the bank, or an exported folder, to fetch good files from.
+
+    Raises:
+        BusyError: An operation is under way.
+        DamagedError: The database itself is damaged: `restore` puts a copy back.
+    """
+    from lorabank.bank.objects.layout import Layout
+    from lorabank.bank.upkeep.repair import repair as run
+
+    return run(Layout(Path(path)), None if source is None else Path(source))
+
+
+@checked
+def backup(path: str | Path, target: str | Path | None = None) -> BackupResult:
+    """Copy the database into the bank's `backups/` (the newest three stay), or the whole bank into another folder.
+
+    Args:
+        path: The bank's folder.
+        target: A folder that does not exist, is empty, or holds an earlier copy of this bank, which is brought up to
+            date. The copy is itself a bank.
+
+    Raises:
+        DamagedError: A row or a file of the bank is damaged; the copies that there are stay as they are.
+        ExistsError: The folder holds something else.
+    """
+    from lorabank.bank.objects.layout import Layout
+    from lorabank.bank.upkeep.backup import back_up_database, copy_bank
+
+    layout = Layout(Path(path))
+    return back_up_database(layout) if target is None else copy_bank(layout, Path(target))
+
+
+@checked
+def restore(path: str | Path, backup: str | Path, *, incomplete: bool = False, dry_run: bool = False) -> RestoreResult:
+    """Put a backup back; it is checked first, and the database that is there is kept aside.
+
+    Args:
+        path: The bank's folder; with a copy of a whole bank it need not exist.
+        backup: A database in the bank's `backups/` (path or name), or a copy of the whole bank.
+        incomplete: Put it back although files that it names are gone.
+        dry_run: Check it and say what would change.
+
+    Raises:
+        NotFoundError: There is no such backup.
+        DamagedError: It is damaged, or files that it names are gone.
+        IncompatibleError: It is of another bank, or a newer version wrote it.
+        BusyError: An operation is under way.
+    """
+    from lorabank.bank.objects.layout import Layout
+    from lorabank.bank.upkeep.restore import restore as run
+
+    return run(Layout(Path(path)), Path(backup), incomplete=incomplete, dry_run=dry_run)
+
+
+@checked
+def upgrade(path: str | Path, *, dry_run: bool = False) -> UpgradeResult:
+    """Bring an older bank to this version's schema, after a backup."""
+    from lorabank.bank.upkeep.upgrade import upgrade_database
+
+    return upgrade_database(path, dry_run=dry_run)

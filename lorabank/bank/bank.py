@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -292,7 +292,7 @@ class Bank:
 
         set_note(self._layout, self.catalog, name, text)
 
-    def change_tags(self, name: str, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> tuple[str, ...]:
+    def change_tags(self, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> tuple[str, ...]:
         """Add tags to a task or composition and take others away.
 
         Returns:
@@ -341,7 +341,7 @@ class Bank:
 
         return verify(self._layout, self.catalog, self.objects, full=full, part=part)
 
-    def gc(self, *, dry_run: bool, grace_hours: float = 24.0) -> GcResult:
+    def gc(self, *, dry_run: bool = False, grace_hours: float = 24.0) -> GcResult:
         """Delete files that nothing refers to.
 
         Args:

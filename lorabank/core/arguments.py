@@ -14,9 +14,21 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache, wraps
+from functools import cache, update_wrapper, wraps
 from pathlib import Path
-from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Concatenate,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from lorabank.core.config import (
     ComposeConfig,
@@ -32,6 +44,7 @@ from lorabank.core.settings import validate
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 _CONFIGS: dict[Any, str] = {
     InitConfig: 'InitConfig(base="FOLDER")',
@@ -94,6 +107,28 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def by_path(
+    opens: Callable[[str | Path], T], method: Callable[Concatenate[T, P], R]
+) -> Callable[Concatenate[str | Path, P], R]:
+    """A method as a function of `lorabank.api`: what it belongs to is opened at ``path`` for this one call.
+
+    Args:
+        opens: Makes the object of a path.
+        method: Has the function's name, signature and docstring.
+    """
+
+    def call(path: str | Path, *args: P.args, **kwargs: P.kwargs) -> R:
+        return method(opens(path), *args, **kwargs)
+
+    update_wrapper(call, method)
+    (own, *others), wrapped = inspect.signature(method).parameters.values(), cast("Any", call)
+    path = own.replace(name="path", annotation="str | Path")
+    wrapped.__signature__ = inspect.signature(method).replace(parameters=[path, *others])
+    wrapped.__annotations__ = {"path": "str | Path", **inspect.get_annotations(method)}
+    wrapped.__module__, wrapped.__qualname__ = "lorabank.api", method.__name__
+    return cast("Callable[Concatenate[str | Path, P], R]", checked(call))
+
+
 def texts_in_settings(function: Callable[P, R]) -> Callable[P, R]:
     """Take ``function(path, PredictConfig(texts=...))`` too, with a warning: texts are an argument of their own."""
 
@@ -116,7 +151,7 @@ def parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
     """The types of a function's parameters; what it returns may be a name that only type checkers import."""
     annotations = {name: hint for name, hint in inspect.get_annotations(function).items() if name != "return"}
     holder: Any = types.SimpleNamespace(__annotations__=annotations)
-    return get_type_hints(holder, globalns=function.__globals__)
+    return get_type_hints(holder, globalns=cast("Any", inspect.unwrap(function)).__globals__)
 
 
 def _fitted(value: Any, hint: Any) -> Any:

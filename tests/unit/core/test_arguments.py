@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lorabank import api
-from lorabank.core.arguments import checked
+from lorabank.core.arguments import by_path, checked
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.observer import SilentObserver
@@ -72,6 +72,26 @@ def parameters() -> list[Any]:
         for name, function in FUNCTIONS.items()
         for parameter in inspect.signature(function).parameters.values()
     ]
+
+
+class Shop:
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+
+    def sell(self, what: str, *, count: int = 1) -> tuple[str | Path, str, int]:
+        """Sell things."""
+        return self.path, what, count
+
+
+def test_a_method_as_a_function_of_a_path() -> None:
+    sell = by_path(Shop, Shop.sell)
+    assert sell("town", "a pen", count=2) == ("town", "a pen", 2)
+    assert str(inspect.signature(sell)).startswith("(path: 'str | Path', what: 'str', *, count: 'int' = 1)")
+    assert (sell.__name__, sell.__doc__) == ("sell", "Sell things.")
+    with pytest.raises(ConfigError, match=r"api\.sell: count is the str '2', not a whole number"):
+        sell("town", "a pen", count="2")
+    with pytest.raises(ConfigError, match=r"api\.sell: path is the int 5, not a path"):
+        sell(5, "a pen")
 
 
 def test_every_use_case_is_looked_at() -> None:

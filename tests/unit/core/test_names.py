@@ -45,6 +45,7 @@ WORDS = {
         "lorabank/bank/catalog/columns.py",
         "lorabank/core/records.py",
         "lorabank/evaluation",
+        "lorabank/sequences/results.py",
         "lorabank/workflows",
     },
 }
