@@ -20,9 +20,11 @@ from lorabank.core.shelves import (
     PENALTIES,
     ROUTERS,
     SCORINGS,
+    STARTS,
     STRATEGIES,
     TASK_TYPES,
     TEXT_METRICS,
+    VARIANTS,
 )
 from lorabank.core.task_kinds import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 
@@ -84,6 +86,8 @@ class TrainConfig:
     keep_samples: int = setting(256, "Training rows kept for attention composition; 0 for none.", ge=0)
     clusters_per_task: int = setting(5, "k-means centroids of the task for prototype routing.", ge=1, le=1024)
     strategy: str = setting("olora", "What earlier adapters do while this one is trained.", among=STRATEGIES)
+    variant: str = setting("lora", "How the adapter's factors come from what is trained.", among=VARIANTS)
+    start: str = setting("kaiming", "Where its factors begin.", among=STARTS)
     penalty: str | None = setting(
         None, "Penalty on the new adapter; default: the strategy's own.", among=PENALTIES, besides=("none",)
     )

@@ -102,10 +102,10 @@ def with_settings(
             problems.append(f"no chosen method has a setting {shown(own)}")
         elif not meant:
             elsewhere = any(owner in shelf for shelf in SHELVES)
-            kinds = " and no ".join(shelf.kind for shelf in shelves) if elsewhere else "method"
+            kinds = _listed([shelf.kind for shelf in shelves], "or") if elsewhere else "method"
             problems.append(f"{shown(key.strip())[1:-1]}: there is no {kinds} {shown(owner)}")
         elif not any(own in _own(entry) for _, _, entry in meant):
-            whose = " and ".join(f"{shelf.kind} {name}" for shelf, name, _ in meant)
+            whose = _listed([f"{shelf.kind} {name}" for shelf, name, _ in meant], "and")
             known = [one for _, _, entry in meant for one in _own(entry)]
             problems.append(f"{whose}: there is no setting {shown(own)}.{nearest(own, known)}".removesuffix("."))
     made = []
@@ -124,6 +124,11 @@ def with_settings(
             unchanged="nothing was changed",
         )
     return made
+
+
+def _listed(words: Sequence[str], last: str) -> str:
+    *others, final = words
+    return f"{', '.join(others)} {last} {final}" if others else final
 
 
 def own_settings(shelf: Shelf, name: str, given: Sequence[str]) -> tuple[str, ...]:

@@ -118,6 +118,25 @@ STRATEGIES = Shelf(
     },
 )
 
+VARIANTS = Shelf(
+    "variant",
+    "variants",
+    {
+        "lora": "lorabank.training.variants.lora:Lora",
+        "lora-plus": "lorabank.training.variants.lora_plus:LoraPlus",
+        "dora": "lorabank.training.variants.dora:Dora",
+    },
+)
+
+STARTS = Shelf(
+    "start",
+    "starts",
+    {
+        "kaiming": "lorabank.training.starts.kaiming:Kaiming",
+        "pissa": "lorabank.training.starts.pissa:PiSSA",
+    },
+)
+
 PENALTIES = Shelf(
     "penalty",
     "penalties",
@@ -235,12 +254,12 @@ TEXT_METRICS = Shelf(
 )
 
 SHELVES = (
-    STRATEGIES, PENALTIES, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES, FORMS, FORMATS, SCORINGS, METRICS,
-    TEXT_METRICS,
+    STRATEGIES, VARIANTS, STARTS, PENALTIES, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES, FORMS, FORMATS, SCORINGS,
+    METRICS, TEXT_METRICS,
 )  # fmt: skip
 """Every shelf, in the order in which methods are listed."""
 
-TRAINING = (STRATEGIES, PENALTIES)
+TRAINING = (STRATEGIES, VARIANTS, STARTS, PENALTIES)
 """Those whose methods train an adapter; ``add-task --set`` reaches them and those of `ROWS`."""
 
 ROWS = (FORMS, FORMATS, SCORINGS)

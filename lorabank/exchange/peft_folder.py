@@ -69,8 +69,11 @@ def adapter_files(
         IncompatibleError: No DoRA adapter has these gains.
     """
     if rank_pattern is None:
+        ranks, power = {len(a) for a in factors.A.values()}, 0.5 if use_rslora else 1.0
+        if len(ranks) == 1:  # a server that knows one rank for all modules reads it
+            (rank,) = ranks
+            r, lora_alpha = rank, lora_alpha * (rank / r) ** power
         rank_pattern = {module: len(a) for module, a in factors.A.items() if len(a) != r}
-        power = 0.5 if use_rslora else 1.0
         alpha_pattern = {module: lora_alpha * (rank / r) ** power for module, rank in rank_pattern.items()}
     config = _config(base_model, task_type, sorted(factors.A), head_modules) | {
         "r": r,

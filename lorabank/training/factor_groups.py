@@ -76,15 +76,14 @@ class GroupedFactors:
             for group in self._groups
         ]
 
-    def report(self) -> dict[str, Any]:
-        """`overlap_report` of the adapter as it is now."""
-        new, rows = {}, {}
+    def report(self, new: LoraFactors) -> dict[str, Any]:
+        """`overlap_report` of the trained adapter, by site."""
+        rows = {}
         for group in self._groups:
-            for m, (name, layer) in enumerate(group.layers.items()):
+            for m, name in enumerate(group.layers):
                 known = group.owner[m] != NOBODY
-                new[name] = layer.lora_A.detach()
                 rows[name] = group.A_prev[m][known], group.owner[m][known]
-        return _report(new, self._names, rows)
+        return _report(new.A, self._names, rows)
 
 
 def overlap_report(new: LoraFactors, earlier: AdapterStack | None) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.config import TrainConfig
 from lorabank.models.bases.open_base import OpenBase
-from lorabank.training.strategies.base import Recorded, Strategy
+from lorabank.training.context import TaskFact
+from lorabank.training.strategies.base import Strategy
 from lorabank.training.tracking import Tracking
 
 
@@ -75,7 +76,7 @@ class TrainJob:
     number: int
     template: str | None = None
     replayed: tuple[Replayed, ...] = ()
-    objects: Mapping[str, Sequence[Recorded]] = field(default_factory=dict)
+    objects: Mapping[str, Sequence[TaskFact]] = field(default_factory=dict)
     resume: bool = False
     tracking: Tracking = field(default_factory=Tracking)
 

@@ -22,9 +22,7 @@ class Movement:
 
     def __init__(self, layers: Mapping[str, LoraLinear]) -> None:
         self._layers = layers
-        self._start = {
-            name: (layer.lora_A.detach().clone(), layer.lora_B.detach().clone()) for name, layer in layers.items()
-        }
+        self._start = {name: [leaf.detach().clone() for leaf in layer.leaves()] for name, layer in layers.items()}
 
     def check(self, steps: int, config: TrainConfig) -> None:
         """Refuse an adapter with which every weight is what it was, to the bit.
@@ -54,14 +52,13 @@ class Movement:
         )
 
     def _same(self, name: str, layer: LoraLinear) -> bool:
-        A, B = self._start[name]
-        return torch.equal(A, layer.lora_A) and torch.equal(B, layer.lora_B)
+        return all(torch.equal(*pair) for pair in zip(self._start[name], layer.leaves(), strict=True))
 
     @torch.no_grad()
     def _moved(self, name: str, layer: LoraLinear) -> bool:
         weight = matrix_of(layer.base).float()
 
-        def adapted(A: Tensor, B: Tensor) -> Tensor:
-            return weight + layer.scaling * (B @ A)
+        def adapted(A: Tensor, B: Tensor, gain: Tensor | None = None) -> Tensor:
+            return (weight if gain is None else gain[:, None] * weight) + layer.scaling * (B @ A)
 
-        return not torch.equal(adapted(*self._start[name]), adapted(layer.lora_A, layer.lora_B))
+        return not torch.equal(adapted(*self._start[name]), adapted(*layer.leaves()))

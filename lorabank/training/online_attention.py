@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabank.algebra.factors import lora_scaling
+from lorabank.algebra.factors import LoraFactors, lora_scaling
 from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.models.bases.sites import WrappedLinear, bias_of, matrix_of, site_of
 from lorabank.models.gates.attention import Selector
@@ -45,6 +45,7 @@ class AttendedLoraLinear(LoraLinear):
         r: Rank of the new adapter.
         scaling: s of the new adapter.
         dropout: On the input of the new adapter alone.
+        factors: As for `LoraLinear`.
     """
 
     one_weight = False
@@ -59,8 +60,9 @@ class AttendedLoraLinear(LoraLinear):
         r: int,
         scaling: float,
         dropout: float,
+        factors: tuple[Tensor, Tensor, None] | None = None,
     ) -> None:
-        super().__init__(base, r, scaling, dropout)
+        super().__init__(base, r, scaling, dropout, factors)
         self._name = name
         self._earlier = earlier
         self._selector = (selector,)  # in a tuple: the model owns it, not each layer
@@ -135,6 +137,7 @@ def attach_attended_adapter(
     lora_alpha: float,
     use_rslora: bool,
     dropout: float,
+    factors: LoraFactors | None = None,
     warm: Mapping[str, Tensor] | None = None,
     warm_names: Sequence[str] = (),
 ) -> tuple[dict[str, LoraLinear], Selector]:
@@ -151,6 +154,7 @@ def attach_attended_adapter(
         lora_alpha: Numerator of its scaling.
         use_rslora: Whether its s is ``lora_alpha / sqrt(r)``.
         dropout: Dropout on its input.
+        factors: Where the new adapter begins, as `LoraLinear` takes it; None for LoRA's usual start.
         warm: Stored tensors of an earlier task's selector (`Selector.tensors`) to start from.
         warm_names: The adapters that selector knew, in its order.
 
@@ -170,8 +174,9 @@ def attach_attended_adapter(
         known = known_of[name]
         layer: nn.Module
         if name in target_modules:
+            begun = None if factors is None else (factors.A[name], factors.B[name], None)
             layer = layers[name] = AttendedLoraLinear(
-                name, base, known, selector, r=r, scaling=scaling, dropout=dropout
+                name, base, known, selector, r=r, scaling=scaling, dropout=dropout, factors=begun
             )
         else:
             layer = AttendedLinear(name, base, known, selector)

@@ -27,7 +27,7 @@ from lorabank.training.strategies.base import Strategy
 def resolve_penalties(config: TrainConfig, strategy: Strategy) -> list[tuple[str, float, Penalty]]:
     """Name, weight and object of each penalty that the settings ask for."""
     chosen: list[tuple[str, float, Penalty]] = []
-    _, name, penalty = chosen_methods(config)
+    *_, name, penalty = chosen_methods(config)
     if name and penalty:
         weight = penalty.default_weight if config.penalty_weight is None else config.penalty_weight
         chosen.append((name, weight, penalty))
@@ -67,7 +67,8 @@ def plan_adapter(base: OpenBase, config: TrainConfig, labels: int) -> AdapterPla
     kind = task_kind(base.record.task_type)
     head_modules = find_head_modules(model, set(), base.record.name) if kind.has_head else ()
     targets = find_targets(model, config.target_modules, head_modules, config.first_layer)
-    adapter = sum(config.r * (site.d_out + site.d_in) for site in targets.sites)
+    variant = chosen_methods(config).variant
+    adapter = sum(variant.parameters(site.d_out, site.d_in, config.r) for site in targets.sites)
     head = build_head(model, head_modules, labels, config.seed).state() if kind.has_head else {}
     return AdapterPlan(
         target_modules=targets.modules,

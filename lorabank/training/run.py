@@ -32,17 +32,20 @@ from lorabank.models.mixing.trial import try_base
 from lorabank.models.tasks.heads import Head, build_head, put_head
 from lorabank.models.tasks.padding import padding_of
 from lorabank.models.tasks.task_types import Examples, TaskType
+from lorabank.training.attaching import Attached
 from lorabank.training.checkpoints import newest_checkpoint
+from lorabank.training.context import TrainContext
 from lorabank.training.factor_groups import GroupedFactors
 from lorabank.training.job import TrainedAdapter, TrainJob
+from lorabank.training.methods import chosen_methods
 from lorabank.training.movement import Movement
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.planning import planned_steps, resolve_penalties
 from lorabank.training.replaying import MixedTask, add_replayed, keep_heads
-from lorabank.training.strategies.base import Begun, Start
 from lorabank.training.tracking import TrackedArguments
 from lorabank.training.trainer import AdapterTrainer
-from lorabank.training.variants.layer import EffectiveWeights, LoraLinear
+from lorabank.training.variants.layer import EffectiveWeights
+from lorabank.training.variants.live import Live
 
 _KEPT_SHARE = 0.25
 """Of the base's weights, the most that lie in memory twice while a task is trained.
@@ -79,30 +82,34 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     if found.notice:
         observer.notice(found.notice)
     rows = _encoded(job, base, max_length, observer)
-    start = Start(
+    methods = chosen_methods(config)
+    context = TrainContext(
         model=base.model,
         sites=found.sites,
         config=config,
+        number=len(earlier.names) if earlier else 0,
         earlier=earlier.select(job.context) if earlier and job.context else None,
         initial=_continued(job, earlier, found.sites),
         objects=job.objects,
         batches=partial(_batches, task, base, [row for row in rows.rows if not row.get("heads")], config.batch_size),
         loss=task.loss,
     )
-    if start.earlier and _share(base.model, start.earlier) > _KEPT_SHARE:
+    if _share(base.model, context, shifted=methods.start.shifts) > _KEPT_SHARE:
         job.base.let_go()
     with explained(base.model):
-        begun = job.strategy.begin(start)
-    movement = Movement(begun.layers)
-    start = replace(start, earlier=None, initial=None, objects={})  # what training needs of the past is in the layers
-    penalties += begun.penalties
+        attached = job.strategy.attach(context, methods.variant.parametrize(context, methods.start))
+    live = Live(base.model, attached.layers, attached.parametrization)
+    live.refresh()
+    movement = Movement(attached.layers)
+    context = replace(context, earlier=None, initial=None, objects={})  # what training needs of it is in the layers
+    penalties += attached.penalties
     with_basis = any(penalty.needs_basis for _, _, penalty in penalties)
     groups = GroupedFactors(
-        begun.layers, earlier and of_sites(earlier, found.sites), with_basis=with_basis, anchor=begun.anchor
+        attached.layers, earlier and of_sites(earlier, found.sites), with_basis=with_basis, anchor=attached.anchor
     )
     del earlier
     started = time.monotonic()
-    trainer = _trainer(job, base, task, rows, penalties, groups, begun, observer, device)
+    trainer = _trainer(job, base, task, rows, penalties, groups, attached, live, observer, device)
     checkpoint = newest_checkpoint(job.work) if job.resume else None
     observer.start(f"training ({config.strategy})", planned_steps(len(rows.rows), config))
     try:
@@ -111,10 +118,11 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         observer.finish()
-    factors = _factors(begun.layers)
+    factors = _still_factors(attached.parametrization.fold())
     head = {name: _still(value) for name, value in own.state().items()} if own else {}
     trained = {f"lora_A of {name}": value for name, value in factors.A.items()} | head
-    _check_finite(trained | {f"lora_B of {name}": value for name, value in factors.B.items()})
+    trained |= {f"lora_B of {name}": value for name, value in factors.B.items()}
+    _check_finite(trained | {f"the row gain of {name}": value for name, value in factors.gain.items()})
     movement.check(int(trainer.state.global_step), config)
     if untouched := movement.untouched():
         observer.notice(untouched)
@@ -134,17 +142,20 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
             "rows_cut": rows.cut,
             "rows_dropped": rows.dropped,
             **({"rows_replayed": sum(bool(row["heads"]) for row in rows.rows)} if job.replayed else {}),
-            **groups.report(),
+            **groups.report(factors),
             **({"tracker": run} if (run := job.tracking.run) else {}),
         },
-        objects=job.strategy.finish(start, begun),
+        objects=job.strategy.record(context, attached),
     )
 
 
-def _share(model: nn.Module, earlier: AdapterStack) -> float:
-    """The part of a model's weights that the past is folded into."""
-    sites = [site_of(model, name) for name in earlier.modules]
-    return sum(site.d_in * site.d_out for site in sites) / sum(parameter.numel() for parameter in model.parameters())
+def _share(model: nn.Module, context: TrainContext, *, shifted: bool) -> float:
+    """The part of a model's weights that are changed in memory: by the past, and by a start that is taken out."""
+    sites = {name: site_of(model, name) for name in (context.earlier.modules if context.earlier else ())}
+    if shifted:
+        sites |= {site.module_name: site_of(model, site.module_name) for site in context.sites}
+    changed = sum(site.d_in * site.d_out for site in sites.values())
+    return changed / sum(parameter.numel() for parameter in model.parameters())
 
 
 def _set_up(job: TrainJob, base: LoadedBase) -> tuple[MixedTask, Head | None]:
@@ -235,7 +246,8 @@ def _trainer(
     examples: Examples,
     penalties: Sequence[tuple[str, float, Penalty]],
     groups: GroupedFactors,
-    begun: Begun,
+    attached: Attached,
+    live: Live,
     observer: Observer,
     device: torch.device,
 ) -> AdapterTrainer:
@@ -281,25 +293,19 @@ def _trainer(
         penalties=penalties,
         groups=groups,
         dropout=config.lora_dropout > 0,
-        after_step=partial(_after_step, begun),
-        refresh=EffectiveWeights(begun.layers.values(), tokens),
+        live=live,
+        after_step=partial(check_called, attached.layers, hint="--target-modules without it"),
+        refresh=EffectiveWeights(attached.layers.values(), tokens),
         observer=observer,
         callbacks=[job.tracking.callback] if job.tracking.callback else [],
     )
 
 
-def _after_step(begun: Begun) -> None:
-    check_called(begun.layers, hint="--target-modules without it")
-    if begun.after_step is not None:
-        begun.after_step()
-
-
-def _factors(layers: Mapping[str, LoraLinear]) -> LoraFactors:
-    return LoraFactors(
-        {name: _still(layer.lora_A) for name, layer in layers.items()},
-        {name: _still(layer.lora_B) for name, layer in layers.items()},
-        {name: layer.scaling for name, layer in layers.items()},
+def _still_factors(factors: LoraFactors) -> LoraFactors:
+    A, B, gain = (
+        {site: _still(tensor) for site, tensor in part.items()} for part in (factors.A, factors.B, factors.gain)
     )
+    return LoraFactors(A, B, factors.scaling, gain)
 
 
 def _still(tensor: Tensor) -> Tensor:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
@@ -27,6 +27,8 @@ from lorabank.training.checkpoints import (
 )
 from lorabank.training.penalties.base import FactorGroup, Penalty
 from lorabank.training.sampling import LengthPools, Shares
+from lorabank.training.variants.base import Step
+from lorabank.training.variants.live import SUBMODULE, Live
 
 TaskLoss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 """Mean loss of a batch, from the model and the batch (labels included)."""
@@ -44,6 +46,7 @@ class AdapterTrainer(Trainer):
         lengths: Tokens of each training row, by which batches are formed.
         penalties: Name, weight and penalty.
         groups: The adapter's factors for the penalties, with the live parameters.
+        live: What is trained of the adapter, and its layers.
         after_step: Called after each optimizer step, before it counts as done.
         refresh: Called before the first step and after each, last: makes what is derived from the parameters.
         dropout: Whether the base's own dropout is on; the adapter's is its own matter.
@@ -58,6 +61,7 @@ class AdapterTrainer(Trainer):
         lengths: Sequence[int],
         penalties: Sequence[tuple[str, float, Penalty]],
         groups: Callable[[], list[FactorGroup]],
+        live: Live,
         dropout: bool,
         observer: Observer,
         after_step: Callable[[], None] | None = None,
@@ -71,6 +75,7 @@ class AdapterTrainer(Trainer):
         self._lengths = lengths
         self._penalties = [entry for entry in penalties if entry[1] > 0]
         self._groups = groups
+        self.live = live
         self._dropout = dropout
         self.terms: dict[str, float] = {}
         # our loss is a mean: Trainer divides it by the accumulated batches, which it leaves out for a model that would
@@ -122,9 +127,9 @@ class AdapterTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Gradients of the batch's task loss, and after the last batch of an optimizer step those of the penalties."""
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        if not self._penalties or not self.accelerator.sync_gradients:
+        if not self.accelerator.sync_gradients:
             return loss
-        groups = self._groups()
+        groups = self._groups() if self._penalties else []
         penalized = torch.zeros((), device=loss.device)
         for name, weight, penalty in self._penalties:
             value = penalty(groups)
@@ -132,7 +137,17 @@ class AdapterTrainer(Trainer):
             penalized = penalized + weight * value
         if penalized.requires_grad:  # a method may fix what the penalty is about
             penalized.backward()
+        self.live.pull()
+        own = self.live.parametrization.loss(self._step())
+        if own is not None:
+            self._keep_term("variant", own)
+            own.backward()
+            penalized = penalized + own
         return loss + penalized.detach()
+
+    def _step(self) -> Step:
+        """The optimizer step that is under way."""
+        return Step(self.state.global_step + 1, self.state.max_steps)
 
     def _keep_term(self, name: str, value: Tensor) -> None:
         self.terms[name] = float(value.detach())
@@ -173,9 +188,37 @@ class AdapterTrainer(Trainer):
             | {_rng(rank): facts for rank, (_, facts) in enumerate(states)},
         )
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over what is trained, in Trainer's groups and those of the variant."""
+        if self.optimizer is None:
+            model = self._unwrapped()
+            apart = self.live.parametrization.groups(self.args.learning_rate)
+            taken = {id(parameter) for group in apart for parameter in group["params"]}
+            decayed = set(self.get_decay_parameter_names(model))
+            groups: list[dict[str, Any]] = [
+                {"params": [], "weight_decay": self.args.weight_decay},
+                {"params": [], "weight_decay": 0.0},
+            ]
+            for name, parameter in self._trained():
+                if id(parameter) not in taken:
+                    groups[name not in decayed]["params"].append(parameter)
+            adamw, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+            apart = [{"weight_decay": self.args.weight_decay} | group for group in apart]
+            self.optimizer = adamw(groups + apart, **settings)
+        return self.optimizer
+
+    def _unwrapped(self) -> PreTrainedModel:
+        model: PreTrainedModel = self.accelerator.unwrap_model(self.model)
+        return model
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self._unwrapped().named_parameters():
+            if parameter.requires_grad and not self.live.derives(parameter):
+                yield name, parameter
+
     def _trainable(self) -> dict[str, Tensor]:
-        model = self.accelerator.unwrap_model(self.model)
-        return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        """What a checkpoint holds of the model: what is trained, and what else changes between steps."""
+        return dict(self._trained()) | dict(self.live.parametrization.named_buffers(SUBMODULE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         stored = read_tensors(Path(resume_from_checkpoint), "trainable")
@@ -218,15 +261,22 @@ class _AroundSteps(TrainerCallback):
         self._refresh = refresh
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._refresh is not None:  # a checkpoint may have been read
-            self._refresh()
+        self._renew()  # a checkpoint may have been read
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.live.parametrization.before_step(Step(state.global_step + 1, state.max_steps))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._after_step is not None:
             self._after_step()
+        self._trainer.live.parametrization.after_step(Step(state.global_step, state.max_steps))
+        self._renew()
+        self._observer.advance(state.global_step, self._trainer.terms)
+
+    def _renew(self) -> None:
+        self._trainer.live.refresh()
         if self._refresh is not None:
             self._refresh()
-        self._observer.advance(state.global_step, self._trainer.terms)
 
 
 def _rng(rank: int) -> str:

@@ -141,6 +141,11 @@ class Site:
         """Whether W can be read and a delta weight be added to it."""
         return self.kind != "packed"
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weight is."""
+        return matrix_of(self.module).device
+
     def weight(self) -> Tensor:
         """``W [d_out, d_in]`` in float32: a view where it is kept so, otherwise a copy.
 

@@ -17,47 +17,51 @@ from lorabank.core.errors import ConfigError
 from lorabank.core.settings import setting
 from lorabank.core.states import SELECTOR
 from lorabank.models.gates.attention import Selector
+from lorabank.training.attaching import Attached
+from lorabank.training.context import TrainContext
 from lorabank.training.online_attention import SELECTOR as SUBMODULE
 from lorabank.training.online_attention import SelectorL1, attach_attended_adapter
-from lorabank.training.strategies.base import Begun, Start, Strategy
+from lorabank.training.strategies.base import Strategy
+from lorabank.training.variants.base import Parametrization
 
 
 @dataclass(frozen=True)
 class _AMLoRA(Strategy):
     lambda_l1: float = setting(1e-3, "Weight of the L1 norm of the selector's dense parameters.", ge=0)
 
-    def begin(self, start: Start) -> Begun:
+    def attach(self, context: TrainContext, parametrization: Parametrization) -> Attached:
         """The new adapter and a selector that starts from the last one.
 
         Raises:
             ConfigError: A block of a fused matrix is to be adapted.
         """
-        if start.earlier is None:
-            return super().begin(start)
-        if blocks := [site.name for site in start.sites if site.rows is not None]:
+        if context.earlier is None:
+            return super().attach(context, parametrization)
+        if blocks := [site.name for site in context.sites if site.rows is not None]:
             raise ConfigError(
                 f"strategy {self.name!r} weighs adapters on whole matrices; {blocks[0]} is a block of one",
                 hint=f"--target-modules {blocks[0].rpartition('.')[0].rpartition('.')[2]}",
                 unchanged="nothing was changed",
             )
-        config, before = start.config, start.objects.get(SELECTOR, ())[-1:]
+        config, before = context.config, context.objects.get(SELECTOR, ())[-1:]
         layers, selector = attach_attended_adapter(
-            start.model,
-            start.targets,
-            _on(start.earlier, start.model.device),
+            context.model,
+            context.targets,
+            _on(context.earlier, context.model.device),
             r=config.r,
             lora_alpha=config.lora_alpha,
             use_rslora=config.use_rslora,
             dropout=config.lora_dropout,
+            factors=parametrization.factors(),
             warm=load_tensors(before[0].data) if before else None,
             warm_names=before[0].adapters if before else (),
         )
         penalty = SelectorL1(selector)
-        return Begun(layers, (("l1 of the selector", self.lambda_l1, penalty),))
+        return Attached(layers, parametrization, (("l1 of the selector", self.lambda_l1, penalty),))
 
-    def finish(self, start: Start, begun: Begun) -> dict[str, bytes]:
+    def record(self, context: TrainContext, attached: Attached) -> dict[str, bytes]:
         """The selector, over the earlier adapters in order and the new one."""
-        selector = getattr(start.model, SUBMODULE, None)
+        selector = getattr(context.model, SUBMODULE, None)
         return {SELECTOR: save_tensors(selector.tensors())} if isinstance(selector, Selector) else {}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -10,78 +10,9 @@ from lorabank.core.records import AdapterRecord
 from lorabank.core.states import active_state
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from transformers import PreTrainedModel
-
-    from lorabank.algebra.factors import LoraFactors
-    from lorabank.algebra.stack import AdapterStack
-    from lorabank.core.config import TrainConfig
-    from lorabank.models.bases.sites import Site
-    from lorabank.models.facts.fisher import Anchor
-    from lorabank.training.penalties.base import Penalty
-    from lorabank.training.variants.layer import LoraLinear
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What an earlier task recorded under a role: the bytes, and the adapters of its state, its own one last."""
-
-    adapters: tuple[str, ...]
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a strategy finds when an adapter begins.
-
-    Attributes:
-        model: The base with the task's head, nothing attached yet; the strategy changes it in place.
-        sites: What to adapt.
-        config: The settings.
-        earlier: The adapters that are to be active, frozen, in sequence order, by module; None where there are none.
-        initial: The factors of the adapter that goes on training by site, or None.
-        objects: Role to what each earlier task recorded under it, in sequence order.
-        batches: Gives the task's own training rows in order, as inputs on the model's device.
-        loss: Mean loss of a batch.
-    """
-
-    model: PreTrainedModel
-    sites: Sequence[Site]
-    config: TrainConfig
-    earlier: AdapterStack | None
-    initial: LoraFactors | None
-    objects: Mapping[str, Sequence[Recorded]]
-    batches: Callable[[], Iterable[dict[str, Tensor]]]
-    loss: Callable[[nn.Module, dict[str, Tensor]], Tensor]
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The sites' names."""
-        return tuple(site.name for site in self.sites)
-
-    @property
-    def earlier_by_site(self) -> AdapterStack | None:
-        """What the earlier adapters do to each site."""
-        from lorabank.models.bases.blocks import of_sites
-
-        return None if self.earlier is None else of_sites(self.earlier, self.sites)
-
-
-@dataclass(frozen=True)
-class Begun:
-    """An adapter that is ready to be trained.
-
-    Attributes:
-        layers: Its layers by the sites' names.
-        penalties: Name, weight and penalty of what the strategy itself adds to the loss.
-        anchor: What holds an adapter that goes on training, for penalties that ask for it.
-        after_step: Called after every optimizer step, or None.
-    """
-
-    layers: dict[str, LoraLinear]
-    penalties: tuple[tuple[str, float, Penalty], ...] = ()
-    anchor: Anchor | None = None
-    after_step: Callable[[], None] | None = None
+    from lorabank.training.attaching import Attached
+    from lorabank.training.context import TrainContext
+    from lorabank.training.variants.base import Parametrization
 
 
 @dataclass(frozen=True)
@@ -98,6 +29,8 @@ class Strategy:
         answers: Who answers for a task that later tasks follow: ``"own"``, its own adapter, or ``"newest"``, the last
             one that was trained on top of it. By default its own where each task is trained alone: earlier adapters
             are off, and no rows of earlier tasks are trained on again.
+        confined: Whether it keeps the new adapter from what earlier tasks read, so that nothing of it may lie outside
+            of A.
         about: What it does, in one sentence.
         paper: Where it was published.
         needs: Roles of the objects that earlier tasks must have recorded.
@@ -111,6 +44,7 @@ class Strategy:
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     answers: Literal["own", "newest"] | None = None
+    confined: bool = False
     about: str = ""
     paper: str | None = None
 
@@ -152,30 +86,22 @@ class Strategy:
         """How many of a task's own ``rows`` the bank keeps, so that later tasks can train on them again."""
         return {"none": 0, "all": rows}[self.replay]
 
-    def begin(self, start: Start) -> Begun:
-        """Put a trainable adapter on the model, by default beside the folded past."""
-        from lorabank.training.variants.layer import attach_adapter, fold
+    def attach(self, context: TrainContext, parametrization: Parametrization) -> Attached:
+        """Put the new adapter on the model, by default beside the folded past.
 
-        if start.earlier:
-            fold(start.model, start.earlier)
-        config = start.config
-        return Begun(
-            attach_adapter(
-                start.model,
-                start.targets,
-                r=config.r,
-                lora_alpha=config.lora_alpha,
-                use_rslora=config.use_rslora,
-                dropout=config.lora_dropout,
-                initial=start.initial,
-            )
-        )
+        Args:
+            context: What there is; the model's weights are still the untouched base's.
+            parametrization: What the variant trains. A strategy may wrap it to change what its factors can be.
+        """
+        from lorabank.training.attaching import attach
 
-    def finish(self, start: Start, begun: Begun) -> dict[str, bytes]:
+        return attach(context, parametrization)
+
+    def record(self, context: TrainContext, attached: Attached) -> dict[str, bytes]:
         """After training, role to the bytes of what later tasks need; by default nothing.
 
         Args:
-            start: As `begin` saw it, without the past: ``earlier``, ``initial`` and ``objects`` are empty.
-            begun: What `begin` gave, trained.
+            context: As `attach` saw it, without the past: ``earlier``, ``initial`` and ``objects`` are empty.
+            attached: What `attach` gave, trained.
         """
         return {}

@@ -19,7 +19,10 @@ from lorabank.models.facts.fisher import (
     fisher_from_bytes,
     fisher_to_bytes,
 )
-from lorabank.training.strategies.base import Begun, Start, Strategy
+from lorabank.training.attaching import Attached
+from lorabank.training.context import TrainContext
+from lorabank.training.strategies.base import Strategy
+from lorabank.training.variants.base import Parametrization
 from lorabank.training.variants.layer import LoraLinear
 
 ROLE = "importance"
@@ -27,22 +30,22 @@ ROLE = "importance"
 
 @dataclass(frozen=True)
 class _EWC(Strategy):
-    def begin(self, start: Start) -> Begun:
+    def attach(self, context: TrainContext, parametrization: Parametrization) -> Attached:
         """The last adapter goes on; its factors and importances are the anchor."""
-        begun = super().begin(start)
-        if start.initial is None:
-            return begun
-        return replace(begun, anchor=Anchor(start.initial, fisher_from_bytes(start.objects[ROLE][-1].data)))
+        attached = super().attach(context, parametrization)
+        if context.initial is None:
+            return attached
+        return replace(attached, anchor=Anchor(context.initial, fisher_from_bytes(context.objects[ROLE][-1].data)))
 
-    def finish(self, start: Start, begun: Begun) -> dict[str, bytes]:
+    def record(self, context: TrainContext, attached: Attached) -> dict[str, bytes]:
         """The importances of this task, added to the earlier ones."""
 
         def summed(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
             terms = (inputs["labels"] != -100).sum()  # rows of a classifier, labelled tokens of a language model
-            return start.loss(model, inputs) * terms
+            return context.loss(model, inputs) * terms
 
-        own = diagonal_fisher(start.model, begun.layers, start.batches(), summed)
-        before = _rescaled(begun.anchor, begun.layers) if begun.anchor else None
+        own = diagonal_fisher(context.model, attached.layers, context.batches(), summed)
+        before = _rescaled(attached.anchor, attached.layers) if attached.anchor else None
         return {ROLE: fisher_to_bytes(accumulated(before, own))}
 
 

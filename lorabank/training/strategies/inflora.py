@@ -5,40 +5,75 @@ The mathematics stand in `lorabank.training.input_subspace`; each task records t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
+from lorabank.algebra.factors import LoraFactors
+from lorabank.core.errors import ConfigError
 from lorabank.models.facts.inputs import InputCovariance, collect_inputs
+from lorabank.training.attaching import Attached
+from lorabank.training.context import TrainContext
 from lorabank.training.input_subspace import design_adapter
-from lorabank.training.strategies.base import Begun, Start, Strategy
+from lorabank.training.strategies.base import Strategy
+from lorabank.training.variants.base import Parametrization
+from lorabank.training.variants.wrapper import Wrapper
 
 ROLE = "inputs"
 
 
 @dataclass(frozen=True)
 class _InfLoRA(Strategy):
-    def begin(self, start: Start) -> Begun:
-        """The designed A, frozen, and B = 0."""
-        begun = super().begin(start)
-        current = collect_inputs(start.model, start.targets, start.batches(), start.loss)
-        earlier = [InputCovariance.from_bytes(recorded.data) for recorded in start.objects.get(ROLE, ())]
-        designed = design_adapter(earlier, current, start.targets, start.config.r)
-        with torch.no_grad():
-            for name, layer in begun.layers.items():
-                layer.lora_A.copy_(designed[name])
-                layer.lora_A.requires_grad_(False)
-        return begun
+    def attach(self, context: TrainContext, parametrization: Parametrization) -> Attached:
+        """The designed A, and B as it begins."""
+        fixed = FixedA(parametrization)
+        attached = super().attach(context, fixed)
+        current = collect_inputs(context.model, context.targets, context.batches(), context.loss)
+        earlier = [InputCovariance.from_bytes(fact.data) for fact in context.objects.get(ROLE, ())]
+        fixed.fix(design_adapter(earlier, current, context.targets, context.config.r))
+        return attached
 
-    def finish(self, start: Start, begun: Begun) -> dict[str, bytes]:
+    def record(self, context: TrainContext, attached: Attached) -> dict[str, bytes]:
         """What the task feeds into its modules now that it is learnt."""
-        return {ROLE: collect_inputs(start.model, start.targets, start.batches(), start.loss).to_bytes()}
+        return {ROLE: collect_inputs(context.model, context.targets, context.batches(), context.loss).to_bytes()}
+
+
+class FixedA(Wrapper):
+    """A parametrization with an A that is given, and everything else as it is; what made A rests.
+
+    Raises:
+        ConfigError: Nothing but A depends on what it trains.
+    """
+
+    def __init__(self, inner: Parametrization) -> None:
+        super().__init__(inner)
+        factors = inner.factors()
+        trained = [parameter for parameter in inner.parameters() if parameter.requires_grad]
+        rest = torch.stack([b.sum() for b in factors.B.values()]).sum()
+        moves = torch.autograd.grad(rest, trained, allow_unused=True) if rest.requires_grad else [None] * len(trained)
+        if not any(gradient is not None for gradient in moves):
+            raise ConfigError("the variant has no B that is trained apart from A", unchanged="nothing was changed")
+        for parameter, gradient in zip(trained, moves, strict=True):
+            parameter.requires_grad_(gradient is not None)
+        self.A = {site: a.detach().clone() for site, a in factors.A.items()}
+
+    def fix(self, A: Mapping[str, Tensor]) -> None:
+        """Give it its A, ``[r, d_in]`` by site."""
+        for site, a in A.items():
+            self.A[site].copy_(a)
+
+    def factors(self) -> LoraFactors:
+        """The wrapped factors with the given A."""
+        return replace(self.inner.factors(), A=self.A)
 
 
 INFLORA = _InfLoRA(
     "inflora",
     "active",
     needs=(ROLE,),
+    confined=True,
     about="A new adapter whose A is fixed outside what earlier tasks fed into the module; only B is trained.",
     paper="InfLoRA, arXiv 2404.00228",
 )

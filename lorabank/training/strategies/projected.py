@@ -1,11 +1,11 @@
 """O-LoRA by projection: the new A stays in the orthogonal complement of what earlier adapters read.
 
-With Q an orthonormal basis of the rows of all earlier A of a module,
+With Q an orthonormal basis of the rows of all earlier A of a module, and A whatever the variant makes it,
 
-    A_new <- A_new - (A_new Q^T) Q
+    A_new = A - (A Q^T) Q
 
-after the initialisation and after every optimizer step, so ``A_prev A_new^T = 0`` up to rounding and no penalty is
-needed: projected gradient descent on the constraint that O-LoRA (arXiv 2310.14152) asks for by a penalty. Unlike the
+so ``A_prev A_new^T = 0`` up to rounding after every step, and no penalty is needed: gradients pass the projection,
+which is projected gradient descent on the constraint that O-LoRA (arXiv 2310.14152) asks for by a penalty. Unlike the
 penalty it has an end: once the earlier rows span all inputs of a module, no direction is left.
 """
 
@@ -13,52 +13,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
-import torch
 from torch import Tensor
 
+from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.subspaces import row_space
 from lorabank.core.errors import ConfigError
-from lorabank.training.strategies.base import Begun, Start, Strategy
-from lorabank.training.variants.layer import LoraLinear
+from lorabank.training.attaching import Attached
+from lorabank.training.context import TrainContext
+from lorabank.training.strategies.base import Strategy
+from lorabank.training.variants.base import Parametrization
+from lorabank.training.variants.wrapper import Wrapper
 
 
 @dataclass(frozen=True)
-class _Projected(Strategy):
-    def begin(self, start: Start) -> Begun:
-        """The new adapter in what the earlier ones left, to be put back there after each step.
+class _ProjectedStrategy(Strategy):
+    def attach(self, context: TrainContext, parametrization: Parametrization) -> Attached:
+        """The new adapter, in what the earlier ones left.
 
         Raises:
             ConfigError: If they left nothing of a module.
         """
-        bases = _bases(start)
-        begun = super().begin(start)
-        if not bases:
-            return begun
-        bases = {name: basis.to(begun.layers[name].lora_A) for name, basis in bases.items()}
-        project(begun.layers, bases)
-        return replace(begun, after_step=partial(project, begun.layers, bases))
+        bases = _bases(context)
+        return super().attach(context, Projected(parametrization, bases) if bases else parametrization)
 
 
-@torch.no_grad()
-def project(layers: Mapping[str, LoraLinear], bases: Mapping[str, Tensor]) -> None:
-    """Take out of each A what lies in a basis.
+class Projected(Wrapper):
+    """A parametrization without what lies in a basis.
 
     Args:
-        layers: The trainable layers by module name; ``lora_A [r, d_in]`` is changed in place.
-        bases: Orthonormal rows ``[Q, d_in]`` by module name, in A's dtype; a module may be missing.
+        inner: Any parametrization.
+        bases: Orthonormal rows ``[Q, d_in]`` by site; a site may be missing.
     """
-    for name, basis in bases.items():
-        A = layers[name].lora_A
-        A.addmm_(A @ basis.mT, basis, alpha=-1)
+
+    def __init__(self, inner: Parametrization, bases: Mapping[str, Tensor]) -> None:
+        super().__init__(inner)
+        self._bases = {site: bases[site].to(A) for site, A in inner.factors().A.items() if site in bases}
+
+    def factors(self) -> LoraFactors:
+        """The wrapped factors, their A projected."""
+        factors = self.inner.factors()
+        A = {site: factors.A[site] - (factors.A[site] @ basis.mT) @ basis for site, basis in self._bases.items()}
+        return replace(factors, A={**factors.A, **A})
 
 
-def _bases(start: Start) -> dict[str, Tensor]:
-    earlier = start.earlier_by_site
+def _bases(context: TrainContext) -> dict[str, Tensor]:
+    earlier = context.earlier_by_site
     if earlier is None:
         return {}
-    bases = {name: row_space(earlier.modules[name].A) for name in start.targets if name in earlier.modules}
+    bases = {name: row_space(earlier.modules[name].A) for name in context.targets if name in earlier.modules}
     full = [name for name, basis in bases.items() if basis.shape[0] >= basis.shape[1]]
     if full:
         raise ConfigError(
@@ -70,9 +73,10 @@ def _bases(start: Start) -> dict[str, Tensor]:
     return bases
 
 
-PROJECTED = _Projected(
+PROJECTED = _ProjectedStrategy(
     "olora-projected",
     "active",
+    confined=True,
     about="A new adapter that is projected, after every step, onto what no earlier adapter reads.",
     paper="the constraint of O-LoRA, arXiv 2310.14152",
 )

@@ -54,7 +54,7 @@ def lora_linear(
     """
     # A view made inside the function could not be changed in place, which models do with a linear layer's output.
     rows = x.reshape(-1, x.shape[-1])
-    out: Tensor = _LoraLinear.apply(rows, weight, bias, A, B, scale, _rounded(p))  # type: ignore[no-untyped-call]
+    out: Tensor = _LoraLinear.apply(rows, weight, bias, A, B, scale, rounded(p))  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -64,10 +64,10 @@ def keep_mask(rows: Tensor, p: float) -> Tensor:
     Drawn from the generator of the device, each entry for itself.
     """
     if rows.device.type != "cpu":
-        return torch.empty_like(rows, dtype=torch.uint8).bernoulli_(1 - _rounded(p))
+        return torch.empty_like(rows, dtype=torch.uint8).bernoulli_(1 - rounded(p))
     words = torch.empty((rows.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     quarters = words.view(torch.int16)[: rows.numel()].view(rows.shape)
-    return (quarters >= round(_STEPS * _rounded(p)) - _STEPS // 2).view(torch.uint8)
+    return (quarters >= round(_STEPS * rounded(p)) - _STEPS // 2).view(torch.uint8)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -75,13 +75,13 @@ class _LoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float, p: float
     ) -> Tensor:
-        wide, thin = _dtypes(rows.device.type, weight, A)
+        wide, thin = dtypes(rows.device.type, weight, A)
         ctx.wide, ctx.thin, ctx.c = wide, thin, scale / (1 - p)
         mask = keep_mask(rows, p) if p > 0 else None
         y = F.linear(rows.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
-        h = _kept(rows, mask, thin) @ A.to(thin).mT
+        h = kept(rows, mask, thin) @ A.to(thin).mT
         h *= ctx.c
-        _add_product(y, h, B.to(thin).mT)
+        add_product(y, h, B.to(thin).mT)
         ctx.save_for_backward(rows, weight, A, B, mask, h if ctx.needs_input_grad[4] else None)
         return y
 
@@ -96,37 +96,37 @@ class _LoraLinear(torch.autograd.Function):
             u = g.to(ctx.thin) @ B.to(ctx.thin)
             u *= ctx.c
         if of_A:
-            grad_A = (u.mT @ _kept(rows, mask, ctx.thin)).to(A.dtype)
+            grad_A = (u.mT @ kept(rows, mask, ctx.thin)).to(A.dtype)
         if of_B:
             grad_B = (g.to(ctx.thin).mT @ h).to(B.dtype)
         if of_x:
             grad_x = g.to(ctx.wide) @ weight.to(ctx.wide)
             if mask is None:
-                _add_product(grad_x, u, A.to(ctx.thin))
+                add_product(grad_x, u, A.to(ctx.thin))
             else:
                 grad_x += (u @ A.to(ctx.thin)).mul_(mask)
             grad_x = grad_x.to(rows.dtype)
         return grad_x, None, None, grad_A, grad_B, None, None
 
 
-def _dtypes(device: str, weight: Tensor, A: Tensor) -> tuple[torch.dtype, torch.dtype]:
+def dtypes(device: str, weight: Tensor, A: Tensor) -> tuple[torch.dtype, torch.dtype]:
     """Of the products with W, and of those with A and B."""
     if torch.is_autocast_enabled(device):
         return (torch.get_autocast_dtype(device),) * 2
     return weight.dtype, A.dtype
 
 
-def _rounded(p: float) -> float:
+def rounded(p: float) -> float:
     """The nearest multiple of 2^-16 below 1: a p that is all but 1 must not make c infinite."""
     return min(round(_STEPS * p), _STEPS - 1) / _STEPS
 
 
-def _kept(rows: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+def kept(rows: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
     """``m * x`` in the adapter's dtype."""
     return rows.to(dtype) if mask is None else rows.to(dtype) * mask
 
 
-def _add_product(to: Tensor, left: Tensor, right: Tensor) -> None:
+def add_product(to: Tensor, left: Tensor, right: Tensor) -> None:
     """``to += left right``, rounded once to the dtype of ``to``."""
     if to.dtype == left.dtype:
         to.addmm_(left, right)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import ClassVar
@@ -12,21 +11,27 @@ from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors, lora_scaling
 from lorabank.algebra.stack import AdapterStack
-from lorabank.models.bases.sites import WrappedLinear, bias_of, matrix_of, set_matrix, site_of
+from lorabank.models.bases.sites import Site, WrappedLinear, bias_of, matrix_of, set_matrix, site_of
+from lorabank.training.starts.kaiming import drawn
 from lorabank.training.variants.effective_weight import effective_linear
+from lorabank.training.variants.gain_kernel import gained_linear
 from lorabank.training.variants.kernel import lora_linear
 
 
 class LoraLinear(WrappedLinear):
     """A frozen linear module with one trainable adapter: ``y = W x + b + s B A dropout(x)``.
 
-    Initialised as in LoRA (arXiv 2106.09685) and PEFT: A by ``kaiming_uniform(a=sqrt(5))``, B zero.
+    With a row gain g, beside a past that is not in the weight, it is
+    ``y = (g + sum_k (g_k - 1)) * (W x) + b + sum_k s_k B_k A_k x + s B A dropout(x)`` over the untouched W.
 
     Args:
         base: The linear layer or Conv1D whose matrix ``[d_out, d_in]`` is adapted; frozen here.
         r: Rank.
         scaling: s.
         dropout: Probability with which an input of A is dropped while training.
+        factors: A ``[r, d_in]``, B ``[d_out, r]`` and g ``[d_out]`` or None: parameters are taken as they are, other
+            tensors are copied, and get gradients if they are part of a graph; by default those of LoRA (`drawn`).
+        past: A, B and g of the sum of frozen adapters beside the weight, with their scalings inside.
 
     Attributes:
         one_weight: Whether the output without dropout is that of one weight, ``W + s B A``.
@@ -35,31 +40,55 @@ class LoraLinear(WrappedLinear):
 
     one_weight: ClassVar[bool] = True
 
-    def __init__(self, base: nn.Module, r: int, scaling: float, dropout: float) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        r: int,
+        scaling: float,
+        dropout: float,
+        factors: tuple[Tensor, Tensor, Tensor | None] | None = None,
+        past: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> None:
         super().__init__(base.requires_grad_(False))
         self.scaling = scaling
         self.dropout = dropout
         self.effective: Tensor | None = None
-        (d_out, d_in), device = matrix_of(base).shape, matrix_of(base).device
-        self.lora_A = nn.Parameter(torch.empty(r, d_in, device=device, dtype=torch.float32))
-        self.lora_B = nn.Parameter(torch.zeros(d_out, r, device=device, dtype=torch.float32))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        base_matrix = matrix_of(base)
+        A, B, gain = factors or (*drawn(base_matrix.shape, r, base_matrix.device), None)
+        self.lora_A = _leaf(A, trained=factors is None)
+        self.lora_B = _leaf(B, trained=factors is None)
+        self.lora_gain = None if gain is None else _leaf(gain)
+        self._past, self._shift = None if past is None else past[:2], 0.0 if past is None else past[2] - 1
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
         self._mark_called()
+        W, b, A, B, s = matrix_of(self.base), bias_of(self.base), self.lora_A, self.lora_B, self.scaling
         if self.effective is not None:
-            return effective_linear(x, self.effective, bias_of(self.base), self.lora_A, self.lora_B, self.scaling)
+            return effective_linear(x, self.effective, b, A, B, s)
         p = self.dropout if self.training else 0.0
-        return lora_linear(x, matrix_of(self.base), bias_of(self.base), self.lora_A, self.lora_B, self.scaling, p)
+        if self.lora_gain is not None:
+            return gained_linear(x, W, b, self.lora_gain + self._shift, A, B, self._past, s, p)
+        return lora_linear(x, W, b, A, B, s, p)
+
+    def leaves(self) -> tuple[nn.Parameter, ...]:
+        """A, B and the gain where there is one."""
+        return (self.lora_A, self.lora_B) if self.lora_gain is None else (self.lora_A, self.lora_B, self.lora_gain)
+
+
+def _leaf(tensor: Tensor, *, trained: bool = False) -> nn.Parameter:
+    if isinstance(tensor, nn.Parameter):
+        return tensor
+    return nn.Parameter(tensor if trained else tensor.detach().clone(), requires_grad=trained or tensor.requires_grad)
 
 
 def pays(layer: LoraLinear, tokens: float) -> bool:
     """Whether a layer is faster in this form: a step of so many tokens on a CPU in float32, without dropout."""
     weight = matrix_of(layer.base)
     d_out, d_in = weight.shape
-    able = layer.one_weight and layer.dropout == 0 and weight.device.type == "cpu" and weight.dtype == torch.float32
-    return able and tokens * (d_in + d_out) > d_in * d_out
+    able = layer.one_weight and layer.lora_gain is None and layer.dropout == 0
+    here = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return able and here and tokens * (d_in + d_out) > d_in * d_out
 
 
 class EffectiveWeights:
@@ -93,7 +122,7 @@ def attach_adapter(
     dropout: float,
     initial: LoraFactors | None = None,
 ) -> dict[str, LoraLinear]:
-    """Put a trainable adapter on each target module; everything else is frozen by the caller.
+    """Put a plain trainable adapter on each target module; everything else is frozen by the caller.
 
     Args:
         model: The base model; changed in place.
@@ -118,15 +147,50 @@ def attach_adapter(
     return layers
 
 
+def attach_factors(
+    model: nn.Module, factors: LoraFactors, dropout: float, past: LoraFactors | None = None
+) -> dict[str, LoraLinear]:
+    """Put factors on their sites, to be trained; everything else is frozen by the caller.
+
+    Args:
+        model: The base model; changed in place.
+        factors: By site, as `LoraLinear` takes them.
+        dropout: Dropout on the adapter's input.
+        past: The sum of the frozen adapters beside the weights of sites with a gain, by site, with s = 1.
+
+    Returns:
+        The site's name to its layer.
+    """
+    layers = {}
+    for name, A in factors.A.items():
+        parts = A, factors.B[name], factors.gain.get(name)
+        make = partial(LoraLinear, r=len(A), scaling=factors.scaling[name], dropout=dropout, factors=parts)
+        if past and name in past.A:
+            before = past.A[name].to(A), past.B[name].to(A)
+            gain = past.gain.get(name, torch.ones(len(before[1]))).to(A)
+            make = partial(make, past=(*before, gain))
+        layers[name] = site_of(model, name).wrap(model, make)
+    return layers
+
+
 @torch.no_grad()
-def fold(model: nn.Module, stack: AdapterStack) -> None:
+def fold(model: nn.Module, stack: AdapterStack, beside: Sequence[Site] = ()) -> None:
     """Add the sum of all stacked delta weights to the model's weights, so that the past costs no forward time.
 
     For the in-memory copy that is trained and thrown away: there is no way back. A weight that several modules share
     (Zamba's blocks) changes in those that the stack names alone.
+
+    Args:
+        model: Changed in place.
+        stack: By module.
+        beside: Sites whose weight stays as it is.
     """
     weights = torch.ones(len(stack.names))
     for name, factors in stack.modules.items():
-        site = site_of(model, name)
+        site, kept = site_of(model, name), [other.rows for other in beside if other.module_name == name]
+        if None in kept:
+            continue
         delta = factors.delta(weights.to(factors.A.device), matrix_of(site.module))
+        for rows in kept:
+            delta[rows] = 0
         set_matrix(site.module, site.merged(delta))

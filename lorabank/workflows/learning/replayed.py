@@ -11,8 +11,9 @@ from lorabank.core.errors import ConfigError
 from lorabank.core.records import AdapterRecord
 
 if TYPE_CHECKING:
+    from lorabank.training.context import TaskFact
     from lorabank.training.job import Replayed
-    from lorabank.training.strategies.base import Recorded, Strategy
+    from lorabank.training.strategies.base import Strategy
 
 
 def rows_replayed(snapshot: Snapshot | None, strategy: Strategy) -> int:
@@ -55,20 +56,20 @@ def read_replayed(bank: Bank, snapshot: Snapshot, strategy: Strategy) -> tuple[R
     return tuple(replayed)
 
 
-def read_objects(bank: Bank, earlier: Sequence[AdapterRecord], strategy: Strategy) -> Mapping[str, Sequence[Recorded]]:
+def read_objects(bank: Bank, earlier: Sequence[AdapterRecord], strategy: Strategy) -> Mapping[str, Sequence[TaskFact]]:
     """Role to what each earlier task recorded under it, for the roles that a strategy reads.
 
     Raises:
         ConfigError: A task did not record what the strategy cannot do without.
     """
     from lorabank.core.states import needed
-    from lorabank.training.strategies.base import Recorded
+    from lorabank.training.context import TaskFact
 
-    found: dict[str, list[Recorded]] = {}
+    found: dict[str, list[TaskFact]] = {}
     for role in (*strategy.needs, *strategy.reads):
         for adapter in earlier:
             if role in adapter.objects:
-                recorded = Recorded(needed(adapter), bank.read_blob(adapter.objects[role]))
+                recorded = TaskFact(needed(adapter), bank.read_blob(adapter.objects[role]))
                 found.setdefault(role, []).append(recorded)
             elif role in strategy.needs:
                 raise ConfigError(

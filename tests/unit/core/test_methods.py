@@ -14,7 +14,7 @@ from lorabank.core.config import ComposeConfig, TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.methods import methods, own_settings, with_settings
 from lorabank.core.settings import setting
-from lorabank.core.shelves import PENALTIES, ROUTERS, STRATEGIES, Shelf
+from lorabank.core.shelves import PENALTIES, ROUTERS, STARTS, STRATEGIES, VARIANTS, Shelf
 from lorabank.training.methods import chosen_methods, chosen_strategy
 
 
@@ -139,27 +139,36 @@ def test_an_unknown_method_is_answered_with_the_nearest() -> None:
 
 
 def test_a_training_chooses_its_methods_with_their_settings() -> None:
-    strategy, name, penalty = chosen_methods(TrainConfig(strategy="replay", penalty="l1", set=("replay_rows=6",)))
+    given = ("replay_rows=6", "ratio=4")
+    config = TrainConfig(strategy="replay", penalty="l1", variant="lora-plus", set=given)
+    strategy, variant, start, name, penalty = chosen_methods(config)
     assert (strategy.name, strategy.kept(50), strategy.replayed(4), strategy.replayed(50)) == ("replay", 6, 4, 6)
+    assert variant == VARIANTS.load("lora-plus")(ratio=4.0)
+    assert start == STARTS.load("kaiming")()
     assert name == "l1"
     assert type(penalty).__name__ == "L1"
     assert STRATEGIES.load("replay").kept(50) == 200
 
 
 def test_a_setting_that_no_chosen_method_has_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"strategy olora and penalty orthogonal: there is no setting 'replay_rows'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"strategy olora, variant lora, start kaiming and penalty orthogonal: there is no setting 'replay_rows'",
+    ):
         chosen_strategy(TrainConfig(set=("replay_rows=6",)))
 
 
 @pytest.mark.parametrize("text", ["replay.replay_row=6", "kmeans.clusters_per_task=6", ".jsonl.rows=6"])
 def test_a_setting_is_refused_where_its_method_is_not_chosen_and_has_none_such(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"replay: there is no setting|there is no strategy and no penalty"):
+    with pytest.raises(
+        ConfigError, match=r"replay: there is no setting|there is no strategy, variant, start or penalty"
+    ):
         chosen_strategy(TrainConfig(set=(text,)))
     assert chosen_strategy(TrainConfig(set=("replay.replay_rows=6",))).name == "olora"
 
 
 def test_so_is_a_strategys_setting_for_a_composition() -> None:
-    with pytest.raises(ConfigError, match=r"there is no merger and no router and no gate 'replay'"):
+    with pytest.raises(ConfigError, match=r"there is no merger, router or gate 'replay'"):
         chosen_method(ROUTERS, ComposeConfig(set=("replay.replay_rows=6",)))
     assert chosen_method(ROUTERS, ComposeConfig(set=("gaussian.shrinkage=0.5",))) == KMeans()
 

@@ -8,6 +8,7 @@ import torch
 from scipy.linalg import subspace_angles
 from torch import nn
 
+from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.training.factor_groups import GroupedFactors
 from lorabank.training.penalties.orthogonal import Orthogonal, OrthogonalNormalized
@@ -94,6 +95,12 @@ def test_the_first_task_has_no_earlier_rows(layers) -> None:
         assert group.A_prev.shape[1] == group.basis_prev.shape[1] == 0
 
 
+def factors_of(layers) -> LoraFactors:
+    A = {name: layer.lora_A.detach() for name, layer in layers.items()}
+    B = {name: layer.lora_B.detach() for name, layer in layers.items()}
+    return LoraFactors(A, B, {name: layer.scaling for name, layer in layers.items()})
+
+
 def test_the_report_is_that_of_each_module_and_adapter(layers, previous) -> None:
     """Mean squared cosine of the principal angles, over the modules that an adapter has; rows left in the tightest."""
     expected = {}
@@ -105,9 +112,9 @@ def test_the_report_is_that_of_each_module_and_adapter(layers, previous) -> None
                 angles = subspace_angles(rows.T, layers[module].lora_A.detach().double().numpy().T)
                 shares.append(np.sum(np.cos(angles) ** 2) / min(r, 2))
         expected[name] = np.mean(shares)
-    report = GroupedFactors(layers, previous, with_basis=False).report()
+    report = GroupedFactors(layers, previous, with_basis=False).report(factors_of(layers))
     assert report["overlap"] == pytest.approx(expected, abs=1e-6)
     assert report["capacity_left"] == pytest.approx((8 - 3 - 2 - 2) / 8)  # q and k hold all three adapters
-    first = GroupedFactors(layers, None, with_basis=False).report()
+    first = GroupedFactors(layers, None, with_basis=False).report(factors_of(layers))
     assert first["overlap"] == {}
     assert first["capacity_left"] == pytest.approx((6 - 2) / 6)  # o is the narrowest

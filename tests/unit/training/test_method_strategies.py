@@ -15,9 +15,9 @@ from lorabank.algebra.stack import AdapterStack
 from lorabank.core.records import BaseModelRecord
 from lorabank.models.bases.loading import describe_base
 from lorabank.models.bases.resolving import resolve_base
+from lorabank.training.context import TaskFact
 from lorabank.training.job import Replayed, TrainedAdapter, TrainJob
 from lorabank.training.run import train_adapter
-from lorabank.training.strategies.base import Recorded
 
 ATTENTION = tuple(f"bert.encoder.layer.{i}.attention.self" for i in range(2))
 MODULES = [f"{layer}.{part}" for layer in ATTENTION for part in ("query", "value")]
@@ -69,10 +69,10 @@ def as_bank(job, base, strategy: str, before: Any, rows: Any, **config: Any) -> 
         on=base,
         **config,
     )
-    objects: dict[str, list[Recorded]] = {}
+    objects: dict[str, list[TaskFact]] = {}
     for i, (_, adapter) in enumerate(before):
         for role, data in adapter.objects.items():
-            objects.setdefault(role, []).append(Recorded(names[: i + 1] if adds_up else names[i : i + 1], data))
+            objects.setdefault(role, []).append(TaskFact(names[: i + 1] if adds_up else names[i : i + 1], data))
     texts, targets = rows or (made.texts, made.targets)
     return replace(made, objects=objects, texts=texts, targets=targets)
 

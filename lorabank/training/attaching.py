@@ -1,0 +1,52 @@
+"""Putting a parametrization on a model: the past into the weights or beside them, the new factors into layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from lorabank.algebra.stack import AdapterStack
+from lorabank.models.bases.blocks import of_modules
+from lorabank.training.context import TrainContext
+from lorabank.training.variants.base import Parametrization
+from lorabank.training.variants.layer import LoraLinear, attach_factors, fold
+
+if TYPE_CHECKING:
+    from lorabank.models.facts.fisher import Anchor
+    from lorabank.training.penalties.base import Penalty
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An adapter that is ready to be trained.
+
+    Attributes:
+        layers: Its layers by the sites' names.
+        parametrization: What is trained.
+        penalties: Name, weight and penalty of what the strategy itself adds to the loss.
+        anchor: What holds an adapter that goes on training, for penalties that ask for it.
+    """
+
+    layers: dict[str, LoraLinear]
+    parametrization: Parametrization
+    penalties: tuple[tuple[str, float, Penalty], ...] = ()
+    anchor: Anchor | None = None
+
+
+def attach(context: TrainContext, parametrization: Parametrization) -> Attached:
+    """Attach what is trained; the frozen past answers with it.
+
+    The past is folded into the weights, where it costs no forward time. Under a row gain, which multiplies the
+    untouched weight alone, it stays beside them as factors.
+    """
+    factors, shift = parametrization.factors(), parametrization.shift()
+    past = context.earlier_by_site if factors.gain else None
+    if context.earlier:
+        fold(context.model, context.earlier, beside=context.sites if factors.gain else ())
+    if shift:
+        taken = replace(shift, B={site: -b for site, b in shift.B.items()})
+        fold(context.model, AdapterStack.build({"shift": of_modules(taken, context.sites)}))
+    beside = past.combine(torch.ones(len(past.names))) if past else None
+    return Attached(attach_factors(context.model, factors, context.config.lora_dropout, beside), parametrization)

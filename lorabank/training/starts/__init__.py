@@ -1,0 +1,1 @@
+"""Where the factors of a new adapter begin: one file a start."""

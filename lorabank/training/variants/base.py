@@ -1,0 +1,163 @@
+"""What a variant is: how an adapter's factors come from what is trained, and what happens between steps.
+
+A variant makes a `Parametrization`. The layers of the model hold *leaves*, A, B and, where the variant has one, a row
+gain; `lorabank.training.variants.live.Live` sets them to `Parametrization.factors` after each optimizer step, and
+carries their gradients back to what is trained before the next. Kernels, dropout, penalties, accumulation and several
+processes see the leaves alone, whatever the variant. Of plain LoRA what is trained *are* the leaves, and nothing is
+carried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lorabank.algebra.factors import LoraFactors
+
+if TYPE_CHECKING:
+    from lorabank.training.context import TrainContext
+    from lorabank.training.starts.base import FactorStart
+
+
+class Step(NamedTuple):
+    """An optimizer step: its number from 1, and how many there will be."""
+
+    number: int
+    total: int
+
+
+class Parametrization(nn.Module):
+    """What is trained of an adapter: the module's parameters.
+
+    Whatever else changes between steps (masks, averages) is a buffer, so that checkpoints hold it.
+    """
+
+    def factors(self) -> LoraFactors:
+        """A, B and gains by site, part of the graph of the parameters; float32, with the sites' scaling.
+
+        Called once for each optimizer step, outside of autocast.
+        """
+        raise NotImplementedError
+
+    def shift(self) -> LoraFactors | None:
+        """The constant factors that were taken out of the weight in memory at the start; None where there are none."""
+        return None
+
+    def groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Groups of the optimizer for those parameters that are not trained like all others.
+
+        Args:
+            learning_rate: That of all others.
+        """
+        return []
+
+    def loss(self, step: Step) -> Tensor | None:
+        """A term of the loss that is added once for each optimizer step; None for none."""
+        return None
+
+    def before_step(self, step: Step) -> None:
+        """Called when the parameters have their gradients, clipped, before the optimizer takes them."""
+
+    def after_step(self, step: Step) -> None:
+        """Called after the optimizer's step, before the layers get the new factors."""
+
+    @torch.no_grad()
+    def fold(self) -> LoraFactors:
+        """The adapter over the untouched base, exactly: the factors, with the shift appended negated."""
+        factors, shift = self.factors(), self.shift()
+        if shift is None:
+            return factors
+        A = {site: torch.cat([a, shift.A[site].to(a)]) for site, a in factors.A.items()}
+        B = {site: torch.cat([b, -shift.B[site].to(b)], dim=1) for site, b in factors.B.items()}
+        return replace(factors, A=A, B=B)
+
+
+class FreeFactors(Parametrization):
+    """A and B themselves are trained.
+
+    Args:
+        start: Where they begin.
+        shifted: Whether that is taken out of the weight in memory.
+    """
+
+    def __init__(self, start: LoraFactors, *, shifted: bool = False) -> None:
+        super().__init__()
+        self._start = LoraFactors(_copies(start.A), _copies(start.B), start.scaling) if shifted else None
+        self._scaling = start.scaling
+        self.A = nn.ParameterList(start.A[site] for site in self._scaling)
+        self.B = nn.ParameterList(start.B[site] for site in self._scaling)
+
+    def factors(self) -> LoraFactors:
+        """The parameters themselves."""
+        A, B = (dict(zip(self._scaling, factors, strict=True)) for factors in (self.A, self.B))
+        return LoraFactors(A, B, self._scaling)
+
+    def shift(self) -> LoraFactors | None:
+        """Where the factors began, of a start that is taken out of the weight.
+
+        It is no buffer: a resumed training takes out of the weight what it draws itself.
+        """
+        return self._start
+
+
+class PastUse(Protocol):
+    """What a variant asks of a strategy; see `lorabank.training.strategies.base.Strategy`."""
+
+    @property
+    def earlier(self) -> str:
+        """What earlier adapters do."""
+
+    @property
+    def confined(self) -> bool:
+        """Whether nothing of the new adapter may lie outside of A."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant with its settings, which are the fields of the dataclass.
+
+    Attributes:
+        paper: Where it was published.
+        gains: Whether it trains a row gain, so that its delta weight has more than the rows of A.
+        plain: Whether A and B are what is trained, so that a later task can go on training them.
+        shifted: Whether it takes starts that are taken out of the weight (`FactorStart.shifts`).
+    """
+
+    paper: ClassVar[str | None] = None
+    gains: ClassVar[bool] = False
+    plain: ClassVar[bool] = False
+    shifted: ClassVar[bool] = False
+
+    def parametrize(self, context: TrainContext, start: FactorStart) -> Parametrization:
+        """What is trained, where the start begins. The model's weights are still those of the untouched base."""
+        raise NotImplementedError
+
+    def parameters(self, d_out: int, d_in: int, r: int) -> int:
+        """How many numbers are trained of a site."""
+        return r * (d_out + d_in)
+
+    def refuses(self, strategy: PastUse, start: FactorStart) -> str | None:
+        """Why it cannot be trained with these two, in a sentence without a full stop; None where it can."""
+        if strategy.earlier == "continued" and not self.plain:
+            return "the last adapter is trained on, of which the bank keeps A and B, not what they came from"
+        if strategy.earlier == "continued" and start.shifts:
+            return "the last adapter is trained on: there is nothing to start"
+        if self.gains and strategy.earlier == "attended":
+            return "the attention weighs low-rank parts, and a row gain is none"
+        if start.shifts and strategy.earlier == "attended":
+            return "the attention would take away from the new adapter what was taken out of the weight"
+        if self.gains and strategy.confined:
+            return "it keeps the new adapter from what earlier tasks read, and a row gain reads all inputs"
+        if start.shifts and strategy.confined:
+            return "it keeps the new adapter from what earlier tasks read, and the start reads what it wants"
+        if start.shifts and not self.shifted:
+            return "this variant has no form for a start that is taken out of the weight"
+        return None
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {site: tensor.detach().clone() for site, tensor in tensors.items()}

@@ -1,0 +1,178 @@
+"""A task of any variant and start: plain PEFT loads it, it sums with others, and resumed it has the same bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lorabank import api
+from lorabank.bank.bank import Bank
+from lorabank.core.config import ComposeConfig, PredictConfig, TrainConfig
+from lorabank.core.errors import ConfigError
+from lorabank.core.observer import SilentObserver
+from lorabank.core.shelves import STARTS, STRATEGIES, VARIANTS
+from lorabank.training.methods import chosen_methods
+from tests.contract.conftest import Lab
+
+
+def reason(**config: Any) -> str | None:
+    try:
+        chosen_methods(TrainConfig(**config))
+    except ConfigError as error:
+        return error.message
+    return None
+
+
+PAIRS = [(v, s) for v in VARIANTS for s in STARTS if (v, s) != ("lora", "kaiming") and not reason(variant=v, start=s)]
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
+def method(request: pytest.FixtureRequest) -> dict[str, str]:
+    variant, start = request.param
+    return {"variant": variant, "start": start, "learning_rate": 1e-2}
+
+
+def deltas(folder: Path, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``W' - W`` by module in float64, from PEFT's equations and its two files alone."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    found = {}
+    for key, a in tensors.items():
+        if not key.endswith(".lora_A.weight"):
+            continue
+        module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        alpha = _by_pattern(config["alpha_pattern"], module, config["lora_alpha"])
+        assert len(a) == _by_pattern(config["rank_pattern"], module, config["r"])
+        W, BA = weights[module].double(), tensors[key.replace("lora_A", "lora_B")].double() @ a.double()
+        moved = W + alpha / len(a) * BA
+        if config.get("use_dora"):
+            m = tensors[key.replace("lora_A.weight", "lora_magnitude_vector")].double()
+            moved = (m / moved.norm(dim=1))[:, None] * moved
+        found[module] = moved - W
+    return found
+
+
+def _by_pattern(pattern: dict[str, float], module: str, default: float) -> float:
+    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+
+
+def plain(lab: Lab, bank: Path, shares: dict[str, float], head_of: str) -> torch.nn.Module:
+    """The base with a head and the weighted sum of adapters in its weights."""
+    from transformers import AutoModelForSequenceClassification
+
+    tensors = load_file(bank / "adapters" / head_of / "adapter_model.safetensors")
+    weight, bias = (tensors[f"base_model.model.classifier.{name}"] for name in ("weight", "bias"))
+    model = AutoModelForSequenceClassification.from_pretrained(lab.base, num_labels=len(bias)).eval()
+    modules = {
+        name: module.weight.detach().clone() for name, module in model.named_modules() if hasattr(module, "weight")
+    }
+    with torch.no_grad():
+        model.classifier.weight.copy_(weight)
+        model.classifier.bias.copy_(bias)
+        for digest, share in shares.items():
+            for module, delta in deltas(bank / "adapters" / digest, modules).items():
+                model.get_submodule(module).weight.add_(share * delta.float())
+    return model
+
+
+@torch.no_grad()
+def probabilities(model: torch.nn.Module, texts: list[str]) -> list[float]:
+    found = []
+    for text in texts:
+        ids = [0, *(4 + ord(letter) - ord("a") for letter in text.split()), 2]
+        found.append(float(model(input_ids=torch.tensor([ids])).logits[0].softmax(-1).max()))
+    return found
+
+
+def answers(bank: Path, texts: list[str], **config: Any) -> list[float]:
+    return [each.probability for each in api.predict(bank, texts, PredictConfig(device="cpu", **config))]
+
+
+def test_plain_peft_loads_what_was_trained(lab: Lab, copy, texts: list[str], method: dict[str, str]) -> None:
+    bank = copy("olora", 0)
+    trained = lab.add(bank, "one", **method).adapter
+    assert Bank.open(bank).verify(full=True) == []
+    assert (trained.config["variant"], trained.config["start"]) == (method["variant"], method["start"])
+    model = plain(lab, bank, {}, trained.digest)
+    loaded = peft.PeftModel.from_pretrained(model, bank / "adapters" / trained.digest).eval()
+    expected = probabilities(loaded, texts)
+    assert answers(bank, texts, task="one") == pytest.approx(expected, abs=1e-5)
+    bare = plain(lab, bank, {}, trained.digest)
+    assert max(abs(a - b) for a, b in zip(expected, probabilities(bare, texts), strict=True)) > 1e-3
+
+
+def test_tasks_of_any_variants_sum(lab: Lab, copy, texts: list[str], method: dict[str, str], tmp_path: Path) -> None:
+    """A plain task, this one over it and a plain one over both; then a weighted sum, answered and exported."""
+    bank = copy("olora", 1)
+    (one,) = (adapter.digest for adapter in Bank.open(bank).snapshot().adapters.values())
+    two = lab.add(bank, "two", **method).adapter
+    three = lab.add(bank, "three", learning_rate=1e-2).adapter
+    assert (two.context, three.context) == ((one,), (one, two.digest))
+    digests = [one, two.digest, three.digest]
+    for task, known in (("two", digests[:2]), ("three", digests)):
+        model = plain(lab, bank, dict.fromkeys(known, 1.0), known[-1])
+        assert answers(bank, texts, task=task, state="learnt") == pytest.approx(probabilities(model, texts), abs=2e-5)
+    api.compose(bank, ComposeConfig(mode="merged", weights="one=0.5,two=0.7,three=-0.2", device="cpu"))
+    model = plain(lab, bank, dict(zip(digests, (0.5, 0.7, -0.2), strict=True)), two.digest)
+    expected = probabilities(model, texts)
+    assert answers(bank, texts, composition="merged", task="two") == pytest.approx(expected, abs=2e-5)
+    api.export(bank, "merged", tmp_path / "sum")
+    bare = plain(lab, bank, {}, two.digest)
+    loaded = peft.PeftModel.from_pretrained(bare, tmp_path / "sum").eval()
+    assert probabilities(loaded, texts) == pytest.approx(expected, abs=2e-5)
+
+
+class Stop(SilentObserver):
+    def advance(self, done: int, values: object) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_resumed_training_gives_the_same_bytes(lab: Lab, copy, method: dict[str, str], tmp_path: Path) -> None:
+    bank = copy("olora", 1)
+    other = Path(shutil.copytree(bank, tmp_path / "other"))
+    with pytest.raises(KeyboardInterrupt):
+        lab.add(bank, "two", Stop(), save_steps=2, **method)
+    resumed = api.add_task(bank, "two", None, resume=True).adapter
+    whole = lab.add(other, "two", save_steps=2, **method).adapter
+    assert (resumed.digest, resumed.head_digest) == (whole.digest, whole.head_digest)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"strategy": "olora-projected", "variant": "dora"}, "a row gain reads all inputs"),
+        ({"strategy": "inflora", "variant": "dora"}, "a row gain reads all inputs"),
+        ({"strategy": "olora-projected", "start": "pissa"}, "the start reads what it wants"),
+        ({"strategy": "amlora", "variant": "dora"}, "a row gain is none"),
+        ({"strategy": "amlora", "start": "pissa"}, "what was taken out of the weight"),
+        ({"strategy": "seqlora", "variant": "dora"}, "the bank keeps A and B"),
+        ({"strategy": "ewc", "start": "pissa"}, "there is nothing to start"),
+        ({"variant": "dora", "start": "pissa"}, "has no form for a start"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_changed(
+    lab: Lab, tmp_path: Path, config, why
+) -> None:
+    with pytest.raises(ConfigError, match=why) as caught:
+        lab.add(tmp_path / "bank", "one", **config)
+    assert "nothing was changed" in caught.value.unchanged
+    assert not (tmp_path / "bank").exists()
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_every_strategy_takes_every_pair_or_says_why_not(strategy: str) -> None:
+    for variant in VARIANTS:
+        for start in STARTS:
+            told = reason(strategy=strategy, variant=variant, start=start)
+            assert told is None or "do not go together: " in told
+    assert reason(strategy=strategy) is None
+    assert reason(strategy=strategy, variant="lora-plus") is None

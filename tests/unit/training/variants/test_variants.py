@@ -1,0 +1,261 @@
+"""Every variant and start: begins at the base, is its own fold, and steps as PEFT's tuner does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft.optimizers import create_loraplus_optimizer
+from torch import Tensor, nn
+
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
+from lorabank.core.config import TrainConfig
+from lorabank.core.errors import ConfigError
+from lorabank.core.shelves import STARTS, VARIANTS
+from lorabank.models.bases.blocks import of_modules
+from lorabank.models.bases.targets import find_targets
+from lorabank.models.mixing.mixture import Mixture
+from lorabank.training.attaching import Attached, attach
+from lorabank.training.context import TrainContext
+from lorabank.training.methods import chosen_methods
+from lorabank.training.variants.base import FreeFactors, Parametrization
+from lorabank.training.variants.live import Live
+
+R, ALPHA, RATE, STEPS = 3, 6.0, 0.03, 10
+IDS = torch.arange(36).view(3, 12) * 7 % 30
+Q_V = {"bert": ["query", "value"], "llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"]}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory, save_base, save_language_model) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("bases")
+    return {
+        "bert": str(save_base(folder / "bert")),
+        "llama": str(save_language_model(folder / "llama", initializer_range=0.1)),
+        "gpt2": str(save_language_model(folder / "gpt2", "gpt2", initializer_range=0.1)),
+    }
+
+
+def load(bases: dict[str, str], kind: str) -> nn.Module:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    auto = AutoModelForSequenceClassification if kind == "bert" else AutoModelForCausalLM
+    torch.manual_seed(2)  # of the head
+    return auto.from_pretrained(bases[kind]).eval().requires_grad_(False)
+
+
+def loss(model: nn.Module, ids: Tensor = IDS) -> Tensor:
+    """Cross entropy of the class or token 1, at a temperature: the tiny models' logits are large."""
+    scores = (model(input_ids=ids).logits.float() / 10).log_softmax(-1)
+    return -scores[..., 1].mean()
+
+
+def close(found: Tensor, expected: Tensor, to: float = 1e-5) -> None:
+    """To a share of the largest entry."""
+    found, expected = found.detach(), expected.detach()
+    assert float((found - expected).abs().max()) <= to * max(1.0, float(expected.abs().max()))
+
+
+class Trial:
+    """A variant on a model, trained by plain loops."""
+
+    def __init__(self, model: nn.Module, targets: str, past: LoraFactors | None = None, **config: Any) -> None:
+        self.config = TrainConfig(
+            r=R, lora_alpha=ALPHA, lora_dropout=0.0, learning_rate=RATE, target_modules=targets, **config
+        )
+        methods, self.model = chosen_methods(self.config), model
+        self.sites = find_targets(model, targets, ()).sites
+        earlier = AdapterStack.build({"past": past}) if past else None
+        nothing: Any = dict(initial=None, objects={}, batches=lambda: (), loss=lambda model, inputs: loss(model))
+        self.context = TrainContext(model, self.sites, self.config, number=0, earlier=earlier, **nothing)
+        torch.manual_seed(5)
+        self.attached: Attached = attach(self.context, methods.variant.parametrize(self.context, methods.start))
+        self.parametrization: Parametrization = self.attached.parametrization
+        self.live = Live(model, self.attached.layers, self.parametrization)
+        self.live.refresh()
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not self.live.derives(parameter):
+                yield name, parameter
+
+    def optimizer(self, kind: type[torch.optim.Optimizer], rate: float = RATE) -> torch.optim.Optimizer:
+        apart = self.parametrization.groups(rate)
+        taken = {id(p) for group in apart for p in group["params"]}
+        return kind([{"params": [p for _, p in self.trained() if id(p) not in taken]}, *apart], lr=rate)
+
+    def backward(self) -> Tensor:
+        value = loss(self.model)
+        value.backward()
+        self.live.pull()
+        return value
+
+    def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        optimizer.zero_grad()
+        value = self.backward()
+        optimizer.step()
+        self.live.refresh()
+        return value
+
+    def folded(self) -> LoraFactors:
+        fold = self.parametrization.fold()
+        A, B, gain = ({k: t.detach() for k, t in part.items()} for part in (fold.A, fold.B, fold.gain))
+        return of_modules(LoraFactors(A, B, fold.scaling, gain), self.sites)
+
+
+def pairs() -> list[tuple[str, str]]:
+    return [(variant, start) for variant in VARIANTS for start in STARTS if _goes(variant, start)]
+
+
+def _goes(variant: str, start: str) -> bool:
+    try:
+        chosen_methods(TrainConfig(variant=variant, start=start))
+    except ConfigError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("variant", "start"), pairs())
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
+def test_training_begins_at_the_base_and_ends_at_its_fold(
+    bases, make_adapter, kind: str, variant: str, start: str
+) -> None:
+    """Over the untouched base, with a past and on blocks of a fused matrix."""
+    plain, model = load(bases, kind), load(bases, kind)
+    modules = {site.module_name: (*site.weight().shape,) for site in find_targets(plain, "all-linear", ()).sites}
+    past = make_adapter(modules, 2, 1.0, seed=1)
+    beside = Mixture(plain, AdapterStack.build({"past": past}))
+    beside.merge(torch.tensor([1.0]))
+    trial = Trial(model, "auto", past, variant=variant, start=start)
+    close(model(input_ids=IDS).logits, plain(input_ids=IDS).logits, 1e-4)
+    optimizer = trial.optimizer(torch.optim.AdamW)
+    begun = model(input_ids=IDS).logits.detach()
+    for _ in range(3):
+        trial.step(optimizer)
+    assert float((model(input_ids=IDS).logits.detach() - begun).abs().max()) > 1e-2
+    beside.detach()
+    sum_of_both = Mixture(plain, AdapterStack.build({"past": past, "new": trial.folded()}))
+    sum_of_both.merge(torch.tensor([1.0, 1.0]))
+    close(model(input_ids=IDS).logits, plain(input_ids=IDS).logits, 1e-4)
+
+
+SETTINGS = {
+    ("dora", "kaiming"): {"use_dora": True},
+    ("lora", "pissa"): {"init_lora_weights": "pissa"},
+    ("lora", "kaiming"): {},
+}
+
+
+@pytest.mark.parametrize(("variant", "start"), list(SETTINGS))
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
+def test_ten_steps_are_those_of_peft(bases, kind: str, variant: str, start: str) -> None:
+    targets = ",".join(Q_V[kind])
+    trial = Trial(load(bases, kind), targets, variant=variant, start=start)
+    theirs = in_peft(load(bases, kind), kind, trial, **SETTINGS[variant, start])
+    ours, other = (
+        trial.optimizer(torch.optim.SGD),
+        torch.optim.SGD([p for p in theirs.parameters() if p.requires_grad], lr=RATE),
+    )
+    first = 0.0
+    for _ in range(STEPS):
+        close(trial.model(input_ids=IDS).logits, theirs(input_ids=IDS).logits)
+        ours.zero_grad()
+        value = trial.backward()
+        other.zero_grad()
+        loss(theirs).backward()
+        close_gradients(trial, theirs)
+        ours.step()
+        other.step()
+        trial.live.refresh()
+        first = first or value.item()
+    assert value.item() < first - 1e-3  # it is worth comparing
+
+
+def test_the_optimizer_of_lora_plus_is_that_of_peft(bases) -> None:
+    """Without a head: PEFT gives the bias of one B's learning rate."""
+    trial = Trial(load(bases, "llama"), "q_proj,v_proj", variant="lora-plus", set=("ratio=8",))
+    theirs = in_peft(load(bases, "llama"), "llama", trial)
+    other = create_loraplus_optimizer(
+        theirs, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=8, loraplus_weight_decay=0.01
+    )
+    ours = trial.optimizer(torch.optim.AdamW, 1e-3)
+    for _ in range(STEPS):
+        trial.step(ours)
+        other.zero_grad()
+        loss(theirs).backward()
+        other.step()
+    for name, layer in trial.attached.layers.items():
+        peer = theirs.get_submodule(f"base_model.model.{name}")
+        torch.testing.assert_close(layer.lora_A.detach(), peer.lora_A["default"].weight.detach(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(layer.lora_B.detach(), peer.lora_B["default"].weight.detach(), atol=1e-5, rtol=1e-5)
+
+
+def in_peft(model: nn.Module, kind: str, trial: Trial, **settings: Any) -> nn.Module:
+    config = peft.LoraConfig(
+        r=R, lora_alpha=ALPHA, target_modules=Q_V[kind], fan_in_fan_out=kind == "gpt2", **settings
+    )
+    theirs = peft.get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for name, layer in trial.attached.layers.items():
+            A = theirs.get_submodule(f"base_model.model.{name}").lora_A["default"].weight
+            if "init_lora_weights" in settings:
+                torch.testing.assert_close(A, layer.lora_A.data, rtol=1e-4, atol=1e-5)
+            else:
+                A.copy_(layer.lora_A)
+    return theirs
+
+
+def close_gradients(trial: Trial, theirs: nn.Module) -> None:
+    free = trial.parametrization
+    assert isinstance(free, FreeFactors)
+    for k, name in enumerate(trial.attached.layers):
+        peer = theirs.get_submodule(f"base_model.model.{name}")
+        found = [free.A[k].grad, free.B[k].grad]
+        expected = [peer.lora_A["default"].weight.grad, peer.lora_B["default"].weight.grad]
+        if magnitudes := getattr(free, "magnitude", None):
+            found.append(magnitudes[k].grad)
+            expected.append(peer.lora_magnitude_vector["default"].weight.grad)
+        for ours, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, other.view_as(ours), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("variant", "start"), pairs())
+def test_accumulated_batches_give_the_sum_of_their_gradients(bases, variant: str, start: str) -> None:
+    once, twice = (Trial(load(bases, "bert"), "auto", variant=variant, start=start) for _ in range(2))
+    once.backward()
+    for rows in (IDS[:2], IDS[2:]):
+        (loss(twice.model, rows) * len(rows) / len(IDS)).backward()
+    twice.live.pull()
+    for (name, ours), (_, other) in zip(once.trained(), twice.trained(), strict=True):
+        torch.testing.assert_close(ours.grad, other.grad, atol=1e-6, rtol=1e-4, msg=name)
+    for layer in twice.attached.layers.values():
+        assert all(not twice.live.derives(leaf) or leaf.grad is None for leaf in layer.leaves())
+
+
+def test_starts_are_drawn_from_the_untouched_weight(bases, make_adapter) -> None:
+    """With a past in the model, A and B of PiSSA are those without it."""
+    shapes = {site.name: tuple(site.weight().shape) for site in find_targets(load(bases, "bert"), "auto", ()).sites}
+    bare, beside = (
+        Trial(load(bases, "bert"), "auto", past, start="pissa")
+        for past in (None, make_adapter(shapes, 2, 1.0, seed=1))
+    )
+    for name, factors in bare.parametrization.factors().A.items():
+        assert torch.equal(factors, beside.parametrization.factors().A[name])
+
+
+def test_the_next_components_are_those_behind_the_ones_that_are_taken(bases) -> None:
+    model = load(bases, "bert")
+    site = find_targets(model, "auto", ()).sites[0]
+    methods = chosen_methods(TrainConfig(start="pissa", r=R, set=("pissa.components=next",)))
+    context: Any = SimpleNamespace(config=SimpleNamespace(r=R), number=2, scaling=2.0)
+    A, B = methods.start.factors(site, context)
+    U, S, V = torch.linalg.svd(site.weight().double())
+    taken = slice(2 * R, 3 * R)
+    torch.testing.assert_close(2.0 * B @ A, ((U[:, taken] * S[taken]) @ V[taken]).float(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"32 singular values, .* from 31 to 33"):
+        methods.start.factors(site, SimpleNamespace(config=SimpleNamespace(r=R), number=10, scaling=2.0))
