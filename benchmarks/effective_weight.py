@@ -1,6 +1,6 @@
 r"""Which form a training step takes without dropout, against both: W and the adapter apart, or one effective weight.
 
-The forms are `lorabank.training.variants.kernel` and `lorabank.training.variants.effective_weight`, whose first
+The forms are `lorabank.training.layers.kernel` and `lorabank.training.layers.effective_weight`, whose first
 lines have the mathematics; which one a layer takes follows from its shape and the number of tokens. The bar says how
 much slower than the better of the two the choice may be.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Result, compare
 from benchmarks.models import ALPHA, RANK, batch, every_linear, minilm, smollm2
-from lorabank.training.variants.layer import EffectiveWeights, attach_adapter
+from lorabank.training.layers.layer import EffectiveWeights, attach_adapter
 
 BAR = 1.02
 ALL, NONE = float("inf"), 0.0

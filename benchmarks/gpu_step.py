@@ -32,9 +32,9 @@ from lorabank.core.observer import SilentObserver
 from lorabank.models.tasks.causal_lm import CausalLM
 from lorabank.models.tasks.seq2seq_lm import Seq2SeqLM
 from lorabank.training.factor_groups import GroupedFactors
+from lorabank.training.layers.layer import attach_adapter, fold
 from lorabank.training.penalties.orthogonal import Orthogonal
 from lorabank.training.trainer import AdapterTrainer
-from lorabank.training.variants.layer import attach_adapter, fold
 
 BAR = 1.05
 ANSWER = 8

@@ -17,10 +17,10 @@ from benchmarks.published import attach_published, published_penalty
 from lorabank.algebra.stack import AdapterStack
 from lorabank.models.bases.targets import find_targets
 from lorabank.training.factor_groups import GroupedFactors
+from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.penalties.frobenius import Frobenius
 from lorabank.training.penalties.orthogonal import Orthogonal
-from lorabank.training.variants.layer import LoraLinear
 
 EARLIER_TASKS = 15
 LOOP_BAR = 1 / 8

@@ -15,9 +15,9 @@ from benchmarks.published import published_penalty
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.observer import SilentObserver
 from lorabank.training.factor_groups import GroupedFactors
+from lorabank.training.layers.layer import attach_adapter, fold
 from lorabank.training.penalties.orthogonal import Orthogonal
 from lorabank.training.trainer import AdapterTrainer
-from lorabank.training.variants.layer import attach_adapter, fold
 
 LAMBDA = 0.5
 MEMORY_BAR = 0.95

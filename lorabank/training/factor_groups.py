@@ -18,9 +18,9 @@ from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.algebra.subspaces import row_space, subspace_overlap
 from lorabank.models.facts.fisher import Anchor
+from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.penalties.base import FactorGroup
 from lorabank.training.shared_block import Arena
-from lorabank.training.variants.layer import LoraLinear
 
 NOBODY = -1
 """Owner of a row that only fills up a group."""

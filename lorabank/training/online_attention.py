@@ -27,8 +27,8 @@ from lorabank.algebra.factors import LoraFactors, lora_scaling
 from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.models.bases.sites import WrappedLinear, bias_of, matrix_of, site_of
 from lorabank.models.gates.attention import Selector
+from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.penalties.base import FactorGroup, Penalty
-from lorabank.training.variants.layer import LoraLinear
 
 SELECTOR = "online_selector"
 """Name under which the selector is a part of the model, so that it is optimised and checkpointed with it."""

@@ -32,20 +32,20 @@ from lorabank.models.mixing.trial import try_base
 from lorabank.models.tasks.heads import Head, build_head, put_head
 from lorabank.models.tasks.padding import padding_of
 from lorabank.models.tasks.task_types import Examples, TaskType
-from lorabank.training.attaching import Attached
 from lorabank.training.checkpoints import newest_checkpoint
 from lorabank.training.context import TrainContext
 from lorabank.training.factor_groups import GroupedFactors
 from lorabank.training.job import TrainedAdapter, TrainJob
+from lorabank.training.layers.attaching import Attached
+from lorabank.training.layers.layer import EffectiveWeights
+from lorabank.training.layers.live import Live
+from lorabank.training.layers.movement import Movement
 from lorabank.training.methods import chosen_methods
-from lorabank.training.movement import Movement
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.planning import planned_steps, resolve_penalties
 from lorabank.training.replaying import MixedTask, add_replayed, keep_heads
 from lorabank.training.tracking import TrackedArguments
 from lorabank.training.trainer import AdapterTrainer
-from lorabank.training.variants.layer import EffectiveWeights
-from lorabank.training.variants.live import Live
 
 _KEPT_SHARE = 0.25
 """Of the base's weights, the most that lie in memory twice while a task is trained.

@@ -25,10 +25,10 @@ from lorabank.training.checkpoints import (
     restore_random_state,
     save_checkpoint,
 )
+from lorabank.training.layers.live import SUBMODULE, Live
 from lorabank.training.penalties.base import FactorGroup, Penalty
 from lorabank.training.sampling import LengthPools, Shares
 from lorabank.training.variants.base import Step
-from lorabank.training.variants.live import SUBMODULE, Live
 
 TaskLoss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 """Mean loss of a batch, from the model and the batch (labels included)."""
@@ -141,7 +141,8 @@ class AdapterTrainer(Trainer):
         own = self.live.parametrization.loss(self._step())
         if own is not None:
             self._keep_term("variant", own)
-            own.backward()
+            if own.requires_grad:  # a strategy may fix what it is about
+                own.backward()
             penalized = penalized + own
         return loss + penalized.detach()
 

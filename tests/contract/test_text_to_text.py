@@ -20,7 +20,7 @@ from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, Init
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.observer import SilentObserver
 from lorabank.data.formats.parquet import from_parquet
-from lorabank.training.movement import Movement
+from lorabank.training.layers.movement import Movement
 from lorabank.workflows.results import Prediction
 
 SETTINGS = {

@@ -114,6 +114,18 @@ def test_every_method_is_the_same_in_two_processes(launch, still: Path, data: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [("--variant", "dora"), ("--strategy", "olora-projected"), ("--start", "pissa")])
+def test_so_is_what_is_trained_beside_the_factors(launch, still: Path, data: Path, tmp_path: Path, more) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for bank in (one, two):
+        add(bank, "first", data, still)
+    add(one, "second", data, still, seed=1, **{more[0].removeprefix("--"): more[1]})
+    done = launch(2, *words(two, "second", "--data", str(data), "--seed", "1", *more, *WORDS))
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert_same_adapters(one, two)
+
+
+@pytest.mark.slow
 def test_accelerate_launches_it_too(still: Path, data: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for bank in (one, two):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FactorStart:
+class FactorStart(ABC):
     """A start with its settings, which are the fields of the dataclass.
 
     It reads the untouched base alone, so that the starts of two tasks do not depend on which came first.
@@ -29,12 +30,12 @@ class FactorStart:
     paper: ClassVar[str | None] = None
     shifts: ClassVar[bool] = False
 
+    @abstractmethod
     def factors(self, site: Site, context: TrainContext) -> tuple[Tensor, Tensor]:
         """A ``[r, d_in]`` and B ``[d_out, r]`` of a site, float32 on its weight's device.
 
         Random numbers come from torch's generator of that device, site by site in the model's order.
         """
-        raise NotImplementedError
 
     def begin(self, context: TrainContext) -> LoraFactors:
         """A and B of every site as training begins: those of the adapter that goes on, or this start's."""

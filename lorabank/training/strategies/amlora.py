@@ -17,8 +17,8 @@ from lorabank.core.errors import ConfigError
 from lorabank.core.settings import setting
 from lorabank.core.states import SELECTOR
 from lorabank.models.gates.attention import Selector
-from lorabank.training.attaching import Attached
 from lorabank.training.context import TrainContext
+from lorabank.training.layers.attaching import Attached
 from lorabank.training.online_attention import SELECTOR as SUBMODULE
 from lorabank.training.online_attention import SelectorL1, attach_attended_adapter
 from lorabank.training.strategies.base import Strategy

@@ -10,8 +10,8 @@ from lorabank.core.records import AdapterRecord
 from lorabank.core.states import active_state
 
 if TYPE_CHECKING:
-    from lorabank.training.attaching import Attached
     from lorabank.training.context import TrainContext
+    from lorabank.training.layers.attaching import Attached
     from lorabank.training.variants.base import Parametrization
 
 
@@ -93,7 +93,7 @@ class Strategy:
             context: What there is; the model's weights are still the untouched base's.
             parametrization: What the variant trains. A strategy may wrap it to change what its factors can be.
         """
-        from lorabank.training.attaching import attach
+        from lorabank.training.layers.attaching import attach
 
         return attach(context, parametrization)
 

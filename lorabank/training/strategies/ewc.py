@@ -19,11 +19,11 @@ from lorabank.models.facts.fisher import (
     fisher_from_bytes,
     fisher_to_bytes,
 )
-from lorabank.training.attaching import Attached
 from lorabank.training.context import TrainContext
+from lorabank.training.layers.attaching import Attached
+from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.strategies.base import Strategy
 from lorabank.training.variants.base import Parametrization
-from lorabank.training.variants.layer import LoraLinear
 
 ROLE = "importance"
 

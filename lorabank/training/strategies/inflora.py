@@ -14,9 +14,9 @@ from torch import Tensor
 from lorabank.algebra.factors import LoraFactors
 from lorabank.core.errors import ConfigError
 from lorabank.models.facts.inputs import InputCovariance, collect_inputs
-from lorabank.training.attaching import Attached
 from lorabank.training.context import TrainContext
 from lorabank.training.input_subspace import design_adapter
+from lorabank.training.layers.attaching import Attached
 from lorabank.training.strategies.base import Strategy
 from lorabank.training.variants.base import Parametrization
 from lorabank.training.variants.wrapper import Wrapper

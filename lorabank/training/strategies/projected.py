@@ -19,8 +19,8 @@ from torch import Tensor
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.subspaces import row_space
 from lorabank.core.errors import ConfigError
-from lorabank.training.attaching import Attached
 from lorabank.training.context import TrainContext
+from lorabank.training.layers.attaching import Attached
 from lorabank.training.strategies.base import Strategy
 from lorabank.training.variants.base import Parametrization
 from lorabank.training.variants.wrapper import Wrapper

@@ -1,1 +1,1 @@
-"""The trainable layer and its kernels."""
+"""How an adapter's factors come from what is trained: one file a variant."""

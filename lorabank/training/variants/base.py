@@ -1,7 +1,7 @@
 """What a variant is: how an adapter's factors come from what is trained, and what happens between steps.
 
 A variant makes a `Parametrization`. The layers of the model hold *leaves*, A, B and, where the variant has one, a row
-gain; `lorabank.training.variants.live.Live` sets them to `Parametrization.factors` after each optimizer step, and
+gain; `lorabank.training.layers.live.Live` sets them to `Parametrization.factors` after each optimizer step, and
 carries their gradients back to what is trained before the next. Kernels, dropout, penalties, accumulation and several
 processes see the leaves alone, whatever the variant. Of plain LoRA what is trained *are* the leaves, and nothing is
 carried.
@@ -9,6 +9,7 @@ carried.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -30,18 +31,18 @@ class Step(NamedTuple):
     total: int
 
 
-class Parametrization(nn.Module):
+class Parametrization(nn.Module, ABC):
     """What is trained of an adapter: the module's parameters.
 
     Whatever else changes between steps (masks, averages) is a buffer, so that checkpoints hold it.
     """
 
+    @abstractmethod
     def factors(self) -> LoraFactors:
         """A, B and gains by site, part of the graph of the parameters; float32, with the sites' scaling.
 
         Called once for each optimizer step, outside of autocast.
         """
-        raise NotImplementedError
 
     def shift(self) -> LoraFactors | None:
         """The constant factors that were taken out of the weight in memory at the start; None where there are none."""
@@ -117,7 +118,7 @@ class PastUse(Protocol):
 
 
 @dataclass(frozen=True)
-class Variant:
+class Variant(ABC):
     """A variant with its settings, which are the fields of the dataclass.
 
     Attributes:
@@ -132,9 +133,9 @@ class Variant:
     plain: ClassVar[bool] = False
     shifted: ClassVar[bool] = False
 
+    @abstractmethod
     def parametrize(self, context: TrainContext, start: FactorStart) -> Parametrization:
         """What is trained, where the start begins. The model's weights are still those of the untouched base."""
-        raise NotImplementedError
 
     def parameters(self, d_out: int, d_in: int, r: int) -> int:
         """How many numbers are trained of a site."""

@@ -18,7 +18,7 @@ from lorabank.models.bases.loading import describe_base
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.resolving import resolve_base
 from lorabank.training.job import TrainedAdapter, TrainJob
-from lorabank.training.movement import Movement
+from lorabank.training.layers.movement import Movement
 from lorabank.training.run import train_adapter
 
 STRATEGIES = dict(shelves.STRATEGIES.items())

@@ -9,9 +9,9 @@ from torch import nn
 from lorabank.algebra.factors import LoraFactors
 from lorabank.models.facts.fisher import Anchor, Importance
 from lorabank.training.factor_groups import GroupedFactors
+from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.penalties.base import FactorGroup
 from lorabank.training.penalties.ewc import EWC
-from lorabank.training.variants.layer import LoraLinear
 
 SHAPES = {"q": (6, 8), "v": (4, 8), "k": (6, 8)}
 

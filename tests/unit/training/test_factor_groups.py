@@ -11,8 +11,8 @@ from torch import nn
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.training.factor_groups import GroupedFactors
+from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.penalties.orthogonal import Orthogonal, OrthogonalNormalized
-from lorabank.training.variants.layer import LoraLinear
 
 SHAPES = {"q": (6, 8), "v": (4, 8), "k": (6, 8), "o": (8, 6)}
 

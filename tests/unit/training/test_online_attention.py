@@ -13,6 +13,7 @@ from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.models.gates.attention import Selector
 from lorabank.models.mixing.mixture import Mixture
+from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.online_attention import (
     SELECTOR,
     AttendedLoraLinear,
@@ -20,7 +21,6 @@ from lorabank.training.online_attention import (
     attach_attended_adapter,
     warm_start,
 )
-from lorabank.training.variants.layer import LoraLinear
 
 SHAPES = {"0": (6, 8), "2": (5, 6), "4": (3, 5)}
 TARGETS = ("0", "2")

@@ -16,8 +16,8 @@ from lorabank.models.bases.passed_by import check_called
 from lorabank.models.bases.sites import WrappedLinear
 from lorabank.models.gates.attention import Selector
 from lorabank.models.mixing.mixture import Mixture
+from lorabank.training.layers.layer import EffectiveWeights, attach_adapter, fold
 from lorabank.training.online_attention import attach_attended_adapter
-from lorabank.training.variants.layer import EffectiveWeights, attach_adapter, fold
 
 D_IN, D_OUT, R = 8, 6, 2
 

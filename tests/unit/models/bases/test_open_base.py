@@ -12,7 +12,7 @@ from lorabank.models.bases.loading import describe_base
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.resolving import resolve_base
 from lorabank.models.tasks.heads import build_head, put_head
-from lorabank.training.variants.layer import attach_adapter, fold
+from lorabank.training.layers.layer import attach_adapter, fold
 
 QUERY, VALUE = "bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.attention.self.value"
 MODULES = {QUERY: (32, 32), VALUE: (32, 32)}

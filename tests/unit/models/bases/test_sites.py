@@ -22,7 +22,7 @@ from lorabank.models.bases.fused import FUSED, blocks_of
 from lorabank.models.bases.sites import Split, site_of
 from lorabank.models.bases.targets import find_targets
 from lorabank.models.mixing.mixture import Mixture
-from lorabank.training.variants.layer import EffectiveWeights, attach_adapter, fold
+from lorabank.training.layers.layer import EffectiveWeights, attach_adapter, fold
 
 IDS = torch.tensor([[3, 5, 7, 2, 9], [8, 1, 1, 4, 6]])
 R, ALPHA = 3, 6.0

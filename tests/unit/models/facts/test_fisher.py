@@ -16,7 +16,7 @@ from lorabank.models.facts.fisher import (
     fisher_from_bytes,
     fisher_to_bytes,
 )
-from lorabank.training.variants.layer import LoraLinear, attach_adapter
+from lorabank.training.layers.layer import LoraLinear, attach_adapter
 
 D, VOCABULARY, LABELS = 6, 11, 3
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lorabank.models.facts.inputs import InputCovariance, collect_inputs
-from lorabank.training.variants.layer import LoraLinear
+from lorabank.training.layers.layer import LoraLinear
 
 D = 8
 

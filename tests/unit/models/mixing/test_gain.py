@@ -17,8 +17,8 @@ from lorabank.models.gates.attention import Selector
 from lorabank.models.mixing.mixture import Mixture
 from lorabank.models.mixing.per_sample import Routes
 from lorabank.models.mixing.resident_stack import ResidentStack
+from lorabank.training.layers.layer import fold
 from lorabank.training.online_attention import attach_attended_adapter
-from lorabank.training.variants.layer import fold
 
 SHAPES = {"first": (6, 8), "last": (5, 6)}
 WEIGHTS = torch.tensor([0.7, -1.3, 1.0])

@@ -20,11 +20,11 @@ from lorabank.core.shelves import STARTS, VARIANTS
 from lorabank.models.bases.blocks import of_modules
 from lorabank.models.bases.targets import find_targets
 from lorabank.models.mixing.mixture import Mixture
-from lorabank.training.attaching import Attached, attach
 from lorabank.training.context import TrainContext
+from lorabank.training.layers.attaching import Attached, attach
+from lorabank.training.layers.live import Live
 from lorabank.training.methods import chosen_methods
 from lorabank.training.variants.base import FreeFactors, Parametrization
-from lorabank.training.variants.live import Live
 
 R, ALPHA, RATE, STEPS = 3, 6.0, 0.03, 10
 IDS = torch.arange(36).view(3, 12) * 7 % 30

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lorabank.algebra.stack import AdapterStack
-from lorabank.training.variants.layer import LoraLinear, attach_adapter, fold
+from lorabank.training.layers.layer import LoraLinear, attach_adapter, fold
 
 SHAPES = {"0": (6, 8), "2": (5, 6)}
 

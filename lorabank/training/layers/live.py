@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.variants.base import Parametrization
-from lorabank.training.variants.layer import LoraLinear
 
 SUBMODULE = "parametrization"
 """Where the model holds a parametrization whose parameters its layers do not have."""

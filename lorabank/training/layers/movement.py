@@ -10,7 +10,7 @@ from torch import Tensor
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DivergedError
 from lorabank.models.bases.sites import matrix_of
-from lorabank.training.variants.layer import LoraLinear
+from lorabank.training.layers.layer import LoraLinear
 
 
 class Movement:

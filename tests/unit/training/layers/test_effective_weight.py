@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lorabank.algebra.stack import AdapterStack
 from lorabank.training import run
-from lorabank.training.variants.effective_weight import effective_linear
-from lorabank.training.variants.layer import EffectiveWeights, LoraLinear, pays
+from lorabank.training.layers.effective_weight import effective_linear
+from lorabank.training.layers.layer import EffectiveWeights, LoraLinear, pays
 
 SCALE = 1.7
 
@@ -93,7 +93,7 @@ def test_a_training_ends_where_it_ends_without_it(
     with_it = factors_of(train(work="with", strategy=strategy, **past, **SETTINGS))
     assert made[0] > 0
     assert len(made) == 1 + 1 + 18, "when it is made, when training begins, after each step"
-    monkeypatch.setattr("lorabank.training.variants.layer.pays", lambda layer, tokens: False)
+    monkeypatch.setattr("lorabank.training.layers.layer.pays", lambda layer, tokens: False)
     without = factors_of(train(work="without", strategy=strategy, **past, **SETTINGS))
     assert with_it.keys() == without.keys()
     for name, found in with_it.items():

@@ -2,7 +2,7 @@ r"""A linear module with an adapter that has a row gain, as one node of the grap
 
 With n input rows x, the untouched W [d_out, d_in] and b, gains t [d_out] of the past and the new adapter together, the
 past's factors P_A [R, d_in] and P_B [d_out, R] with their scalings inside, A, B, mask m and c = s / (1 - p) as in
-`lorabank.training.variants.kernel`:
+`lorabank.training.layers.kernel`:
 
     forward     z = x W^T                                          [n, d_out], kept
                 y = t * z + b;  y += (x P_A^T) P_B^T;  y += c (m * x) A^T B^T
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorabank.training.variants.kernel import add_product, dtypes, keep_mask, kept, rounded
+from lorabank.training.layers.kernel import add_product, dtypes, keep_mask, kept, rounded
 
 
 def gained_linear(
@@ -49,7 +49,7 @@ def gained_linear(
         B: ``[d_out, r]``, in A's dtype.
         past: P_A and P_B in A's dtype, frozen, or None.
         scale: s.
-        p: Probability with which an entry of x is dropped before A; see `lorabank.training.variants.kernel`.
+        p: Probability with which an entry of x is dropped before A; see `lorabank.training.layers.kernel`.
 
     Returns:
         ``[..., d_out]``, in autocast's dtype or W's.

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorabank.training.variants.gain_kernel import gained_linear
-from lorabank.training.variants.kernel import keep_mask
+from lorabank.training.layers.gain_kernel import gained_linear
+from lorabank.training.layers.kernel import keep_mask
 
 D_IN, D_OUT, RANK, SCALE, PAST = 40, 24, 4, 1.7, 6
 

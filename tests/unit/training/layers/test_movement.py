@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lorabank.training.movement import Movement
-from lorabank.training.variants.layer import attach_adapter
+from lorabank.training.layers.layer import attach_adapter
+from lorabank.training.layers.movement import Movement
 
 
 def test_modules_without_a_gradient_are_told() -> None:

@@ -10,8 +10,8 @@ import torch
 from lorabank.algebra.stack import AdapterStack
 from lorabank.models.bases.blocks import of_modules
 from lorabank.training.context import TrainContext
+from lorabank.training.layers.layer import LoraLinear, attach_factors, fold
 from lorabank.training.variants.base import Parametrization
-from lorabank.training.variants.layer import LoraLinear, attach_factors, fold
 
 if TYPE_CHECKING:
     from lorabank.models.facts.fisher import Anchor

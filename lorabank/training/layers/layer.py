@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from lorabank.algebra.factors import LoraFactors, lora_scaling
 from lorabank.algebra.stack import AdapterStack
 from lorabank.models.bases.sites import Site, WrappedLinear, bias_of, matrix_of, set_matrix, site_of
+from lorabank.training.layers.effective_weight import effective_linear
+from lorabank.training.layers.gain_kernel import gained_linear
+from lorabank.training.layers.kernel import lora_linear
 from lorabank.training.starts.kaiming import drawn
-from lorabank.training.variants.effective_weight import effective_linear
-from lorabank.training.variants.gain_kernel import gained_linear
-from lorabank.training.variants.kernel import lora_linear
 
 
 class LoraLinear(WrappedLinear):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorabank.training.variants.kernel import keep_mask, lora_linear
+from lorabank.training.layers.kernel import keep_mask, lora_linear
 
 D_IN, D_OUT, RANK, SCALE = 40, 24, 4, 1.7
 SHAPES = [(D_IN,), (9, D_IN), (3, 5, D_IN), (2, 3, 2, D_IN)]
