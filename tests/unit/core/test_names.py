@@ -16,13 +16,15 @@ from lorabank.core.shelves import (
     PENALTIES,
     ROUTERS,
     SCORINGS,
+    STARTS,
     STRATEGIES,
     TASK_TYPES,
+    VARIANTS,
     Shelf,
 )
 
 ROOT = Path(__file__).parents[3]
-SHELVES = (STRATEGIES, PENALTIES, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES, FORMS, SCORINGS)
+SHELVES = (STRATEGIES, VARIANTS, STARTS, PENALTIES, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES, FORMS, SCORINGS)
 OTHER = {
     "lorabank/core/shelves.py": "the shelves",
     "lorabank/core/config.py": "the defaults",
