@@ -142,13 +142,14 @@ def checked_mode(config: ComposeConfig) -> type[Composer]:
 
 
 def chosen_method(shelf: Shelf, config: ComposeConfig) -> Any:
-    """The method of a shelf that the settings choose, with the settings that ``--set`` gives.
+    """The method of a shelf that the settings choose, with the settings that ``--set`` and ``--weights`` give.
 
     Raises:
         ConfigError: ``--set`` does not fit the method; names all that is wrong.
     """
     chosen = [(shelf, getattr(config, shelf.kind))]
-    (method,) = with_settings(chosen, config.set, among=(MERGERS, ROUTERS, GATES))
+    given = config.set if config.weights is None else (*config.set, f"weights={config.weights}")
+    (method,) = with_settings(chosen, given, among=(MERGERS, ROUTERS, GATES))
     return method
 
 

@@ -124,7 +124,6 @@ class TrainConfig:
 
 
 @renamed(
-    weights="*.weights",
     max_rank="*.max_rank",
     clusters_per_task="*.clusters_per_task",
     shrinkage="*.shrinkage",
@@ -141,6 +140,9 @@ class ComposeConfig:
     name: str | None = setting(None, "Name of the composition; default: the mode.")
     tasks: str | None = setting(None, "Members, separated by commas; default: every task.")
     merger: str = setting("weighted", "merged: how adapters become one.", among=MERGERS)
+    weights: str | None = setting(
+        None, "merged: what each member weighs, as sentiment=0.7,spam=0.3 (any sign); default: the merger's own."
+    )
     tolerance: float | None = setting(
         None, "merged: refuse a result whose distance from the weighted sum is above this on any module.", ge=0
     )

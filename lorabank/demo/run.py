@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 Chosen on rows cut from the training files: ``python -m benchmarks.sequences --dev 120 --no-compose --set ...``.
 """
 COMPOSITIONS = (
-    ComposeConfig(mode="manual", name="manual", set=(f"weights={','.join(f'{task}=0.25' for task in TASKS)}",)),
+    ComposeConfig(mode="manual", name="manual", weights=",".join(f"{task}=0.25" for task in TASKS)),
     ComposeConfig(mode="attention", name="attention"),
     ComposeConfig(mode="prototype", name="prototype", router="gaussian"),
 )

@@ -155,16 +155,14 @@ def test_compose_takes_its_old_flags_and_says_what_to_write(run: Any, api: Any, 
     record = CompositionRecord("sum", "merged", ("a", "b"), ("1" * 64, "2" * 64), {}, {})
     api["compose"] = ComposeResult(record, {})
     shown = run("compose", "--mode", "merged", "--weights", "a=0.7,b=-1", "--max-rank", "2", "--set", "other=1")
-    assert api.called("compose")["config"].set == ("other=1", "*.weights=a=0.7,b=-1", "*.max_rank=2")
-    assert "--weights is an old name: write --set weights=a=0.7,b=-1\n" in shown.err
+    assert api.called("compose")["config"].set == ("other=1", "*.max_rank=2")
+    assert api.called("compose")["config"].weights == "a=0.7,b=-1"
     assert "--max-rank is an old name: write --set max_rank=2\n" in shown.err
-    assert "--weights" not in run("compose", "--help").out
+    assert "--max-rank" not in run("compose", "--help").out
     file = tmp_path / "lora.toml"
-    file.write_text(
-        "[compose]\nlearning-rate = 0.5\nepochs = 3\nweights = 'a=1'\n[compose.gaussian]\nshrinkage = 0.2\n"
-    )
+    file.write_text("[compose]\nlearning-rate = 0.5\nepochs = 3\n[compose.gaussian]\nshrinkage = 0.2\n")
     run("compose", "--mode", "gated", "--config", str(file))
-    expected = ("gaussian.shrinkage=0.2", "*.weights=a=1", "*.epochs=3", "*.learning_rate=0.5")
+    expected = ("gaussian.shrinkage=0.2", "*.epochs=3", "*.learning_rate=0.5")
     assert api.called("compose")["config"].set == expected
     assert run("compose", "--mode", "gated", "--epochs", "3", "--set", "attention.epochs=2").code == 2
 

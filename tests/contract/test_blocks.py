@@ -42,7 +42,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("rslora", [False, True])
 def test_two_tasks_on_blocks_are_plain_peft_on_the_whole_matrix(base: Path, tmp_path: Path, rslora: bool) -> None:
     bank = fill(tmp_path / "bank", base, use_rslora=rslora)
-    api.compose(bank, ComposeConfig(mode="manual", set=("weights=one=0.5,two=-1",), name="both", device="cpu"))
+    api.compose(bank, ComposeConfig(mode="manual", weights="one=0.5,two=-1", name="both", device="cpu"))
     states = {"one": own_state(bank, "one"), "two": own_state(bank, "two")}
     first, second = (Bank.open(bank).snapshot().adapter_of(task).digest for task in LABELS)
     states["both"] = {first: 0.5, second: -1.0}

@@ -120,7 +120,7 @@ def test_tasks_of_any_variants_sum(lab: Lab, copy, texts: list[str], method: dic
     for task, known in (("two", digests[:2]), ("three", digests)):
         model = plain(lab, bank, dict.fromkeys(known, 1.0), known[-1])
         assert answers(bank, texts, task=task, state="learnt") == pytest.approx(probabilities(model, texts), abs=2e-5)
-    api.compose(bank, ComposeConfig(mode="merged", set=("weights=one=0.5,two=0.7,three=-0.2",), device="cpu"))
+    api.compose(bank, ComposeConfig(mode="merged", weights="one=0.5,two=0.7,three=-0.2", device="cpu"))
     model = plain(lab, bank, dict(zip(digests, (0.5, 0.7, -0.2), strict=True)), two.digest)
     expected = probabilities(model, texts)
     assert answers(bank, texts, composition="merged", task="two") == pytest.approx(expected, abs=2e-5)

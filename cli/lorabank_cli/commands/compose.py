@@ -20,7 +20,7 @@ from lorabank_cli.verb import Run, verb
     examples=(
         "compose --mode prototype",
         "compose --mode prototype --router gaussian --name routed",
-        "compose --mode manual --set weights=sentiment=0.7,spam=0.3",
+        "compose --mode manual --weights sentiment=0.7,spam=0.3",
         "compose --mode attention --tasks sentiment,spam",
     ),
 )

@@ -14,7 +14,7 @@ from torch import nn
 from lorabank.algebra.compress import compress_dense
 from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.compose.base import Fitted, Member
+from lorabank.compose.base import Fitted, Member, chosen_method
 from lorabank.compose.merged import Merged
 from lorabank.compose.mergers.base import Merger, Sources
 from lorabank.compose.mergers.weighted import parse_weights
@@ -24,7 +24,7 @@ from lorabank.core.errors import ConfigError, GateError, NotFoundError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import CompositionRecord
 from lorabank.core.settings import setting
-from lorabank.core.shelves import MERGERS
+from lorabank.core.shelves import MERGERS, ROUTERS
 from lorabank.models.mixing.mixture import Mixture
 
 
@@ -316,3 +316,10 @@ def test_a_record_of_before_there_were_mergers_is_a_weighted_sum(members, stack)
     composed = Merged.load(CompositionRecord("mix", "manual", (), (), stored, {}), {}, members, lambda: runtime)
     assert composed.plan(4, []).weights.tolist() == [0.5, 0, -2, 1]
     assert composed.identity(4) == ["sum", None, [("a", 0.5), ("b", -2.0), ("c", 1.0)]]
+
+
+def test_weights_are_a_setting_of_mergers_alone() -> None:
+    weighed = chosen_method(MERGERS, ComposeConfig(weights="a=0.5", set=("max_rank=2",)))
+    assert (weighed.weights, weighed.max_rank) == ("a=0.5", 2)
+    with pytest.raises(ConfigError, match="router kmeans: there is no setting 'weights'"):
+        chosen_method(ROUTERS, ComposeConfig(weights="a=0.5"))
