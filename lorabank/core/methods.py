@@ -94,7 +94,7 @@ def with_settings(
         takers = [k for k, (_, name) in enumerate(chosen) if owner in ("", ANY, name) and own in _own(entries[k])]
         for k in takers:
             found[k][own] = value.strip()
-        if takers or owner == ANY or _has_setting(besides, owner, own):
+        if takers or owner == ANY or has_setting(besides, owner, own):
             continue
         meant = [(*chosen[k], entries[k]) for k, (_, name) in enumerate(chosen) if owner in ("", name)]
         meant = meant or [(shelf, owner, shelf.load(owner)) for shelf in shelves if owner in shelf]
@@ -142,7 +142,8 @@ def own_settings(shelf: Shelf, name: str, given: Sequence[str]) -> tuple[str, ..
     return tuple(found)
 
 
-def _has_setting(shelves: Sequence[Shelf], owner: str, own: str) -> bool:
+def has_setting(shelves: Sequence[Shelf], owner: str, own: str) -> bool:
+    """Whether a method of some shelves has a setting: the methods called ``owner``, or any where that is empty."""
     names = ((shelf, name) for shelf in shelves for name in shelf if owner in ("", name))
     return any(own in _own(shelf.load(name)) for shelf, name in names)
 

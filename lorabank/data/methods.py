@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lorabank.core.methods import with_settings
+from lorabank.core.methods import has_setting, with_settings
 from lorabank.core.shelves import FORMATS, FORMS, SCORINGS, TRAINING
 from lorabank.core.task_kinds import HEAD
 
@@ -27,3 +28,17 @@ def chosen_form(config: TrainConfig, form: str, scoring: str) -> Form:
     chosen = [(FORMS, form)] if scoring == HEAD else [(FORMS, form), (SCORINGS, scoring)]
     found: Form = with_settings(chosen, config.set, among=(FORMS, SCORINGS), besides=(FORMATS, *TRAINING))[0]
     return found
+
+
+def without_format(given: Sequence[str]) -> tuple[str, ...]:
+    """Those of ``--set`` that still mean something where the rows lie in a file of another format.
+
+    Args:
+        given: ``KEY=VALUE`` or ``METHOD.KEY=VALUE``.
+    """
+    kept = []
+    for text in given:
+        owner, _, own = text.partition("=")[0].strip().rpartition(".")
+        if has_setting((FORMS, SCORINGS, *TRAINING), owner, own) or not has_setting((FORMATS,), owner, own):
+            kept.append(text)
+    return tuple(kept)

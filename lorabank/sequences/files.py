@@ -15,6 +15,7 @@ from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DataError
 from lorabank.data.forms.base import labelled_form, load_form
 from lorabank.data.loading import TaskData, open_rows
+from lorabank.data.methods import without_format
 from lorabank.data.rows import Rows
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.workflows.task_data import load_data
@@ -56,7 +57,8 @@ def load_without(settings: TrainConfig, base: OpenBase, labels: Sequence[str]) -
                 copies[field] = str(Path(folder) / f"{field}.jsonl")
             counts.append(_keep(settings, field, labels, Path(copies[field])) if field in copies else 0)
         try:
-            data = load_data(replace(settings, **AS_WRITTEN, format=labelled_form(), **copies), base)
+            written = {**AS_WRITTEN, "set": without_format(settings.set), "format": labelled_form(), **copies}
+            data = load_data(replace(settings, **written), base)
         except DataError as error:
             message = error.message
             for field, copy in copies.items():

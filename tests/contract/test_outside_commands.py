@@ -165,6 +165,24 @@ def test_a_language_models_bank(run, make_lab: Callable[[str], Lab], tmp_path: P
     run("report", tmp_path / "report.html")
 
 
+def test_a_sequence(run, lab: Lab, data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tables = [f"[tasks.{name}]\ndata = '{data(name, labels).name}'\n" for name, labels in (("one", 2), ("two", 3))]
+    train = "".join(f"{name} = {json.dumps(value)}\n" for name, value in (SETTINGS | {"epochs": 1}).items())
+    (tmp_path / "ours.toml").write_text(
+        f"name = 'ours'\nselection = 'none'\nbase = '{lab.base}'\norders = [['one', 'two']]\n"
+        "strategies = ['windowed']\n"
+        f"[train]\npenalty = 'away'\nset = ['.records.mark==>', 'power=1.5']\n{train}"
+        f"[strategy.windowed]\nset = ['window=1']\n{''.join(tables)}"
+        "[[compositions]]\nmode = 'merged'\nmerger = 'shares'\nset = ['share=0.5']\n[evaluation]\ndevice = 'cpu'\n"
+    )
+    run("sequence", "run", "ours.toml")
+    (bank,) = (tmp_path / "ours" / "banks").glob("*/windowed/*")
+    config = run("show", "two", "--bank", bank)["adapter"]["config"]
+    assert config["set"] == ["power=1.5", "window=1"], "the copies of the rows are no records"
+    assert run("show", "merged", "--bank", bank)["composition"]["parameters"]["share"] == 0.5
+
+
 def plain_likelihoods(base: Path, bank: Path, text: str, labels: Sequence[str]) -> list[tuple[float, int]]:
     """From plain transformers and safetensors: the log-likelihood of each label behind a text, and its tokens."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
