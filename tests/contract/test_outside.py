@@ -12,6 +12,7 @@ from lorabank.bank.bank import Bank
 from lorabank.compose.base import with_its_settings
 from lorabank.core.config import ComposeConfig, PredictConfig
 from lorabank.core.errors import ConfigError
+from tests.contract.conftest import OUTSIDE
 
 CPU = {"device": "cpu", "batch_size": 5}
 
@@ -79,3 +80,14 @@ def test_a_penalty_finds_the_basis_of_earlier_rows_when_it_needs_one(lab, copy) 
     adapter = Bank.open(bank).snapshot().adapter_of("two")
     assert adapter.penalties == {"away": 1e4}
     assert max(adapter.metrics["overlap"].values()) < 0.02
+
+
+def test_the_documents_show_every_file_of_the_package_as_it_is() -> None:
+    page = (OUTSIDE.parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+    files = [OUTSIDE / "pyproject.toml", *sorted((OUTSIDE / "lorabank_extras").glob("*.py"))]
+    assert len(files) > 12
+    for file in files:
+        if file.name != "__init__.py":
+            name, text = file.relative_to(OUTSIDE).as_posix(), file.read_text(encoding="utf-8")
+            language = {".py": "python", ".toml": "toml"}[file.suffix]
+            assert f"<!-- {name} -->\n```{language}\n{text}```\n" in page, f"docs/extending.md shows another {name}"

@@ -27,6 +27,8 @@ TRAIN = [
 ]  # fmt: skip
 OURS = {
     "strategy": ("windowed", "window", 2),
+    "variant": ("triple", "weight", 1.0),
+    "start": ("gaussian", "deviation", 0.02),
     "penalty": ("away", "power", 2.0),
     "merger": ("shares", "share", 1.0),
     "router": ("shrunken", "threshold", 0.0),
@@ -91,8 +93,9 @@ def test_a_classifiers_bank(run, lab: Lab, data, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     files = {name: data(name, labels) for name, labels in (("one", 2), ("two", 3), ("three", 2))}
     run("init", "--base", lab.base, "--task-type", "FEATURE_EXTRACTION")
-    own = ["window=1", "power=1.5", "mark==>"]
-    chosen = [*TRAIN, "--strategy", "windowed", "--penalty", "away", *(word for one in own for word in ("--set", one))]
+    own = ["window=1", "power=1.5", "weight=0.5", "deviation=0.1", "mark==>"]
+    methods = ["--strategy", "windowed", "--penalty", "away", "--variant", "triple", "--start", "gaussian"]
+    chosen = [*TRAIN, *methods, *(word for one in own for word in ("--set", one))]
     plan = run("add-task", "one", "--data", files["one"], *chosen, "--dry-run")
     assert plan["settings"]["set"]["value"] == own
     assert plan["penalty"].keys() == {"away"}
