@@ -80,7 +80,7 @@ def is_task_type(value: Any) -> bool:
 
 def _is_scoring(value: Any) -> bool:
     """A name, as of a scoring; one that no installed package knows is refused where its task is asked."""
-    return is_text(value) and re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", value) is not None
+    return is_text(value) and re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", value) is not None
 
 
 def one_of(*words: str) -> Check:
