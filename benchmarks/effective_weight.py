@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import Result, compare
-from benchmarks.models import ALPHA, RANK, batch, every_linear, minilm, smollm2
-from lorabank.training.layers.layer import EffectiveWeights, attach_adapter
+from benchmarks.models import batch, every_linear, minilm, new_adapter, smollm2
+from lorabank.training.layers.layer import EffectiveWeights
 
 BAR = 1.02
 ALL, NONE = float("inf"), 0.0
@@ -54,7 +54,7 @@ def measure() -> list[Result]:
 def _step(model: nn.Module, rows: dict[str, Tensor], tokens: float) -> Callable[[], None]:
     """As a training makes it; ``tokens`` decides the form."""
     model.requires_grad_(False)
-    layers = attach_adapter(model, every_linear(model), r=RANK, lora_alpha=ALPHA, use_rslora=False, dropout=0.0)
+    layers = new_adapter(model, every_linear(model), 0.0).layers
     refresh = EffectiveWeights(layers.values(), tokens)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)

@@ -26,15 +26,10 @@ from benchmarks.device import (
     twin,
 )
 from benchmarks.harness import Result, compare, from_comparison
-from benchmarks.models import ALPHA, DROPOUT, RANK
-from benchmarks.training import trainer_step
-from lorabank.core.observer import SilentObserver
+from benchmarks.models import DROPOUT
+from benchmarks.training import olora_trainer, trainer_step
 from lorabank.models.tasks.causal_lm import CausalLM
 from lorabank.models.tasks.seq2seq_lm import Seq2SeqLM
-from lorabank.training.factor_groups import GroupedFactors
-from lorabank.training.layers.layer import attach_adapter, fold
-from lorabank.training.penalties.orthogonal import Orthogonal
-from lorabank.training.trainer import AdapterTrainer
 
 BAR = 1.05
 ANSWER = 8
@@ -50,7 +45,8 @@ def measure(device: str, shape: str) -> list[Result]:
         arguments = TrainingArguments(output_dir=folder, use_cpu=on_cpu, bf16=not on_cpu, report_to="none")
         plain = _Plain(model=peft_twin(model, 1, DROPOUT), args=arguments)
         for earlier in work.earlier:
-            ours = _olora(model, earlier, arguments)
+            own = twin(model)  # the past goes into weights that the forms share: what they are does not matter
+            ours = olora_trainer(own, linear_modules(own), adapters(model, earlier), _loss(own), arguments)
             for tokens in work.tokens:
                 micro = min(tokens, work.tokens[0]) // work.row
                 batches = [_batch(model, micro, work.row)] * (tokens // (micro * work.row))
@@ -60,7 +56,7 @@ def measure(device: str, shape: str) -> list[Result]:
                 what = f"O-LoRA step of {tokens} tokens, {shape}, all linear layers, T = {earlier}, against PEFT LoRA"
                 result = from_comparison("gpu_step", what, seen["olora"], BAR)
                 results.append(replace(result, floor=1.0, detail=result.detail | {"memory": peaks}))
-            del ours
+            del own, ours
     return results
 
 
@@ -81,22 +77,6 @@ class _Plain(Trainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         base = self.model.get_base_model()  # its layers are PEFT's; PEFT's own forward hides what a model takes
         return _loss(base)(base, inputs)
-
-
-def _olora(model: PreTrainedModel, earlier: int, arguments: TrainingArguments) -> AdapterTrainer:
-    own, past = twin(model), adapters(model, earlier)
-    fold(own, past)  # into weights that the forms share: what they are does not matter
-    layers = attach_adapter(own, linear_modules(own), r=RANK, lora_alpha=ALPHA, use_rslora=False, dropout=DROPOUT)
-    return AdapterTrainer(
-        model=own,
-        args=arguments,
-        task_loss=_loss(own),
-        lengths=(),
-        penalties=[("orthogonal", 0.5, Orthogonal())],
-        groups=GroupedFactors(layers, past, with_basis=False),
-        observer=SilentObserver(),
-        dropout=True,
-    )
 
 
 def _batch(model: PreTrainedModel, rows: int, tokens: int) -> dict[str, Tensor]:

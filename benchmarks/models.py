@@ -12,6 +12,12 @@ from transformers.utils import logging
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
+from lorabank.core.config import TrainConfig
+from lorabank.models.bases.sites import site_of
+from lorabank.training.context import TrainContext
+from lorabank.training.layers.attaching import Attached, attach
+from lorabank.training.starts.kaiming import Kaiming
+from lorabank.training.variants.lora import Lora
 
 RANK, ALPHA, DROPOUT = 8, 32.0, 0.1
 
@@ -53,6 +59,24 @@ def with_peft(model: nn.Module, modules: Sequence[str], adapters: int) -> PeftMo
             if "lora_B" in name:
                 parameter.normal_(std=1e-3)
     return wrapped.eval()
+
+
+def new_adapter(
+    model: nn.Module, modules: Sequence[str], dropout: float, earlier: AdapterStack | None = None
+) -> Attached:
+    """A new adapter of plain LoRA on a model, put there as a training does, the earlier ones folded in."""
+    context = TrainContext(
+        model=model,
+        sites=[site_of(model, name) for name in modules],
+        config=TrainConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout),
+        number=len(earlier.names) if earlier else 0,
+        earlier=earlier,
+        initial=None,
+        objects={},
+        batches=lambda: (),
+        loss=lambda model, inputs: model(**inputs).loss,
+    )
+    return attach(context, Lora().parametrize(context, Kaiming()))
 
 
 def query_and_value(model: nn.Module) -> list[str]:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from benchmarks.harness import Result
-from benchmarks.models import ALPHA, DROPOUT, RANK
+from benchmarks.models import DROPOUT, new_adapter
 from benchmarks.published import published_penalty
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.observer import SilentObserver
 from lorabank.training.factor_groups import GroupedFactors
-from lorabank.training.layers.layer import attach_adapter, fold
+from lorabank.training.layers.live import Live
 from lorabank.training.penalties.orthogonal import Orthogonal
 from lorabank.training.trainer import AdapterTrainer
 
@@ -49,16 +49,16 @@ def olora_trainer(
     model: nn.Module, modules: Sequence[str], earlier: AdapterStack, loss: Loss, arguments: TrainingArguments
 ) -> AdapterTrainer:
     """Our trainer on a model that is frozen but for the new adapter."""
-    fold(model, earlier)
     model.requires_grad_(False)
-    layers = attach_adapter(model, modules, r=RANK, lora_alpha=ALPHA, use_rslora=False, dropout=DROPOUT)
+    new = new_adapter(model, modules, DROPOUT, earlier)
     return AdapterTrainer(
         model=model,
         args=arguments,
         task_loss=loss,
         lengths=(),
         penalties=[("orthogonal", LAMBDA, Orthogonal())],
-        groups=GroupedFactors(layers, earlier, with_basis=False),
+        groups=GroupedFactors(new.layers, earlier, with_basis=False),
+        live=Live(model, new.layers, new.parametrization),
         observer=SilentObserver(),
         dropout=True,
     )
