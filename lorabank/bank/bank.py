@@ -12,7 +12,7 @@ from lorabank.bank.objects.layout import Layout
 from lorabank.bank.objects.manifest import read_manifest
 from lorabank.core.commands import LIST, VERIFY
 from lorabank.core.errors import DamagedError, NotFoundError
-from lorabank.core.records import BaseModelRecord, EvaluationRecord, Finding, OperationRecord
+from lorabank.core.records import BaseModelRecord, CompositionRecord, EvaluationRecord, Finding, OperationRecord
 
 if TYPE_CHECKING:
     from lorabank.bank.catalog.base import Catalog
@@ -200,6 +200,26 @@ class Bank:
         from lorabank.bank.operations import discard
 
         discard(self._layout, self.catalog, name)
+
+    def keep_derived(self, composition: CompositionRecord, role: str, data: bytes) -> None:
+        """Keep what follows from a composition beside it, so that it is worked out once; what is there stays.
+
+        Args:
+            composition: As it was read of the bank.
+            role: Begins with `lorabank.core.records.DERIVED`.
+            data: The content.
+
+        Raises:
+            NotFoundError: The composition was removed, or another one has its name.
+            DataError: The content is broken.
+            BusyError: Another process holds the bank.
+            StorageError: No space, or an input/output error.
+        """
+        from lorabank.bank.derived import keep_derived
+        from lorabank.bank.failures import reported
+
+        with reported(self.path, unchanged="the bank was not changed"):
+            keep_derived(self.catalog, self.objects, composition, role, data)
 
     def adapter_path(self, digest: str) -> Path:
         """The PEFT folder of an adapter; nothing is checked."""

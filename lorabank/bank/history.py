@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from lorabank.bank.catalog.base import Catalog
 from lorabank.bank.catalog.events import UNDOABLE, EventRecord, change_of, next_to_undo
 from lorabank.bank.catalog.reading import in_order, read_evaluations, read_events
-from lorabank.core.records import EvaluationRecord
+from lorabank.core.records import DERIVED, EvaluationRecord
 
 
 class Entry(NamedTuple):
@@ -16,7 +16,7 @@ class Entry(NamedTuple):
 
     Attributes:
         number: Counts from 1.
-        kind: The command that made it, or ``"replace"``, ``"init"``, ``"upgrade"``, ``"repair"``.
+        kind: The command that made it, or ``"replace"``, ``"init"``, ``"upgrade"``, ``"repair"``, ``"derive"``.
         name: The task or composition, as it was called then.
         at: When.
         version: Version of lorabank that made it.
@@ -109,7 +109,8 @@ def read_composition_scores(catalog: Catalog, name: str) -> list[EvaluationRecor
         for row in view.rows("compositions"):
             members = in_order(view.rows("composition_members", composition=row["id"]), "ordinal")
             objects = in_order(view.rows("composition_objects", composition=row["id"]), "role")
-            parts = [one["adapter"] for one in members], [(one["role"], one["blob"]) for one in objects]
+            own = [(one["role"], one["blob"]) for one in objects if not one["role"].startswith(DERIVED)]
+            parts = [one["adapter"] for one in members], own
             made[row["id"]] = (row, (row["mode"], row["parameters"], parts))
         scores = [score for score in read_evaluations(view) if score.subject == name]
     wanted = [what for row, what in made.values() if row["name"] == name and row["state"] == "ready"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -107,11 +107,15 @@ class Composer(Protocol):
     def load(
         cls,
         record: CompositionRecord,
-        objects: Mapping[str, bytes],
+        objects: MutableMapping[str, bytes],
         members: Sequence[Member],
         runtime: Callable[[], Runtime],
     ) -> Composer:
-        """The stored composition; ``runtime`` is asked for only when texts are answered."""
+        """The stored composition; ``runtime`` is asked for only when texts are answered.
+
+        What `plan` had to derive may be put into ``objects`` under a role that begins with
+        `lorabank.core.records.DERIVED`: it is kept in the bank, and found there by the next `load`.
+        """
 
     def plan(self, stage: int, texts: Sequence[str]) -> Plan:
         """The state for some texts when only members up to position ``stage`` are known (at least one is)."""

@@ -3,15 +3,15 @@
 The gate, of the shelf `lorabank.core.shelves.GATES`, is fitted after the tasks were learnt, on the calibration samples
 that the bank keeps: adapters and heads stay frozen, each row is judged by its own task's head, and the loss is the
 cross entropy and the gate's own regulariser. One gate per stage, over the adapters of that stage, so that a matrix
-shows what was possible then; a stage that was left out is fitted when it is asked for. With a single adapter there is
-nothing to weigh and that adapter answers alone.
+shows what was possible then; a stage that was left out is fitted when it is asked for, and kept. With a single adapter
+there is nothing to weigh and that adapter answers alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError, DivergedError, NotFoundError
 from lorabank.core.machine.seeding import seed_everything
 from lorabank.core.observer import Observer, SilentObserver
-from lorabank.core.records import CompositionRecord
+from lorabank.core.records import DERIVED, CompositionRecord
 from lorabank.core.settings import validate
 from lorabank.core.shelves import GATES, ROUTING, Shelf
 from lorabank.models.finite import check_tensors
@@ -53,6 +53,7 @@ class Gated:
         tensors: What was fitted, by stage.
         members: The tasks.
         runtime: Gives the adapters, and fits a stage that is missing.
+        objects: Where such a stage is kept, for runtimes of the dtype and kind of device that it was fitted on.
     """
 
     routed: ClassVar[bool] = False
@@ -66,6 +67,7 @@ class Gated:
         tensors: Mapping[int, Mapping[str, Tensor]],
         members: Sequence[Member],
         runtime: Callable[[], Runtime],
+        objects: MutableMapping[str, bytes] | None = None,
     ) -> None:
         self._name = name
         self._method = method
@@ -74,6 +76,7 @@ class Gated:
         self._tensors = dict(tensors)
         self._members = members
         self._runtime = runtime
+        self._objects: MutableMapping[str, bytes] = {} if objects is None else objects
 
     @classmethod
     def fit(
@@ -106,7 +109,7 @@ class Gated:
     def load(
         cls,
         record: CompositionRecord,
-        objects: Mapping[str, bytes],
+        objects: MutableMapping[str, bytes],
         members: Sequence[Member],
         runtime: Callable[[], Runtime],
     ) -> Gated:
@@ -121,7 +124,7 @@ class Gated:
             fitting = validate(ComposeConfig, stored)
         except ConfigError as error:
             raise ValueError(error.message) from error
-        return cls(gate, stored_method(GATES, gate, record), fitting, by_stage, members, runtime)
+        return cls(gate, stored_method(GATES, gate, record), fitting, by_stage, members, runtime, objects)
 
     def plan(self, stage: int, texts: Sequence[str]) -> Plan:
         """The stage's gate over the adapters it knows.
@@ -134,13 +137,23 @@ class Gated:
             return Plan(weights=state_weights(self._runtime().stack.names, {members[0].adapter: 1.0}))
         last = members[-1].position
         if last not in self._tensors:
-            sampled = [_with_samples(member) for member in members]
-            _check_samples(sampled)
-            with torch.inference_mode(False), torch.enable_grad():
-                made = fit_gate(sampled, self._method, self._fitting, self._runtime(), SilentObserver())
-            self._tensors[last] = made.tensors()
+            self._tensors[last] = self._late(members)
         gate = self._method.build(self._runtime().stack.select(_digests(members)))
         return Plan(gate=gate.load_tensors(self._tensors[last]).requires_grad_(False), members=_digests(members))
+
+    def _late(self, members: Sequence[Member]) -> dict[str, Tensor]:
+        """The gate of a stage that was left out: as it was kept, or fitted now and kept."""
+        model = self._runtime().base.model
+        role = f"{DERIVED}{members[-1].position}, {model.dtype} on {model.device.type}"
+        if role in self._objects:
+            kept: dict[str, Tensor] = load_tensors(self._objects[role])
+            return kept
+        sampled = [_with_samples(member) for member in members]
+        _check_samples(sampled)
+        with torch.inference_mode(False), torch.enable_grad():
+            gate = fit_gate(sampled, self._method, self._fitting, self._runtime(), SilentObserver())
+        self._objects[role] = save_tensors(gate.tensors())
+        return gate.tensors()
 
     def identity(self, stage: int) -> Any:
         """Which adapters compete, and the gate with its tensors, or with what they will be fitted from."""

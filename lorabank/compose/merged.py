@@ -11,7 +11,7 @@ refused above ``tolerance``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -97,7 +97,7 @@ class Merged:
     def load(
         cls,
         record: CompositionRecord,
-        objects: Mapping[str, bytes],
+        objects: MutableMapping[str, bytes],
         members: Sequence[Member],
         runtime: Callable[[], Runtime],
     ) -> Merged:

@@ -8,7 +8,7 @@ no old data.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -72,7 +72,7 @@ class Routed:
     def load(
         cls,
         record: CompositionRecord,
-        objects: Mapping[str, bytes],
+        objects: MutableMapping[str, bytes],
         members: Sequence[Member],
         runtime: Callable[[], Runtime],
     ) -> Routed:

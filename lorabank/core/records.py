@@ -13,6 +13,9 @@ from typing import Any, Literal, NamedTuple
 from lorabank.core.commands import Command
 from lorabank.core.showing import shown
 
+DERIVED = "derived "
+"""How the roles of objects begin that follow from a composition and were added after it was stored."""
+
 TaskState = Literal["training", "ready", "failed", "removed"]
 Split = Literal["train", "eval", "calibration", "replay"]
 

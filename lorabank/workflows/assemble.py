@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, made_again
 from lorabank.compose.routers.statistics import TaskStatistics
-from lorabank.core.errors import DamagedError, LorabankError, NotFoundError
+from lorabank.core.errors import BusyError, DamagedError, LorabankError, NotFoundError, StorageError
 from lorabank.core.methods import own_settings
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
 from lorabank.core.shelves import COMPOSERS, FORMS, SCORINGS
@@ -270,28 +271,42 @@ def _shapes(bank: Bank, digest: str) -> dict[str, FactorShape]:
         return {}
 
 
-class _Objects(Mapping[str, bytes]):
-    """Role to content, read when it is asked for: no one needs all of them at once."""
+class _Objects(MutableMapping[str, bytes]):
+    """Role to content, read when it is asked for: no one needs all of them at once.
+
+    What is put in is derived from the rest and kept in the bank, if that can be now; nothing is ever taken out.
+    """
 
     def __init__(self, bank: Bank, record: CompositionRecord) -> None:
         self._bank = bank
         self._record = record
         self._digests = record.objects
+        self._new: dict[str, bytes] = {}
 
     def __getitem__(self, role: str) -> bytes:
+        if role in self._new:
+            return self._new[role]
         if role not in self._digests:
             message = f"composition {self._record.name[:80]!r} lacks its {role[:80]!r}"
             raise DamagedError(message, commands=[made_again(self._record)])
         return self._bank.read_blob(self._digests[role])
 
+    def __setitem__(self, role: str, data: bytes) -> None:
+        self._new[role] = data
+        with suppress(BusyError, NotFoundError, StorageError):  # it can be derived again
+            self._bank.keep_derived(self._record, role, data)
+
+    def __delitem__(self, role: str) -> None:
+        raise TypeError("what a composition is made of stays")
+
     def __contains__(self, role: object) -> bool:
-        return role in self._digests
+        return role in self._digests or role in self._new
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._digests)
+        return iter({**self._digests, **self._new})
 
     def __len__(self) -> int:
-        return len(self._digests)
+        return len({**self._digests, **self._new})
 
 
 def load_composer(

@@ -11,6 +11,7 @@ import pytest
 
 from lorabank import api
 from lorabank.bank.bank import Bank
+from lorabank.compose import gated
 from lorabank.core.config import ComposeConfig, EvalConfig, PredictConfig
 from lorabank.core.errors import ExistsError, NotFoundError
 from lorabank.core.shelves import COMPOSERS
@@ -149,3 +150,30 @@ def test_heads_can_be_routed(copy, mode: str, head_from: str) -> None:
     (report,) = api.evaluate(bank, EvalConfig(compositions=(mode,), head_from=head_from, device="cpu"))
     assert report.task_id == "routed"
     assert np.sum(report.routing["confusion"]) == sum(report.counts)
+
+
+def test_a_stage_that_a_matrix_asked_for_is_fitted_once(copy, monkeypatch) -> None:
+    bank = copy("olora", 3)
+    compose(bank, "gated", name="late", stages="last")
+    compose(bank, "gated", name="whole")
+    fits: list[int] = []
+    fit = gated.fit_gate
+    monkeypatch.setattr(gated, "fit_gate", lambda members, *rest: fits.append(len(members)) or fit(members, *rest))
+
+    def matrix(name: str, batch_size: int) -> list[list[float | None]]:
+        config = EvalConfig(compositions=(name,), forgetting_matrix=True, device="cpu", batch_size=batch_size)
+        (report,) = api.evaluate(bank, config)
+        assert report.computed >= 2  # stage 2 at least, whose gates are two to whom the cells belong
+        return report.values
+
+    expected = matrix("whole", 7)
+    assert fits == []
+    assert matrix("late", 7) == expected
+    assert fits == [2]
+    assert matrix("late", 5) == matrix("whole", 5)
+    assert fits == [2]
+    with api.open(bank) as session:
+        session.evaluate(EvalConfig(compositions=("late",), forgetting_matrix=True, device="cpu", batch_size=3))
+    assert fits == [2]
+    assert Bank.open(bank).verify(full=True) == []
+    assert [entry.kind for entry in api.history(bank)].count("derive") == 1

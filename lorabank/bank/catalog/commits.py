@@ -125,6 +125,15 @@ def insert_composition(
     return stored
 
 
+def insert_composition_object(
+    transaction: Transaction, objects: Objects, stage: Staging, composition: Row, role: str, digest: str
+) -> None:
+    """Insert what was derived from a composition, given by its row, after it was stored."""
+    _insert_blobs(transaction, objects, stage, [digest])
+    _insert(transaction, "composition_objects", [{"composition": composition["id"], "role": role, "blob": digest}])
+    log_event(transaction, "derive", composition["name"], Change())
+
+
 def mark_removed(transaction: Transaction, table: str, rows: Iterable[int]) -> tuple[int, ...]:
     """Turn those of some rows of ``tasks`` or ``compositions`` that are in use into tombstones; returns which."""
     gone = {"state": "removed", "removed_at": now()}

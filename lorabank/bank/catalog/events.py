@@ -24,7 +24,7 @@ class EventRecord(NamedTuple):
     Attributes:
         id: Its number, from 1, without gaps.
         kind: ``"add-task"``, ``"import"``, ``"compose"``, ``"replace"``, ``"remove"``, ``"rename"``, ``"note"``,
-            ``"tag"``, ``"undo"``, ``"repair"``, ``"init"`` or ``"upgrade"``.
+            ``"tag"``, ``"undo"``, ``"repair"``, ``"init"``, ``"upgrade"`` or ``"derive"``.
         name: The task or composition, as it was called then; empty where it is about the whole bank.
         detail: What came, what went and what became other: see `Change`.
         undoes: Number of the change that this one took back.

@@ -18,6 +18,7 @@ import pytest
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.operations import Operation
+from lorabank.core.records import DERIVED
 
 CALLS = ("write", "fchmod", "fsync", "rename", "mkdir", "rmdir", "unlink", "utime")
 WRITES = ("BEGIN IMMEDIATE", "INSERT", "UPDATE", "DELETE", "COMMIT")
@@ -128,6 +129,18 @@ def test_killed_at_every_step_of_adding_a_task(start, kit):
 
 def test_killed_at_every_step_of_composing(start, kit):
     kills, wrong = kill_everywhere(start, lambda bank: kit.compose(bank, "mix", ("b",), content=b"selector"))
+    assert wrong == []
+    assert kills > 10
+
+
+def test_killed_at_every_step_of_keeping_what_was_derived(start, kit):
+    def keep(bank: Bank) -> None:
+        bank.keep_derived(bank.snapshot().composition("ab"), f"{DERIVED}2", kit.safetensors(0.75))
+
+    def objects(bank: Bank) -> object:
+        return {made.name: sorted(made.objects) for made in bank.snapshot().compositions}
+
+    kills, wrong = kill_everywhere(start, keep, objects)
     assert wrong == []
     assert kills > 10
 

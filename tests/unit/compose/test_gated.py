@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lorabank.algebra.stack import AdapterStack
+from lorabank.compose import gated
 from lorabank.compose.base import Member
 from lorabank.compose.gated import Gated, fit_gate, sparsity
 from lorabank.compose.routers.statistics import fit_statistics
@@ -154,7 +155,7 @@ def test_a_stage_that_was_left_out_is_fitted_when_it_is_asked_for(runtime, membe
     settings = ComposeConfig(mode="gated", set=("epochs=1",), batch_size=24, stages="last")
     fitted = Gated.fit(members, settings, lambda: runtime, SilentObserver())
     record = CompositionRecord("att", "gated", (), (), fitted.parameters, {})
-    composed = Gated.load(record, fitted.objects, apart, lambda: runtime)
+    composed = Gated.load(record, dict(fitted.objects), apart, lambda: runtime)
     assert len({repr(composed.identity(stage)) for stage in (1, 2, 3)}) == 3
     before = composed.identity(2)
     found, expected = composed.plan(2, []).gate.tensors(), every.plan(2, []).gate.tensors()
@@ -165,6 +166,30 @@ def test_a_stage_that_was_left_out_is_fitted_when_it_is_asked_for(runtime, membe
     lost = Gated.load(record, fitted.objects, bare, lambda: runtime)
     with pytest.raises(NotFoundError, match="'one' was added without calibration samples"):
         lost.plan(2, [])
+
+
+def test_a_stage_that_was_fitted_late_is_kept_for_the_next_time(runtime, members, monkeypatch) -> None:
+    """For models of the same dtype: another one fits another gate."""
+    settings = ComposeConfig(mode="gated", set=("epochs=1",), batch_size=24, stages="last")
+    fitted = Gated.fit(members, settings, lambda: runtime, SilentObserver())
+    record = CompositionRecord("att", "gated", (), (), fitted.parameters, {})
+    apart = [replace(m, samples=lambda m=m: (m.texts, m.targets)) for m in members]
+    objects = dict(fitted.objects)
+    first = Gated.load(record, objects, apart, lambda: runtime)
+    expected, identity = first.plan(2, []).gate.tensors(), first.identity(2)
+    assert set(objects) == {"selectors", "derived 2, torch.float32 on cpu"}
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("it was fitted again")
+
+    monkeypatch.setattr(gated, "fit_gate", refuse)
+    again = Gated.load(record, objects, apart, lambda: runtime)
+    found = again.plan(2, []).gate.tensors()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert again.identity(2) == identity
+    runtime.base.model.to(torch.bfloat16)
+    with pytest.raises(AssertionError, match="fitted again"):
+        Gated.load(record, objects, apart, lambda: runtime).plan(2, [])
 
 
 @dataclass(frozen=True)
