@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from benchmarks.harness import Result, compare, from_comparison
-from benchmarks.models import ALPHA, RANK, random_stack, smollm2
+from benchmarks.models import new_adapter, random_stack, smollm2
 from benchmarks.published import attach_published, published_penalty
 from lorabank.algebra.stack import AdapterStack
 from lorabank.models.bases.targets import find_targets
 from lorabank.training.factor_groups import GroupedFactors
-from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.penalties.frobenius import Frobenius
 from lorabank.training.penalties.orthogonal import Orthogonal
@@ -34,7 +33,7 @@ def measure() -> list[Result]:
     model = smollm2()
     modules = list(find_targets(model, "all-linear", ()).names)
     earlier = random_stack(model, modules, EARLIER_TASKS)
-    grouped = penalty_call(model, modules, earlier, Orthogonal())
+    grouped = penalty_call(smollm2(), modules, earlier, Orthogonal())
     attach_published(model, modules, earlier)
     loop = compare(
         {"loop": lambda: published_penalty(model).backward(), "grouped": grouped}, baseline="loop", rounds=ROUNDS
@@ -45,17 +44,18 @@ def measure() -> list[Result]:
 
 def _frobenius() -> Result:
     """One block of the model is enough: the cost is the same for each."""
-    model = nn.ModuleDict({f"m{k}": nn.Linear(d_in, 576) for k, d_in in enumerate((576,) * 6 + (1536,))})
+    sizes = (576,) * 6 + (1536,)
+    models = [nn.ModuleDict({f"m{k}": nn.Linear(d_in, 576) for k, d_in in enumerate(sizes)}) for _ in (FEW, MANY)]
     few, many = (
-        penalty_call(model, list(model), random_stack(model, list(model), tasks), Frobenius()) for tasks in (FEW, MANY)
+        penalty_call(model, list(model), random_stack(model, list(model), tasks), Frobenius())
+        for model, tasks in zip(models, (FEW, MANY), strict=True)
     )
     found = compare({"few": few, "many": many}, baseline="few", rounds=4 * ROUNDS)["many"]
     return from_comparison("penalty", f"frobenius after {MANY} tasks, against {FEW}", found, MANY_BAR)
 
 
 def penalty_call(model: nn.Module, modules: list[str], earlier: AdapterStack, penalty: Penalty) -> Callable[[], None]:
-    """Value and gradient, for a new adapter beside the earlier ones."""
+    """Value and gradient, for a new adapter on the model beside the earlier ones."""
     torch.manual_seed(3)
-    layers = {name: LoraLinear(model.get_submodule(name), RANK, ALPHA / RANK, 0.0) for name in modules}
-    groups = GroupedFactors(layers, earlier, with_basis=False)
+    groups = GroupedFactors(new_adapter(model, modules, 0.0).layers, earlier, with_basis=False)
     return lambda: penalty(groups()).backward()

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabank.algebra.factors import LoraFactors, lora_scaling
+from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.models.bases.sites import WrappedLinear, bias_of, matrix_of, site_of
 from lorabank.models.gates.attention import Selector
@@ -42,10 +42,9 @@ class AttendedLoraLinear(LoraLinear):
         base: The module that is adapted; frozen here.
         earlier: Its earlier adapters, which may be none of it (R = 0), on the module's device in float32.
         selector: Over all earlier adapters and the new one, which comes last; not a part of this module.
-        r: Rank of the new adapter.
+        factors: Of the new adapter, as for `LoraLinear`; it has no gain.
         scaling: s of the new adapter.
         dropout: On the input of the new adapter alone.
-        factors: As for `LoraLinear`.
     """
 
     one_weight = False
@@ -56,13 +55,12 @@ class AttendedLoraLinear(LoraLinear):
         base: nn.Module,
         earlier: StackedFactors,
         selector: Selector,
-        *,
-        r: int,
+        factors: tuple[Tensor, Tensor],
         scaling: float,
         dropout: float,
-        factors: tuple[Tensor, Tensor, None] | None = None,
     ) -> None:
-        super().__init__(base, r, scaling, dropout, factors)
+        super().__init__(base, (*factors, None), scaling, dropout)
+        r = len(self.lora_A)
         self._name = name
         self._earlier = earlier
         self._selector = (selector,)  # in a tuple: the model owns it, not each layer
@@ -130,40 +128,31 @@ class SelectorL1(Penalty):
 
 def attach_attended_adapter(
     model: nn.Module,
-    target_modules: Sequence[str],
+    factors: LoraFactors,
     earlier: AdapterStack,
     *,
-    r: int,
-    lora_alpha: float,
-    use_rslora: bool,
     dropout: float,
-    factors: LoraFactors | None = None,
     warm: Mapping[str, Tensor] | None = None,
     warm_names: Sequence[str] = (),
 ) -> tuple[dict[str, LoraLinear], Selector]:
     """Put a trainable adapter and the attention over it and all earlier ones on a model, changed in place.
 
     The earlier adapters must not be in the model's weights already. Everything but the new factors and the selector is
-    frozen by the caller, as with `attach_adapter`; the selector becomes the model's submodule `SELECTOR`.
+    frozen by the caller; the selector becomes the model's submodule `SELECTOR`.
 
     Args:
         model: The base model.
-        target_modules: Full names of the linear modules that the new adapter changes.
+        factors: Of the new adapter by module, as `LoraLinear` takes them.
         earlier: One adapter or more, in sequence order, float32 on the model's device.
-        r: Rank of the new adapter.
-        lora_alpha: Numerator of its scaling.
-        use_rslora: Whether its s is ``lora_alpha / sqrt(r)``.
-        dropout: Dropout on its input.
-        factors: Where the new adapter begins, as `LoraLinear` takes it; None for LoRA's usual start.
+        dropout: Dropout on the input of the new adapter.
         warm: Stored tensors of an earlier task's selector (`Selector.tensors`) to start from.
         warm_names: The adapters that selector knew, in its order.
 
     Returns:
-        Module name to the new adapter's layer, for the target modules; and the selector over ``earlier.names`` and the
+        Module name to the new adapter's layer; and the selector over ``earlier.names`` and the
         new adapter, in this order.
     """
-    scaling = lora_scaling(r, lora_alpha, use_rslora=use_rslora)
-    bases = {name: site_of(model, name).module for name in dict.fromkeys([*target_modules, *earlier.modules])}
+    bases = {name: site_of(model, name).module for name in dict.fromkeys([*factors.A, *earlier.modules])}
     known_of = {name: earlier.modules.get(name) or _nothing(base) for name, base in bases.items()}
     names = (*earlier.names, "")  # the new adapter has no name yet
     selector = Selector(AdapterStack(names, known_of))
@@ -173,11 +162,9 @@ def attach_attended_adapter(
     for name, base in bases.items():
         known = known_of[name]
         layer: nn.Module
-        if name in target_modules:
-            begun = None if factors is None else (factors.A[name], factors.B[name], None)
-            layer = layers[name] = AttendedLoraLinear(
-                name, base, known, selector, r=r, scaling=scaling, dropout=dropout, factors=begun
-            )
+        if name in factors.A:
+            begun, scaling = (factors.A[name], factors.B[name]), factors.scaling[name]
+            layer = layers[name] = AttendedLoraLinear(name, base, known, selector, begun, scaling, dropout)
         else:
             layer = AttendedLinear(name, base, known, selector)
         model.set_submodule(name, layer)

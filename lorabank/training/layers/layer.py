@@ -9,13 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lorabank.algebra.factors import LoraFactors, lora_scaling
+from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.models.bases.sites import Site, WrappedLinear, bias_of, matrix_of, set_matrix, site_of
 from lorabank.training.layers.effective_weight import effective_linear
 from lorabank.training.layers.gain_kernel import gained_linear
 from lorabank.training.layers.kernel import lora_linear
-from lorabank.training.starts.kaiming import drawn
 
 
 class LoraLinear(WrappedLinear):
@@ -26,11 +25,10 @@ class LoraLinear(WrappedLinear):
 
     Args:
         base: The linear layer or Conv1D whose matrix ``[d_out, d_in]`` is adapted; frozen here.
-        r: Rank.
+        factors: A ``[r, d_in]``, B ``[d_out, r]`` and g ``[d_out]`` or None: parameters are taken as they are, other
+            tensors are copied, and get gradients if they are part of a graph.
         scaling: s.
         dropout: Probability with which an input of A is dropped while training.
-        factors: A ``[r, d_in]``, B ``[d_out, r]`` and g ``[d_out]`` or None: parameters are taken as they are, other
-            tensors are copied, and get gradients if they are part of a graph; by default those of LoRA (`drawn`).
         past: A, B and g of the sum of frozen adapters beside the weight, with their scalings inside.
 
     Attributes:
@@ -43,20 +41,17 @@ class LoraLinear(WrappedLinear):
     def __init__(
         self,
         base: nn.Module,
-        r: int,
+        factors: tuple[Tensor, Tensor, Tensor | None],
         scaling: float,
         dropout: float,
-        factors: tuple[Tensor, Tensor, Tensor | None] | None = None,
         past: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__(base.requires_grad_(False))
         self.scaling = scaling
         self.dropout = dropout
         self.effective: Tensor | None = None
-        base_matrix = matrix_of(base)
-        A, B, gain = factors or (*drawn(base_matrix.shape, r, base_matrix.device), None)
-        self.lora_A = _leaf(A, trained=factors is None)
-        self.lora_B = _leaf(B, trained=factors is None)
+        A, B, gain = factors
+        self.lora_A, self.lora_B = _leaf(A), _leaf(B)
         self.lora_gain = None if gain is None else _leaf(gain)
         self._past, self._shift = None if past is None else past[:2], 0.0 if past is None else past[2] - 1
 
@@ -76,10 +71,10 @@ class LoraLinear(WrappedLinear):
         return (self.lora_A, self.lora_B) if self.lora_gain is None else (self.lora_A, self.lora_B, self.lora_gain)
 
 
-def _leaf(tensor: Tensor, *, trained: bool = False) -> nn.Parameter:
+def _leaf(tensor: Tensor) -> nn.Parameter:
     if isinstance(tensor, nn.Parameter):
         return tensor
-    return nn.Parameter(tensor if trained else tensor.detach().clone(), requires_grad=trained or tensor.requires_grad)
+    return nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
 
 
 def pays(layer: LoraLinear, tokens: float) -> bool:
@@ -112,41 +107,6 @@ class EffectiveWeights:
             torch.addmm(matrix_of(layer.base), layer.lora_B, layer.lora_A, alpha=layer.scaling, out=layer.effective)
 
 
-def attach_adapter(
-    model: nn.Module,
-    target_modules: Sequence[str],
-    *,
-    r: int,
-    lora_alpha: float,
-    use_rslora: bool,
-    dropout: float,
-    initial: LoraFactors | None = None,
-) -> dict[str, LoraLinear]:
-    """Put a plain trainable adapter on each target module; everything else is frozen by the caller.
-
-    Args:
-        model: The base model; changed in place.
-        target_modules: Full names of sites.
-        r: Rank.
-        lora_alpha: Numerator of the scaling.
-        use_rslora: Whether s is ``lora_alpha / sqrt(r)``.
-        dropout: Dropout on the adapter's input.
-        initial: Factors to start from (a continued adapter); None for the usual initialisation.
-
-    Returns:
-        The site's name to its layer.
-    """
-    layers = {}
-    make = partial(LoraLinear, r=r, scaling=lora_scaling(r, lora_alpha, use_rslora=use_rslora), dropout=dropout)
-    for name in target_modules:
-        layer = site_of(model, name).wrap(model, make)
-        if initial is not None:
-            layer.lora_A.data.copy_(initial.A[name])
-            layer.lora_B.data.copy_(initial.B[name] * (initial.scaling[name] / layer.scaling))
-        layers[name] = layer
-    return layers
-
-
 def attach_factors(
     model: nn.Module, factors: LoraFactors, dropout: float, past: LoraFactors | None = None
 ) -> dict[str, LoraLinear]:
@@ -164,7 +124,7 @@ def attach_factors(
     layers = {}
     for name, A in factors.A.items():
         parts = A, factors.B[name], factors.gain.get(name)
-        make = partial(LoraLinear, r=len(A), scaling=factors.scaling[name], dropout=dropout, factors=parts)
+        make = partial(LoraLinear, factors=parts, scaling=factors.scaling[name], dropout=dropout)
         if past and name in past.A:
             before = past.A[name].to(A), past.B[name].to(A)
             gain = past.gain.get(name, torch.ones(len(before[1]))).to(A)

@@ -43,16 +43,12 @@ class _AMLoRA(Strategy):
                 hint=f"--target-modules {blocks[0].rpartition('.')[0].rpartition('.')[2]}",
                 unchanged="nothing was changed",
             )
-        config, before = context.config, context.objects.get(SELECTOR, ())[-1:]
+        before = context.objects.get(SELECTOR, ())[-1:]
         layers, selector = attach_attended_adapter(
             context.model,
-            context.targets,
+            parametrization.factors(),
             _on(context.earlier, context.model.device),
-            r=config.r,
-            lora_alpha=config.lora_alpha,
-            use_rslora=config.use_rslora,
-            dropout=config.lora_dropout,
-            factors=parametrization.factors(),
+            dropout=context.config.lora_dropout,
             warm=load_tensors(before[0].data) if before else None,
             warm_names=before[0].adapters if before else (),
         )

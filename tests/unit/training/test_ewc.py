@@ -12,6 +12,7 @@ from lorabank.training.factor_groups import GroupedFactors
 from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.penalties.base import FactorGroup
 from lorabank.training.penalties.ewc import EWC
+from tests.unit.training.plain import plain_layer
 
 SHAPES = {"q": (6, 8), "v": (4, 8), "k": (6, 8)}
 
@@ -19,7 +20,7 @@ SHAPES = {"q": (6, 8), "v": (4, 8), "k": (6, 8)}
 @pytest.fixture
 def layers() -> dict[str, LoraLinear]:
     torch.manual_seed(0)
-    layers = {name: LoraLinear(nn.Linear(d_in, d_out), 2, 2.0, 0.0) for name, (d_out, d_in) in SHAPES.items()}
+    layers = {name: plain_layer(nn.Linear(d_in, d_out), 2, 2.0) for name, (d_out, d_in) in SHAPES.items()}
     for layer in layers.values():
         nn.init.normal_(layer.lora_B)
     return layers

@@ -13,6 +13,7 @@ from lorabank.algebra.stack import AdapterStack
 from lorabank.training.factor_groups import GroupedFactors
 from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.penalties.orthogonal import Orthogonal, OrthogonalNormalized
+from tests.unit.training.plain import plain_layer
 
 SHAPES = {"q": (6, 8), "v": (4, 8), "k": (6, 8), "o": (8, 6)}
 
@@ -20,7 +21,7 @@ SHAPES = {"q": (6, 8), "v": (4, 8), "k": (6, 8), "o": (8, 6)}
 @pytest.fixture
 def layers() -> dict[str, LoraLinear]:
     torch.manual_seed(0)
-    return {name: LoraLinear(nn.Linear(d_in, d_out), 2, 1.0, 0.0) for name, (d_out, d_in) in SHAPES.items()}
+    return {name: plain_layer(nn.Linear(d_in, d_out), 2, 1.0) for name, (d_out, d_in) in SHAPES.items()}
 
 
 @pytest.fixture

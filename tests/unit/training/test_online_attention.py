@@ -21,6 +21,7 @@ from lorabank.training.online_attention import (
     attach_attended_adapter,
     warm_start,
 )
+from tests.unit.training.plain import context_of, plain
 
 SHAPES = {"0": (6, 8), "2": (5, 6), "4": (3, 5)}
 TARGETS = ("0", "2")
@@ -64,12 +65,8 @@ def x() -> Tensor:
 
 
 def attach(model: nn.Module, earlier: dict[str, LoraFactors], **settings) -> tuple[dict[str, LoraLinear], Selector]:
-    return attach_attended_adapter(
-        model,
-        TARGETS,
-        AdapterStack.build(earlier),
-        **({"r": 2, "lora_alpha": 3.0, "use_rslora": False, "dropout": 0.0} | settings),
-    )
+    new = plain(context_of(model, TARGETS, r=2, lora_alpha=3.0)).factors()
+    return attach_attended_adapter(model, new, AdapterStack.build(earlier), **({"dropout": 0.0} | settings))
 
 
 def randomise(layers: dict[str, LoraLinear], selector: Selector) -> None:
@@ -133,9 +130,8 @@ def test_only_the_new_factors_and_the_selector_train(earlier, x) -> None:
     model = network()
     stack = AdapterStack.build(earlier)
     before = {name: (factors.A.clone(), factors.B.clone()) for name, factors in stack.modules.items()}
-    layers, selector = attach_attended_adapter(
-        model, TARGETS, stack, r=2, lora_alpha=3.0, use_rslora=False, dropout=0.0
-    )
+    new = plain(context_of(model, TARGETS, r=2, lora_alpha=3.0)).factors()
+    layers, selector = attach_attended_adapter(model, new, stack, dropout=0.0)
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     wanted = [*selector.parameters(), *(p for layer in layers.values() for p in (layer.lora_A, layer.lora_B))]
     assert trained == {id(parameter) for parameter in wanted}
@@ -196,9 +192,8 @@ def test_a_new_selector_gives_every_slot_the_same(earlier, x) -> None:
 def test_dropout_falls_on_the_new_adapter_alone(earlier) -> None:
     some = {"2": LoraFactors({"2": torch.ones(1, 6)}, {"2": torch.ones(5, 1)}, {"2": 1.0})}
     model = Network(**{"2": nn.Linear(6, 5)})
-    layers, _ = attach_attended_adapter(
-        model, ["2"], AdapterStack.build(some), r=1, lora_alpha=1.0, use_rslora=False, dropout=0.5
-    )
+    new = plain(context_of(model, ["2"], r=1, lora_alpha=1.0)).factors()
+    layers, _ = attach_attended_adapter(model, new, AdapterStack.build(some), dropout=0.5)
     x = torch.ones(50, 6)
     model.train()
     answers = model(x)  # B is zero, so the new adapter adds nothing

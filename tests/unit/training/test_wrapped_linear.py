@@ -16,8 +16,9 @@ from lorabank.models.bases.passed_by import check_called
 from lorabank.models.bases.sites import WrappedLinear
 from lorabank.models.gates.attention import Selector
 from lorabank.models.mixing.mixture import Mixture
-from lorabank.training.layers.layer import EffectiveWeights, attach_adapter, fold
+from lorabank.training.layers.layer import EffectiveWeights, fold
 from lorabank.training.online_attention import attach_attended_adapter
+from tests.unit.training.plain import context_of, plain, plain_layers
 
 D_IN, D_OUT, R = 8, 6, 2
 
@@ -50,7 +51,7 @@ def adapters(count: int = 2) -> AdapterStack:
 
 
 def trainable(model: Holder, dropout: float = 0.0) -> WrappedLinear:
-    layers = attach_adapter(model, ["proj"], r=R, lora_alpha=4, use_rslora=False, dropout=dropout)
+    layers = plain_layers(model, ["proj"], r=R, lora_alpha=4, dropout=dropout)
     nn.init.normal_(layers["proj"].lora_B)
     return layers["proj"]
 
@@ -63,7 +64,8 @@ def effective(model: Holder) -> WrappedLinear:
 
 
 def attended(model: Holder, targets: list[str]) -> nn.Module:
-    attach_attended_adapter(model, targets, adapters(), r=R, lora_alpha=4, use_rslora=False, dropout=0.1)
+    new = plain(context_of(model, targets, r=R, lora_alpha=4)).factors()
+    attach_attended_adapter(model, new, adapters(), dropout=0.1)
     return model.proj
 
 

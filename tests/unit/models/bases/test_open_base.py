@@ -12,7 +12,8 @@ from lorabank.models.bases.loading import describe_base
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.resolving import resolve_base
 from lorabank.models.tasks.heads import build_head, put_head
-from lorabank.training.layers.layer import attach_adapter, fold
+from lorabank.training.layers.layer import fold
+from tests.unit.training.plain import plain_layers
 
 QUERY, VALUE = "bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.attention.self.value"
 MODULES = {QUERY: (32, 32), VALUE: (32, 32)}
@@ -27,7 +28,7 @@ def test_what_a_training_does_to_its_model_is_not_in_the_next(base: OpenBase, ma
     """Weights, modules, head, mode and config are those of the files; the weights lie in memory once."""
     trained = base.load()
     fold(trained.model, AdapterStack.build({"old": make_adapter(MODULES, 2, 8.0, seed=1)}))
-    attach_adapter(trained.model, list(MODULES), r=2, lora_alpha=4.0, use_rslora=False, dropout=0.0)
+    plain_layers(trained.model, list(MODULES), r=2, lora_alpha=4.0)
     put_head(trained.model, build_head(trained.model, trained.head_modules, 7, seed=0))
     trained.model.train()
     trained.model.register_forward_hook(lambda *_: None)

@@ -22,7 +22,8 @@ from lorabank.models.bases.fused import FUSED, blocks_of
 from lorabank.models.bases.sites import Split, site_of
 from lorabank.models.bases.targets import find_targets
 from lorabank.models.mixing.mixture import Mixture
-from lorabank.training.layers.layer import EffectiveWeights, attach_adapter, fold
+from lorabank.training.layers.layer import EffectiveWeights, fold
+from tests.unit.training.plain import plain_layers
 
 IDS = torch.tensor([[3, 5, 7, 2, 9], [8, 1, 1, 4, 6]])
 R, ALPHA = 3, 6.0
@@ -97,7 +98,7 @@ def test_ten_steps_on_gpt2_are_those_of_plain_peft(effective: bool) -> None:
     theirs = in_peft(names, start)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    layers = attach_adapter(model, names, r=R, lora_alpha=ALPHA, use_rslora=False, dropout=0.0, initial=start)
+    layers = plain_layers(model, names, r=R, lora_alpha=ALPHA, initial=start)
     refresh = EffectiveWeights(layers.values(), tokens=1e6 if effective else 0)
     assert all((layer.effective is not None) == effective for layer in layers.values())
     ours = [p for p in model.parameters() if p.requires_grad]
@@ -196,7 +197,7 @@ def test_an_adapter_on_blocks_is_one_on_the_whole_matrix(kind: str) -> None:
     assert targets.names == (f"{name}.q", f"{name}.v")
     assert targets.modules == (name,)
     start = random_factors(model, list(targets.names), 4)
-    layers = attach_adapter(model, targets.names, r=R, lora_alpha=ALPHA, use_rslora=False, dropout=0.0, initial=start)
+    layers = plain_layers(model, targets.names, r=R, lora_alpha=ALPHA, initial=start)
     assert isinstance(model.get_submodule(name), Split)
     whole = of_modules(start, targets.sites)
     assert whole.A[name].shape[0] == 2 * R

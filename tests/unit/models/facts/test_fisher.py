@@ -16,7 +16,8 @@ from lorabank.models.facts.fisher import (
     fisher_from_bytes,
     fisher_to_bytes,
 )
-from lorabank.training.layers.layer import LoraLinear, attach_adapter
+from lorabank.training.layers.layer import LoraLinear
+from tests.unit.training.plain import plain_layers
 
 D, VOCABULARY, LABELS = 6, 11, 3
 
@@ -49,7 +50,7 @@ def make() -> Callable[..., tuple[Tiny, dict[str, LoraLinear]]]:
         torch.manual_seed(0)
         model = Tiny(shared_positions).requires_grad_(False)
         names = ["q", "v", "twice", *(["positions"] if shared_positions else [])]
-        layers = attach_adapter(model, names, r=2, lora_alpha=3.0, use_rslora=False, dropout=0.3)
+        layers = plain_layers(model, names, r=2, lora_alpha=3.0, dropout=0.3)
         for layer in layers.values():
             nn.init.normal_(layer.lora_B, std=0.5)
         return model, layers

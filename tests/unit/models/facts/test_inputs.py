@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lorabank.models.facts.inputs import InputCovariance, collect_inputs
-from lorabank.training.layers.layer import LoraLinear
+from tests.unit.training.plain import plain_layer
 
 D = 8
 
@@ -97,7 +97,7 @@ def test_modules_share_only_if_they_share_every_call() -> None:
 
 def test_a_wrapped_module_is_collected_under_its_name(body) -> None:
     plain = collect_inputs(body, ["q"], batches())
-    body.q = LoraLinear(body.q, 2, 1.0, 0.5)
+    body.q = plain_layer(body.q, 2, 1.0, 0.5)
     wrapped = collect_inputs(body, ["q"], batches())
     assert torch.equal(wrapped.sums["q"], plain.sums["q"])
 

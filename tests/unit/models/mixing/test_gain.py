@@ -19,6 +19,7 @@ from lorabank.models.mixing.per_sample import Routes
 from lorabank.models.mixing.resident_stack import ResidentStack
 from lorabank.training.layers.layer import fold
 from lorabank.training.online_attention import attach_attended_adapter
+from tests.unit.training.plain import context_of, plain
 
 SHAPES = {"first": (6, 8), "last": (5, 6)}
 WEIGHTS = torch.tensor([0.7, -1.3, 1.0])
@@ -162,9 +163,8 @@ def test_attention_is_the_loop_over_tokens(adapters, x: Tensor, learns: bool) ->
 @torch.no_grad()
 def test_attention_beside_a_new_adapter_is_the_loop_over_tokens(adapters, x: Tensor) -> None:
     model = Network()
-    layers, selector = attach_attended_adapter(
-        model, ["first"], AdapterStack.build(adapters), r=2, lora_alpha=3.0, use_rslora=False, dropout=0.0
-    )
+    new = plain(context_of(model, ["first"], r=2, lora_alpha=3.0)).factors()
+    layers, selector = attach_attended_adapter(model, new, AdapterStack.build(adapters), dropout=0.0)
     shaken(selector)
     layers["first"].lora_B.normal_()
     new = LoraFactors({"first": layers["first"].lora_A}, {"first": layers["first"].lora_B}, {"first": 1.5})

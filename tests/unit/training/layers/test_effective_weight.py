@@ -11,6 +11,7 @@ from lorabank.algebra.stack import AdapterStack
 from lorabank.training import run
 from lorabank.training.layers.effective_weight import effective_linear
 from lorabank.training.layers.layer import EffectiveWeights, LoraLinear, pays
+from tests.unit.training.plain import plain_layer
 
 SCALE = 1.7
 
@@ -46,7 +47,7 @@ def test_only_gradients_that_are_asked_for_are_made() -> None:
 
 def layer(dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> LoraLinear:
     torch.manual_seed(0)
-    made = LoraLinear(nn.Linear(40, 24, dtype=dtype), r=4, scaling=SCALE, dropout=dropout)
+    made = plain_layer(nn.Linear(40, 24, dtype=dtype), 4, SCALE, dropout)
     nn.init.normal_(made.lora_B)
     return made
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from lorabank.algebra.stack import AdapterStack
-from lorabank.training.layers.layer import LoraLinear, attach_adapter, fold
+from lorabank.training.layers.layer import fold
+from tests.unit.training.plain import plain_layer, plain_layers
 
 SHAPES = {"0": (6, 8), "2": (5, 6)}
 
@@ -29,7 +30,7 @@ def test_layer_and_gradients_are_those_of_peft(x, rslora: bool) -> None:
     config = LoraConfig(r=3, lora_alpha=5, target_modules=["0", "2"], lora_dropout=0.0, use_rslora=rslora)
     reference = get_peft_model(network(), config)
     model = network()
-    layers = attach_adapter(model, ["0", "2"], r=3, lora_alpha=5, use_rslora=rslora, dropout=0.0)
+    layers = plain_layers(model, ["0", "2"], r=3, lora_alpha=5, use_rslora=rslora)
     torch.manual_seed(3)
     with torch.no_grad():
         for name, layer in layers.items():
@@ -52,7 +53,7 @@ def test_initialisation_is_that_of_peft() -> None:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(5)
-    layer = LoraLinear(nn.Linear(64, 48), 8, 1.0, 0.0)
+    layer = plain_layer(nn.Linear(64, 48), 8, 1.0)
     base = nn.Sequential(nn.Linear(64, 48))
     torch.manual_seed(5)
     nn.Linear(64, 48)  # the same draws before
@@ -69,12 +70,12 @@ def test_initialisation_is_that_of_peft() -> None:
 def test_a_new_adapter_changes_nothing_yet(x) -> None:
     model = network()
     expected = model(x)
-    attach_adapter(model, ["0", "2"], r=3, lora_alpha=5, use_rslora=False, dropout=0.5)
+    plain_layers(model, ["0", "2"], r=3, lora_alpha=5, dropout=0.5)
     assert torch.equal(model(x), expected)
 
 
 def test_dropout_falls_on_the_adapter_alone_and_only_in_training() -> None:
-    layer = LoraLinear(nn.Linear(500, 2), 1, 1.0, 0.25)
+    layer = plain_layer(nn.Linear(500, 2), 1, 1.0, 0.25)
     with torch.no_grad():
         layer.lora_A.fill_(1.0)
         layer.lora_B.fill_(1.0)
@@ -100,7 +101,7 @@ def test_folded_past_and_new_adapter_are_the_unfolded_sum(make_adapter, x) -> No
     new = make_adapter(SHAPES, 4, 3.0, seed=3)
     model = network()
     fold(model, AdapterStack.build(past))
-    attach_adapter(model, ["0", "2"], r=4, lora_alpha=3.0, use_rslora=False, dropout=0.0, initial=new)
+    plain_layers(model, ["0", "2"], r=4, lora_alpha=3.0, initial=new)
     plain = network()
     expected = x
     for name, module in plain.named_children():
@@ -116,14 +117,14 @@ def test_folded_past_and_new_adapter_are_the_unfolded_sum(make_adapter, x) -> No
 def test_going_on_with_another_scaling_keeps_the_function(make_adapter, x) -> None:
     old = make_adapter(SHAPES, 2, 8.0, rslora=True, seed=1)
     model = network()
-    layers = attach_adapter(model, ["0", "2"], r=2, lora_alpha=1.0, use_rslora=False, dropout=0.0, initial=old)
+    layers = plain_layers(model, ["0", "2"], r=2, lora_alpha=1.0, initial=old)
     for name, layer in layers.items():
         torch.testing.assert_close(layer.scaling * layer.lora_B @ layer.lora_A, old.delta(name))
         assert layer.scaling == 0.5
 
 
 def test_the_layer_in_a_bfloat16_model_computes_the_adapter_in_float32(x) -> None:
-    layer = LoraLinear(nn.Linear(8, 6).bfloat16(), 2, 1.0, 0.0)
+    layer = plain_layer(nn.Linear(8, 6).bfloat16(), 2, 1.0)
     out = layer(x.bfloat16())
     assert out.dtype == torch.bfloat16
     assert layer.lora_A.dtype == torch.float32

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lorabank.training.layers.layer import attach_adapter
 from lorabank.training.layers.movement import Movement
+from tests.unit.training.plain import plain_layers
 
 
 def test_modules_without_a_gradient_are_told() -> None:
     model = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("text", "image", "sound")})
-    layers = attach_adapter(model, list(model), r=2, lora_alpha=4, use_rslora=False, dropout=0.0)
+    layers = plain_layers(model, list(model), r=2, lora_alpha=4)
     movement = Movement(layers)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.1)
     for used in ("text", "image"):
