@@ -154,7 +154,7 @@ def overview(path: str | Path) -> Snapshot:
 
 @checked
 def resumable(path: str | Path) -> tuple[str, ...]:
-    """Names of the interrupted trainings that `add_task` goes on with for ``resume``; none where there is no bank."""
+    """Names of the interrupted trainings that `add_task` can resume; none where there is no bank."""
     from lorabank.bank.operations import RESUMABLE
     from lorabank.core.errors import NotFoundError
 

@@ -57,7 +57,7 @@ class TrainConfig:
         "", "Training rows: .jsonl, .json, .csv, .tsv, .xlsx, .parquet, or hf:OWNER/NAME[/CONFIG][:SPLIT]."
     )
     eval_data: str | None = setting(None, "Evaluation rows; default: a part of --data.")
-    format: str = setting("auto", "Form of the rows; auto: told by the columns.", among=FORMS, besides=("auto",))
+    format: str = setting("auto", "Form of the rows; auto: inferred from the columns.", among=FORMS, besides=("auto",))
     map: tuple[str, ...] = setting((), "Read a column under another name: --map old=new; may be repeated.")
     eval_fraction: float = setting(0.2, "Part of --data kept for evaluation without --eval-data.", gt=0, lt=1)
     text_column: str = setting("text", "Column that holds the text.")

@@ -119,7 +119,7 @@ def read_rows(path: str | Path, *, text_column: str, label_column: str | None, r
 
 
 def detect_form(config: TrainConfig, *, decides: bool = False) -> str:
-    """The form of the training rows, told by the columns of ``data`` or given as ``format``; no row is read.
+    """The form of the training rows, inferred from the columns of ``data`` or given as ``format``; no row is read.
 
     Args:
         config: ``data``, ``format``, ``map``, ``text_column`` and ``label_column`` are read.

@@ -36,7 +36,7 @@ class TrainContext:
         config: The settings.
         number: How many adapters the bank was given before.
         earlier: The adapters that are to be active, frozen, in sequence order, by module; None where there are none.
-        initial: The factors of the adapter that goes on training by site, or None.
+        initial: The factors by site of the adapter that is continued, or None.
         objects: Role to what each earlier task recorded under it, in sequence order.
         batches: Gives the task's own training rows in order, as inputs on the model's device.
         loss: Mean loss of a batch.

@@ -201,7 +201,7 @@ def _batches(
 
 
 def _continued(job: TrainJob, earlier: AdapterStack | None, sites: Sequence[Site]) -> LoraFactors | None:
-    """The factors of the adapter that goes on training by site, checked against the settings."""
+    """The factors by site of the adapter that is continued, checked against the settings."""
     if job.continued is None or earlier is None:
         return None
     whole = earlier.select([job.continued])
@@ -213,21 +213,21 @@ def _continued(job: TrainJob, earlier: AdapterStack | None, sites: Sequence[Site
         )
     if len(stack.modules) < len(sites) or any(rows.values()):
         raise ConfigError(
-            f"strategy {job.strategy.name!r} goes on training the last adapter, which adapts other modules than "
+            f"strategy {job.strategy.name!r} continues the last adapter, which adapts other modules than "
             "--target-modules",
             hint="leave --target-modules as it was, or use another --strategy",
             unchanged="nothing was changed",
         )
     if any(factors.gain is not None for factors in stack.modules.values()):
         raise ConfigError(
-            f"strategy {job.strategy.name!r} goes on training the last adapter, which has a row gain (DoRA)",
+            f"strategy {job.strategy.name!r} continues the last adapter, which has a row gain (DoRA)",
             hint="use another --strategy",
             unchanged="nothing was changed",
         )
     ranks = {factors.A.shape[0] for factors in stack.modules.values()}
     if ranks != {job.config.r}:
         raise ConfigError(
-            f"strategy {job.strategy.name!r} goes on training the last adapter of rank {max(ranks)}, not "
+            f"strategy {job.strategy.name!r} continues the last adapter of rank {max(ranks)}, not "
             f"{job.config.r}",
             hint=f"use --r {max(ranks)}, or another --strategy",
             unchanged="nothing was changed",

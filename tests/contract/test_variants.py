@@ -151,12 +151,12 @@ def test_a_resumed_training_gives_the_same_bytes(lab: Lab, copy, method: dict[st
     [
         ({"strategy": "olora-projected", "variant": "dora"}, "a row gain reads all inputs"),
         ({"strategy": "inflora", "variant": "dora"}, "a row gain reads all inputs"),
-        ({"strategy": "olora-projected", "start": "pissa"}, "the start reads what it wants"),
-        ({"strategy": "amlora", "variant": "dora"}, "a row gain is none"),
-        ({"strategy": "amlora", "start": "pissa"}, "what was taken out of the weight"),
-        ({"strategy": "seqlora", "variant": "dora"}, "the bank keeps A and B"),
-        ({"strategy": "ewc", "start": "pissa"}, "there is nothing to start"),
-        ({"variant": "dora", "start": "pissa"}, "has no form for a start"),
+        ({"strategy": "olora-projected", "start": "pissa"}, "the start takes what the weight reads"),
+        ({"strategy": "amlora", "variant": "dora"}, "weighs low-rank parts alone"),
+        ({"strategy": "amlora", "start": "pissa"}, "what the start takes out of the weight"),
+        ({"strategy": "seqlora", "variant": "dora"}, "of which the bank has A and B"),
+        ({"strategy": "ewc", "start": "pissa"}, "nothing begins where the start says"),
+        ({"variant": "dora", "start": "pissa"}, "takes no start that is taken out of the weight"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_changed(

@@ -26,7 +26,7 @@ class Attached:
         layers: Its layers by the sites' names.
         parametrization: What is trained.
         penalties: Name, weight and penalty of what the strategy itself adds to the loss.
-        anchor: What holds an adapter that goes on training, for penalties that ask for it.
+        anchor: What holds an adapter that is continued, for penalties that ask for it.
     """
 
     layers: dict[str, LoraLinear]

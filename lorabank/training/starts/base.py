@@ -38,7 +38,7 @@ class FactorStart(ABC):
         """
 
     def begin(self, context: TrainContext) -> LoraFactors:
-        """A and B of every site as training begins: those of the adapter that goes on, or this start's."""
+        """A and B of every site as training begins: those of the adapter that is continued, or this start's."""
         A, B = {}, {}
         for site in context.sites:
             if context.initial is None:

@@ -124,7 +124,7 @@ class Variant(ABC):
     Attributes:
         paper: Where it was published.
         gains: Whether it trains a row gain, so that its delta weight has more than the rows of A.
-        plain: Whether A and B are what is trained, so that a later task can go on training them.
+        plain: Whether A and B are what is trained, so that a later task can continue them.
         shifted: Whether it takes starts that are taken out of the weight (`FactorStart.shifts`).
     """
 
@@ -144,19 +144,19 @@ class Variant(ABC):
     def refuses(self, strategy: PastUse, start: FactorStart) -> str | None:
         """Why it cannot be trained with these two, in a sentence without a full stop; None where it can."""
         if strategy.earlier == "continued" and not self.plain:
-            return "the last adapter is trained on, of which the bank keeps A and B, not what they came from"
+            return "the strategy continues the last adapter, of which the bank has A and B, and the variant needs more than these"
         if strategy.earlier == "continued" and start.shifts:
-            return "the last adapter is trained on: there is nothing to start"
+            return "the strategy continues the last adapter, so that nothing begins where the start says"
         if self.gains and strategy.earlier == "attended":
-            return "the attention weighs low-rank parts, and a row gain is none"
+            return "the attention weighs low-rank parts alone, and the variant trains a row gain"
         if start.shifts and strategy.earlier == "attended":
-            return "the attention would take away from the new adapter what was taken out of the weight"
+            return "the attention would also weigh what the start takes out of the weight, which has to stay whole"
         if self.gains and strategy.confined:
-            return "it keeps the new adapter from what earlier tasks read, and a row gain reads all inputs"
+            return "the strategy keeps the new adapter from what earlier tasks read, and a row gain reads all inputs"
         if start.shifts and strategy.confined:
-            return "it keeps the new adapter from what earlier tasks read, and the start reads what it wants"
+            return "the strategy keeps the new adapter from what earlier tasks read, and the start takes what the weight reads"
         if start.shifts and not self.shifted:
-            return "this variant has no form for a start that is taken out of the weight"
+            return "the variant takes no start that is taken out of the weight"
         return None
 
 
