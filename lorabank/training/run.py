@@ -227,8 +227,7 @@ def _continued(job: TrainJob, earlier: AdapterStack | None, sites: Sequence[Site
     ranks = {factors.A.shape[0] for factors in stack.modules.values()}
     if ranks != {job.config.r}:
         raise ConfigError(
-            f"strategy {job.strategy.name!r} continues the last adapter of rank {max(ranks)}, not "
-            f"{job.config.r}",
+            f"strategy {job.strategy.name!r} continues the last adapter of rank {max(ranks)}, not {job.config.r}",
             hint=f"use --r {max(ranks)}, or another --strategy",
             unchanged="nothing was changed",
         )

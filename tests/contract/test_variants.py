@@ -151,7 +151,7 @@ def test_a_resumed_training_gives_the_same_bytes(lab: Lab, copy, method: dict[st
     [
         ({"strategy": "olora-projected", "variant": "dora"}, "a row gain reads all inputs"),
         ({"strategy": "inflora", "variant": "dora"}, "a row gain reads all inputs"),
-        ({"strategy": "olora-projected", "start": "pissa"}, "the start takes what the weight reads"),
+        ({"strategy": "olora-projected", "start": "pissa"}, "which the start's part reads too"),
         ({"strategy": "amlora", "variant": "dora"}, "weighs low-rank parts alone"),
         ({"strategy": "amlora", "start": "pissa"}, "what the start takes out of the weight"),
         ({"strategy": "seqlora", "variant": "dora"}, "of which the bank has A and B"),

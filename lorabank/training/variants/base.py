@@ -144,7 +144,7 @@ class Variant(ABC):
     def refuses(self, strategy: PastUse, start: FactorStart) -> str | None:
         """Why it cannot be trained with these two, in a sentence without a full stop; None where it can."""
         if strategy.earlier == "continued" and not self.plain:
-            return "the strategy continues the last adapter, of which the bank has A and B, and the variant needs more than these"
+            return "the strategy continues the last adapter, of which the bank has A and B alone"
         if strategy.earlier == "continued" and start.shifts:
             return "the strategy continues the last adapter, so that nothing begins where the start says"
         if self.gains and strategy.earlier == "attended":
@@ -154,7 +154,7 @@ class Variant(ABC):
         if self.gains and strategy.confined:
             return "the strategy keeps the new adapter from what earlier tasks read, and a row gain reads all inputs"
         if start.shifts and strategy.confined:
-            return "the strategy keeps the new adapter from what earlier tasks read, and the start takes what the weight reads"
+            return "the strategy keeps the new adapter from what earlier tasks read, which the start's part reads too"
         if start.shifts and not self.shifted:
             return "the variant takes no start that is taken out of the weight"
         return None
