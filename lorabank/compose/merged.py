@@ -78,7 +78,11 @@ class Merged:
         if any(member.texts for member in members):
             _try_out(composed, runtime())
         stack = AdapterStack.build({member.adapter: member.factors() for member in members})
-        made, weights = composed._merged(members[-1].position, stack, composed._weight)
+
+        def weight(module: str) -> Tensor:
+            return composed._weight(module).cpu()  # where the stack is
+
+        made, weights = composed._merged(members[-1].position, stack, weight)
         parameters = {"merger": config.merger, **merger.parameters()}
         report = {}
         if merger.max_rank is not None:
@@ -86,7 +90,7 @@ class Merged:
             made, report["relative_error"] = cut.factors, dict(cut.relative_error)
         by_adapter = _by_adapter(members, weights)
         exact = torch.tensor([by_adapter[name] for name in stack.names], dtype=torch.float64)
-        report["distance"] = distance_from_sum(made, stack, exact, composed._weight)
+        report["distance"] = distance_from_sum(made, stack, exact, weight)
         _check_distance(report["distance"], merger, config.tolerance)
         parameters |= {name: dict(values) for name, values in report.items()}
         if config.tolerance is not None:

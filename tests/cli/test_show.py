@@ -52,3 +52,19 @@ def test_show_tells_which_modules_have_the_least_room(run: Any, api: Any) -> Non
     ]
     assert "layer.0.query" not in out, "a large model has hundreds of modules"
     assert json.loads(run("show", "spam", "--json").out)["adapter"]["metrics"]["capacity_by_module"] == left
+
+
+def test_show_tells_which_modules_of_a_merge_are_farthest_from_the_sum(run: Any, api: Any) -> None:
+    distance = {f"layer.{number}": number / 10 for number in range(5)}
+    composition = {"name": "sum", "parameters": {"distance": distance, "relative_error": {"layer.0": 0.5}}}
+    api["show"] = {"composition": composition, "members": []}
+    out = run("show", "sum").out
+    told = [line.split() for line in out[out.index("    distance") :].splitlines()[1:5]]
+    assert told == [
+        ["median", "of", "5", "modules", "0.2"],
+        ["layer.4", "0.4"],
+        ["layer.3", "0.3"],
+        ["layer.2", "0.2"],
+    ]
+    assert "layer.1" not in out, "a large model has hundreds of modules"
+    assert json.loads(run("show", "sum", "--json").out)["composition"]["parameters"]["distance"] == distance

@@ -151,6 +151,24 @@ def test_compose_shows_its_report(run: Any, api: Any) -> None:
     assert (config.mode, config.name, config.router) == ("prototype", "routed", "gaussian")
 
 
+def test_compose_shows_how_a_merge_was_checked(run: Any, api: Any) -> None:
+    record = CompositionRecord("sum", "merged", ("a", "b"), ("1" * 64, "2" * 64), {}, {})
+    scores = [{"task": "a", "metric": "accuracy", "before": 0.75, "after": 0.5, "rows": 12}]
+    distance = {f"layer.{number}": number / 10 for number in range(5)}
+    api["compose"] = ComposeResult(record, {"distance": distance, "scores": scores})
+    words = ("compose", "--mode", "merged", "--tolerance", "0.5", "--no-scores")
+    shown = run(*words)
+    assert [line.split() for line in shown.out.splitlines()[2:4]] == [
+        ["median", "of", "5", "modules", "0.2"],
+        ["layer.4", "0.4"],
+    ]
+    assert "layer.1" not in shown.out
+    assert "a     accuracy  0.7500  0.5000    12" in shown.out
+    config = api.called("compose")["config"]
+    assert (config.tolerance, config.scores) == (0.5, False)
+    assert run(*words, "--json").document["report"] == {"distance": distance, "scores": scores}
+
+
 def test_compose_takes_its_old_flags_and_says_what_to_write(run: Any, api: Any, tmp_path: Path) -> None:
     record = CompositionRecord("sum", "merged", ("a", "b"), ("1" * 64, "2" * 64), {}, {})
     api["compose"] = ComposeResult(record, {})
