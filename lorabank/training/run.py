@@ -82,22 +82,8 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     if found.notice:
         observer.notice(found.notice)
     rows = _encoded(job, base, max_length, observer)
-    methods = chosen_methods(config)
-    context = TrainContext(
-        model=base.model,
-        sites=found.sites,
-        config=config,
-        number=len(earlier.names) if earlier else 0,
-        earlier=earlier.select(job.context) if earlier and job.context else None,
-        initial=_continued(job, earlier, found.sites),
-        objects=job.objects,
-        batches=partial(_batches, task, base, [row for row in rows.rows if not row.get("heads")], config.batch_size),
-        loss=task.loss,
-    )
-    if _share(base.model, context, shifted=methods.start.shifts) > _KEPT_SHARE:
-        job.base.let_go()
-    with explained(base.model):
-        attached = job.strategy.attach(context, methods.variant.parametrize(context, methods.start))
+    context = _context(job, base, task, rows, found.sites, earlier)
+    attached = _attach(job, context)
     live = Live(base.model, attached.layers, attached.parametrization)
     live.refresh()
     movement = Movement(attached.layers)
@@ -110,19 +96,14 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     del earlier
     started = time.monotonic()
     trainer = _trainer(job, base, task, rows, penalties, groups, attached, live, observer, device)
-    checkpoint = newest_checkpoint(job.work) if job.resume else None
     observer.start(f"training ({config.strategy})", planned_steps(len(rows.rows), config))
     try:
-        with warnings.catch_warnings(), explained(base.model):
-            warnings.simplefilter("ignore")
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _train(trainer, base.model, job)
     finally:
         observer.finish()
     factors = _still_factors(attached.parametrization.fold())
     head = {name: _still(value) for name, value in own.state().items()} if own else {}
-    trained = {f"lora_A of {name}": value for name, value in factors.A.items()} | head
-    trained |= {f"lora_B of {name}": value for name, value in factors.B.items()}
-    _check_finite(trained | {f"the row gain of {name}": value for name, value in factors.gain.items()})
+    _check_finite(factors, head)
     movement.check(int(trainer.state.global_step), config)
     if untouched := movement.untouched():
         observer.notice(untouched)
@@ -137,16 +118,40 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
         steps=int(trainer.state.global_step),
         wall_seconds=time.monotonic() - started,
         device=str(device),
-        metrics={
-            **{f"final_{name}": value for name, value in trainer.terms.items()},
-            "rows_cut": rows.cut,
-            "rows_dropped": rows.dropped,
-            **({"rows_replayed": sum(bool(row["heads"]) for row in rows.rows)} if job.replayed else {}),
-            **groups.report(factors),
-            **({"tracker": run} if (run := job.tracking.run) else {}),
-        },
+        metrics=_metrics(job, rows, trainer) | groups.report(factors),
         objects=job.strategy.record(context, attached),
     )
+
+
+def _context(
+    job: TrainJob,
+    base: LoadedBase,
+    task: MixedTask,
+    examples: Examples,
+    sites: Sequence[Site],
+    earlier: AdapterStack | None,
+) -> TrainContext:
+    own = [row for row in examples.rows if not row.get("heads")]
+    return TrainContext(
+        model=base.model,
+        sites=sites,
+        config=job.config,
+        number=len(earlier.names) if earlier else 0,
+        earlier=earlier.select(job.context) if earlier and job.context else None,
+        initial=_continued(job, earlier, sites),
+        objects=job.objects,
+        batches=partial(_batches, task, base, own, job.config.batch_size),
+        loss=task.loss,
+    )
+
+
+def _attach(job: TrainJob, context: TrainContext) -> Attached:
+    """Put the new adapter on the model, whose weights are kept for later only where that costs little memory."""
+    methods = chosen_methods(job.config)
+    if _share(context.model, context, shifted=methods.start.shifts) > _KEPT_SHARE:
+        job.base.let_go()
+    with explained(context.model):
+        return job.strategy.attach(context, methods.variant.parametrize(context, methods.start))
 
 
 def _share(model: nn.Module, context: TrainContext, *, shifted: bool) -> float:
@@ -254,7 +259,27 @@ def _trainer(
     lengths = [min(length, config.max_length) for length in examples.lengths]
     a_step = config.batch_size * config.gradient_accumulation_steps
     tokens = min(a_step / len(lengths), 1.0) * sum(lengths) / processes.count()
-    arguments = TrackedArguments(
+    return AdapterTrainer(
+        lengths=lengths,
+        model=base.model,
+        args=_arguments(job, device),
+        train_dataset=examples.rows,
+        data_collator=partial(task.collate, base.tokenizer),
+        task_loss=task.loss,
+        penalties=penalties,
+        groups=groups,
+        dropout=config.lora_dropout > 0,
+        live=live,
+        after_step=partial(check_called, attached.layers, hint="--target-modules without it"),
+        refresh=EffectiveWeights(attached.layers.values(), tokens),
+        observer=observer,
+        callbacks=[job.tracking.callback] if job.tracking.callback else [],
+    )
+
+
+def _arguments(job: TrainJob, device: torch.device) -> TrackedArguments:
+    config = job.config
+    return TrackedArguments(
         output_dir=str(job.work),
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -282,22 +307,25 @@ def _trainer(
         ddp_find_unused_parameters=bool(job.replayed),
         ddp_broadcast_buffers=False,
     )
-    return AdapterTrainer(
-        lengths=lengths,
-        model=base.model,
-        args=arguments,
-        train_dataset=examples.rows,
-        data_collator=partial(task.collate, base.tokenizer),
-        task_loss=task.loss,
-        penalties=penalties,
-        groups=groups,
-        dropout=config.lora_dropout > 0,
-        live=live,
-        after_step=partial(check_called, attached.layers, hint="--target-modules without it"),
-        refresh=EffectiveWeights(attached.layers.values(), tokens),
-        observer=observer,
-        callbacks=[job.tracking.callback] if job.tracking.callback else [],
-    )
+
+
+def _train(trainer: AdapterTrainer, model: nn.Module, job: TrainJob) -> None:
+    """All steps, or those behind the newest checkpoint of an interrupted training."""
+    checkpoint = newest_checkpoint(job.work) if job.resume else None
+    with warnings.catch_warnings(), explained(model):
+        warnings.simplefilter("ignore")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _metrics(job: TrainJob, examples: Examples, trainer: AdapterTrainer) -> dict[str, Any]:
+    run = job.tracking.run
+    return {
+        **{f"final_{name}": value for name, value in trainer.terms.items()},
+        "rows_cut": examples.cut,
+        "rows_dropped": examples.dropped,
+        **({"rows_replayed": sum(bool(row["heads"]) for row in examples.rows)} if job.replayed else {}),
+        **({"tracker": run} if run else {}),
+    }
 
 
 def _still_factors(factors: LoraFactors) -> LoraFactors:
@@ -311,8 +339,11 @@ def _still(tensor: Tensor) -> Tensor:
     return tensor.detach().float().cpu().contiguous().clone()
 
 
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
+def _check_finite(factors: LoraFactors, head: Mapping[str, Tensor]) -> None:
+    trained = {f"lora_A of {site}": tensor for site, tensor in factors.A.items()} | dict(head)
+    trained |= {f"lora_B of {site}": tensor for site, tensor in factors.B.items()}
+    trained |= {f"the row gain of {site}": tensor for site, tensor in factors.gain.items()}
+    for name, tensor in trained.items():
         if not bool(torch.isfinite(tensor).all()):
             raise DivergedError(
                 f"training diverged: {name} is not finite",
