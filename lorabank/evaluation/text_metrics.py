@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import groupby
+from statistics import median_low
 from unicodedata import category
 
 _UNSPACED = (
@@ -26,6 +27,9 @@ _UNSPACED = (
 )  # fmt: skip
 """First and last code point of the blocks of scripts without blanks between words, their punctuation included."""
 _FIRST = [first for first, _ in _UNSPACED]
+
+_SHORT = 5
+"""Words of an answer that is right or wrong as a whole."""
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -142,3 +146,17 @@ def _rouge() -> tuple[Callable[[str], list[str]], Callable[[float, float], float
         return [token for one in pieces for token in (published.tokenize(one) if one.isascii() else [one])]
 
     return tokenize, fmeasure
+
+
+def usual_metric(answers: Sequence[str]) -> str:
+    """The metric that judges a task's answers best.
+
+    Long answers are never the very words of the data, so that an exact match says nothing about them.
+
+    Args:
+        answers: The answers of the evaluation rows, one at least.
+
+    Returns:
+        ``"exact_match"`` where at least half of them have at most five words, else ``"token_f1"``.
+    """
+    return "exact_match" if median_low(len(words(answer)) for answer in answers) <= _SHORT else "token_f1"

@@ -7,27 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median_low
+from statistics import fmean
 from typing import Any
 
 from lorabank.core.records import EvaluationRecord
 from lorabank.core.shelves import SCORINGS, TEXT_METRICS
 from lorabank.core.task_kinds import HEAD
 from lorabank.evaluation.scoring import ACCURACY
-from lorabank.evaluation.text_metrics import words
 
 KEY = "texts"
 """Where a cell's detail holds it."""
 
 FACT = "text_metric"
-"""Where an adapter's record holds the `usual_metric` of its task."""
+"""Where an adapter's record holds the `lorabank.evaluation.text_metrics.usual_metric` of its task."""
 
 MOST_SAMPLES = 5
 MOST_CHARACTERS = 300
 """Of each text of a sample."""
-
-SHORT = 5
-"""Words of an answer that is right or wrong as a whole."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +54,6 @@ class TextScores:
 
     metrics: dict[str, float]
     samples: tuple[Sample, ...]
-
-
-def usual_metric(answers: Sequence[str]) -> str:
-    """The metric that judges a task's answers best.
-
-    Long answers are never the very words of the data, so that an exact match says nothing about them.
-
-    Args:
-        answers: The answers of the evaluation rows, one at least.
-
-    Returns:
-        ``"exact_match"`` where at least half of them have at most five words, else ``"token_f1"``.
-    """
-    return "exact_match" if median_low(len(words(answer)) for answer in answers) <= SHORT else "token_f1"
 
 
 def metric_of(scoring: str, facts: Mapping[str, Any]) -> str:

@@ -22,7 +22,8 @@ from lorabank.data.formats.parquet import to_parquet
 from lorabank.data.known import row_digests
 from lorabank.data.loading import TaskData, example_row, load_task_data
 from lorabank.data.rows import Rows, sample_rows
-from lorabank.evaluation.text_samples import FACT, usual_metric
+from lorabank.evaluation.text_metrics import usual_metric
+from lorabank.evaluation.text_samples import FACT
 from lorabank.models.bases.loading import LoadedBase
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.tasks.prompting import encode_labels

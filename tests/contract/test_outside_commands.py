@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -124,6 +125,9 @@ def test_a_classifiers_bank(run, lab: Lab, data, tmp_path: Path, monkeypatch: py
         told = ("--task", "one") if name in ("halved", "weighed") else ()
         said = run("predict", "--composition", name, "--data", asked, "--set", "mark==>", *told)["predictions"]
         assert [one["text"] for one in said] == ["a b c", "x y z"]
+    packed = tmp_path / "asked.records.gz"
+    packed.write_bytes(gzip.compress(asked.read_bytes()))
+    assert len(run("predict", "--task", "one", "--data", packed, "--set", "mark==>")["predictions"]) == 2
     assert "no ':' behind a name" in run("predict", "--task", "one", "--data", asked, code=6)
 
     run("export", "halved", tmp_path / "halved")

@@ -28,7 +28,7 @@ def answers_in_text(task: str, config: Mapping[str, Any]) -> None:
         DamagedError: It does not.
     """
     scoring = config.get("scoring")
-    decided = _is_scoring(scoring) and scoring != "auto"
+    decided = _is_method(scoring) and scoring != "auto"
     if not decided or not {"format", "max_length", "max_new_tokens"} <= config.keys():
         message = f"bank.db: task {task[:80]!r}: its settings do not say how the language model is asked"
         raise DamagedError(message, commands=[VERIFY])
@@ -78,8 +78,8 @@ def is_task_type(value: Any) -> bool:
     return is_text(value) and re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", value) is not None
 
 
-def _is_scoring(value: Any) -> bool:
-    """A name, as of a scoring; one that no installed package knows is refused where its task is asked."""
+def _is_method(value: Any) -> bool:
+    """A name, as of a scoring or a metric; unknown ones are refused where they are asked for."""
     return is_text(value) and re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", value) is not None
 
 
@@ -178,7 +178,7 @@ RESERVED = mapping(
 SETTINGS = mapping(
     format=is_text,
     chat_template=one_of("auto", "none"),
-    scoring=_is_scoring,
+    scoring=_is_method,
     max_length=within(1, 2**20),
     max_new_tokens=within(1, 2**15),
     clusters_per_task=within(1, 2**10),
@@ -191,7 +191,7 @@ FACTS = mapping(
     capacity_left=optional(is_number),
     part=optional(COUNT),
     source_digest=optional(is_text),
-    text_metric=one_of("exact_match", "token_f1"),
+    text_metric=_is_method,
 )
 CHANGE = mapping(
     tasks_added=_places,

@@ -71,7 +71,10 @@ class Table:
 
 
 class Reader(Protocol):
-    """A file that was opened for its columns; made from its path and what the user says about reading it."""
+    """A file that was opened for its columns; made from its path and what the user says about reading it.
+
+    The entry on the shelf says by ``packed = True`` that it reads text by `TextFile`, which may be packed (``.gz``).
+    """
 
     @property
     def read_as(self) -> str:

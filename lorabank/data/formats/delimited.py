@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 from lorabank.core.errors import DataError
 from lorabank.core.limits import MAX_LINE
@@ -30,6 +30,8 @@ class Csv:
     usual = COMMA
     told = False
     """Whether what is usual is told too."""
+
+    packed: ClassVar[bool] = True
 
     def __init__(self, path: Path, reading: Reading = AS_IT_IS) -> None:
         self.path = path

@@ -11,7 +11,7 @@ import re
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from lorabank.core.errors import DataError
 from lorabank.core.limits import MAX_LINE
@@ -33,6 +33,8 @@ class JsonList:
 
     Every method raises DataError where the file is not that, with the entry's number from 1, line and column.
     """
+
+    packed: ClassVar[bool] = True
 
     def __init__(self, path: Path, reading: Reading = AS_IT_IS) -> None:
         self.path = path

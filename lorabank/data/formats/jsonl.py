@@ -6,7 +6,7 @@ import json
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lorabank.data.bad_rows import BadRow, BadRows
 from lorabank.data.formats.base import LINE_FEEDS, Table, bad_row, missing_cell, missing_column, too_much
@@ -23,6 +23,8 @@ class JsonLines:
 
     A line that is not a strict JSON object is a bad row, with its line and column.
     """
+
+    packed: ClassVar[bool] = True
 
     def __init__(self, path: Path, reading: Reading = AS_IT_IS) -> None:
         self.path = path

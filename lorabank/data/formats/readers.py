@@ -18,9 +18,6 @@ from lorabank.data.formats.base import Reader
 from lorabank.data.formats.hub import HubDataset
 from lorabank.data.formats.text_file import AS_IT_IS, PACKED, Reading
 
-TEXT = (".jsonl", ".json", ".csv", ".tsv", ".txt")
-"""Those that are text, and may be packed: ``.csv.gz``."""
-
 _SHEETS = (".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
 
 
@@ -28,8 +25,8 @@ def open_reader(source: str | Path, reading: Reading = AS_IT_IS) -> Reader:
     """The reader of a table file or of a data set of the hub.
 
     Args:
-        source: A file whose suffix, in small letters, is in ``FORMATS`` (one of ``TEXT`` also with ``.gz`` behind it),
-            or ``hf:OWNER/NAME[/CONFIG][:SPLIT]``.
+        source: A file whose suffix, in small letters, is in ``FORMATS`` (where it can be ``packed``, also with ``.gz``
+            behind it), or ``hf:OWNER/NAME[/CONFIG][:SPLIT]``.
         reading: What the user says about reading it.
 
     Raises:
@@ -69,9 +66,10 @@ def _format(file: Path, reading: Reading) -> Any:
     suffix = "".join(suffixes[-1:])
     if suffix == PACKED:
         suffix = suffixes[0]
-        if suffix not in TEXT:
+        text = [f"{name}{PACKED}" for name, entry in FORMATS.items() if getattr(entry, "packed", False)]
+        if f"{suffix}{PACKED}" not in text:
             raise DataError(
-                f"{str(file)!r}: of packed files those of text are read: {', '.join(f'{one}.gz' for one in TEXT)}",
+                f"{str(file)!r}: of packed files those of text are read: {', '.join(text)}",
                 unchanged=UNCHANGED,
                 hint="unpack it: gunzip",
             )

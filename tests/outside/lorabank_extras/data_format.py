@@ -18,6 +18,8 @@ from lorabank.data.formats.text_file import Reading, TextFile
 class Records:
     """Records of named values."""
 
+    packed = True
+
     mark: str = setting(":", "What stands between a name and its value.")
 
     def __call__(self, path: Path, reading: Reading) -> Reader:

@@ -8,23 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lorabank.core.shelves import (
-    COMPOSERS,
-    FORMS,
-    GATES,
-    MERGERS,
-    PENALTIES,
-    ROUTERS,
-    SCORINGS,
-    STARTS,
-    STRATEGIES,
-    TASK_TYPES,
-    VARIANTS,
-    Shelf,
-)
+from lorabank.core.shelves import SHELVES, Shelf
 
 ROOT = Path(__file__).parents[3]
-SHELVES = (STRATEGIES, VARIANTS, STARTS, PENALTIES, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES, FORMS, SCORINGS)
 OTHER = {
     "lorabank/core/shelves.py": "the shelves",
     "lorabank/core/config.py": "the defaults",
@@ -33,6 +19,9 @@ OTHER = {
     "lorabank/exchange/config_fields.py": "values of PEFT's own fields",
     "lorabank/demo": "what the demo shows",
     "lorabank/training/strategies": "which penalty is a strategy's default",
+    "lorabank/evaluation/report.py": "which metrics the report shows at a glance",
+    "lorabank/sequences": "which metrics a table shows, and how copies of rows are written",
+    "lorabank/models/answering/scorings": "which metric is a scoring's default",
     "lorabank/data/forms/plain.py": "which scoring is a form's default",
 }
 """Where names may stand beside the entries' own files."""
@@ -41,6 +30,8 @@ WORDS = {
     "replay": {"lorabank/core/records.py", "lorabank/workflows", "lorabank/bank/catalog/columns.py"},
     "perplexity": {"lorabank/evaluation/scoring.py"},
     "text": {"lorabank", "cli"},
+    ".json": {"lorabank"},
+    "forward_transfer": {"lorabank/workflows/evaluate.py"},
     "attention": {"lorabank/workflows/scored.py", "lorabank/compose/gated.py"},
     "routed": {
         "cli/lorabank_cli/commands/eval.py",

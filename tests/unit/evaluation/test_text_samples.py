@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from lorabank.core.records import EvaluationRecord
 from lorabank.core.shelves import TEXT_METRICS
-from lorabank.evaluation.text_samples import KEY, MOST_CHARACTERS, metric_of, text_detail, text_scores, usual_metric
+from lorabank.evaluation.text_metrics import usual_metric
+from lorabank.evaluation.text_samples import KEY, MOST_CHARACTERS, metric_of, text_detail, text_scores
 
 
 def cell(**detail: object) -> EvaluationRecord:
