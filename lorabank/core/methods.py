@@ -79,7 +79,6 @@ def with_settings(
         ConfigError: Naming all that is wrong: what is not ``KEY=VALUE``, keys that no chosen method has, or not the
             METHOD that they name, values out of bounds, names that are on no shelf.
     """
-    shelves = among or SHELVES
     entries = [shelf.load(name) for shelf, name in chosen]
     found: list[dict[str, Any]] = [
         {name: value for name, value in (values or {}).items() if name in _own(entry)} for entry in entries
@@ -94,20 +93,8 @@ def with_settings(
         takers = [k for k, (_, name) in enumerate(chosen) if owner in ("", ANY, name) and own in _own(entries[k])]
         for k in takers:
             found[k][own] = value.strip()
-        if takers or owner == ANY or has_setting(besides, owner, own):
-            continue
-        meant = [(*chosen[k], entries[k]) for k, (_, name) in enumerate(chosen) if owner in ("", name)]
-        meant = meant or [(shelf, owner, shelf.load(owner)) for shelf in shelves if owner in shelf]
-        if not meant and not owner:
-            problems.append(f"no chosen method has a setting {shown(own)}")
-        elif not meant:
-            elsewhere = any(owner in shelf for shelf in SHELVES)
-            kinds = _listed([shelf.kind for shelf in shelves], "or") if elsewhere else "method"
-            problems.append(f"{shown(key.strip())[1:-1]}: there is no {kinds} {shown(owner)}")
-        elif not any(own in _own(entry) for _, _, entry in meant):
-            whose = _listed([f"{shelf.kind} {name}" for shelf, name, _ in meant], "and")
-            known = [one for _, _, entry in meant for one in _own(entry)]
-            problems.append(f"{whose}: there is no setting {shown(own)}.{nearest(own, known)}".removesuffix("."))
+        if not takers and owner != ANY and not has_setting(besides, owner, own):
+            problems += _not_taken(key.strip(), chosen, among or SHELVES)
     made = []
     for (shelf, name), entry, own_values in zip(chosen, entries, found, strict=True):
         if not is_dataclass(entry):
@@ -124,6 +111,24 @@ def with_settings(
             unchanged="nothing was changed",
         )
     return made
+
+
+def _not_taken(key: str, chosen: Sequence[tuple[Shelf, str]], shelves: Sequence[Shelf]) -> list[str]:
+    """What is wrong with a ``KEY`` or ``METHOD.KEY`` that no chosen method takes; nothing where another one would."""
+    owner, _, own = key.rpartition(".")
+    meant = [(shelf, name) for shelf, name in chosen if owner in ("", name)]
+    meant = meant or [(shelf, owner) for shelf in shelves if owner in shelf]
+    if not meant and not owner:
+        return [f"no chosen method has a setting {shown(own)}"]
+    if not meant:
+        elsewhere = any(owner in shelf for shelf in SHELVES)
+        kinds = _listed([shelf.kind for shelf in shelves], "or") if elsewhere else "method"
+        return [f"{shown(key)[1:-1]}: there is no {kinds} {shown(owner)}"]
+    known = [one for shelf, name in meant for one in _own(shelf.load(name))]
+    if own in known:
+        return []
+    whose = _listed([f"{shelf.kind} {name}" for shelf, name in meant], "and")
+    return [f"{whose}: there is no setting {shown(own)}.{nearest(own, known)}".removesuffix(".")]
 
 
 def _listed(words: Sequence[str], last: str) -> str:
