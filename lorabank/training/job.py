@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
+from lorabank.core.commands import Command
 from lorabank.core.config import TrainConfig
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.training.context import TaskFact
@@ -60,6 +61,7 @@ class TrainJob:
         replayed: Rows of earlier tasks that are trained on again.
         objects: Role to what each earlier task recorded under it, in sequence order.
         resume: Whether to go on from the newest whole checkpoint.
+        restart: What a user types to train from the first step on, where a checkpoint cannot be used.
         tracking: The run of an experiment tracker.
     """
 
@@ -78,6 +80,7 @@ class TrainJob:
     replayed: tuple[Replayed, ...] = ()
     objects: Mapping[str, Sequence[TaskFact]] = field(default_factory=dict)
     resume: bool = False
+    restart: Command | None = None
     tracking: Tracking = field(default_factory=Tracking)
 
 

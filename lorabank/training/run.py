@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.core.errors import ConfigError, DataError, DivergedError
+from lorabank.core.errors import ConfigError, DataError, DivergedError, IncompatibleError
 from lorabank.core.machine import distributed as processes
 from lorabank.core.machine.seeding import seed_everything
 from lorabank.core.observer import Observer
@@ -65,7 +65,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
 
     Raises:
         DivergedError: If a loss or a trained tensor is not finite, or the training moved nothing.
-        IncompatibleError: If the base is not the bank's.
+        IncompatibleError: If the base is not the bank's, or the checkpoint not one of this training.
     """
     config, device = job.config, resolve_device(processes.device_name(job.config.device))
     penalties = resolve_penalties(config, job.strategy)
@@ -312,6 +312,13 @@ def _arguments(job: TrainJob, device: torch.device) -> TrackedArguments:
 def _train(trainer: AdapterTrainer, model: nn.Module, job: TrainJob) -> None:
     """All steps, or those behind the newest checkpoint of an interrupted training."""
     checkpoint = newest_checkpoint(job.work) if job.resume else None
+    if checkpoint and (lacking := trainer.lacking(checkpoint)):
+        raise IncompatibleError(
+            f"{checkpoint.name} of the interrupted run does not hold {lacking}, which this version trains",
+            hint="resume with the version that wrote it, or train from the first step on",
+            commands=[job.restart] if job.restart else [],
+            unchanged="the interrupted run is still there",
+        )
     with warnings.catch_warnings(), explained(model):
         warnings.simplefilter("ignore")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

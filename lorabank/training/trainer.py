@@ -221,6 +221,11 @@ class AdapterTrainer(Trainer):
         """What a checkpoint holds of the model: what is trained, and what else changes between steps."""
         return dict(self._trained()) | dict(self.live.parametrization.named_buffers(SUBMODULE))
 
+    def lacking(self, checkpoint: Path) -> str | None:
+        """The first tensor in training that a checkpoint does not hold in its shape; None where it holds all."""
+        stored = {name: tensor.shape for name, tensor in read_tensors(checkpoint, "trainable").items()}
+        return next((name for name, tensor in self._trainable().items() if stored.get(name) != tensor.shape), None)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         stored = read_tensors(Path(resume_from_checkpoint), "trainable")
         with torch.no_grad():

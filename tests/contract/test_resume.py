@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save as save_tensors
 
 from lorabank import api
 from lorabank.bank.bank import Bank
@@ -15,6 +19,7 @@ from lorabank.core.errors import DamagedError, IncompatibleError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import AdapterRecord
 from lorabank.core.shelves import STRATEGIES
+from lorabank.training.checkpoints import read_tensors
 from lorabank.workflows.learning import train
 from tests.contract.conftest import Lab
 
@@ -130,3 +135,20 @@ def test_a_reservation_without_settings_is_damage(lab, copy, monkeypatch: pytest
     bank = stop(lab, copy("olora", 0), "one", "olora")
     with pytest.raises(DamagedError, match="lacks 'config'"):
         api.add_task(bank, "one", None, resume=True)
+
+
+@pytest.mark.parametrize("now", ["renamed", "longer"])
+def test_a_checkpoint_of_other_tensors_is_refused(lab, copy, now: str) -> None:
+    """One of a version, or of an installed variant, that trained something else."""
+    bank = stop(lab, copy("olora", 1), "two", "olora")
+    (folder,) = bank.glob("work/*/checkpoint-2")
+    tensors = read_tensors(folder, "trainable")
+    name = next(name for name in tensors if name.endswith("lora_A"))
+    before = tensors.pop(name)
+    tensors |= {f"{name}_raw": before} if now == "renamed" else {name: torch.cat([before, before])}
+    data = save_tensors(tensors)
+    (folder / "trainable.safetensors").write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["trainable.safetensors"] = hashlib.sha256(data).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    refused(bank, f"checkpoint-2 of the interrupted run does not hold {name}")

@@ -101,7 +101,8 @@ def add_task(
         snapshot = opened.refresh().without(replaces)
         tracking = change.enter_context(_tracking(Path(opened.path), snapshot.base, name, settings, resume, observer))
         known = known_rows(opened.bank, snapshot, data.eval, observer)
-        job, trained = _train(opened, snapshot, work, settings, data, tracking, resume=resume, observer=observer)
+        again = restart_command(name, settings, restart=True) if resume else None
+        job, trained = _train(opened, snapshot, work, settings, data, tracking, again, observer)
 
         def commit() -> AddTaskResult:
             operation, created = held[0]
@@ -182,11 +183,10 @@ def _train(
     config: TrainConfig,
     data: TaskData,
     tracking: Tracking,
-    *,
-    resume: bool,
+    restart: Command | None,
     observer: Observer,
 ) -> tuple[TrainJob, TrainedAdapter]:
-    """Train with what the bank holds; nothing of it is changed."""
+    """Train with what the bank holds; nothing of it is changed. A run that is resumed has a command to restart it."""
     from lorabank.training.job import TrainJob
     from lorabank.training.run import train_adapter
     from lorabank.workflows.assemble import read_stack
@@ -216,7 +216,8 @@ def _train(
         continued=strategy.continued(earlier),
         work=work,
         number=len(snapshot.by_position),
-        resume=resume,
+        resume=restart is not None,
+        restart=restart,
         tracking=tracking,
     )
     return job, train_adapter(job, observer)
