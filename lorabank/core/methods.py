@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -57,7 +57,6 @@ class Method:
 def with_settings(
     chosen: Sequence[tuple[Shelf, str]],
     given: Sequence[str],
-    values: Mapping[str, Any] | None = None,
     *,
     among: Sequence[Shelf] | None = None,
     besides: Sequence[Shelf] = (),
@@ -68,7 +67,6 @@ def with_settings(
         chosen: Shelves with a name on each.
         given: ``KEY=VALUE``, for each method that has the setting, or ``METHOD.KEY=VALUE``, for the method of this
             name where it is among the chosen; elsewhere it says nothing. A METHOD ``*`` is any of the chosen ones.
-        values: Setting to value, for each method that has it, where ``given`` says nothing of it.
         among: The shelves on which a METHOD can be; default: all.
         besides: Shelves whose methods are chosen elsewhere: what is a setting of one of them is judged there.
 
@@ -80,9 +78,7 @@ def with_settings(
             METHOD that they name, values out of bounds, names that are on no shelf.
     """
     entries = [shelf.load(name) for shelf, name in chosen]
-    found: list[dict[str, Any]] = [
-        {name: value for name, value in (values or {}).items() if name in _own(entry)} for entry in entries
-    ]
+    found: list[dict[str, str]] = [{} for _ in chosen]
     problems = []
     for text in given:
         key, sign, value = text.partition("=")

@@ -78,7 +78,6 @@ def _format(file: Path, reading: Reading) -> Any:
     except ConfigError as error:
         hint = f"save it as .xlsx or .csv; {error.hint}" if suffix in _SHEETS else error.hint
         raise DataError(f"{str(file)!r}: {error.message}", unchanged=UNCHANGED, hint=hint) from error
-    if is_dataclass(entry):
-        return with_settings([(FORMATS, suffix)], reading.set, among=(FORMATS,), besides=reading.besides)[0]
-    with_settings([], reading.set, among=(FORMATS,), besides=reading.besides)
-    return entry
+    chosen = [(FORMATS, suffix)] if is_dataclass(entry) else []
+    made = with_settings(chosen, reading.set, among=(FORMATS,), besides=reading.besides)
+    return made[0] if made else entry

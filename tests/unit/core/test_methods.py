@@ -64,9 +64,8 @@ def test_a_methods_name_before_the_key_means_it_alone_where_it_is_chosen() -> No
     assert with_settings([(PULL, "pulled")], ("named.power=4",)) == [Pulled()]
 
 
-def test_values_stand_where_no_text_says_otherwise() -> None:
-    values = {"power": 1.5, "steps": 2, "other": 7}
-    assert with_settings(BOTH, ("steps=3", "named.power=4"), values) == [Pulled(1.5, 3), Named("inside", 4.0)]
+def test_each_key_goes_to_the_methods_that_it_means() -> None:
+    assert with_settings(BOTH, ("steps=3", "named.power=4")) == [Pulled(steps=3), Named("inside", 4.0)]
 
 
 def test_a_star_before_the_key_means_whichever_chosen_method_has_it() -> None:
