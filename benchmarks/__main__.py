@@ -27,6 +27,7 @@ BENCHMARKS = (
     "step",
     "language_step",
     "effective_weight",
+    "variants",
     "penalty",
     "merged",
     "mixed",

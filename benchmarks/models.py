@@ -16,8 +16,7 @@ from lorabank.core.config import TrainConfig
 from lorabank.models.bases.sites import site_of
 from lorabank.training.context import TrainContext
 from lorabank.training.layers.attaching import Attached, attach
-from lorabank.training.starts.kaiming import Kaiming
-from lorabank.training.variants.lora import Lora
+from lorabank.training.methods import chosen_methods
 
 RANK, ALPHA, DROPOUT = 8, 32.0, 0.1
 
@@ -62,13 +61,21 @@ def with_peft(model: nn.Module, modules: Sequence[str], adapters: int) -> PeftMo
 
 
 def new_adapter(
-    model: nn.Module, modules: Sequence[str], dropout: float, earlier: AdapterStack | None = None
+    model: nn.Module,
+    modules: Sequence[str],
+    dropout: float,
+    earlier: AdapterStack | None = None,
+    *,
+    variant: str = "lora",
+    start: str = "kaiming",
 ) -> Attached:
-    """A new adapter of plain LoRA on a model, put there as a training does, the earlier ones folded in."""
+    """A new adapter on a model behind earlier ones, put there as a training does."""
+    settings = TrainConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, variant=variant, start=start)
+    methods = chosen_methods(settings)
     context = TrainContext(
         model=model,
         sites=[site_of(model, name) for name in modules],
-        config=TrainConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout),
+        config=settings,
         number=len(earlier.names) if earlier else 0,
         earlier=earlier,
         initial=None,
@@ -76,7 +83,7 @@ def new_adapter(
         batches=lambda: (),
         loss=lambda model, inputs: model(**inputs).loss,
     )
-    return attach(context, Lora().parametrize(context, Kaiming()))
+    return attach(context, methods.variant.parametrize(context, methods.start))
 
 
 def query_and_value(model: nn.Module) -> list[str]:

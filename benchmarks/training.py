@@ -75,6 +75,8 @@ def trainer_step(trainer: Trainer, *batches: dict[str, Tensor]) -> Callable[[], 
             trainer.training_step(trainer.model, rows)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
+        if isinstance(trainer, AdapterTrainer):
+            trainer.live.refresh()
 
     return step
 
