@@ -85,7 +85,6 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     context = _context(job, base, task, rows, found.sites, earlier)
     attached = _attach(job, context)
     live = Live(base.model, attached.layers, attached.parametrization)
-    live.refresh()
     movement = Movement(attached.layers)
     context = replace(context, earlier=None, initial=None, objects={})  # what training needs of it is in the layers
     penalties += attached.penalties

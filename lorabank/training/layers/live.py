@@ -36,6 +36,7 @@ class Live:
             model.add_module(SUBMODULE, parametrization)
             names = [f"{SUBMODULE}.{name}" for name in parametrization.state_dict()]
             model._ddp_params_and_buffers_to_ignore = names  # type: ignore[assignment]
+        self.refresh()
 
     def derives(self, parameter: Tensor) -> bool:
         """Whether a parameter of the model is a factor that comes from others, and not trained itself."""

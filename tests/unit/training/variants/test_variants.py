@@ -77,7 +77,6 @@ class Trial:
         self.attached: Attached = attach(self.context, methods.variant.parametrize(self.context, methods.start))
         self.parametrization: Parametrization = self.attached.parametrization
         self.live = Live(model, self.attached.layers, self.parametrization)
-        self.live.refresh()
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self.model.named_parameters():
