@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -136,18 +138,18 @@ class Gated:
         if len(members) == 1:
             return Plan(weights=state_weights(self._runtime().stack.names, {members[0].adapter: 1.0}))
         last = members[-1].position
-        if last not in self._tensors:
-            self._tensors[last] = self._late(members)
         gate = self._method.build(self._runtime().stack.select(_digests(members)))
+        if last not in self._tensors:
+            self._tensors[last] = self._late(members, gate)
         return Plan(gate=gate.load_tensors(self._tensors[last]).requires_grad_(False), members=_digests(members))
 
-    def _late(self, members: Sequence[Member]) -> dict[str, Tensor]:
-        """The gate of a stage that was left out: as it was kept, or fitted now and kept."""
+    def _late(self, members: Sequence[Member], like: Gate) -> dict[str, Tensor]:
+        """The tensors of a stage that was left out: as kept, if they fit the gate, or fitted now and kept."""
         model = self._runtime().base.model
         role = f"{DERIVED}{members[-1].position}, {model.dtype} on {model.device.type}"
         if role in self._objects:
-            kept: dict[str, Tensor] = load_tensors(self._objects[role])
-            return kept
+            with suppress(SafetensorError, LookupError, RuntimeError):  # it can be fitted again
+                return like.load_tensors(load_tensors(self._objects[role])).tensors()
         sampled = [_with_samples(member) for member in members]
         _check_samples(sampled)
         with torch.inference_mode(False), torch.enable_grad():

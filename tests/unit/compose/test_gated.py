@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from lorabank.algebra.stack import AdapterStack
 from lorabank.compose import gated
@@ -178,6 +179,14 @@ def test_a_stage_that_was_fitted_late_is_kept_for_the_next_time(runtime, members
     first = Gated.load(record, objects, apart, lambda: runtime)
     expected, identity = first.plan(2, []).gate.tensors(), first.identity(2)
     assert set(objects) == {"selectors", "derived 2, torch.float32 on cpu"}
+
+    (role,) = set(objects) - {"selectors"}
+    stranger = {"u:elsewhere": torch.zeros(2)}
+    for broken in (b"no tensors", save(stranger), save({**expected, next(iter(expected)): torch.zeros(1, 1, 1)})):
+        other = objects | {role: broken}
+        found = Gated.load(record, other, apart, lambda: runtime).plan(2, []).gate.tensors()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert other == objects
 
     def refuse(*args: object) -> None:
         raise AssertionError("it was fitted again")
