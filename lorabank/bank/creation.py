@@ -11,10 +11,11 @@ from typing import Any
 
 from lorabank import __version__
 from lorabank.bank.catalog.base import Catalog, Transaction
-from lorabank.bank.catalog.database import choose_journal, connect, driver_of, engine, migrate
+from lorabank.bank.catalog.connections import choose_journal, connect_to_write
 from lorabank.bank.catalog.definitions import APPLICATION_ID, schema_revision
 from lorabank.bank.catalog.events import first_event
 from lorabank.bank.catalog.judging import check_length
+from lorabank.bank.catalog.migrating import driver_of, engine, migrate
 from lorabank.bank.catalog.rows import row_of, sealed
 from lorabank.bank.catalog.sqlite import SqliteTransaction
 from lorabank.bank.catalog.times import now
@@ -66,7 +67,7 @@ def create(layout: Layout, base: BaseModelRecord, catalog: Catalog | None = None
 def _create_database(layout: Layout, first_rows: dict[str, dict[str, Any]]) -> None:
     """Make ``bank.db`` with the head schema and one row in each of the given tables, in one transaction."""
     os.close(os.open(layout.database, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-    with closing(connect(layout.database, foreign_keys=False, new=True)) as connection:
+    with closing(connect_to_write(layout.database, foreign_keys=False, new=True)) as connection:
         choose_journal(connection, layout.database)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     with engine(layout.database, new=True).begin() as alembic:
@@ -108,7 +109,7 @@ def _clear_unfinished(layout: Layout) -> None:
 def _is_used(layout: Layout) -> bool:
     """Whether a database may hold what somebody needs; what it has besides lorabank's tables is refused."""
     try:
-        with closing(connect(layout.database, foreign_keys=False, new=True)) as connection:
+        with closing(connect_to_write(layout.database, foreign_keys=False, new=True)) as connection:
             if connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
                 return False
             schema_revision(connection, layout.database)

@@ -96,10 +96,10 @@ MUTANTS = (
     _one("a transaction that takes the write lock late", "bank.catalog.sqlite:SqliteCatalog.write",
          'execute("BEGIN IMMEDIATE")', 'execute("BEGIN")', "F8"),
     # each pragma
-    _one("synchronous = NORMAL", "bank.catalog.database:connect",
+    _one("synchronous = NORMAL", "bank.catalog.connections:connect_to_write",
          "synchronous = FULL", "synchronous = NORMAL", "F6", "F5"),
     _one("no busy timeout", "bank.catalog.connections:_connected", "timeout=BUSY_SECONDS", "timeout=0", "F8"),
-    Mutant("foreign keys off", "bank.catalog.database:connect",
+    Mutant("foreign keys off", "bank.catalog.connections:connect_to_write",
            (("{'ON' if foreign_keys else 'OFF'}", "OFF"), ("!= int(foreign_keys)", "== 7")), ("F10",)),
     # each check
     _one("verify does not hash", "bank.objects.store:blob_problems",

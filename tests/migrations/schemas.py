@@ -9,7 +9,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import StaticPool
 
 from lorabank.bank.catalog import definitions
-from lorabank.bank.catalog.database import alembic_config
+from lorabank.bank.catalog.migrating import alembic_config
 
 
 def made_by_the_migrations(revision: str) -> str:

@@ -22,7 +22,7 @@ from alembic import command
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.bank.catalog import database, sqlite
+from lorabank.bank.catalog import migrating, sqlite
 from lorabank.bank.catalog.definitions import REVISIONS
 from lorabank.bank.upkeep import upgrade
 from lorabank.bank.upkeep.upgrade import upgrade_database
@@ -156,7 +156,7 @@ def test_an_upgraded_bank_is_read_as_it_was_written(path):
 def test_an_upgraded_bank_has_the_schema_of_a_new_one(path, tmp_path, by_way_of, monkeypatch):
     if by_way_of != "0001":
         with monkeypatch.context() as patch:
-            for module in (database, upgrade):
+            for module in (migrating, upgrade):
                 patch.setattr(module, "REVISIONS", REVISIONS[: REVISIONS.index(by_way_of) + 1])
             patch.setattr(upgrade, "log_event", lambda *_: None)  # that version knew no history
             patch.setattr("alembic.command.upgrade", partial(upgrade_to, by_way_of, command.upgrade))
@@ -203,7 +203,7 @@ def test_an_upgraded_bank_takes_what_is_new_and_keeps_its_references(path):
 
 def test_a_version_that_knows_the_first_schema_alone_says_too_new(path, monkeypatch):
     upgrade_database(path)
-    for module in (database, sqlite, upgrade):
+    for module in (migrating, sqlite, upgrade):
         monkeypatch.setattr(module, "REVISIONS", ("0001",))
     for attempt in (lambda: Bank.open(path), lambda: upgrade_database(path)):
         with pytest.raises(IncompatibleError, match=f"'{HEAD}', which this lorabank does not know") as caught:

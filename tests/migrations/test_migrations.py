@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from lorabank.bank.bank import Bank
-from lorabank.bank.catalog import database, definitions, sqlite
+from lorabank.bank.catalog import definitions, migrating, sqlite
 from lorabank.bank.catalog.columns import TABLES
-from lorabank.bank.catalog.database import alembic_config, script_location
+from lorabank.bank.catalog.migrating import alembic_config, script_location
 from lorabank.bank.catalog.schema import metadata
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.upkeep import upgrade
@@ -66,14 +66,14 @@ def next_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         folder = tmp_path / "later 100% release"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(script_location(), folder)
-        monkeypatch.setattr(database, "script_location", lambda: folder)
+        monkeypatch.setattr(migrating, "script_location", lambda: folder)
         migration = folder / "versions" / "r9999_next.py"
         migration.write_text(NEXT.format(head=HEAD, end="pass"))
         schemas = Path(shutil.copytree(SCHEMAS, tmp_path / "schemas", dirs_exist_ok=True))
         monkeypatch.setattr(definitions, "FOLDER", schemas)
         (schemas / "next.sql").write_text(made_by_the_migrations("next"))
         migration.write_text(NEXT.format(head=HEAD, end=end))
-        for module in (database, definitions, sqlite, upgrade):
+        for module in (definitions, migrating, sqlite, upgrade):
             monkeypatch.setattr(module, "REVISIONS", (*REVISIONS, "next"))
 
     return install

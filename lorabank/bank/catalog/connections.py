@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from lorabank.bank.catalog.definitions import schema_revision
 from lorabank.bank.catalog.judging import beside, has_content, judge_database
+from lorabank.bank.objects.filesystem import network_filesystem
 
 BUSY_SECONDS = 30.0
 """How long a connection waits for another process's lock."""
@@ -51,18 +53,44 @@ def connect_to_copy(database: Path) -> sqlite3.Connection:
     return _connected(database, "ro&immutable=1", _READING)
 
 
-def connect_to_write(database: Path, settings: Iterable[str], *, new: bool = False) -> sqlite3.Connection:
+def connect_to_write(database: Path, *, foreign_keys: bool = True, new: bool = False) -> sqlite3.Connection:
     """A connection that never opens a transaction by itself (the driver's own rules leave DDL outside).
 
     Args:
         database: The file.
-        settings: Statements to begin with.
+        foreign_keys: Whether references are enforced.
         new: Whether the caller has just made the file, so that it has no schema yet.
 
     Raises:
         ConfigError, DamagedError: As for ``connect_to_read``.
     """
-    return _connected(database, "rw", (*_HARDENED, *settings), new=new)
+    settings = ("PRAGMA synchronous = FULL", f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
+    connection = _connected(database, "rw", (*_HARDENED, *settings), new=new)
+    if connection.execute("PRAGMA foreign_keys").fetchone()[0] != int(foreign_keys):
+        connection.close()
+        raise sqlite3.DatabaseError("this build of SQLite cannot enforce foreign keys")
+    return connection
+
+
+def open_to_write(database: Path, *, foreign_keys: bool = True, new: bool = False) -> sqlite3.Connection:
+    """A connection as of ``connect_to_write``, with the journal that suits the place."""
+    connection = connect_to_write(database, foreign_keys=foreign_keys, new=new)
+    try:
+        choose_journal(connection, database)
+    except Exception:
+        connection.close()
+        raise
+    return connection
+
+
+def choose_journal(connection: sqlite3.Connection, database: Path) -> None:
+    """WAL on a local disk, a rollback journal on a network file system; a bank that was moved follows its place."""
+    wanted = "wal" if network_filesystem(database) is None else "delete"
+    if connection.execute("PRAGMA journal_mode").fetchone()[0] != wanted:
+        connection.execute("PRAGMA busy_timeout = 1000")
+        with suppress(sqlite3.OperationalError):  # beside a reader it cannot change now: the next writer tries again
+            connection.execute(f"PRAGMA journal_mode = {wanted}")
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
 
 
 def _connected(database: Path, mode: str, settings: Iterable[str], *, new: bool = False) -> sqlite3.Connection:

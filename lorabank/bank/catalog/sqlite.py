@@ -12,7 +12,7 @@ from typing import Any
 
 from lorabank.bank.catalog.base import Row, RowRefused
 from lorabank.bank.catalog.columns import TABLES
-from lorabank.bank.catalog.connections import connect_to_read
+from lorabank.bank.catalog.connections import connect_to_read, open_to_write
 from lorabank.bank.catalog.definitions import REVISIONS, defined, newer_schema, read_revision
 from lorabank.bank.failures import reported
 from lorabank.bank.objects.layout import Layout
@@ -115,8 +115,6 @@ class SqliteCatalog:
     @contextmanager
     def write(self, *, patience: float | None = None) -> Iterator[SqliteTransaction]:
         """A ``BEGIN IMMEDIATE`` transaction."""
-        from lorabank.bank.catalog.database import open_to_write
-
         with (
             reported(self._layout.root, unchanged="the bank was not changed"),
             closing(open_to_write(self._layout.database)) as connection,  # which rolls back what was not committed

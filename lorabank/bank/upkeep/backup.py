@@ -15,8 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from lorabank.bank.catalog.connections import connect_to_copy
-from lorabank.bank.catalog.database import connect
+from lorabank.bank.catalog.connections import connect_to_copy, connect_to_write
 from lorabank.bank.catalog.judging import check_length, judge_database
 from lorabank.bank.catalog.reading import in_order
 from lorabank.bank.catalog.sqlite import SqliteView
@@ -106,7 +105,7 @@ def copy_bank(source: Layout, folder: Path) -> BackupResult:
         _receiving(target, manifest["id"]),
         draft_of(target, source.database) as draft,
     ):
-        with closing(connect(draft, foreign_keys=True)) as copy:
+        with closing(connect_to_write(draft)) as copy:
             copy.execute("DELETE FROM operations")  # their work is not copied
             view = SqliteView(copy)
             mended = _refuse_diverged(target, view)
@@ -142,7 +141,7 @@ def draft_of(layout: Layout, database: Path) -> Iterator[Path]:
     try:
         check_length(draft)
         if os.access(database.parent, os.W_OK):
-            with closing(connect(database, foreign_keys=True)) as connection:
+            with closing(connect_to_write(database)) as connection:
                 connection.execute("VACUUM INTO ?", (str(draft),))
         else:  # SQLite cannot open a WAL database there, and nobody can be writing it
             shutil.copyfile(database, draft)
@@ -190,7 +189,10 @@ def install(draft: Path, layout: Layout) -> None:
         os.rename(draft, layout.database)
         sync_folder(layout.root)
         return
-    with closing(connect_to_copy(draft)) as source, closing(connect(layout.database, foreign_keys=False)) as target:
+    with (
+        closing(connect_to_copy(draft)) as source,
+        closing(connect_to_write(layout.database, foreign_keys=False)) as target,
+    ):
         source.backup(target)
 
 
@@ -214,7 +216,7 @@ def _identifier(target: Layout) -> str:
     try:
         return str(read_manifest(target)["id"])
     except DamagedError:
-        with suppress(sqlite3.Error), closing(connect(target.database, foreign_keys=True)) as connection:
+        with suppress(sqlite3.Error), closing(connect_to_write(target.database)) as connection:
             return str(connection.execute("SELECT bank_id FROM bank").fetchone()[0])
         raise
 
@@ -244,7 +246,7 @@ def _refuse_diverged(target: Layout, copy: SqliteView) -> list[str]:
         return []
     here = {(row["id"], row["digest"]) for row in copy.rows("adapters")}
     try:
-        with closing(connect(target.database, foreign_keys=True)) as other:
+        with closing(connect_to_write(target.database)) as other:
             view = SqliteView(other)
             damaged = changed_rows(view)
             sound = (row for row in view.rows("adapters") if ("adapters", str(row["id"])) not in damaged)

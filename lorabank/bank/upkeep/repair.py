@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorabank.bank.catalog.base import Catalog, View
-from lorabank.bank.catalog.database import connect
+from lorabank.bank.catalog.connections import connect_to_write
 from lorabank.bank.catalog.events import Change, log_event
 from lorabank.bank.catalog.reading import in_order, read_operations
 from lorabank.bank.catalog.rows import is_sealed
@@ -108,7 +108,7 @@ def _mend_manifest(layout: Layout) -> None:
         found = read_manifest(layout)
     except (DamagedError, NotFoundError) as error:
         broken = error
-    with closing(connect(layout.database, foreign_keys=True)) as connection:
+    with closing(connect_to_write(layout.database)) as connection:
         row = SqliteView(connection).last("bank")
     sound = row is not None and is_sealed("bank", row) and row["format"] == FORMAT
     said = {"format": FORMAT, "id": row["bank_id"], "created_with": row["created_with"]} if row and sound else None

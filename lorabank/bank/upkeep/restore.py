@@ -9,8 +9,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from lorabank.bank.catalog.connections import connect_to_copy
-from lorabank.bank.catalog.database import connect
+from lorabank.bank.catalog.connections import connect_to_copy, connect_to_write
 from lorabank.bank.catalog.reading import read_operations
 from lorabank.bank.catalog.sqlite import SqliteView
 from lorabank.bank.failures import busy, database_error, reported
@@ -179,7 +178,7 @@ def _is_damage(error: Exception, layout: Layout) -> bool:
 
 @contextmanager
 def _connected(database: Path) -> Iterator[SqliteView]:
-    with closing(connect(database, foreign_keys=True)) as connection:
+    with closing(connect_to_write(database)) as connection:
         yield SqliteView(connection)
 
 

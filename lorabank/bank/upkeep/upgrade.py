@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabank.bank.catalog.connections import connect_to_read
-from lorabank.bank.catalog.database import driver_of, engine, migrate
 from lorabank.bank.catalog.definitions import REVISIONS, newer_schema, read_revision
 from lorabank.bank.catalog.events import Change, log_event
+from lorabank.bank.catalog.migrating import driver_of, engine, migrate
 from lorabank.bank.catalog.reading import read_operations
 from lorabank.bank.catalog.sqlite import SqliteTransaction, SqliteView
 from lorabank.bank.failures import busy, database_error, malformed, reported

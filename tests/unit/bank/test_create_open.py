@@ -44,7 +44,7 @@ def test_settings_of_the_database(bank):
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA application_id").fetchone() == (0x4C6F5242,)
     connection.close()
-    from lorabank.bank.catalog.database import open_to_write
+    from lorabank.bank.catalog.connections import open_to_write
 
     with closing(open_to_write(bank.path / "bank.db")) as writer:
         assert writer.execute("PRAGMA synchronous").fetchone() == (2,)

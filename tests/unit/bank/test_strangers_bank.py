@@ -16,7 +16,7 @@ import pytest
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.bank.catalog import connections
-from lorabank.bank.catalog.connections import connect_to_read
+from lorabank.bank.catalog.connections import connect_to_read, connect_to_write
 from lorabank.bank.catalog.definitions import REVISIONS, defined, same
 from lorabank.bank.catalog.judging import LONGEST, judge_database
 from lorabank.bank.failures import database_error
@@ -160,9 +160,7 @@ def test_a_crash_on_a_network_file_system_is_undone(folder, kit, monkeypatch):
     child = os.fork()
     if child == 0:
         try:
-            from lorabank.bank.catalog.database import connect
-
-            connection = connect(bank.path / "bank.db", foreign_keys=False)
+            connection = connect_to_write(bank.path / "bank.db", foreign_keys=False)
             connection.execute("PRAGMA cache_spill = 1")
             connection.execute("PRAGMA cache_size = 1")
             connection.execute("BEGIN IMMEDIATE")

@@ -1,19 +1,17 @@
-"""Writing the database: connections and migrations.
+"""The migrations of the database, run by Alembic.
 
-SQLAlchemy and Alembic are imported inside functions: reading a bank must not pay for them.
+SQLAlchemy and Alembic are imported inside functions: what works on a bank of the present schema must not pay for them.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorabank.bank.catalog.connections import BUSY_SECONDS, connect_to_write
+from lorabank.bank.catalog.connections import open_to_write
 from lorabank.bank.catalog.definitions import REVISIONS, schema_revision
-from lorabank.bank.objects.filesystem import network_filesystem
 from lorabank.core.errors import DamagedError, IncompatibleError
 
 if TYPE_CHECKING:
@@ -71,34 +69,3 @@ def engine(database: Path, *, new: bool = False) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return made
-
-
-def open_to_write(database: Path, *, foreign_keys: bool = True, new: bool = False) -> sqlite3.Connection:
-    """A driver connection as of ``connect``, with the journal that suits the place."""
-    connection = connect(database, foreign_keys, new=new)
-    try:
-        choose_journal(connection, database)
-    except Exception:
-        connection.close()
-        raise
-    return connection
-
-
-def choose_journal(connection: sqlite3.Connection, database: Path) -> None:
-    """WAL on a local disk, a rollback journal on a network file system; a bank that was moved follows its place."""
-    wanted = "wal" if network_filesystem(database) is None else "delete"
-    if connection.execute("PRAGMA journal_mode").fetchone()[0] != wanted:
-        connection.execute("PRAGMA busy_timeout = 1000")
-        with suppress(sqlite3.OperationalError):  # beside a reader it cannot change now: the next writer tries again
-            connection.execute(f"PRAGMA journal_mode = {wanted}")
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
-
-
-def connect(database: Path, foreign_keys: bool, *, new: bool = False) -> sqlite3.Connection:
-    """A driver connection with the settings that writing needs; see ``connect_to_write``."""
-    settings = ("PRAGMA synchronous = FULL", f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
-    connection = connect_to_write(database, settings, new=new)
-    if connection.execute("PRAGMA foreign_keys").fetchone()[0] != int(foreign_keys):
-        connection.close()
-        raise sqlite3.DatabaseError("this build of SQLite cannot enforce foreign keys")
-    return connection
