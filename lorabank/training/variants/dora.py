@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors
+from lorabank.core.errors import ConfigError
 from lorabank.training.variants.base import FreeFactors, Parametrization, Variant
 
 if TYPE_CHECKING:
@@ -38,8 +39,20 @@ class Dora(Variant):
     gains: ClassVar[bool] = True
 
     def parametrize(self, context: TrainContext, start: FactorStart) -> Parametrization:
-        """A, B and the magnitudes, which begin as the norms of the untouched rows."""
-        return _Magnitudes(start.begin(context), {site.name: site.weight() for site in context.sites})
+        """A, B and the magnitudes, which begin as the norms of the untouched rows.
+
+        Raises:
+            ConfigError: A row of a weight is zero.
+        """
+        weights = {site.name: site.weight() for site in context.sites}
+        for name, weight in weights.items():
+            if not bool(weight.square().sum(1).all()):
+                raise ConfigError(
+                    f"a row of the weight of {name} is zero, which has no direction for DoRA to train",
+                    hint="use --variant lora, or --target-modules without it",
+                    unchanged="the adapter did not enter the bank",
+                )
+        return _Magnitudes(start.begin(context), weights)
 
     def parameters(self, d_out: int, d_in: int, r: int) -> int:
         """Those of LoRA and a magnitude for each row."""

@@ -258,3 +258,12 @@ def test_the_next_components_are_those_behind_the_ones_that_are_taken(bases) -> 
     torch.testing.assert_close(2.0 * B @ A, ((U[:, taken] * S[taken]) @ V[taken]).float(), rtol=1e-4, atol=1e-5)
     with pytest.raises(ConfigError, match=r"32 singular values, .* from 31 to 33"):
         methods.start.factors(site, SimpleNamespace(config=SimpleNamespace(r=R), number=10, scaling=2.0))
+
+
+def test_dora_refuses_a_weight_with_a_row_of_zeros(bases) -> None:
+    """PEFT divides by zero there: the first loss would not be finite, which no learning rate mends."""
+    model = load(bases, "bert")
+    model.bert.encoder.layer[1].attention.self.value.weight[5] = 0
+    with pytest.raises(ConfigError, match=r"row of the weight of bert.encoder.layer.1.attention.self.value is zero"):
+        Trial(model, "auto", variant="dora")
+    Trial(model, "auto", variant="lora")
