@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.core.config import ComposeConfig, PredictConfig, TrainConfig
+from lorabank.core.config import ComposeConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.shelves import STARTS, STRATEGIES, VARIANTS
@@ -176,3 +176,33 @@ def test_every_strategy_takes_every_pair_or_says_why_not(strategy: str) -> None:
             assert told is None or "do not go together: " in told
     assert reason(strategy=strategy) is None
     assert reason(strategy=strategy, variant="lora-plus") is None
+
+
+def test_a_rank_that_the_start_has_not_is_refused_before_a_bank_is_made(lab: Lab, copy, tmp_path: Path) -> None:
+    """The tiny base's weights have 32 singular values."""
+
+    def plan(bank: Path, task: str, **config: Any) -> None:
+        api.plan_task(bank, task, lab.settings(task, **config), InitConfig(base=str(lab.base)))
+
+    old = copy("olora", 1)
+    for run in (lab.add, plan):
+        with pytest.raises(ConfigError, match=r"query has 32 singular values, .* from 1 to 33") as caught:
+            run(tmp_path / "new", "one", start="pissa", r=33)
+        assert caught.value.unchanged == "nothing was changed"
+        assert not (tmp_path / "new").exists()
+        with pytest.raises(ConfigError, match="from 21 to 40"):
+            run(old, "two", start="pissa", r=20, set=("pissa.components=next",))
+
+
+@pytest.mark.parametrize(("kind", "targets"), [("bert", "auto"), ("gpt2", "c_attn.q,c_attn.v")])
+def test_a_dry_run_tells_the_size_of_what_is_stored(
+    make_lab, tmp_path: Path, method: dict[str, str], kind: str, targets: str
+) -> None:
+    """Of PiSSA both halves, of DoRA magnitudes and gains, of a block the columns of the whole matrix."""
+    lab = make_lab(kind)
+    settings = {"r": 8, "target_modules": targets, **method}
+    plan = api.plan_task(tmp_path / "bank", "one", lab.settings("one", **settings), InitConfig(base=str(lab.base)))
+    stored = lab.add(tmp_path / "bank", "one", **settings).adapter
+    files = (tmp_path / "bank" / "adapters" / stored.digest).glob("*.safetensors")
+    tensors = sum(tensor.numel() for file in files for tensor in load_file(file).values())
+    assert plan.adapter_bytes == 4 * tensors

@@ -11,6 +11,7 @@ from lorabank.algebra.factors import LoraFactors
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lorabank.core.errors import ConfigError
     from lorabank.models.bases.sites import Site
     from lorabank.training.context import TrainContext
 
@@ -29,6 +30,16 @@ class FactorStart(ABC):
 
     paper: ClassVar[str | None] = None
     shifts: ClassVar[bool] = False
+
+    def refusal(self, site: Site, r: int, number: int) -> ConfigError | None:
+        """Why a site has the wrong shape for this start, known before anything is loaded; None where it has not.
+
+        Args:
+            site: Of the base; its weight may be on the meta device.
+            r: Rank of the new adapter.
+            number: How many adapters the bank was given before.
+        """
+        return None
 
     @abstractmethod
     def factors(self, site: Site, context: TrainContext) -> tuple[Tensor, Tensor]:

@@ -42,21 +42,30 @@ class PiSSA(FactorStart):
         "leading", "Singular triplets: the leading r, or the r behind those of earlier tasks (keeps tasks apart)."
     )
 
+    def refusal(self, site: Site, r: int, number: int) -> ConfigError | None:
+        """The weight has too few singular values."""
+        skipped, there = self._skipped(r, number), min(site.d_out, site.d_in)
+        if skipped + r <= there:
+            return None
+        return ConfigError(
+            f"{site.name} has {there} singular values, and the start wants those from {skipped + 1} to {skipped + r}",
+            hint="lower --r" if not skipped else "--set pissa.components=leading, or lower --r",
+            unchanged="nothing was changed",
+        )
+
     def factors(self, site: Site, context: TrainContext) -> tuple[Tensor, Tensor]:
         """Halves of r singular triplets of the untouched weight.
 
         Raises:
-            ConfigError: The weight has too few.
+            ConfigError: See `refusal`.
         """
-        r, skipped = context.config.r, context.config.r * context.number if self.components == "next" else 0
-        if skipped + r > min(site.d_out, site.d_in):
-            raise ConfigError(
-                f"{site.name} has {min(site.d_out, site.d_in)} singular values, and the start wants those from "
-                f"{skipped + 1} to {skipped + r}",
-                hint="lower --r" if not skipped else "--set pissa.components=leading, or lower --r",
-                unchanged="nothing was changed",
-            )
+        r, skipped = context.config.r, self._skipped(context.config.r, context.number)
+        if refusal := self.refusal(site, r, context.number):
+            raise refusal
         U, S, V = torch.linalg.svd(site.weight(), full_matrices=False)
         taken = slice(skipped, skipped + r)
         half = (S[taken] / context.scaling).sqrt()
         return half[:, None] * V[taken], U[:, taken] * half
+
+    def _skipped(self, r: int, number: int) -> int:
+        return r * number if self.components == "next" else 0

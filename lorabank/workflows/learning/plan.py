@@ -41,14 +41,14 @@ def plan_task(
     record = base.record
     strategy = chosen_strategy(config)
     data = load_data(config, base)
-    adapter = plan_adapter(base, config, len(data.labels))
+    earlier = earlier_adapters(snapshot)
+    names = {adapter.digest: adapter.task for adapter in earlier}
+    adapter = plan_adapter(base, config, len(data.labels), len(names))
     examples = encode_rows(base, data, adapter.max_length)
     lengths = sorted(examples.lengths)
     rows = len(examples.rows) + rows_replayed(snapshot, strategy)
     per_token = characters_per_token(base, data)
-    earlier = earlier_adapters(snapshot)
     known = known_rows(opened.bank, snapshot, data.eval, SilentObserver()) if snapshot else {}
-    names = {adapter.digest: adapter.task for adapter in earlier}
     penalties = {penalty: weight for penalty, weight, _ in resolve_penalties(config, strategy)}
     return TaskPlan(
         name=name,
@@ -68,7 +68,7 @@ def plan_task(
         rows_dropped=examples.dropped,
         steps=planned_steps(rows, config),
         trainable_parameters=adapter.parameters,
-        adapter_bytes=4 * adapter.parameters,
+        adapter_bytes=4 * adapter.stored,
         context=tuple(names[digest] for digest in strategy.context(earlier) if digest in names),
         penalty=penalties,
         bank_exists=exists,
