@@ -7,13 +7,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lorabank_cli.main import main
 from safetensors.torch import load_file
 
 from lorabank.core.shelves import SHELVES
@@ -45,9 +45,17 @@ OURS = {
 """Family to the method of the package, its setting and the default."""
 
 
+def command_line() -> dict[str, Any]:
+    """The modules of the command line, taken away: options are made once, of the methods that are there then."""
+    names = [name for name in sys.modules if name.partition(".")[0] == "lorabank_cli"]
+    return {name: sys.modules.pop(name) for name in names}
+
+
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Any]]:
     """``run(words...)``: the document of a command, or what it says where it is to end with another ``code``."""
+    before = command_line()
+    main = import_module("lorabank_cli.main").main
 
     def call(*words: object, code: int = 0) -> Any:
         capsys.readouterr()
@@ -56,7 +64,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
         assert ended == code, captured.err + captured.out
         return captured.err if code else json.loads(captured.out)
 
-    return call
+    yield call
+    command_line()
+    sys.modules.update(before)
 
 
 def records(path: Path, rows: Sequence[dict[str, str]], mark: str) -> Path:
