@@ -28,9 +28,9 @@ from lorabank_cli.verb import Run, verb
 def compose(run: Run, note: str | None, tags: tuple[str, ...]) -> None:
     """Make several adapters answer together.
 
-    manual adds the adapters' delta weights with weights of yours; prototype finds each text's task by the nearest
-    prototypes of the frozen base and uses that task's adapter and head; attention learns, per module and token, how
-    much of each adapter to use, from the samples kept in the bank.
+    merged makes them one constant state, as the sum of their delta weights with weights of yours; routed finds each
+    text's task by a router and uses that task's adapter and head; gated learns, per module and token, how much of each
+    adapter to use, from the samples kept in the bank. manual, prototype and attention are other names of the three.
     """
     from lorabank import api
 

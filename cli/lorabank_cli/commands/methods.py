@@ -18,7 +18,7 @@ _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 @verb("methods", examples=("methods", "methods replay", "methods --json"))
-@click.argument("name", required=False, help="A strategy, a penalty, a mode, a router, ...")
+@click.argument("name", required=False, help="A strategy, a variant, a penalty, a merger, ...")
 def methods(run: Run, name: str | None) -> None:
     """List the methods there are.
 
