@@ -180,13 +180,14 @@ def _methods(name: str | None) -> Iterator[Method]:
 
 def _described(shelf: Shelf, name: str) -> Method:
     entry = shelf.load(name)
+    made = entry() if isinstance(entry, type) and is_dataclass(entry) else entry
     return Method(
         family=shelf.kind,
         name=name,
         about=_about(entry),
         paper=getattr(entry, "paper", None),
         settings=tuple(_settings(entry)),
-        refused=tuple(getattr(entry, "refused", ())),
+        refused=tuple(getattr(made, "refused", ())),
     )
 
 

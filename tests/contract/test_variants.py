@@ -17,6 +17,7 @@ from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import ComposeConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.errors import ConfigError
+from lorabank.core.methods import methods
 from lorabank.core.observer import SilentObserver
 from lorabank.core.shelves import STARTS, STRATEGIES, VARIANTS
 from lorabank.training.methods import chosen_methods
@@ -206,3 +207,15 @@ def test_a_dry_run_tells_the_size_of_what_is_stored(
     files = (tmp_path / "bank" / "adapters" / stored.digest).glob("*.safetensors")
     tensors = sum(tensor.numel() for file in files for tensor in load_file(file).values())
     assert plan.adapter_bytes == 4 * tensors
+
+
+def test_what_methods_lists_as_refused_is_what_is_refused() -> None:
+    """Of each variant and start, beside the defaults of everything else."""
+    for family, shelf in (("variant", VARIANTS), ("start", STARTS)):
+        other, names = ("start", STARTS) if family == "variant" else ("variant", VARIANTS)
+        for name in shelf:
+            (found,) = (one for one in methods(name) if one.family == family)
+            pairs = [("strategy", one) for one in STRATEGIES] + [(other, one) for one in names]
+            told = {f"{kind} {one}": reason(**{family: name, kind: one}) for kind, one in pairs}
+            expected = [f"{what}: {why.partition('go together: ')[2]}" for what, why in told.items() if why]
+            assert list(found.refused) == expected

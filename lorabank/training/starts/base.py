@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from lorabank.algebra.factors import LoraFactors
+from lorabank.core.config import TrainConfig
+from lorabank.core.shelves import STRATEGIES, VARIANTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +49,14 @@ class FactorStart(ABC):
 
         Random numbers come from torch's generator of that device, site by site in the model's order.
         """
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """The strategies, with the default variant, and the variants, with the default strategy, that refuse it."""
+        strategy, variant = STRATEGIES.load(TrainConfig.strategy), VARIANTS.load(TrainConfig.variant)()
+        found = {f"strategy {name}": variant.refuses(one, self) for name, one in STRATEGIES.items()}
+        found |= {f"variant {name}": one().refuses(strategy, self) for name, one in VARIANTS.items()}
+        return tuple(f"{what}: {reason}" for what, reason in found.items() if reason)
 
     def begin(self, context: TrainContext) -> LoraFactors:
         """A and B of every site as training begins: those of the adapter that is continued, or this start's."""

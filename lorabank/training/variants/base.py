@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors
+from lorabank.core.config import TrainConfig
+from lorabank.core.shelves import STARTS, STRATEGIES
 
 if TYPE_CHECKING:
     from lorabank.training.context import TrainContext
@@ -140,6 +142,14 @@ class Variant(ABC):
     def parameters(self, d_out: int, d_in: int, r: int) -> int:
         """How many numbers are trained of a site."""
         return r * (d_out + d_in)
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """The strategies, with the default start, and the starts, with the default strategy, that it refuses."""
+        strategy, start = STRATEGIES.load(TrainConfig.strategy), STARTS.load(TrainConfig.start)()
+        found = {f"strategy {name}": self.refuses(one, start) for name, one in STRATEGIES.items()}
+        found |= {f"start {name}": self.refuses(strategy, one()) for name, one in STARTS.items()}
+        return tuple(f"{what}: {reason}" for what, reason in found.items() if reason)
 
     def refuses(self, strategy: PastUse, start: FactorStart) -> str | None:
         """Why it cannot be trained with these two, in a sentence without a full stop; None where it can."""
