@@ -15,7 +15,9 @@ from benchmarks.published import published_penalty
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.observer import SilentObserver
 from lorabank.training.factor_groups import GroupedFactors
+from lorabank.training.layers.attaching import Attached
 from lorabank.training.layers.live import Live
+from lorabank.training.penalties.base import Penalty
 from lorabank.training.penalties.orthogonal import Orthogonal
 from lorabank.training.trainer import AdapterTrainer
 
@@ -48,15 +50,27 @@ class PublishedTrainer(PlainTrainer):
 def olora_trainer(
     model: nn.Module, modules: Sequence[str], earlier: AdapterStack, loss: Loss, arguments: TrainingArguments
 ) -> AdapterTrainer:
-    """Our trainer on a model that is frozen but for the new adapter."""
+    """Our trainer on a model that is frozen but for the new adapter, with the penalty of O-LoRA."""
     model.requires_grad_(False)
     new = new_adapter(model, modules, DROPOUT, earlier)
+    return adapter_trainer(model, new, loss, arguments, earlier, [("orthogonal", LAMBDA, Orthogonal())])
+
+
+def adapter_trainer(
+    model: nn.Module,
+    new: Attached,
+    loss: Loss,
+    arguments: TrainingArguments,
+    earlier: AdapterStack | None = None,
+    penalties: Sequence[tuple[str, float, Penalty]] = (),
+) -> AdapterTrainer:
+    """Our trainer of an adapter that is on the model."""
     return AdapterTrainer(
         model=model,
         args=arguments,
         task_loss=loss,
         lengths=(),
-        penalties=[("orthogonal", LAMBDA, Orthogonal())],
+        penalties=penalties,
         groups=GroupedFactors(new.layers, earlier, with_basis=False),
         live=Live(model, new.layers, new.parametrization),
         observer=SilentObserver(),

@@ -12,12 +12,9 @@ from transformers import TrainingArguments
 
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import ALPHA, RANK, batch, every_linear, minilm, new_adapter, random_stack
-from benchmarks.training import PlainTrainer, trainer_step
+from benchmarks.training import PlainTrainer, adapter_trainer, trainer_step
 from lorabank.algebra.stack import AdapterStack
-from lorabank.core.observer import SilentObserver
 from lorabank.models.tasks.classification import Classification
-from lorabank.training.factor_groups import GroupedFactors
-from lorabank.training.layers.live import Live
 from lorabank.training.trainer import AdapterTrainer
 
 ROUNDS = 12
@@ -63,17 +60,7 @@ def _ours(
     model = minilm()
     model.requires_grad_(False)
     new = new_adapter(model, modules, DROPOUT, past, **own)
-    return AdapterTrainer(
-        model=model,
-        args=arguments,
-        task_loss=Classification().loss,
-        lengths=(),
-        penalties=[],
-        groups=GroupedFactors(new.layers, None, with_basis=False),
-        live=Live(model, new.layers, new.parametrization),
-        observer=SilentObserver(),
-        dropout=True,
-    )
+    return adapter_trainer(model, new, Classification().loss, arguments)
 
 
 def _peft(modules: list[str], settings: dict[str, Any]) -> nn.Module:
