@@ -319,7 +319,7 @@ def _check_slots(labels: Sequence[str]) -> None:
 
 
 def _label_hint(form: Form) -> dict[str, str]:
-    return {} if form.labelled else {"hint": f"completions that are no labels: --scoring {GENERATING}"}
+    return {} if form.labelled else {"hint": f"completions that are not labels: --scoring {GENERATING}"}
 
 
 def _no_chat(_: Sequence[Mapping[str, str]]) -> NoReturn:

@@ -186,7 +186,7 @@ class CatalogContract(ABC):
             _fill(transaction)
 
     def test_a_killed_process_leaves_all_or_nothing(self, tmp_path: Path) -> None:
-        """Before each of its calls, before the commit and after it; it holds up nobody."""
+        """Before each of its calls, before the commit and after it; the next process can write at once."""
         with self.make(tmp_path / "sound").write() as transaction:
             _change(transaction, lambda: None)
             after = _all(transaction)
@@ -224,7 +224,7 @@ class CatalogContract(ABC):
             assert len(view.rows("adapters")) == 1
 
     def test_one_writes_at_a_time(self, tmp_path: Path) -> None:
-        """Who has no patience is told; reading goes on beside."""
+        """A second writer without patience is refused, and reading continues beside the first."""
         mine, other = self.make(tmp_path), self.make(tmp_path)
         with mine.write() as transaction:
             transaction.insert("tasks", row("tasks"))

@@ -184,7 +184,7 @@ def _encoded(job: TrainJob, base: LoadedBase, max_length: int, observer: Observe
         raise DataError(
             f"{examples.dropped} of {len(job.texts)} training texts have a label that does not fit into {max_length} "
             "tokens beside its prompt",
-            hint="raise --max-length, or --scoring generation for completions that are no labels",
+            hint="raise --max-length, or --scoring generation for completions that are not labels",
             unchanged="nothing was changed",
         )
     fates = ((examples.cut, "cut to"), (examples.dropped, "dropped: their answers do not fit into"))

@@ -22,4 +22,4 @@ class Lora(Variant):
 
     def parametrize(self, context: TrainContext, start: FactorStart) -> Parametrization:
         """Free factors."""
-        return FreeFactors(start.begin(context), shifted=start.shifts and context.initial is None)
+        return FreeFactors(start.begin(context), shifted=start.shifts)

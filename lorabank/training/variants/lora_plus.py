@@ -26,8 +26,7 @@ class LoraPlus(Variant):
 
     def parametrize(self, context: TrainContext, start: FactorStart) -> Parametrization:
         """Free factors in two groups of the optimizer."""
-        shifted = start.shifts and context.initial is None
-        return _FasterB(start.begin(context), self.ratio, shifted=shifted)
+        return _FasterB(start.begin(context), self.ratio, shifted=start.shifts)
 
 
 class _FasterB(FreeFactors):
