@@ -201,12 +201,13 @@ class AdapterStack:
         for module, factors in self.modules.items():
             rows = factors.row_weights(weights.to(factors.A))
             used = rows != 0
-            if bool(used.any()):
+            shift = factors.shift(weights)
+            gained = shift is not None and bool(shift.any())
+            if gained or bool(used.any()):  # in a block an adapter may have a gain alone
                 A[module] = factors.A[used].clone()
                 B[module] = factors.B[:, used] * rows[used]
-                shift = factors.shift(weights)
-                if shift is not None and bool(shift.any()):
-                    gain[module] = 1 + shift
+            if shift is not None and gained:
+                gain[module] = 1 + shift
         return LoraFactors(A, B, dict.fromkeys(A, 1.0), gain)
 
 

@@ -267,3 +267,20 @@ def test_dora_refuses_a_weight_with_a_row_of_zeros(bases) -> None:
     with pytest.raises(ConfigError, match=r"row of the weight of bert.encoder.layer.1.attention.self.value is zero"):
         Trial(model, "auto", variant="dora")
     Trial(model, "auto", variant="lora")
+
+
+@pytest.mark.parametrize("targets", ["c_attn.q", "c_attn", "all-linear"])
+@pytest.mark.parametrize(("variant", "start"), pairs())
+def test_a_past_with_a_gain_alone_in_a_block_counts(
+    bases, make_adapter, variant: str, start: str, targets: str
+) -> None:
+    """As of an imported DoRA adapter whose B is zero in the rows of q: its magnitudes still change them."""
+    plain, model = load(bases, "gpt2"), load(bases, "gpt2")
+    modules = {site.module_name: (*site.weight().shape,) for site in find_targets(plain, "all-linear", ()).sites}
+    low = make_adapter(modules, 2, 1.0, seed=1)
+    kept = {name: b * (torch.arange(len(b)) >= len(b) // 3)[:, None] for name, b in low.B.items()}
+    gain = {name: torch.linspace(0.5, 1.5, len(b)) for name, b in low.B.items()}
+    past = LoraFactors(low.A, kept, low.scaling, gain)
+    Mixture(plain, AdapterStack.build({"past": past})).merge(torch.tensor([1.0]))
+    Trial(model, targets, past, variant=variant, start=start)
+    close(model(input_ids=IDS).logits, plain(input_ids=IDS).logits, 1e-4)
