@@ -33,7 +33,7 @@ from lorabank.models.bases.targets import find_targets
 
 
 def _t5(**sizes: int) -> T5Config:
-    return T5Config(**sizes, decoder_start_token_id=0)
+    return T5Config(**sizes, decoder_start_token_id=0)  # type: ignore[call-arg]
 
 
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {

@@ -66,7 +66,7 @@ def _add(bank: Path, task: str) -> None:
 def _features() -> Iterator[list[str]]:
     """The texts that pass through the frozen base for their features."""
     passed: list[str] = []
-    extract = runtime.extract_features
+    extract = runtime.extract_features  # type: ignore[attr-defined]
 
     def watched(model: Any, tokenizer: Any, texts: Sequence[str], **settings: Any) -> Any:
         passed.extend(texts)
