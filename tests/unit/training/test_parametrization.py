@@ -14,7 +14,7 @@ from lorabank.algebra.stack import AdapterStack
 from lorabank.core import shelves
 from lorabank.core.errors import ConfigError
 from lorabank.core.shelves import VARIANTS
-from lorabank.training.checkpoints import read_tensors
+from lorabank.training.checkpoints import read_facts, read_tensors
 from lorabank.training.strategies.inflora import FixedA
 from lorabank.training.strategies.projected import Projected
 from lorabank.training.variants.base import FreeFactors, Parametrization, Step, Variant
@@ -76,9 +76,11 @@ def ranked(monkeypatch: pytest.MonkeyPatch) -> list[Ranked]:
     return RankedVariant.made
 
 
-def test_hooks_are_called_once_a_step_in_their_order(ranked: list[Ranked], train) -> None:
-    """22 rows in batches of 4, two of them a step: three steps."""
-    trained = train(variant="ranked", r=4, epochs=1, gradient_accumulation_steps=2)
+@pytest.mark.parametrize("strategy", ["olora", "olora-projected"])
+def test_hooks_are_called_once_a_step_in_their_order(ranked: list[Ranked], train, make_adapter, strategy: str) -> None:
+    """22 rows in batches of 4, two of them a step: three steps; inside of a strategy's wrapper too."""
+    past = {"earlier": AdapterStack.build({"a": make_adapter(MODULES, 12, 1.0, seed=1)}), "context": ("a",)}
+    trained = train(variant="ranked", strategy=strategy, r=4, epochs=1, gradient_accumulation_steps=2, **past)
     assert trained.steps == 3
     expected = [(kind, Step(number, 3)) for number in (1, 2, 3) for kind in ("loss", "before", "after")]
     assert ranked[0].called == expected
@@ -152,3 +154,24 @@ def test_a_projected_A_passes_its_gradient_through_the_projection() -> None:
     slope = torch.randn(2, 8)
     (Projected(inner, {"x": basis}).factors().A["x"] * slope).sum().backward()
     torch.testing.assert_close(inner.A.grad, slope - slope @ basis.T @ basis)
+
+
+@pytest.mark.parametrize("strategy", ["olora", "olora-projected", "inflora"])
+@pytest.mark.parametrize(
+    ("variant", "decayed", "apart"),
+    [("lora", {"A", "B"}, []), ("lora-plus", {"A"}, [("B", 16e-3)]), ("ranked", {"A", "B"}, [("e", 3e-3)])],
+)
+def test_the_optimizer_has_the_groups_of_the_variant(
+    ranked, train, recorder, make_adapter, tmp_path, strategy: str, variant: str, decayed, apart
+) -> None:
+    """All but the head's bias decay; what the variant trains apart decays too, at its own rate, in any wrapper."""
+    past = {"earlier": AdapterStack.build({"a": make_adapter(MODULES, 4, 1.0, seed=1)}), "context": ("a",)}
+    settings = {"variant": variant, "strategy": strategy, "r": 4, "weight_decay": 0.1, "learning_rate": 1e-3}
+    with pytest.raises(KeyboardInterrupt):
+        train(recorder(stop_after=2), save_steps=1, **settings, **past)
+    stored = read_facts(tmp_path / "work" / "checkpoint-1", "optimizer")
+    found = [(len(group["params"]), group["weight_decay"], group["initial_lr"]) for group in stored]
+    free = decayed - {"A"} if strategy == "inflora" else decayed  # its A is fixed
+    n = len(MODULES)
+    assert found[:2] == [(n * len(free) + 1, 0.1, 1e-3), (1, 0.0, 1e-3)]
+    assert found[2:] == [(n, 0.1, pytest.approx(rate)) for _, rate in apart]
