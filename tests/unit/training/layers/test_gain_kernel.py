@@ -79,3 +79,18 @@ def test_the_gain_itself_is_not_rounded_to_bfloat16() -> None:
     assert gain.grad.dtype == torch.float32
     expected = F.linear(x, weight).detach().sum(0)
     assert float((gain.grad - expected).norm() / expected.norm()) < 0.02
+
+
+def test_gradients_of_a_gain_are_not_rounded_to_bfloat16() -> None:
+    """Its own is a float32 sum; that of the inputs has g times 1.003, where the gain in bfloat16 would be 1."""
+    x, weight, _, gain, A, B, _ = given((64,), bias=False, past=False)
+    x, weight = x.detach().requires_grad_(), torch.eye(D_IN)[:D_OUT]
+    with torch.no_grad():
+        gain.fill_(1.003)
+        B.zero_()
+    slope = torch.randn(64, D_OUT, generator=torch.Generator().manual_seed(3)).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        gained_linear(x, weight, None, gain, A, B, None, SCALE, 0.0).backward(slope)
+    z = x.detach().bfloat16().double() @ weight.double().mT
+    torch.testing.assert_close(gain.grad.double(), (slope.double() * z).sum(0), rtol=1e-5, atol=1e-5)
+    assert torch.equal(x.grad[:, :D_OUT], (slope.float() * 1.003).bfloat16().float())  # the weight is an identity
