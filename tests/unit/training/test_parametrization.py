@@ -175,3 +175,11 @@ def test_the_optimizer_has_the_groups_of_the_variant(
     n = len(MODULES)
     assert found[:2] == [(n * len(free) + 1, 0.1, 1e-3), (1, 0.0, 1e-3)]
     assert found[2:] == [(n, 0.1, pytest.approx(rate)) for _, rate in apart]
+
+
+def test_a_continued_adapter_with_a_row_gain_is_refused(train, make_adapter) -> None:
+    """Its A and B would be continued without what its magnitudes have learnt."""
+    low = make_adapter(MODULES, 2, 1.0, seed=1)
+    gained = replace(low, gain={name: torch.full((32,), 1.1) for name in MODULES})
+    with pytest.raises(ConfigError, match=r"which has a row gain \(DoRA\)"):
+        train(strategy="seqlora", earlier=AdapterStack.build({"a": gained}), continued="a")

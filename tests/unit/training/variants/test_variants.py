@@ -284,3 +284,12 @@ def test_a_past_with_a_gain_alone_in_a_block_counts(
     Mixture(plain, AdapterStack.build({"past": past})).merge(torch.tensor([1.0]))
     Trial(model, targets, past, variant=variant, start=start)
     close(model(input_ids=IDS).logits, plain(input_ids=IDS).logits, 1e-4)
+
+
+@pytest.mark.parametrize(("variant", "start"), pairs())
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_variant_counts_what_it_trains(bases, kind: str, variant: str, start: str) -> None:
+    trial = Trial(load(bases, kind), "auto", variant=variant, start=start)
+    counted = chosen_methods(trial.config).variant.parameters
+    trained = sum(parameter.numel() for _, parameter in trial.trained())
+    assert trained == sum(counted(site.d_out, site.d_in, R) for site in trial.sites)
