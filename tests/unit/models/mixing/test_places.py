@@ -161,6 +161,7 @@ class _Logits:
     """Answers with the logits themselves; the batches are `ROWS`' own."""
 
     forms = ()
+    generates = False
 
     def __init__(self, model: Any) -> None:
         self._model = model
