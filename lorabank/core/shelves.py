@@ -98,6 +98,15 @@ TASK_TYPES = Shelf(
     },
 )
 
+SITES = Shelf(
+    "site",
+    "sites",
+    {
+        "linear": "lorabank.models.bases.kinds.linear:Linear",
+        "conv1d": "lorabank.models.bases.kinds.conv1d:Conv1D",
+    },
+)
+
 # ------------------------------------------------------------------------------------------------------- training
 
 STRATEGIES = Shelf(
@@ -254,8 +263,8 @@ TEXT_METRICS = Shelf(
 )
 
 SHELVES = (
-    STRATEGIES, VARIANTS, STARTS, PENALTIES, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES, FORMS, FORMATS, SCORINGS,
-    METRICS, TEXT_METRICS,
+    STRATEGIES, VARIANTS, STARTS, PENALTIES, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES, SITES, FORMS, FORMATS,
+    SCORINGS, METRICS, TEXT_METRICS,
 )  # fmt: skip
 """Every shelf, in the order in which methods are listed."""
 

@@ -6,13 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lorabank import api
+from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.stack import AdapterStack
 from lorabank.bank.bank import Bank
 from lorabank.compose.base import with_its_settings
 from lorabank.core.config import ComposeConfig, PredictConfig
 from lorabank.core.errors import ConfigError
+from lorabank.models.bases.targets import find_targets
+from lorabank.models.mixing.mixture import Mixture
 from tests.contract.conftest import OUTSIDE
+from tests.unit.training.plain import plain_layers
 
 CPU = {"device": "cpu", "batch_size": 5}
 
@@ -91,3 +97,50 @@ def test_the_documents_show_every_file_of_the_package_as_it_is() -> None:
             name, text = file.relative_to(OUTSIDE).as_posix(), file.read_text(encoding="utf-8")
             language = {".py": "python", ".toml": "toml"}[file.suffix]
             assert f"<!-- {name} -->\n```{language}\n{text}```\n" in page, f"docs/extending.md shows another {name}"
+
+
+def test_a_kind_of_site_is_trained_and_answers_as_linear_layers_do(save_base, tmp_path: Path) -> None:
+    """All linear layers of a model as dense layers: found, trained, merged and left as they were."""
+    from lorabank_extras.site import Dense
+    from transformers import AutoModelForSequenceClassification
+
+    folder, ids = save_base(tmp_path / "base"), torch.arange(24).view(2, 12) % 30
+
+    def model(dense: bool) -> torch.nn.Module:
+        torch.manual_seed(0)
+        made = AutoModelForSequenceClassification.from_pretrained(folder).eval().requires_grad_(False)
+        for name, module in list(made.named_modules()):
+            if dense and isinstance(module, torch.nn.Linear) and name != "classifier":
+                made.set_submodule(name, Dense(module))
+        return made
+
+    found = [find_targets(model(dense), "all-linear", ("classifier",)) for dense in (False, True)]
+    assert found[0].names == found[1].names
+    assert {site.kind for site in found[1].sites} == {"dense"}
+    trained = []
+    for dense in (False, True):
+        network = model(dense)
+        torch.manual_seed(1)
+        layers = plain_layers(network, found[0].names, r=2, lora_alpha=4)
+        optimizer = torch.optim.SGD([leaf for layer in layers.values() for leaf in layer.leaves()], lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            network(input_ids=ids).logits.square().mean().backward()
+            optimizer.step()
+        trained.append(layers)
+    for name, layer in trained[0].items():
+        torch.testing.assert_close(trained[1][name].lora_A, layer.lora_A, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(trained[1][name].lora_B, layer.lora_B, rtol=1e-4, atol=1e-6)
+    B = {name: layer.lora_B.detach() for name, layer in trained[1].items()}
+    A = {name: layer.lora_A.detach() for name, layer in trained[1].items()}
+    stack = AdapterStack.build({"a": LoraFactors(A, B, dict.fromkeys(A, 2.0))})
+    answers = []
+    for dense in (False, True):
+        network = model(dense)
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        mixture = Mixture(network, stack)
+        mixture.merge(torch.tensor([1.0]))
+        answers.append(network(input_ids=ids).logits)
+        mixture.detach()
+        assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-5, atol=1e-6)

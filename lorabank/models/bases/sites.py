@@ -2,12 +2,11 @@ r"""Sites: the matrices that an adapter can change, and the only place that touc
 
 An adapter sees a matrix ``W [d_out, d_in]``, whatever the module keeps:
 
-| kind   | module                                           | keeps         | W here                             |
-| ------ | ------------------------------------------------ | ------------- | ---------------------------------- |
-| linear | `torch.nn.Linear`                                | [d_out, d_in] | its weight                         |
-| conv1d | ``Conv1D`` of transformers (GPT-2)               | [d_in, d_out] | the transposed weight, a view      |
-| block  | q, k or v of a fused matrix (`fused`)            | some rows     | those rows, a view if side by side |
-| packed | a linear layer whose weight is not such a matrix | bytes         | cannot be read: no adapter         |
+| kind     | module                                         | W here                                      |
+| -------- | ---------------------------------------------- | ------------------------------------------- |
+| `SITES`  | as `lorabank.models.bases.kinds` says          | a view of its weight                        |
+| block    | q, k or v of a fused matrix (`fused`)          | some rows of one, a view if side by side    |
+| packed   | one whose weight is not such a matrix          | cannot be read: no adapter                  |
 
 A block is trained as a linear layer of its own (`Split`). What is stored is an adapter on the whole matrix
 (`lorabank.models.bases.blocks`), so that everything after training, PEFT included, knows whole modules only.
@@ -15,44 +14,54 @@ A block is trained as a linear layer of its own (`Split`). What is stored is an 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lorabank.core.errors import IncompatibleError
+from lorabank.core.shelves import SITES
 from lorabank.models.bases.fused import Rows, blocks_of
+from lorabank.models.bases.kinds.base import SiteKind
+
+PACKED = "packed"
+"""The kind of a site whose weight cannot be read."""
 
 M = TypeVar("M", bound=nn.Module)
 
 
-@cache
-def _conv1d() -> Any:
-    """The class, imported when a module is looked at: fixed weights are stored without a model."""
-    from transformers.pytorch_utils import Conv1D
+def kind_of(module: nn.Module) -> SiteKind | None:
+    """How a module keeps its matrix; None where it has none that an adapter can change."""
+    of: Any = type(module)
+    return module.kind if isinstance(module, WrappedLinear) else _kind_of(of)
 
-    return Conv1D
+
+@cache
+def _kind_of(of: Any) -> SiteKind | None:
+    """Of a class of modules; the layers of a model ask in every forward pass."""
+    kinds: Iterator[SiteKind] = (entry() for _, entry in SITES.items())
+    return next((kind for kind in kinds if kind.fits(of)), None)
 
 
 def matrix_of(module: nn.Module) -> Tensor:
-    """``W [d_out, d_in]`` of a linear layer or a Conv1D in its own dtype, without a copy."""
+    """``W [d_out, d_in]`` of a module that is a site in its own dtype, without a copy."""
     weight: Tensor = module.weight  # type: ignore[assignment]
-    return weight.T if _transposed(module) else weight
+    kind = kind_of(module)
+    return weight if kind is None else kind.matrix(weight)
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
-    """The bias ``[d_out]`` of a linear layer or a Conv1D, None where it has none."""
+    """The bias ``[d_out]`` of a module that is a site, None where it has none."""
     return module.bias  # type: ignore[return-value]
 
 
 def as_kept(module: nn.Module, matrix: Tensor) -> Tensor:
     """A matrix ``[d_out, d_in]`` in the layout in which the module keeps its weight, without a copy."""
-    return matrix.T if _transposed(module) else matrix
+    kind = kind_of(module)
+    return matrix if kind is None else kind.kept(matrix)
 
 
 def set_matrix(module: nn.Module, matrix: Tensor) -> None:
@@ -60,10 +69,6 @@ def set_matrix(module: nn.Module, matrix: Tensor) -> None:
     old: Tensor = module.weight  # type: ignore[assignment]
     new = as_kept(module, matrix).to(old.dtype).contiguous()
     module.weight = nn.Parameter(new, requires_grad=old.requires_grad)
-
-
-def _transposed(module: nn.Module) -> bool:
-    return module.transposed if isinstance(module, WrappedLinear) else isinstance(module, _conv1d())
 
 
 class WrappedLinear(nn.Module):
@@ -76,7 +81,7 @@ class WrappedLinear(nn.Module):
         base: The module that is wrapped.
 
     Attributes:
-        transposed: Whether the base keeps its matrix transposed.
+        kind: How the base keeps its matrix.
         called: Whether a forward pass went through the wrapper.
         weight_read: Whether the model's code asked for its weight.
     """
@@ -86,7 +91,7 @@ class WrappedLinear(nn.Module):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
-        self.transposed = _transposed(base)
+        self.kind = kind_of(base)
         self.called = False
         self.weight_read = False
 
@@ -128,7 +133,7 @@ class Site:
     """
 
     name: str
-    kind: Literal["linear", "conv1d", "block", "packed"]
+    kind: str
     d_in: int
     d_out: int
     depth: int | None
@@ -139,7 +144,7 @@ class Site:
     @property
     def can_merge(self) -> bool:
         """Whether W can be read and a delta weight be added to it."""
-        return self.kind != "packed"
+        return self.kind != PACKED
 
     @property
     def device(self) -> torch.device:
@@ -244,50 +249,33 @@ def _packed(site: Site) -> IncompatibleError:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module computes what `torch.nn.Linear` does, so that an adapter can stand in its place.
-
-    A subclass with a forward pass of its own may compute the same (Falcon's does) or not (Llama 4's router): it is
-    tried on random weights and inputs.
-    """
-    if isinstance(module, _conv1d()):
-        return type(module).forward is _conv1d().forward and "forward" not in vars(module)
-    if not isinstance(module, nn.Linear):
-        return False
-    own = type(module).forward is not nn.Linear.forward or "forward" in vars(module)
-    return not own or _computes_a_product(module)
-
-
-@torch.no_grad()
-def _computes_a_product(module: nn.Linear) -> bool:
-    dice = torch.Generator().manual_seed(0)
-    trial = copy.copy(module)  # with weights of its own: the module's may lie nowhere, or on a GPU
-    trial._parameters = {
-        name: None if value is None else nn.Parameter(torch.randn(value.shape, generator=dice))
-        for name, value in module._parameters.items()
-    }
-    x = torch.randn(2, 3, module.in_features, generator=dice)
-    expected = functional.linear(x, trial.weight, trial.bias)
-    try:
-        found = trial(x)
-    except Exception:  # whatever it asks for, it is not a linear layer's input
-        return False
-    same = isinstance(found, Tensor) and found.shape == expected.shape
-    return same and torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+    """Whether a module computes ``x W^T + b``, so that an adapter can stand in its place."""
+    kind = kind_of(module)
+    return kind is not None and kind.computes(module)
 
 
 def _whole(model: nn.Module, name: str, module: nn.Module) -> Site | None:
-    """The site of a module, None where it is neither linear nor a Conv1D."""
-    if isinstance(module, _conv1d()):
-        return Site(name, "conv1d", module.nx, module.nf, _depth(model, name), module, name)
-    if isinstance(module, WrappedLinear):
-        d_out, d_in = matrix_of(module).shape
-        kind: Literal["linear", "conv1d"] = "conv1d" if module.transposed else "linear"
-        return Site(name, kind, d_in, d_out, _depth(model, name), module, name)
-    if not isinstance(module, nn.Linear):
+    """The site of a module, None where it is of no kind."""
+    wrapped = isinstance(module, WrappedLinear)
+    kind = kind_of(module)
+    if kind is None:
         return None
-    d_out, d_in = module.out_features, module.in_features
-    whole = module.weight.shape == (d_out, d_in) and module.weight.dtype.is_floating_point
-    return Site(name, "linear" if whole else "packed", d_in, d_out, _depth(model, name), module, name)
+    if wrapped:
+        d_out, d_in = matrix_of(module).shape
+    else:
+        d_out, d_in = kind.sizes(module)
+    readable = wrapped or _is_matrix(module, kind, (d_out, d_in))
+    return Site(name, _name_of(kind) if readable else PACKED, d_in, d_out, _depth(model, name), module, name)
+
+
+def _is_matrix(module: nn.Module, kind: SiteKind, sizes: tuple[int, int]) -> bool:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight.dtype.is_floating_point and weight.ndim > 1 and kind.matrix(weight).shape == sizes
+
+
+@cache
+def _name_of(kind: SiteKind) -> str:
+    return next(name for name, entry in SITES.items() if entry is type(kind))
 
 
 def _depth(model: nn.Module, name: str) -> int | None:

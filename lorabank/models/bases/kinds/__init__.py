@@ -1,0 +1,1 @@
+"""How a module that can be adapted keeps its matrix: one file a kind."""
