@@ -39,6 +39,7 @@ OURS = {
     "scoring": ("normalised", "power", 1.0),
     "mode": ("soft", None, None),
     "task type": ("FEATURE_EXTRACTION", None, None),
+    "site": ("dense", None, None),
     "metric": ("worst_task", None, None),
     "text metric": ("contained", None, None),
 }
