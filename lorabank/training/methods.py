@@ -48,8 +48,8 @@ def chosen_methods(config: TrainConfig) -> TrainMethods:
         raise ConfigError(
             f"strategy {config.strategy!r}, variant {config.variant!r} and start {config.start!r} do not go together: "
             f"{reason}",
-            hint="leave out --variant and --start, or use another --strategy",
-            commands=[Command("methods", config.variant)],
+            hint="change one of the three; methods lists what each variant and start is refused with",
+            commands=[Command("methods", config.variant), Command("methods", config.start)],
             unchanged="nothing was changed",
         )
     return found
