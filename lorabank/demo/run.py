@@ -50,18 +50,27 @@ _FITTED = 12
 """Passes that a row costs on which a selector is fitted."""
 
 
+_PLAN = (
+    "{0} tasks ({1}) are learnt one after another, and each is scored after each; {2} steps, under ten minutes on two "
+    "quiet cores:",
+    "  train one adapter on every task in turn (seqlora), which is what forgets",
+    "  train an adapter for each task, orthogonal to the earlier ones (olora)",
+    "  compose olora's adapters: equal weights (manual), learned attention, routing by the text (prototype)",
+    "  score all five ways to answer on every task; data, banks, plots and reports are written to {3}",
+)
+
+
 class _Part(NamedTuple):
-    """A step of the demo, whether it was done before, and what does it."""
+    """A step of the demo, and what does it."""
 
     step: Step
-    done: Callable[[], bool]
     run: Callable[[Observer], object]
 
 
 def demo(target: Path, *, seed: int, epochs: float | None, observer: Observer) -> DemoResult:
-    """Sequential training (one adapter goes on) beside O-LoRA with three ways to compose.
+    """Sequential training (one adapter for all tasks) beside O-LoRA with three ways to compose.
 
-    A folder of an earlier, interrupted demo is gone on with: what is in its banks is not trained again.
+    A demo that was interrupted is resumed: what is in its banks is not trained again.
 
     Args:
         target: Folder for data, banks, heat-maps, the table and the reports.
@@ -70,11 +79,6 @@ def demo(target: Path, *, seed: int, epochs: float | None, observer: Observer) -
         observer: Gets notices and progress.
     """
     started = time.monotonic()
-    observer.notice(
-        f"{len(TASKS)} tasks ({', '.join(TASKS)}) are learnt one after another, by seqlora (one adapter goes on) and "
-        "by olora (one for each task); olora's are composed in three ways, and each task is scored after each; all of "
-        f"it lies in {target}"
-    )
     copy_data(target / "data")
     changed = {} if epochs is None else {"epochs": epochs}
     rows: list[dict[str, Any]] = []
@@ -84,13 +88,16 @@ def demo(target: Path, *, seed: int, epochs: float | None, observer: Observer) -
         parts += _learning(target, strategy, seed, changed)
         parts += _composing(target / strategy, compositions, seed)
         parts.append(_measuring(target, strategy, compositions, seed, rows, paths))
-    steps = Steps(observer, [part.step for part in parts])
-    for part in parts:
-        if part.done():
-            steps.skip()
-        else:
-            steps.begin()
-            part.run(steps)
+    for line in _PLAN:
+        observer.notice(line.format(len(TASKS), ", ".join(TASKS), len(parts), target))
+    steps = Steps(observer, "demo", [part.step for part in parts])
+    try:
+        for part in parts:
+            if not part.step.done:
+                steps.begin()
+                part.run(steps)
+    finally:
+        steps.close()
     page = target / "table.md"
     page.write_text(markdown(rows), encoding="utf-8")
     return DemoResult(tuple(rows), (*paths, str(page)), time.monotonic() - started)
@@ -100,10 +107,10 @@ def _learning(target: Path, strategy: str, seed: int, changed: Mapping[str, Any]
     """Each task, unless it is in the bank."""
     bank, passes = target / strategy, float(changed.get("epochs", SETTINGS["epochs"]))
     work = {"training": _ROWS * passes * _TRAINED, "scoring": _HELD_OUT, "": _ROWS}
+    there = learnt_tasks(bank)
     return [
         _Part(
-            Step(f"{strategy} learns {task}", work),
-            partial(_is_learnt, bank, task),
+            Step(f"{strategy} learns {task}", work, task in there),
             partial(_learn, bank, target / "data", task, strategy, seed, changed),
         )
         for task in TASKS
@@ -114,10 +121,10 @@ def _composing(bank: Path, compositions: Sequence[ComposeConfig], seed: int) -> 
     """Each composition, unless it is in the bank."""
     samples = SETTINGS["keep_samples"] * sum(range(2, len(TASKS) + 1))  # of the stages that have a selector
     work = {"attention": {"attention over": 2 * samples * _FITTED}}
+    there = _composed(bank)
     return [
         _Part(
-            Step(f"composing {config.mode}", work.get(config.mode, {"": _HELD_OUT})),
-            partial(_is_composed, bank, config),
+            Step(f"composing {config.mode}", work.get(config.mode, {"": _HELD_OUT}), config.name in there),
             partial(_compose, bank, replace(config, seed=seed)),
         )
         for config in compositions
@@ -148,15 +155,13 @@ def _measuring(
             paths.append(str(save_plot(report, target / f"{name}.png")))
         paths.append(str(write_report(bank, target / f"{strategy}.html")))
 
-    return _Part(Step(f"scoring {strategy}", work), lambda: False, run)
+    return _Part(Step(f"scoring {strategy}", work), run)
 
 
-def _is_learnt(bank: Path, task: str) -> bool:
-    return task in learnt_tasks(bank)
-
-
-def _is_composed(bank: Path, config: ComposeConfig) -> bool:
-    return any(composition.name == config.name for composition in Bank.open(bank).snapshot().compositions)
+def _composed(bank: Path) -> frozenset[str]:
+    """Names of the compositions of a bank; none where there is no bank yet."""
+    there = learnt_tasks(bank)
+    return frozenset(one.name for one in Bank.open(bank).snapshot().compositions) if there else frozenset()
 
 
 def _compose(bank: Path, config: ComposeConfig, observer: Observer) -> None:
@@ -203,11 +208,12 @@ def measure(
 
 
 def table_row(strategy: str, report: MatrixReport) -> dict[str, Any]:
-    """One line of the demo's table."""
+    """One line of the demo's table; ``scores`` are those on each task after the last."""
     row: dict[str, Any] = {
         "strategy": strategy,
         "answers": report.subject,
         "task_id": report.task_id,
+        "scores": dict(zip(report.tasks, report.values[-1], strict=True)),
         **{
             name: report.scalars[name]
             for name in ("average_accuracy", "learning_accuracy", "backward_transfer", "forgetting")

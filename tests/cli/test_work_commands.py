@@ -333,6 +333,7 @@ def test_import(run: Any, api: Any, records: Any) -> None:
 def test_demo(run: Any, api: Any) -> None:
     def row(strategy: str, answers: str, average: float, routed: float | None) -> dict[str, Any]:
         scores = {"average_accuracy": average, "learning_accuracy": 0.9, "backward_transfer": -0.0125}
+        scores["scores"] = {"sentiment": 0.8125, "spam": 0.5}
         routing = {"oracle": None if routed is None else 0.88, "routing_accuracy": routed}
         task_id = "given" if routed is None else "routed"
         return {"strategy": strategy, "answers": answers, "task_id": task_id, **scores, "forgetting": 0.02, **routing}
@@ -344,8 +345,11 @@ def test_demo(run: Any, api: Any) -> None:
     )
     shown = run("demo", "--epochs", "1")
     lines = [line.split() for line in shown.out.splitlines()]
-    assert ["seqlora", "as-trained", "given", "0.6000", "0.9000", "-0.0125", "0.0200"] in lines
-    assert ["olora", "prototype", "routed", "0.8700", "0.9000", "-0.0125", "0.0200", "0.8800", "0.9150"] in lines
+    assert ["task", "id", "sentiment", "spam", "average", "forgotten"] in lines
+    (seqlora,) = [line for line in shown.out.splitlines() if line.startswith("one adapter for all tasks (seqlora)")]
+    assert seqlora.split()[-5:] == ["given", "0.8125", "0.5000", "0.6000", "0.0200"]
+    assert "prototype finds the task of 92% of the texts by itself and scores 0.870" in shown.out
+    assert "it would score 0.880" in shown.out
     assert "lorabank-demo/olora.png" in shown.out
     assert api.called("demo")["epochs"] == 1.0
     assert Path(api.called("demo")["target"]) == Path("lorabank-demo")
@@ -364,3 +368,21 @@ def test_the_demo_is_short_in_a_pipe_and_shows_bars_on_a_terminal(run: Any, api:
     assert run("demo").err == "step 1 of 13: seqlora learns sentiment\n"
     terminal("stderr")
     assert "90/90" in run("demo").err
+
+
+def test_notices_of_the_demo_stand_above_its_one_bar(run: Any, api: Any, terminal: Any) -> None:
+    def work(target: object, *, seed: int, epochs: object, observer: Any) -> DemoResult:
+        observer.start("demo", 4)
+        for done in range(1, 5):
+            observer.notice(f"step {done} of 4")
+            observer.advance(done, {"loss": 0.5})
+        observer.finish()
+        return DemoResult((), (), 1.0)
+
+    api["demo"] = work
+    terminal("stderr")
+    shown = run("demo").err
+    lines = [line.split("\r")[-1].removeprefix("\x1b[K").rstrip() for line in shown.split("\n")]
+    assert lines[:4] == [f"step {done} of 4" for done in range(1, 5)]
+    assert len([line for line in lines if "demo" in line]) == 1
+    assert "4/4" in shown.split("\n")[-2]

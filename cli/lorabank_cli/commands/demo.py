@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @verb("demo", examples=("demo", "demo ./try --epochs 1"))
-@click.argument("target", default="lorabank-demo", help="Folder to write; an interrupted demo goes on there.")
+@click.argument("target", default="lorabank-demo", help="Folder to write; an interrupted demo is resumed there.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything.")
 @click.option("--epochs", type=Finite(min=0, min_open=True), help="Passes over each task's rows.")
 def demo(run: Run, target: str, seed: int, epochs: float | None) -> None:
@@ -29,23 +29,27 @@ def demo(run: Run, target: str, seed: int, epochs: float | None) -> None:
     from lorabank import api
     from lorabank_cli.render.progress import ConsoleObserver
 
-    with ConsoleObserver(run.output, lines=0) as observer:
+    with ConsoleObserver(run.output, lines=0, lasting=True) as observer:
         result = api.demo(target, seed=seed, epochs=epochs, observer=observer)
     run.output.data(result, _text(run, target, result))
 
 
 def _text(run: Run, target: str, result: DemoResult) -> str:
-    """One line per strategy and composition, then where everything lies."""
-    from lorabank.demo.table import COLUMNS, EXPLANATION
+    """The short table, what it shows, then where everything lies."""
+    from lorabank.demo.table import CAPTION, EXPLANATION, lesson, short
 
-    titles = [title for title, _ in COLUMNS]
-    rows = [[row[key] for _, key in COLUMNS] for row in result.rows]
+    titles, rows = short(result.rows)
     return "\n".join(
         [
+            CAPTION,
+            "",
             table(titles, rows),
             "",
-            EXPLANATION,
-            f"heat-maps, reports and banks are in {safe(target)} ({result.seconds:.0f} s):",
+            *EXPLANATION,
+            "",
+            *lesson(result.rows),
+            "",
+            f"every metric, the heat-maps, the reports and the banks are in {safe(target)} ({result.seconds:.0f} s):",
             *(f"  {safe(path)}" for path in result.paths),
             run.output.next(Command("--bank", f"{target}/olora", "predict", "A wonderful, moving film.")),
         ]

@@ -19,7 +19,10 @@ _LINES = 10
 """Plain lines of one job when stderr is a file or a pipe, beside its first step."""
 
 _SECONDS = 30.0
-"""The longest silence of a job that goes on."""
+"""The longest silence of a running job."""
+
+_ERASE = "\r\x1b[K"
+"""Empties the terminal's line."""
 
 
 class ConsoleObserver:
@@ -27,12 +30,14 @@ class ConsoleObserver:
 
     Args:
         output: The streams.
-        lines: Plain lines of one job beside its first step; of 0 there is a line only after a long silence.
+        lines: Plain lines of one job beside its first step; with 0 there is a line only after a long silence.
+        lasting: Whether a notice stands above the bar, which stays; otherwise it ends the bar.
     """
 
-    def __init__(self, output: Output, lines: int = _LINES) -> None:
+    def __init__(self, output: Output, lines: int = _LINES, *, lasting: bool = False) -> None:
         self._output = output
         self._lines = lines
+        self._lasting = lasting
         self._bar: ProgressBar[int] | None = None
         self._what = ""
         self._total = 0
@@ -47,7 +52,10 @@ class ConsoleObserver:
 
     def notice(self, message: str) -> None:
         """One line for the user."""
-        self.finish()
+        if self._bar is not None and self._lasting:
+            click.echo(_ERASE, nl=False, err=True)  # the next progress draws the bar again, a line below
+        else:
+            self.finish()
         self._output.notice(message)
 
     def start(self, what: str, total: int) -> None:
