@@ -48,7 +48,13 @@ class InitConfig:
     )
 
 
-@renamed(lambda_orth="penalty_weight", lambda_l1="amlora.lambda_l1", replay_rows="replay.replay_rows")
+@renamed(
+    {"lambda_l1": 1e-3, "lambda_l2": 0.0, "replay_rows": 200},
+    lambda_orth="penalty_weight",
+    lambda_l1="amlora.lambda_l1",
+    lambda_l2="set.lambda_l2",
+    replay_rows="replay.replay_rows",
+)
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One task: its data, its adapter and how the adapter is trained."""
@@ -95,7 +101,6 @@ class TrainConfig:
     set: tuple[str, ...] = setting(
         (), "Setting of a chosen method, as KEY=VALUE (those that methods lists); may be repeated."
     )
-    lambda_l2: float = setting(0.0, "Weight of the norm penalty of O-LoRA (its lambda_2).", ge=0)
     r: int = setting(8, "Rank of the adapter.", ge=1, le=MAX_RANK)
     lora_alpha: float = setting(32.0, "Numerator of the scaling lora_alpha / r.", gt=0)
     lora_dropout: float = setting(

@@ -124,7 +124,10 @@ def _not_taken(key: str, chosen: Sequence[tuple[Shelf, str]], shelves: Sequence[
     if own in known:
         return []
     whose = _listed([f"{shelf.kind} {name}" for shelf, name in meant], "and")
-    return [f"{whose}: there is no setting {shown(own)}.{nearest(own, known)}".removesuffix(".")]
+    problem = f"{whose}: there is no setting {shown(own)}"
+    if having := [f"{shelf.kind} {name}" for shelf in shelves for name, entry in shelf.items() if own in _own(entry)]:
+        return [f"{problem}, which is one of {_listed(having, 'and')}"]
+    return [f"{problem}.{nearest(own, known)}".removesuffix(".")]
 
 
 def _listed(words: Sequence[str], last: str) -> str:

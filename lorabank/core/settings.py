@@ -7,12 +7,14 @@ numbers that are not finite, all at once. Importing this module costs the standa
 
 A setting may have had another name. A class made by `renamed` takes it, with a notice that says what to write;
 `modern` gives its values their present names. A setting that became one of a method's own goes into ``set``: as
-``METHOD.KEY=VALUE``, or as ``*.KEY=VALUE`` for whichever chosen method has it.
+``METHOD.KEY=VALUE``, as ``*.KEY=VALUE`` for whichever chosen method has it, or as ``KEY=VALUE``, which a chosen method
+must have.
 """
 
 from __future__ import annotations
 
 import difflib
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, field, fields, replace
@@ -196,12 +198,18 @@ def shown(value: Any) -> str:
 ANY = "*"
 """The METHOD of a setting that is of whichever chosen method has it."""
 
+_SET = "set"
+"""In place of METHOD: the setting is given as ``--set KEY=VALUE`` gives it."""
 
-def renamed(**names: str) -> Callable[[type[T]], type[T]]:
+
+def renamed(defaults: Mapping[str, Any] | None = None, /, **names: str) -> Callable[[type[T]], type[T]]:
     """Let a dataclass of keyword-only settings take old names, with a `DeprecationWarning`.
 
     Args:
-        names: Old name to the setting that stands in its place, or to ``METHOD.KEY``.
+        defaults: Old name to the default that it had. This value says nothing: records of older versions hold it
+            whatever the method was.
+        names: Old name to the setting that stands in its place, to ``METHOD.KEY``, or to ``set.KEY`` where a chosen
+            method must have it.
     """
 
     def wrap(kind: type[T]) -> type[T]:
@@ -216,6 +224,7 @@ def renamed(**names: str) -> Callable[[type[T]], type[T]]:
 
         setattr(kind, "__init__", take)  # noqa: B010  (mypy knows no assignment to it)
         setattr(kind, "old_names", names)  # noqa: B010
+        setattr(kind, "old_defaults", defaults or {})  # noqa: B010
         return kind
 
     return wrap
@@ -230,25 +239,27 @@ def old_names(kind: Any) -> dict[str, str]:
 def modern(kind: Any, values: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Loose values under their present names, and for each old name among them what to write.
 
-    None under an old name says nothing.
+    None under an old name says nothing, and neither does the default that it had.
 
     Raises:
         ConfigError: A setting is given under its old name and its new one.
     """
-    names = old_names(kind)
+    names, defaults = old_names(kind), getattr(kind, "old_defaults", {})
     found = {name: value for name, value in values.items() if name not in names}
     listed = found.get("set", ())
     listed = tuple(listed) if isinstance(listed, list | tuple) else (listed,)
     keys = {str(one).partition("=")[0].strip() for one in listed}
     notices = []
     for name, new in names.items():
-        if (value := values.get(name)) is None:
+        value = values.get(name)
+        if value is None or value == defaults.get(name):
             continue
         owner, _, key = new.rpartition(".")
         if owner:
-            written = f"--set {new.removeprefix(f'{ANY}.')}={value}"
-            twice = any(one in (key, new) or (owner == ANY and one.endswith(f".{key}")) for one in keys)
-            found["set"] = listed = (*listed, f"{new}={value}")
+            own = key if owner in (_SET, ANY) else new
+            written = f"--set {shlex.quote(f'{own}={value}')}"
+            twice = any(one in (key, new) or (own == key and one.endswith(f".{key}")) for one in keys)
+            found["set"] = listed = (*listed, f"{key if owner == _SET else new}={value}")
         else:
             written, twice = f"--{new.replace('_', '-')} {value}", found.get(new) is not None
             found[new] = value

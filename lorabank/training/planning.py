@@ -22,7 +22,6 @@ from lorabank.models.bases.targets import find_targets
 from lorabank.models.tasks.heads import build_head
 from lorabank.training.methods import TrainMethods, chosen_methods
 from lorabank.training.penalties.base import Penalty
-from lorabank.training.penalties.norm import Norm
 from lorabank.training.strategies.base import Strategy
 
 
@@ -32,15 +31,13 @@ def resolve_penalties(config: TrainConfig, strategy: Strategy) -> list[tuple[str
     *_, name, penalty = chosen_methods(config)
     if name and penalty:
         weight = penalty.default_weight if config.penalty_weight is None else config.penalty_weight
-        chosen.append((name, weight, penalty))
+        chosen += [(name, weight, penalty), *penalty.besides()]
     elif config.penalty_weight:
         raise ConfigError(
             f"penalty_weight = {config.penalty_weight} has no penalty to weigh: strategy {strategy.name!r} uses none",
             hint="add --penalty orthogonal",
             unchanged="nothing was changed",
         )
-    if config.lambda_l2 > 0:
-        chosen.append((Norm.name, config.lambda_l2, Norm()))
     return chosen
 
 

@@ -53,3 +53,7 @@ class Penalty(ABC):
     @abstractmethod
     def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
         """The penalty, without its weight, as a float32 scalar tensor."""
+
+    def besides(self) -> Sequence[tuple[str, float, Penalty]]:
+        """Name, weight and object of each further penalty that its settings ask for; by default none."""
+        return ()

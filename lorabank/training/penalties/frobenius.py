@@ -15,6 +15,7 @@ Both are exact. Large products weigh more than under the absolute value, small o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,16 +23,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lorabank.training.penalties.base import FactorGroup, Penalty
+from lorabank.training.penalties.base import FactorGroup
+from lorabank.training.penalties.norm import WithNorm
 
 
-class Frobenius(Penalty):
+@dataclass(frozen=True)
+class Frobenius(WithNorm):
     """``sum_modules ||A_prev A_new^T||_F^2``; the default weight is that of the absolute value, not tuned."""
 
     default_weight = 0.5
 
-    def __init__(self) -> None:
-        self._grams = WeakIdKeyDictionary()
+    _grams: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary, init=False, repr=False, compare=False)
 
     def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
         """Sum over all modules; a group's ``A_prev`` must not be written to between calls."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lorabank.core.settings import setting
 from lorabank.training.penalties.base import FactorGroup, Penalty
 
 
@@ -25,3 +27,14 @@ class Norm(Penalty):
             for factor in (group.A_new, group.B_new)
         ]
         return torch.stack(norms).sum()
+
+
+@dataclass(frozen=True)
+class WithNorm(Penalty):
+    """A penalty of O-LoRA, which the norms may stand beside: its loss is CE + lambda_1 penalty + lambda_2 norms."""
+
+    lambda_l2: float = setting(0.0, "Weight of the norms of A and B beside it, lambda_2 of O-LoRA; 0 for none.", ge=0)
+
+    def besides(self) -> Sequence[tuple[str, float, Penalty]]:
+        """The norms, where they have a weight."""
+        return [(Norm.name, self.lambda_l2, Norm())] if self.lambda_l2 > 0 else []

@@ -19,16 +19,19 @@ invertible recombination of A_new's rows, so it cannot be met by shrinking.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorabank.training.penalties.base import FactorGroup, Penalty
+from lorabank.training.penalties.base import FactorGroup
+from lorabank.training.penalties.norm import WithNorm
 
 
-class Orthogonal(Penalty):
+@dataclass(frozen=True)
+class Orthogonal(WithNorm):
     """The reference's penalty (its ``lamda_1`` is 0.5 for the short orders)."""
 
     default_weight = 0.5
@@ -39,7 +42,8 @@ class Orthogonal(Penalty):
         return torch.stack([_cross_l1(group.A_prev.float(), group.A_new.float()) for group in groups]).sum()
 
 
-class OrthogonalNormalized(Penalty):
+@dataclass(frozen=True)
+class OrthogonalNormalized(WithNorm):
     """Mean squared cosine between the row spaces of the new adapter and of all earlier ones."""
 
     default_weight = 1.0

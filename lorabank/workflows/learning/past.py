@@ -65,20 +65,14 @@ def recorded_run(name: str, stored: Mapping[str, Any]) -> tuple[dict[str, Any], 
     """
     try:
         # A run without the setting was begun when prompts were taken as they are.
-        return _renamed({"chat_template": "none"} | stored["config"]), (stored["train"], stored["eval"])
+        config = validate(TrainConfig, {"chat_template": "none"} | stored["config"], where="the interrupted run")
+        return asdict(config), (stored["train"], stored["eval"])
     except KeyError as error:
         raise DamagedError(
             f"the reservation of add-task {name!r} lacks {error.args[0]!r}, so it cannot be resumed",
             commands=[Command("add-task", name, "--data", "FILE", "--restart")],
             unchanged="the bank was not changed",
         ) from error
-
-
-def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings under the names that they have now; what was the default of another method says nothing."""
-    silent = {"lambda_l1": 1e-3, "replay_rows": 200}
-    kept = {name: value for name, value in config.items() if silent.get(name) != value}
-    return asdict(validate(TrainConfig, kept, where="the interrupted run"))
 
 
 def moved_on(stored: Mapping[str, Any], now: Mapping[str, Any], snapshot: Snapshot) -> str | None:

@@ -75,7 +75,7 @@ def _problems(kind: type[Any], values: dict[str, Any]) -> list[str]:
 def test_the_library_refuses_it_before_anything_is_touched(tmp_path: Path, value: float) -> None:
     good = TrainConfig(data=str(tmp_path / "rows.jsonl"))
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": 1}\n')
-    for name in ("learning_rate", "lora_alpha", "epochs", "lambda_l2", "penalty_weight", "weight_decay"):
+    for name in ("learning_rate", "lora_alpha", "epochs", "penalty_weight", "weight_decay"):
         bad = replace(good, **{name: value})
         for call in (
             lambda bad=bad: api.plan_task(tmp_path / "bank", "t", bad),

@@ -35,8 +35,26 @@ def test_a_setting_of_whichever_method_has_it_is_written_without_a_method() -> N
     assert notice == "--epochs is an old name: write --set epochs=3"
 
 
+def test_a_setting_that_a_chosen_method_must_have_is_written_as_it_is_given() -> None:
+    values, (notice,) = modern(TrainConfig, {"lambda_l2": 0.5})
+    assert values == {"set": ("lambda_l2=0.5",)}
+    assert notice == "--lambda-l2 is an old name: write --set lambda_l2=0.5"
+
+
+def test_what_a_shell_would_take_apart_is_quoted() -> None:
+    _, (notice,) = modern(ComposeConfig, {"epochs": "3; ls"})
+    assert notice == "--epochs is an old name: write --set 'epochs=3; ls'"
+
+
 def test_none_under_an_old_name_says_nothing() -> None:
     assert modern(TrainConfig, {"lambda_orth": None, "penalty_weight": 2.0}) == ({"penalty_weight": 2.0}, ())
+
+
+def test_neither_does_the_default_that_it_had() -> None:
+    """Records of older versions hold it whatever the method was, and scripts may write it."""
+    recorded = {"lambda_l1": 1e-3, "lambda_l2": 0.0, "replay_rows": 200, "strategy": "nlora"}
+    assert modern(TrainConfig, recorded) == ({"strategy": "nlora"}, ())
+    assert modern(TrainConfig, {"replay_rows": 0})[0] == {"set": ("replay.replay_rows=0",)}
 
 
 def test_a_class_without_old_names_has_none() -> None:
@@ -54,6 +72,7 @@ def test_an_old_name_is_no_setting(kind: type[Any]) -> None:
     ("kind", "given"),
     [
         (TrainConfig, {"lambda_orth": 0.0, "penalty_weight": 2.0}),
+        (TrainConfig, {"lambda_l2": 0.5, "set": ("frobenius.lambda_l2=0.25",)}),
         (TrainConfig, {"lambda_l1": 0.5, "set": ("amlora.lambda_l1=0.25",)}),
         (TrainConfig, {"replay_rows": 6, "set": ("seed=1", "replay_rows = 7")}),
         (ComposeConfig, {"epochs": 1, "set": ["attention.epochs=2"]}),

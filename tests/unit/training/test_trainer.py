@@ -83,7 +83,7 @@ def test_the_task_loss_is_the_mean_over_accumulated_batches(
 def test_the_terms_are_reported_and_weighed(train, recorder, make_adapter) -> None:
     stack = AdapterStack.build({"a": make_adapter(MODULES, 3, 1.0, seed=1)})
     observer = recorder()
-    trained = train(observer, earlier=stack, learning_rate=1e-30, epochs=1, lambda_l2=0.01)
+    trained = train(observer, earlier=stack, learning_rate=1e-30, epochs=1, set=("lambda_l2=0.01",))
     assert trained.penalties == {"orthogonal": 0.5, "norm": 0.01}
     assert len(observer.values) == trained.steps == 6
     # no parameter moved, so the penalties can be recomputed from what came out
@@ -124,11 +124,23 @@ def test_a_weight_of_zero_asks_for_no_penalty(every_sum, monkeypatch, train, rec
         ({"penalty_weight": 2.0}, {"orthogonal": 2.0}),
         ({"penalty": "none"}, {}),
         ({"penalty": "orthogonal-normalized"}, {"orthogonal-normalized": 1.0}),
-        ({"penalty": "none", "lambda_l2": 0.1}, {"norm": 0.1}),
+        ({"set": ("lambda_l2=0.1",)}, {"orthogonal": 0.5, "norm": 0.1}),
+        ({"penalty": "frobenius", "set": ("lambda_l2=0.1",)}, {"frobenius": 0.5, "norm": 0.1}),
+        ({"penalty": "orthogonal-normalized", "set": ("lambda_l2=0",)}, {"orthogonal-normalized": 1.0}),
+        ({"penalty": "norm", "penalty_weight": 0.1}, {"norm": 0.1}),
     ],
 )
 def test_which_penalties_the_settings_ask_for(settings, expected) -> None:
     assert {name: weight for name, weight, _ in resolve_penalties(TrainConfig(**settings), OLORA)} == expected
+
+
+@pytest.mark.parametrize("penalty", ["none", "l1", "norm"])
+def test_a_weight_of_norms_beside_a_penalty_without_them_is_refused(penalty: str) -> None:
+    old = {"lambda_l2": 0.1}
+    with pytest.warns(DeprecationWarning, match="write --set lambda_l2=0.1"):
+        config = TrainConfig(penalty=penalty, **old)
+    with pytest.raises(ConfigError, match="there is no setting 'lambda_l2', which is one of penalty orthogonal, "):
+        resolve_penalties(config, OLORA)
 
 
 def test_a_weight_without_a_penalty_is_refused() -> None:
