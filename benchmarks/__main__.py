@@ -29,6 +29,7 @@ BENCHMARKS = (
     "effective_weight",
     "variants",
     "penalty",
+    "overlap",
     "merged",
     "mixed",
     "attention",

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.algebra.subspaces import row_space, subspace_overlap
+from lorabank.algebra.subspaces import rank, row_space, subspace_overlaps
 from lorabank.models.facts.fisher import Anchor
 from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.penalties.base import FactorGroup
@@ -105,10 +105,13 @@ def _report(
     left = {}
     for module, a in new.items():
         rows, owner = earlier.get(module, (a[:0], torch.zeros(0, dtype=torch.long)))
-        left[module] = 1 - row_space(torch.cat([a, rows.to(a)])).shape[0] / a.shape[1]
-        for k, name in enumerate(names):
-            if bool((owner == k).any()):
-                shared[name].append(subspace_overlap(a, rows[owner == k].to(a)))
+        rows = rows.to(a)
+        left[module] = 1 - rank(torch.cat([a, rows])) / a.shape[1]
+        counts = owner.bincount(minlength=len(names)).tolist()  # the rows of an adapter lie side by side
+        adapters = [(name, count) for name, count in zip(names, counts, strict=True) if count]
+        values = subspace_overlaps(a, rows, [count for _, count in adapters])
+        for (name, _), value in zip(adapters, values, strict=True):
+            shared[name].append(value)
     overlap = {name: sum(values) / len(values) if values else 0.0 for name, values in shared.items()}
     return {"overlap": overlap, "capacity_left": min(left.values()), "capacity_by_module": left}
 
