@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
@@ -102,13 +102,14 @@ class Loose(click.ParamType[str]):
         return str(value)
 
 
-def old_options(config: type[Any]) -> list[Option]:
-    """Options under the names that settings had; ``--help`` does not show them."""
+def old_options(config: type[Any], names: Collection[str] | None = None) -> list[Option]:
+    """Options under the names that settings had, all or some of them; ``--help`` does not show them."""
     from lorabank.core.settings import old_names
 
     return [
         Option([f"--{name.replace('_', '-')}", name], type=Loose(), hidden=True, help=f"Old name of {new}.")
         for name, new in old_names(config).items()
+        if names is None or name in names
     ]
 
 

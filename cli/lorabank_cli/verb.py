@@ -112,7 +112,7 @@ class Verb(Helped):
     Args:
         examples: Lines that can be typed, without the leading ``lorabank``.
         configs: Section title to config class; each field becomes an option.
-        fields: Section title to the fields that become options, where not all do.
+        fields: Section title to the fields and their old names that become options, where not all do.
         required: Config fields that must be given.
         dry_run: Whether there is a ``--dry-run``.
         several: Whether several processes can do it together.
@@ -142,11 +142,12 @@ class Verb(Helped):
         for title, config in (configs or {}).items():
             from lorabank.core.settings import setting_names
 
-            names = (fields or {}).get(title) or setting_names(config)
+            listed = (fields or {}).get(title)
+            names = [name for name in setting_names(config) if listed is None or name in listed]
             self.settings += tuple(names)
             declared = [name for name in names if name not in self.own]
             self.params += config_options(config, title, declared, required=frozenset(required))
-            self.params += [] if title in (fields or {}) else old_options(config)
+            self.params += old_options(config, listed)
         self.params += [*options, *change_options(dry_run=dry_run, confirm=confirm), *shared_options()]
         for param in self.params:
             if param.name == "config":

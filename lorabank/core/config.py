@@ -28,6 +28,9 @@ from lorabank.core.shelves import (
 )
 from lorabank.core.task_kinds import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 
+_OF_FORMATS = {"delimiter": "*.delimiter", "encoding": "*.encoding", "sheet": "*.sheet"}
+"""Settings that became those of the formats of files."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
@@ -54,6 +57,7 @@ class InitConfig:
     lambda_l1="amlora.lambda_l1",
     lambda_l2="set.lambda_l2",
     replay_rows="replay.replay_rows",
+    **_OF_FORMATS,
 )
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -68,11 +72,6 @@ class TrainConfig:
     eval_fraction: float = setting(0.2, "Part of --data kept for evaluation without --eval-data.", gt=0, lt=1)
     text_column: str = setting("text", "Column that holds the text.")
     label_column: str = setting("label", "Column that holds the label.")
-    delimiter: str | None = setting(
-        None, "Between cells: comma, semicolon, tab, bar or a character; default: detected, and shown."
-    )
-    encoding: str | None = setting(None, "Encoding of text files, as cp1252; default: UTF-8, or as their mark says.")
-    sheet: str | None = setting(None, "Sheet of .xlsx files; default: the first.")
     skip_bad: bool = setting(False, "Leave bad rows out and list them, up to half of a file.")
     prompt_template: str | None = setting(
         None, "Text to text: the prompt of a labelled text, with {text} and, if wanted, {labels}."
@@ -99,7 +98,8 @@ class TrainConfig:
     )
     penalty_weight: float | None = setting(None, "Weight of the penalty; default: the penalty's own.", ge=0)
     set: tuple[str, ...] = setting(
-        (), "Setting of a chosen method, as KEY=VALUE (those that methods lists); may be repeated."
+        (),
+        "Setting of a chosen method or a file's format, as KEY=VALUE (those that methods lists); may be repeated.",
     )
     r: int = setting(8, "Rank of the adapter.", ge=1, le=MAX_RANK)
     lora_alpha: float = setting(32.0, "Numerator of the scaling lora_alpha / r.", gt=0)
@@ -212,17 +212,13 @@ class _WithTexts:
             object.__setattr__(self, "given_texts", tuple(texts))
 
 
+@renamed(**_OF_FORMATS)
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(_WithTexts):
     """Who labels texts: a composition or one task."""
 
     data: str | None = setting(None, "File whose text column is labelled: .jsonl, .csv, .xlsx, .parquet, ...")
     text_column: str = setting("text", "Column that holds the text.")
-    delimiter: str | None = setting(
-        None, "Between cells: comma, semicolon, tab, bar or a character; default: detected, and shown."
-    )
-    encoding: str | None = setting(None, "Encoding of text files, as cp1252; default: UTF-8, or as their mark says.")
-    sheet: str | None = setting(None, "Sheet of .xlsx files; default: the first.")
     skip_bad: bool = setting(False, "Leave bad rows out and list them, up to half of a file.")
     set: tuple[str, ...] = setting(
         (), "Setting of the file's format, as KEY=VALUE (those that methods lists); may be repeated."
@@ -240,17 +236,13 @@ class PredictConfig(_WithTexts):
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
 
 
+@renamed(**_OF_FORMATS)
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(_WithTexts):
     """How a language model answers prompts, in the state of a composition or of one task."""
 
     data: str | None = setting(None, "File whose text column holds prompts: .jsonl, .csv, .xlsx, .parquet, ...")
     text_column: str = setting("text", "Column that holds the prompt.")
-    delimiter: str | None = setting(
-        None, "Between cells: comma, semicolon, tab, bar or a character; default: detected, and shown."
-    )
-    encoding: str | None = setting(None, "Encoding of text files, as cp1252; default: UTF-8, or as their mark says.")
-    sheet: str | None = setting(None, "Sheet of .xlsx files; default: the first.")
     skip_bad: bool = setting(False, "Leave bad rows out and list them, up to half of a file.")
     set: tuple[str, ...] = setting(
         (), "Setting of the file's format, as KEY=VALUE (those that methods lists); may be repeated."

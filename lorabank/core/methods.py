@@ -67,6 +67,7 @@ def with_settings(
         chosen: Shelves with a name on each.
         given: ``KEY=VALUE``, for each method that has the setting, or ``METHOD.KEY=VALUE``, for the method of this
             name where it is among the chosen; elsewhere it says nothing. A METHOD ``*`` is any of the chosen ones.
+            A text is taken as it stands behind the sign, blanks included.
         among: The shelves on which a METHOD can be; default: all.
         besides: Shelves whose methods are chosen elsewhere: what is a setting of one of them is judged there.
 
@@ -88,7 +89,7 @@ def with_settings(
             continue
         takers = [k for k, (_, name) in enumerate(chosen) if owner in ("", ANY, name) and own in _own(entries[k])]
         for k in takers:
-            found[k][own] = value.strip()
+            found[k][own] = value if _free_text(entries[k], own) else value.strip()
         if not takers and owner != ANY and not has_setting(besides, owner, own):
             problems += _not_taken(key.strip(), chosen, among or SHELVES)
     made = []
@@ -147,13 +148,20 @@ def own_settings(shelf: Shelf, name: str, given: Sequence[str]) -> tuple[str, ..
 
 
 def has_setting(shelves: Sequence[Shelf], owner: str, own: str) -> bool:
-    """Whether a method of some shelves has a setting: the methods called ``owner``, or any where that is empty."""
-    names = ((shelf, name) for shelf in shelves for name in shelf if owner in ("", name))
+    """Whether a method of some shelves has a setting: one called ``owner``, or any where that is empty or ``*``."""
+    names = ((shelf, name) for shelf in shelves for name in shelf if owner in ("", ANY, name))
     return any(own in _own(shelf.load(name)) for shelf, name in names)
 
 
 def _own(entry: Any) -> tuple[str, ...]:
     return setting_names(entry) if is_dataclass(entry) else ()
+
+
+def _free_text(entry: Any, own: str) -> bool:
+    """Whether a setting is a text that may begin or end with blanks, which mean something then."""
+    field = next(one for one in setting_fields(entry) if one.name == own)
+    hints = get_type_hints(entry if isinstance(entry, type) else type(entry))
+    return hints[own] in (str, str | None) and field.metadata["among"] is None
 
 
 def methods(name: str | None = None) -> tuple[Method, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lorabank.data.bad_rows import BadRow, LeftOut
 from lorabank.data.formats.base import Reader, bad_row, missing_column
 from lorabank.data.formats.cells import BadCell, check_text
-from lorabank.data.formats.text_file import Reading
+from lorabank.data.formats.readers import Reading
 from lorabank.data.sheets import open_sheet
 
 

@@ -15,7 +15,7 @@ from lorabank.core.task_kinds import HEAD, generating
 from lorabank.core.templates import DEFAULT_TEMPLATE, ChatPrompt, check_template, fill_labels, fill_text, slot_in
 from lorabank.data.bad_rows import UNCHANGED, LeftOut
 from lorabank.data.checks import Repetitions, find_repetitions, label_counts, warnings
-from lorabank.data.formats.text_file import AS_IT_IS, Reading
+from lorabank.data.formats.readers import AS_IT_IS, Reading
 from lorabank.data.formats.unsupported import check_kind_of_answers, check_kind_of_columns
 from lorabank.data.forms.base import Form, RenderChat, labelled_form, load_form, read_cells
 from lorabank.data.forms.chat import Rendered
@@ -243,7 +243,8 @@ def open_rows(source: str, config: TrainConfig) -> Sheet:
     Raises:
         NotFoundError, ConfigError, DataError: As `open_sheet`.
     """
-    return with_known_columns(open_sheet(source, config.map, Reading.of(config, (FORMS, SCORINGS, *TRAINING))), config)
+    reading = Reading.of(config, (FORMS, SCORINGS, *TRAINING), others=(config.data, config.eval_data))
+    return with_known_columns(open_sheet(source, config.map, reading), config)
 
 
 def _open_evaluation(config: TrainConfig, form: str) -> Sheet:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lorabank.core.methods import has_setting, with_settings
-from lorabank.core.shelves import FORMATS, FORMS, SCORINGS, TRAINING
+from lorabank.core.shelves import FORMATS, FORMS, ROWS, SCORINGS, TRAINING, Shelf
 from lorabank.core.task_kinds import HEAD
 
 if TYPE_CHECKING:
@@ -36,9 +36,19 @@ def without_format(given: Sequence[str]) -> tuple[str, ...]:
     Args:
         given: ``KEY=VALUE`` or ``METHOD.KEY=VALUE``.
     """
+    return _without((FORMATS,), (FORMS, SCORINGS, *TRAINING), given)
+
+
+def of_training(given: Sequence[str]) -> tuple[str, ...]:
+    """Those of ``--set`` that do not only say what the rows are and how they are asked."""
+    return _without(ROWS, TRAINING, given)
+
+
+def _without(shelves: Sequence[Shelf], others: Sequence[Shelf], given: Sequence[str]) -> tuple[str, ...]:
+    """Those that are settings of the other shelves too, or of none."""
     kept = []
     for text in given:
         owner, _, own = text.partition("=")[0].strip().rpartition(".")
-        if has_setting((FORMS, SCORINGS, *TRAINING), owner, own) or not has_setting((FORMATS,), owner, own):
+        if has_setting(others, owner, own) or not has_setting(shelves, owner, own):
             kept.append(text)
     return tuple(kept)

@@ -10,8 +10,7 @@ from pathlib import Path
 from lorabank.core.errors import ConfigError, DataError
 from lorabank.data.bad_rows import UNCHANGED
 from lorabank.data.formats.base import Reader, Table, missing_column
-from lorabank.data.formats.readers import open_reader
-from lorabank.data.formats.text_file import AS_IT_IS, Reading
+from lorabank.data.formats.readers import AS_IT_IS, Reading, open_reader
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from lorabank.core.settings import nearest
 from lorabank.core.shelves import STRATEGIES
+from lorabank.data.methods import of_training
 from lorabank.sequences.config import CompositionTable, SequenceSettings
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
@@ -65,6 +66,19 @@ def _strategy_problems(strategies: Sequence[str], variants: Mapping[str, Any]) -
     for name in dict.fromkeys((*strategies, *own)):
         if name not in named and name not in STRATEGIES:
             yield f"there is no strategy {name!r}.{nearest(name, [*STRATEGIES, *own])}"
+
+
+def set_problems(name: str, given: Sequence[str]) -> Iterator[str]:
+    """What a table ``[strategy.NAME]`` sets though it must be the same for every strategy.
+
+    Args:
+        name: The strategy.
+        given: Its ``set``.
+    """
+    own = of_training(given)
+    for text in given:
+        if text not in own:
+            yield f"[strategy.{name}] set {text!r}: it is the same for every strategy: [train] or [tasks.NAME]"
 
 
 def composition_problems(

@@ -57,7 +57,10 @@ ROW_KEYS = (
     "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "prompt_template",
     "chat_template", "delimiter", "encoding", "sheet", "skip_bad", "label_words", "scoring", "max_new_tokens",
 )  # fmt: skip
-"""Keys that say what the rows are and how they are asked: the same for every strategy, so that they compare."""
+"""Keys that say what the rows are and how they are asked: the same for every strategy, so that they compare.
+
+Some are old names: what stands in ``set`` in their place is judged by `lorabank.sequences.checks.set_problems`.
+"""
 
 _SEEDS = {"seed": "seeds = [...] stands above the tables"}
 _STRATEGIES = {"strategy": "strategies = [...] stands above the tables"}
@@ -154,20 +157,19 @@ class SequenceConfig:
         tables = [table for table in self.compositions if strategy in table.on]
         return tuple(_as(ComposeConfig, table, seed=seed) for table in tables)
 
-    def training(self, task: str, strategy: str | None = None, *, seed: int = 0, **rows: Any) -> TrainConfig:
+    def training(self, task: str, strategy: str | None = None, *, seed: int = 0) -> TrainConfig:
         """The settings of a task: those of ``[train]``, over them the strategy's, over them the task's own.
 
         Args:
             task: The task.
             strategy: A strategy; None for what all have in common (what the rows are).
             seed: Seed of the training.
-            rows: Fields that say which rows, in the place of the task's.
         """
         table = self.tasks[task]
         own = {name: getattr(table, name) for name in self.given[task] if name not in ("dev_data", "leave_out_labels")}
         chosen = {"strategy": strategy, **self.strategies.get(strategy, {})} if strategy else {}
         every = tuple(one for given in (self.train, chosen, own) for one in given.get("set", ()))
-        values = {**self.train, **chosen, **own, "set": every, "seed": seed, **rows}
+        values = {**self.train, **chosen, **own, "set": every, "seed": seed}
         return validate(TrainConfig, values, where=f"task {task}")
 
 

@@ -13,7 +13,7 @@ from lorabank.core.config import EvalConfig, TrainConfig
 from lorabank.core.errors import ConfigError, NotFoundError, joined
 from lorabank.core.files.toml_file import load_toml
 from lorabank.core.settings import examine, modern, nearest, old_names, setting_names
-from lorabank.sequences.checks import NAME, composition_problems, settings_problems
+from lorabank.sequences.checks import NAME, composition_problems, set_problems, settings_problems
 from lorabank.sequences.config import (
     SET_BY_SEQUENCE,
     CompositionTable,
@@ -134,6 +134,8 @@ class _Reader:
         evaluation = self.table(EvalConfig, document.get("evaluation", {}), "[evaluation]").config
         compositions = [self.named(one.config, settings) for one in made]
         self.problems += settings_problems(settings, wrong, tasks, document.get("strategy", {}))
+        for name, variant in variants.items():
+            self.problems += set_problems(name, variant.config.set)
         self.problems += composition_problems(compositions, [one.wrong for one in made], settings.strategies)
         self.problems += [f"[tasks.{name}] names no data" for name, task in tasks.items() if "data" not in task.given]
         if self.problems:

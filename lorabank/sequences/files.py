@@ -20,8 +20,15 @@ from lorabank.data.rows import Rows
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.workflows.task_data import load_data
 
-AS_WRITTEN: dict[str, Any] = {"map": (), "delimiter": None, "encoding": None, "sheet": None}
-"""Fields of `TrainConfig` that say how a source is read, as the files that are written here want them."""
+
+def as_written(settings: TrainConfig, **files: Any) -> TrainConfig:
+    """The settings for files that are written here, whatever the settings say of how their sources are read.
+
+    Args:
+        settings: Those of the sources.
+        files: Fields that name the files and say what is in them.
+    """
+    return replace(settings, map=(), set=without_format(settings.set), **files)
 
 
 def copy_rows(rows: Rows, settings: TrainConfig, form: str, target: Path) -> None:
@@ -57,8 +64,7 @@ def load_without(settings: TrainConfig, base: OpenBase, labels: Sequence[str]) -
                 copies[field] = str(Path(folder) / f"{field}.jsonl")
             counts.append(_keep(settings, field, labels, Path(copies[field])) if field in copies else 0)
         try:
-            written = {**AS_WRITTEN, "set": without_format(settings.set), "format": labelled_form(), **copies}
-            data = load_data(replace(settings, **written), base)
+            data = load_data(as_written(settings, format=labelled_form(), **copies), base)
         except DataError as error:
             message = error.message
             for field, copy in copies.items():

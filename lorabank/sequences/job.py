@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from lorabank.core.errors import ConfigError
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.settings import nearest
-from lorabank.data.methods import without_format
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.sequences.config import Cell, SequenceConfig
 from lorabank.sequences.file import check_data, read_sequence
@@ -59,9 +58,8 @@ class SequenceJob:
 
     def training(self, cell: Cell, task: str) -> TrainConfig:
         """The settings of one training."""
-        files = self.tasks[task].files(self.folder.data)
-        settings = self.config.training(task, cell.strategy, seed=cell.seed, **files)
-        return replace(settings, set=without_format(settings.set))
+        settings = self.config.training(task, cell.strategy, seed=cell.seed)
+        return self.tasks[task].written(settings, self.folder.data)
 
     def rows_trained(self, cell: Cell) -> dict[str, int]:
         """Training rows of each task of a cell, with those of earlier tasks that its strategy trains on again."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.config import TrainConfig
 from lorabank.core.machine.packages import package_versions
 from lorabank.core.records import AdapterRecord, BaseModelRecord
+from lorabank.data.methods import of_training
 from lorabank.sequences.config import ROW_KEYS, Cell, SequenceConfig
 from lorabank.sequences.folder import digest_of
 from lorabank.sequences.rows import SequenceTask
@@ -122,7 +123,8 @@ def _training(
     """A strategy's settings; tasks with equal ones stand together."""
     groups: list[dict[str, Any]] = []
     for task in tasks:
-        settings = asdict(config.training(task, strategy))
+        training = config.training(task, strategy)
+        settings = asdict(replace(training, set=of_training(training.set)))
         values = {key: value for key, value in settings.items() if key not in _UNSEEN}
         twin = next((group for group in groups if group["settings"] == values), None)
         if twin:
@@ -202,6 +204,8 @@ def _notes(config: SequenceConfig, tasks: Mapping[str, SequenceTask]) -> Iterato
     for name, task in tasks.items():
         yield from task.notes
         own = [key for key in config.given[name] if key not in (*ROW_KEYS, "dev_data", "leave_out_labels")]
+        if "set" in own and not of_training(config.tasks[name].set):
+            own.remove("set")
         if own:
             yield f"{name}: {', '.join(own)} set for this task alone"
         template = task.data.prompt_template

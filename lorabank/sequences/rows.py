@@ -15,7 +15,7 @@ from lorabank.data.rows import sample_rows
 from lorabank.data.splits import split_rows
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.sequences.config import SequenceConfig
-from lorabank.sequences.files import AS_WRITTEN, copy_rows, load_without
+from lorabank.sequences.files import as_written, copy_rows, load_without
 
 _UNCHANGED = "nothing was trained"
 
@@ -43,10 +43,14 @@ class SequenceTask:
         """SHA-256 of the rows of both splits."""
         return {"train": self.data.train.sha256, "eval": self.data.eval.sha256}
 
-    def files(self, folder: Path) -> dict[str, Any]:
-        """The fields of `TrainConfig` that lead to the files of `write_tasks`."""
-        train, evaluation = (str(folder / self.name / f"{split}.jsonl") for split in ("train", "eval"))
-        return {**AS_WRITTEN, "data": train, "eval_data": evaluation, "skip_bad": False, "format": self.data.form}
+    def files(self, folder: Path) -> tuple[Path, Path]:
+        """Where `write_tasks` puts the training rows, and those that are scored."""
+        return folder / self.name / "train.jsonl", folder / self.name / "eval.jsonl"
+
+    def written(self, settings: TrainConfig, folder: Path) -> TrainConfig:
+        """The settings that read the files of `write_tasks` in the place of the task's own."""
+        train, evaluation = map(str, self.files(folder))
+        return as_written(settings, data=train, eval_data=evaluation, skip_bad=False, format=self.data.form)
 
 
 def read_tasks(config: SequenceConfig, base: OpenBase, *, dev: bool) -> dict[str, SequenceTask]:
@@ -70,10 +74,10 @@ def read_tasks(config: SequenceConfig, base: OpenBase, *, dev: bool) -> dict[str
 def write_tasks(config: SequenceConfig, tasks: Iterable[SequenceTask], folder: Path) -> None:
     """Write both files of each task below ``folder``, where they are not there yet."""
     for task in tasks:
-        settings, files = config.training(task.name), task.files(folder)
-        for rows, target in ((task.data.train, files["data"]), (task.data.eval, files["eval_data"])):
-            if not Path(target).exists():
-                copy_rows(rows, settings, task.data.form, Path(target))
+        settings = config.training(task.name)
+        for rows, target in zip((task.data.train, task.data.eval), task.files(folder), strict=True):
+            if not target.exists():
+                copy_rows(rows, settings, task.data.form, target)
 
 
 def _read(config: SequenceConfig, base: OpenBase, name: str, *, dev: bool) -> SequenceTask:

@@ -322,6 +322,10 @@ def test_import(run: Any, api: Any, records: Any) -> None:
     arguments = api.called("import_adapter")
     assert arguments["config"] == TrainConfig(data="s.jsonl", seed=3)
     assert (arguments["source"], arguments["task"], arguments["labels"]) == ("./a", "spam", ["ham", "spam"])
+    shown = run("import", "./a", "--task", "spam", "--data", "s.csv", "--delimiter", ";")
+    assert "--delimiter is an old name: write --set 'delimiter=;'" in shown.err
+    assert api.called("import_adapter")["config"] == TrainConfig(data="s.csv", set=("*.delimiter=;",))
+    assert run("import", "./a", "--task", "spam", "--data", "s.csv", "--penalty-weight", "1").code == 2
     assert run("import", "./a", "--task", "spam").code == 2
     words = ("--base-fingerprint", "ab12", "--part", "2", "--ignore-unknown")
     assert run("import", "some/one@main", "--as-task", "spam", "--data", "s.jsonl", *words).code == 0

@@ -71,13 +71,13 @@ def test_a_file_of_excel_is_planned_trained_and_recorded(
         assert any("fewer than 10 training rows" in line for line in found["warnings"])
     record = api.show(bank, "tickets")["adapter"]
     assert record["metrics"]["bad_rows"] == done["bad_rows"]
-    assert (record["config"]["encoding"], record["config"]["skip_bad"]) == ("cp1252", True)
+    assert (record["config"]["set"], record["config"]["skip_bad"]) == (["*.encoding=cp1252"], True)
 
 
 def test_everything_is_said_before_the_training(lab: Lab, tickets: Path, tmp_path: Path) -> None:
     heard = Heard()
     config = TrainConfig(
-        data=str(tickets), text_column="Betreff", label_column="Kategorie", encoding="cp1252", skip_bad=True,
+        data=str(tickets), text_column="Betreff", label_column="Kategorie", set=("encoding=cp1252",), skip_bad=True,
         **{**SETTINGS, "epochs": 1},
     )  # fmt: skip
     api.add_task(tmp_path / "bank", "tickets", config, init=InitConfig(base=str(lab.base)), observer=heard)

@@ -17,17 +17,18 @@ from lorabank_cli.render.texts import other_metrics, samples
 from lorabank_cli.verb import Run, verb
 
 DATA = (
-    "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "delimiter", "encoding",
-    "sheet", "skip_bad", "set", "max_length",
+    "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "skip_bad", "set",
+    "max_length",
 )  # fmt: skip
 ASKED = ("prompt_template", "chat_template", "label_words", "scoring", "max_new_tokens")
+OLD = ("delimiter", "encoding", "sheet")
 KEPT = ("keep_samples", "clusters_per_task", "seed", "device")
 
 
 @verb(
     "import",
     configs={"Data": TrainConfig, "New bank": InitConfig},
-    fields={"Data": (*DATA, *ASKED, *KEPT)},
+    fields={"Data": (*DATA, *ASKED, *KEPT, *OLD)},
     required=("data",),
     examples=(
         "import ./spam-adapter --task spam --data spam.jsonl",

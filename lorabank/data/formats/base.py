@@ -71,10 +71,7 @@ class Table:
 
 
 class Reader(Protocol):
-    """A file that was opened for its columns; made from its path and what the user says about reading it.
-
-    The entry on the shelf says by ``packed = True`` that it reads text by `TextFile`, which may be packed (``.gz``).
-    """
+    """A file that was opened for its columns."""
 
     @property
     def read_as(self) -> str:
@@ -85,6 +82,16 @@ class Reader(Protocol):
 
     def read(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Table:
         """The cells of ``columns``, which must be there, then of ``optional``, None where they are not."""
+
+
+class Format(Protocol):
+    """An entry of the shelf `lorabank.core.shelves.FORMATS`, with its settings: gives the reader of a file.
+
+    ``packed = True`` says that a file of it is read by `TextFile`, so that it may be packed (``.gz``).
+    """
+
+    def __call__(self, path: Path, /) -> Reader:
+        """The reader; it refuses settings that mean nothing, the rest is read when it is asked for."""
 
 
 def bad_row(

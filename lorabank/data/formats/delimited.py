@@ -9,39 +9,72 @@ from __future__ import annotations
 import csv
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from lorabank.core.errors import DataError
 from lorabank.core.limits import MAX_LINE
+from lorabank.core.settings import setting
 from lorabank.data.bad_rows import UNCHANGED, BadRow
 from lorabank.data.formats.base import LINE_FEEDS, Table, bad_row, missing_column, too_long
 from lorabank.data.formats.dialects import COMMA, Dialect, check_delimiter, find_dialect
-from lorabank.data.formats.text_file import AS_IT_IS, BadFile, Reading, TextFile
+from lorabank.data.formats.text_file import BadFile, TextFile, TextFormat
 
 
-class Csv:
+@dataclass(frozen=True)
+class Csv(TextFormat):
+    """Cells with a delimiter between them, which is a comma unless the header shows another."""
+
+    usual: ClassVar[str] = COMMA
+    sure: ClassVar[bool] = True
+    """Whether a file of this name is surely a table; else a header of one cell is refused, and what is usual told."""
+
+    delimiter: str | None = setting(
+        None, "Between cells: comma, semicolon, tab, bar or a character; default: detected, and shown."
+    )
+
+    def __call__(self, path: Path) -> DelimitedFile:
+        """The reader of a file.
+
+        Raises:
+            ConfigError: The delimiter cannot be one, or there is no such encoding.
+        """
+        return DelimitedFile(TextFile(path, self.encoding), self)
+
+
+@dataclass(frozen=True)
+class Tsv(Csv):
+    """The same, separated by tabs unless its header shows something else."""
+
+    usual = "\t"
+
+
+@dataclass(frozen=True)
+class DelimitedText(Csv):
+    """A ``.txt`` file, which is read where its first line names columns, as Excel's "Unicode Text" does."""
+
+    usual = "\t"
+    sure = False
+
+
+class DelimitedFile:
     """A delimited file whose first line names the columns; every cell is a string, blank lines are skipped.
 
     Every method raises DataError where the file is not that, with the line.
     """
 
-    usual = COMMA
-    told = False
-    """Whether what is usual is told too."""
-
-    packed: ClassVar[bool] = True
-
-    def __init__(self, path: Path, reading: Reading = AS_IT_IS) -> None:
-        self.path = path
-        self._text = TextFile(path, reading)
-        self._given = check_delimiter(reading.delimiter) if reading.delimiter is not None else None
+    def __init__(self, text: TextFile, format: Csv) -> None:
+        self.path = text.path
+        self._text = text
+        self._format = format
+        self._given = check_delimiter(format.delimiter) if format.delimiter is not None else None
 
     @property
     def read_as(self) -> str:
         """What is not the plain default."""
-        plain = self._dialect.delimiter == self.usual and not self.told
+        plain = self._dialect.delimiter == self._format.usual and self._format.sure
         separated = "" if plain else f"CSV separated by {self._dialect.shown}"
         return ", ".join(part for part in (separated, self._text.read_as) if part)
 
@@ -82,12 +115,20 @@ class Csv:
         cells = records.next()
         if isinstance(cells, BadRow):
             raise cells
+        if len(cells or []) < 2 and not self._format.sure and self._given is None:
+            raise DataError(
+                f"{str(self.path)!r}: a {self.path.suffix} file is read as a table, and its first line does not name "
+                "columns",
+                unchanged=UNCHANGED,
+                hint="name what stands between them: --set delimiter=tab; or save texts alone as .csv, under a first "
+                "line that says text",
+            )
         return cells or []
 
     @cached_property
     def _dialect(self) -> Dialect:
         with self._text.open() as file:
-            return find_dialect(file, self._given, usual=self.usual)
+            return find_dialect(file, self._given, usual=self._format.usual)
 
     @contextmanager
     def _records(self) -> Iterator[_Records]:
@@ -104,37 +145,13 @@ class Csv:
         for column in columns:
             if column not in header:
                 error = missing_column(self.path, column, header)
-                read = f"read as separated by {self._dialect.shown}; another: --delimiter NAME"
+                read = f"read as separated by {self._dialect.shown}; another: --set delimiter=NAME"
                 error.hint = f"{error.hint} (the first line must hold the column names, {read})"
                 raise error
             if header.count(column) > 1:
                 problem = f"{str(self.path)!r}: the column {column!r} stands twice in the header"
                 raise DataError(problem, unchanged=UNCHANGED)
         return [header.index(column) for column in columns]
-
-
-class Tsv(Csv):
-    """The same, separated by tabs unless its header shows something else."""
-
-    usual = "\t"
-
-
-class DelimitedText(Csv):
-    """A ``.txt`` file, which is read where its first line names columns, as Excel's "Unicode Text" does."""
-
-    usual = "\t"
-    told = True
-
-    def _header(self, records: _Records) -> list[str]:
-        cells = super()._header(records)
-        if len(cells) < 2 and self._given is None:
-            raise DataError(
-                f"{str(self.path)!r}: a .txt file is read as a table, and its first line does not name columns",
-                unchanged=UNCHANGED,
-                hint="name what stands between them: --delimiter tab; or save texts alone as .csv, under a first line "
-                "that says text",
-            )
-        return cells
 
 
 class _Records:

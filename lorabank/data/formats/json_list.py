@@ -10,8 +10,9 @@ import json
 import re
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO
 
 from lorabank.core.errors import DataError
 from lorabank.core.limits import MAX_LINE
@@ -19,7 +20,7 @@ from lorabank.data.bad_rows import BadRow
 from lorabank.data.formats.base import Table, bad_row, too_long
 from lorabank.data.formats.jsonl import every_key, fill_table, first_keys
 from lorabank.data.formats.strict_json import BYTE_ORDER_MARK, DECODER, KINDS, Refused, offset_of, problem_of
-from lorabank.data.formats.text_file import AS_IT_IS, Reading, TextFile
+from lorabank.data.formats.text_file import TextFile, TextFormat
 
 _BLANKS = re.compile(r"[ \t\n\r]*")
 _SHAPE = "write a list of objects, [{...}, {...}], or one object a line in a .jsonl file"
@@ -28,17 +29,24 @@ _CUT = 16
 """An error so near to the end of what was read may only say that a value goes on behind it."""
 
 
-class JsonList:
+@dataclass(frozen=True)
+class JsonList(TextFormat):
+    """JSON: one list of objects."""
+
+    def __call__(self, path: Path) -> JsonListFile:
+        """The reader of a file."""
+        return JsonListFile(TextFile(path, self.encoding))
+
+
+class JsonListFile:
     """A JSON file that holds a list of objects; a byte order mark is accepted.
 
     Every method raises DataError where the file is not that, with the entry's number from 1, line and column.
     """
 
-    packed: ClassVar[bool] = True
-
-    def __init__(self, path: Path, reading: Reading = AS_IT_IS) -> None:
-        self.path = path
-        self._source = TextFile(path, reading)
+    def __init__(self, text: TextFile) -> None:
+        self.path = text.path
+        self._source = text
 
     @property
     def read_as(self) -> str:

@@ -5,30 +5,38 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from lorabank.data.bad_rows import BadRow, BadRows
 from lorabank.data.formats.base import LINE_FEEDS, Table, bad_row, missing_cell, missing_column, too_much
 from lorabank.data.formats.lines import text_lines
 from lorabank.data.formats.strict_json import DECODER, KINDS, Refused, offset_of, problem_of
-from lorabank.data.formats.text_file import AS_IT_IS, Reading, TextFile
+from lorabank.data.formats.text_file import TextFile, TextFormat
 
 _MAX_KEYS = 10_000
 """Keys that are columns; more are data in the place of keys."""
 
 
-class JsonLines:
+@dataclass(frozen=True)
+class JsonLines(TextFormat):
+    """JSON lines: one object a line."""
+
+    def __call__(self, path: Path) -> JsonLinesFile:
+        """The reader of a file."""
+        return JsonLinesFile(TextFile(path, self.encoding))
+
+
+class JsonLinesFile:
     """A JSON lines file; blank lines are skipped, a byte order mark is accepted.
 
     A line that is not a strict JSON object is a bad row, with its line and column.
     """
 
-    packed: ClassVar[bool] = True
-
-    def __init__(self, path: Path, reading: Reading = AS_IT_IS) -> None:
-        self.path = path
-        self._text = TextFile(path, reading)
+    def __init__(self, text: TextFile) -> None:
+        self.path = text.path
+        self._text = text
 
     @property
     def read_as(self) -> str:

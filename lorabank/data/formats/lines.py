@@ -80,7 +80,7 @@ def read_texts(file: BinaryIO, source: str) -> tuple[str, ...]:
 
     def undecodable(where: str) -> DataError:
         return bad_row(
-            source, where, "not UTF-8", hint="give the texts in a file, which may have any --encoding: --data"
+            source, where, "not UTF-8", hint="give the texts in a file, which may have any encoding: --data"
         )
 
     table = Table(source, ("text",))

@@ -18,7 +18,6 @@ from lorabank.core.limits import MAX_LINE
 from lorabank.data.bad_rows import UNCHANGED
 from lorabank.data.formats.base import Table, bad_row, check_row_limit, missing_column
 from lorabank.data.formats.parquet_pages import check_footer, leaves, rows_at_a_time
-from lorabank.data.formats.text_file import AS_IT_IS, Reading
 from lorabank.data.formats.unsupported import unsupported
 from lorabank.data.rows import Rows
 
@@ -31,7 +30,7 @@ class Parquet:
 
     read_as = ""
 
-    def __init__(self, path: Path, reading: Reading = AS_IT_IS) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
 
     def columns(self) -> tuple[str, ...]:

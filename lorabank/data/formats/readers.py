@@ -6,19 +6,76 @@ meaning of the cells (what a text or a label may be) is checked once for all for
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
-from lorabank.core.methods import with_settings
-from lorabank.core.shelves import FORMATS
+from lorabank.core.methods import own_settings, with_settings
+from lorabank.core.shelves import FORMATS, Shelf
 from lorabank.data.bad_rows import UNCHANGED
 from lorabank.data.formats.base import Reader
 from lorabank.data.formats.hub import HubDataset
-from lorabank.data.formats.text_file import AS_IT_IS, PACKED, Reading
+from lorabank.data.formats.text_file import PACKED
 
 _SHEETS = (".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
+
+
+class _Settings(Protocol):
+    @property
+    def skip_bad(self) -> bool: ...
+    @property
+    def set(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the user says about how a file is to be read.
+
+    Attributes:
+        skip_bad: Whether bad rows are left out.
+        set: ``KEY=VALUE`` for settings of the file's format.
+        besides: Shelves whose methods' settings may stand in ``set`` too.
+        others: Files that are read with the same ``set``: what their formats have is not asked of this one's.
+    """
+
+    skip_bad: bool = False
+    set: tuple[str, ...] = ()
+    besides: tuple[Shelf, ...] = ()
+    others: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(settings: _Settings, besides: tuple[Shelf, ...] = (), others: Iterable[str | None] = ()) -> Reading:
+        """What the settings of a command say."""
+        return Reading(settings.skip_bad, settings.set, besides, tuple(other for other in others if other))
+
+    def format(self, name: str | None) -> Any:
+        """The format of this name with its settings, a class where it has none; None for a data set of the hub.
+
+        Raises:
+            ConfigError: There is no such format, or ``set`` does not fit it.
+        """
+        entry = None if name is None else FORMATS.load(name)
+        chosen = [(FORMATS, name)] if name is not None and is_dataclass(entry) else []
+        others = {other for file in self.others if (other := format_name(file)) in FORMATS} - {name}
+        given = [text for text in self.set if _has(name, text) or not any(_has(other, text) for other in others)]
+        made = with_settings(chosen, given, among=(FORMATS,), besides=self.besides)
+        return made[0] if made else entry
+
+
+AS_IT_IS = Reading()
+
+
+def format_name(file: str | Path) -> str:
+    """The suffix of a file's name in small letters, of a packed file the one before."""
+    suffixes = [suffix.lower() for suffix in Path(file).suffixes[-2:]]
+    return suffixes[0] if len(suffixes) == 2 and suffixes[1] == PACKED else "".join(suffixes[-1:])
+
+
+def _has(name: str | None, text: str) -> bool:
+    """Whether a ``KEY=VALUE`` is a setting of a format."""
+    return name is not None and bool(own_settings(FORMATS, name, (text,)))
 
 
 def open_reader(source: str | Path, reading: Reading = AS_IT_IS) -> Reader:
@@ -36,7 +93,7 @@ def open_reader(source: str | Path, reading: Reading = AS_IT_IS) -> Reader:
         MissingExtraError: The kind of file needs a package that is not installed.
     """
     if str(source).startswith("hf:"):
-        with_settings([], reading.set, among=(FORMATS,), besides=reading.besides)
+        reading.format(None)
         return HubDataset(str(source))
     file = Path(source)
     try:
@@ -56,28 +113,24 @@ def open_reader(source: str | Path, reading: Reading = AS_IT_IS) -> Reader:
     reader = _format(file, reading)
     if file.stat().st_size == 0:
         raise DataError(f"{str(source)!r} is empty", unchanged=UNCHANGED)
-    opened: Reader = reader(file, reading)
+    opened: Reader = reader(file)
     return opened
 
 
 def _format(file: Path, reading: Reading) -> Any:
-    """What reads files of this name: a class, or where it has settings an object with their values."""
-    suffixes = [suffix.lower() for suffix in file.suffixes[-2:]]
-    suffix = "".join(suffixes[-1:])
-    if suffix == PACKED:
-        suffix = suffixes[0]
-        text = [f"{name}{PACKED}" for name, entry in FORMATS.items() if getattr(entry, "packed", False)]
-        if f"{suffix}{PACKED}" not in text:
+    """What reads files of this name: a format with its settings, or a class where it has none."""
+    name = format_name(file)
+    if file.suffix.lower() == PACKED:
+        text = [f"{known}{PACKED}" for known, entry in FORMATS.items() if getattr(entry, "packed", False)]
+        if f"{name}{PACKED}" not in text:
             raise DataError(
                 f"{str(file)!r}: of packed files those of text are read: {', '.join(text)}",
                 unchanged=UNCHANGED,
                 hint="unpack it: gunzip",
             )
     try:
-        entry = FORMATS.load(suffix)
+        FORMATS.check(name)
     except ConfigError as error:
-        hint = f"save it as .xlsx or .csv; {error.hint}" if suffix in _SHEETS else error.hint
+        hint = f"save it as .xlsx or .csv; {error.hint}" if name in _SHEETS else error.hint
         raise DataError(f"{str(file)!r}: {error.message}", unchanged=UNCHANGED, hint=hint) from error
-    chosen = [(FORMATS, suffix)] if is_dataclass(entry) else []
-    made = with_settings(chosen, reading.set, among=(FORMATS,), besides=reading.besides)
-    return made[0] if made else entry
+    return reading.format(name)

@@ -13,12 +13,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, ClassVar, cast
 
 from lorabank.core.commands import Command
 from lorabank.core.errors import DataError
 from lorabank.core.limits import MAX_UNPACKED
-from lorabank.core.shelves import Shelf
+from lorabank.core.settings import setting
 from lorabank.data.bad_rows import UNCHANGED, BadRow
 from lorabank.data.formats.encodings import (
     MARKS,
@@ -43,46 +43,16 @@ _BINARY = {
 }
 
 
-class _Settings(Protocol):
-    @property
-    def delimiter(self) -> str | None: ...
-    @property
-    def encoding(self) -> str | None: ...
-    @property
-    def sheet(self) -> str | None: ...
-    @property
-    def skip_bad(self) -> bool: ...
-    @property
-    def set(self) -> tuple[str, ...]: ...
-
-
 @dataclass(frozen=True)
-class Reading:
-    """What the user says about how a file is to be read; None is found out.
+class TextFormat:
+    """What all formats of text have: a file may be packed, and has an encoding.
 
-    Attributes:
-        delimiter: Between the cells of a delimited file: a character, or its name.
-        encoding: Of a text file without a byte order mark.
-        sheet: Of a workbook.
-        skip_bad: Whether bad rows are left out.
-        set: ``KEY=VALUE`` for settings of the format's own.
-        besides: Shelves whose methods' settings may stand in ``set`` too.
+    Called with a path, a format gives the reader of the file (`lorabank.data.formats.base.Format`).
     """
 
-    delimiter: str | None = None
-    encoding: str | None = None
-    sheet: str | None = None
-    skip_bad: bool = False
-    set: tuple[str, ...] = ()
-    besides: tuple[Shelf, ...] = ()
+    packed: ClassVar[bool] = True
 
-    @staticmethod
-    def of(settings: _Settings, besides: tuple[Shelf, ...] = ()) -> Reading:
-        """What the settings of a command say."""
-        return Reading(settings.delimiter, settings.encoding, settings.sheet, settings.skip_bad, settings.set, besides)
-
-
-AS_IT_IS = Reading()
+    encoding: str | None = setting(None, "Encoding of the file, as cp1252; default: UTF-8, or as its mark says.")
 
 
 class TextFile:
@@ -90,12 +60,15 @@ class TextFile:
 
     Args:
         path: The file; packed where its name ends in ``.gz``.
-        reading: ``encoding`` is read.
+        encoding: What the user says of it, where there is no byte order mark.
+
+    Raises:
+        ConfigError: There is no such encoding of text.
     """
 
-    def __init__(self, path: Path, reading: Reading = AS_IT_IS) -> None:
+    def __init__(self, path: Path, encoding: str | None = None) -> None:
         self.path = path
-        self._given = check_encoding(reading.encoding) if reading.encoding is not None else None
+        self._given = check_encoding(encoding) if encoding is not None else None
 
     @cached_property
     def encoding(self) -> str:
@@ -150,7 +123,7 @@ class TextFile:
             likely = likely_encoding(file)
         if likely and likely != self.encoding:
             return _named(likely)
-        return "save the file as UTF-8, or name its encoding: --encoding NAME"
+        return "save the file as UTF-8, or name its encoding: --set encoding=NAME"
 
     @contextmanager
     def _bytes(self) -> Iterator[BinaryIO]:
@@ -165,7 +138,7 @@ class TextFile:
 
 
 def _named(likely: str) -> str:
-    return f"it is probably {likely}: add --encoding {likely}"
+    return f"it is probably {likely}: add --set encoding={likely}"
 
 
 class BadFile(DataError):

@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from importlib import import_module
 from pathlib import Path
@@ -20,17 +21,31 @@ from lorabank.core.commands import Command
 from lorabank.core.errors import DataError, LorabankError, MissingExtraError
 from lorabank.core.limits import MAX_LINE, MAX_ROWS, MAX_WORKBOOK
 from lorabank.core.machine.packages import install
-from lorabank.core.settings import nearest
+from lorabank.core.settings import nearest, setting
 from lorabank.data.bad_rows import UNCHANGED
 from lorabank.data.formats.base import Table, bad_row, listed_columns, missing_column
-from lorabank.data.formats.text_file import AS_IT_IS, Reading
 
 _NUMBER = re.compile(r"(#,##)?(0+)(\.0+)?(%)?")
 _DIGITS = 15
 """As many as Excel keeps of a number."""
 
 
+@dataclass(frozen=True)
 class Workbook:
+    """An Excel workbook, of which one sheet is read."""
+
+    sheet: str | None = setting(None, "Name of the sheet; default: the first.")
+
+    def __call__(self, path: Path) -> WorkbookFile:
+        """The reader of a file.
+
+        Raises:
+            MissingExtraError: The package ``openpyxl`` is not installed.
+        """
+        return WorkbookFile(path, self.sheet)
+
+
+class WorkbookFile:
     """A sheet of a workbook, whose first row that is not empty names the columns; empty rows are skipped.
 
     Every method raises DataError where the file is not that.
@@ -39,9 +54,9 @@ class Workbook:
         MissingExtraError: The package ``openpyxl`` is not installed.
     """
 
-    def __init__(self, path: Path, reading: Reading = AS_IT_IS) -> None:
+    def __init__(self, path: Path, sheet: str | None = None) -> None:
         self.path = path
-        self._wanted = reading.sheet
+        self._wanted = sheet
         try:
             self._load = import_module("openpyxl").load_workbook
         except (ImportError, AttributeError) as error:
@@ -95,7 +110,9 @@ class Workbook:
         if not needed:
             return None
         if not header:
-            raise DataError(f"{str(self.path)!r} has no rows", unchanged=UNCHANGED, hint="another sheet: --sheet NAME")
+            raise DataError(
+                f"{str(self.path)!r} has no rows", unchanged=UNCHANGED, hint="another sheet: --set sheet=NAME"
+            )
         raise missing_column(self.path, column, header)
 
     @contextmanager
@@ -132,7 +149,7 @@ class Workbook:
                 f"{str(self.path)!r} has no sheet {self._wanted!r}; its sheets are {listed_columns(list(sheets))}."
                 f"{nearest(self._wanted, list(sheets))}",
                 unchanged=UNCHANGED,
-                hint="--sheet NAME, or leave it out for the first",
+                hint="--set sheet=NAME, or leave it out for the first",
             )
         return sheets[self._wanted]
 

@@ -10,7 +10,7 @@ from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.observer import Observer
 from lorabank.data.asked import AskedRows, given_rows, read_asked
-from lorabank.data.formats.text_file import Reading
+from lorabank.data.formats.readers import Reading
 from lorabank.data.row_files import form_of, row_writer
 from lorabank.exchange.safe_folders import check_new_file, new_file
 from lorabank.workflows.asking.predict import Answerer, BadText, answerer, checked_texts

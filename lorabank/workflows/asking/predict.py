@@ -23,7 +23,7 @@ from lorabank.core.shelves import COMPOSERS, FORMATS, GENERATING, ROUTING
 from lorabank.core.states import State, answering_in
 from lorabank.core.task_kinds import generating, task_kind
 from lorabank.data.formats.cells import BadCell, check_characters
-from lorabank.data.formats.text_file import Reading
+from lorabank.data.formats.readers import Reading
 from lorabank.data.loading import read_rows
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.mixing.runtime import Plan, Runtime

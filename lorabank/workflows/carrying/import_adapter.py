@@ -59,9 +59,9 @@ from lorabank.workflows.task_data import (
 _UNCHANGED = "nothing was changed"
 
 _USED = (
-    "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "delimiter",
-    "encoding", "sheet", "skip_bad", "prompt_template", "chat_template", "label_words", "scoring", "max_new_tokens",
-    "set", "max_length", "keep_samples", "clusters_per_task", "seed", "device",
+    "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "skip_bad",
+    "prompt_template", "chat_template", "label_words", "scoring", "max_new_tokens", "set", "max_length",
+    "keep_samples", "clusters_per_task", "seed", "device",
 )  # fmt: skip
 """The settings that say something of a task whose adapter is not trained here."""
 

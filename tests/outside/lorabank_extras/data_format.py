@@ -11,28 +11,26 @@ from lorabank.data.bad_rows import BadRow
 from lorabank.data.formats.base import Reader, Table, bad_row
 from lorabank.data.formats.jsonl import fill_table, first_keys
 from lorabank.data.formats.lines import text_lines
-from lorabank.data.formats.text_file import Reading, TextFile
+from lorabank.data.formats.text_file import TextFile, TextFormat
 
 
 @dataclass(frozen=True)
-class Records:
+class Records(TextFormat):
     """Records of named values."""
-
-    packed = True
 
     mark: str = setting(":", "What stands between a name and its value.")
 
-    def __call__(self, path: Path, reading: Reading) -> Reader:
+    def __call__(self, path: Path) -> Reader:
         """The reader of a file."""
-        return RecordReader(path, reading, self.mark)
+        return RecordReader(TextFile(path, self.encoding), self.mark)
 
 
 class RecordReader:
     """A file of records."""
 
-    def __init__(self, path: Path, reading: Reading, mark: str) -> None:
-        self._path = path
-        self._text = TextFile(path, reading)
+    def __init__(self, text: TextFile, mark: str) -> None:
+        self._path = text.path
+        self._text = text
         self._mark = mark
 
     @property

@@ -98,7 +98,7 @@ def row(folder: Path, size: int) -> None:
     entries.write_text("[" + text.replace('""', f'"{filler}"') + "]")
     pyarrow.parquet.write_table(pyarrow.table({"text": ["x" * size]}), cells)
     refused = []
-    for reader in (JsonLines(lines), Csv(record), JsonList(entries), Parquet(cells)):
+    for reader in (JsonLines()(lines), Csv()(record), JsonList()(entries), Parquet(cells)):
         try:
             table = reader.read(["text"])
             table.bad.settle("data", len(table.rows), skip=False)

@@ -167,7 +167,7 @@ def reloaded(file: Path, base: BaseModelRecord, folder: Path) -> list[tuple[Sequ
         (
             task,
             load_task_data(
-                config.training(name, "olora", seed=9, **task.files(folder)),
+                task.written(config.training(name, "olora", seed=9), folder),
                 labelled=task_kind(base.task_type).labelled,
                 render_chat=lambda messages: "".join(f"<{m['role']}>{m['content']}" for m in messages),
             ),

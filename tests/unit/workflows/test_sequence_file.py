@@ -82,6 +82,25 @@ def test_the_task_wins_over_the_strategy_and_the_strategy_over_train(write: Call
     assert (plain.strategy, plain.epochs, plain.r) == ("seqlora", 2.0, 4)
 
 
+def test_old_names_of_settings_of_methods_are_read_and_the_tasks_own_comes_last(write: Callable[..., Path]) -> None:
+    train, task = 'max_length = 32\nencoding = "cp1252"', 'map = ["body=text"]\nencoding = "latin-1"'
+    config = read_sequence(write(("max_length = 32", train), ('map = ["body=text"]', task)))
+    assert config.training("one", "strong").set == ("*.encoding=cp1252",)
+    assert config.training("two", "strong").set == ("*.encoding=cp1252", "*.encoding=latin-1")
+
+
+@pytest.mark.parametrize("key", ["encoding", ".csv.encoding", "*.encoding", "sheet", "power"])
+def test_what_the_rows_are_is_the_same_for_every_strategy(write: Callable[..., Path], key: str) -> None:
+    given = f'epochs = 3\nset = ["{key}=x", "lambda_l2=0.1"]'
+    if key == "power":  # of no method: said where the methods are chosen
+        assert read_sequence(write(("epochs = 3", given))).training("two", "strong").set[0] == "power=x"
+        return
+    with pytest.raises(ConfigError) as caught:
+        read_sequence(write(("epochs = 3", given)))
+    assert f"[strategy.strong] set '{key}=x': it is the same for every strategy" in caught.value.message
+    assert "lambda_l2" not in caught.value.message
+
+
 def test_paths_are_relative_to_the_file_and_filled_from_the_environment(
     write: Callable[..., Path], tmp_path: Path
 ) -> None:

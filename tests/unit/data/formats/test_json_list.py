@@ -69,7 +69,7 @@ def test_json_lines_under_the_wrong_suffix_are_told_apart(tmp_path: Path) -> Non
 
 def test_the_columns_are_told_without_parsing_the_rest(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_bytes(b'[{"b": 1, "a": 2}, broken')
-    assert JsonList(tmp_path / "data.json").columns() == ("b", "a")
+    assert JsonList()(tmp_path / "data.json").columns() == ("b", "a")
 
 
 VALUES = st.recursive(
@@ -91,6 +91,6 @@ def test_every_list_of_objects_is_read_as_json_reads_it(
 ) -> None:
     text = json.dumps([{"cell": cell} for cell in cells], indent=indent, ensure_ascii=ascii_only)
     (tmp_path / "data.json").write_bytes((space + text + space).encode("utf-8", "surrogatepass"))
-    table = JsonList(tmp_path / "data.json").read(("cell",), ("absent",))
+    table = JsonList()(tmp_path / "data.json").read(("cell",), ("absent",))
     assert table.rows == [(cell, None) for cell in cells]
     assert table.lines == list(range(1, len(cells) + 1))

@@ -14,7 +14,7 @@ import pytest
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import DataError, MissingExtraError
-from lorabank.data.formats.text_file import Reading
+from lorabank.data.formats.readers import Reading
 from lorabank.data.formats.workbook import Workbook
 from lorabank.data.loading import load_task_data, read_rows
 
@@ -45,11 +45,11 @@ def test_a_workbook_is_trained_on_like_the_csv_that_excel_saves(tmp_path: Path) 
 
 def test_a_sheet_is_named_and_where_there_are_several_the_first_is_said(tmp_path: Path) -> None:
     path = book(tmp_path / "x.xlsx", [["note"], ["not here"]], tickets=LABELLED)
-    data = load_task_data(TrainConfig(data=str(path), sheet="tickets"))
+    data = load_task_data(TrainConfig(data=str(path), set=("sheet=tickets",)))
     assert data.notes[0] == f"{str(path)!r} is read as sheet 'tickets' of 2"
     with pytest.raises(DataError, match=r"no sheet 'tickts'; its sheets are 'first', 'tickets'\. Did you mean"):
-        load_task_data(TrainConfig(data=str(path), sheet="tickts"))
-    assert "sheet 'first' of 2" in Workbook(path).read_as
+        load_task_data(TrainConfig(data=str(path), set=("sheet=tickts",)))
+    assert "sheet 'first' of 2" in Workbook()(path).read_as
 
 
 def test_a_cell_is_what_its_user_sees(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_cell_is_what_its_user_sees(tmp_path: Path) -> None:
         sheet.cell(number, 1, number)
         sheet.cell(number, 2, value).number_format = form
     made.save(tmp_path / "x.xlsx")
-    assert [row[0] for row in Workbook(tmp_path / "x.xlsx").read(["cell"]).rows] == [text for *_, text in shown]
+    assert [row[0] for row in Workbook()(tmp_path / "x.xlsx").read(["cell"]).rows] == [text for *_, text in shown]
 
 
 def test_empty_rows_are_passed_and_rows_keep_their_numbers(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_bad_rows_are_named_by_their_row_and_can_be_left_out(tmp_path: Path) -> 
 def test_what_is_no_workbook_is_bad_data(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.xlsx").write_bytes(content)
     with pytest.raises(DataError, match="not a readable Excel workbook") as caught:
-        Workbook(tmp_path / "x.xlsx").columns()
+        Workbook()(tmp_path / "x.xlsx").columns()
     assert "CSV" in (caught.value.hint or "")
 
 
@@ -105,7 +105,7 @@ def test_broken_parts_are_bad_data(tmp_path: Path) -> None:
             for other, data in content.items():
                 parts.writestr(other, data[: len(data) // 2] if other == name else data)
         with suppress(DataError):  # and nothing else
-            Workbook(tmp_path / "y.xlsx").read(["Text"])
+            Workbook()(tmp_path / "y.xlsx").read(["Text"])
 
 
 def test_a_row_that_claims_a_far_place_costs_no_more_than_the_limit_of_rows(
@@ -118,7 +118,7 @@ def test_a_row_that_claims_a_far_place_costs_no_more_than_the_limit_of_rows(
     with zipfile.ZipFile(good) as parts, zipfile.ZipFile(tmp_path / "y.xlsx", "w") as out:
         for name in parts.namelist():
             out.writestr(name, parts.read(name).replace(b'<row r="11"', b'<row r="999999999999"'))
-    assert len(Workbook(tmp_path / "y.xlsx").read(["Text"]).rows) <= 10
+    assert len(Workbook()(tmp_path / "y.xlsx").read(["Text"]).rows) <= 10
 
 
 def test_without_the_package_the_command_that_installs_it_is_said(
