@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from itertools import accumulate, chain
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -69,5 +72,28 @@ def add_replayed(task_type: TaskType, tokenizer: Any, own: Examples, replayed: S
             parts.append(encode(task.texts, task.targets, max_length=task.max_length))
         except DataError:
             parts.append(Examples((), (), 0))  # none of these rows fits, as when the task was learnt
-    rows = tuple({**row, _HEADS: head} for head, part in enumerate(parts) for row in part.rows)
-    return Examples(rows, tuple(n for part in parts for n in part.lengths), own.cut, own.dropped)
+    rows = _Headed([part.rows for part in parts])
+    lengths = array("i", chain.from_iterable(part.lengths for part in parts))
+    return Examples(rows, lengths, own.cut, own.dropped, replayed=len(rows) - len(own.rows))
+
+
+class _Headed(Sequence[dict[str, Any]]):
+    """The rows of several tasks one after the other, each with the number of its task's head."""
+
+    def __init__(self, parts: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+        self._parts = parts
+        self._starts = [0, *accumulate(len(part) for part in parts)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        row = range(len(self))[index]
+        head = bisect_right(self._starts, row) - 1
+        return {**self._parts[head][row - self._starts[head]], _HEADS: head}

@@ -130,7 +130,7 @@ def _context(
     sites: Sequence[Site],
     earlier: AdapterStack | None,
 ) -> TrainContext:
-    own = [row for row in examples.rows if not row.get("heads")]
+    own = len(examples.rows) - examples.replayed
     return TrainContext(
         model=base.model,
         sites=sites,
@@ -139,7 +139,7 @@ def _context(
         earlier=earlier.select(job.context) if earlier and job.context else None,
         initial=_continued(job, earlier, sites),
         objects=job.objects,
-        batches=partial(_batches, task, base, own, job.config.batch_size),
+        batches=partial(_batches, task, base, examples.rows, own, job.config.batch_size),
         loss=task.loss,
     )
 
@@ -196,11 +196,11 @@ def _encoded(job: TrainJob, base: LoadedBase, max_length: int, observer: Observe
 
 
 def _batches(
-    task: MixedTask, base: LoadedBase, rows: Sequence[Mapping[str, Any]], size: int
+    task: MixedTask, base: LoadedBase, rows: Sequence[Mapping[str, Any]], count: int, size: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Rows in their order, as inputs on the model's device."""
-    for first in range(0, len(rows), size):
-        batch = task.collate(base.tokenizer, rows[first : first + size])
+    """The first rows in their order, as inputs on the model's device."""
+    for first in range(0, count, size):
+        batch = task.collate(base.tokenizer, [rows[i] for i in range(first, min(first + size, count))])
         yield {name: tensor.to(base.model.device) for name, tensor in batch.items()}
 
 

@@ -295,7 +295,7 @@ def answers(case: Case) -> None:
 
 
 def _alone(runtime: Runtime, text: str) -> Any:
-    runtime._features.clear(), runtime._feature.clear()
+    runtime.forget_features()
     return runtime.features([text], 96)
 
 

@@ -19,6 +19,7 @@ from lorabank.models.tasks.batches import Enter
 from lorabank.models.tasks.encoding import encode_texts, pad_batch
 from lorabank.models.tasks.heads import Head, switch_heads
 from lorabank.models.tasks.padding import passes, row_batches
+from lorabank.models.tasks.token_rows import TokenRows
 
 
 class HeadAnswerer:
@@ -47,7 +48,6 @@ class HeadAnswerer:
         self._selection = switch_heads(base.model, heads)
         self._vouch = vouch
         self._vouched: set[int] = set()
-        self._encoded: dict[tuple[tuple[str, ...], tuple[int, ...]], tuple[list[int], ...]] = {}
 
     def answer(self, texts: Sequence[str], heads: NDArray[np.int64], enter: Enter, *, shared: bool) -> Answers:
         """The most probable label of each text in its head; see `Answerer`."""
@@ -55,7 +55,7 @@ class HeadAnswerer:
         probabilities = np.zeros(len(texts), np.float32)
         finite = np.ones(len(texts), np.bool_)
         ids = self._ids(texts, heads)
-        for rows in row_batches(self._base.model, [len(row) for row in ids], self._batch_size):
+        for rows in row_batches(self._base.model, ids.lengths, self._batch_size):
             enter(rows)
             with self._chosen(heads[rows]):
                 logits = self._base.model(**self._inputs([ids[i] for i in rows])).logits.float()
@@ -86,7 +86,7 @@ class HeadAnswerer:
     def logits(self, texts: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
         """Logits ``[n, widest head]`` of one batch in float32; -inf where a row's head has no such label."""
         ids = self._ids(texts, heads)
-        parts = passes(self._base.model, [len(row) for row in ids])
+        parts = passes(self._base.model, ids.lengths)
         found = []
         for rows in parts:
             with self._chosen(heads[rows]):
@@ -99,12 +99,9 @@ class HeadAnswerer:
             self._vouched.add(head)
         return self._selection.chosen(torch.from_numpy(heads))
 
-    def _ids(self, texts: Sequence[str], heads: NDArray[np.int64]) -> tuple[list[int], ...]:
-        limits = tuple(self.forms[head].max_length for head in heads.tolist())
-        key = (tuple(texts), limits)
-        if key not in self._encoded:
-            self._encoded[key] = encode_texts(self._base.tokenizer, texts, limits).ids
-        return self._encoded[key]
+    def _ids(self, texts: Sequence[str], heads: NDArray[np.int64]) -> TokenRows:
+        limits = [self.forms[head].max_length for head in heads.tolist()]
+        return encode_texts(self._base.tokenizer, texts, limits).ids
 
     def _inputs(self, ids: Sequence[list[int]]) -> dict[str, Tensor]:
         padded = pad_batch(self._base.tokenizer, ids)

@@ -107,22 +107,21 @@ def completion_log_likelihoods(
     causal = not model.config.is_encoder_decoder
     if not causal:
         check_prompts(prompts)
-    pairs = list(zip(prompts, completions, strict=True))
-    starts = [1 if causal and not prompt else 0 for prompt in prompts]
-    tokens = np.array([max(0, len(c) - start) for c, start in zip(completions, starts, strict=True)], np.int64)
-    sums = np.zeros(len(pairs))
+    sizes = [(len(prompt), len(completion)) for prompt, completion in zip(prompts, completions, strict=True)]
+    tokens = np.array([max(0, answer - (causal and not prompt)) for prompt, answer in sizes], np.int64)
+    sums = np.zeros(len(sizes))
     score = _continued if causal else _answered
     with evaluating(model):
-        lengths: list[Length] = [len(prompt) + len(completion) for prompt, completion in pairs]
+        lengths: list[Length] = [prompt + answer for prompt, answer in sizes]
         if not (causal or padding_of(model).right):
-            lengths = [(len(prompt), len(completion)) for prompt, completion in pairs]
+            lengths = list(sizes)
         for batch in row_batches(model, lengths, batch_size):
             rows = [i for i in batch if tokens[i]]
-            width = max((len(pairs[i][0]) * causal + len(pairs[i][1]) for i in rows), default=1)
-            before = min((len(prompts[i]) for i in rows), default=0) if causal else 0
+            width = max((sizes[i][0] * causal + sizes[i][1] for i in rows), default=1)
+            before = min((sizes[i][0] for i in rows), default=0) if causal else 0
             for part in split_batch(model, rows, width - before, width):
                 enter(part)
-                sums[part] = score(model, tokenizer, [pairs[i] for i in part]).numpy()
+                sums[part] = score(model, tokenizer, [(prompts[i], completions[i]) for i in part]).numpy()
     return sums, tokens
 
 

@@ -24,6 +24,7 @@ from lorabank.models.finite import check_rows
 from lorabank.models.tasks.batches import Enter
 from lorabank.models.tasks.prompting import encode_labels, encode_prompts
 from lorabank.models.tasks.task_types import TaskType
+from lorabank.models.tasks.token_rows import TokenRows
 
 
 class TextAnswerer:
@@ -65,8 +66,8 @@ class TextAnswerer:
             likelihoods[whole], tokens[whole] = completion_log_likelihoods(
                 self.base.model,
                 self.base.tokenizer,
-                [pair["prompt"] for pair in pairs],
-                [pair["completion"] for pair in pairs],
+                TokenRows(pair["prompt"] for pair in pairs),
+                TokenRows(pair["completion"] for pair in pairs),
                 batch_size=self._batch_size,
                 enter=_Rows(enter, whole),
             )
@@ -92,9 +93,7 @@ class TextAnswerer:
         for head in np.unique(heads).tolist():
             yield self.forms[head], np.flatnonzero(heads == head).tolist()
 
-    def _encoded(
-        self, form: AnswerForm, texts: Sequence[str], targets: Sequence[str]
-    ) -> tuple[Mapping[str, Any], ...]:
+    def _encoded(self, form: AnswerForm, texts: Sequence[str], targets: Sequence[str]) -> Sequence[Mapping[str, Any]]:
         """Prompt and completion as training encodes them."""
         return self._type.encode(
             self.base.tokenizer,
@@ -105,7 +104,7 @@ class TextAnswerer:
             max_length=form.max_length,
         ).rows
 
-    def _prompts(self, form: AnswerForm, texts: Sequence[str], room: int) -> tuple[list[int], ...]:
+    def _prompts(self, form: AnswerForm, texts: Sequence[str], room: int) -> TokenRows:
         return encode_prompts(self.base.tokenizer, texts, form.template, room, end=not self._type.kind.glued).ids
 
     def label_tokens(self, form: AnswerForm) -> Sequence[list[int]]:

@@ -18,6 +18,7 @@ from lorabank.models.bases.body import encoder_of
 from lorabank.models.finite import check_rows
 from lorabank.models.tasks.batches import takes
 from lorabank.models.tasks.padding import sorted_batches
+from lorabank.models.tasks.token_rows import TokenRows, blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,11 +58,16 @@ def extract_features(
     """
     training = model.training
     model.train(False)
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"] if texts else []
+    options = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
+    encoded = TokenRows()
+    for block in blocks(len(texts)):
+        for row in tokenizer(list(texts[block]), **options)["input_ids"]:
+            encoded.append(row)
+    sizes = encoded.lengths
     # A text without tokens has nothing to look at: its feature stays 0.
-    order = sorted((i for i, ids in enumerate(encoded) if ids), key=lambda i: len(encoded[i]))
+    order = sorted((i for i, size in enumerate(sizes) if size), key=sizes.__getitem__)
     features = np.zeros((len(texts), feature_width(model, tokenizer)), np.float32)
-    for rows in sorted_batches(model, order, [len(ids) for ids in encoded], batch_size):
+    for rows in sorted_batches(model, order, sizes, batch_size):
         tokens = [torch.tensor(encoded[i]) for i in rows]
         ids = pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_token_id).to(model.device)
         lengths = torch.tensor([len(t) for t in tokens], device=model.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from hashlib import sha256
@@ -30,6 +30,13 @@ from lorabank.models.tasks.batches import Enter
 from lorabank.models.tasks.padding import padding_of
 
 T = TypeVar("T")
+
+FEATURE_BYTES = 1 << 28
+"""Features that a runtime keeps, at most. When they are full new ones are not kept: states and stages ask for the same
+texts in the same order, and giving up the oldest would lose each just before it is asked for."""
+
+_ENTRY = 300
+"""Bytes of an entry beside its numbers."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,7 @@ class Runtime:
         self.notice, self._told = notice, False
         if reuse_prefix:
             FrozenPrefix(base.model, stack.modules)
-        self._features: dict[tuple[int, tuple[str, ...]], NDArray[np.float32]] = {}
-        self._feature: dict[tuple[int, bytes], NDArray[np.float32]] = {}
+        self.forget_features()
 
     @property
     def device(self) -> torch.device:
@@ -107,14 +113,13 @@ class Runtime:
     def features(self, texts: Sequence[str], max_length: int) -> NDArray[np.float32]:
         """Features of the bare base, ``[n, hidden]``.
 
-        A text passes through the base once, in whatever list it comes: the state, the task and the stage that ask for
-        its feature change nothing in it.
+        A text passes through the base once, in whatever list it comes, until `FEATURE_BYTES` are full: the state, the
+        task and the stage that ask for its feature change nothing in it.
         """
-        listed = max_length, tuple(texts)
-        if listed in self._features:
-            return self._features[listed]
         keys = [(max_length, sha256(text.encode("utf-8", "surrogatepass")).digest()) for text in texts]
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._feature}
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._features}
+        if keys and not new:
+            return np.stack([self._features[key] for key in keys])
         with self.mixture.bare():
             rows = extract_features(
                 self.base.model,
@@ -123,16 +128,22 @@ class Runtime:
                 max_length=max_length,
                 batch_size=self.batch_size,
             )
-        self._feature.update(zip(new, rows, strict=True))
-        # Rows are views: only a list that shares texts with another, or with itself, is copied together.
-        whole = len(new) == len(keys)
-        self._features[listed] = rows if whole else np.stack([self._feature[key] for key in keys])
-        return self._features[listed]
+        found = dict(zip(new, rows, strict=True))
+        every = [found[key] if key in found else self._features[key] for key in keys]
+        self._keep_features(found)
+        return rows if len(new) == len(keys) else np.stack(every)
+
+    def _keep_features(self, found: Mapping[tuple[int, bytes], NDArray[np.float32]]) -> None:
+        for key, row in found.items():
+            if self._free < row.nbytes + _ENTRY:
+                break
+            self._features[key] = row.copy()  # a view would keep the rows beside it too
+            self._free -= row.nbytes + _ENTRY
 
     def forget_features(self) -> None:
         """Keep no features of texts that will not come again."""
-        self._features.clear()
-        self._feature.clear()
+        self._features: dict[tuple[int, bytes], NDArray[np.float32]] = {}
+        self._free = FEATURE_BYTES
 
     def enter(self, plan: Plan) -> None:
         """Put the model into a state that is the same for all texts."""

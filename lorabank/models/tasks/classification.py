@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from lorabank.core.task_kinds import CLASSIFICATION, TaskKind
 from lorabank.models.tasks.encoding import encode_texts, pad_batch
 from lorabank.models.tasks.padding import mean_over_passes
 from lorabank.models.tasks.task_types import Examples
+from lorabank.models.tasks.token_rows import Columns
 
 
 class Classification:
@@ -33,8 +35,8 @@ class Classification:
         """Token ids of each text, cut at its end, and the index of its label."""
         encoded = encode_texts(tokenizer, texts, max_length)
         index = {label: i for i, label in enumerate(labels)}
-        rows = [{"ids": ids, "label": index[target]} for ids, target in zip(encoded.ids, targets, strict=True)]
-        return Examples(tuple(rows), encoded.lengths, encoded.cut)
+        rows = Columns(ids=encoded.ids, label=array("i", [index[target] for target in targets]))
+        return Examples(rows, encoded.lengths, encoded.cut)
 
     def collate(self, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """``input_ids`` and ``attention_mask`` ``[n, longest]``, ``labels [n]``, all int64."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lorabank.models.tasks.special_tokens import as_written, count_special, edges_of, special_ids
+from lorabank.models.tasks.token_rows import TokenRows, blocks
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,13 @@ class EncodedTexts:
     """Token ids of some texts.
 
     Attributes:
-        ids: One list of token ids per text, at most ``max_length`` long.
+        ids: One row of token ids per text, at most ``max_length`` long.
         lengths: Tokens of each text before it was cut.
         cut: How many texts were longer than ``max_length``.
     """
 
-    ids: tuple[list[int], ...]
-    lengths: tuple[int, ...]
+    ids: TokenRows
+    lengths: Sequence[int]
     cut: int
 
 
@@ -36,16 +38,28 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int | Sequenc
         texts: The texts.
         max_length: Longest row in tokens, special tokens included; one for all texts, or one for each.
     """
-    if not texts:
-        return EncodedTexts((), (), 0)
-    limits = [max_length] * len(texts) if isinstance(max_length, int) else max_length
-    ids = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+    rows, lengths, cut = TokenRows(), array("i"), 0
+    for block in blocks(len(texts)):
+        part = texts[block]
+        limits = [max_length] * len(part) if isinstance(max_length, int) else max_length[block]
+        ids, whole = _encode(tokenizer, part, limits)
+        for row in ids:
+            rows.append(row)
+        lengths.extend(whole)
+        cut += sum(length > limit for length, limit in zip(whole, limits, strict=True))
+    return EncodedTexts(rows, lengths, cut)
+
+
+def _encode(tokenizer: Any, texts: Sequence[str], limits: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+    """Token ids of a block of texts, and how many they were before they were cut."""
+    options = {"add_special_tokens": True, "verbose": False, "return_attention_mask": False}
+    ids = tokenizer(list(texts), truncation=False, **options)["input_ids"]
     special, edges = special_ids(tokenizer), edges_of(tokenizer)
     around = count_special([*edges.begin, *edges.end], special)
     spelled = {i for i, row in enumerate(ids) if count_special(row, special) > around}
     for i in spelled:
         ids[i] = [*edges.begin, *as_written(tokenizer, texts[i]), *edges.end]
-    lengths = tuple(len(row) for row in ids)
+    lengths = [len(row) for row in ids]
     long = [i for i, (length, limit) in enumerate(zip(lengths, limits, strict=True)) if length > limit]
     for i in spelled.intersection(long):
         ids[i] = [*ids[i][: limits[i] - len(edges.end)], *edges.end]
@@ -54,7 +68,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int | Sequenc
         shortened = tokenizer([texts[i] for i in rows], truncation=True, max_length=limit)["input_ids"] if rows else []
         for i, row in zip(rows, shortened, strict=True):
             ids[i] = row
-    return EncodedTexts(tuple(ids), lengths, len(long))
+    return ids, lengths
 
 
 def pad_batch(tokenizer: Any, ids: Sequence[list[int]]) -> dict[str, Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from lorabank.models.tasks.special_tokens import (
     spellings,
 )
 from lorabank.models.tasks.task_types import Examples
+from lorabank.models.tasks.token_rows import Columns, TokenRows, blocks
 
 _TEXT = "{text}"
 
@@ -27,11 +29,11 @@ class EncodedPrompts:
     """Token ids of some prompts.
 
     Attributes:
-        ids: One list of token ids per prompt, within its budget and never empty.
+        ids: One row of token ids per prompt, within its budget and never empty.
         cut: How many prompts were longer than that.
     """
 
-    ids: tuple[list[int], ...]
+    ids: TokenRows
     cut: int
 
 
@@ -68,7 +70,7 @@ def encode_prompts(
     if len(budgets) != len(texts):
         raise ValueError(f"{len(budgets)} budgets for {len(texts)} texts")
     if not texts:
-        return EncodedPrompts((), 0)
+        return EncodedPrompts(TokenRows(), 0)
     edges = _edges(tokenizer, end)
     if template is not None:
         check_template(template)
@@ -76,13 +78,16 @@ def encode_prompts(
     if fitted is not None:
         least = edges.size + len(_filled(tokenizer, fitted, [""], edges.begin)[0])
         _check_budget("the prompt template without its text", least, min(budgets))
-    if template is None:
-        bodies = _bodies(tokenizer, texts, edges.begin)
-    else:
-        bodies = _filled(tokenizer, template, texts, edges.begin)
-    ids: list[list[int]] = []
-    cut = 0
-    for i, body in enumerate(bodies):
+
+    def bodies() -> Iterator[list[int]]:
+        for block in blocks(len(texts)):
+            if template is None:
+                yield from _bodies(tokenizer, texts[block], edges.begin)
+            else:
+                yield from _filled(tokenizer, template, texts[block], edges.begin)
+
+    ids, cut = TokenRows(), 0
+    for i, body in enumerate(bodies()):
         room = budgets[i] - edges.size
         if not body:
             _check_budget("an empty prompt", len(edges.nothing()), budgets[i])
@@ -93,12 +98,10 @@ def encode_prompts(
             cut += 1
             body = body[-room:] if fitted is None else _fit(tokenizer, fitted, texts[i], room, edges.begin)
         ids.append([*edges.begin, *body, *edges.end])
-    return EncodedPrompts(tuple(ids), cut)
+    return EncodedPrompts(ids, cut)
 
 
-def encode_completions(
-    tokenizer: Any, completions: Sequence[str], *, glued: bool, end: bool = True
-) -> list[list[int]]:
+def encode_completions(tokenizer: Any, completions: Sequence[str], *, glued: bool, end: bool = True) -> TokenRows:
     """Token ids of what is answered: without a beginning token, the end token once at the end.
 
     Special tokens that close an answer are special (the end of a turn); inside of it they are words like others.
@@ -119,29 +122,36 @@ def encode_completions(
             hint="use a base made for text to text: --base",
             unchanged="nothing was changed",
         )
-    texts = [f" {words.lstrip()}" if glued else words for words in completions]
-    if _puts_blank(tokenizer):
-        texts = [text.removeprefix(" ") for text in texts]
-    rows = _bodies(tokenizer, texts, _edges(tokenizer, end=False).begin)
+    begin, blank = _edges(tokenizer, end=False).begin, _puts_blank(tokenizer)
+    ids = TokenRows()
+    for block in blocks(len(completions)):
+        texts = [f" {words.lstrip()}" if glued else words for words in completions[block]]
+        if blank:
+            texts = [text.removeprefix(" ") for text in texts]
+        for text, row in zip(texts, _bodies(tokenizer, texts, begin), strict=True):
+            answer = _answer(tokenizer, text, row)
+            if not answer:
+                raise DataError(
+                    f"completion {len(ids) + 1} is empty: {completions[len(ids)]!r} has no tokens",
+                    hint="give every row an answer",
+                    unchanged="nothing was changed",
+                )
+            ids.append([*answer, int(tokenizer.eos_token_id)] if end else answer)
+    return ids
+
+
+def _answer(tokenizer: Any, text: str, row: list[int]) -> list[int]:
+    """An answer without end tokens; the special tokens inside of it are words."""
     special = special_ids(tokenizer)
-    for i, row in enumerate(rows):
-        closing = next((k for k, token in enumerate(reversed(row)) if token not in special), len(row))
-        if count_special(row[: len(row) - closing], special):
-            row[:] = _answer_as_written(tokenizer, texts[i])
-        while row and row[-1] == tokenizer.eos_token_id:
-            row.pop()
-        if not row:
-            raise DataError(
-                f"completion {i + 1} is empty: {completions[i]!r} has no tokens",
-                hint="give every row an answer",
-                unchanged="nothing was changed",
-            )
-        if end:
-            row.append(int(tokenizer.eos_token_id))
-    return rows
+    closing = next((k for k, token in enumerate(reversed(row)) if token not in special), len(row))
+    if count_special(row[: len(row) - closing], special):
+        row = _answer_as_written(tokenizer, text)
+    while row and row[-1] == tokenizer.eos_token_id:
+        row.pop()
+    return row
 
 
-def encode_labels(tokenizer: Any, labels: Sequence[str], *, glued: bool) -> list[list[int]]:
+def encode_labels(tokenizer: Any, labels: Sequence[str], *, glued: bool) -> TokenRows:
     """Token ids of the labels of a list; see `encode_completions`.
 
     Raises:
@@ -195,29 +205,33 @@ def encode_pairs(
         template = fill_labels(template, labels)
     if labels:
         encode_labels(tokenizer, labels, glued=blank)
-    completions = encode_completions(tokenizer, targets, glued=blank)
     edges = _edges(tokenizer, end=not glued)
-    cut = 0
-    for i, text in enumerate(texts):
-        room = max_length - len(edges.nothing()) if template is None and not text else len(completions[i])
-        if 0 < room < len(completions[i]):
-            completions[i] = completions[i][:room]
+    completions, kept, cut = TokenRows(), array("q"), 0
+    longest = widest = 0
+    for i, completion in enumerate(encode_completions(tokenizer, targets, glued=blank)):
+        room = max_length - len(edges.nothing()) if template is None and not texts[i] else len(completion)
+        if 0 < room < len(completion):
+            completion = completion[:room]
             cut += 1
-    least = [edges.size + 1 if text or chat else len(edges.nothing()) for text in texts]
-    if template is not None and not chat:
-        least = [1] * len(texts)  # a template that does not fit is a mistake, not a matter of single rows
-    kept = [i for i in range(len(texts)) if least[i] + len(completions[i]) <= max_length]
+        if template is not None and not chat:
+            least = 1  # a template that does not fit is a mistake, not a matter of single rows
+        else:
+            least = edges.size + 1 if texts[i] or chat else len(edges.nothing())
+        longest, widest = max(longest, len(completion)), max(widest, least)
+        if least + len(completion) <= max_length:
+            completions.append(completion)
+            kept.append(i)
     if texts and not kept:
         raise DataError(
             f"no training row is left: no answer fits into {max_length} tokens beside its prompt",
-            hint=f"raise --max-length to {max(map(len, completions)) + max(least)} or more",
+            hint=f"raise --max-length to {longest + widest} or more",
             unchanged="nothing was changed",
         )
-    budgets = [max_length - len(completions[i]) for i in kept]
+    answers = completions.lengths
+    budgets = [max_length - size for size in answers]
     prompts = encode_prompts(tokenizer, [texts[i] for i in kept], template, budgets, end=not glued)
-    pairs = [(i, prompt, completions[i]) for i, prompt in zip(kept, prompts.ids, strict=True)]
-    rows = tuple({"prompt": prompt, "completion": completion, "index": i} for i, prompt, completion in pairs)
-    lengths = tuple(len(prompt) + len(completion) for _, prompt, completion in pairs)
+    rows = Columns(prompt=prompts.ids, completion=completions, index=kept)
+    lengths = array("i", map(sum, zip(prompts.ids.lengths, answers, strict=True)))
     return Examples(rows, lengths, cut + prompts.cut, len(texts) - len(kept))
 
 
@@ -255,8 +269,8 @@ def _bodies(tokenizer: Any, texts: Sequence[str], begin: Sequence[int]) -> list[
 def _bare(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
-    rows = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-    return [list(row) for row in rows]
+    options = {"add_special_tokens": False, "verbose": False, "return_attention_mask": False}
+    return [list(row) for row in tokenizer(list(texts), truncation=False, **options)["input_ids"]]
 
 
 def _filled(tokenizer: Any, template: str, texts: Sequence[str], begin: Sequence[int]) -> list[list[int]]:

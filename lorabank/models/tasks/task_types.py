@@ -22,12 +22,14 @@ class Examples:
         lengths: Tokens of each row; in text to text those of prompt and completion together.
         cut: How many rows were shortened.
         dropped: How many rows were left out, because their completion does not fit.
+        replayed: How many of the rows, the last ones, are of earlier tasks.
     """
 
-    rows: tuple[Mapping[str, Any], ...]
-    lengths: tuple[int, ...]
+    rows: Sequence[Mapping[str, Any]]
+    lengths: Sequence[int]
     cut: int
     dropped: int = 0
+    replayed: int = 0
 
 
 class TaskType(Protocol):

@@ -163,4 +163,4 @@ def test_own_counts_are_those_of_the_new_task() -> None:
 
     every = add_replayed(Words(), None, own, [OLD])  # type: ignore[arg-type]
     assert (every.cut, every.dropped) == (1, 2)
-    assert every.lengths == (3, 2)
+    assert list(every.lengths) == [3, 2]

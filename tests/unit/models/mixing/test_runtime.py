@@ -14,6 +14,7 @@ from lorabank.models.answering.head_answers import HeadAnswerer
 from lorabank.models.bases.loading import describe_base, load_base
 from lorabank.models.bases.resolving import resolve_base
 from lorabank.models.gates.attention import Selector
+from lorabank.models.mixing import runtime as mixing_runtime
 from lorabank.models.mixing.resident_stack import ResidentStack
 from lorabank.models.mixing.runtime import Plan, Runtime
 from lorabank.models.tasks.heads import build_head
@@ -155,7 +156,7 @@ def test_features_are_those_of_the_bare_base_in_any_state(runtime) -> None:
 def test_features_are_computed_once(runtime, monkeypatch) -> None:
     first = runtime.features(TEXTS, 66)
     monkeypatch.setattr(type(runtime.base.model.base_model), "forward", lambda *_, **__: pytest.fail("ran again"))
-    assert runtime.features(list(TEXTS), 66) is first
+    np.testing.assert_array_equal(runtime.features(list(TEXTS), 66), first)
 
 
 def test_each_text_passes_through_the_base_once(runtime, monkeypatch) -> None:
@@ -175,6 +176,20 @@ def test_each_text_passes_through_the_base_once(runtime, monkeypatch) -> None:
     runtime.features([], 66)
     runtime.features(TEXTS[:2], 6)  # cut to another length, so it may be another text
     assert sum(passed) == 6
+
+
+def test_features_are_kept_up_to_a_limit(runtime, monkeypatch) -> None:
+    """Those of the first three texts fit: the others pass through the base at each call, and no result is another."""
+    body, run, passed = runtime.base.model.base_model, runtime.base.model.base_model.forward, []
+    expected = runtime.features(TEXTS, 66)
+    monkeypatch.setattr(mixing_runtime, "FEATURE_BYTES", 3 * (expected[0].nbytes + mixing_runtime._ENTRY) + 8)
+    runtime.forget_features()
+    monkeypatch.setattr(body, "forward", lambda **inputs: passed.append(len(inputs["input_ids"])) or run(**inputs))
+    totals = []
+    for _ in range(3):
+        np.testing.assert_allclose(runtime.features(TEXTS, 66), expected, atol=1e-6)
+        totals.append(sum(passed))
+    assert totals == [len(TEXTS), 2 * len(TEXTS) - 3, 3 * len(TEXTS) - 6]
 
 
 def test_the_base_is_never_written_to(runtime, folder) -> None:

@@ -256,7 +256,7 @@ def test_a_budget_without_room_is_refused(tokenizers, template) -> None:
 
 
 def test_no_prompts(tokenizers) -> None:
-    assert encode_prompts(tokenizers["gpt-2"], [], TEMPLATE, 1).ids == ()
+    assert list(encode_prompts(tokenizers["gpt-2"], [], TEMPLATE, 1).ids) == []
 
 
 # ------------------------------------------------------------------------------------------------------- answers
@@ -310,9 +310,8 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
 
 def test_labels_that_are_the_same_tokens_are_refused(tokenizers) -> None:
     t5 = tokenizers["t5"]
-    assert encode_labels(t5, ["positive", "negative"], glued=False) == encode_completions(
-        t5, ["positive", "negative"], glued=False
-    )
+    labels = ["positive", "negative"]
+    assert list(encode_labels(t5, labels, glued=False)) == list(encode_completions(t5, labels, glued=False))
     with pytest.raises(DataError, match="labels 'xyz' and 'zyx' are the same tokens") as caught:
         encode_labels(t5, ["positive", "xyz", "zyx"], glued=False)  # both are one unknown token
     assert "--label-words" in str(caught.value.hint)
@@ -360,7 +359,7 @@ def test_plain_text_is_cut_at_its_end_and_has_an_end_token_only_when_whole(token
     assert tokens(tokenizer, [row["prompt"] for row in examples.rows]) == [[start], [start]]
     assert tokens(tokenizer, [row["completion"] for row in examples.rows]) == [whole[0][:4], [*whole[1], end]]
     assert (examples.cut, examples.dropped) == (1, 0)
-    assert examples.lengths == (5, 2 + len(whole[1]))
+    assert list(examples.lengths) == [5, 2 + len(whole[1])]
 
 
 def test_labelled_texts_are_asked_with_their_labels(tokenizers) -> None:

@@ -94,7 +94,7 @@ def test_a_classifiers_text(tokenizer) -> None:
         assert steering(tokenizer, ids) == steering(tokenizer, [*edges.begin, *edges.end])
         assert ids[: len(edges.begin)] == edges.begin
         assert ids[len(ids) - len(edges.end) :] == edges.end
-    assert encoded.lengths == tuple(map(len, encoded.ids))
+    assert list(encoded.lengths) == [len(row) for row in encoded.ids]
     assert tokenizer("good film")["input_ids"] == usual[0]  # the tokenizer is as it was
 
 
