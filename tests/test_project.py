@@ -32,7 +32,6 @@ IMPORT_NAMES = {
     "charset-normalizer": "charset_normalizer",
     "huggingface-hub": "huggingface_hub",
     "rouge-score": "rouge_score",
-    "scikit-learn": "sklearn",
 }
 
 

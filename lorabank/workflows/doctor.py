@@ -24,7 +24,7 @@ from lorabank.core.task_kinds import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 
 PACKAGES = (
     "lorabank", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "huggingface-hub", "numpy",
-    "scikit-learn", "pyarrow", "sqlalchemy", "alembic", "peft",
+    "scipy", "pyarrow", "sqlalchemy", "alembic", "peft",
 )  # fmt: skip
 """What a bug report should name."""
 

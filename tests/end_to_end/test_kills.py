@@ -30,7 +30,7 @@ from lorabank_cli.main import main
 import lorabank.api, lorabank.training.run, lorabank.workflows.learning.train, lorabank.workflows.evaluate
 import lorabank.workflows.compose, lorabank.workflows.assemble, lorabank.compose.gated, lorabank.compose.routed
 import lorabank.compose.merged, lorabank.bank.catalog.commits, lorabank.bank.operations, lorabank.bank.upkeep.removal
-import sklearn.cluster, transformers.models.bert.modeling_bert
+import transformers.models.bert.modeling_bert
 
 for line in sys.stdin:
     words, seconds = json.loads(line)

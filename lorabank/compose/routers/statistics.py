@@ -11,9 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lorabank.compose.routers.centroids import kmeans
 from lorabank.core.errors import DamagedError
 
 Floats = NDArray[np.floating[Any]]
+
+MOST_ROWS = 1000
+"""Of a task's training rows, the maximum that its statistics are made of: a seeded sample in which each label keeps
+its share. A row costs a pass through the base, nearly half of what one epoch of training on it costs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,18 +86,5 @@ def fit_statistics(features: Floats, clusters: int, seed: int) -> TaskStatistics
     with threadpool_limits(limits=1):  # several threads add up in any order: other last bits in each run
         mean = rows.mean(0)
         scatter = (rows - mean).T @ (rows - mean)
-        centroids = _centroids(rows, clusters, seed)
+        centroids = kmeans(rows, min(clusters, len(np.unique(rows, axis=0))), seed)
     return TaskStatistics(centroids.astype(np.float32), mean.astype(np.float32), scatter.astype(np.float32), len(rows))
-
-
-def _centroids(rows: NDArray[np.float64], clusters: int, seed: int) -> NDArray[np.float64]:
-    import warnings
-
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    distinct = len(np.unique(rows, axis=0))
-    with warnings.catch_warnings():  # rows that differ by rounding alone may give fewer clusters than asked for
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = KMeans(n_clusters=min(clusters, distinct), n_init=10, random_state=seed).fit(rows)
-    return np.asarray(fitted.cluster_centers_)

@@ -30,5 +30,5 @@ def package_versions() -> dict[str, str]:
     """Python and the packages that decide an adapter's bytes, as the adapter's record keeps them."""
     from importlib.metadata import version
 
-    packages = ("lorabank", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
+    packages = ("lorabank", "torch", "transformers", "tokenizers", "safetensors", "numpy")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from lorabank.compose.routers.gaussian import GaussianRouter
@@ -49,6 +50,24 @@ class TestStatistics:
         statistics = fit_statistics(np.array(rows), clusters=5, seed=0)
         np.testing.assert_allclose(by_rows(statistics.centroids), by_rows(np.unique(rows, axis=0)))
         assert len(statistics.centroids) == distinct
+
+    @pytest.mark.parametrize(("n", "d", "clusters"), [(480, 384, 5), (300, 8, 12), (40, 3, 40), (9, 2, 4)])
+    def test_the_centroids_are_scikit_learn_s(self, n: int, d: int, clusters: int) -> None:
+        """With its draws, so that statistics of older versions are those that this one makes."""
+        rng = np.random.default_rng(n)
+        rows = rng.normal(size=(n, d)) + rng.normal(size=(6, d))[rng.integers(0, 6, n)]
+        rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        for seed in range(3):
+            found = fit_statistics(rows, clusters, seed).centroids
+            theirs = KMeans(clusters, n_init=10, random_state=seed).fit(rows.astype(np.float64)).cluster_centers_
+            np.testing.assert_allclose(found, theirs, rtol=0, atol=1e-7)
+
+    def test_rows_that_rounding_alone_tells_apart(self) -> None:
+        """Fewer clusters are left than asked for; every centroid is one of the three places all the same."""
+        places = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.6, 0.0, 0.8]])
+        rows = np.repeat(places, 20, axis=0) + 1e-17 * np.random.default_rng(0).normal(size=(60, 3))
+        found = fit_statistics(rows, clusters=5, seed=0).centroids
+        np.testing.assert_allclose(np.unique(found.round(6), axis=0), np.unique(places, axis=0), atol=1e-6)
 
     def test_the_same_seed_gives_the_same_bytes(self) -> None:
         (rows,) = random_tasks((3000,), d=24)  # enough rows for several threads to share
