@@ -195,11 +195,12 @@ def as_asked(data: TaskData) -> str:
     return f"rows of the form {data.form}{chat}, scored by {data.scoring}; the first: {prompt} -> {answer}"
 
 
-def task_statistics(base: LoadedBase, texts: Sequence[str], config: TrainConfig) -> bytes:
-    """Centroids, mean and scatter of the training texts under the frozen base (CoLoR fits them before training)."""
-    from lorabank.compose.routers.statistics import fit_statistics
+def task_statistics(base: LoadedBase, rows: Rows, config: TrainConfig) -> bytes:
+    """Centroids, mean and scatter of training rows under the frozen base (CoLoR fits them before training)."""
+    from lorabank.compose.routers.statistics import MOST_ROWS, fit_statistics
     from lorabank.models.mixing.features import extract_features
 
+    texts = sample_rows(rows, MOST_ROWS, config.seed).keys
     features = extract_features(base.model, base.tokenizer, texts, max_length=config.max_length)
     return fit_statistics(features, config.clusters_per_task, config.seed).to_bytes()
 

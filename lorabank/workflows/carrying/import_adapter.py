@@ -221,7 +221,7 @@ def _judge(
         put_head(base.model, head)
     task_type: TaskType = TASK_TYPES.load(record.task_type)()
     try_base(base, task_type, examples, record.name, training=False)
-    statistics = task_statistics(base, data.train.keys, config)
+    statistics = task_statistics(base, data.train, config)
     check_effect(base, record.task_type, adapter.factors, head, examples.rows[:_PROBED])
     return _Judged(
         adapter=adapter,
