@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 
 from lorabank.bank.catalog.base import Catalog
 from lorabank.bank.catalog.events import UNDOABLE, EventRecord, change_of, next_to_undo
-from lorabank.bank.catalog.reading import in_order, read_evaluations, read_events
+from lorabank.bank.catalog.reading import read_evaluations, read_events
+from lorabank.bank.catalog.rows import in_order
 from lorabank.core.records import DERIVED, EvaluationRecord
 
 

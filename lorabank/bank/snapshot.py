@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 from lorabank.core.commands import ADD_TASK, LIST, Command
@@ -20,8 +21,24 @@ _SHOWN = 5
 """Names in a message."""
 
 
+class _Content(NamedTuple):
+    """The fields of a snapshot, which says what they are."""
+
+    id: str
+    format: int
+    base: BaseModelRecord
+    tasks: tuple[TaskRecord, ...]
+    removed_tasks: tuple[TaskRecord, ...]
+    datasets: tuple[DatasetRecord, ...]
+    compositions: tuple[CompositionRecord, ...]
+    by_position: dict[int, AdapterRecord]
+    damaged_tasks: tuple[TaskRecord, ...] = ()
+    damaged_compositions: tuple[CompositionRecord, ...] = ()
+    removed_compositions: tuple[CompositionRecord, ...] = ()
+
+
 @shown("id", "base", "tasks", "compositions")
-class Snapshot(NamedTuple):
+class Snapshot(_Content):
     """Everything that is in a bank, read in one transaction.
 
     Attributes:
@@ -38,25 +55,39 @@ class Snapshot(NamedTuple):
         removed_compositions: Compositions that were removed.
     """
 
-    id: str
-    format: int
-    base: BaseModelRecord
-    tasks: tuple[TaskRecord, ...]
-    removed_tasks: tuple[TaskRecord, ...]
-    datasets: tuple[DatasetRecord, ...]
-    compositions: tuple[CompositionRecord, ...]
-    by_position: dict[int, AdapterRecord]
-    damaged_tasks: tuple[TaskRecord, ...] = ()
-    damaged_compositions: tuple[CompositionRecord, ...] = ()
-    removed_compositions: tuple[CompositionRecord, ...] = ()
-
-    @property
-    def adapters(self) -> dict[str, AdapterRecord]:
+    @cached_property
+    def adapters(self) -> Mapping[str, AdapterRecord]:
         """Adapters by digest, those of removed tasks too; of equal ones that of the first task in use."""
         found: dict[str, AdapterRecord] = {}
-        for task in (*self.tasks, *self.damaged_tasks, *self.removed_tasks):
+        for task in self._numbered.values():
             adapter = self.by_position[task.position]
             found.setdefault(adapter.digest, adapter)
+        return found
+
+    @cached_property
+    def _numbered(self) -> Mapping[int, TaskRecord]:
+        """Every task by position, those in use first."""
+        return {task.position: task for task in (*self.tasks, *self.damaged_tasks, *self.removed_tasks)}
+
+    @cached_property
+    def _tasks(self) -> Mapping[str, TaskRecord]:
+        return {task.name: task for task in self.tasks}
+
+    @cached_property
+    def _compositions(self) -> Mapping[str, CompositionRecord]:
+        return {composition.name: composition for composition in self.compositions}
+
+    @cached_property
+    def _datasets(self) -> Mapping[tuple[str, str], DatasetRecord]:
+        return {(data.task, data.split): data for data in self.datasets}
+
+    @cached_property
+    def _superseded(self) -> Mapping[int, str]:
+        """When what took the place of a task went, by the task's position; "9" where it did not."""
+        found: dict[int, str] = {}
+        for task in self._numbered.values():
+            if task.replaces is not None:
+                found[task.replaces] = max(task.removed_at or "9", found.get(task.replaces, ""))
         return found
 
     def without(self, position: int | None) -> Snapshot:
@@ -85,9 +116,8 @@ class Snapshot(NamedTuple):
         """A task and what it took the place of, oldest first."""
         if task.replaces is None:
             return (task,)
-        every = {one.position: one for one in (*self.tasks, *self.damaged_tasks, *self.removed_tasks)}
         chain = [task]
-        while (before := every.get(chain[-1].replaces or 0)) is not None:
+        while (before := self._numbered.get(chain[-1].replaces or 0)) is not None:
             chain.append(before)
         return tuple(reversed(chain))
 
@@ -95,10 +125,7 @@ class Snapshot(NamedTuple):
         """The state of a task for people: ``"superseded"`` where a newer version took its place."""
         if task.state != "removed":
             return "damaged" if task.state == "failed" else task.state
-        newer = (
-            one for one in (*self.tasks, *self.damaged_tasks, *self.removed_tasks) if one.replaces == task.position
-        )
-        took = any((one.removed_at or "9") > (task.removed_at or "") for one in newer)  # one that was undone did not
+        took = self._superseded.get(task.position, "") > (task.removed_at or "")  # one that was undone did not
         return "superseded" if took else "removed"
 
     def task(self, name: str) -> TaskRecord:
@@ -108,9 +135,8 @@ class Snapshot(NamedTuple):
             NotFoundError: With the nearest name.
             DamagedError: It was set aside.
         """
-        for task in self.tasks:
-            if task.name == name:
-                return task
+        if (task := self._tasks.get(name)) is not None:
+            return task
         self.refuse_damaged(name)
         raise self.unknown("task", name, (task.name for task in self.tasks))
 
@@ -121,9 +147,8 @@ class Snapshot(NamedTuple):
             NotFoundError: With the nearest name.
             DamagedError: A member of it was set aside.
         """
-        for composition in self.compositions:
-            if composition.name == name:
-                return composition
+        if (composition := self._compositions.get(name)) is not None:
+            return composition
         self.refuse_damaged(name)
         raise self.unknown("composition", name, (composition.name for composition in self.compositions))
 
@@ -160,7 +185,7 @@ class Snapshot(NamedTuple):
 
     def dataset(self, task: str, split: str) -> DatasetRecord | None:
         """A split of a task's data, None when the task has no such split."""
-        return next((data for data in self.datasets if (data.task, data.split) == (task, split)), None)
+        return self._datasets.get((task, split))
 
     def adapter_of(self, task: str) -> AdapterRecord:
         """The adapter of a task.

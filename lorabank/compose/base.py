@@ -51,7 +51,7 @@ class Member:
     task: str
     position: int
     adapter: str
-    state: tuple[str, ...]
+    state: Sequence[str]
     head: int
     form: AnswerForm
     statistics: Callable[[], TaskStatistics]

@@ -6,15 +6,17 @@ tuples because `lorabank list` pays for the making of these classes: as dataclas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 from lorabank.core.commands import Command
 from lorabank.core.showing import shown
 
 DERIVED = "derived "
 """How the roles of objects begin that follow from a composition and were added after it was stored."""
+
+T = TypeVar("T")
 
 TaskState = Literal["training", "ready", "failed", "removed"]
 Split = Literal["train", "eval", "calibration", "replay"]
@@ -101,6 +103,85 @@ class DatasetRecord(NamedTuple):
     """Digest of the blob with a digest of each row, None where none are kept."""
 
 
+class Lineage(Sequence[T]):
+    """Adapters in order, most of which another lineage holds already: a sequence like a tuple, and equal to one.
+
+    The lineages of T tasks that were each trained on top of all earlier ones take the room of T entries together, and
+    not of T (T - 1) / 2.
+
+    Args:
+        own: The last entries.
+        before: What comes before them.
+        without: Entries of ``before`` that are left out.
+    """
+
+    __slots__ = ("_before", "_length", "_own", "_without")
+
+    def __init__(self, own: Iterable[T], before: Lineage[T] | None = None, without: Iterable[T] = ()) -> None:
+        self._own = tuple(own)
+        self._before = before
+        self._without = frozenset(without)
+        kept: Sequence[T] = () if before is None else before
+        if self._without:
+            kept = [one for one in kept if one not in self._without]
+        self._length = len(kept) + len(self._own)
+
+    def __iter__(self) -> Iterator[T]:
+        found: list[T] = []
+        for part in reversed(list(self._parts())):
+            if part._without:
+                found = [one for one in found if one not in part._without]
+            found += part._own
+        return iter(found)
+
+    def _parts(self) -> Iterator[Lineage[T]]:
+        """This one, and what comes before it, from the last to the first."""
+        part: Lineage[T] | None = self
+        while part is not None:
+            yield part
+            part = part._before
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
+    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == tuple(other) if isinstance(other, tuple | Lineage) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def __reduce__(self) -> tuple[type[Lineage[T]], tuple[tuple[T, ...]]]:
+        return Lineage, (tuple(self),)  # alone: what comes before it would be pickled one inside the other
+
+    @staticmethod
+    def union(lineages: Iterable[Lineage[T]]) -> dict[T, None]:
+        """The entries of some lineages, each once, in the order in which they are met; a shared part is read once."""
+        found: dict[T, None] = {}
+        met: dict[int, Lineage[T]] = {}
+        for lineage in lineages:
+            new: list[Lineage[T]] = []
+            for part in lineage._parts():
+                if id(part) in met:
+                    break
+                new.append(part)
+                if part._without:
+                    break
+            for part in reversed(new):
+                met[id(part)] = part
+                found.update(dict.fromkeys(part if part._without else part._own))
+        return found
+
+
 @shown("task", "digest", "r", "strategy", "steps")
 class AdapterRecord(NamedTuple):
     """One trained (or imported) LoRA adapter with its lineage."""
@@ -113,7 +194,7 @@ class AdapterRecord(NamedTuple):
     target_modules: tuple[str, ...]
     strategy: str
     penalties: dict[str, float]
-    context: tuple[str, ...]
+    context: Sequence[str]
     """Digests of the adapters that were active, frozen, while this one was trained."""
     seed: int
     steps: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from lorabank.core.records import AdapterRecord
+from lorabank.core.records import AdapterRecord, Lineage
 from lorabank.core.shelves import STRATEGIES
 
 State = Literal["now", "learnt"]
@@ -21,29 +21,31 @@ ANSWERS = "answers"
 """Where ``AdapterRecord.metrics`` holds who answers for the task, ``"own"`` or ``"newest"``: ``Strategy.answers``."""
 
 
-def own_state(adapter: AdapterRecord) -> tuple[str, ...]:
+def own_state(adapter: AdapterRecord) -> Lineage[str]:
     """The adapters of a task's own state, each with weight 1: its context and itself.
 
     An adapter that was trained under attention over its context was never part of their sum: it stands alone.
     """
-    return (adapter.digest,) if SELECTOR in adapter.objects else needed(adapter)
+    return Lineage((adapter.digest,)) if SELECTOR in adapter.objects else needed(adapter)
 
 
-def needed(adapter: AdapterRecord) -> tuple[str, ...]:
+def needed(adapter: AdapterRecord) -> Lineage[str]:
     """Every adapter without which a task cannot be answered as it was trained."""
-    return (*adapter.context, adapter.digest)
+    context = adapter.context
+    return Lineage((adapter.digest,), context if isinstance(context, Lineage) else Lineage(context))
 
 
 def active_state(adapters: Sequence[AdapterRecord]) -> tuple[str, ...]:
     """Every adapter that counts after the last one: all, but of a chain that goes on only the newest snapshot."""
     kept: list[str] = []
     for adapter in adapters:
-        kept = [digest for digest in kept if digest != adapter.metrics.get("continued_from")]
+        if (continued := adapter.metrics.get("continued_from")) is not None:
+            kept = [digest for digest in kept if digest != continued]
         kept.append(adapter.digest)
     return tuple(kept)
 
 
-def deployed_state(adapters: Sequence[AdapterRecord], task: AdapterRecord) -> tuple[str, ...]:
+def deployed_state(adapters: Sequence[AdapterRecord], task: AdapterRecord) -> Sequence[str]:
     """The state that answers for ``task`` after the last of ``adapters`` was trained (the state *as trained*).
 
     A task keeps its own adapter where its strategy says so, and where it was imported. Any other task is answered by

@@ -111,7 +111,7 @@ class _Answering:
 def state_plan(bank: Bank, adapter: AdapterRecord | None, runtime: Runtime) -> Plan:
     """The state that training an adapter left: a sum, or the attention that it was trained with."""
     if adapter and SELECTOR in adapter.objects:
-        members = needed(adapter)
+        members = tuple(needed(adapter))
         selector = Selector(runtime.stack.select(members)).requires_grad_(False)
         tensors = load_tensors(bank.read_blob(adapter.objects[SELECTOR]))
         return Plan(gate=selector.load_tensors(tensors), members=members)

@@ -39,7 +39,7 @@ OLD_TABLES = {
 
 LATER = {
     "operations": ("seen_at",), "tasks": ("note", "tags", "first_name", "replaces"), "datasets": ("row_digests",),
-    "compositions": ("note", "tags"), "composition_members": ("known_as",),
+    "compositions": ("note", "tags"), "composition_members": ("known_as",), "adapter_context": ("part",),
 }  # fmt: skip
 """Columns that later schemas added to the old tables."""
 

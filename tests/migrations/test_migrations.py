@@ -217,7 +217,7 @@ def test_a_failed_upgrade_leaves_the_old_schema_and_a_backup(bank, next_schema, 
 
 
 def test_an_upgrade_that_breaks_references_is_rolled_back(bank, next_schema):
-    next_schema("op.execute(\"INSERT INTO adapter_context VALUES (8, 1, 9, 'x')\")")
+    next_schema("op.execute(\"INSERT INTO adapter_context VALUES (8, 1, 9, 'x', NULL)\")")
     with pytest.raises(DamagedError, match="2 rows refer"):
         upgrade_database(bank.path)
     assert query(bank, "SELECT * FROM alembic_version") == [(HEAD,)]

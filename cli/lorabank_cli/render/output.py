@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,7 +27,7 @@ def plain(value: Any, bank: str | None = None) -> Any:
         return {str(key): plain(item, bank) for key, item in value.items()}
     if isinstance(value, Command):
         return value.line(bank)
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, Sequence | Set) and not isinstance(value, str | bytes):
         return [plain(item, bank) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -112,7 +112,7 @@ def _json(check: Check, **options: Any) -> Column:
 
 
 def _words(*words: str, **options: Any) -> Column:
-    return Column("text", one_of(*words), words=words, **options)
+    return _text(one_of(*words), words=words, **options)
 
 
 def _joined(check: Check) -> Column:
@@ -185,7 +185,9 @@ TABLES: dict[str, Described] = {
         "bytes": _integer(COUNT),
     }),
     "adapter_context": Described("adapter", {
-        "adapter": _owner("adapters.id"), "ordinal": _ID, "member": _integer(None, refers="adapters.id"),
+        "adapter": _integer(POSITION, key=True, refers="adapters.id"), "ordinal": _ID,
+        "member": _integer(POSITION, refers="adapters.id"),
+        "part": _words("lineage", "without", empty=True, later=True),
     }),
     "adapter_objects": Described("role", {
         "adapter": _owner("adapters.id"), "role": _text(key=True), "blob": _blob(),

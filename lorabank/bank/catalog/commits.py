@@ -8,6 +8,7 @@ from typing import Any
 from lorabank.bank.catalog.base import Catalog, Row, Transaction, View
 from lorabank.bank.catalog.columns import NUMBER, split_tags
 from lorabank.bank.catalog.events import Change, log_event
+from lorabank.bank.catalog.lineage import WITHOUT, Lineages, lineage_rows
 from lorabank.bank.catalog.rows import next_number, row_digest, row_of, sealed
 from lorabank.bank.catalog.times import now
 from lorabank.bank.failures import taken
@@ -52,9 +53,8 @@ def insert_task(
     transaction.insert("adapters", row_of("adapters", adapter, id=position))
     parts = ({"adapter": position, "name": file.name, "sha256": file.sha256, "bytes": file.bytes} for file in files)
     _insert(transaction, "adapter_files", parts)
-    members = [_context_member(transaction, objects, digest) for digest in adapter.context]
-    context = ({"adapter": position, "ordinal": n, "member": member} for n, member in enumerate(members))
-    _insert(transaction, "adapter_context", context)
+    if adapter.context:
+        _insert(transaction, "adapter_context", _context(transaction, objects, position, adapter.context))
     roles = ({"adapter": position, "role": role, "blob": blob} for role, blob in sorted(adapter.objects.items()))
     _insert(transaction, "adapter_objects", roles)
     for number, data in enumerate(splits, start=next_number(transaction, "datasets")):
@@ -199,17 +199,29 @@ def _adapter_files(stage: Staging, digest: str) -> list[StoredFile]:
     return stage.adapters[digest]
 
 
-def _context_member(view: View, objects: Objects, digest: str) -> int:
-    """The row of an adapter that was active in training: its files must still lie in the bank."""
-    owners = [row["id"] for row in view.rows("adapters", digest=digest)]
-    found = [row for position in owners for row in view.rows("tasks", position=position)]
-    if not found or not objects.holds("adapter", digest):
+def _context(view: View, objects: Objects, adapter: int, digests: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of the adapters that were active in training: their files must still lie in the bank."""
+    stored = {row["id"]: row["digest"] for row in view.rows("adapters")}
+    used = {row["position"] for row in view.rows("tasks") if row["state"] != "removed"}
+    of_digest = {stored[number]: number for number in sorted(stored, key=lambda number: (number in used, -number))}
+    rows = lineage_rows(
+        adapter,
+        [of_digest[digest] for digest in digests if digest in of_digest],
+        Lineages(view, {number: number for number in stored}),
+        stored,
+    )
+    # What an adapter in use was trained on top of stays as long as it does.
+    named = [stored[row["member"]] for row in rows if row["part"] != WITHOUT]
+    looked_at = named if rows and rows[0]["member"] in used else digests
+    missing = [digest for digest in digests if digest not in of_digest]
+    missing += [digest for digest in looked_at if not objects.holds("adapter", digest)]
+    if missing:
         raise IncompatibleError(
-            f"adapter {digest[:12]}, which was active in training, is not in the bank any more",
+            f"adapter {missing[0][:12]}, which was active in training, is not in the bank any more",
             hint="train it again with the same command and --restart",
             unchanged="the bank was not changed",
         )
-    return int(min(found, key=lambda row: (row["state"] == "removed", row["position"]))["position"])
+    return rows
 
 
 def _member(view: View, name: str, digest: str) -> int:

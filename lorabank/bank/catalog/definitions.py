@@ -19,7 +19,7 @@ from lorabank.core.machine.packages import UPDATE
 APPLICATION_ID = 0x4C6F5242
 """``LoRB``, in the header of ``bank.db``."""
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Schema revisions that this version knows, oldest first; the last is the head of the migrations."""
 
 FOLDER = Path(__file__).with_name("schemas")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from lorabank.bank.catalog.base import Row, View
 from lorabank.bank.catalog.columns import sound
-from lorabank.bank.catalog.rows import adapter_record, composition_record, dataset_record, operation_record
+from lorabank.bank.catalog.lineage import Lineages
+from lorabank.bank.catalog.rows import (
+    adapter_record,
+    composition_record,
+    dataset_record,
+    in_order,
+    operation_record,
+)
 from lorabank.bank.objects.layout import Layout
 from lorabank.bank.objects.manifest import read_manifest
 from lorabank.bank.snapshot import Snapshot
@@ -72,19 +78,6 @@ def read_snapshot(view: View, layout: Layout) -> Snapshot:
     )
 
 
-def in_order(rows: Iterable[Row], *columns: str) -> list[Row]:
-    """Rows by the values of columns.
-
-    Raises:
-        DamagedError: There are numbers and texts among them.
-    """
-    try:
-        return sorted(rows, key=lambda row: tuple(row[column] for column in columns))
-    except TypeError as error:
-        message = f"bank.db: its rows cannot be put in the order of their {columns[-1]}"
-        raise DamagedError(message, commands=[VERIFY]) from error
-
-
 def _adapters(
     view: View, trained: list[Row], tasks: list[TaskRecord], digests: dict[int, str]
 ) -> dict[int, AdapterRecord]:
@@ -92,20 +85,14 @@ def _adapters(
     for row in view.rows("adapter_files"):
         file = sound("adapter_files", row)
         files.setdefault(row["adapter"], {})[file["name"]] = file["sha256"]
-    context: dict[int, list[str]] = {}
-    for row in in_order(view.rows("adapter_context"), "adapter", "ordinal"):
-        adapter, member = row["adapter"], row["member"]
-        if member in digests and member >= adapter:
-            raise DamagedError(f"bank.db: task {adapter} was not trained on top of task {member}", commands=[VERIFY])
-        if member in digests:
-            context.setdefault(adapter, []).append(digests[member])
+    lineages = Lineages(view, digests)
     objects = _objects(view, "adapter")
     owners = {task.position: {"task_name": task.name, "task_type": task.task_type} for task in tasks}
     return {
         number: adapter_record(
             {**row, **owners[number]},
             dict(sorted(files.get(number, {}).items())),
-            context.get(number, []),
+            lineages.get(number, ()),
             objects.get(number, {}),
         )
         for row in in_order(trained, "id")

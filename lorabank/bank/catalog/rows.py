@@ -7,13 +7,14 @@ Columns that are NULL are left out of it: a later schema may add a column withou
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.catalog.checks import answers_in_text
 from lorabank.bank.catalog.columns import TABLES, sound
 from lorabank.bank.objects.canonical import canonical
-from lorabank.core.errors import DataError
+from lorabank.core.commands import VERIFY
+from lorabank.core.errors import DamagedError, DataError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, OperationRecord
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.core.task_kinds import task_kind
@@ -73,6 +74,19 @@ def row_of(table: str, record: Any, *, of: str = "", **others: Any) -> dict[str,
     return sealed(table, row)
 
 
+def in_order(rows: Iterable[Row], *columns: str) -> list[Row]:
+    """Rows by the values of columns.
+
+    Raises:
+        DamagedError: There are numbers and texts among them.
+    """
+    try:
+        return sorted(rows, key=lambda row: tuple(row[column] for column in columns))
+    except TypeError as error:
+        message = f"bank.db: its rows cannot be put in the order of their {columns[-1]}"
+        raise DamagedError(message, commands=[VERIFY]) from error
+
+
 def next_number(view: View, table: str) -> int:
     """One more than the largest number that a row of a table ever had: such rows are never deleted."""
     newest = view.last(table)
@@ -93,7 +107,7 @@ def adapter_record(
     if row["task_type"] in TASK_TYPES and not task_kind(row["task_type"]).labelled:
         answers_in_text(values["task_name"], values["config"])
     return AdapterRecord(
-        task=values.pop("task_name"), context=tuple(context), files=dict(files), objects=dict(objects), **values
+        task=values.pop("task_name"), context=context, files=dict(files), objects=dict(objects), **values
     )
 
 

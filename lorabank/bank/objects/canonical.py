@@ -15,7 +15,7 @@ def canonical(value: Any) -> str:
         DataError: The value holds a NaN or an infinity, or something that JSON cannot hold.
     """
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
+        return _ENCODER.encode(value)
     except (TypeError, ValueError) as error:
         raise DataError(f"a value cannot be stored: {error}", unchanged="the bank was not changed") from error
 
@@ -25,3 +25,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):
         return value.item()
     raise TypeError(f"{type(value).__name__} is not a plain value")
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from lorabank.bank.catalog.connections import connect_to_copy, connect_to_write
 from lorabank.bank.catalog.judging import check_length, judge_database
-from lorabank.bank.catalog.reading import in_order
+from lorabank.bank.catalog.rows import in_order
 from lorabank.bank.catalog.sqlite import SqliteView
 from lorabank.bank.failures import database_error, reported
 from lorabank.bank.locks import bank_lock

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from lorabank.bank.catalog.base import Row, View
 from lorabank.bank.catalog.columns import NUMBER, TABLES, sound
-from lorabank.bank.catalog.reading import in_order
-from lorabank.bank.catalog.rows import is_sealed
+from lorabank.bank.catalog.lineage import Lineages
+from lorabank.bank.catalog.rows import in_order, is_sealed
 from lorabank.bank.objects.base import StoredFile
 from lorabank.core.errors import DataError
+from lorabank.core.records import Lineage
 
 
 @dataclass(frozen=True)
@@ -50,23 +51,19 @@ def live_files(view: View, *, tasks: Iterable[int] = (), compositions: Iterable[
             owners[blob] = min(owner, owners.get(blob, owner))
     sizes = {blob["digest"]: blob["bytes"] for blob in (sound("blobs", row) for row in view.rows("blobs"))}
     blobs = {digest: StoredFile(digest, digest, sizes.get(digest, -1)) for digest in sorted(owners, key=str)}
-    needed = _needed(view, used)
+    trained = view.rows("adapters")
+    lineages = Lineages(view, {row["id"]: row["id"] for row in trained})
+    needed = {*used, *Lineage.union(lineages[position] for position in used if position in lineages)}
     files: dict[int, list[StoredFile]] = {}
     for row in view.rows("adapter_files"):
         if row["adapter"] in needed:
             files.setdefault(row["adapter"], []).append(StoredFile(**sound("adapter_files", row)))
     adapters = {
         row["digest"]: (names[row["id"]], sorted(files.get(row["id"], []), key=lambda file: file.name))
-        for row in reversed(in_order(view.rows("adapters"), "id"))
+        for row in reversed(in_order(trained, "id"))
         if row["id"] in needed and row["id"] in names
     }
     return LiveFiles(adapters, blobs, owners)
-
-
-def _needed(view: View, tasks: Iterable[int]) -> set[int]:
-    """Positions of the adapters of some tasks, and of those that these were trained on top of."""
-    own = set(tasks)
-    return own | {row["member"] for row in view.rows("adapter_context") if row["adapter"] in own}
 
 
 def _used(view: View, table: str, others: Iterable[int]) -> dict[int, str]:

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from lorabank.bank.catalog.base import Catalog, View
 from lorabank.bank.catalog.connections import connect_to_write
 from lorabank.bank.catalog.events import Change, log_event
-from lorabank.bank.catalog.reading import in_order, read_operations
-from lorabank.bank.catalog.rows import is_sealed
+from lorabank.bank.catalog.lineage import Lineages
+from lorabank.bank.catalog.reading import read_operations
+from lorabank.bank.catalog.rows import in_order, is_sealed
 from lorabank.bank.catalog.sqlite import SqliteCatalog, SqliteView
 from lorabank.bank.failures import busy, reported
 from lorabank.bank.objects.base import StoredFile
@@ -195,7 +196,7 @@ def _mark(catalog: Catalog, lost: set[str]) -> tuple[tuple[str, ...], tuple[str,
     """Set tasks aside that need what is lost, and bring those back that lack nothing."""
     with catalog.read() as view:
         tasks = in_order(view.rows("tasks"), "position")
-        broken = {position for position, digest in _needs(view) if digest in lost}
+        broken = {position for position, digest in _needs(view) if digest in lost} if lost else set()
     aside = [row for row in tasks if row["state"] == "ready" and row["position"] in broken]
     back = [row for row in tasks if row["state"] == "failed" and row["position"] not in broken]
     if aside or back:
@@ -212,6 +213,6 @@ def _needs(view: View) -> Iterator[tuple[int, str | None]]:
     """Positions of tasks, and a digest without which each cannot answer. Kept rows are not among them."""
     digests = {row["id"]: row["digest"] for row in view.rows("adapters")}
     yield from digests.items()
-    yield from ((row["adapter"], digests.get(row["member"])) for row in view.rows("adapter_context"))
+    yield from ((number, digest) for number, lineage in Lineages(view, digests).items() for digest in lineage)
     yield from ((row["adapter"], row["blob"]) for row in view.rows("adapter_objects"))
     yield from ((row["position"], row["statistics"]) for row in view.rows("tasks"))

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 from lorabank.bank.catalog.base import Catalog, View
-from lorabank.bank.catalog.reading import in_order, read_evaluations, read_events, read_operations, read_snapshot
+from lorabank.bank.catalog.reading import read_evaluations, read_events, read_operations, read_snapshot
+from lorabank.bank.catalog.rows import in_order
 from lorabank.bank.objects.base import Objects, adapter_digest
 from lorabank.bank.objects.layout import Layout
 from lorabank.bank.objects.manifest import read_manifest

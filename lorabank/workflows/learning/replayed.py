@@ -69,7 +69,7 @@ def read_objects(bank: Bank, earlier: Sequence[AdapterRecord], strategy: Strateg
     for role in (*strategy.needs, *strategy.reads):
         for adapter in earlier:
             if role in adapter.objects:
-                recorded = TaskFact(needed(adapter), bank.read_blob(adapter.objects[role]))
+                recorded = TaskFact(tuple(needed(adapter)), bank.read_blob(adapter.objects[role]))
                 found.setdefault(role, []).append(recorded)
             elif role in strategy.needs:
                 raise ConfigError(

@@ -111,7 +111,7 @@ def test_the_doctor_tells_versions_devices_and_bank_and_changes_nothing(bank, tr
     assert told.keys() > set(PACKAGES)
     assert told["devices"].startswith("cpu (")
     assert told["cpu dtype"].startswith("float32")
-    assert told["bank state"] == "format 1, schema 0004, 2 tasks, 0 compositions; quick check: no findings"
+    assert told["bank state"] == "format 1, schema 0005, 2 tasks, 0 compositions; quick check: no findings"
     assert told["operations"] == "none under way"
     base = Bank.open(bank).snapshot().base
     assert told["base model"] == f"{base.name}: {base.name} (local)"
