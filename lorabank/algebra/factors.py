@@ -40,6 +40,10 @@ class LoraFactors:
     scaling: Mapping[str, float]
     gain: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def scaled(self, module: str) -> Tensor:
+        """``s B [d_out, r]`` of one module."""
+        return self.scaling[module] * self.B[module]
+
     def delta(self, module: str, weight: Tensor | None = None) -> Tensor:
         """The delta weight ``[d_out, d_in]`` of one module.
 
@@ -54,12 +58,24 @@ class LoraFactors:
         gain = self.gain.get(module)
         return low if gain is None else add_rows(low, gain - 1, weight)
 
+    def single(self) -> LoraFactors:
+        """The same with float64 rounded to float32."""
+        return LoraFactors(_single(self.A), _single(self.B), self.scaling, _single(self.gain))
+
 
 @dataclass(frozen=True)
 class DenseDelta:
     """Delta weights of full rank over the untouched base: module name to ``[d_out, d_in]``."""
 
     delta: Mapping[str, Tensor]
+
+    def single(self) -> DenseDelta:
+        """The same with float64 rounded to float32."""
+        return DenseDelta(_single(self.delta))
+
+
+def _single(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.float() if tensor.dtype == torch.float64 else tensor for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,12 @@ class Merged:
         members = known(self.members, stage)
         adapters = [member.adapter for member in members]
         facts = {role: [member.facts.get(role) for member in members] for role in self._merger.needs}
-        return ["merged", self._name, self._merger.parameters(), adapters, *([facts] if facts else [])]
+        merger = self._merger.prepared([member.task for member in members])
+        parameters = {
+            name: _by_adapter(members, value) if isinstance(value, Mapping) else value
+            for name, value in merger.parameters().items()
+        }
+        return ["merged", self._name, parameters, adapters, *([facts] if facts else [])]
 
     def as_adapter(self, stage: int, stack: AdapterStack, weight: Callable[[str], Tensor]) -> LoraFactors | None:
         """The state as one exact adapter; None where its delta weights have full rank."""
@@ -166,10 +171,12 @@ class Merged:
         def facts(role: str) -> Iterator[bytes]:
             return (member.read_fact(member.facts[role]) for member in members)
 
-        made: Merge = self._merger.merge(Sources(tasks, lambda: stack.select(digests), weight, facts))
+        adapters = [member.adapter for member in members]
+        made: Merge = self._merger.merge(Sources(tasks, adapters, lambda: stack.select(digests), weight, facts))
         weights = made if isinstance(made, Mapping) else self._merger.near(tasks)
         if isinstance(made, Mapping):
             made = stack.combine(torch.from_numpy(state_weights(stack.names, _by_adapter(members, made))))
+        made = made.single()
         if isinstance(made, DenseDelta):
             check_tensors(made.delta, "the merged delta weights of")
         else:

@@ -180,7 +180,25 @@ ROUTING = "prototype"
 SUMMING = "manual"
 """The mode that messages propose where several adapters should become one."""
 
-MERGERS = Shelf("merger", "mergers", {"weighted": "lorabank.compose.mergers.weighted:Weighted"})
+MERGERS = Shelf(
+    "merger",
+    "mergers",
+    {
+        "weighted": "lorabank.compose.mergers.weighted:Weighted",
+        "task-arithmetic": "lorabank.compose.mergers.task_arithmetic:TaskArithmetic",
+        "ties": "lorabank.compose.mergers.entrywise.ties:TIES",
+        "dare": "lorabank.compose.mergers.entrywise.dare:DARE",
+        "dare-ties": "lorabank.compose.mergers.entrywise.dare_ties:DARETIES",
+        "magnitude-prune": "lorabank.compose.mergers.entrywise.magnitude_prune:MagnitudePrune",
+        "compeft": "lorabank.compose.mergers.entrywise.compeft:ComPEFT",
+        "knots": "lorabank.compose.mergers.knots:KnOTS",
+        "svd": "lorabank.compose.mergers.svd:SVD",
+        "byom": "lorabank.compose.mergers.byom:BYOM",
+        "l-lora": "lorabank.compose.mergers.l_lora:LLoRA",
+        "peft-linear": "lorabank.compose.mergers.peft_linear:PEFTLinear",
+        "slao": "lorabank.compose.mergers.slao:SLAO",
+    },
+)
 
 ROUTERS = Shelf(
     "router",

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from lorabank.algebra.factors import DenseDelta, LoraFactors
+from lorabank.algebra.factors import DenseDelta, LoraFactors, add_rows
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.settings import setting
 
@@ -23,7 +24,8 @@ class Sources:
 
     Args:
         tasks: The tasks, in sequence order.
-        read: Gives their adapters stacked, in that order.
+        adapters: The digest of each task's adapter.
+        read: Gives the adapters stacked, each once.
         weight: Module name to the untouched base's weight ``[d_out, d_in]``.
         facts: Role to what the tasks recorded under it when they were learnt, in that order, read one by one.
     """
@@ -31,11 +33,13 @@ class Sources:
     def __init__(
         self,
         tasks: Sequence[str],
+        adapters: Sequence[str],
         read: Callable[[], AdapterStack],
         weight: Callable[[str], Tensor],
         facts: Callable[[str], Iterator[bytes]] = lambda role: iter(()),
     ) -> None:
         self.tasks = tuple(tasks)
+        self.adapters = tuple(adapters)
         self.facts = facts
         self._weight = weight
         self._read = read
@@ -48,6 +52,52 @@ class Sources:
     def stack(self) -> AdapterStack:
         """The adapters, read when a merger asks for them."""
         return self._read()
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Every module that any of the adapters changes."""
+        return tuple(self.stack.modules)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank that an adapter has on a module, at least 1."""
+        return max(1, *(int(factors.owner.bincount().max()) for factors in self.stack.modules.values()))
+
+    def factors(self, task: str) -> LoraFactors:
+        """The adapter of a task, in float64."""
+        k = self._index(task)
+        A, B, scaling, gain = {}, {}, {}, {}
+        for module, stacked in self.stack.modules.items():
+            own = stacked.owner == k
+            has_gain = stacked.gain is not None and bool((stacked.gain[k] != 1).any())
+            if has_gain or bool(own.any()):
+                A[module], B[module] = stacked.A[own].double(), stacked.B[:, own].double()
+                scaling[module] = float(stacked.scale[own][0]) if bool(own.any()) else 1.0
+            if stacked.gain is not None and has_gain:
+                gain[module] = stacked.gain[k].double()
+        return LoraFactors(A, B, scaling, gain)
+
+    def delta(self, task: str, module: str) -> Tensor | None:
+        """The delta weight ``[d_out, d_in]`` of a task in float32; None on a module that its adapter leaves alone."""
+        k, stacked = self._index(task), self.stack.modules[module]
+        own = stacked.owner == k
+        shift = None if stacked.gain is None else stacked.gain[k].double() - 1
+        if not bool(own.any()) and (shift is None or not bool(shift.any())):
+            return None
+        low = (stacked.B[:, own].double() * stacked.scale[own].double()) @ stacked.A[own].double()
+        if shift is not None and bool(shift.any()):
+            low = add_rows(low, shift, self.weight(module))
+        return low.float()
+
+    def over(self, weights: Mapping[str, float]) -> Tensor:
+        """Weights by task as float64 weights ``[K]`` over the stack's adapters; tasks may share one."""
+        total = torch.zeros(len(self.stack.names), dtype=torch.float64)
+        for task, adapter in zip(self.tasks, self.adapters, strict=True):
+            total[self.stack.names.index(adapter)] += weights[task]
+        return total
+
+    def _index(self, task: str) -> int:
+        return self.stack.names.index(self.adapters[self.tasks.index(task)])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from lorabank.compose.mergers.base import Merger, Sources
 from lorabank.core.errors import ConfigError
@@ -17,16 +18,14 @@ from lorabank.core.settings import nearest, setting
 
 
 @dataclass(frozen=True)
-class Weighted(Merger):
-    """The sum of the delta weights, each times a weight."""
-
-    paper = "task arithmetic, arXiv 2212.04089"
+class Weighed(Merger):
+    """A merger that has a weight for each member."""
 
     weights: str | Mapping[str, float] | None = setting(
         None, "sentiment=0.7,spam=0.3 (any sign); default: 1 for each member."
     )
 
-    def prepared(self, tasks: Sequence[str]) -> Weighted:
+    def prepared(self, tasks: Sequence[str]) -> Self:
         """With a weight for each task.
 
         Raises:
@@ -38,12 +37,23 @@ class Weighted(Merger):
         missing = [task for task in tasks if not math.isfinite(self.weights.get(task, math.nan))]
         if missing:
             raise ValueError(f"no weight of {missing[0]!r}")
-        return self
+        return replace(self, weights={task: self.weights[task] for task in tasks})
 
-    def sum_of(self, tasks: Sequence[str]) -> Mapping[str, float]:
+    def near(self, tasks: Sequence[str]) -> Mapping[str, float]:
         """The weight of each task."""
         assert isinstance(self.weights, Mapping)
         return {task: self.weights[task] for task in tasks}
+
+
+@dataclass(frozen=True)
+class Weighted(Weighed):
+    """The sum of the delta weights, each times a weight."""
+
+    paper = "task arithmetic, arXiv 2212.04089"
+
+    def sum_of(self, tasks: Sequence[str]) -> Mapping[str, float]:
+        """The weight of each task."""
+        return self.near(tasks)
 
     def merge(self, sources: Sources) -> Mapping[str, float]:
         """The weights."""
