@@ -6,7 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabank.bank.catalog.reading import read_evaluations, read_events, read_operations, read_snapshot
+from lorabank.bank.catalog.reading import (
+    read_evaluations,
+    read_events,
+    read_learnt_scores,
+    read_operations,
+    read_snapshot,
+)
 from lorabank.bank.catalog.sqlite import SqliteCatalog
 from lorabank.bank.objects.layout import Layout
 from lorabank.bank.objects.manifest import read_manifest
@@ -116,6 +122,17 @@ class Bank:
             newest = view.last("events")
             return () if newest is None else (newest["id"], newest["created_at"], newest["row_digest"])
 
+    def learnt_scores(self) -> tuple[Snapshot, dict[int, EvaluationRecord]]:
+        """Everything in the bank, and the score of each task right after it was learnt, where it was measured.
+
+        Returns:
+            The snapshot, and by a task's position its newest cell as trained with the task id given, read in the same
+            transaction.
+        """
+        with self.catalog.read() as view:
+            snapshot = read_snapshot(view, self._layout)
+            return snapshot, read_learnt_scores(view, snapshot)
+
     def contents(self) -> tuple[Snapshot, list[EvaluationRecord]]:
         """Everything in the bank and every stored score, oldest first, read in one transaction."""
         with self.catalog.read() as view:
@@ -123,8 +140,9 @@ class Bank:
 
     def evaluations(self, keys: Iterable[str]) -> dict[str, EvaluationRecord]:
         """The stored scores with these keys, by key."""
-        wanted = set(keys)
-        return {record.key: record for record in self.all_evaluations() if record.key in wanted}
+        with self.catalog.read() as view:
+            found = (read_evaluations(view, key=key) for key in dict.fromkeys(keys))
+            return {record.key: record for records in found for record in records}
 
     def all_evaluations(self) -> list[EvaluationRecord]:
         """Every stored score, oldest first."""

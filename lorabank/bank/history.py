@@ -94,7 +94,7 @@ def read_task_scores(catalog: Catalog, position: int) -> list[EvaluationRecord]:
         made = {row["position"]: row for row in view.rows("tasks")}
         (own,) = view.rows("adapters", id=position)
         same = [row["id"] for row in view.rows("adapters", digest=own["digest"])]
-        scores = [score for score in read_evaluations(view) if score.task == made[position]["name"]]
+        scores = read_evaluations(view, task=made[position]["name"])
     alike = [(number, made[number]["created_at"]) for number in same if number in made]
     return _measured(scores, events, "tasks", alike)
 
@@ -113,7 +113,7 @@ def read_composition_scores(catalog: Catalog, name: str) -> list[EvaluationRecor
             own = [(one["role"], one["blob"]) for one in objects if not one["role"].startswith(DERIVED)]
             parts = [one["adapter"] for one in members], own
             made[row["id"]] = (row, (row["mode"], row["parameters"], parts))
-        scores = [score for score in read_evaluations(view) if score.subject == name]
+        scores = read_evaluations(view, subject=name)
     wanted = [what for row, what in made.values() if row["name"] == name and row["state"] == "ready"]
     alike = [(number, row["created_at"]) for number, (row, what) in made.items() if what in wanted]
     return _measured(scores, events, "compositions", alike)

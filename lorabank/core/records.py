@@ -16,6 +16,9 @@ from lorabank.core.showing import shown
 DERIVED = "derived "
 """How the roles of objects begin that follow from a composition and were added after it was stored."""
 
+AS_TRAINED = "as-trained"
+"""The subject of a score of the state that training left; no composition may be called so."""
+
 T = TypeVar("T")
 
 TaskState = Literal["training", "ready", "failed", "removed"]

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from lorabank.core.errors import at_work
 from lorabank.core.observer import Observer
@@ -17,6 +17,9 @@ from lorabank.evaluation import confusion, environments, text_samples
 from lorabank.evaluation.scoring import ACCURACY, Said, score_rows
 
 KEY_FORMAT = 2
+
+_LONGEST_UNSTORED = 30.0
+"""Seconds of work that a process that is killed may lose."""
 
 
 class Subject(Protocol):
@@ -95,7 +98,8 @@ def fill_cells(
         metrics: Task name to the metric that its rows are scored by.
         settings: What else decides a score: choice of metric, dtype, batch size, device.
         stored: Looks up cells by key.
-        keep: Stores new cells; called after each one, so that an interrupted run loses one cell at most.
+        keep: Stores new cells in one transaction: those of a stage, or of half a minute where they take longer, and
+            when the run is interrupted those that are done.
         prepare: Loads what scoring needs; called before the progress begins, and not when everything is stored.
         computed_with: What a new cell keeps of the environment; no part of its key.
         observer: Gets the progress.
@@ -111,19 +115,49 @@ def fill_cells(
         prepare()
         observer.start(f"scoring {subject.name}", missing)
     done = 0
-    for stage, task in cells:
-        key = keys[stage, task.name]
-        if key not in there:
-            metric = metrics[task.name]
-            scored = score_cell(subject, stage, task, rows(task.name), metric, key, settings)
-            there[key] = scored._replace(detail={**scored.detail, environments.KEY: dict(computed_with)})
-            keep([there[key]])
-            done += 1
-            observer.advance(done, {metric: there[key].value})
-        records.append(at(there[key], subject, stage, task))
+    with _Keeping(keep) as new:
+        for stage, task in cells:
+            key = keys[stage, task.name]
+            if key not in there:
+                metric = metrics[task.name]
+                scored = score_cell(subject, stage, task, rows(task.name), metric, key, settings)
+                there[key] = scored._replace(detail={**scored.detail, environments.KEY: dict(computed_with)})
+                new.add(there[key])
+                done += 1
+                observer.advance(done, {metric: there[key].value})
+            records.append(at(there[key], subject, stage, task))
     if missing:
         observer.finish()
     return Filled(tuple(records), done, len(cells) - done)
+
+
+class _Keeping:
+    """Stores cells, several in a transaction; what is there at the end of the block is stored, however that comes."""
+
+    def __init__(self, keep: Callable[[Sequence[EvaluationRecord]], None]) -> None:
+        self._keep = keep
+        self._cells: list[EvaluationRecord] = []
+        self._stored_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._store()
+
+    def add(self, cell: EvaluationRecord) -> None:
+        """Take a cell; those of an earlier stage are stored, and what was computed for long."""
+        if self._cells and self._cells[0].stage != cell.stage:
+            self._store()
+        self._cells.append(cell)
+        if time.monotonic() - self._stored_at > _LONGEST_UNSTORED:
+            self._store()
+
+    def _store(self) -> None:
+        cells, self._cells = self._cells, []
+        if cells:
+            self._keep(cells)
+        self._stored_at = time.monotonic()
 
 
 def score_cell(

@@ -16,7 +16,7 @@ from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, NotFoundError
 from lorabank.core.observer import Observer
-from lorabank.core.records import CompositionRecord, DatasetRecord, EvaluationRecord, TaskRecord
+from lorabank.core.records import AS_TRAINED, CompositionRecord, DatasetRecord, EvaluationRecord, TaskRecord
 from lorabank.core.shelves import COMPOSERS, ROUTERS
 from lorabank.core.states import State
 from lorabank.data.formats.parquet import from_parquet
@@ -79,7 +79,7 @@ def own_score(opened: OpenBank, task: str, observer: Observer) -> dict[str, Any]
     """The score of a task as trained, at the last stage, as ``AddTaskResult`` tells it."""
     evaluation = _Evaluation(opened, EvalConfig(), observer)
     record = evaluation.snapshot.task(task)
-    cell = evaluation.fill(evaluation.subject("as-trained"), [(record.position, record)]).records[0]
+    cell = evaluation.fill(evaluation.subject(AS_TRAINED), [(record.position, record)]).records[0]
     labels = label_scores(cell, record.labels)
     told = {name: getattr(cell, name) for name in ("metric", "value", "n", "low", "high")}
     return {**told, "labels": labels and evaluation.with_texts(labels, task), "texts": text_scores(cell)}

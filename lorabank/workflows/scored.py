@@ -15,7 +15,7 @@ from lorabank.compose.base import Composer, Member, known, longest, state_weight
 from lorabank.compose.routed import statistics_digest
 from lorabank.compose.routers.base import RouterMethod
 from lorabank.core.config import EvalConfig
-from lorabank.core.records import AdapterRecord, CompositionRecord, TaskRecord
+from lorabank.core.records import AS_TRAINED, AdapterRecord, CompositionRecord, TaskRecord
 from lorabank.core.shelves import ROUTERS
 from lorabank.core.states import SELECTOR, answering, needed, own_state
 from lorabank.data.rows import Rows
@@ -122,8 +122,8 @@ def state_plan(bank: Bank, adapter: AdapterRecord | None, runtime: Runtime) -> P
 class AsTrained(_Answering):
     """The state that training left: each task answered by the adapters deployed for it at that stage."""
 
-    name = "as-trained"
-    mode = "as-trained"
+    name = AS_TRAINED
+    mode = AS_TRAINED
 
     def newest(self, stage: int, task: TaskRecord) -> AdapterRecord | None:
         """The adapter whose state answers; None for the untrained base."""

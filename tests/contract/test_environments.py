@@ -13,7 +13,9 @@ from lorabank_cli.main import main
 
 from lorabank import __version__, api
 from lorabank.bank.bank import Bank
+from lorabank.bank.catalog import reading
 from lorabank.core.config import EvalConfig
+from lorabank.core.records import EvaluationRecord
 from lorabank.evaluation.environments import KEY, environments_of, mixed
 from lorabank.workflows import evaluate
 
@@ -24,15 +26,12 @@ MATRIX = EvalConfig(forgetting_matrix=True, device="cpu")
 def unknown(copy, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bank whose cells were stored before they said anything."""
     bank: Path = copy("olora", 2)
-    sound = Bank.all_evaluations
+    sound = reading.EvaluationRecord
 
-    def silent(self: Bank) -> list[Any]:
-        return [
-            record._replace(detail={key: value for key, value in record.detail.items() if key != KEY})
-            for record in sound(self)
-        ]
+    def silent(*, detail: dict[str, Any], **others: Any) -> EvaluationRecord:
+        return sound(**others, detail={key: value for key, value in detail.items() if key != KEY})
 
-    monkeypatch.setattr(Bank, "all_evaluations", silent)
+    monkeypatch.setattr(reading, "EvaluationRecord", silent)
     return bank
 
 

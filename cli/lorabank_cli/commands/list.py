@@ -56,11 +56,10 @@ def list_bank(run: Run, everything: bool, tag: str | None, sort: str, limit: int
     # Not through lorabank.api: its settings would take a fifth of the time that this command may cost.
     from lorabank.bank.bank import Bank
 
-    snapshot, evaluations = Bank.open(run.bank).contents()
-    scores = _scores(snapshot, evaluations)
+    snapshot, scores = Bank.open(run.bank).learnt_scores()
     removed = snapshot.removed_tasks if everything else ()
     known = (*snapshot.tasks, *snapshot.damaged_tasks, *removed)
-    tasks = [_task(snapshot, task, scores.get((task.position, task.name))) for task in known]
+    tasks = [_task(snapshot, task, scores.get(task.position)) for task in known]
     made = [(one, "ready") for one in snapshot.compositions] + [
         (one, "damaged") for one in snapshot.damaged_compositions
     ]
@@ -88,17 +87,6 @@ def list_bank(run: Run, everything: bool, tag: str | None, sort: str, limit: int
             *_compositions_text(run, made, listed, unlisted, no_truncate),
         ]
     run.output.data(document, "\n".join(lines))
-
-
-def _scores(snapshot: Snapshot, evaluations: list[EvaluationRecord]) -> dict[tuple[int, str], EvaluationRecord]:
-    """The cell of each task right after it was learnt, asked as itself, where it was measured."""
-    every = (*snapshot.tasks, *snapshot.damaged_tasks, *snapshot.removed_tasks)
-    known = {(task.position, task.name) for task in every}
-    return {
-        (e.stage, e.task): e
-        for e in sorted(evaluations, key=lambda e: e.created_at)
-        if (e.stage, e.task) in known and (e.subject, e.task_id) == ("as-trained", "given")
-    }
 
 
 def _task(snapshot: Snapshot, task: TaskRecord, cell: EvaluationRecord | None) -> dict[str, Any]:

@@ -64,7 +64,6 @@ class Column(NamedTuple):
         key: Whether it is part of the primary key.
         refers: ``table.column`` that it refers to.
         words: The only values, where there are few.
-        indexed: Whether there is an index of it.
     """
 
     type: Literal["text", "integer", "real", "boolean"] | None
@@ -78,7 +77,6 @@ class Column(NamedTuple):
     key: bool = False
     refers: str | None = None
     words: tuple[str, ...] = ()
-    indexed: bool = False
 
 
 class Described(NamedTuple):
@@ -90,6 +88,7 @@ class Described(NamedTuple):
         rules: Conditions that SQLite checks, by name.
         unique: Columns that together stand in one row at most.
         live: Whether no two rows in use have one name.
+        indexes: Columns by which rows are looked for.
     """
 
     shown: str
@@ -97,6 +96,7 @@ class Described(NamedTuple):
     rules: Mapping[str, str] = {}
     unique: tuple[str, ...] = ()
     live: bool = False
+    indexes: tuple[tuple[str, ...], ...] = ()
 
 
 def _text(check: Check | None = is_text, **options: Any) -> Column:
@@ -174,12 +174,12 @@ TABLES: dict[str, Described] = {
     }, unique=("task", "split")),
     "adapters": Described("task_name", {
         "id": _integer(None, key=True, refers="tasks.position"), "task_name": _joined(is_text),
-        "digest": _text(DIGEST, indexed=True), "r": _integer(within(1, MAX_RANK)), "lora_alpha": _REAL,
+        "digest": _text(DIGEST), "r": _integer(within(1, MAX_RANK)), "lora_alpha": _REAL,
         "use_rslora": Column("boolean", within(0, 1), int, bool), "target_modules": _NAMES, "strategy": _text(),
         "penalties": _json(each(is_number)), "seed": _integer(within(-(2**63), 2**63 - 1)), "steps": _integer(COUNT),
         "wall_seconds": _REAL, "device": _text(), "bytes": _integer(COUNT), "head_digest": _text(empty=True),
         "versions": _json(each(is_text)), "config": _json(SETTINGS), "metrics": _json(FACTS), "created_at": _text(),
-    }),
+    }, indexes=(("digest",),)),
     "adapter_files": Described("name", {
         "adapter": _owner("adapters.id"), "name": _text(is_file_name, key=True), "sha256": _text(DIGEST),
         "bytes": _integer(COUNT),
@@ -208,7 +208,7 @@ TABLES: dict[str, Described] = {
         "metric": _text(), "value": _REAL, "n": _integer(COUNT), "low": _REAL, "high": _REAL,
         "task_id": _words("given", "routed"), "settings": _json(mapping()),
         "detail": _json(mapping(routed=each(COUNT), labels=label_detail, texts=text_detail)), "created_at": _text(),
-    }),
+    }, indexes=(("task", "stage"), ("subject",))),
     "operations": Described("name", {
         "id": _text(hexadecimal(32), key=True), "kind": _text(), "name": _text(), "config": _json(RESERVED),
         "started_at": _text(is_moment), "pid": _integer(within(0, 2**31), sealed=False),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lorabank.bank.catalog.base import Row, View
 from lorabank.bank.catalog.columns import sound
@@ -20,6 +20,7 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.core.commands import VERIFY
 from lorabank.core.errors import DamagedError
 from lorabank.core.records import (
+    AS_TRAINED,
     AdapterRecord,
     BaseModelRecord,
     CompositionRecord,
@@ -150,10 +151,24 @@ def read_operations(view: View) -> list[OperationRecord]:
     return sorted(map(operation_record, view.rows("operations")), key=lambda one: (one.started_at, one.id))
 
 
-def read_evaluations(view: View) -> list[EvaluationRecord]:
-    """Every stored score, oldest first.
+def read_evaluations(view: View, **where: Any) -> list[EvaluationRecord]:
+    """The stored scores whose columns have these values, oldest first; without values all.
 
     Raises:
         DamagedError: A row cannot be read.
     """
-    return [EvaluationRecord(**sound("evaluations", row)) for row in view.rows("evaluations")]
+    return [EvaluationRecord(**sound("evaluations", row)) for row in view.rows("evaluations", **where)]
+
+
+def read_learnt_scores(view: View, snapshot: Snapshot) -> dict[int, EvaluationRecord]:
+    """The newest score of each task right after it was learnt, as trained and with its id given, by its position.
+
+    Raises:
+        DamagedError: A row cannot be read.
+    """
+    found = {}
+    for task in (*snapshot.tasks, *snapshot.damaged_tasks, *snapshot.removed_tasks):
+        cells = read_evaluations(view, task=task.name, stage=task.position, subject=AS_TRAINED, task_id="given")
+        if cells:
+            found[task.position] = max(cells, key=lambda cell: cell.created_at)
+    return found

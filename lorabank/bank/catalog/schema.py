@@ -35,9 +35,7 @@ metadata = MetaData(
 def _column(name: str, column: columns.Column) -> Column[object]:
     assert column.type is not None
     refers = [ForeignKey(column.refers)] if column.refers else []
-    return Column(
-        name, _TYPES[column.type], *refers, primary_key=column.key, nullable=column.empty, index=column.indexed or None
-    )
+    return Column(name, _TYPES[column.type], *refers, primary_key=column.key, nullable=column.empty)
 
 
 def _table(name: str, described: columns.Described) -> None:
@@ -51,6 +49,8 @@ def _table(name: str, described: columns.Described) -> None:
         *(CheckConstraint(rule, name=key) for key, rule in {**described.rules, **rules}.items()),
         *([UniqueConstraint(*described.unique)] if described.unique else []),
     )
+    for index in described.indexes:
+        Index(None, *(table.c[key] for key in index))
     if described.live:
         Index(f"uq_{name}_live_name", table.c.name, unique=True, sqlite_where=text("state != 'removed'"))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -203,3 +205,34 @@ def test_evaluations_are_kept_once(bank, kit):
     bank.add_evaluations([first._replace(value=0.1), kit.evaluation("k3")])
     assert bank.all_evaluations() == [first, second, kit.evaluation("k3")]
     assert bank.evaluations(["k2", "unknown"]) == {"k2": second}
+
+
+def test_scores_are_found_without_reading_all(bank, kit):
+    """SQLite's own account of how it answers the look-ups by key, by task, and by subject."""
+    bank.add_evaluations(kit.evaluation(f"k{number}") for number in range(3))
+    with closing(sqlite3.connect(bank.path / "bank.db")) as connection:
+        for condition, index in (
+            ("[key] IS ?1", "sqlite_autoindex_evaluations_1 (key=?)"),
+            ("[task] IS ?1", "ix_evaluations_task_stage (task=?)"),
+            ("[task] IS ?1 AND [stage] IS 1 AND [subject] IS 'as-trained'", "ix_evaluations_task_stage (task=? AND"),
+            ("[subject] IS ?1", "ix_evaluations_subject (subject=?)"),
+        ):
+            query = f"EXPLAIN QUERY PLAN SELECT * FROM evaluations WHERE {condition} ORDER BY rowid"
+            (*_, plan), *_ = connection.execute(query, ("x",)).fetchall()
+            assert plan.startswith(f"SEARCH evaluations USING INDEX {index}"), plan
+
+
+def test_the_score_of_a_task_is_the_one_right_after_it_was_learnt(bank, kit):
+    for name in "ab":
+        kit.add_task(bank, name)
+    right = kit.evaluation("k1", task="b", stage=2, created_at="2030-01-01T00:00:00+00:00")
+    newer = right._replace(key="k2", created_at="2030-01-02T00:00:00+00:00")
+    others = [
+        newer._replace(key="k3", stage=1),
+        newer._replace(key="k4", task_id="routed"),
+        newer._replace(key="k5", subject="mix"),
+        newer._replace(key="k6", task="c"),
+    ]
+    bank.add_evaluations([newer, right, *others])
+    snapshot, scores = bank.learnt_scores()
+    assert (snapshot, scores) == (bank.snapshot(), {2: newer})

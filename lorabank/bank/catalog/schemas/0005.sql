@@ -134,10 +134,10 @@ CREATE TABLE "datasets" (
 	row_digest TEXT NOT NULL, 
 	row_digests TEXT, 
 	CONSTRAINT pk_datasets PRIMARY KEY (id), 
-	CONSTRAINT uq_datasets_task_split UNIQUE (task, split), 
+	CONSTRAINT fk_datasets_task_tasks FOREIGN KEY(task) REFERENCES tasks (position), 
 	CONSTRAINT ck_datasets_split CHECK (split IN ('train', 'eval', 'calibration', 'replay')), 
 	CONSTRAINT fk_datasets_blob_blobs FOREIGN KEY(blob) REFERENCES blobs (digest), 
-	CONSTRAINT fk_datasets_task_tasks FOREIGN KEY(task) REFERENCES tasks (position), 
+	CONSTRAINT uq_datasets_task_split UNIQUE (task, split), 
 	CONSTRAINT fk_datasets_row_digests_blobs FOREIGN KEY(row_digests) REFERENCES blobs (digest)
 );
 CREATE TABLE evaluations (
@@ -202,5 +202,7 @@ CREATE TABLE tasks (
 	CONSTRAINT fk_tasks_statistics_blobs FOREIGN KEY(statistics) REFERENCES blobs (digest)
 );
 CREATE INDEX ix_adapters_digest ON adapters (digest);
+CREATE INDEX ix_evaluations_subject ON evaluations (subject);
+CREATE INDEX ix_evaluations_task_stage ON evaluations (task, stage);
 CREATE UNIQUE INDEX uq_compositions_live_name ON compositions (name) WHERE state != 'removed';
 CREATE UNIQUE INDEX uq_tasks_live_name ON tasks (name) WHERE state != 'removed';

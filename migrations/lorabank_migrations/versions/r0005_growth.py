@@ -1,4 +1,4 @@
-"""What an adapter was trained on top of, as little as says it: a row may stand for all that its member stands on.
+"""What grows faster than the tasks: a row of a lineage may stand for a whole one, and scores are found by their task.
 
 Revision 0005, after 0004.
 """
@@ -24,6 +24,8 @@ _CONTEXT = sa.table("adapter_context", *map(sa.column, ("adapter", "ordinal", "m
 
 def upgrade() -> None:
     """Add the column ``part``, and write the long lists anew with it; the digests of all rows were checked before."""
+    op.create_index(op.f("ix_evaluations_task_stage"), "evaluations", ["task", "stage"], unique=False)
+    op.create_index(op.f("ix_evaluations_subject"), "evaluations", ["subject"], unique=False)
     with op.batch_alter_table("adapter_context", recreate="always") as context:
         context.add_column(sa.Column("part", sa.Text(), nullable=True))
         context.create_check_constraint(op.f("ck_adapter_context_part"), "part IN ('lineage', 'without')")
