@@ -43,10 +43,10 @@ def attach(context: TrainContext, parametrization: Parametrization) -> Attached:
     """
     factors, shift = parametrization.factors(), parametrization.shift()
     past = context.earlier_by_site if factors.gain else None
-    if context.earlier:
-        fold(context.model, context.earlier, beside=context.sites if factors.gain else ())
+    folded = [context.earlier] if context.earlier else []
     if shift:
         taken = replace(shift, B={site: -b for site, b in shift.B.items()})
-        fold(context.model, AdapterStack.build({"shift": of_modules(taken, context.sites)}))
+        folded.append(AdapterStack.build({"shift": of_modules(taken, context.sites)}))
+    fold(context.model, *folded, beside=context.sites if factors.gain else ())
     beside = past.combine(torch.ones(len(past.names))) if past else None
     return Attached(attach_factors(context.model, factors, context.config.lora_dropout, beside), parametrization)

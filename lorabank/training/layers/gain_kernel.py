@@ -1,14 +1,13 @@
 r"""A linear module with an adapter that has a row gain, as one node of the graph.
 
 With n input rows x, the untouched W [d_out, d_in] and b, gains t [d_out] of the past and the new adapter together, the
-past's factors P_A [R, d_in] and P_B [d_out, R] with their scalings inside, A, B, mask m and c = s / (1 - p) as in
-`lorabank.training.layers.kernel`:
+past's factors P_A [R, d_in] and P_B [d_out, R] with their scalings inside, and the low-rank part of
+`lorabank.training.layers.low_rank`:
 
     forward     z = x W^T                                          [n, d_out], kept
-                y = t * z + b;  y += (x P_A^T) P_B^T;  y += c (m * x) A^T B^T
+                y = t * z + b;  y += (x P_A^T) P_B^T;  the low-rank part is added in place
     backward    dL/dt = sum over rows of g * z,  from g = dL/dy
-                dL/dA, dL/dB as without a gain
-                dL/dx = (g * t) W;  += (g P_B) P_A;  += m * (c g B) A
+                dL/dx = (g * t) W;  += (g P_B) P_A;  the low-rank part's is added in place
 
 Two large products, as without a gain: the past stays beside the weight, because a weight with the past in it would
 have to be multiplied by x once more. What is kept beyond plain LoRA's is z. Sums over rows are in float32, and so are
@@ -24,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorabank.training.layers.kernel import add_product, dtypes, keep_mask, kept, rounded
+from lorabank.training.layers.kernel import Factors, converted
+from lorabank.training.layers.low_rank import LowRank
 
 
 def gained_linear(
@@ -34,9 +34,10 @@ def gained_linear(
     gain: Tensor,
     A: Tensor,
     B: Tensor,
-    past: tuple[Tensor, Tensor] | None,
+    past: Factors | None,
     scale: float,
     p: float,
+    shadow: Factors | None = None,
 ) -> Tensor:
     """``t * (x W^T) + b + x P_A^T P_B^T + scale * dropout(x) A^T B^T``, differentiable once, in x, t, A and B.
 
@@ -47,16 +48,19 @@ def gained_linear(
         gain: t, ``[d_out]``, float32.
         A: ``[r, d_in]``.
         B: ``[d_out, r]``, in A's dtype.
-        past: P_A and P_B in A's dtype, frozen, or None.
+        past: P_A and P_B, frozen, or None.
         scale: s.
         p: Probability with which an entry of x is dropped before A; see `lorabank.training.layers.kernel`.
+        shadow: As there.
 
     Returns:
         ``[..., d_out]``, in autocast's dtype or W's.
     """
     rows = x.reshape(-1, x.shape[-1])
-    p_A, p_B = past or (None, None)
-    out: Tensor = _GainedLinear.apply(rows, weight, bias, gain, A, B, p_A, p_B, scale, rounded(p))  # type: ignore[no-untyped-call]
+    low = LowRank.of(x, weight, scale, p)
+    factors = converted((A, B), shadow, low.dtype)
+    before = past and (past[0].to(low.dtype), past[1].to(low.dtype))
+    out: Tensor = _GainedLinear.apply(rows, weight, bias, gain, A, B, factors, before, low)  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -70,49 +74,32 @@ class _GainedLinear(torch.autograd.Function):
         gain: Tensor,
         A: Tensor,
         B: Tensor,
-        past_A: Tensor | None,
-        past_B: Tensor | None,
-        scale: float,
-        p: float,
+        factors: Factors,
+        past: Factors | None,
+        low: LowRank,
     ) -> Tensor:
-        wide, thin = dtypes(rows.device.type, weight, A)
-        ctx.wide, ctx.thin, ctx.c = wide, thin, scale / (1 - p)
-        mask = keep_mask(rows, p) if p > 0 else None
-        z = F.linear(rows.to(wide), weight.to(wide))
-        y = (z * gain).to(wide)  # in float32
+        ctx.low, ctx.own = low, A.dtype
+        z = F.linear(rows.to(low.dtype), weight.to(low.dtype))
+        y = (z * gain).to(low.dtype)  # in float32
         if bias is not None:
-            y += bias.to(wide)
-        if past_A is not None and past_B is not None:
-            add_product(y, rows.to(thin) @ past_A.to(thin).mT, past_B.to(thin).mT)
-        h = kept(rows, mask, thin) @ A.to(thin).mT
-        h *= ctx.c
-        add_product(y, h, B.to(thin).mT)
-        ctx.save_for_backward(rows, weight, gain, A, B, past_A, past_B, mask, z, h)
+            y += bias.to(low.dtype)
+        if past is not None:
+            y.addmm_(rows.to(low.dtype) @ past[0].mT, past[1].mT)
+        mask, h = low.add(y, rows, *factors)
+        ctx.save_for_backward(rows, weight, gain, *factors, *(past or (None, None)), mask, z, h)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, gain, A, B, past_A, past_B, mask, z, h = ctx.saved_tensors
-        of_x, _, _, of_gain, of_A, of_B, *_ = ctx.needs_input_grad
-        g = gradients[0]
-        grad_x = grad_A = grad_B = grad_gain = None
-        if of_gain:
-            grad_gain = (g.float() * z.float()).sum(0)
-        if of_x or of_A:
-            u = g.to(ctx.thin) @ B.to(ctx.thin)
-            u *= ctx.c
-        if of_A:
-            grad_A = (u.mT @ kept(rows, mask, ctx.thin)).to(A.dtype)
-        if of_B:
-            grad_B = (g.to(ctx.thin).mT @ h).to(B.dtype)
-        if of_x:
-            grad_x = (g * gain).to(ctx.wide) @ weight.to(ctx.wide)
-            if past_A is not None:
-                add_product(grad_x, g.to(ctx.thin) @ past_B.to(ctx.thin), past_A.to(ctx.thin))
-            if mask is None:
-                add_product(grad_x, u, A.to(ctx.thin))
-            else:
-                grad_x += (u @ A.to(ctx.thin)).mul_(mask)
-            grad_x = grad_x.to(rows.dtype)
-        return grad_x, None, None, grad_gain, grad_A, grad_B, None, None, None, None
+        of_x, _, _, of_gain, *of_factors, _, _, _ = ctx.needs_input_grad
+        g = gradients[0].to(ctx.low.dtype)
+        grad_gain = (g.float() * z.float()).sum(0) if of_gain else None
+        grad_x = (g * gain).to(ctx.low.dtype) @ weight.to(ctx.low.dtype) if of_x else None
+        if grad_x is not None and past_A is not None:
+            grad_x.addmm_(g @ past_B, past_A)
+        grads = ctx.low.gradients(g, rows, A, B, mask, h, grad_x, of_factors)
+        grad_A, grad_B = (grad if grad is None else grad.to(ctx.own) for grad in grads)
+        grad_x = None if grad_x is None else grad_x.to(rows.dtype)
+        return grad_x, None, None, grad_gain, grad_A, grad_B, None, None, None

@@ -34,6 +34,7 @@ class LoraLinear(WrappedLinear):
     Attributes:
         one_weight: Whether the output without dropout is that of one weight, ``W + s B A``.
         effective: That weight, of A and B as they are now (`EffectiveWeights`); None while W and the adapter answer.
+        shadow: A and B as they are now in the dtype of the products (`lorabank.training.layers.shadows`), or None.
     """
 
     one_weight: ClassVar[bool] = True
@@ -50,10 +51,15 @@ class LoraLinear(WrappedLinear):
         self.scaling = scaling
         self.dropout = dropout
         self.effective: Tensor | None = None
+        self.shadow: tuple[Tensor, Tensor] | None = None
         A, B, gain = factors
         self.lora_A, self.lora_B = _leaf(A), _leaf(B)
         self.lora_gain = None if gain is None else _leaf(gain)
-        self._past, self._shift = None if past is None else past[:2], 0.0 if past is None else past[2] - 1
+        self._past: tuple[Tensor, Tensor] | None = None
+        self._shift: Tensor | float = 0.0
+        if past is not None:
+            dtype = matrix_of(base).dtype
+            self._past, self._shift = (past[0].to(dtype), past[1].to(dtype)), past[2] - 1
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
@@ -63,8 +69,8 @@ class LoraLinear(WrappedLinear):
             return effective_linear(x, self.effective, b, A, B, s)
         p = self.dropout if self.training else 0.0
         if self.lora_gain is not None:
-            return gained_linear(x, W, b, self.lora_gain + self._shift, A, B, self._past, s, p)
-        return lora_linear(x, W, b, A, B, s, p)
+            return gained_linear(x, W, b, self.lora_gain + self._shift, A, B, self._past, s, p, self.shadow)
+        return lora_linear(x, W, b, A, B, s, p, self.shadow)
 
     def leaves(self) -> tuple[nn.Parameter, ...]:
         """A, B and the gain where there is one."""
@@ -134,23 +140,29 @@ def attach_factors(
 
 
 @torch.no_grad()
-def fold(model: nn.Module, stack: AdapterStack, beside: Sequence[Site] = ()) -> None:
+def fold(model: nn.Module, *stacks: AdapterStack, beside: Sequence[Site] = ()) -> None:
     """Add the sum of all stacked delta weights to the model's weights, so that the past costs no forward time.
 
     For the in-memory copy that is trained and thrown away: there is no way back. A weight that several modules share
-    (Zamba's blocks) changes in those that the stack names alone.
+    (Zamba's blocks) changes in those that the stacks name alone. Sums are in float32, and rounded once to the dtype of
+    the weight, however many stacks change it.
 
     Args:
         model: Changed in place.
-        stack: By module.
+        stacks: By module.
         beside: Sites whose weight stays as it is.
     """
-    weights = torch.ones(len(stack.names))
-    for name, factors in stack.modules.items():
+    for name in dict.fromkeys(name for stack in stacks for name in stack.modules):
         site, kept = site_of(model, name), [other.rows for other in beside if other.module_name == name]
         if None in kept:
             continue
-        delta = factors.delta(weights.to(factors.A.device), matrix_of(site.module))
-        for rows in kept:
-            delta[rows] = 0
-        set_matrix(site.module, site.merged(delta))
+        weight = matrix_of(site.module)
+        total = weight.float()
+        for stack in stacks:
+            if name in stack.modules:
+                factors = stack.modules[name]
+                delta = factors.delta(torch.ones(len(stack.names), device=factors.A.device), weight).to(total)
+                for rows in kept:
+                    delta[rows] = 0
+                total = total + delta
+        set_matrix(site.module, total)

@@ -16,6 +16,7 @@ PEFT it falls on ``(g - 1) W x`` too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,6 +28,7 @@ from lorabank.core.errors import ConfigError
 from lorabank.training.variants.base import FreeFactors, Parametrization, Variant
 
 if TYPE_CHECKING:
+    from lorabank.models.bases.sites import Site
     from lorabank.training.context import TrainContext
     from lorabank.training.starts.base import FactorStart
 
@@ -44,15 +46,15 @@ class Dora(Variant):
         Raises:
             ConfigError: A row of a weight is zero.
         """
-        weights = {site.name: site.weight() for site in context.sites}
-        for name, weight in weights.items():
-            if not bool(weight.square().sum(1).all()):
+        squares = {site.name: site.weight().square().sum(1) for site in context.sites}
+        for name, square in squares.items():
+            if not bool(square.all()):
                 raise ConfigError(
                     f"a row of the weight of {name} is zero, which has no direction for DoRA to train",
                     hint="use --variant lora, or --target-modules without it",
                     unchanged="the adapter did not enter the bank",
                 )
-        return _Magnitudes(start.begin(context), weights)
+        return _Magnitudes(start.begin(context), context.sites, squares)
 
     def parameters(self, d_out: int, d_in: int, r: int) -> int:
         """Those of LoRA and a magnitude for each row."""
@@ -60,10 +62,10 @@ class Dora(Variant):
 
 
 class _Magnitudes(FreeFactors):
-    def __init__(self, start: LoraFactors, weights: dict[str, Tensor]) -> None:
+    def __init__(self, start: LoraFactors, sites: Sequence[Site], squares: dict[str, Tensor]) -> None:
         super().__init__(start)
-        self._weights = weights  # no buffers: they are the base's, and no checkpoint needs them
-        self._squares = {site: weight.square().sum(1) for site, weight in weights.items()}
+        self._sites = {site.name: site for site in sites}  # their weights stay as they are beside a gain
+        self._squares = squares  # no buffers: they are the base's, and no checkpoint needs them
         self.magnitude = nn.ParameterList(self._squares[site].sqrt() for site in start.scaling)
 
     def factors(self) -> LoraFactors:
@@ -76,5 +78,5 @@ class _Magnitudes(FreeFactors):
     @torch.no_grad()
     def _norms(self, free: LoraFactors, site: str) -> Tensor:
         A, B = free.A[site], free.scaling[site] * free.B[site]
-        crossed = (B * (self._weights[site] @ A.mT)).sum(1)
+        crossed = (B * (self._sites[site].weight() @ A.mT)).sum(1)
         return (self._squares[site] + 2 * crossed + ((B @ (A @ A.mT)) * B).sum(1)).clamp_min(0).sqrt()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorabank.training.layers.gain_kernel import gained_linear
-from lorabank.training.layers.kernel import keep_mask
+from lorabank.training.layers.low_rank import keep_mask
 
 D_IN, D_OUT, RANK, SCALE, PAST = 40, 24, 4, 1.7, 6
 

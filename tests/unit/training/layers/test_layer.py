@@ -8,6 +8,7 @@ from torch import nn
 
 from lorabank.algebra.stack import AdapterStack
 from lorabank.training.layers.layer import fold
+from lorabank.training.layers.shadows import Shadows
 from tests.unit.training.plain import plain_layer, plain_layers
 
 SHAPES = {"0": (6, 8), "2": (5, 6)}
@@ -123,8 +124,31 @@ def test_going_on_with_another_scaling_keeps_the_function(make_adapter, x) -> No
         assert layer.scaling == 0.5
 
 
-def test_the_layer_in_a_bfloat16_model_computes_the_adapter_in_float32(x) -> None:
+def test_the_layer_in_a_bfloat16_model_keeps_its_factors_in_float32(x) -> None:
     layer = plain_layer(nn.Linear(8, 6).bfloat16(), 2, 1.0)
-    out = layer(x.bfloat16())
+    with torch.no_grad():
+        layer.lora_B.normal_()
+    assert layer.lora_A.dtype == layer.lora_B.dtype == torch.float32
+    shadows = Shadows([layer], torch.bfloat16)
+    with torch.no_grad():
+        layer.lora_A += 1
+    shadows()
+    out = layer(x.bfloat16()).detach()
     assert out.dtype == torch.bfloat16
-    assert layer.lora_A.dtype == torch.float32
+    W, b = layer.base.weight.double(), layer.base.bias.double()
+    expected = x.bfloat16().double() @ (W + layer.lora_B.double() @ layer.lora_A.double()).mT.detach() + b
+    assert float((out.double() - expected).norm() / expected.norm()) < 2**-7
+
+
+@torch.no_grad()
+def test_a_past_and_a_shift_are_rounded_once_into_a_bfloat16_weight(make_adapter) -> None:
+    stacks = [AdapterStack.build({str(k): make_adapter(SHAPES, 2, 3.0, seed=k)}) for k in range(3)]
+    model = network().bfloat16()
+    fold(model, *stacks)
+    for name, module in network().named_children():
+        if name in SHAPES:
+            exact = module.weight.bfloat16().double()
+            for stack in stacks:
+                factors = stack.modules[name]
+                exact = exact + (factors.B.double() * factors.scale.double()) @ factors.A.double()
+            assert torch.equal(model.get_submodule(name).weight, exact.float().bfloat16())
