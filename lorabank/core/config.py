@@ -125,6 +125,9 @@ class TrainConfig:
     seed: int = setting(0, "Seed of initialisation, order and dropout.", ge=0, lt=2**32)
     save_steps: int = setting(50, "Optimizer steps between two checkpoints.", ge=1)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
+    base_dtype: Literal["auto", "bfloat16", "float32"] = setting(
+        "auto", "Precision of the frozen base while it is trained on; auto: bfloat16 on a GPU, float32 on a CPU."
+    )
     report_to: str = setting("none", "Experiment tracker of transformers: tensorboard, wandb, mlflow, ...")
 
 

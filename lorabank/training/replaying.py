@@ -56,7 +56,7 @@ def keep_heads(
     model: PreTrainedModel, head_modules: Sequence[str], own: Head, replayed: Sequence[Replayed]
 ) -> HeadSelection:
     """Give the model the new task's head (number 0) beside those of the replayed tasks, which are frozen."""
-    heads = [load_head(model, head_modules, len(task.labels), task.head) for task in replayed]
+    heads = [load_head(model, head_modules, len(task.labels), task.head, dtype=torch.float32) for task in replayed]
     for head in heads:
         for module in head.modules.values():
             module.requires_grad_(False)

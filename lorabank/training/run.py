@@ -23,7 +23,7 @@ from lorabank.core.observer import Observer
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.models.answering.text_answers import check_answer_length
 from lorabank.models.bases.blocks import of_modules, of_sites
-from lorabank.models.bases.loading import LoadedBase, resolve_device
+from lorabank.models.bases.loading import LoadedBase, resolve_device, resolve_dtype
 from lorabank.models.bases.passed_by import check_called
 from lorabank.models.bases.sites import Site, site_of
 from lorabank.models.bases.targets import find_targets
@@ -40,6 +40,7 @@ from lorabank.training.layers.attaching import Attached
 from lorabank.training.layers.layer import EffectiveWeights
 from lorabank.training.layers.live import Live
 from lorabank.training.layers.movement import Movement
+from lorabank.training.layers.shadows import Shadows
 from lorabank.training.methods import chosen_methods
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.planning import planned_steps, resolve_penalties
@@ -61,7 +62,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     """Train one adapter and its head.
 
     The same job gives the same bytes on one CPU machine, resumed or not. In several processes each trains along and
-    each returns the same.
+    each returns the same. Only the frozen base is in ``--base-dtype``; factors, gains, head and optimizer are float32.
 
     Raises:
         DivergedError: If a loss or a trained tensor is not finite, or the training moved nothing.
@@ -72,7 +73,8 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     earlier = job.earlier()
     # every task starts from other factors: with equal ones the new A would be the old one
     seed_everything(config.seed * 1_000_003 + job.number)
-    base = job.base.load(device=device, dtype=torch.float32)
+    dtype = resolve_dtype(config.base_dtype, device)
+    base = job.base.load(device=device, dtype=dtype)
     max_length = min(config.max_length, base.max_length or config.max_length)
     if not base.head_modules and not job.labels and any(job.texts):
         check_answer_length(config.max_new_tokens, base.max_length)
@@ -94,7 +96,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     )
     del earlier
     started = time.monotonic()
-    trainer = _trainer(job, base, task, rows, penalties, groups, attached, live, observer, device)
+    trainer = _trainer(job, base, task, rows, penalties, groups, attached, live, observer)
     observer.start(f"training ({config.strategy})", planned_steps(len(rows.rows), config))
     try:
         _train(trainer, base.model, job)
@@ -167,7 +169,7 @@ def _set_up(job: TrainJob, base: LoadedBase) -> tuple[MixedTask, Head | None]:
     task_type: TaskType = TASK_TYPES.load(job.base.record.task_type)()
     if not task_type.kind.has_head:
         return MixedTask(task_type, None), None
-    own = build_head(base.model, base.head_modules, len(job.labels), job.config.seed)
+    own = build_head(base.model, base.head_modules, len(job.labels), job.config.seed, dtype=torch.float32)
     if job.replayed:
         return MixedTask(task_type, keep_heads(base.model, base.head_modules, own, job.replayed)), own
     put_head(base.model, own)
@@ -252,16 +254,17 @@ def _trainer(
     attached: Attached,
     live: Live,
     observer: Observer,
-    device: torch.device,
 ) -> AdapterTrainer:
     config = job.config
     lengths = [min(length, config.max_length) for length in examples.lengths]
     a_step = config.batch_size * config.gradient_accumulation_steps
     tokens = min(a_step / len(lengths), 1.0) * sum(lengths) / processes.count()
+    layers, arguments = attached.layers.values(), _arguments(job, base.model.device)
+    products = torch.bfloat16 if arguments.bf16 else resolve_dtype(config.base_dtype, base.model.device)
     return AdapterTrainer(
         lengths=lengths,
         model=base.model,
-        args=_arguments(job, device),
+        args=arguments,
         train_dataset=examples.rows,
         data_collator=partial(task.collate, base.tokenizer),
         task_loss=task.loss,
@@ -270,7 +273,7 @@ def _trainer(
         dropout=config.lora_dropout > 0,
         live=live,
         after_step=partial(check_called, attached.layers, hint="--target-modules without it"),
-        refresh=EffectiveWeights(attached.layers.values(), tokens),
+        refresh=(EffectiveWeights(layers, tokens), Shadows(layers, products)),
         observer=observer,
         callbacks=[job.tracking.callback] if job.tracking.callback else [],
     )
@@ -299,7 +302,9 @@ def _arguments(job: TrainJob, device: torch.device) -> TrackedArguments:
         lorabank=job.tracking.settings,
         disable_tqdm=True,
         use_cpu=device.type == "cpu",
-        bf16=device.type == "cuda",
+        # autocast for a base in float32 on a GPU; one in bfloat16 computes in bfloat16 by itself
+        bf16=(resolve_dtype(config.base_dtype, device), resolve_dtype("auto", device))
+        == (torch.float32, torch.bfloat16),
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
         # a process whose rows are all replayed leaves the new head out

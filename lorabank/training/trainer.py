@@ -48,7 +48,7 @@ class AdapterTrainer(Trainer):
         groups: The adapter's factors for the penalties, with the live parameters.
         live: What is trained of the adapter, and its layers.
         after_step: Called after each optimizer step, before it counts as done.
-        refresh: Called before the first step and after each, last: makes what is derived from the parameters.
+        refresh: Called before the first step and after each, last: what makes again what comes of the parameters.
         dropout: Whether the base's own dropout is on; the adapter's is its own matter.
         observer: Gets loss and penalties after each optimizer step.
         kwargs: Passed to `transformers.Trainer`.
@@ -65,7 +65,7 @@ class AdapterTrainer(Trainer):
         dropout: bool,
         observer: Observer,
         after_step: Callable[[], None] | None = None,
-        refresh: Callable[[], None] | None = None,
+        refresh: Sequence[Callable[[], None]] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -259,7 +259,7 @@ class _AroundSteps(TrainerCallback):
         trainer: AdapterTrainer,
         observer: Observer,
         after_step: Callable[[], None] | None,
-        refresh: Callable[[], None] | None,
+        refresh: Sequence[Callable[[], None]],
     ) -> None:
         self._trainer = trainer
         self._observer = observer
@@ -281,8 +281,8 @@ class _AroundSteps(TrainerCallback):
 
     def _renew(self) -> None:
         self._trainer.live.refresh()
-        if self._refresh is not None:
-            self._refresh()
+        for renew in self._refresh:
+            renew()
 
 
 def _rng(rank: int) -> str:

@@ -122,16 +122,24 @@ class HeadSwitch(nn.Module):
         return nn.functional.pad(out, (0, missing), value=-inf) if missing > 0 else out
 
 
-def build_head(model: PreTrainedModel, head_modules: Sequence[str], num_labels: int, seed: int) -> Head:
+def build_head(
+    model: PreTrainedModel,
+    head_modules: Sequence[str],
+    num_labels: int,
+    seed: int,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Head:
     """A freshly initialised head, as the model's own class initialises it.
 
     Weights are drawn on the CPU, so a seed means the same head on every device; the global random state is kept.
 
     Args:
-        model: Sequence classifier; its class, config, device and dtype are used, its weights are not.
+        model: Sequence classifier; its class, config and device are used, its weights are not.
         head_modules: Names of the head's modules.
         num_labels: Number of labels.
         seed: Seed of the weights.
+        dtype: Of its weights, into which what it reads is converted; default: the model's.
 
     Raises:
         IncompatibleError: The model's class leaves a weight of its head without a value.
@@ -149,19 +157,25 @@ def build_head(model: PreTrainedModel, head_modules: Sequence[str], num_labels: 
                 shell._init_weights(part)
             if any(bool(p.isnan().any()) for p in module.parameters()):
                 raise IncompatibleError(f"{type(model).__name__} does not initialise its head module {name!r}")
-    return _finish(model, modules, num_labels)
+    return _finish(model, modules, num_labels, dtype)
 
 
 def load_head(
-    model: PreTrainedModel, head_modules: Sequence[str], num_labels: int, state: Mapping[str, Tensor]
+    model: PreTrainedModel,
+    head_modules: Sequence[str],
+    num_labels: int,
+    state: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Head:
     """A head with stored weights.
 
     Args:
-        model: Sequence classifier; its class, config, device and dtype are used.
+        model: Sequence classifier; its class, config and device are used.
         head_modules: Names of the head's modules.
         num_labels: Number of labels.
         state: Tensors as ``Head.state`` names them.
+        dtype: As of `build_head`.
 
     Raises:
         IncompatibleError: A tensor is missing, too many, or of another shape.
@@ -179,7 +193,7 @@ def load_head(
     for name, module in modules.items():
         start = f"{name}."
         module.load_state_dict({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)})
-    return _finish(model, modules, num_labels)
+    return _finish(model, modules, num_labels, dtype)
 
 
 def head_state(model: nn.Module, head_modules: Sequence[str]) -> dict[str, Tensor]:
@@ -228,8 +242,21 @@ def _empty(shell: PreTrainedModel, head_modules: Sequence[str]) -> dict[str, nn.
     return {name: copy.deepcopy(shell.get_submodule(name)).to_empty(device="cpu") for name in head_modules}
 
 
-def _finish(model: PreTrainedModel, modules: dict[str, nn.Module], num_labels: int) -> Head:
-    """Trainable, in the model's mode, on its device, in its dtype."""
+def _finish(model: PreTrainedModel, modules: dict[str, nn.Module], num_labels: int, dtype: torch.dtype | None) -> Head:
+    """Trainable, in the model's mode, on its device, in the dtype."""
     for module in modules.values():
-        module.to(device=model.device, dtype=model.dtype).train(model.training).requires_grad_(True)
+        module.to(device=model.device, dtype=dtype or model.dtype).train(model.training).requires_grad_(True)
+        if dtype not in (None, model.dtype):
+            module.register_forward_pre_hook(_in_own_dtype, with_kwargs=True)
     return Head(modules, num_labels)
+
+
+def _in_own_dtype(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    dtype = next(module.parameters()).dtype
+
+    def converted(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return tuple(map(converted, args)), {name: converted(value) for name, value in kwargs.items()}

@@ -236,7 +236,7 @@ def _commit_and_score(
     """Stage the adapter with its statistics, make the task part of the bank, and score it."""
     config = settled(config, data, trained.max_length)
     base = job.base.record
-    statistics = task_statistics(job.base.load(device=config.device), data.train, config)
+    statistics = task_statistics(job.base.load(device=config.device, dtype=config.base_dtype), data.train, config)
     files = stored_files(_files(base, trained, config), base, len(data.labels), observer)
     digest = operation.stage_adapter(files)
     said = ("continued_from", job.continued), ("known_rows", known), (ANSWERS, job.strategy.answers)

@@ -220,6 +220,28 @@ def test_heads_follow_the_model(make_base) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_a_float32_head_reads_a_bfloat16_body(make_base, kind: str) -> None:
+    """It computes what it would of the body's output in float32, and rounds nothing."""
+    base = load_base(describe_base(resolve_base(str(make_base(kind)))), dtype="bfloat16")
+    head = build_head(base.model, base.head_modules, 3, 0, dtype=torch.float32)
+    put_head(base.model, head)
+    seen = []
+    first = next(iter(head.modules.values()))
+    first.register_forward_pre_hook(lambda module, args: seen.append(args[0]), prepend=True)
+    logits = base.model(input_ids=torch.tensor([[2, 5, 6, 7]])).logits
+    assert seen[0].dtype == torch.bfloat16
+    assert logits.dtype == torch.float32
+    expected = seen[0].float()
+    for place, module in enumerate(head.modules.values()):
+        expected = torch.nn.functional.linear(expected.relu() if place else expected, module.weight, module.bias)
+    torch.testing.assert_close(logits, expected)
+    again = load_head(base.model, base.head_modules, 3, head.state(), dtype=torch.float32)
+    assert all(torch.equal(value, again.state()[name]) for name, value in head.state().items())
+    assert {tensor.dtype for tensor in again.state().values()} == {torch.float32}
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize(
     "config",
     [
