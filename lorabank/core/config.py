@@ -52,11 +52,15 @@ class InitConfig:
 
 
 @renamed(
-    {"lambda_l1": 1e-3, "lambda_l2": 0.0, "replay_rows": 200},
+    {"lambda_l1": 1e-3, "lambda_l2": 0.0, "replay_rows": 200, "chat_template": "auto", "max_new_tokens": 50},
     lambda_orth="penalty_weight",
     lambda_l1="amlora.lambda_l1",
     lambda_l2="set.lambda_l2",
     replay_rows="replay.replay_rows",
+    prompt_template="set.prompt_template",
+    label_words="set.label_words",
+    chat_template="*.chat_template",
+    max_new_tokens="*.max_new_tokens",
     **_OF_FORMATS,
 )
 @dataclass(frozen=True, kw_only=True)
@@ -73,20 +77,12 @@ class TrainConfig:
     text_column: str = setting("text", "Column that holds the text.")
     label_column: str = setting("label", "Column that holds the label.")
     skip_bad: bool = setting(False, "Leave bad rows out and list them, up to half of a file.")
-    prompt_template: str | None = setting(
-        None, "Text to text: the prompt of a labelled text, with {text} and, if wanted, {labels}."
-    )
-    chat_template: Literal["auto", "none"] = setting(
-        "auto", "Text to text: prompts (alpaca, prompt-completion) in the base's chat template, where it has one."
-    )
-    label_words: str | None = setting(None, "Text to text: words for labels, as 0=negative,1=positive.")
     scoring: str = setting(
         "auto",
         "Text to text: likelihood (over the labels), generation (of free text) or perplexity.",
         among=SCORINGS,
         besides=("auto",),
     )
-    max_new_tokens: int = setting(50, "Text to text: most tokens of a generated answer.", ge=1, le=4096)
     max_length: int = setting(256, "Tokens of a text; longer ones are cut and counted.", ge=4, le=131072)
     keep_samples: int = setting(256, "Training rows kept for attention composition; 0 for none.", ge=0)
     clusters_per_task: int = setting(5, "k-means centroids of the task for prototype routing.", ge=1, le=1024)

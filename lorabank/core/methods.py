@@ -147,6 +147,24 @@ def own_settings(shelf: Shelf, name: str, given: Sequence[str]) -> tuple[str, ..
     return tuple(found)
 
 
+def values_of(method: Any) -> dict[str, Any]:
+    """The settings of a method, each with its value."""
+    return {name: getattr(method, name) for name in _own(method)}
+
+
+def changed_settings(shelf: Shelf, name: str, method: Any) -> tuple[str, ...]:
+    """``KEY=VALUE`` of each setting that is not at its default.
+
+    Args:
+        shelf: A shelf.
+        name: A name on it.
+        method: The method of this name, with its settings.
+    """
+    entry = shelf.load(name)
+    usual = {one.name: one.default for one in setting_fields(method)} if isinstance(entry, type) else values_of(entry)
+    return tuple(f"{key}={value}" for key, value in values_of(method).items() if value != usual[key])
+
+
 def has_setting(shelves: Sequence[Shelf], owner: str, own: str) -> bool:
     """Whether a method of some shelves has a setting: one called ``owner``, or any where that is empty or ``*``."""
     names = ((shelf, name) for shelf in shelves for name in shelf if owner in ("", ANY, name))

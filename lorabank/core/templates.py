@@ -37,7 +37,7 @@ def check_template(template: str) -> None:
     Raises:
         ConfigError: Naming the slot.
     """
-    hint = 'for example --prompt-template "{text} Is it {labels}? Answer:"'
+    hint = 'for example --set "prompt_template={text} Is it {labels}? Answer:"'
     if "\x00" in template:
         where = template.index("\x00") + 1
         raise ConfigError(f"the prompt template holds a NUL character at position {where}", unchanged=_UNCHANGED)

@@ -12,7 +12,7 @@ from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
 from lorabank.core.shelves import FORMS, GENERATING, SCORINGS, TRAINING
 from lorabank.core.task_kinds import HEAD, generating
-from lorabank.core.templates import DEFAULT_TEMPLATE, ChatPrompt, check_template, fill_labels, fill_text, slot_in
+from lorabank.core.templates import ChatPrompt, fill_text, slot_in
 from lorabank.data.bad_rows import UNCHANGED, LeftOut
 from lorabank.data.checks import Repetitions, find_repetitions, label_counts, warnings
 from lorabank.data.formats.readers import AS_IT_IS, Reading
@@ -26,7 +26,7 @@ from lorabank.data.forms.detection import (
     fitting_forms,
     with_known_columns,
 )
-from lorabank.data.forms.labels import check_labels, label_list, label_words, replace_labels
+from lorabank.data.forms.labels import check_labels, label_list, replace_labels
 from lorabank.data.forms.look_alikes import LookAlikes, look_alikes
 from lorabank.data.methods import chosen_form
 from lorabank.data.rows import Rows
@@ -187,7 +187,7 @@ def load_task_data(
         other = _open_evaluation(config, form)
         evaluation = read_cells(other, kind, kind.in_sheet(config), render, free=free)
         files.append(evaluation)
-    asked = turn if kind.turns and config.chat_template == "auto" else None
+    asked = turn if kind.turns else None
     if asked and render.rendered:  # some prompts are conversations: all of them become one
         rows = render.every(rows)
         evaluation = evaluation and render.every(evaluation)
@@ -195,8 +195,7 @@ def load_task_data(
         if not free:
             check_labels(evaluation, labels)
         check_overlap(rows, evaluation)
-    if config.label_words is not None:
-        words = label_words(config.label_words, labels)
+    if (words := kind.words(labels)) is not None:
         labels = tuple(words.values())
         rows = replace_labels(rows, words)
         evaluation = None if evaluation is None else replace_labels(evaluation, words)
@@ -207,7 +206,7 @@ def load_task_data(
     template = None
     if kind.labelled and not labelled:
         _check_slots(labels)
-        template = fill_labels(config.prompt_template or DEFAULT_TEMPLATE, labels)
+        template = kind.template(labels)
     elif asked and not render.rendered:
         template = asked()
     return TaskData(
@@ -293,18 +292,14 @@ def _scoring(config: TrainConfig, form: str, labelled: bool) -> str:
 
 def _check_settings(config: TrainConfig, form: str, scoring: str) -> Form:
     """Refuse settings that would do nothing, and a template that cannot work; gives the form with its settings."""
-    labelled = scoring == HEAD
-    kind = chosen_form(config, form, scoring)
-    given = {"prompt-template": config.prompt_template, "label-words": config.label_words}
-    if labelled:
-        given["scoring"] = None if config.scoring == "auto" else config.scoring
-    useless = next((name for name, value in given.items() if value is not None), None)
-    if useless and (labelled or not kind.labelled):
-        whom = "text to text, and the bank is a classifier's" if labelled else "labelled texts"
-        found = "" if labelled else f", and the rows have the form {form}"
-        raise ConfigError(f"--{useless} is for {whom}{found}", unchanged=UNCHANGED, hint=f"leave out --{useless}")
-    if config.prompt_template is not None:
-        check_template(config.prompt_template)
+    kind, _ = chosen_form(config, form, scoring)
+    kind.check(text_to_text=scoring != HEAD)
+    if scoring == HEAD and config.scoring != "auto":
+        raise ConfigError(
+            "--scoring is for text to text, and the bank is a classifier's",
+            unchanged=UNCHANGED,
+            hint="leave out --scoring",
+        )
     return kind
 
 
@@ -315,7 +310,7 @@ def _check_slots(labels: Sequence[str]) -> None:
             raise DataError(
                 f"the label {label!r} spells a slot of the prompt template, {slot!r}",
                 unchanged=UNCHANGED,
-                hint="give it another word: --label-words LABEL=WORD,...",
+                hint="give it another word: --set label_words=LABEL=WORD,...",
             )
 
 

@@ -2,32 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from lorabank.core.methods import has_setting, with_settings
+from lorabank.core.config import TrainConfig
+from lorabank.core.methods import has_setting, own_settings, with_settings
+from lorabank.core.settings import modern
 from lorabank.core.shelves import FORMATS, FORMS, ROWS, SCORINGS, TRAINING, Shelf
 from lorabank.core.task_kinds import HEAD
 
 if TYPE_CHECKING:
-    from lorabank.core.config import TrainConfig
     from lorabank.data.forms.base import Form
 
 
-def chosen_form(config: TrainConfig, form: str, scoring: str) -> Form:
-    """The form of a task's rows with its settings; those of its scoring are checked too.
+CHAT = "chat_template"
+"""Where an adapter's record says whether its prompts stand in the base's chat template: ``auto``, else ``none``.
+
+A setting had this name before it was one of the forms; a record without it is of bare prompts.
+"""
+
+
+def in_chat_template(config: Mapping[str, Any]) -> bool:
+    """Whether a task's prompts stand in the base's chat template.
+
+    Args:
+        config: `AdapterRecord.config`, of any version.
+    """
+    form = config.get("format", "")
+    return config.get(CHAT, "none") != "none" or (form in FORMS and FORMS.load(form).conversations)
+
+
+def chosen_form(config: TrainConfig, form: str, scoring: str) -> tuple[Form, Any]:
+    """The form of a task's rows and their scoring (`lorabank.models.answering.scorings.base`), with their settings.
 
     Args:
         config: ``set`` is read.
         form: A name on the shelf of forms.
         scoring: ``HEAD``, or a name on the shelf of scorings.
 
+    Returns:
+        Both; the scoring is None for ``HEAD``.
+
     Raises:
         ConfigError: ``--set`` does not fit the methods; names all that is wrong.
     """
     chosen = [(FORMS, form)] if scoring == HEAD else [(FORMS, form), (SCORINGS, scoring)]
-    found: Form = with_settings(chosen, config.set, among=(FORMS, SCORINGS), besides=(FORMATS, *TRAINING))[0]
-    return found
+    found = with_settings(chosen, config.set, among=(FORMS, SCORINGS), besides=(FORMATS, *TRAINING))
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def recorded_scoring(config: Mapping[str, Any]) -> Any:
+    """The scoring of a language model's task, with its settings, as the record of the task's adapter has them.
+
+    Args:
+        config: `AdapterRecord.config`, of any version.
+
+    Raises:
+        ConfigError: No installed package has the scoring, or its settings are not what it takes.
+    """
+    name = config["scoring"]
+    settings = {key: value for key, value in config.items() if key != CHAT}
+    given = own_settings(SCORINGS, name, modern(TrainConfig, settings)[0].get("set", ()))
+    return with_settings([(SCORINGS, name)], given)[0]
 
 
 def without_format(given: Sequence[str]) -> tuple[str, ...]:

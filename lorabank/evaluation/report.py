@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.escaping import safe
+from lorabank.core.methods import values_of
 from lorabank.core.records import AdapterRecord, CompositionRecord, TaskRecord
-from lorabank.core.shelves import SCORINGS
 from lorabank.core.task_kinds import task_kind
+from lorabank.data.methods import recorded_scoring
 from lorabank.evaluation.confusion import LabelScores
 from lorabank.evaluation.curve_plot import curve_svg
 from lorabank.evaluation.environments import mixed
@@ -178,12 +179,13 @@ def _asked(task: TaskRecord, adapter: AdapterRecord) -> dict[str, Any] | None:
     if task_kind(task.task_type).labelled:
         return None
     scoring = adapter.config["scoring"]
+    settings = values_of(recorded_scoring(adapter.config))
     return {
         "form": adapter.config["format"],
         "scoring": scoring,
         "metric": metric_of(scoring, adapter.metrics),
         "max_length": adapter.config["max_length"],
-        "max_new_tokens": adapter.config["max_new_tokens"] if SCORINGS.load(scoring).generates else None,
+        "settings": ", ".join(f"{name} {value}" for name, value in settings.items()),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from lorabank.core.settings import validate
 from lorabank.training.methods import chosen_strategy
 from lorabank.workflows.compose import compose
 from lorabank.workflows.evaluate import evaluate
-from lorabank.workflows.learning.past import moved_on, past_of
+from lorabank.workflows.learning.past import moved_on, past_of, recorded_config
 from lorabank.workflows.learning.train import add_task
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import MatrixReport
@@ -47,7 +46,8 @@ def learn(bank: Path, task: str, config: TrainConfig, init: InitConfig | None, o
 
 
 def _is_the_same(bank: Bank, stopped: OperationRecord, config: TrainConfig) -> bool:
-    if stopped.config.get("config") != json.loads(json.dumps(asdict(config))):
+    stored = stopped.config.get("config")
+    if stored is None or recorded_config(stored) != asdict(config):
         return False
     snapshot = bank.snapshot()
     strategy = chosen_strategy(config)

@@ -13,6 +13,7 @@ from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.commands import Command
 from lorabank.core.config import TrainConfig
+from lorabank.models.answering.scorings.base import Scoring
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.training.context import TaskFact
 from lorabank.training.strategies.base import Strategy
@@ -52,6 +53,7 @@ class TrainJob:
         targets: For each text its label or completion.
         labels: The task's labels; empty for free text.
         template: Prompt of a text, with ``{text}``; None where the text is the prompt.
+        scoring: How the task will be asked; None for a classifier.
         earlier: Reads all ready adapters of the bank, stacked; None for the first task. Called once: what training
             needs of them is folded into the weights or copied, the rest is let go.
         context: Names in ``earlier`` that are active while training.
@@ -77,6 +79,7 @@ class TrainJob:
     work: Path
     number: int
     template: str | None = None
+    scoring: Scoring | None = None
     replayed: tuple[Replayed, ...] = ()
     objects: Mapping[str, Sequence[TaskFact]] = field(default_factory=dict)
     resume: bool = False

@@ -21,7 +21,7 @@ from lorabank.core.machine import distributed as processes
 from lorabank.core.machine.seeding import seed_everything
 from lorabank.core.observer import Observer
 from lorabank.core.shelves import TASK_TYPES
-from lorabank.models.answering.text_answers import check_answer_length
+from lorabank.models.answering.base import check_answer_length
 from lorabank.models.bases.blocks import of_modules, of_sites
 from lorabank.models.bases.loading import LoadedBase, resolve_device, resolve_dtype
 from lorabank.models.bases.passed_by import check_called
@@ -76,8 +76,8 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     dtype = resolve_dtype(config.base_dtype, device)
     base = job.base.load(device=device, dtype=dtype)
     max_length = min(config.max_length, base.max_length or config.max_length)
-    if not base.head_modules and not job.labels and any(job.texts):
-        check_answer_length(config.max_new_tokens, base.max_length)
+    if job.scoring is not None and any(job.texts):
+        check_answer_length(job.scoring.answer_tokens, base.max_length)
     task, own = _set_up(job, base)
     padding_of(base.model)  # measured before anything watches the model's passes
     found = find_targets(base.model, config.target_modules, base.head_modules, config.first_layer)

@@ -18,15 +18,15 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, made_again
 from lorabank.compose.routers.statistics import TaskStatistics
 from lorabank.core.errors import BusyError, DamagedError, LorabankError, NotFoundError, StorageError
-from lorabank.core.methods import own_settings
+from lorabank.core.methods import changed_settings
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
-from lorabank.core.shelves import COMPOSERS, FORMS, SCORINGS
+from lorabank.core.shelves import COMPOSERS, SCORINGS
 from lorabank.core.sizes import parse_bytes
 from lorabank.core.states import needed, own_state
 from lorabank.core.task_kinds import HEAD, task_kind
 from lorabank.core.templates import ChatPrompt
 from lorabank.data.formats.parquet import from_parquet
-from lorabank.data.forms.base import load_form
+from lorabank.data.methods import in_chat_template, recorded_scoring
 from lorabank.data.rows import Rows
 from lorabank.exchange.peft_folder import read_factors, read_head, read_shapes
 from lorabank.exchange.peft_folder import read_stack as read_folders
@@ -139,29 +139,22 @@ def _read_statistics(bank: Bank, task: TaskRecord) -> TaskStatistics:
 def form_of(task: TaskRecord, adapter: AdapterRecord) -> AnswerForm:
     """How a task is asked and answers, from its records."""
     config, template = adapter.config, task.prompt_template
-    if template is not None and in_chat_template(adapter):
+    if template is not None and in_chat_template(adapter.config):
         template = ChatPrompt(template)
-    scoring = HEAD if task_kind(task.task_type).labelled else config["scoring"]
+    head = task_kind(task.task_type).labelled
+    scoring = HEAD if head else config["scoring"]
     return AnswerForm(
         labels=task.labels,
         max_length=int(config.get("max_length", 256)),
         scoring=scoring,
         template=template,
-        max_new_tokens=int(config.get("max_new_tokens", 50)),
-        settings=() if scoring == HEAD else own_settings(SCORINGS, scoring, config.get("set", ())),
+        settings=() if head else changed_settings(SCORINGS, scoring, recorded_scoring(config)),
     )
-
-
-def in_chat_template(adapter: AdapterRecord) -> bool:
-    """Whether a task's prompts stand in the base's chat template; a record without the setting is of bare prompts."""
-    form = adapter.config.get("format", "")
-    chat = adapter.config.get("chat_template", "none") != "none"
-    return chat or (form in FORMS and load_form(form).conversations)
 
 
 def holds_conversations(task: TaskRecord, adapter: AdapterRecord) -> bool:
     """Whether the texts of a task's rows are whole conversations as the chat template wrote them."""
-    return in_chat_template(adapter) and task.prompt_template is None
+    return in_chat_template(adapter.config) and task.prompt_template is None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ class TaskPlan:
         known_rows: Task to the number of evaluation rows that stand in its training rows.
         replaces: Number of the task that it would take the place of, None for none.
         superseded: Compositions that would go with that task.
-        prompts: How prompts are built of texts, where it is by the base's chat template; else None.
+        prompts: How prompts are built of texts: by the base's chat template, or the prompt template as a JSON string;
+            else None.
         few_steps: What to type for more steps where they are few; else None.
         poor_fit: What is told where the base's tokenizer hardly knows the rows' script; else None.
     """

@@ -21,6 +21,7 @@ from lorabank.data.formats.cells import BadCell
 from lorabank.data.formats.parquet import to_parquet
 from lorabank.data.known import row_digests
 from lorabank.data.loading import TaskData, example_row, load_task_data
+from lorabank.data.methods import CHAT
 from lorabank.data.rows import Rows, sample_rows
 from lorabank.evaluation.text_metrics import usual_metric
 from lorabank.evaluation.text_samples import FACT
@@ -95,7 +96,7 @@ class ChatTemplate:
         chat = [dict(message) for message in messages]
         return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
 
-    def turn(self, hint: str = "--chat-template none takes the prompts as they are") -> ChatPrompt:
+    def turn(self, hint: str = "--set chat_template=none takes the prompts as they are") -> ChatPrompt:
         """The prompt template that puts a text into a user's turn, up to where the assistant answers.
 
         Args:
@@ -129,7 +130,7 @@ class ChatTemplate:
                 raise DataError(
                     f"{rows.where(index)}: the prompt spells {found.group()!r}, a control token of the base's "
                     "tokenizer, so it cannot be put into the base's chat template",
-                    hint="--chat-template none takes the prompts as they are",
+                    hint="--set chat_template=none takes the prompts as they are",
                     unchanged="nothing was changed",
                 )
 
@@ -150,12 +151,16 @@ class ChatTemplate:
 
 def settled(config: TrainConfig, data: TaskData, max_length: int) -> TrainConfig:
     """The settings as the adapter's record keeps them: what the data and the model decided is filled in."""
-    decided = {"format": data.form, "scoring": recorded_scoring(data), "max_length": max_length}
-    decided["chat_template"] = recorded_chat(data)
+    decided = {"format": data.form, "scoring": scoring_setting(data), "max_length": max_length}
     return validate(TrainConfig, asdict(config) | decided)
 
 
-def recorded_scoring(data: TaskData) -> str:
+def recorded_settings(config: TrainConfig, data: TaskData) -> dict[str, Any]:
+    """Settled settings as the adapter's record keeps them, and how prompts were made."""
+    return asdict(config) | {CHAT: "auto" if data.chat else "none"}
+
+
+def scoring_setting(data: TaskData) -> str:
     """The setting ``scoring`` of these rows: a classifier's is not chosen, it stays at ``auto``."""
     return "auto" if data.scoring == HEAD else data.scoring
 
@@ -175,11 +180,6 @@ def found_in_data(data: TaskData) -> dict[str, Any]:
 def recorded_bad_rows(data: TaskData) -> dict[str, Any]:
     """What the record says of bad rows; nothing where none were left out."""
     return {"bad_rows": [asdict(left) for left in data.left_out]} if data.left_out else {}
-
-
-def recorded_chat(data: TaskData) -> str:
-    """The setting ``chat_template`` of these rows: ``auto`` where the base's is around them, else ``none``."""
-    return "auto" if data.chat else "none"
 
 
 def text_facts(data: TaskData) -> dict[str, str]:

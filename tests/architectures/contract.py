@@ -320,8 +320,9 @@ def generated(case: Case) -> None:
 
 def runtime_of(case: Case, scoring: Any) -> Runtime:
     base = case.load()
+    settings = (f"max_new_tokens={NEW_TOKENS}",) if scoring == "generation" else ()
     form = AnswerForm(
-        LABELS, 96, "classification" if case.head else scoring, None if case.head else TEMPLATE, NEW_TOKENS
+        LABELS, 96, "classification" if case.head else scoring, None if case.head else TEMPLATE, settings
     )
     if case.head:
         head = build_head(base.model, base.head_modules, len(LABELS), seed=0)

@@ -32,7 +32,7 @@ def rows(labels: tuple[str, ...], count: int) -> list[dict[str, str]]:
 def test_routed_answers_are_those_of_one_row_in_plain_peft(name: str, tmp_path: Path) -> None:
     pair, base, bank = PAIRS[name], tmp_path / "base", tmp_path / "bank"
     zoo.build(pair, zoo.tiny_config(pair), base)
-    more = {} if pair.task_type == "SEQ_CLS" else {"prompt_template": TEMPLATE, "format": "classification"}
+    more = {} if pair.task_type == "SEQ_CLS" else {"set": (f"prompt_template={TEMPLATE}",), "format": "classification"}
     for task, labels in LABELS.items():
         data = tmp_path / f"{task}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows(labels, 30)))

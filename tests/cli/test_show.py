@@ -12,7 +12,7 @@ import pytest
     ("template", "form", "scoring", "shown"),
     [
         ("{text}\nAnswer:\x1b[2J", "classification", "likelihood", ['"{text}\\nAnswer:\\u001b[2J"', "accuracy"]),
-        (None, "messages", "generation", ["the text is the prompt", "exact match", "new tokens        20"]),
+        (None, "messages", "generation", ["the text is the prompt", "exact match", "max new tokens    20"]),
         (None, "text", "perplexity", ["none: the whole text is learnt", "inverse perplexity"]),
     ],
 )
@@ -26,7 +26,7 @@ def test_show_says_how_a_task_is_asked(
     asked = out[out.index("how it is asked") : out.index("ready to type")]
     for fact in ("CAUSAL_LM", form, scoring, *shown):
         assert fact in asked
-    assert ("new tokens" in asked) == (scoring == "generation")
+    assert ("new tokens" in asked) == (scoring != "likelihood")
     assert "lorabank generate --task spam TEXT" in out
 
 

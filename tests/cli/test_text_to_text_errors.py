@@ -132,7 +132,7 @@ def test_an_answer_length_that_fills_the_window(refused: Any) -> None:
     data = write("p.jsonl", PAIRS)
     said = refused(2, *add(data, "--max-new-tokens", "512"))
     assert "max_new_tokens = 512 leaves no room for a prompt: the base model takes 512 tokens" in said
-    assert "hint: --max-new-tokens 256" in said
+    assert "hint: --set max_new_tokens=256; of generate, --max-new-tokens 256" in said
 
 
 @pytest.mark.parametrize("rows", [PAIRS, [{"instruction": "a", "output": "b"}] * 4])
@@ -163,13 +163,21 @@ def test_a_template_longer_than_the_rows_may_be(refused: Any) -> None:
 
 def test_a_template_for_rows_that_bring_their_prompts(refused: Any) -> None:
     said = refused(2, *add(write("p.jsonl", PAIRS), "--prompt-template", "{text} Answer:"))
-    assert "--prompt-template is for labelled texts" in said
+    assert "form prompt-completion and scoring generation: there is no setting 'prompt_template'" in said
 
 
-@pytest.mark.parametrize("setting", [("--prompt-template", "{text}"), ("--scoring", "generation")])
-def test_settings_of_text_to_text_for_a_classifier(refused: Any, setting: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        (("--set", "prompt_template={text}"), "prompt_template"),
+        (("--prompt-template", "{text}"), "prompt_template"),
+        (("--set", "label_words=a=b"), "label_words"),
+        (("--scoring", "generation"), "--scoring"),
+    ],
+)
+def test_settings_of_text_to_text_for_a_classifier(refused: Any, setting: tuple[str, str], named: str) -> None:
     said = refused(2, *add(write("l.jsonl", LABELLED), *setting), bank="bert")
-    assert f"{setting[0]} is for text to text" in said
+    assert f"{named} is for text to text" in said
 
 
 @pytest.mark.parametrize("words", ["a=good,b=good", "a=good", "a=good,b=", "a=good,c=bad"])
@@ -187,7 +195,7 @@ def test_label_words_that_are_the_same_tokens(refused: Any, made: dict[str, Path
     data = write("l.jsonl", LABELLED)
     said = refused(6, "-b", "other", *add(data, "--base", str(base), "--label-words", "a=good,b=Good"))
     assert "the labels 'good' and 'Good' are the same tokens to this model" in said
-    assert "--label-words" in said
+    assert "--set 'label_words=" in said
     assert not Path("other").exists()
 
 

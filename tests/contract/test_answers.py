@@ -18,7 +18,7 @@ from lorabank.core.shelves import TEXT_METRICS
 
 LONG = "The {0} is warm, and it stays so for days."
 FAST = {
-    "epochs": 1, "batch_size": 4, "r": 2, "keep_samples": 4, "clusters_per_task": 2, "max_new_tokens": 8,
+    "epochs": 1, "batch_size": 4, "r": 2, "keep_samples": 4, "clusters_per_task": 2, "set": ("max_new_tokens=8",),
     "device": "cpu", "eval_fraction": 0.4,
 }  # fmt: skip
 

@@ -67,7 +67,7 @@ def test_what_was_exported_comes_back(base: Path, tmp_path: Path) -> None:
     api.export(bank, "two", tmp_path / "two", own=True)
     data = write_rows(tmp_path / "guest.jsonl", LABELS["two"], rows=30, seed=5)
     guest = tmp_path / "guest"
-    config = TrainConfig(data=str(data), device="cpu", prompt_template="{text}:")
+    config = TrainConfig(data=str(data), device="cpu", set=("prompt_template={text}:",))
     api.import_adapter(guest, tmp_path / "two", "guest", config=config, init=InitConfig(base=str(base)))
     pairs = zip(bank_logits(bank, own_state(bank, "two")), bank_logits(guest, own_state(guest, "guest")), strict=True)
     for one, other in pairs:

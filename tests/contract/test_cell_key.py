@@ -87,7 +87,7 @@ PARTS: dict[str, tuple[Change, set[int]]] = {
     "template": (task(prompt_template="Which? {text}"), ON_ONE),
     "max_length": (adapter(config={"max_length": 17}), ON_ONE),
     "scoring": (adapter(config={"scoring": "generation"}), ON_ONE),
-    "max_new_tokens": (adapter(config={"max_new_tokens": 3}), ON_ONE),
+    "a setting of another scoring": (adapter(config={"set": ["*.max_new_tokens=3"]}), set()),
     "the adapter alone": (adapter(digest=OTHER), {0}),
     "the newest adapter": (adapter(2, digest=OTHER), LAST),
     "what it was trained on": (adapter(2, context=(OTHER,)), LAST),
@@ -100,6 +100,17 @@ def test_a_part_of_the_bank_decides_its_cells(make_lab: Callable[[str], Lab], ke
     given = {"metric": "exact_match"}  # one that goes with every scoring, so that nothing else changes with it
     assert keys(bank, **given) == keys(bank, **given)
     assert changed(keys(bank, **given), keys(bank, change, **given)) == expected
+
+
+@pytest.mark.parametrize("config", [{"max_new_tokens": 3}, {"set": ["max_new_tokens=3"]}])
+def test_a_setting_of_the_scoring_decides_its_cells(make_lab: Any, keys: Any, config: dict[str, Any]) -> None:
+    """Under its old name, which stands beside ``set``, and under the present one."""
+    bank, asked = make_lab("llama").bank("olora", 2), {"scoring": "generation"}
+    given = {"metric": "exact_match"}
+    plain = keys(bank, adapter(config=asked), **given)
+    assert changed(plain, keys(bank, adapter(config=asked | config), **given)) == ON_ONE
+    usual = {name: 50 if name != "set" else ["max_new_tokens=50"] for name in config}
+    assert keys(bank, adapter(config=asked | usual), **given) == plain
 
 
 def test_a_head_decides_its_cells(lab: Lab, keys: Any) -> None:

@@ -170,7 +170,7 @@ def test_an_answer_of_a_broken_adapter_names_the_text(lab: Lab, runtime: Runtime
 def test_free_text_of_broken_logits_is_no_text(lab: Lab) -> None:
     if lab.kind == "bert":
         pytest.skip("a classifier generates nothing")
-    asked = {"scoring": "generation", "max_new_tokens": 3}
+    asked = {"scoring": "generation", "settings": ("max_new_tokens=3",)}
     bank = Bank.open(lab.bank("olora", 2))
     runtime = _runtime(bank, asked=tuple(asked.items()))
     plan = Plan(weights=np.zeros(len(runtime.stack.names), np.float32))

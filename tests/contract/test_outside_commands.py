@@ -164,7 +164,7 @@ def test_a_language_models_bank(run, make_lab: Callable[[str], Lab], tmp_path: P
     labels = ("cold", "rather warm")
     rows = [{"question": f"{word} {i}", "answer": labels[i % 2]} for i, word in enumerate("abcdefghijklmnop")]
     file = records(tmp_path / "questions.records", rows, ":")
-    asked = ["--data", file, *TRAIN, "--base", base, "--format", "question", "--chat-template", "none"]
+    asked = ["--data", file, *TRAIN, "--base", base, "--format", "question"]
     run("add-task", "q", *asked, "--set", "question.mark=Ask: ", "--scoring", "normalised", "--set", "power=0.5")
     texts = ["Ask: a 1", "Ask: k 2", "Ask: zz"]
     said = run("predict", "--task", "q", *texts)["predictions"]
@@ -174,7 +174,7 @@ def test_a_language_models_bank(run, make_lab: Callable[[str], Lab], tmp_path: P
         assert one["label"] == labels[int(expected.argmax())]
         assert one["probability"] == pytest.approx(float(expected.max()), abs=1e-4)
 
-    run("add-task", "free", *asked, "--max-new-tokens", "3")
+    run("add-task", "free", *asked, "--set", "generation.max_new_tokens=3")
     (report,) = run("eval", "--task", "free", "--metric", "contained")["reports"]
     assert report["metric"] == "contained"
     assert "contained" in report["texts"]["free"]["metrics"]

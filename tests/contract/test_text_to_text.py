@@ -25,7 +25,7 @@ from lorabank.workflows.results import Prediction
 
 SETTINGS = {
     "eval_fraction": 0.5, "epochs": 1, "batch_size": 4, "r": 2, "lora_alpha": 8.0, "learning_rate": 1e-2,
-    "keep_samples": 4, "clusters_per_task": 2, "max_new_tokens": 4, "device": "cpu", "chat_template": "none",
+    "keep_samples": 4, "clusters_per_task": 2, "device": "cpu", "set": ("*.max_new_tokens=4", "*.chat_template=none"),
 }  # fmt: skip
 WORDS = ["sun", "rain", "snow", "wind", "fog", "hail", "ice", "dew"]
 
@@ -232,7 +232,7 @@ def test_an_exact_match_counts(place: Place, tmp_path: Path, monkeypatch: pytest
         pytest.skip("this model says nothing")
     rows = [{"prompt": p, "completion": a} for p, a in usable]
     monkeypatch.setattr(Movement, "check", lambda *_: None)  # the answers stay what they are
-    own.add(own.bank, "echo", rows, learning_rate=1e-30, max_new_tokens=50)
+    own.add(own.bank, "echo", rows, learning_rate=1e-30, set=("chat_template=none",))
     assert own.scores["echo"]["value"] == 1.0
 
 

@@ -66,12 +66,14 @@ def lorabank(folder: Path, *words: str) -> Any:
 
 def test_two_tasks_composed_measured_and_asked(folder: Path) -> None:
     """Without a bank, prompts and completions make one with the default language model; nothing else is needed."""
-    added, told = lorabank(folder, "add-task", "opinions", "--data", "asked.jsonl", *SHORT, "--max-new-tokens", "4")
+    added, told = lorabank(
+        folder, "add-task", "opinions", "--data", "asked.jsonl", *SHORT, "--set", "max_new_tokens=4"
+    )
     assert "SmolLM2-135M-Instruct" in told
     assert "rows of the form prompt-completion, put into the base's chat template, scored by generation" in told
     assert (added["task"]["task_type"], added["score"]["metric"]) == ("CAUSAL_LM", "exact_match")
     added, _ = lorabank(
-        folder, "add-task", "mail", "--data", "spam.jsonl", "--prompt-template", "{text}\nIs it {labels}?", *SHORT
+        folder, "add-task", "mail", "--data", "spam.jsonl", "--set", "prompt_template={text}\nIs it {labels}?", *SHORT
     )
     assert (added["task"]["labels"], added["score"]["metric"]) == (["ham", "spam"], "accuracy")
     for mode in ("manual", "prototype"):

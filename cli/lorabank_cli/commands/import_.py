@@ -17,18 +17,19 @@ from lorabank_cli.render.texts import other_metrics, samples
 from lorabank_cli.verb import Run, verb
 
 DATA = (
-    "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "skip_bad", "set",
-    "max_length",
+    "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "skip_bad", "scoring",
+    "set", "max_length",
 )  # fmt: skip
-ASKED = ("prompt_template", "chat_template", "label_words", "scoring", "max_new_tokens")
-OLD = ("delimiter", "encoding", "sheet")
+OLD = (
+    "delimiter", "encoding", "sheet", "prompt_template", "chat_template", "label_words", "max_new_tokens",
+)  # fmt: skip
 KEPT = ("keep_samples", "clusters_per_task", "seed", "device")
 
 
 @verb(
     "import",
     configs={"Data": TrainConfig, "New bank": InitConfig},
-    fields={"Data": (*DATA, *ASKED, *KEPT, *OLD)},
+    fields={"Data": (*DATA, *KEPT, *OLD)},
     required=("data",),
     examples=(
         "import ./spam-adapter --task spam --data spam.jsonl",
@@ -63,8 +64,8 @@ def import_adapter(
 
     It must fit the bank's base model; its files are checked and copied, nothing in them is executed. The rows of
     --data say what the task looks like: it is measured on a part of them and routed by the others. A language model's
-    adapter is asked with --prompt-template, as in its training. Where its config does not name the bank's base model,
-    --base-fingerprint says that it was trained on the same weights.
+    adapter is asked with --set prompt_template=TEMPLATE, as in its training. Where its config does not name the bank's
+    base model, --base-fingerprint says that it was trained on the same weights.
     """
     from lorabank import api
 

@@ -59,21 +59,21 @@ def _asked(document: Mapping[str, Any]) -> list[tuple[str, object]]:
     task = document.get("task", {})
     if not task or task_kind(task["task_type"]).labelled:
         return []
-    from lorabank.core.shelves import SCORINGS
+    from lorabank.core.methods import values_of
     from lorabank.data.forms.base import load_form
+    from lorabank.data.methods import in_chat_template, recorded_scoring
     from lorabank.evaluation.text_samples import metric_of
 
     config = document["adapter"]["config"]
     form = load_form(config["format"])
     scoring, template = config["scoring"], task["prompt_template"]
     whole = "none: the whole text is learnt" if not form.answered else "the text is the prompt"
-    chat = config.get("chat_template", "none") != "none" or form.conversations
     return [
         ("task type", task["task_type"]),
         ("form of the rows", config["format"]),
-        ("chat template", "the base's, around every text" if chat else None),
+        ("chat template", "the base's, around every text" if in_chat_template(config) else None),
         ("prompt", whole if template is None else json.dumps(template, ensure_ascii=False)),
         ("scoring", scoring),
         ("metric", named(metric_of(scoring, document["adapter"].get("metrics", {})))),
-        ("new tokens", config["max_new_tokens"] if SCORINGS.load(scoring).generates else None),
+        *((name.replace("_", " "), value) for name, value in values_of(recorded_scoring(config)).items()),
     ]

@@ -29,7 +29,7 @@ def answers_in_text(task: str, config: Mapping[str, Any]) -> None:
     """
     scoring = config.get("scoring")
     decided = _is_method(scoring) and scoring != "auto"
-    if not decided or not {"format", "max_length", "max_new_tokens"} <= config.keys():
+    if not decided or not {"format", "max_length"} <= config.keys():
         message = f"bank.db: task {task[:80]!r}: its settings do not say how the language model is asked"
         raise DamagedError(message, commands=[VERIFY])
 
@@ -180,6 +180,7 @@ SETTINGS = mapping(
     chat_template=one_of("auto", "none"),
     scoring=_is_method,
     max_length=within(1, 2**20),
+    set=lambda value: type(value) is list and all(map(is_text, value)),
     max_new_tokens=within(1, 2**15),
     clusters_per_task=within(1, 2**10),
 )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.shelves import FORMS, GENERATING
+from lorabank.core.templates import DEFAULT_TEMPLATE, fill_labels
 from lorabank.data.formats.base import bad_row
 from lorabank.data.formats.cells import BadCell
 from lorabank.data.formats.unsupported import check_kind_of_labels
@@ -35,7 +36,6 @@ class Form:
         scoring: The scoring of its rows where none is chosen.
         labelled: Whether its rows are texts with labels, which classifiers learn.
         answered: Whether a row has an answer beside its text.
-        turns: Whether its prompts are texts, and to a model with a chat template a user's turn.
         conversations: Whether its rows are conversations.
     """
 
@@ -45,7 +45,6 @@ class Form:
     scoring: str = GENERATING
     labelled: bool = False
     answered: bool = True
-    turns: bool = False
     conversations: bool = False
 
     def row(self, cells: Mapping[str, object], render_chat: RenderChat) -> tuple[str, str]:
@@ -60,6 +59,30 @@ class Form:
         """
         assert self.convert is not None
         return self.convert(cells, render_chat)
+
+    @property
+    def turns(self) -> bool:
+        """Whether its prompts are texts, and to a model with a chat template a user's turn."""
+        return False
+
+    def check(self, *, text_to_text: bool) -> None:
+        """Refuse settings that mean nothing, as those of prompts do to a classifier.
+
+        Raises:
+            ConfigError: In those words.
+        """
+
+    def words(self, labels: Sequence[str]) -> Mapping[str, str] | None:
+        """The word in the place of each label; None where they stay what they are.
+
+        Raises:
+            ConfigError: The words do not fit the labels.
+        """
+        return None
+
+    def template(self, labels: Sequence[str]) -> str:
+        """Text to text: the prompt of a labelled text, with ``{text}`` and its labels filled in."""
+        return fill_labels(DEFAULT_TEMPLATE, labels)
 
     def in_sheet(self, config: TrainConfig) -> tuple[str, ...]:
         """``columns`` under the names that the settings give them."""

@@ -114,9 +114,9 @@ def replace_labels(rows: Rows, words: Mapping[str, str]) -> Rows:
 
 def _bad_words(problem: str) -> ConfigError:
     return ConfigError(
-        f"--label-words: {problem}",
+        f"label_words: {problem}",
         unchanged=UNCHANGED,
-        hint="a word for each label: --label-words 0=negative,1=positive",
+        hint="a word for each label: --set label_words=0=negative,1=positive",
     )
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
+from lorabank.core.errors import ConfigError
+from lorabank.core.methods import values_of
+from lorabank.core.settings import setting
+from lorabank.core.templates import check_template, fill_labels
+from lorabank.data.bad_rows import UNCHANGED
 from lorabank.data.formats.cells import BadCell, check_label, check_text, in_column
 from lorabank.data.forms.base import Form, RenderChat
 from lorabank.data.forms.chat import answered, check_answer, read_messages
+from lorabank.data.forms.labels import label_words
 
 
 def _labelled(cells: Mapping[str, object], _: RenderChat) -> tuple[str, str]:
@@ -54,8 +62,58 @@ def _alpaca(cells: Mapping[str, object], _: RenderChat) -> tuple[str, str]:
         return prompt, check_text(cells["output"], "output")
 
 
-CLASSIFICATION = Form(("text", "label"), _labelled, scoring="likelihood", labelled=True)
+@dataclass(frozen=True)
+class Labelled(Form):
+    """Texts with a label each."""
+
+    labelled: bool = True
+
+    prompt_template: str | None = setting(
+        None, "Text to text: the prompt of a text, with {text} and, if wanted, {labels}."
+    )
+    label_words: str | None = setting(None, "Text to text: words for labels, as 0=negative,1=positive.")
+
+    def check(self, *, text_to_text: bool) -> None:
+        """Refuse both settings for a classifier, and a template that cannot work."""
+        if text_to_text:
+            if self.prompt_template is not None:
+                check_template(self.prompt_template)
+            return
+        for name, value in values_of(self).items():
+            if value is not None:
+                raise ConfigError(
+                    f"{name} is for text to text, and the bank is a classifier's",
+                    unchanged=UNCHANGED,
+                    hint=f"leave out --set {name}",
+                )
+
+    def words(self, labels: Sequence[str]) -> Mapping[str, str] | None:
+        """Those of ``label_words``."""
+        return None if self.label_words is None else label_words(self.label_words, labels)
+
+    def template(self, labels: Sequence[str]) -> str:
+        """``prompt_template``, or what every form has."""
+        if self.prompt_template is None:
+            return super().template(labels)
+        return fill_labels(self.prompt_template, labels)
+
+
+@dataclass(frozen=True)
+class Prompted(Form):
+    """Prompts that are texts, with an answer each."""
+
+    chat_template: Literal["auto", "none"] = setting(
+        "auto", "Text to text: auto puts prompts into the base's chat template, where it has one; none does not."
+    )
+
+    @property
+    def turns(self) -> bool:
+        """Whether ``chat_template`` lets them be."""
+        return self.chat_template == "auto"
+
+
+CLASSIFICATION = Labelled(("text", "label"), _labelled, scoring="likelihood")
 UNLABELLED = Form(("text",), _unlabelled)
-PROMPT_COMPLETION = Form(("prompt", "completion"), _pair, turns=True)
-ALPACA = Form(("instruction", "output"), _alpaca, optional=("input",), turns=True)
+PROMPT_COMPLETION = Prompted(("prompt", "completion"), _pair)
+ALPACA = Prompted(("instruction", "output"), _alpaca, optional=("input",))
 TEXT = Form(("text",), _plain, scoring="perplexity", answered=False)

@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lorabank.core.errors import ConfigError
 from lorabank.core.task_kinds import HEAD
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lorabank.models.tasks.batches import Enter
+
+
+_SINCE = {"max_new_tokens": 50}
+"""What the keys of cells hold since it was a field of its own; another value is among the settings of the scoring."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,6 @@ class AnswerForm:
         max_length: Most tokens of a text, in text to text of prompt and answer together.
         scoring: ``HEAD``, or a name on the shelf of scorings.
         template: Prompt of a text with its ``{text}``, None where the text is the prompt.
-        max_new_tokens: Most tokens of a generated answer.
         settings: ``KEY=VALUE`` of each setting of the scoring that is not at its default.
     """
 
@@ -34,15 +38,33 @@ class AnswerForm:
     max_length: int
     scoring: str = HEAD
     template: str | None = None
-    max_new_tokens: int = 50
     settings: tuple[str, ...] = ()
 
     def identity(self) -> Any:
         """JSON value with everything that decides an answer beside the weights."""
-        value = asdict(self) | {"labels": list(self.labels), "settings": list(self.settings)}
+        value = asdict(self) | {"labels": list(self.labels), "settings": list(self.settings), **_SINCE}
         if not self.settings:
             del value["settings"]  # cells of scorings without settings keep the keys that they have
         return value
+
+
+def check_answer_length(max_new_tokens: int, limit: int | None) -> None:
+    """Refuse answers that would fill the model's whole window.
+
+    Args:
+        max_new_tokens: Most tokens of an answer.
+        limit: Tokens that the model takes; None for any number.
+
+    Raises:
+        ConfigError: Nothing is left for a prompt.
+    """
+    if limit is not None and max_new_tokens >= limit:
+        most = max(1, limit // 2)
+        raise ConfigError(
+            f"max_new_tokens = {max_new_tokens} leaves no room for a prompt: the base model takes {limit} tokens",
+            hint=f"--set max_new_tokens={most}; of generate, --max-new-tokens {most}",
+            unchanged="nothing was changed",
+        )
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lorabank.core.errors import ConfigError, DataError
+from lorabank.core.errors import DataError
 from lorabank.core.methods import with_settings
 from lorabank.core.shelves import SCORINGS, TASK_TYPES
 from lorabank.core.templates import parted
-from lorabank.models.answering.base import AnswerForm, Answers
+from lorabank.models.answering.base import AnswerForm, Answers, check_answer_length
 from lorabank.models.answering.generating import generate
 from lorabank.models.answering.likelihood import completion_log_likelihoods, label_log_likelihoods
 from lorabank.models.answering.scorings.base import Scoring
@@ -129,17 +129,17 @@ class TextAnswerer:
         check_rows(np.isfinite(scores.max(1)), texts, "label likelihoods")  # NaN is the maximum of its row
         return scores
 
-    def generated(self, form: AnswerForm, texts: Sequence[str], enter: Enter) -> list[str]:
+    def generated(self, form: AnswerForm, texts: Sequence[str], enter: Enter, *, max_new_tokens: int) -> list[str]:
         """The greedy continuation of each text; see `Asked`."""
         limit = self.base.max_length
-        check_answer_length(form.max_new_tokens, limit)
-        room = form.max_length if limit is None else min(form.max_length, limit - form.max_new_tokens)
+        check_answer_length(max_new_tokens, limit)
+        room = form.max_length if limit is None else min(form.max_length, limit - max_new_tokens)
         prompts = self._prompts(form, texts, room)
         return generate(
             self.base.model,
             self.base.tokenizer,
             prompts,
-            max_new_tokens=form.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             batch_size=self._batch_size,
             enter=enter,
         )
@@ -159,24 +159,6 @@ def scoring_of(form: AnswerForm) -> Scoring:
     (method,) = with_settings([(SCORINGS, form.scoring)], form.settings, among=(SCORINGS,))
     scoring: Scoring = method
     return scoring
-
-
-def check_answer_length(max_new_tokens: int, limit: int | None) -> None:
-    """Refuse answers that would fill the model's whole window.
-
-    Args:
-        max_new_tokens: Most tokens of an answer.
-        limit: Tokens that the model takes; None for any number.
-
-    Raises:
-        ConfigError: Nothing is left for a prompt.
-    """
-    if limit is not None and max_new_tokens >= limit:
-        raise ConfigError(
-            f"max_new_tokens = {max_new_tokens} leaves no room for a prompt: the base model takes {limit} tokens",
-            hint=f"--max-new-tokens {max(1, limit // 2)}",
-            unchanged="nothing was changed",
-        )
 
 
 class _Rows:

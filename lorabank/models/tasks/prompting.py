@@ -163,7 +163,7 @@ def encode_labels(tokenizer: Any, labels: Sequence[str], *, glued: bool) -> Toke
         if row in seen:
             raise DataError(
                 f"the labels {seen[row]!r} and {label!r} are the same tokens to this model",
-                hint=f"give them other words: --label-words '{seen[row]}=...,{label}=...'",
+                hint=f"give them other words: --set 'label_words={seen[row]}=...,{label}=...'",
                 unchanged="nothing was changed",
             )
         seen[row] = label
@@ -327,7 +327,7 @@ def _check_budget(what: str, least: int, budget: int) -> None:
     if least > budget:
         raise DataError(
             f"{what} takes {least} tokens, but beside the answer there is room for {max(budget, 0)}",
-            hint="raise --max-length, or shorten --prompt-template or the labels",
+            hint="raise --max-length, or shorten the prompt template or the labels",
             unchanged="nothing was changed",
         )
 

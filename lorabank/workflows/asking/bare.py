@@ -69,7 +69,7 @@ def bare_answerer(
             max_length=loaded.max_length or _MOST,
             scoring=GENERATING,
             template=template,
-            max_new_tokens=config.max_new_tokens,
+            settings=(f"max_new_tokens={config.max_new_tokens}",),
         )
         return TextAnswerer(loaded, base.task_type, (form,), config.batch_size)
 

@@ -245,7 +245,7 @@ def _other_than_trained(config: PredictConfig | GenerateConfig) -> tuple[tuple[s
     """What is asked in another form than the tasks' own."""
     if isinstance(config, PredictConfig):
         return ()
-    wanted = (("scoring", GENERATING), ("settings", ()), ("max_new_tokens", config.max_new_tokens))
+    wanted = (("scoring", GENERATING), ("settings", (f"max_new_tokens={config.max_new_tokens}",)))
     return (*wanted, ("template", None)) if config.raw else wanted
 
 

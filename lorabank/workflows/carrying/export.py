@@ -20,6 +20,7 @@ from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRec
 from lorabank.core.shelves import SUMMING
 from lorabank.core.states import SELECTOR, State, answering_in, own_state
 from lorabank.core.task_kinds import task_kind
+from lorabank.data.methods import in_chat_template, recorded_scoring
 from lorabank.exchange.peft_check import plain_files
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE, combined_files, read_adapter, with_fields
 from lorabank.exchange.safe_folders import check_target, write_folder
@@ -27,7 +28,7 @@ from lorabank.exchange.servers import SERVERS
 from lorabank.models.bases.fingerprint import tokenizer_files
 from lorabank.models.bases.loading import recorded_weights
 from lorabank.models.bases.resolving import locate_base, plain_name
-from lorabank.workflows.assemble import adapters_in_order, in_chat_template, load_composer, stack_of
+from lorabank.workflows.assemble import adapters_in_order, load_composer, stack_of
 from lorabank.workflows.carrying.model_card import CARD_FILE, LABELS_FILE, Facts, card, labels_file, scores_of
 from lorabank.workflows.publish import stored_reports
 from lorabank.workflows.results import ExportResult
@@ -124,14 +125,21 @@ def _beside(
             facts,
             labels=task.labels,
             template=task.prompt_template,
-            chat=in_chat_template(adapter),
+            chat=in_chat_template(adapter.config),
             max_length=adapter.config["max_length"],
-            max_new_tokens=adapter.config.get("max_new_tokens", 32),
+            max_new_tokens=_answer_length(task, adapter),
             strategy=adapter.strategy,
         )
     if facts.labels:
         files[LABELS_FILE] = labels_file(facts.labels)
     return files | {CARD_FILE: card(facts)}
+
+
+def _answer_length(task: TaskRecord, adapter: AdapterRecord) -> int:
+    """Tokens of a generated answer: those of the task's scoring, if it generates."""
+    if task_kind(task.task_type).labelled:
+        return Facts.max_new_tokens
+    return recorded_scoring(adapter.config).answer_tokens or Facts.max_new_tokens
 
 
 def _scores(bank: Bank, snapshot: Snapshot, name: str, draft: _Draft) -> dict[str, str]:
@@ -255,7 +263,7 @@ def _form(task: TaskRecord, adapter: AdapterRecord) -> str:
     if task_kind(task.task_type).has_head:
         return f"head of {len(task.labels)} labels in this order: {listed(task.labels)}"
     template = task.prompt_template
-    if in_chat_template(adapter):
+    if in_chat_template(adapter.config):
         asked = "the text is a user's turn in the base's chat template"
         return f"{asked}; answers {listed(task.labels)}" if task.labels else asked
     asked = "the text is the prompt" if template is None else f"prompt {json.dumps(template, ensure_ascii=False)}"

@@ -25,6 +25,7 @@ from lorabank.core.shelves import ROWS, TASK_TYPES
 from lorabank.core.states import ANSWERS, IMPORTED
 from lorabank.core.task_kinds import HEAD
 from lorabank.data.loading import TaskData
+from lorabank.data.methods import CHAT
 from lorabank.exchange.dora import from_dora
 from lorabank.exchange.fit_check import check_effect, check_fits, largest_update
 from lorabank.exchange.peft_folder import adapter_files
@@ -51,6 +52,7 @@ from lorabank.workflows.task_data import (
     found_in_data,
     load_data,
     recorded_bad_rows,
+    recorded_settings,
     settled,
     task_statistics,
     text_facts,
@@ -60,8 +62,7 @@ _UNCHANGED = "nothing was changed"
 
 _USED = (
     "data", "eval_data", "format", "map", "eval_fraction", "text_column", "label_column", "skip_bad",
-    "prompt_template", "chat_template", "label_words", "scoring", "max_new_tokens", "set", "max_length",
-    "keep_samples", "clusters_per_task", "seed", "device",
+    CHAT, "scoring", "set", "max_length", "keep_samples", "clusters_per_task", "seed", "device",
 )  # fmt: skip
 """The settings that say something of a task whose adapter is not trained here."""
 
@@ -248,7 +249,7 @@ def _commit(
     bank, snapshot = opened.bank, opened.snapshot.without(operation.config.get("replaces"))
     adapter, config = judged.adapter, judged.config
     overlap = overlap_report(adapter.factors, read_stack(bank, adapters_in_order(snapshot)))
-    settings = asdict(config)
+    settings = recorded_settings(config, data)
     record = AdapterRecord(
         digest=operation.stage_adapter(stored_files(judged.files, snapshot.base, len(labels), observer)),
         task=operation.name,
@@ -295,7 +296,7 @@ def _label_order(data: TaskData, labels: Sequence[str] | None, observer: Observe
         if labels is not None:
             raise ConfigError(
                 "--labels: a language model's adapter has no head whose outputs could be named",
-                hint="leave it out; other words for the data's labels: --label-words 0=negative,1=positive",
+                hint="leave it out; other words for the data's labels: --set label_words=0=negative,1=positive",
                 unchanged=_UNCHANGED,
             )
         observer.notice(as_asked(data))

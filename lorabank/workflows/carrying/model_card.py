@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lorabank import __version__
+from lorabank.core.config import GenerateConfig
 from lorabank.core.escaping import safe
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.task_kinds import task_kind
@@ -52,7 +53,7 @@ class Facts:
     template: str | None = None
     chat: bool = False
     max_length: int = 128
-    max_new_tokens: int = 32
+    max_new_tokens: int = GenerateConfig.max_new_tokens
     strategy: str | None = None
     scores: dict[str, str] = field(default_factory=dict)
     tokenizer: bool = False

@@ -64,15 +64,20 @@ def recorded_run(name: str, stored: Mapping[str, Any]) -> tuple[dict[str, Any], 
         DamagedError: Its reservation does not hold them.
     """
     try:
-        # A run without the setting was begun when prompts were taken as they are.
-        config = validate(TrainConfig, {"chat_template": "none"} | stored["config"], where="the interrupted run")
-        return asdict(config), (stored["train"], stored["eval"])
+        return recorded_config(stored["config"]), (stored["train"], stored["eval"])
     except KeyError as error:
         raise DamagedError(
             f"the reservation of add-task {name!r} lacks {error.args[0]!r}, so it cannot be resumed",
             commands=[Command("add-task", name, "--data", "FILE", "--restart")],
             unchanged="the bank was not changed",
         ) from error
+
+
+def recorded_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an interrupted run under their present names."""
+    older = {"chat_template": "none"} if "max_new_tokens" in config else {}
+    # One of a version that had the second setting and not yet the first took prompts as they are.
+    return asdict(validate(TrainConfig, older | dict(config), where="the interrupted run"))
 
 
 def moved_on(stored: Mapping[str, Any], now: Mapping[str, Any], snapshot: Snapshot) -> str | None:

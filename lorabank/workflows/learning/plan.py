@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from lorabank.workflows.learning.known_rows import known_rows
 from lorabank.workflows.learning.past import earlier_adapters
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import TaskPlan
-from lorabank.workflows.task_data import encode_rows, found_in_data, load_data, recorded_chat, recorded_scoring
+from lorabank.workflows.task_data import encode_rows, found_in_data, load_data, scoring_setting
 
 if TYPE_CHECKING:
     from lorabank.training.planning import AdapterPlan
@@ -74,7 +75,7 @@ def plan_task(
         bank_exists=exists,
         modules_left_out=adapter.left_out,
         not_adapted=adapter.not_adapted,
-        prompts="put into the base's chat template" if data.chat else None,
+        prompts=_prompts(data),
         few_steps=few_steps(rows, config),
         poor_fit=poor_fit(per_token),
         **found_in_data(data),
@@ -82,6 +83,13 @@ def plan_task(
         replaces=old,
         superseded=tuple(made.name for made in found.holding(old)) if found else (),
     )
+
+
+def _prompts(data: TaskData) -> str | None:
+    """How prompts are made of texts; None where the text is the prompt."""
+    if data.chat:
+        return "put into the base's chat template"
+    return data.prompt_template and json.dumps(data.prompt_template, ensure_ascii=False)
 
 
 def _filled_in(
@@ -93,9 +101,7 @@ def _filled_in(
     chosen = config.target_modules not in ("auto", "all-linear")
     return asdict(config) | {
         "format": data.form,
-        "prompt_template": data.prompt_template and str(data.prompt_template),
-        "chat_template": recorded_chat(data),
-        "scoring": recorded_scoring(data),
+        "scoring": scoring_setting(data),
         "penalty": penalty,
         "penalty_weight": penalties.get(penalty) if config.penalty_weight is None else config.penalty_weight,
         "target_modules": config.target_modules if chosen else ",".join(endings),

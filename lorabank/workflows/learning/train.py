@@ -23,6 +23,7 @@ from lorabank.core.settings import validate
 from lorabank.core.states import ANSWERS
 from lorabank.core.task_kinds import task_kind
 from lorabank.data.loading import TaskData
+from lorabank.data.methods import chosen_form
 from lorabank.training.methods import chosen_strategy
 from lorabank.training.trackers import check_tracker
 from lorabank.workflows.bases import future_base, open_or_init
@@ -44,6 +45,7 @@ from lorabank.workflows.task_data import (
     found_in_data,
     load_data,
     recorded_bad_rows,
+    recorded_settings,
     settled,
     task_statistics,
     text_facts,
@@ -209,6 +211,7 @@ def _train(
         targets=data.train.labels,
         labels=data.labels,
         template=data.prompt_template,
+        scoring=chosen_form(config, data.form, data.scoring)[1],
         replayed=read_replayed(bank, snapshot, strategy),
         objects=read_objects(bank, earlier, strategy),
         earlier=lambda: read_stack(bank, earlier),
@@ -259,7 +262,7 @@ def _commit_and_score(
         head_digest=trained.head_digest,
         files={},
         versions=package_versions(),
-        config=asdict(config),
+        config=recorded_settings(config, data),
         metrics={**trained.metrics, **facts, **text_facts(data), **recorded_bad_rows(data)},
         objects={role: operation.stage_blob(value) for role, value in trained.objects.items()},
     )

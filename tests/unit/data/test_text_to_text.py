@@ -45,7 +45,7 @@ def test_a_labelled_text_keeps_its_raw_text_and_gets_the_default_template(tmp_pa
 
 def test_words_take_the_place_of_the_labels_everywhere(tmp_path: Path) -> None:
     template = 'Is "{text}" {labels}? Answer:'
-    data = load(tmp_path, LABELLED, label_words="1=even,0=Odd", prompt_template=template)
+    data = load(tmp_path, LABELLED, set=("label_words=1=even,0=Odd", f"prompt_template={template}"))
     assert data.labels == ("Odd", "even"), "in the order of the labels"
     assert data.prompt_template == 'Is "{text}" Odd, even? Answer:'
     for rows in (data.train, data.eval):
@@ -55,7 +55,7 @@ def test_words_take_the_place_of_the_labels_everywhere(tmp_path: Path) -> None:
 
 
 def test_the_split_is_that_of_the_classifier(tmp_path: Path) -> None:
-    data = load(tmp_path, LABELLED, label_words="0=a,1=b")
+    data = load(tmp_path, LABELLED, set=("label_words=0=a,1=b",))
     same = load_task_data(TrainConfig(data=str(tmp_path / "train.jsonl")))
     assert (data.train.texts, data.eval.texts) == (same.train.texts, same.eval.texts)
     assert example_row(same) == (same.train.texts[0], same.train.labels[0])
@@ -64,8 +64,8 @@ def test_the_split_is_that_of_the_classifier(tmp_path: Path) -> None:
 def test_words_are_those_of_the_training_labels(tmp_path: Path) -> None:
     unseen = [{"text": "new", "label": 2}]
     with pytest.raises(DataError, match=r"test\.jsonl', line 1, column 'label': the label '2' is not among"):
-        load(tmp_path, LABELLED, unseen, label_words="0=a,1=b")
-    data = load(tmp_path, LABELLED, [{"text": "new", "label": 1}], label_words="0=a,1=b")
+        load(tmp_path, LABELLED, unseen, set=("label_words=0=a,1=b",))
+    data = load(tmp_path, LABELLED, [{"text": "new", "label": 1}], set=("label_words=0=a,1=b",))
     assert data.eval.labels == ("b",)
 
 
@@ -77,14 +77,14 @@ def test_generated_labels_still_stand_in_the_prompt(tmp_path: Path) -> None:
 
 def test_a_template_without_text_is_refused_before_the_rows_are_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no \{text\}"):
-        load(tmp_path, [{"text": 3, "label": 0}], prompt_template="What is it? {labels}")
+        load(tmp_path, [{"text": 3, "label": 0}], set=("prompt_template=What is it? {labels}",))
 
 
 def test_templates_and_words_are_for_labelled_texts(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--prompt-template is for labelled texts, .* form prompt-completion"):
-        load(tmp_path, PAIRS, prompt_template="{text}")
-    with pytest.raises(ConfigError, match=r"--label-words is for labelled texts, .* form text"):
-        load(tmp_path, TEXTS, label_words="0=a")
+    with pytest.raises(ConfigError, match=r"form prompt-completion .* 'prompt_template', which is one of form classi"):
+        load(tmp_path, PAIRS, set=("prompt_template={text}",))
+    with pytest.raises(ConfigError, match=r"form text .* 'label_words', which is one of form classification"):
+        load(tmp_path, TEXTS, set=("label_words=0=a",))
 
 
 # ----------------------------------------------------------------------------------------------------------- scoring

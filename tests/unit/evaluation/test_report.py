@@ -197,16 +197,18 @@ def text_to_text() -> Snapshot:
 def test_a_language_models_tasks_tell_how_they_are_asked() -> None:
     html = render(text_to_text(), measured(metric="exact_match"))
     texts = Page(html).texts
-    start = texts.index("new tokens") + 1
+    start = texts.index("settings") + 1
     template = "{text}\nOption: no, <b>yes</b>\nAnswer:"
     assert texts[start : start + 8] == [
         "labelled", "CAUSAL_LM", "classification", template, "likelihood", "accuracy", "257", "–",
     ]  # fmt: skip
     assert texts[start + 8 : start + 16] == [
-        "asked", "CAUSAL_LM", "messages", "the text is the prompt", "generation", "exact match", "258", "32",
+        "asked", "CAUSAL_LM", "messages", "the text is the prompt", "generation", "exact match", "258",
+        "max_new_tokens 32",
     ]  # fmt: skip
     assert texts[start + 16 : start + 24] == [
-        "read", "CAUSAL_LM", "text", "none: the whole text is learnt", "perplexity", "inverse perplexity", "259", "–",
+        "read", "CAUSAL_LM", "text", "none: the whole text is learnt", "perplexity", "inverse perplexity", "259",
+        "max_new_tokens 33",
     ]  # fmt: skip
     assert "free text" in texts
     # what the scores of the matrix are

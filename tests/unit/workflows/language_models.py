@@ -27,7 +27,8 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 def add(bank: Path, base: Path, name: str, labels: Sequence[str], seed: int, **config: Any) -> None:
     """A task of labelled letters, with a prompt of its own."""
     data = write_rows(bank.parent / f"{bank.name}-{name}.jsonl", labels, seed=seed)
-    common = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-2, "device": "cpu", "prompt_template": TEMPLATE}
+    common: dict[str, Any] = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-2, "device": "cpu"}
+    common |= {"set": (f"prompt_template={TEMPLATE}",)}
     api.add_task(bank, name, TrainConfig(**({"data": str(data)} | common | config)), init=InitConfig(base=str(base)))
 
 

@@ -37,7 +37,7 @@ def test_an_export_names_the_converted_base_and_comes_back(
     ):
         torch.testing.assert_close(found, expected, **CLOSE)
     data = TrainConfig(
-        data=str(write_rows(tmp_path / "r.jsonl", ("no", "yes"))), device="cpu", prompt_template=TEMPLATE
+        data=str(write_rows(tmp_path / "r.jsonl", ("no", "yes"))), device="cpu", set=(f"prompt_template={TEMPLATE}",)
     )
     again = api.import_adapter(bank, tmp_path / "out", "again", config=data).adapter
     assert again.digest == Bank.open(bank).snapshot().adapter_of("first").digest

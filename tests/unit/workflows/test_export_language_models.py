@@ -115,7 +115,7 @@ def test_a_compressed_composition_has_its_rank(made, tmp_path) -> None:
 def test_a_task_without_a_template_says_what_the_text_is(tmp_path, make_language_model, chat, asked) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"say {c}", "completion": c * 2}) + "\n" for c in "abcdefgh"))
-    given = {"data": str(data), "prompt_template": None, "chat_template": chat}
+    given = {"data": str(data), "set": (f"chat_template={chat}",)}
     add(tmp_path / "bank", make_language_model(), "free", ("a", "b"), 0, **given)
     note = api.export(tmp_path / "bank", "free", tmp_path / "out").note
     assert note.endswith(f"; {asked}")

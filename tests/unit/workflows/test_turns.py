@@ -40,8 +40,11 @@ FORMS: dict[str, Callable[[str, str], dict[str, Any]]] = {
 }
 FAST = {
     "epochs": 1, "batch_size": 2, "r": 2, "keep_samples": 4, "clusters_per_task": 2,
-    "max_new_tokens": 4, "device": "cpu", "learning_rate": 1e-2,
+    "set": ("max_new_tokens=4",), "device": "cpu", "learning_rate": 1e-2,
 }  # fmt: skip
+
+
+BARE = ("max_new_tokens=4", "chat_template=none")
 
 
 class Told(SilentObserver):
@@ -98,7 +101,7 @@ def test_rows_give_the_token_ids_and_the_loss_of_the_same_messages(
     expected, wanted = batch(base, config(tmp_path, "messages"))
     assert rows == expected
     assert inputs == wanted
-    bare, _ = batch(base, config(tmp_path, form, chat_template="none"))
+    bare, _ = batch(base, config(tmp_path, form, set=BARE))
     assert [row["completion"] for row in bare] == [row["completion"] for row in rows]
     assert all(len(one["prompt"]) < len(other["prompt"]) for one, other in zip(bare, rows, strict=True))
 
@@ -136,14 +139,14 @@ def test_the_same_adapter_is_trained_and_says_the_same(make_language_model: Any,
 
 def test_none_takes_the_prompts_as_they_are(make_language_model: Any, tmp_path: Path) -> None:
     bank, told = tmp_path / "bank", Told()
-    settings = config(tmp_path, "alpaca", chat_template="none")
+    settings = config(tmp_path, "alpaca", set=BARE)
     plan = api.plan_task(bank, "t", settings, InitConfig(base=str(make_language_model())))
-    assert (plan.settings["chat_template"], plan.settings["prompt_template"]) == ("none", None)
+    assert plan.prompts is None
     result = api.add_task(bank, "t", settings, init=InitConfig(base=str(tmp_path / "base")), observer=told)
     assert (result.task.prompt_template, result.adapter.config["chat_template"]) == (None, "none")
     assert any("rows of the form alpaca, scored by generation" in line for line in told.notices)
     plan = api.plan_task(bank, "u", config(tmp_path, "alpaca"))
-    assert plan.settings["chat_template"] == "auto"
+    assert plan.prompts == "put into the base's chat template"
     assert plan.example[0].startswith("<s><|user|>\n")
 
 
@@ -186,8 +189,8 @@ def test_a_prompt_that_brings_its_own_turns_is_refused(make_language_model: Any,
     data = write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(DataError, match=r"'.*rows.jsonl' line 7: the prompt spells '</?s>'") as error:
         load_data(TrainConfig(data=data), OpenBase(record))
-    assert error.value.hint == "--chat-template none takes the prompts as they are"
-    assert load_data(TrainConfig(data=data, chat_template="none"), OpenBase(record)).prompt_template is None
+    assert error.value.hint == "--set chat_template=none takes the prompts as they are"
+    assert load_data(TrainConfig(data=data, set=("chat_template=none",)), OpenBase(record)).prompt_template is None
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no system') }}", "{{ bos_token }}nothing of it"])
@@ -200,7 +203,7 @@ def test_a_chat_template_that_takes_no_turn_is_refused(
     with pytest.raises(IncompatibleError, match="cannot be put around a text") as error:
         load_data(config(tmp_path, "alpaca"), OpenBase(record))
     assert "\n" not in error.value.message
-    assert "--chat-template none" in (error.value.hint or "")
+    assert "--set chat_template=none" in (error.value.hint or "")
 
 
 @pytest.mark.parametrize("longest", [12, 30, 60, 90])
@@ -219,7 +222,7 @@ def test_long_rows_are_cut_and_dropped_as_messages_are(make_language_model: Any,
 
 def test_what_was_stored_before_answers_as_it_was_trained(make_language_model: Any, tmp_path: Path) -> None:
     bank = tmp_path / "bank"
-    settings = config(tmp_path, "alpaca", chat_template="none")
+    settings = config(tmp_path, "alpaca", set=BARE)
     api.add_task(bank, "t", settings, init=InitConfig(base=str(make_language_model())))
     snapshot = Bank.open(bank).snapshot()
     adapter = snapshot.adapter_of("t")
@@ -232,7 +235,14 @@ def test_what_was_stored_before_answers_as_it_was_trained(make_language_model: A
 
 
 def test_an_interrupted_run_without_the_setting_goes_on_with_bare_prompts() -> None:
-    settings, _ = recorded_run("t", {"config": {"data": "x"}, "train": "a", "eval": "b"})
-    assert settings["chat_template"] == "none"
-    settings, _ = recorded_run("t", {"config": {"data": "x", "chat_template": "auto"}, "train": "a", "eval": "b"})
-    assert settings["chat_template"] == "auto"
+    oldest = {"data": "x", "max_new_tokens": 50}
+    for config, expected in (
+        (oldest, ("*.chat_template=none",)),
+        (oldest | {"chat_template": "none"}, ("*.chat_template=none",)),
+        (oldest | {"chat_template": "auto"}, ()),
+        (oldest | {"chat_template": "auto", "max_new_tokens": 8}, ("*.max_new_tokens=8",)),
+        ({"data": "x", "set": ["alpaca.chat_template=none"]}, ("alpaca.chat_template=none",)),
+        ({"data": "x"}, ()),
+    ):
+        settings, _ = recorded_run("t", {"config": config, "train": "a", "eval": "b"})
+        assert settings["set"] == expected

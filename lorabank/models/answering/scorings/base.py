@@ -37,8 +37,12 @@ class Asked(Protocol):
         """
         ...
 
-    def generated(self, form: AnswerForm, texts: Sequence[str], enter: Enter) -> list[str]:
-        """The greedy continuation of each text, at most ``form.max_new_tokens`` tokens."""
+    def generated(self, form: AnswerForm, texts: Sequence[str], enter: Enter, *, max_new_tokens: int) -> list[str]:
+        """The greedy continuation of each text, at most so many tokens.
+
+        Raises:
+            ConfigError: They leave no room for a prompt.
+        """
         ...
 
 
@@ -59,6 +63,11 @@ class Scoring(ABC):
     labelled: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     measures: ClassVar[bool] = False
+
+    @property
+    def answer_tokens(self) -> int:
+        """Most tokens that are generated behind a prompt."""
+        return 0
 
     @abstractmethod
     def answer(self, asked: Asked, form: AnswerForm, texts: Sequence[str], enter: Enter, *, shared: bool) -> Answers:

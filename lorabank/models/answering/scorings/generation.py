@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lorabank.core.settings import setting
 from lorabank.models.answering.base import AnswerForm, Answers
 from lorabank.models.answering.scorings.base import Asked, Scoring
 
@@ -22,6 +23,14 @@ class Generation(Scoring):
     metric = "exact_match"
     generates = True
 
+    max_new_tokens: int = setting(50, "Most tokens of an answer.", ge=1, le=32768)
+
+    @property
+    def answer_tokens(self) -> int:
+        """Those of an answer."""
+        return self.max_new_tokens
+
     def answer(self, asked: Asked, form: AnswerForm, texts: Sequence[str], enter: Enter, *, shared: bool) -> Answers:
         """What is generated; it has no probability among labels."""
-        return Answers(tuple(asked.generated(form, texts, enter)), np.full(len(texts), np.nan, np.float32))
+        said = asked.generated(form, texts, enter, max_new_tokens=self.max_new_tokens)
+        return Answers(tuple(said), np.full(len(texts), np.nan, np.float32))

@@ -149,8 +149,8 @@ def test_for_a_classifier_texts_without_labels_lack_the_label_column(tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "option"),
     [
-        ({"prompt_template": "{text}"}, "--prompt-template"),
-        ({"label_words": "0=a,1=b"}, "--label-words"),
+        ({"set": ("prompt_template={text}",)}, "prompt_template"),
+        ({"set": ("label_words=0=a,1=b",)}, "label_words"),
         ({"scoring": "generation"}, "--scoring"),
     ],
 )

@@ -44,7 +44,7 @@ def test_words_that_do_not_fit_the_labels_are_refused(setting: str, problem: str
     with pytest.raises(ConfigError) as caught:
         label_words(setting, ("0", "1"))
     assert problem in caught.value.message
-    assert "--label-words 0=negative,1=positive" in (caught.value.hint or "")
+    assert "--set label_words=0=negative,1=positive" in (caught.value.hint or "")
 
 
 def test_an_unknown_label_names_the_nearest() -> None:

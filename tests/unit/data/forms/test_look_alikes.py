@@ -79,5 +79,5 @@ def test_a_label_that_spells_a_slot_is_named(tmp_path: Path, label: str) -> None
     with pytest.raises(DataError, match="spells a slot of the prompt template") as caught:
         load_task_data(TrainConfig(data=source), labelled=False)
     assert repr(label) in caught.value.message
-    assert "--label-words" in (caught.value.hint or "")
+    assert "--set label_words=" in (caught.value.hint or "")
     assert label in load_task_data(TrainConfig(data=source)).labels, "a classifier has no template"

@@ -30,9 +30,9 @@ TEMPLATE = 'Judge {"it"}: {text}\nAnswer:'
 FORMS = (
     AnswerForm(("good", "bad", "very bad"), 256, "likelihood", TEMPLATE),
     AnswerForm((" north", " south"), 256, "likelihood", None),
-    AnswerForm((), 256, "generation", None, max_new_tokens=7),
+    AnswerForm((), 256, "generation", None, ("max_new_tokens=7",)),
     AnswerForm((), 256, "perplexity", None),
-    AnswerForm(("yes", "no"), 256, "likelihood", "Is it so? {text}", max_new_tokens=5),
+    AnswerForm(("yes", "no"), 256, "likelihood", "Is it so? {text}"),
 )
 LABELLED, WHOLE, FREE, PLAIN, OTHER = range(len(FORMS))
 TEXTS = ["a b c", "It rains.", "x", "Where is the sea, seen from here?", "short one", "q w e r t y"]
@@ -96,9 +96,8 @@ class Bench:
     def said(self, model: Any, form: AnswerForm, text: str) -> str:
         """What ``model.generate`` says to one prompt alone."""
         prompt = torch.tensor([self.prompt(form, text)])
-        ids = model.generate(
-            prompt, do_sample=False, max_new_tokens=form.max_new_tokens, eos_token_id=2, pad_token_id=1
-        )
+        tokens = 7 if form.settings else 50
+        ids = model.generate(prompt, do_sample=False, max_new_tokens=tokens, eos_token_id=2, pad_token_id=1)
         new = ids[0, prompt.shape[1] :] if self.causal else ids[0, 1:]
         return self.tokenizer.decode(new, skip_special_tokens=True).strip()
 
@@ -253,7 +252,7 @@ def test_an_answer_as_long_as_the_window_is_refused_by_its_own_name(bench: Bench
     if bench.runtime.base.max_length is None:
         pytest.skip("this model has no window")
     base = bench.runtime.base
-    form = AnswerForm((), 256, "generation", None, max_new_tokens=600)
+    form = AnswerForm((), 256, "generation", None, ("max_new_tokens=600",))
     answerer = TextAnswerer(base, "CAUSAL_LM", [form], batch_size=4)
     runtime = Runtime(base, AdapterStack.build(bench.adapters), answerer, batch_size=4)
     with pytest.raises(LorabankError, match="600") as caught:

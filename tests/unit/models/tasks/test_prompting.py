@@ -314,7 +314,7 @@ def test_labels_that_are_the_same_tokens_are_refused(tokenizers) -> None:
     assert list(encode_labels(t5, labels, glued=False)) == list(encode_completions(t5, labels, glued=False))
     with pytest.raises(DataError, match="labels 'xyz' and 'zyx' are the same tokens") as caught:
         encode_labels(t5, ["positive", "xyz", "zyx"], glued=False)  # both are one unknown token
-    assert "--label-words" in str(caught.value.hint)
+    assert "--set 'label_words=" in str(caught.value.hint)
     with pytest.raises(DataError, match="labels 'good' and ' good'"):
         encode_labels(tokenizers["gpt-2"], ["good", " good"], glued=True)
 

@@ -88,8 +88,10 @@ def learn(bank: Path, base: Path, name: str, **more: Any) -> None:
     rows = [{"instruction": f"Say {letter}", "output": letter * 3} for letter in "abcdefgh"]
     data = bank.parent / f"{name}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"epochs": 4, "batch_size": 2, "learning_rate": 3e-2, "device": "cpu", "max_new_tokens": 4} | more
-    api.add_task(bank, name, TrainConfig(data=str(data), **settings), init=InitConfig(base=str(base)))
+    settings = {"epochs": 4, "batch_size": 2, "learning_rate": 3e-2, "device": "cpu"} | more
+    api.add_task(
+        bank, name, TrainConfig(data=str(data), set=("max_new_tokens=4",), **settings), init=InitConfig(base=str(base))
+    )
 
 
 def test_beside_a_task_the_base_says_what_it_said_before(make_language_model: Any, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_chats_snippet_asks_through_the_chat_template(tmp_path, make_language_
     if form == "alpaca":
         rows = [{"instruction": asked["content"], "output": answer["content"]} for asked, answer in turns]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    add(bank, base, "asked", ("no", "yes"), 0, data=str(data), prompt_template=None, max_new_tokens=4)
+    add(bank, base, "asked", ("no", "yes"), 0, data=str(data), set=("max_new_tokens=4",))
     api.export(bank, "asked", tmp_path / "out", tokenizer=True)
     _, names = run(tmp_path / "out", "a b", capsys)
     assert names["prompt"] == "<s><|user|>\na b</s>\n<|assistant|>\n"

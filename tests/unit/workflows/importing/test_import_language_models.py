@@ -66,7 +66,7 @@ def bring_in(base: Path, tmp_path: Path) -> Callable[..., Any]:
 
     def run(source: Path, task: str = "guest", **options: Any) -> Any:
         passed = {name: options.pop(name) for name in ("labels", "observer") if name in options}
-        options = {"data": "", "device": "cpu", "prompt_template": TEMPLATE} | options
+        options = {"data": "", "device": "cpu", "set": (f"prompt_template={TEMPLATE}",)} | options
         options["data"] = str(options["data"] or write_rows(tmp_path / f"{task}.jsonl", LABELS, rows=30, seed=5))
         init = InitConfig(base=str(base))
         return api.import_adapter(tmp_path / "bank", source, task, config=TrainConfig(**options), init=init, **passed)
@@ -108,7 +108,7 @@ def test_the_record_keeps_how_it_is_asked(source, bring_in, tmp_path) -> None:
     ]
     data = write_json(tmp_path / "rows.jsonl", [{"letters": row["text"], "label": row["label"]} for row in rows])
     options = {
-        "label_words": "one=uno,two=dos,three=tres",
+        "set": (f"prompt_template={TEMPLATE}", "label_words=one=uno,two=dos,three=tres"),
         "map": ("letters=text",),
         "max_length": 64,
         "keep_samples": 6,
@@ -117,10 +117,9 @@ def test_the_record_keeps_how_it_is_asked(source, bring_in, tmp_path) -> None:
     task, adapter = result.task, result.adapter
     assert task.labels == ("uno", "tres", "dos")
     assert task.prompt_template == "{text} is uno, tres, dos:"
-    kept = {"format": "classification", "scoring": "likelihood", "max_new_tokens": 50, "max_length": 64}
+    kept = {"format": "classification", "scoring": "likelihood", "chat_template": "none", "max_length": 64}
     assert kept.items() <= adapter.config.items()
-    assert adapter.config["prompt_template"] == TEMPLATE
-    assert adapter.config["label_words"] == "one=uno,two=dos,three=tres"
+    assert adapter.config["set"] == list(options["set"])
     assert list(adapter.config["map"]) == ["letters=text"]
     assert "epochs" not in adapter.config
     assert (adapter.head_digest, adapter.strategy) == (None, "imported")
@@ -166,7 +165,7 @@ def test_other_forms_of_rows(kind, source, bring_in, tmp_path, form, scoring, me
         {"prompt": f"say {c}", "completion": c * 2} if form != "text" else {"text": f"{c} {c} {c}"} for c in "abcdefgh"
     ]
     data = write_json(tmp_path / "rows.jsonl", rows)
-    result = bring_in(source, data=data, format=form, prompt_template=None, max_new_tokens=4)
+    result = bring_in(source, data=data, format=form, set=("max_new_tokens=4",))
     turn = "<s><|user|>\n{text}</s>\n<|assistant|>\n"
     assert (result.task.labels, result.task.prompt_template) == ((), None if form == "text" else turn)
     assert result.adapter.config["chat_template"] == ("none" if form == "text" else "auto")
@@ -188,7 +187,7 @@ def edit(source: Path, **fields: Any) -> None:
 def test_labels_are_refused_with_what_to_type(source, bring_in, tmp_path) -> None:
     with pytest.raises(ConfigError, match="no head whose outputs could be named") as refused:
         bring_in(source, labels=LABELS)
-    assert "--label-words" in str(refused.value.hint)
+    assert "--set label_words=" in str(refused.value.hint)
     assert not (tmp_path / "bank").exists()
 
 

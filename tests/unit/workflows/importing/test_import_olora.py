@@ -71,7 +71,7 @@ def source(base: Path, tmp_path: Path) -> Path:
 def bring_in(base: Path, tmp_path: Path) -> Callable[..., Any]:
     def run(source: Path, task: str, **options: Any) -> Any:
         data = write_rows(tmp_path / f"{task}.jsonl", ("one", "three", "two"), rows=12, seed=5)
-        config = TrainConfig(data=str(data), device="cpu", prompt_template=TEMPLATE)
+        config = TrainConfig(data=str(data), device="cpu", set=(f"prompt_template={TEMPLATE}",))
         init = InitConfig(base=str(base))
         return api.import_adapter(tmp_path / "bank", source, task, config=config, init=init, **options)
 

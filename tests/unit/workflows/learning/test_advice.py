@@ -74,7 +74,7 @@ class Told(SilentObserver):
 def test_a_tokenizer_of_bytes(make_language_model: Any, tmp_path: Path, text: str, tokens: float) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": text * n, "completion": text}) + "\n" for n in range(1, 9)))
-    config = TrainConfig(data=str(data), epochs=1, r=2, device="cpu", max_new_tokens=2, keep_samples=2)
+    config = TrainConfig(data=str(data), epochs=1, r=2, device="cpu", set=("max_new_tokens=2",), keep_samples=2)
     init = InitConfig(base=str(make_language_model()))
     plan = api.plan_task(tmp_path / "bank", "t", config, init)
     assert plan.tokens["characters_per_token"] == pytest.approx(1 / tokens)

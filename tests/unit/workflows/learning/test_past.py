@@ -11,13 +11,13 @@ from lorabank.workflows.learning.past import recorded_run
 
 def test_settings_of_an_older_run_are_read_under_their_new_names() -> None:
     older = {"data": "rows.jsonl", "strategy": "replay", "lambda_orth": 0.25, "lambda_l1": 1e-3, "replay_rows": 6}
+    older |= {"max_new_tokens": 50, "label_words": None, "delimiter": None, "lambda_l2": 0.0}  # and no chat_template
     settings, rows = recorded_run("one", {"config": older, "train": "a", "eval": "b"})
     expected = TrainConfig(
         data="rows.jsonl",
         strategy="replay",
-        chat_template="none",
         penalty_weight=0.25,
-        set=("replay.replay_rows=6",),
+        set=("replay.replay_rows=6", "*.chat_template=none"),
     )
     assert validate(TrainConfig, settings) == expected
     assert rows == ("a", "b")
