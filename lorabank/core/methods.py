@@ -204,10 +204,11 @@ def _methods(name: str | None) -> Iterator[Method]:
     for shelf in SHELVES:
         for known in shelf:
             if name in (None, known):
-                yield _described(shelf, known)
+                yield described(shelf, known)
 
 
-def _described(shelf: Shelf, name: str) -> Method:
+def described(shelf: Shelf, name: str) -> Method:
+    """One entry of a shelf, which is imported."""
     entry = shelf.load(name)
     made = entry() if isinstance(entry, type) and is_dataclass(entry) else entry
     return Method(
@@ -215,7 +216,7 @@ def _described(shelf: Shelf, name: str) -> Method:
         name=name,
         about=_about(entry),
         paper=getattr(entry, "paper", None),
-        settings=tuple(_settings(entry)),
+        settings=settings(entry),
         refused=tuple(getattr(made, "refused", ())),
     )
 
@@ -229,9 +230,12 @@ def _about(entry: Any) -> str:
     return " ".join(inspect.cleandoc(entry.__doc__ or "").split("\n\n")[0].split())
 
 
+def settings(entry: Any) -> tuple[MethodSetting, ...]:
+    """The settings of an entry, or of a settings class; none of what is no dataclass."""
+    return tuple(_settings(entry)) if is_dataclass(entry) else ()
+
+
 def _settings(entry: Any) -> Iterator[MethodSetting]:
-    if not is_dataclass(entry):
-        return
     hints = get_type_hints(entry if isinstance(entry, type) else type(entry))
     for one in setting_fields(entry):
         words = choices(one)
