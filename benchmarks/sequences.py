@@ -1,4 +1,4 @@
-"""``python -m benchmarks.sequences``: the README's table of strategies and compositions on the demo's four tasks.
+"""``python -m benchmarks.sequences``: the table of docs/results.md, on the demo's four tasks.
 
 Every strategy learns sentiment, spam, products and tweets in this order, once per seed, each in a bank of its own;
 compositions are fitted on the `olora` and `isolated` banks and measured over the whole matrix. A run that is
