@@ -1,4 +1,4 @@
-"""What the README shows, done as it stands there: its first commands with the real encoder, and its snippets."""
+"""What the README shows, done as it stands there: its first commands with the real encoder, and its snippet."""
 
 from __future__ import annotations
 
@@ -71,16 +71,8 @@ def test_the_first_commands_send_the_prize_to_spam(folder: Path) -> None:
     assert re.search(r"\bspam\b.*\bspam\b", said.splitlines()[-1]), said  # the label, and the task that it was sent to
 
 
-def test_the_snippets_run(folder: Path) -> None:
-    run(folder, sys.executable, "-m", "lorabank_cli", "export", "spam", "./spam-adapter")
-    snippets = blocks("python")
-    assert len(snippets) == 3
-    run(folder, sys.executable, "-c", snippets[0])
-    (folder / "again").mkdir()
-    (folder / "again/s.jsonl").write_bytes((folder / "s.jsonl").read_bytes())
-    score, answer = run(folder / "again", sys.executable, "-c", snippets[1]).splitlines()
-    assert 0 <= float(score) <= 1
-    label, probability = answer.split()
-    assert label in ("negative", "positive")
-    assert 0 < float(probability) <= 1
-    assert {*run(folder, sys.executable, "-c", snippets[2]).splitlines()} <= {"ham", "negative", "positive", "spam"}
+def test_the_snippet_runs(folder: Path) -> None:
+    (snippet,) = blocks("python")
+    labels = run(folder, sys.executable, "-c", snippet).splitlines()
+    assert len(labels) == 2
+    assert {*labels} <= {"ham", "negative", "positive", "spam"}
