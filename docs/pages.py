@@ -84,11 +84,13 @@ def navigation(docname: str, text: str) -> str:
     part = docname.removeprefix("docs/")
     folder = "" if docname == ROOT_PAGE else f"{part}/"
     titled = re.findall(r"^## (.+)\n((?:(?!## ).*\n)*)", text, flags=re.M)
-    last = {page: title for title, section in titled for page in _pages(section) if page.startswith(folder)}
     groups: dict[str, list[str]] = {}
-    for page, title in last.items():
-        groups.setdefault(title, []).append(page)
-    return "".join(_toctree(title, groups[title]) for title, _ in titled if title in groups)
+    placed: set[str] = set()
+    for title, section in reversed(titled):
+        pages = dict.fromkeys(page for page in _pages(section) if page.startswith(folder) and page not in placed)
+        groups[title] = list(pages)
+        placed |= pages.keys()
+    return "".join(_toctree(title, groups[title]) for title, _ in titled if groups[title])
 
 
 def _pages(section: str) -> list[str]:

@@ -119,7 +119,7 @@ def shown(text: str) -> Iterator[list[str]]:
     for language, block in re.findall(r"^ *```(console|bash)\n(.*?)^ *```$", text, re.M | re.S):
         prompt = r"^ *\$ " if language == "console" else r"^ *"
         for found in re.finditer(rf"{prompt}lorabank\b((?:\"[^\"]*\"|'[^']*'|\\\n|[^\n\"'])*)", block, re.M):
-            lexer = shlex.shlex(found[1], posix=True, punctuation_chars=True)
+            lexer = shlex.shlex(found[1].replace("\\\n", ""), posix=True, punctuation_chars=True)
             lexer.whitespace_split = True
             yield list(itertools.takewhile(lambda word: word[0] not in "<>|&;", lexer))
 

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import termios
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -53,11 +54,15 @@ def in_terminal(words: list[str], folder: Path) -> str:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (50, 92))
     environment |= {"COLUMNS": "92", "NO_COLOR": "1", "TERM": "xterm"}
-    with subprocess.Popen(words, cwd=folder, env=environment, stdout=theirs, stderr=subprocess.PIPE) as process:
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(words, cwd=folder, env=environment, stdout=theirs, stderr=errors) as process,
+    ):
         os.close(theirs)
-        assert process.stderr is not None
         shown = b"".join(_read(ours))
-        notices = process.stderr.read().decode()
+        process.wait()
+        errors.seek(0)
+        notices = errors.read().decode()
     os.close(ours)
     assert process.returncode == 0, f"{shlex.join(words)}\n{notices}"
     return notices + re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).replace("\r\n", "\n")

@@ -18,7 +18,7 @@ Where adapters have row gains, h_k is ``(g_k - 1) * (W x) + s_k B_k A_k x``, and
     y += (a G) * (W x)                      G [K + 1, d_out]: row k is g_k - 1, row 0 is 0
 
 S, U and c are made anew for every pass while the selector learns, and once for a state when it does not (`RankSpace`).
-The paper's text gives no equations; this follows a survey's account of it (docs/papers.md).
+The paper's text gives no equations; this follows a survey's account of it (docs/methods/gates/attention.md).
 """
 
 from __future__ import annotations
