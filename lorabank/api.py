@@ -196,7 +196,7 @@ def export(
         tokenizer: Also write the base's tokenizer and chat template.
 
     Raises:
-        ConfigError: The composition is no single adapter.
+        ConfigError: The composition is not a single adapter.
         IncompatibleError: PEFT or the server would refuse it, or compute something else.
         NotFoundError: The base model's configuration, by which PEFT's rules are applied, cannot be found.
     """
@@ -250,7 +250,7 @@ def run_sequence(
 ) -> SequenceResult:
     """Run an experiment: every strategy on every order and seed, composed and measured, and one table of it all.
 
-    A run that was interrupted goes on where it stopped, in the middle of a training too.
+    An interrupted run resumes where it stopped, in the middle of a training too.
 
     Args:
         file: The TOML file: docs/sequences.md.

@@ -70,7 +70,7 @@ def write_rows(
         output: ``--output``.
         form: ``--format``.
         overwrite: ``--overwrite``.
-        lines: The form of lines for a reader that is no terminal, None where there are none.
+        lines: The form of lines for a reader that is not a terminal, None where there are none.
     """
     from lorabank import api
 

@@ -28,7 +28,7 @@ COMMANDS = {
     "compose": ("compose:compose", "Make several adapters answer together."),
     "eval": ("eval:evaluate", "Measure what the bank knows and what it forgot."),
     "predict": ("predict:predict", "Label texts with a composition or one task."),
-    "generate": ("generate:generate", "Let the bank's language model go on with prompts."),
+    "generate": ("generate:generate", "Generate text from prompts with the bank's language model."),
     "list": ("list:list_bank", "List tasks and compositions."),
     "show": ("show:show", "Show everything recorded about a task or composition."),
     "methods": ("methods:methods", "List the methods there are."),

@@ -307,7 +307,7 @@ def refuse_reserved(view: View, layout: Layout, names: Collection[str], *, owner
         owners: Positions of the tasks that get them: a training that is to replace such a task is in nobody's way.
 
     Raises:
-        ExistsError: Saying how to go on with it, or to drop it.
+        ExistsError: Saying how to resume it, or to drop it.
     """
     for operation in read_operations(view):
         if operation.config.get("replaces") in owners:
@@ -315,7 +315,7 @@ def refuse_reserved(view: View, layout: Layout, names: Collection[str], *, owner
         if operation.name in names and operation.kind == RESUMABLE and holds_checkpoint(layout.work(operation.id)):
             raise ExistsError(
                 f"an interrupted {operation.kind} has the name {operation.name!r}",
-                hint="go on with it first, or choose another name",
+                hint="resume it first, or choose another name",
                 commands=[Command("add-task", operation.name, "--resume")],
                 unchanged="the bank was not changed",
             )
@@ -334,7 +334,7 @@ def _settle_operations(transaction: Transaction, layout: Layout, name: str) -> N
             if operation.name == name:
                 raise ExistsError(
                     f"an interrupted {operation.kind} {name!r} from {operation.started_at[:19]}Z has checkpoints",
-                    hint="go on with it, or begin again with --restart",
+                    hint="resume it, or begin again with --restart",
                     commands=[Command("add-task", name, "--resume")],
                     unchanged="the bank was not changed",
                 )

@@ -36,8 +36,8 @@ class Member:
         state: Digests of its own state: its adapter and the ones active while it was trained.
         head: Index of its head and form in the runtime.
         form: How it is asked and answers.
-        statistics: Reads what routing keeps of its training rows; again at each call, since nobody needs those of
-            all tasks at once.
+        statistics: Reads what routing keeps of its training rows; again at each call, since those of
+            all tasks are not needed at once.
         clusters: Centroids that were asked for when the task was added.
         texts: Calibration texts kept in the bank; empty where none are kept.
         targets: Their labels or completions.

@@ -139,7 +139,7 @@ def texts_in_settings(function: Callable[P, R]) -> Callable[P, R]:
         if texts is None or "texts" in kwargs:
             return function(*args, **kwargs)
         better = f"api.{function.__name__}(path, texts, config)"
-        warnings.warn(f"texts are no setting of {type(config).__name__}: call {better}", DeprecationWarning, 2)
+        warnings.warn(f"texts are not a setting of {type(config).__name__}: call {better}", DeprecationWarning, 2)
         moved: dict[str, Any] = {**kwargs, "texts": texts, "config": config}
         return cast("Callable[..., R]", function)(*args[:1], **moved)
 

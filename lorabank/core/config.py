@@ -193,7 +193,7 @@ class EvalConfig:
     batch_size: int = setting(64, "Rows of a forward pass.", ge=1)
     max_resident: str | None = setting(
         None,
-        "Most memory for adapters, as 512MiB: the one used longest ago makes room; default: all stay.",
+        "Maximum memory for adapters, as 512MiB: the one used longest ago makes room; default: all stay.",
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "auto: bfloat16 on a GPU, float32 on a CPU.")
@@ -230,7 +230,7 @@ class PredictConfig(_WithTexts):
     batch_size: int = setting(64, "Rows of a forward pass.", ge=1)
     max_resident: str | None = setting(
         None,
-        "Most memory for adapters, as 512MiB: the one used longest ago makes room; default: all stay.",
+        "Maximum memory for adapters, as 512MiB: the one used longest ago makes room; default: all stay.",
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
 
@@ -253,11 +253,11 @@ class GenerateConfig(_WithTexts):
     state: Literal["now", "learnt"] | None = setting(
         None, "The task as it answers now, or as it was when it was learnt; default: now."
     )
-    max_new_tokens: int = setting(50, "Most tokens of an answer.", ge=1, le=32768)
+    max_new_tokens: int = setting(50, "Maximum number of new tokens.", ge=1, le=32768)
     raw: bool = setting(False, "Take the text as the whole prompt: no template of the task, no chat template.")
     batch_size: int = setting(16, "Prompts of a forward pass.", ge=1)
     max_resident: str | None = setting(
         None,
-        "Most memory for adapters, as 512MiB: the one used longest ago makes room; default: all stay.",
+        "Maximum memory for adapters, as 512MiB: the one used longest ago makes room; default: all stay.",
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")

@@ -231,7 +231,7 @@ def _about(entry: Any) -> str:
 
 
 def settings(entry: Any) -> tuple[MethodSetting, ...]:
-    """The settings of an entry, or of a settings class; none of what is no dataclass."""
+    """The settings of an entry, or of a settings class; none of what is not a dataclass."""
     return tuple(_settings(entry)) if is_dataclass(entry) else ()
 
 

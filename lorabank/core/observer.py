@@ -28,7 +28,7 @@ class Observer(Protocol):
 
 
 class SilentObserver:
-    """Tells nobody."""
+    """Ignores every event."""
 
     def notice(self, message: str) -> None:
         """Ignore the message."""

@@ -121,7 +121,7 @@ def examine(config: Any, values: Mapping[str, Any]) -> Examined[Any]: ...
 def examine(config: Any, values: Mapping[str, Any]) -> Examined[Any]:
     """Build a config from loose values, as `validate` does, and tell all that is wrong in the place of an error.
 
-    ``config`` may be an instance too: its values are the defaults, and what is no setting of it stays.
+    ``config`` may be an instance too: its values are the defaults, and what is not a setting of it stays.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
     from pydantic.fields import FieldInfo

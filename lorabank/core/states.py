@@ -36,7 +36,7 @@ def needed(adapter: AdapterRecord) -> Lineage[str]:
 
 
 def active_state(adapters: Sequence[AdapterRecord]) -> tuple[str, ...]:
-    """Every adapter that counts after the last one: all, but of a chain that goes on only the newest snapshot."""
+    """Every adapter that counts after the last one: all, but of a chain of continued adapters only the newest."""
     kept: list[str] = []
     for adapter in adapters:
         if (continued := adapter.metrics.get("continued_from")) is not None:

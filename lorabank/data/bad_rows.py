@@ -111,7 +111,7 @@ class BadRows:
                 f"{source!r}: {self.count:,} of {self.count + good:,} rows are bad, more than half of the file: "
                 + self._named(NAMED),
                 unchanged=UNCHANGED,
-                hint="this is no file of such rows: look at the first of them, or choose other columns",
+                hint="the file does not hold such rows: look at the first of them, or choose other columns",
             )
         return LeftOut(source, self.count, tuple(error.brief for _, error in self._sorted()[:LISTED]))
 

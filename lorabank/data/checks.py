@@ -34,7 +34,7 @@ class Repetitions:
 
 
 def find_repetitions(files: Iterable[Rows]) -> Repetitions:
-    """The repetitions in each file; completions that differ are no conflict, since they are no labels."""
+    """The repetitions in each file; completions may differ, since they are not labels."""
     rows = conflicts = 0
     first: list[str] = []
     for read in files:

@@ -26,7 +26,7 @@ def count_known(rows: Rows, digests: bytes) -> int:
     """How many of the rows are among those of which these are the digests.
 
     Raises:
-        DamagedError: They are no digests of rows.
+        DamagedError: They are not digests of rows.
     """
     if not digests.startswith(HEADING) or (len(digests) - len(HEADING)) % _SIZE:
         raise DamagedError("a blob holds no digests of rows", commands=[VERIFY])

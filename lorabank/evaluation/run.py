@@ -35,7 +35,7 @@ class Subject(Protocol):
 
     @property
     def task_id(self) -> Literal["given", "routed"]:
-        """Whether it is told which task a text belongs to."""
+        """Whether the task of each text is given."""
 
     def identity(self, stage: int, task: TaskRecord) -> Any:
         """JSON value with the digest of everything that decides the answers: adapters, weights, router, head."""

@@ -54,7 +54,7 @@ def parse_gate(text: str, known: Collection[str] = METRICS) -> Gate:
         known: Names that can be measured.
 
     Raises:
-        ConfigError: The text is no condition, or the metric is unknown (names the nearest).
+        ConfigError: The text is not a condition, or the metric is unknown (names the nearest).
     """
     match = _GATE.fullmatch(text)
     threshold = _number(match.group(3)) if match else None

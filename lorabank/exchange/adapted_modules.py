@@ -2,7 +2,7 @@ r"""Which modules a stranger's config asks for, and with which settings, by PEFT
 
 The tensors say what is adapted; the config must not contradict them. So its fields are evaluated on the base's module
 names as PEFT evaluates them (``check_target_module_exists`` and ``get_pattern_key``), expressions within a bound
-(`lorabank.exchange.expressions`). Where an expression is not taken, the tensors alone decide, and that is told; only a
+(`lorabank.exchange.expressions`). Where an expression is not taken, the tensors alone decide, with a notice; only a
 scaling cannot be had from tensors.
 """
 

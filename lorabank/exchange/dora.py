@@ -78,7 +78,7 @@ def _row_norms(a: Tensor, b: Tensor, scaling: float, weight: Tensor) -> Tensor:
 
 def _no_dora(module: str, reason: str) -> IncompatibleError:
     return IncompatibleError(
-        f"the adapter is no DoRA adapter of PEFT on {module!r}: {reason}",
+        f"the adapter is not a DoRA adapter of PEFT on {module!r}: {reason}",
         hint="other weights, or a composition that leaves out the adapters with a gain",
         unchanged="nothing was written",
     )

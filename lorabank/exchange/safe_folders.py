@@ -128,7 +128,7 @@ def read_regular(
 
     Args:
         path: The file.
-        limit: The most bytes that are read.
+        limit: The maximum number of bytes that are read.
         unchanged: What stays as it is when the file is refused.
         judge: Looks at the open file before it is read into memory, and gets its name; a sparse file costs nothing on
             the disk.

@@ -1,4 +1,4 @@
-"""What servers that load PEFT folders refuse, told from the folder's config before anybody starts one."""
+"""What servers that load PEFT folders refuse, read from the folder's config before one is started."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class SequenceSettings(InitConfig):
     seeds: tuple[int, ...] = setting((0,), "Seeds; each order and strategy is learnt once for each.")
     selection: str = setting("", "How the settings were chosen, in a sentence; on which rows.")
     max_train_rows: int | None = setting(None, "Most training rows of a task: a seeded sample.", ge=1)
-    max_eval_rows: int | None = setting(None, "Most rows of a task to score on: a seeded sample.", ge=1)
+    max_eval_rows: int | None = setting(None, "Maximum rows of a task to score on: a seeded sample.", ge=1)
     dev_fraction: float = setting(
         0.0, "Part of the training rows that is set aside to choose settings on.", ge=0, lt=1
     )

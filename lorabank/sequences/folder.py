@@ -45,13 +45,13 @@ class SequenceFolder:
         return self.path / "plots" / strategy / f"{subject}.png"
 
     def check(self, manifest: Mapping[str, Any]) -> None:
-        """Refuse to go on with other settings, rows or another base model than the folder was begun with.
+        """Refuse to resume with other settings, rows or another base model than the folder was begun with.
 
         More orders, strategies, seeds and compositions, behind those that are there, are no other settings; nor is
         another ``selection``, which is a sentence.
 
         Raises:
-            ExistsError: It belongs to another sequence, or is no folder of a sequence.
+            ExistsError: It belongs to another sequence, or is not the folder of a sequence.
             DataError: The rows have changed.
             IncompatibleError: The base model has changed.
         """

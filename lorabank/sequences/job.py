@@ -47,7 +47,7 @@ class SequenceJob:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the folder is begun with: a run that goes on must have the same."""
+        """What the folder is begun with: a run that is resumed must have the same."""
         return {
             "document": document_of(self.config),
             "sha256": digest_of(self.config),

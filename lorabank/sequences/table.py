@@ -102,8 +102,7 @@ def markdown(name: str, card: Mapping[str, Any], rows: Sequence[SequenceRow]) ->
 
 EXPLANATION = (
     "± is half of the 95 % t-interval over the runs (orders × seeds). Task id given: each text is answered with its "
-    "own task's head or labels; routed: nobody said which task a text belongs to. Oracle: the same with perfect "
-    "routing."
+    "own task's head or labels; routed: a router found the task of each text. Oracle: the same with perfect routing."
 )
 
 

@@ -51,7 +51,7 @@ class GroupedFactors:
         layers: The trainable layers by module name; their parameters move into the groups' blocks.
         previous: All earlier adapters, None for the first task; not kept.
         with_basis: Whether an orthonormal basis of the earlier rows is needed (one SVD per module, once).
-        anchor: Where an adapter that goes on training started, and the importance of its entries, of the same rank.
+        anchor: Where an adapter that continues training started, and the importance of its entries, of the same rank.
             With another scaling both are converted as the layers' B was.
     """
 

@@ -29,7 +29,7 @@ class Replayed:
         targets: For each text its label or completion.
         labels: The task's labels; empty for free text.
         template: Prompt of a text, with ``{text}``; None where the text is the prompt.
-        max_length: Most tokens of a row, as that task had them.
+        max_length: Maximum tokens of a row, as that task had them.
         head: State of the task's head, which is not trained again; empty for a model without heads.
     """
 
@@ -57,12 +57,12 @@ class TrainJob:
         earlier: Reads all ready adapters of the bank, stacked; None for the first task. Called once: what training
             needs of them is folded into the weights or copied, the rest is let go.
         context: Names in ``earlier`` that are active while training.
-        continued: Name in ``earlier`` of the adapter that goes on training, or None.
+        continued: Name in ``earlier`` of the adapter that continues training, or None.
         work: Folder of the run's checkpoints.
         number: How many adapters the bank was ever given, removed ones too: no two of its trainings have the same.
         replayed: Rows of earlier tasks that are trained on again.
         objects: Role to what each earlier task recorded under it, in sequence order.
-        resume: Whether to go on from the newest whole checkpoint.
+        resume: Whether to resume from the newest whole checkpoint.
         restart: What a user types to train from the first step on, where a checkpoint cannot be used.
         tracking: The run of an experiment tracker.
     """

@@ -168,7 +168,7 @@ class RuntimeSettings:
         untrained_heads: Also the head that each task's training began with, at index ``T + i``.
         asked: Fields of every task's form that are other than recorded (free text instead of a label), with values.
         reuse_prefix: Whether the texts will be answered in several states.
-        max_resident: Most memory for adapters, as `parse_bytes` takes it; None for no limit.
+        max_resident: Maximum memory for adapters, as `parse_bytes` takes it; None for no limit.
     """
 
     device: str
@@ -197,7 +197,7 @@ def load_runtime(
         notice: Gets what the user should know of how texts are answered.
 
     Raises:
-        ConfigError: ``max_resident`` is no size, or does not hold one adapter.
+        ConfigError: ``max_resident`` is not a size, or does not hold one adapter.
     """
     size = settings.max_resident
     max_bytes = None if size is None else parse_bytes(size, option="--max-resident")

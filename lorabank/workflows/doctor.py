@@ -36,7 +36,7 @@ class Checkup(NamedTuple):
         facts: Name and value: versions, machine, devices, the bank, its base model.
         warnings: What is odd but damages nothing by itself.
         findings: What is wrong with the bank, each with its cure.
-        commands: What can be typed next beside the cures: an upgrade, an interrupted training to go on with.
+        commands: What can be typed next beside the cures: an upgrade, an interrupted training to resume.
     """
 
     facts: tuple[tuple[str, str], ...]

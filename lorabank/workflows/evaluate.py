@@ -230,7 +230,7 @@ class _Evaluation:
 
         if name == BARE:
             raise ConfigError(
-                "the bare base is no task, so --task none has no rows to be scored on",
+                "the bare base is not a task, so --task none has no rows to be scored on",
                 hint="--forward-transfer also scores the untrained base on the rows of every task",
                 commands=[Command("eval", "--forward-transfer")],
                 unchanged="nothing was computed",

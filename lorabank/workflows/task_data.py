@@ -183,7 +183,7 @@ def recorded_bad_rows(data: TaskData) -> dict[str, Any]:
 
 
 def text_facts(data: TaskData) -> dict[str, str]:
-    """What an adapter's record says of how its task's answers are judged; nothing where they are no free text."""
+    """What an adapter's record says of how its task's answers are judged; nothing where they are not free text."""
     free = data.scoring != HEAD and SCORINGS.load(data.scoring).generates
     return {FACT: usual_metric(data.eval.labels)} if free else {}
 
@@ -217,7 +217,7 @@ def dataset_records(
 ) -> tuple[DatasetRecord, ...]:
     """The splits; of the training rows only the calibration sample is kept, and ``replayable`` rows.
 
-    Of all training rows digests are kept, unless the adapter was ``trained`` elsewhere on rows that nobody knows.
+    Of all training rows digests are kept, unless the adapter was ``trained`` elsewhere on rows that are not known.
     """
 
     def record(split: Any, rows: Rows, blob: str | None, *, dropped: int = 0, cut: int = 0) -> DatasetRecord:

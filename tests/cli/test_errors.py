@@ -107,7 +107,7 @@ def test_ctrl_c(run: Any, api: Any) -> None:
 @pytest.mark.parametrize(
     ("kept", "hint"),
     [
-        (("spam",), "hint: go on from the last checkpoint\n    lorabank add-task spam --resume\n"),
+        (("spam",), "hint: resume from the last checkpoint\n    lorabank add-task spam --resume\n"),
         (("other",), "the same command begins anew"),
         ((), "the same command begins anew"),
     ],

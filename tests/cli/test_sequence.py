@@ -84,7 +84,7 @@ def test_dry_run_shows_what_is_left(run: Callable[..., Any], api: Any) -> None:
     api["plan_sequence"] = SequencePlan("letters", "/x/letters", cells, 36, {"seeds": [0, 1]}, LINES)
     found = run("sequence", "run", "x.toml", "--dry-run")
     assert found.code == 0
-    assert "two (goes on)" in found.out
+    assert "two (resumed)" in found.out
     assert "36 steps to train" in found.out
     assert "nothing was changed" in found.out
     assert "on rows cut from train" in found.out
@@ -103,7 +103,7 @@ def test_ctrl_c_says_how_to_go_on(run: Callable[..., Any], api: Any) -> None:
     api["run_sequence"] = KeyboardInterrupt()
     found = run("sequence", "run", "x.toml")
     assert found.code == 130
-    assert "the same command goes on" in found.err
+    assert "the same command resumes" in found.err
 
 
 def test_a_missing_file_and_an_unknown_verb(run: Callable[..., Any]) -> None:

@@ -83,7 +83,7 @@ def add_task(
     except KeyboardInterrupt:
         hint, commands = "the same command begins anew: there was no checkpoint yet", []
         if name in api.resumable(run.bank):
-            hint, commands = "go on from the last checkpoint", [Command("add-task", name, "--resume")]
+            hint, commands = "resume from the last checkpoint", [Command("add-task", name, "--resume")]
         raise Interrupted("interrupted", unchanged="the bank was not changed", hint=hint, commands=commands) from None
     names = {digest: adapter.task for digest, adapter in api.overview(run.bank).adapters.items()}
     run.output.data(result, _text(run, result, names))
@@ -101,9 +101,7 @@ def _config(run: Run, name: str, resume: bool, restart: bool) -> TrainConfig | N
 
     given = run.flags((*setting_names(TrainConfig), *old_names(TrainConfig)))
     if given:
-        raise click.UsageError(
-            f"--resume without --data goes on with the stored settings; leave out {', '.join(given)}."
-        )
+        raise click.UsageError(f"--resume without --data takes the stored settings; leave out {', '.join(given)}.")
     return None
 
 

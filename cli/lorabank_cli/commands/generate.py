@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.argument("texts", nargs=-1, metavar="[TEXT]...", help="Prompt; '-' reads one prompt per line from stdin.")
 @answer_options
 def generate(run: Run, texts: tuple[str, ...], output: str | None, form: Form | None, overwrite: bool) -> None:
-    """Let the bank's language model go on with prompts.
+    """Generate text from prompts with the bank's language model.
 
     Greedy decoding in the state of a composition or of one task, with the task's prompt template or, where it was
     trained in it, the base's chat template. --task none asks the bare base, before and beside every task. Prints the

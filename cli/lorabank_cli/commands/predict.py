@@ -35,7 +35,7 @@ def predict(run: Run, texts: tuple[str, ...], output: str | None, form: Form | N
 
     Prints the label, its probability, whose head answered, in which state, and the weight of each adapter. With --task
     the task id is given and no router picks an adapter; without it a routed composition finds the task. To a reader
-    that is no terminal it writes tab-separated rows; --output writes them to a file.
+    that is not a terminal it writes tab-separated rows; --output writes them to a file.
     """
     from lorabank import api
 

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from lorabank_cli.main import Lazy
 
-COMMANDS = {"run": ("sequence_run:run_sequence", "Run the experiment of a TOML file, or go on with it.")}
+COMMANDS = {"run": ("sequence_run:run_sequence", "Run the experiment of a TOML file, or resume it.")}
 
 sequence = Lazy("sequence", "Compare strategies over orders and seeds.", COMMANDS)

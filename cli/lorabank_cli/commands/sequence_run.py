@@ -34,11 +34,11 @@ TITLES = {"routing_accuracy": "routed right"}
 @click.option("--dev", is_flag=True, help="Score on the rows that settings are chosen on, in a folder of their own.")
 @click.option("--only", multiple=True, metavar="STRATEGY", help="Run this strategy; may be repeated; default: all.")
 def run_sequence(run: Run, file: str, out: str | None, size: str | None, dev: bool, only: tuple[str, ...]) -> None:
-    """Run the experiment of a TOML file, or go on with it.
+    """Run the experiment of a TOML file, or resume it.
 
     Every strategy learns every order of the tasks once for each seed, each in a bank of its own; compositions are
     made, everything is scored, and one table of means and intervals stands below the protocol card that it needs.
-    What is done is not done again: the same command goes on with an interrupted run.
+    What is done is not done again: the same command resumes an interrupted run.
     """
     from lorabank import api
     from lorabank_cli.failures import Interrupted
@@ -53,7 +53,7 @@ def run_sequence(run: Run, file: str, out: str | None, size: str | None, dev: bo
             result = api.run_sequence(file, out=out, size=size, dev=dev, only=only, observer=observer)
     except KeyboardInterrupt:
         raise Interrupted(
-            "interrupted", unchanged="what was done is kept", hint="the same command goes on from there"
+            "interrupted", unchanged="what was done is kept", hint="the same command resumes from there"
         ) from None
     run.output.data(result, _text(run, result))
 
@@ -66,7 +66,7 @@ def _planned(plan: SequencePlan) -> str:
             cell.strategy,
             cell.seed,
             ", ".join(cell.learnt),
-            ", ".join(f"{task} (goes on)" if task == cell.interrupted else task for task in cell.to_learn),
+            ", ".join(f"{task} (resumed)" if task == cell.interrupted else task for task in cell.to_learn),
             ", ".join(cell.to_compose),
             cell.scores,
         )
@@ -96,8 +96,8 @@ def _text(run: Run, result: SequenceResult) -> str:
         _card(result.card_lines),
         *([safe(result.warning)] if result.warning else []),
         table(header, lines, limit=terminal_width()),
-        "± is half of the 95 % t-interval over orders and seeds; task id routed: nobody said which task a text\n"
-        "belongs to; oracle: the same with perfect routing; routed right: texts that went to their task",
+        "± is half of the 95 % t-interval over orders and seeds; task id routed: a router found the\n"
+        "task of each text; oracle: the same with perfect routing; routed right: texts that went to their task",
         f"written to {safe(result.folder)} ({result.seconds:.0f} s):\n"
         + "\n".join(f"  {safe(path)}" for path in result.paths),
         run.output.next(Command("report", "--bank", _first_bank(result), "report.html")),

@@ -96,7 +96,7 @@ class Output:
             click.echo(safe(message), err=True)
 
     def aside(self, text: str) -> None:
-        """Write lines that are no result to stderr, ``--quiet`` or not."""
+        """Write lines that are not results to stderr, ``--quiet`` or not."""
         click.echo(shown(text, color=False), err=True, color=False)
 
     def error(self, error: LorabankError) -> None:

@@ -78,7 +78,7 @@ def _supersede(transaction: Transaction, name: str, position: int | None) -> Cha
     if old["name"] != name:
         raise IncompatibleError(
             f"the version that is to be replaced is called {old['name']!r} now, not {name!r}",
-            hint="give it back its name, and go on with --resume",
+            hint="give it back its name, and resume with --resume",
             commands=[Command("rename", old["name"], name), Command("add-task", name, "--resume")],
             unchanged="the bank was not changed",
         )

@@ -181,7 +181,7 @@ def install(draft: Path, layout: Layout) -> None:
     """Make the content of ``bank.db`` that of the draft, in one transaction: readers see the one or the other.
 
     Raises:
-        sqlite3.DatabaseError: The present file is no database any more.
+        sqlite3.DatabaseError: The present file is not a database any more.
     """
     if not layout.database.exists():
         for leftover in ("bank.db-wal", "bank.db-shm"):  # the log of a file that is gone belongs to nothing
@@ -260,7 +260,7 @@ def _refuse_diverged(target: Layout, copy: SqliteView) -> list[str]:
         raise known from error
     if not there <= here:
         raise IncompatibleError(
-            f"{target.root} holds {len(there - here)} adapters that the bank does not know: it went on by itself",
+            f"{target.root} holds {len(there - here)} adapters that the bank does not know: it was changed on its own",
             hint="name another folder",
             unchanged="nothing was changed",
         )

@@ -49,7 +49,7 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Tags as they are stored: sorted, each once.
 
     Raises:
-        ConfigError: One is no word as a name is, or there are too many.
+        ConfigError: One is not spelt as a name is, or there are too many.
     """
     found = tuple(sorted({check_name(tag) for tag in tags}))
     if len(found) > MAX_TAGS:

@@ -64,7 +64,7 @@ def parse_weights(text: str | None, tasks: Sequence[str]) -> dict[str, float]:
     """``"sentiment=0.7,spam=-0.3"`` as a mapping; None gives every task the weight 1.
 
     Raises:
-        ConfigError: For an unknown, missing or repeated task, or a weight that is no finite number.
+        ConfigError: For an unknown, missing or repeated task, or a weight that is not a finite number.
     """
     if text is None:
         return dict.fromkeys(tasks, 1.0)

@@ -56,7 +56,7 @@ def check_label(cell: object) -> str:
     ``1`` into ``1.0`` where a cell was missing) is the integer; any other float is refused.
 
     Raises:
-        BadCell: The cell is no label, or an empty or too long one.
+        BadCell: The cell is not a label, or an empty or too long one.
     """
     if isinstance(cell, bool):
         return "true" if cell else "false"

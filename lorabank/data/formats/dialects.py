@@ -1,4 +1,4 @@
-"""What stands between the cells of a delimited file: told by its header and first rows, or by the user."""
+"""What stands between the cells of a delimited file: inferred from its header and first rows, or given by the user."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class Recoded(io.RawIOBase):
 
 
 def unmarked_utf_16(start: bytes) -> str | None:
-    """UTF-16 without a byte order mark, told by NUL bytes in every second place; its ASCII would pass for UTF-8."""
+    """UTF-16 without a byte order mark, seen by NUL bytes in every second place; its ASCII would pass for UTF-8."""
     pairs = len(start) // 2
     first, second = (start[place : 2 * pairs : 2].count(0) for place in (0, 1))
     if pairs < 8 or max(first, second) < 0.3 * pairs or min(first, second) > 0.1 * pairs:

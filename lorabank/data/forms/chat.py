@@ -37,7 +37,7 @@ def read_messages(
         roles: What may stand under ``role_key``, and the role it means.
 
     Raises:
-        BadCell: The cell is no such list; names the message by its position, from 1, and the key.
+        BadCell: The cell is not such a list; names the message by its position, from 1, and the key.
     """
     if not isinstance(cell, list):
         raise BadCell(f"expected a list of messages, found {shown(cell)}")
@@ -139,7 +139,7 @@ class Rendered:
         return text
 
     def every(self, rows: Rows) -> Rows:
-        """The rows with each prompt that was no conversation as the turn of a user.
+        """The rows with each prompt that was not a conversation as the turn of a user.
 
         Raises:
             DataError: The chat template refuses one; names its place.

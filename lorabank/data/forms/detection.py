@@ -1,4 +1,4 @@
-"""Which form a file's rows have, told by its columns."""
+"""Which form a file's rows have, inferred from its columns."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class AnswerForm:
 
     Attributes:
         labels: What may be answered; empty for free text.
-        max_length: Most tokens of a text, in text to text of prompt and answer together.
+        max_length: Maximum tokens of a text, in text to text of prompt and answer together.
         scoring: ``HEAD``, or a name on the shelf of scorings.
         template: Prompt of a text with its ``{text}``, None where the text is the prompt.
         settings: ``KEY=VALUE`` of each setting of the scoring that is not at its default.
@@ -52,7 +52,7 @@ def check_answer_length(max_new_tokens: int, limit: int | None) -> None:
     """Refuse answers that would fill the model's whole window.
 
     Args:
-        max_new_tokens: Most tokens of an answer.
+        max_new_tokens: Maximum number of new tokens.
         limit: Tokens that the model takes; None for any number.
 
     Raises:

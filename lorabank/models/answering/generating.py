@@ -40,7 +40,7 @@ def generate(
         model: A causal or encoder-decoder language model of transformers.
         tokenizer: Its tokenizer, which has a pad token.
         prompts: Token ids of n prompts.
-        max_new_tokens: Most tokens of an answer, at least 1.
+        max_new_tokens: Maximum number of new tokens, at least 1.
         batch_size: Prompts of a forward pass; prompts of similar length go together, longest first,
             where the model lets them (`lorabank.models.tasks.padding`).
         enter: Called before every forward pass with the row number of each of its rows; a row whose answer has ended

@@ -48,7 +48,7 @@ def made_for(config: PreTrainedConfig) -> str:
 
 
 def able_to(config: PreTrainedConfig) -> tuple[str, ...]:
-    """The task types that transformers has a class for; an encoder is no causal language model."""
+    """The task types that transformers has a class for; an encoder is not a causal language model."""
     from transformers.models.auto import modeling_auto as auto
 
     both = bool(config.is_encoder_decoder)

@@ -75,7 +75,7 @@ def checkpoint_folder(file: Path) -> Path:
     """Where the converted checkpoint of a GGUF file lies, whether it is there or not.
 
     Raises:
-        DataError: It is no GGUF file.
+        DataError: It is not a GGUF file.
     """
     from huggingface_hub import constants
 

@@ -52,7 +52,7 @@ def cached_model(name: str, revision: str | None) -> Path | None:
     """The cached snapshot, None where there is none or an interrupted download left it incomplete.
 
     Raises:
-        NotFoundError: The name is no hub id.
+        NotFoundError: The name is not a hub id.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -72,7 +72,7 @@ def cached_file(name: str, file: str, revision: str | None) -> Path | None:
     """A cached file of a hub model, None where it is not.
 
     Raises:
-        NotFoundError: The name is no hub id.
+        NotFoundError: The name is not a hub id.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
@@ -114,7 +114,7 @@ def download_file(
         revision: Commit, tag or branch.
         notice: Called with one line before the download starts.
         kind: What the messages call it.
-        limit: The most bytes that are fetched.
+        limit: The maximum number of bytes that are fetched.
 
     Raises:
         NotFoundError: It cannot be reached, or is not there.

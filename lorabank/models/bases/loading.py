@@ -307,7 +307,7 @@ def _share_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
 
 
 def input_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Most tokens that the model takes, special ones included; None where neither it nor its tokenizer sets a limit.
+    """Maximum tokens that the model takes, special ones included; None where neither it nor its tokenizer limits them.
 
     A causal model's limit is on prompt and answer together, an encoder-decoder's on each of them. T5 counts positions
     relatively and takes any number; its tokenizer may name the number that it was trained with.

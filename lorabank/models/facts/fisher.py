@@ -60,7 +60,7 @@ class Importance:
 
 @dataclass(frozen=True)
 class Anchor:
-    """What an adapter that goes on training is held by: its factors after the last task, and their importance."""
+    """What holds an adapter that continues training: its factors after the last task, and their importance."""
 
     factors: LoraFactors
     importance: Importance

@@ -160,13 +160,13 @@ def add_gain(out: Tensor, shift: Tensor, bias: Tensor | None) -> None:
 class PerSample:
     """One module's adapters in a batch of routes.
 
-    Rows that are no neighbours are copied out of the stack: by ``masked`` once for the batch (each row once), by the
+    Rows that are not neighbours are copied out of the stack: by ``masked`` once for the batch (each row once), by the
     others in each pass.
 
     Args:
         routes: The batch.
         factors: The module's adapters.
-        place: Where the samples are in the module's input; None where nobody knows.
+        place: Where the samples are in the module's input; None where that is unknown.
         bias: The module's bias ``[d_out]``, which no row gain multiplies.
     """
 
@@ -203,7 +203,7 @@ class PerSample:
         n, A, B = self._routes.rows.shape[0], self._factors.A, self._factors.B.T
         place = self._place if n > 1 else FIRST
         if place is None:
-            raise UnplacedError("adapters were chosen for each row, and nobody knows a module's rows")
+            raise UnplacedError("adapters were chosen for each row, and the rows of a module are unknown")
         whole = out if n > 1 else out[None]
         inputs, sums = place.by_rows(x if n > 1 else x[None], n), place.by_rows(whole, n)
         if self._shift is not None:

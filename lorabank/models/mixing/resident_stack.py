@@ -38,7 +38,7 @@ class ResidentStack:
         slots: The stack that models mix, named like the adapters, or with fewer slots that are all alike.
         read: Gives an adapter's factors; asked again after the adapter had to go.
         sizes: Adapter to its bytes.
-        max_bytes: Most bytes of the slots, None for as many as all adapters need.
+        max_bytes: Maximum bytes of the slots, None for as many as all adapters need.
 
     Attributes:
         names: As given.

@@ -43,7 +43,7 @@ class CausalLM:
     def collate(self, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A batch in which every row ends in the same column, so that the answers stand in the last ones.
 
-        A row's last token is predicted but predicts nothing, so it is no input.
+        A row's last token is predicted but predicts nothing, so it is not an input.
 
         Returns:
             ``input_ids``, ``attention_mask`` and ``position_ids`` (each row's own, from 0), int64

@@ -90,7 +90,7 @@ def cut_batches(
     Args:
         order: Row numbers.
         lengths: Tokens of each row.
-        batch_size: Most rows of a batch.
+        batch_size: Maximum rows of a batch.
         equal: A batch holds rows of one length only.
     """
     parts = [list(rows) for _, rows in groupby(order, key=lambda i: lengths[i])] if equal else [list(order)]

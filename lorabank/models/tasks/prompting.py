@@ -58,7 +58,7 @@ def encode_prompts(
         tokenizer: A transformers tokenizer.
         texts: n texts.
         template: Prompt of a text with ``{text}``, its labels filled in; None where the text is the prompt.
-        budget: Most tokens of a prompt, special ones included; one for all, or one for each.
+        budget: Maximum tokens of a prompt, special ones included; one for all, or one for each.
         end: Whether the prompt ends as the tokenizer ends a text (T5's ``</s>``): for an encoder only.
 
     Raises:
@@ -192,7 +192,7 @@ def encode_pairs(
         targets: What is answered to each.
         labels: The labels that fill the template's ``{labels}``; two that are the same tokens are refused.
         template: Prompt of a text, None where the text is the prompt.
-        max_length: Most tokens of a row, special ones included.
+        max_length: Maximum tokens of a row, special ones included.
         glued: Whether prompt and completion are one sequence, as in a causal model.
 
     Raises:

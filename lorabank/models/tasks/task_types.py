@@ -59,7 +59,7 @@ class TaskType(Protocol):
             targets: What is to be answered.
             labels: The labels that may be answered, if they are a list.
             template: Prompt of a text with its ``{text}``, None where the text is the prompt.
-            max_length: Most tokens of a row.
+            max_length: Maximum tokens of a row.
         """
 
     def collate(self, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

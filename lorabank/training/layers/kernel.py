@@ -8,8 +8,8 @@ With n input rows x, frozen W [d_out, d_in] and b, and the low-rank part of `lor
 This is what autograd makes of ``F.linear(x, W, b) + s * F.linear(F.linear(F.dropout(x, p), A), B)``, in two large and
 six thin products. It differs in what it writes and keeps: the adapter's output is added while it is computed and is
 never a tensor of its own, the scalings fall on thin tensors or into products, and for the backward pass stay x (which
-the model holds anyway), h and one byte for each entry of the mask; the masked x is made again. Gradients that nobody
-asked for are not computed.
+the model holds anyway), h and one byte for each entry of the mask; the masked x is made again. Gradients that are
+not needed are not computed.
 
 Every product is in the dtype of the base: W's, or that of autocast. Factors of another dtype are converted, once for
 each step where the layer keeps them so (`lorabank.training.layers.shadows`); their gradients have their own dtype.

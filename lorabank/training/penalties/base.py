@@ -20,7 +20,7 @@ class FactorGroup:
         A_prev: ``[M, R, d_in]``, the stacked rows of every earlier ``lora_A``; an earlier adapter without a module
             has zero rows there. R is 0 for the first task.
         basis_prev: ``[M, Q, d_in]``, an orthonormal basis of the rows of ``A_prev``, padded with zero rows.
-        A_anchor: ``[M, r, d_in]``, where the adapter started that goes on training; None without an anchor, and so
+        A_anchor: ``[M, r, d_in]``, where the adapter that continues training started; None without an anchor, and so
             are the next three.
         B_anchor: ``[M, d_out, r]``.
         A_importance: ``[M, r, d_in]``, how much each entry of A matters to the tasks before, at least 0.

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation on the adapter that goes on training (Kirkpatrick et al. 2017, arXiv 1612.00796).
+"""Elastic weight consolidation on the adapter that continues training (Kirkpatrick et al. 2017, arXiv 1612.00796).
 
     L = task loss + lambda / 2 * sum_i F_i (theta_i - theta*_i)^2
 

@@ -13,7 +13,7 @@ from lorabank.training.penalties.base import FactorGroup, Penalty
 
 
 class Norm(Penalty):
-    """``sum_modules ||A_new||_2 + ||B_new||_2``: Frobenius norms, not squared; this is no weight decay."""
+    """``sum_modules ||A_new||_2 + ||B_new||_2``: Frobenius norms, not squared; this is not weight decay."""
 
     name = "norm"
     default_weight = 0.0

@@ -1,4 +1,4 @@
-"""EWC on an adapter that goes on training (Kirkpatrick et al. 2017, arXiv 1612.00796; online: arXiv 1805.06370).
+"""EWC on one adapter that continues training (Kirkpatrick et al. 2017, arXiv 1612.00796; online: 1805.06370).
 
 The adapter starts from the last one and is held where it was, entry by entry, by the importances of all tasks before
 (`lorabank.training.penalties.ewc`). When the task is learnt, its own importances are added to them and recorded.

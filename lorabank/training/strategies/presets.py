@@ -6,7 +6,7 @@
 | inclora  | active, frozen                  | none       | sum of 1..t               | its ablation |
 | nlora    | active, frozen                  | l1         | sum of 1..t               | N-LoRA, arXiv 2410.10179 |
 | isolated | off                             | none       | each task's own adapter   | the bound of every router |
-| seqlora  | the last one goes on training   | none       | the snapshot after task t | sequential fine-tuning |
+| seqlora  | the last one continues training | none       | the snapshot after task t | sequential fine-tuning |
 """
 
 from __future__ import annotations

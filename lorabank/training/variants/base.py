@@ -102,7 +102,7 @@ class FreeFactors(Parametrization):
     def shift(self) -> LoraFactors | None:
         """Where the factors began, of a start that is taken out of the weight.
 
-        It is no buffer: a resumed training takes out of the weight what it draws itself.
+        It is not a buffer: a resumed training takes out of the weight what it draws itself.
         """
         return self._start
 

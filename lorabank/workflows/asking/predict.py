@@ -128,7 +128,7 @@ def answerer(opened: OpenBank, config: PredictConfig | GenerateConfig, observer:
     """Who answers in the bank's last state, found out and checked; models are loaded with the first texts and stay.
 
     Raises:
-        ConfigError: Nobody says who answers, or the question has no one meaning.
+        ConfigError: It is not given what answers, or the question has several meanings.
         NotFoundError: There is no task, or none of that name.
         IncompatibleError: A classifier is to generate.
     """

@@ -36,7 +36,7 @@ class Facts:
         headless: Whether it is a classifier's adapter without a head.
         template: Prompt of a text, None where the text is the prompt.
         chat: Whether a text is a user's turn in the base's chat template.
-        max_length: Most tokens of a text.
+        max_length: Maximum tokens of a text.
         max_new_tokens: Of an answer.
         strategy: How it was trained; of a sum None.
         scores: Task to what the exported state was measured to score.

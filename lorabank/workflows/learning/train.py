@@ -345,9 +345,9 @@ def _same_run(
         differ = [key for key, value in asdict(given[0]).items() if value != getattr(stored, key)]
         if differ:
             raise ConfigError(
-                f"--resume goes on with the settings of the interrupted run, but {', '.join(differ)} differ",
+                f"--resume takes the settings of the interrupted run, but {', '.join(differ)} differ",
                 unchanged="the interrupted run is still there",
-                hint="go on with its own settings, or add --restart to begin again with the new ones",
+                hint="resume with its own settings, or add --restart to begin again with the new ones",
                 commands=[Command("add-task", operation.name, "--resume")],
             )
     data = load_data(stored, opened.base)
@@ -389,7 +389,7 @@ def _files(base: BaseModelRecord, trained: Any, config: TrainConfig) -> dict[str
 def stored_files(
     files: Mapping[str, bytes], base: BaseModelRecord, labels: int, observer: Observer
 ) -> Mapping[str, bytes]:
-    """A new adapter's files as plain PEFT reads them where they lie; where it cannot, that is told."""
+    """A new adapter's files as plain PEFT reads them where they lie; where it cannot, a notice says so."""
     from lorabank.exchange.peft_check import plain_files
 
     try:

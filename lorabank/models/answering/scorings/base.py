@@ -66,7 +66,7 @@ class Scoring(ABC):
 
     @property
     def answer_tokens(self) -> int:
-        """Most tokens that are generated behind a prompt."""
+        """Maximum number of tokens that are generated behind a prompt."""
         return 0
 
     @abstractmethod

@@ -23,7 +23,7 @@ class Generation(Scoring):
     metric = "exact_match"
     generates = True
 
-    max_new_tokens: int = setting(50, "Most tokens of an answer.", ge=1, le=32768)
+    max_new_tokens: int = setting(50, "Maximum number of new tokens.", ge=1, le=32768)
 
     @property
     def answer_tokens(self) -> int:

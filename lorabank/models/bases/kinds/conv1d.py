@@ -13,7 +13,7 @@ class Conv1D(SiteKind):
     """Transformers' Conv1D keeps ``[d_in, d_out]``."""
 
     def fits(self, kind: type[nn.Module]) -> bool:
-        """It and its subclasses, told by the name: to import it takes as long as a model."""
+        """It and its subclasses, recognised by the name: to import it takes as long as a model."""
         return any((one.__module__, one.__name__) == ("transformers.pytorch_utils", "Conv1D") for one in kind.__mro__)
 
     def sizes(self, module: nn.Module) -> tuple[int, int]:

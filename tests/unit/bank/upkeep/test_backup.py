@@ -216,7 +216,7 @@ def test_a_copy_goes_nowhere_where_something_else_lies(filled, kit, folder):
 def test_a_copy_that_went_on_by_itself_is_not_overwritten(filled, kit, folder):
     api.backup(filled.path, folder / "copy")
     kit.add_task(Bank.open(folder / "copy"), "mine", weight=8.0)
-    with pytest.raises(IncompatibleError, match="went on by itself"):
+    with pytest.raises(IncompatibleError, match="it was changed on its own"):
         api.backup(filled.path, folder / "copy")
     assert "mine" in names(folder / "copy")
 

@@ -105,7 +105,7 @@ def test_beside_a_task_the_base_says_what_it_said_before(make_language_model: An
     with pytest.raises(ConfigError, match="has no labels") as error:
         api.predict(bank, TEXTS, PredictConfig(task="none"))
     assert error.value.commands == (Command("generate", "--task", "none", "TEXT"),)
-    with pytest.raises(ConfigError, match="the bare base is no task") as error:
+    with pytest.raises(ConfigError, match="the bare base is not a task") as error:
         api.evaluate(bank, EvalConfig(task="none", device="cpu"))
     assert error.value.commands == (Command("eval", "--forward-transfer"),)
     for beside in ({"state": "learnt"}, {"composition": "x"}):
