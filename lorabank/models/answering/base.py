@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from lorabank.models.tasks.batches import Enter
 
 
-_SINCE = {"max_new_tokens": 50}
-"""What the keys of cells hold since it was a field of its own; another value is among the settings of the scoring."""
+_ONCE, _USUAL = "max_new_tokens", 50
+"""A setting that was a field of its own, and its default: the keys of cells hold it there, whatever the scoring."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,12 @@ class AnswerForm:
 
     def identity(self) -> Any:
         """JSON value with everything that decides an answer beside the weights."""
-        value = asdict(self) | {"labels": list(self.labels), "settings": list(self.settings), **_SINCE}
-        if not self.settings:
+        settings = dict(one.split("=", 1) for one in self.settings)
+        once = settings.pop(_ONCE, str(_USUAL))
+        others = [f"{name}={value}" for name, value in settings.items()]
+        value = asdict(self) | {"labels": list(self.labels), "settings": others}
+        value[_ONCE] = int(once) if once.isdecimal() else once
+        if not others:
             del value["settings"]  # cells of scorings without settings keep the keys that they have
         return value
 

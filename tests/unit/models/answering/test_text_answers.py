@@ -241,6 +241,15 @@ def test_a_long_text_loses_its_end_and_keeps_its_question(bench: Bench) -> None:
     check(found, [bench.expect(form, text[: room - fixed].rstrip())])
 
 
+@pytest.mark.parametrize(("settings", "tokens"), [((), 50), (("max_new_tokens=7",), 7)])
+def test_the_length_of_an_answer_stands_in_a_cells_key_where_it_always_did(settings: Any, tokens: int) -> None:
+    """Cells that were scored when it was a field of its own are found again."""
+    then = {"labels": ["a"], "max_length": 8, "scoring": "generation", "template": None, "max_new_tokens": tokens}
+    assert AnswerForm(("a",), 8, "generation", None, settings).identity() == then
+    more = AnswerForm(("a",), 8, "generation", None, (*settings, "power=2.0")).identity()
+    assert more == then | {"settings": ["power=2.0"]}
+
+
 def test_a_long_prompt_keeps_its_end_and_leaves_room_for_the_answer(bench: Bench) -> None:
     text = "once upon a time " * 40
     found = bench.runtime.answer([text], state(0.0, 0.0), FREE)
