@@ -17,7 +17,7 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, made_again
 from lorabank.compose.routers.statistics import TaskStatistics
-from lorabank.core.errors import BusyError, DamagedError, LorabankError, NotFoundError, StorageError
+from lorabank.core.errors import BusyError, DamagedError, NotFoundError, StorageError
 from lorabank.core.methods import changed_settings
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
 from lorabank.core.shelves import COMPOSERS, SCORINGS
@@ -28,7 +28,7 @@ from lorabank.core.templates import ChatPrompt
 from lorabank.data.formats.parquet import from_parquet
 from lorabank.data.methods import in_chat_template, recorded_scoring
 from lorabank.data.rows import Rows
-from lorabank.exchange.peft_folder import read_factors, read_head, read_shapes
+from lorabank.exchange.peft_folder import read_factors, read_shapes
 from lorabank.exchange.peft_folder import read_stack as read_folders
 from lorabank.models.answering.base import Answerer, AnswerForm
 from lorabank.models.answering.head_answers import HeadAnswerer
@@ -37,10 +37,7 @@ from lorabank.models.bases.loading import resolve_device
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.mixing.resident_stack import ResidentStack
 from lorabank.models.mixing.runtime import Runtime
-from lorabank.models.tasks.heads import Head, build_head, load_head
-
-_UNREADABLE = (OSError, ValueError, LookupError, TypeError, LorabankError)
-"""What a damaged file of an adapter may raise; others go on answering, and who needs it hashes its files first."""
+from lorabank.workflows.stored_heads import UNREADABLE, StoredHeads
 
 
 def adapters_in_order(snapshot: Snapshot) -> list[AdapterRecord]:
@@ -231,36 +228,16 @@ def load_runtime(
     if not task_kind(snapshot.base.task_type).has_head:
         answerer: Answerer = TextAnswerer(loaded, snapshot.base.task_type, forms, settings.batch_size)
         return runtime(answerer)
-    heads: list[Head] = []
-    unreadable: dict[int, Exception] = {}
-    for k, (form, adapter) in enumerate(zip(forms, adapters, strict=True)):
-        try:
-            state = read_head(bank.adapter_path(adapter.digest))
-            heads.append(load_head(model, loaded.head_modules, len(form.labels), state))
-        except _UNREADABLE as error:
-            unreadable[k] = error
-            heads.append(build_head(model, loaded.head_modules, len(form.labels), adapter.seed))
-
-    def vouch(head: int) -> None:
-        """A head may answer without its adapter: its file is hashed all the same. An untrained one has no file."""
-        if head < len(adapters) and adapters[head].digest not in verified:
-            verify(adapters[head].digest)
-        if head in unreadable:
-            raise unreadable[head]
-
-    if settings.untrained_heads:
-        for form, adapter in zip(forms, adapters, strict=True):
-            heads.append(build_head(model, loaded.head_modules, len(form.labels), adapter.seed))
-        forms = [*forms, *forms]
-    answerer = HeadAnswerer(loaded, heads, forms, settings.batch_size, vouch)
-    return runtime(answerer)
+    heads = StoredHeads(bank, loaded, adapters, forms, verified, verify)
+    asked = [*forms, *forms] if settings.untrained_heads else forms
+    return runtime(HeadAnswerer(loaded, heads, asked, settings.batch_size, heads.vouch))
 
 
 def _shapes(bank: Bank, digest: str) -> dict[str, FactorShape]:
     """From the header, which is not hashed; none where it cannot be read: who needs the adapter is refused."""
     try:
         return read_shapes(bank.adapter_path(digest))
-    except _UNREADABLE:
+    except UNREADABLE:
         return {}
 
 

@@ -17,7 +17,7 @@ from lorabank.models.bases.loading import LoadedBase
 from lorabank.models.finite import check_rows, finite_rows
 from lorabank.models.tasks.batches import Enter
 from lorabank.models.tasks.encoding import encode_texts, pad_batch
-from lorabank.models.tasks.heads import Head, switch_heads
+from lorabank.models.tasks.heads import Heads, reserve_heads
 from lorabank.models.tasks.padding import passes, row_batches
 from lorabank.models.tasks.token_rows import TokenRows
 
@@ -27,7 +27,7 @@ class HeadAnswerer:
 
     Args:
         base: The loaded base; its head is replaced by a switch.
-        heads: Every head, in the order in which they are asked for.
+        heads: Every head, in the order of ``forms``; asked for one when it is first chosen.
         forms: The form of each head.
         batch_size: Texts of a forward pass.
         vouch: Called with a head's index before the head answers for the first time; raises where it must not.
@@ -36,7 +36,7 @@ class HeadAnswerer:
     def __init__(
         self,
         base: LoadedBase,
-        heads: Sequence[Head],
+        heads: Heads,
         forms: Sequence[AnswerForm],
         batch_size: int,
         vouch: Callable[[int], None] = lambda head: None,
@@ -45,7 +45,7 @@ class HeadAnswerer:
         self.generates = False
         self._base = base
         self._batch_size = batch_size
-        self._selection = switch_heads(base.model, heads)
+        self._selection = reserve_heads(base.model, heads, [len(form.labels) for form in forms])
         self._vouch = vouch
         self._vouched: set[int] = set()
 

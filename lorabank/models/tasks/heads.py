@@ -7,11 +7,12 @@ several (DistilBERT's ``pre_classifier`` and ``classifier``). It is built by tha
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from math import inf, nan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -40,11 +41,17 @@ class Head:
 
 
 class HeadSelection:
-    """Says which task's head answers; shared by the switches of one model. Made by ``switch_heads``."""
+    """Says which task's head answers; shared by the switches of one model. Made by ``switch_heads``.
 
-    def __init__(self, num_labels: Sequence[int]) -> None:
+    Args:
+        num_labels: Labels of each head.
+        place: Called with a head's index before the head is chosen for the first time.
+    """
+
+    def __init__(self, num_labels: Sequence[int], place: Callable[[int], None]) -> None:
         self.num_labels = tuple(num_labels)
         self.rows: int | Tensor = 0
+        self._place = cache(place)
 
     def select(self, rows: int | Tensor) -> None:
         """Choose the heads of the next batches, until chosen again.
@@ -58,6 +65,8 @@ class HeadSelection:
         chosen = torch.as_tensor(rows)
         if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self.num_labels):
             raise IndexError(f"there are {len(self.num_labels)} heads, {rows} was chosen")
+        for index in set(chosen.flatten().tolist()):
+            self._place(index)
         self.rows = rows
 
     @contextmanager
@@ -78,17 +87,18 @@ class HeadSwitch(nn.Module):
     """Stands in the place of one head module and sends each row to its task's own.
 
     Args:
-        options: The module of each task.
         selection: Says which one a row uses.
+        width: Columns that the outputs are padded to; 0 for a module that does not make the labels.
+
+    Attributes:
+        options: The module of each task; an empty one until its head is chosen.
     """
 
-    def __init__(self, options: Sequence[nn.Module], selection: HeadSelection) -> None:
+    def __init__(self, selection: HeadSelection, width: int) -> None:
         super().__init__()
-        self.options = nn.ModuleList(options)
+        self.options = nn.ModuleList([nn.Module()] * len(selection.num_labels))
         self.selection = selection
-        shapes = {tuple(p.shape for p in option.parameters()) for option in options}
-        # Options of one shape have outputs of one width: only the module that makes the labels is ever padded.
-        self.width = max(selection.num_labels) if len(shapes) > 1 else 0
+        self.width = width
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the chosen modules.
@@ -210,15 +220,48 @@ def put_head(model: PreTrainedModel, head: Head) -> None:
         setattr(model, "num_labels", head.num_labels)  # noqa: B010, nn.Module types attributes as modules
 
 
+class Heads(Protocol):
+    """The heads of a bank, by their index."""
+
+    def __getitem__(self, index: int, /) -> Head:
+        """One of them."""
+
+
 def switch_heads(model: PreTrainedModel, heads: Sequence[Head]) -> HeadSelection:
     """Give the model all heads at once, in place; ``put_head`` brings it back to one.
 
     Returns:
         The selection: ``select`` says which head answers for which row of the next batch.
     """
-    selection = HeadSelection([head.num_labels for head in heads])
-    for name in heads[0].modules:
-        model.set_submodule(name, HeadSwitch([head.modules[name] for head in heads], selection))
+    selection = reserve_heads(model, heads, [head.num_labels for head in heads])
+    selection.select(torch.arange(len(heads)))
+    selection.select(0)
+    return selection
+
+
+def reserve_heads(model: PreTrainedModel, heads: Heads, num_labels: Sequence[int]) -> HeadSelection:
+    """As `switch_heads`; the first head is asked for now, every other one when it is first chosen.
+
+    Args:
+        model: Sequence classifier.
+        heads: Gives a head.
+        num_labels: Labels of each head.
+    """
+    names = tuple(heads[0].modules)
+    shells = [_shell(model, size) for size in dict.fromkeys(num_labels)]
+    switches: dict[str, HeadSwitch] = {}
+
+    def place(index: int) -> None:
+        for name, module in heads[index].modules.items():
+            switches[name].options[index] = module
+
+    selection = HeadSelection(num_labels, place)
+    for name in names:
+        shapes = {tuple(p.shape for p in shell.get_submodule(name).parameters()) for shell in shells}
+        # Options of one shape have outputs of one width: only the module that makes the labels is ever padded.
+        switches[name] = HeadSwitch(selection, max(num_labels) if len(shapes) > 1 else 0)
+        model.set_submodule(name, switches[name])
+    selection.select(0)
     return selection
 
 

@@ -14,7 +14,7 @@ from lorabank.models.answering.head_answers import HeadAnswerer
 from lorabank.models.bases.loading import LoadedBase, describe_base, load_base
 from lorabank.models.bases.resolving import resolve_base
 from lorabank.models.mixing.features import extract_features
-from lorabank.models.tasks.heads import Head, build_head, head_state, load_head, put_head, switch_heads
+from lorabank.models.tasks.heads import Head, build_head, head_state, load_head, put_head, reserve_heads, switch_heads
 
 SIZES = (2, 5, 3)  # labels of three tasks
 
@@ -168,6 +168,27 @@ def test_a_selection_that_does_not_fit(base, heads, batch) -> None:
     selection.select(torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="2 rows, the batch has 6"):
         base.model(**batch)
+
+
+@torch.inference_mode()
+def test_a_head_is_asked_for_when_it_is_first_chosen(base, heads, batch, tmp_path: Path) -> None:
+    """And the first one at once: passes that choose none go through it."""
+    singles = expected_logits(base, heads, batch, tmp_path / "base")
+    asked: list[int] = []
+
+    class Counted:
+        def __getitem__(self, index: int, /) -> Head:
+            asked.append(index)
+            return heads[index]
+
+    selection = reserve_heads(base.model, Counted(), SIZES)
+    selection.select(torch.tensor([2, 2, 0, 2, 0, 2]))
+    logits = base.model(**batch).logits
+    selection.select(2)
+    assert set(asked) == {0, 2}
+    assert asked.count(2) == 1
+    torch.testing.assert_close(logits[0, : SIZES[2]], singles[2][0], atol=1e-6, rtol=1e-6)
+    assert logits.shape == (6, max(SIZES))
 
 
 @torch.inference_mode()
