@@ -1,4 +1,4 @@
-"""What users read (messages, help, docstrings) is free of the worst patterns that CONTRIBUTING.md names."""
+"""What users read (messages, help, docstrings, pages) is free of the worst patterns that CONTRIBUTING.md names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = [path for folder in ("lorabank", "cli/lorabank_cli") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 PATTERNS = {
-    "is no X: write 'is not a X'": r"(?<!there )(?<!There )\b(?:is|are|was|were) no (?!longer\b|more\b|other\b)\w+",
+    "is no X: write 'is not a X'": r"(?<!there )(?<!There )\b(?:is|are|was|were) no (?!more\b|other\b|\w+er\b)\w+",
     "goes on: write 'continues' or 'resumes'": r"\b(?:go|goes|went|gone|going) on (?:training|with|by|from|where)\b"
     r"|\((?:goes|going) on\)|\bthat goes on\b",
     "told by: write 'inferred from' or 'given'": r"\btold (?:by|from)\b|\bis told which\b|\bthat is told\b",
@@ -35,19 +36,25 @@ def read_by_users(source: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, " ".join(node.value.split())
 
 
+def matches(text: str) -> list[str]:
+    """The advice for each pattern in a text, with what was found."""
+    return [f"{advice}: {match[0]!r}" for advice, pattern in PATTERNS.items() for match in re.finditer(pattern, text)]
+
+
 def found(source: str) -> list[str]:
-    return [
-        f"{line}: {advice}: {match[0]!r}"
-        for line, text in read_by_users(source)
-        for advice, pattern in PATTERNS.items()
-        for match in re.finditer(pattern, text)
-    ]
+    return [f"{line}: {one}" for line, text in read_by_users(source) for one in matches(text)]
 
 
-def test_what_users_read_is_free_of_the_worst_patterns() -> None:
+def test_what_the_program_says_is_free_of_the_worst_patterns() -> None:
     bad = [f"{path.relative_to(ROOT)}:{one}" for path in SOURCES for one in found(path.read_text(encoding="utf-8"))]
     assert len(SOURCES) > 150
     assert bad == []
+
+
+def test_the_pages_are_free_of_the_worst_patterns() -> None:
+    texts = {path: " ".join(path.read_text(encoding="utf-8").split()) for path in PAGES}
+    assert len(texts) > 60
+    assert [f"{path.relative_to(ROOT)}: {one}" for path, text in texts.items() for one in matches(text)] == []
 
 
 @pytest.mark.parametrize(
