@@ -103,3 +103,9 @@ class Answerer(Protocol):
 
     def loss(self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
         """The training loss of one batch in the model's present state, a scalar with its graph."""
+
+    def predictions(self, text: str, target: str, head: int) -> tuple[Tensor, Tensor]:
+        """What one row's loss is the mean cross entropy of: logits ``[n, choices]`` with their graph, labels ``[n]``.
+
+        Nothing is predicted (n is 0) where a row does not fit.
+        """

@@ -83,6 +83,12 @@ class HeadAnswerer:
         labels = [self.forms[head].labels.index(target) for head, target in zip(heads.tolist(), targets, strict=True)]
         return F.cross_entropy(logits, torch.tensor(labels, device=logits.device))
 
+    def predictions(self, text: str, target: str, head: int) -> tuple[Tensor, Tensor]:
+        """The logits ``[1, labels]`` of one row and its label ``[1]``; see `Answerer`."""
+        labels = self.forms[head].labels
+        logits = self.logits([text], np.array([head], np.int64))[:, : len(labels)]
+        return logits, torch.tensor([labels.index(target)], device=logits.device)
+
     def logits(self, texts: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
         """Logits ``[n, widest head]`` of one batch in float32; -inf where a row's head has no such label."""
         ids = self._ids(texts, heads)

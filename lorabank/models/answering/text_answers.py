@@ -84,9 +84,19 @@ class TextAnswerer:
                 continue  # none of these rows fits
         if not pairs:
             return torch.zeros((), device=self.base.model.device)
+        return self._type.loss(self.base.model, self._inputs(pairs))
+
+    def predictions(self, text: str, target: str, head: int) -> tuple[Tensor, Tensor]:
+        """The logits and tokens of one row's answer; see `Answerer`."""
+        try:
+            pairs = self._encoded(self.forms[head], [text], [target])
+        except DataError:
+            return torch.zeros(0, 1, device=self.base.model.device), torch.zeros(0, dtype=torch.long)
+        return self._type.predictions(self.base.model, self._inputs(pairs))
+
+    def _inputs(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         inputs = self._type.collate(self.base.tokenizer, pairs)
-        on_device = {name: tensor.to(self.base.model.device) for name, tensor in inputs.items()}
-        return self._type.loss(self.base.model, on_device)
+        return {name: tensor.to(self.base.model.device) for name, tensor in inputs.items()}
 
     def _groups(self, heads: NDArray[np.int64]) -> Iterator[tuple[AnswerForm, list[int]]]:
         """Each form that is asked for, with its rows."""

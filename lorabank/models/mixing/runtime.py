@@ -199,8 +199,12 @@ class Runtime:
 
     def loss(self, texts: Sequence[str], targets: Sequence[str], heads: int | NDArray[np.int64]) -> Tensor:
         """The training loss of one batch in the state that was entered, a scalar with its graph."""
-        self._measure_padding(len(texts))
+        self.measure_padding(len(texts))
         return self.answerer.loss(texts, targets, _each(heads, texts))
+
+    def predictions(self, text: str, target: str, head: int) -> tuple[Tensor, Tensor]:
+        """Logits ``[n, choices]`` and labels ``[n]`` of one row in the state that was entered; see `Answerer`."""
+        return self.answerer.predictions(text, target, head)
 
     def _in_states(
         self, plan: Plan, count: int, ask: Callable[[Plan, NDArray[np.int64]], T]
@@ -211,7 +215,7 @@ class Runtime:
             What was found for each group; and for each text its place in them.
         """
         self.base.model.eval()
-        self._measure_padding(count)
+        self.measure_padding(count)
         found: list[T] = []
         done: list[NDArray[np.int64]] = []
         waiting = self._groups(plan, np.arange(count))
@@ -257,7 +261,7 @@ class Runtime:
             )
         self._told = True
 
-    def _measure_padding(self, count: int) -> None:
+    def measure_padding(self, count: int) -> None:
         """Before a state is entered: the adapters of another batch would not fit the rows that are passed for it."""
         if count > 1:
             with self.mixture.bare():

@@ -76,8 +76,15 @@ class CausalLM:
         """
         return mean_over_passes(self._loss, model, inputs)
 
+    def predictions(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits ``[tokens, vocabulary]`` and the token that follows, of every place of one row's answer."""
+        return labelled(*self._logits(model, inputs))
+
     def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Of rows that may share a pass."""
+        return mean_cross_entropy(*self._logits(model, inputs))
+
+    def _logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of rows that may share a pass: logits ``[n, s, vocabulary]`` and labels ``[n, s]``."""
         known = set(inspect.signature(inner(model).forward).parameters)
         if not takes_positions(inner(model)):
             known.discard("position_ids")
@@ -88,7 +95,7 @@ class CausalLM:
         columns = labels.shape[1]
         given = {**inputs, "logits_to_keep": columns, "use_cache": False}
         output = model(**{name: value for name, value in given.items() if name in known and name != "labels"})
-        return mean_cross_entropy(output.logits[:, -columns:], labels)
+        return output.logits[:, -columns:], labels
 
 
 def padded_right(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -114,6 +121,12 @@ def padded_right(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def inner(model: nn.Module) -> Any:
     """The language model in a wrapper for several devices."""
     return getattr(model, "module", model)
+
+
+def labelled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The places where something is to be learnt: float32 logits ``[tokens, vocabulary]`` and labels ``[tokens]``."""
+    real = labels != IGNORED
+    return logits[real].float(), labels[real]
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

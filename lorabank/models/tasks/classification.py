@@ -47,7 +47,14 @@ class Classification:
         """Mean cross entropy of ``labels [n]`` under the model's logits ``[n, labels]``, in float32."""
         return mean_over_passes(self._loss, model, inputs)
 
+    def predictions(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits ``[1, labels]`` and label of one row."""
+        return self._logits(model, inputs), inputs["labels"]
+
     def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Of rows that may share a pass."""
-        logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
-        return F.cross_entropy(logits.float(), inputs["labels"])
+        return F.cross_entropy(self._logits(model, inputs), inputs["labels"])
+
+    def _logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+        return logits.float()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lorabank.core.task_kinds import SEQ_2_SEQ_LM, TaskKind
-from lorabank.models.tasks.causal_lm import inner, mean_cross_entropy
+from lorabank.models.tasks.causal_lm import inner, labelled, mean_cross_entropy
 from lorabank.models.tasks.decoder_inputs import decoder_inputs, pad_targets
 from lorabank.models.tasks.encoding import pad_batch
 from lorabank.models.tasks.padding import mean_over_passes
@@ -61,8 +61,15 @@ class Seq2SeqLM:
         """
         return mean_over_passes(self._loss, model, inputs)
 
+    def predictions(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits ``[tokens, vocabulary]`` and token of every place of one row's answer."""
+        return labelled(*self._logits(model, inputs))
+
     def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Of rows that may share a pass."""
+        return mean_cross_entropy(*self._logits(model, inputs))
+
+    def _logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of rows that may share a pass: logits ``[n, s, vocabulary]`` and labels ``[n, s]``."""
         labels = inputs["labels"]
         decoder = decoder_inputs(inner(model), labels)
         output = model(
@@ -71,4 +78,4 @@ class Seq2SeqLM:
             decoder_input_ids=decoder,
             use_cache=False,
         )
-        return mean_cross_entropy(output.logits, labels)
+        return output.logits, labels

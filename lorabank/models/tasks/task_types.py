@@ -67,3 +67,6 @@ class TaskType(Protocol):
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Mean loss over the batch's labelled tokens (over its rows for a classifier), a float32 scalar."""
+
+    def predictions(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What is predicted for one row: float32 logits ``[n, choices]`` with their graph, and the labels ``[n]``."""
