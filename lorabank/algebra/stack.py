@@ -197,11 +197,15 @@ class AdapterStack:
         Returns:
             An adapter of rank ``sum of the ranks used``, with ``delta`` equal to the sum of the weighted deltas.
         """
+        return self.combine_by_module(dict.fromkeys(self.modules, weights))
+
+    def combine_by_module(self, weights: Mapping[str, Tensor]) -> LoraFactors:
+        """As `combine`, with weights ``[K]`` of its own for every module."""
         A, B, gain = {}, {}, {}
         for module, factors in self.modules.items():
-            rows = factors.row_weights(weights.to(factors.A))
+            rows = factors.row_weights(weights[module].to(factors.A))
             used = rows != 0
-            shift = factors.shift(weights)
+            shift = factors.shift(weights[module])
             gained = shift is not None and bool(shift.any())
             if gained or bool(used.any()):  # in a block an adapter may have a gain alone
                 A[module] = factors.A[used].clone()

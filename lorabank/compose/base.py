@@ -190,13 +190,19 @@ def made_again(record: CompositionRecord, *more: str) -> Command:
 def with_its_settings(record: CompositionRecord) -> Command:
     """The command that makes a composition as it was made; its name must be free."""
     words = _again(record)
-    for setting in setting_fields(ComposeConfig):
-        value = record.parameters.get(setting.name)
-        if isinstance(value, str | int | float) and value != setting.default:
-            words += [f"--{setting.name.replace('_', '-')}", str(value)]
-        shelf = setting.metadata["among"]
-        if shelf is not None and value in shelf:
-            words += _set(shelf.load(value), record)
+    settings = setting_fields(ComposeConfig)
+    chosen = [
+        one.metadata["among"].load(record.parameters[one.name])
+        for one in settings
+        if one.metadata["among"] is not None and record.parameters.get(one.name) in one.metadata["among"]
+    ]
+    own = {name for method in chosen for name in setting_names(method)}
+    for one in settings:
+        value = record.parameters.get(one.name)
+        if isinstance(value, str | int | float) and value != one.default and one.name not in own:
+            words += [f"--{one.name.replace('_', '-')}", str(value)]
+    for method in chosen:
+        words += _set(method, record)
     return Command(*words)
 
 

@@ -3,7 +3,8 @@
 A merger of the shelf `lorabank.core.shelves.MERGERS` says how: by a weight for each member (the delta weights are then
 summed exactly), as one adapter, or as delta weights of full rank. The result goes into the working copy of the
 weights, so that a forward pass costs what the base's costs. With ``max_rank`` it is cut to its best approximation of
-that rank, row gains left out, and the relative error of every module is kept.
+that rank, row gains left out, and the relative error of every module is kept. What a merger finds with the model and
+the rows that tasks kept is stored (`lorabank.compose.fitted_merges`); all others are made again from the adapters.
 
 Every result is compared with the exact weighted sum of the members' delta weights (`lorabank.algebra.distance`), and
 refused above ``tolerance``.
@@ -23,7 +24,8 @@ from lorabank.algebra.distance import distance_from_sum
 from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.compose.base import Fitted, Member, chosen_method, known, state_weights, stored_method
-from lorabank.compose.mergers.base import Merge, Merger, Sources
+from lorabank.compose.fitted_merges import FittedMerges, fitting_of
+from lorabank.compose.mergers.base import ByModule, Merger, Sources, Told
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import GateError, NotFoundError
 from lorabank.core.observer import Observer
@@ -42,6 +44,8 @@ class Merged:
         merger: It with its settings; the result is cut to its ``max_rank``.
         members: The tasks.
         runtime: Gives the adapters and the base's weights.
+        fitting: Of a merger that is fitted: how.
+        objects: Of such a merger: what was fitted, and where a stage that is missing is kept.
     """
 
     routed: ClassVar[bool] = False
@@ -53,11 +57,16 @@ class Merged:
         merger: Merger,
         members: Sequence[Member],
         runtime: Callable[[], Runtime],
+        fitting: ComposeConfig | None = None,
+        objects: MutableMapping[str, bytes] | None = None,
     ) -> None:
         self.members = members
         self._name = name
         self._merger = merger
         self._runtime = runtime
+        self._fits = FittedMerges(
+            name, merger, fitting or ComposeConfig(), runtime, self._weight_on_cpu, {} if objects is None else objects
+        )
         self._planned: tuple[int, Plan] | None = None
 
     @classmethod
@@ -69,21 +78,24 @@ class Merged:
         Raises:
             DivergedError: The result, or what the model answers with it, is not finite.
             GateError: The result is farther from the sum than ``tolerance``.
-            NotFoundError: A member did not record what the merger needs.
+            NotFoundError: A member did not record what the merger needs, or kept no rows that it is fitted on.
         """
+        tasks = [member.task for member in members]
         chosen: Merger = chosen_method(MERGERS, config)
-        merger = chosen.prepared([member.task for member in members])
+        merger = chosen.prepared(tasks)
+        merger.check(tasks)
         _check_facts(config.merger, merger, members)
-        composed = cls(config.merger, replace(merger, max_rank=None), members, runtime)
+        objects: dict[str, bytes] = {}
+        composed = cls(config.merger, replace(merger, max_rank=None), members, runtime, config, objects)
+        told = composed._fits.fit(members, observer) if merger.fitted else {}
         if any(member.texts for member in members):
             _try_out(composed, runtime())
         stack = AdapterStack.build({member.adapter: member.factors() for member in members})
-
-        def weight(module: str) -> Tensor:
-            return composed._weight(module).cpu()  # where the stack is
-
+        weight = composed._weight_on_cpu  # where the stack is
         made, weights = composed._merged(members[-1].position, stack, weight)
         parameters = {"merger": config.merger, **merger.parameters()}
+        if merger.fitted:
+            parameters |= {**composed._fits.parameters, **told}
         report = {}
         if merger.max_rank is not None:
             cut = _cut(made, merger.max_rank)
@@ -95,7 +107,7 @@ class Merged:
         parameters |= {name: dict(values) for name, values in report.items()}
         if config.tolerance is not None:
             parameters["tolerance"] = config.tolerance
-        return Fitted(parameters, report=report, scored=config.scores)
+        return Fitted(parameters, objects, {**told, **report}, scored=config.scores)
 
     @classmethod
     def load(
@@ -108,7 +120,7 @@ class Merged:
         """The stored settings; a record that names no merger is of a weighted sum, the first there was."""
         name = str(record.parameters.get("merger", ComposeConfig.merger))
         merger: Merger = stored_method(MERGERS, name, record).prepared([member.task for member in members])
-        return cls(name, merger, members, runtime)
+        return cls(name, merger, members, runtime, fitting_of(record.parameters) if merger.fitted else None, objects)
 
     def plan(self, stage: int, texts: Sequence[str]) -> Plan:
         """One constant state for all texts."""
@@ -139,7 +151,8 @@ class Merged:
             name: _by_adapter(members, value) if isinstance(value, Mapping) else value
             for name, value in merger.parameters().items()
         }
-        return ["merged", self._name, parameters, adapters, *([facts] if facts else [])]
+        fitted = [self._fits.identity(members)] if self._merger.fitted else []
+        return ["merged", self._name, parameters, adapters, *([facts] if facts else []), *fitted]
 
     def as_adapter(self, stage: int, stack: AdapterStack, weight: Callable[[str], Tensor]) -> LoraFactors | None:
         """The state as one exact adapter; None where its delta weights have full rank."""
@@ -150,6 +163,9 @@ class Merged:
 
     def _weight(self, module: str) -> Tensor:
         return self._runtime().mixture.base_weight(module)
+
+    def _weight_on_cpu(self, module: str) -> Tensor:
+        return self._weight(module).cpu()
 
     def _weights(self, stage: int) -> dict[str, float] | None:
         """Weight by adapter; None where the merger gives something else, or has to read adapters for them."""
@@ -171,10 +187,21 @@ class Merged:
         def facts(role: str) -> Iterator[bytes]:
             return (member.read_fact(member.facts[role]) for member in members)
 
+        def read() -> AdapterStack:
+            return stack.select(digests)
+
         adapters = [member.adapter for member in members]
-        made: Merge = self._merger.merge(Sources(tasks, adapters, lambda: stack.select(digests), weight, facts))
+        sources = Sources(tasks, adapters, read, weight, facts)
+        found = self._fits.at(members) if self._merger.fitted else self._merger.merge(sources)
+        made = found.merge if isinstance(found, Told) else found
         weights = made if isinstance(made, Mapping) else self._merger.near(tasks)
-        if isinstance(made, Mapping):
+        if isinstance(made, ByModule):
+            by_module = {
+                module: sources.over(dict(zip(tasks, own.tolist(), strict=True))).float()
+                for module, own in made.weights.items()
+            }
+            made = sources.stack.combine_by_module(by_module)
+        elif isinstance(made, Mapping):
             made = stack.combine(torch.from_numpy(state_weights(stack.names, _by_adapter(members, made))))
         made = made.single()
         if isinstance(made, DenseDelta):

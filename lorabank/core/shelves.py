@@ -197,6 +197,11 @@ MERGERS = Shelf(
         "l-lora": "lorabank.compose.mergers.l_lora:LLoRA",
         "peft-linear": "lorabank.compose.mergers.peft_linear:PEFTLinear",
         "slao": "lorabank.compose.mergers.slao:SLAO",
+        "fisher": "lorabank.compose.mergers.fitted.fisher:Fisher",
+        "regmean": "lorabank.compose.mergers.fitted.regmean:RegMean",
+        "learned": "lorabank.compose.mergers.fitted.learned:Learned",
+        "lorahub": "lorabank.compose.mergers.fitted.lorahub:LoRAHub",
+        "weight-search": "lorabank.compose.mergers.fitted.weight_search:WeightSearch",
     },
 )
 

@@ -17,6 +17,7 @@ from tests.contract.conftest import Lab
 ITSELF = {
     "task-arithmetic": ("scale=1",), "ties": ("density=1",), "dare": ("drop=0",), "dare-ties": ("drop=0",),
     "magnitude-prune": ("density=1",), "knots": ("density=1",), "byom": ("rank=2",),
+    "weight-search": ("low=1", "high=1.0000001", "points=2"),
 }  # fmt: skip
 """Settings with which a merger gives one adapter back."""
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,8 +15,27 @@ from lorabank.algebra.factors import DenseDelta, LoraFactors, add_rows
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.settings import setting
 
-Merge = Mapping[str, float] | LoraFactors | DenseDelta
-"""The result: a weight for each task, one adapter, or delta weights of full rank."""
+if TYPE_CHECKING:
+    from lorabank.compose.mergers.kept import KeptRows
+
+
+@dataclass(frozen=True)
+class ByModule:
+    """A weight for each task on each module: module name to ``[T]``, in the order of the tasks."""
+
+    weights: Mapping[str, Tensor]
+
+
+Merge = Mapping[str, float] | ByModule | LoraFactors | DenseDelta
+"""The result: a weight for each task, one for each module too, one adapter, or delta weights of full rank."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A result, and what the user should know of how it was found: JSON values, shown and stored."""
+
+    merge: Merge
+    report: Mapping[str, Any]
 
 
 class Sources:
@@ -28,6 +47,7 @@ class Sources:
         read: Gives the adapters stacked, each once.
         weight: Module name to the untouched base's weight ``[d_out, d_in]``.
         facts: Role to what the tasks recorded under it when they were learnt, in that order, read one by one.
+        ask: Gives the tasks' kept rows and the model, for a merger that is fitted.
     """
 
     def __init__(
@@ -37,12 +57,14 @@ class Sources:
         read: Callable[[], AdapterStack],
         weight: Callable[[str], Tensor],
         facts: Callable[[str], Iterator[bytes]] = lambda role: iter(()),
+        ask: Callable[[], KeptRows] | None = None,
     ) -> None:
         self.tasks = tuple(tasks)
         self.adapters = tuple(adapters)
         self.facts = facts
         self._weight = weight
         self._read = read
+        self._ask = ask
 
     def weight(self, module: str) -> Tensor:
         """The untouched base's weight ``[d_out, d_in]``, float32."""
@@ -52,6 +74,12 @@ class Sources:
     def stack(self) -> AdapterStack:
         """The adapters, read when a merger asks for them."""
         return self._read()
+
+    @cached_property
+    def kept(self) -> KeptRows:
+        """The rows that the tasks kept, and the model; of a merger with ``fitted = True`` alone."""
+        assert self._ask is not None
+        return self._ask()
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -107,10 +135,13 @@ class Merger(ABC):
     Attributes:
         needs: Roles of what each task must have recorded when it was learnt (`lorabank.models.facts`): the ones that
             `merge` reads by ``sources.facts(role)``.
+        fitted: Whether `merge` asks the model with the rows that the tasks kept (``sources.kept``). What it finds is
+            stored then, for each stage.
     """
 
     paper: ClassVar[str | None] = None
     needs: ClassVar[tuple[str, ...]] = ()
+    fitted: ClassVar[bool] = False
 
     max_rank: int | None = setting(
         None, "Cut the result to this rank by SVD; prints the error per module; default: it stays exact.", ge=1
@@ -124,6 +155,13 @@ class Merger(ABC):
         """
         return self
 
+    def check(self, tasks: Sequence[str]) -> None:  # noqa: B027  (few have anything to refuse)
+        """Refuse what cannot be merged, before anything is loaded.
+
+        Raises:
+            LorabankError: Settings do not fit together, or a package is not installed.
+        """
+
     def sum_of(self, tasks: Sequence[str]) -> Mapping[str, float] | None:
         """The weight of each task where the result is a sum that needs no adapter read; None otherwise."""
         return None
@@ -133,7 +171,7 @@ class Merger(ABC):
         return self.sum_of(tasks) or dict.fromkeys(tasks, 1 / len(tasks))
 
     @abstractmethod
-    def merge(self, sources: Sources) -> Merge:
+    def merge(self, sources: Sources) -> Merge | Told:
         """The result for some of the tasks it was prepared for. The same sources give the same result."""
 
     def parameters(self) -> dict[str, Any]:

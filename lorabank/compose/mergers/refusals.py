@@ -21,14 +21,14 @@ def unfit(message: str) -> IncompatibleError:
 
 
 def check_plain(tasks: Sequence[str], adapters: Sequence[LoraFactors], why: str) -> None:
-    """Refuse row gains (DoRA).
+    """Refuse row gains (DoRA); ``why`` says what a merger reads, as "knots decomposes low ranks".
 
     Raises:
         IncompatibleError: An adapter has one.
     """
     for task, factors in zip(tasks, adapters, strict=True):
         if factors.gain:
-            raise unfit(f"{why}, and the adapter of task {task!r} has a row gain, which is not such a factor")
+            raise unfit(f"{why} alone, and the adapter of task {task!r} has a row gain (DoRA)")
 
 
 def check_ranks(tasks: Sequence[str], adapters: Sequence[LoraFactors], why: str) -> None:

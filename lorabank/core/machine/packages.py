@@ -13,6 +13,7 @@ EXTRAS = {
     "hub": "datasets>=4",
     "xlsx": "openpyxl>=3.1",
     "pandas": "pandas>=2.2.2",
+    "cma": "cma>=4",
     "tracking": "tensorboard>=2.18",
     "fuzz": "atheris>=2.3",
 }

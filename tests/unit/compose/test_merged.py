@@ -14,7 +14,7 @@ from torch import nn
 from lorabank.algebra.compress import compress_dense
 from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.compose.base import Fitted, Member, chosen_method
+from lorabank.compose.base import Fitted, Member, chosen_method, with_its_settings
 from lorabank.compose.merged import Merged
 from lorabank.compose.mergers.base import Merger, Sources
 from lorabank.compose.mergers.weighted import parse_weights
@@ -323,3 +323,12 @@ def test_weights_are_a_setting_of_mergers_alone() -> None:
     assert (weighed.weights, weighed.max_rank) == ("a=0.5", 2)
     with pytest.raises(ConfigError, match="router kmeans: there is no setting 'weights'"):
         chosen_method(ROUTERS, ComposeConfig(weights="a=0.5"))
+
+
+def test_the_seed_of_a_merger_and_that_of_a_fit_are_told_apart() -> None:
+    def again(**parameters: object) -> str:
+        return with_its_settings(CompositionRecord("mix", "merged", ("a",), (), parameters, {})).line()
+
+    start = "lorabank compose --mode merged --name mix --tasks a --merger"
+    assert again(merger="dare", drop=0.5, seed=3) == f"{start} dare --set seed=3"
+    assert again(merger="fisher", rows=8, seed=3, batch_size=32) == f"{start} fisher --seed 3 --set rows=8"

@@ -20,7 +20,7 @@ def test_the_extras_are_those_of_the_project() -> None:
     for extra, requirement in EXTRAS.items():
         assert PROJECT["optional-dependencies"][extra] == [requirement]
         assert install(extra) == f'pip install "{requirement}"'
-    assert set(EXTRAS) == set(PROJECT["optional-dependencies"]) - {"dev"}
+    assert set(EXTRAS) == set(PROJECT["optional-dependencies"]) - {"dev", "docs"}
 
 
 def test_every_text_proposes_a_package_that_exists() -> None:

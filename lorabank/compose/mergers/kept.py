@@ -1,0 +1,142 @@
+"""The rows that tasks kept (``add-task --keep-samples``), and the model that is asked with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lorabank.compose.base import Member, state_weights
+from lorabank.core.commands import Command
+from lorabank.core.errors import NotFoundError
+from lorabank.core.observer import Observer
+from lorabank.core.shelves import SUMMING
+from lorabank.models.gates.base import Gate
+from lorabank.models.mixing.runtime import Plan, Runtime
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """Members with their kept rows.
+
+    Attributes:
+        members: They, by task.
+        runtime: The model.
+        observer: Gets the progress.
+        batch_size: Rows of a forward pass.
+        seed: Of whatever is drawn.
+        measured: What was measured of a task before, for the next stage; None where nothing is to be kept.
+    """
+
+    members: Mapping[str, Member]
+    runtime: Runtime
+    observer: Observer
+    batch_size: int
+    seed: int
+    measured: dict[tuple[str, str], object] | None = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The members' names, in sequence order."""
+        return tuple(self.members)
+
+    def first(self, limit: int) -> KeptRows:
+        """The same with at most so many rows of each task, the first ones."""
+        few = {
+            task: replace(member, texts=member.texts[:limit], targets=member.targets[:limit])
+            for task, member in self.members.items()
+        }
+        return replace(self, members=few)
+
+    def batches(self, task: str) -> Iterator[tuple[int, Callable[[], Tensor]]]:
+        """The rows of a task in batches: how many they are, and what gives their mean loss as training has it."""
+        member = self.members[task]
+        for start in range(0, len(member.texts), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            texts, targets = member.texts[rows], member.targets[rows]
+            yield len(texts), partial(self.runtime.loss, texts, targets, member.head)
+
+    def predictions(self, task: str) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
+        """What passes each row of a task by itself; see `Runtime.predictions`."""
+        member = self.members[task]
+        for text, target in zip(member.texts, member.targets, strict=True):
+            yield partial(self.runtime.predictions, text, target, member.head)
+
+    @contextmanager
+    def own_state(self, task: str) -> Iterator[None]:
+        """For the length of a block the model is in the state in which the task was learnt, without dropout."""
+        own = dict.fromkeys(self.members[task].state, 1.0)
+        with self.state(Plan(weights=state_weights(self.runtime.stack.names, own))):
+            yield
+
+    @contextmanager
+    def summed(self, weights: Mapping[str, float]) -> Iterator[None]:
+        """For the length of a block the model is in the sum of the members' delta weights, each times a weight."""
+        by_adapter: dict[str, float] = {}
+        for task, weight in weights.items():
+            adapter = self.members[task].adapter
+            by_adapter[adapter] = by_adapter.get(adapter, 0.0) + weight
+        with self.state(Plan(weights=state_weights(self.runtime.stack.names, by_adapter))):
+            yield
+
+    @contextmanager
+    def under(self, gate: Gate) -> Iterator[None]:
+        """For the length of a block the members' adapters are under a gate, each adapter once."""
+        with self.state(Plan(gate=gate, members=self.adapters)):
+            yield
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The members' adapters, each once."""
+        return tuple(dict.fromkeys(member.adapter for member in self.members.values()))
+
+    @contextmanager
+    def state(self, plan: Plan) -> Iterator[None]:
+        """For the length of a block the model is in a state that was made anew: one of inference has no gradients."""
+        self.runtime.measure_padding(2)  # its passes are none of a task
+        self.runtime.mixture.off()
+        self.runtime.base.model.eval()
+        self.runtime.enter(plan)
+        try:
+            yield
+        finally:
+            self.runtime.mixture.off()
+
+    def mean_loss(self) -> float:
+        """The mean of the tasks' mean losses in the state that was entered; of a task's batches by their rows."""
+        with torch.no_grad():
+            return sum(
+                sum(count * float(loss()) for count, loss in self.batches(task)) / len(self.members[task].texts)
+                for task in self.tasks
+            ) / len(self.tasks)
+
+    def measure(self, task: str, what: str, make: Callable[[], T]) -> T:
+        """What was measured of a task for an earlier stage, or is measured now."""
+        if self.measured is None:
+            return make()
+        if (task, what) not in self.measured:
+            self.measured[task, what] = make()
+        return self.measured[task, what]  # type: ignore[return-value]
+
+
+def check_kept(name: str, members: Sequence[Member]) -> None:
+    """Refuse a member without kept rows.
+
+    Raises:
+        NotFoundError: Naming the first.
+    """
+    missing = [member.task for member in members if not member.texts]
+    if missing:
+        raise NotFoundError(
+            f"task {missing[0]!r} was added without calibration samples, which the merger {name} is fitted on",
+            hint="leave it out with --tasks, or sum the delta weights, which needs none; add-task keeps some",
+            commands=[Command("compose", "--mode", SUMMING)],
+            unchanged="nothing was changed",
+        )
