@@ -38,6 +38,7 @@ class Member:
         form: How it is asked and answers.
         statistics: Reads what routing keeps of its training rows; again at each call, since those of
             all tasks are not needed at once.
+        statistics_digest: Digest of the blob that these are in the bank; empty where they are not one.
         clusters: Centroids that were asked for when the task was added.
         texts: Calibration texts kept in the bank; empty where none are kept.
         targets: Their labels or completions.
@@ -56,6 +57,7 @@ class Member:
     form: AnswerForm
     statistics: Callable[[], TaskStatistics]
     clusters: int
+    statistics_digest: str = ""
     texts: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     born: str = ""
@@ -77,6 +79,7 @@ class Fitted:
     Attributes:
         parameters: JSON values for the record.
         objects: Role to bytes of each blob.
+        kept: Role to digest of each blob that is in the bank already.
         report: Facts for the user: errors of a compression, sparsity of an attention.
         scored: Whether each member is to be scored alone and in the composition before that is stored.
     """
@@ -85,6 +88,7 @@ class Fitted:
     objects: dict[str, bytes] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     scored: bool = False
+    kept: dict[str, str] = field(default_factory=dict)
 
 
 class Composer(Protocol):
@@ -121,7 +125,7 @@ class Composer(Protocol):
         """The state for some texts when only members up to position ``stage`` are known (at least one is)."""
 
     def identity(self, stage: int) -> Any:
-        """JSON value that is different whenever ``plan`` may give different answers."""
+        """A list, different whenever ``plan`` may give different answers: as JSON values, or `Encoded`."""
 
     def as_adapter(self, stage: int, stack: AdapterStack, weight: Callable[[str], Tensor]) -> LoraFactors | None:
         """The state of a stage as one exact adapter, without a head; None where it is none.

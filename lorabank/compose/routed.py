@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
+from lorabank.bank.objects.canonical import Encoded, encoded_list
 from lorabank.compose.base import Fitted, Member, chosen_method, known, longest, state_weights, stored_method
 from lorabank.compose.routers.base import Router, RouterMethod
 from lorabank.compose.routers.gaussian import Gaussian
@@ -61,12 +62,14 @@ class Routed:
     ) -> Fitted:
         """Take the stored statistics, or what the router makes of the calibration samples."""
         method: RouterMethod = chosen_method(ROUTERS, config)
-        objects = {}
+        fitted = Fitted({"router": config.router, **asdict(method)})
         for member in members:
-            again = partial(_found_again, member, config.seed, runtime)
-            statistics = method.statistics(member.statistics(), member.clusters, again)
-            objects[f"prototypes:{member.task}"] = statistics.to_bytes()
-        return Fitted({"router": config.router, **asdict(method)}, objects)
+            other = method.refitted(member.clusters, partial(_found_again, member, config.seed, runtime))
+            if other is None and member.statistics_digest:
+                fitted.kept[_role(member.task)] = member.statistics_digest
+            else:
+                fitted.objects[_role(member.task)] = (other or member.statistics()).to_bytes()
+        return fitted
 
     @classmethod
     def load(
@@ -79,9 +82,16 @@ class Routed:
         """The stored statistics, read when a router is made of them."""
 
         def read(task: str) -> TaskStatistics:
-            return TaskStatistics.from_bytes(objects[f"prototypes:{task}"])
+            return TaskStatistics.from_bytes(objects[_role(task)])
 
-        own = [replace(member, statistics=partial(read, member.task)) for member in members]
+        own = [
+            replace(
+                member,
+                statistics=partial(read, member.task),
+                statistics_digest=record.objects.get(_role(member.task), ""),
+            )
+            for member in members
+        ]
         name = str(record.parameters["router"])
         return cls(name, stored_method(ROUTERS, name, record), own, runtime)
 
@@ -99,11 +109,16 @@ class Routed:
     def identity(self, stage: int) -> Any:
         """The router, its statistics, and each member's state."""
         members = known(self._members, stage)
-        return [
-            "prototype",
-            [self._name, self._method.identity(), longest(members)],
-            [[member.lasting, list(member.state), statistics_digest(member)] for member in members],
-        ]
+        router = [self._name, self._method.identity(), longest(members)]
+        return encoded_list(["prototype", router, encoded_list(self._identities[member.task] for member in members)])
+
+    @cached_property
+    def _identities(self) -> dict[str, Encoded]:
+        """What decides what each member adds, by its task: encoded once for all stages."""
+        return {
+            member.task: encoded_list([member.lasting, list(member.state), statistics_digest(member)])
+            for member in self._members
+        }
 
     def as_adapter(self, stage: int, stack: AdapterStack, weight: Callable[[str], Tensor]) -> LoraFactors | None:
         """None: a text's state is its task's, and a composition of one task is that task, with its head."""
@@ -111,8 +126,13 @@ class Routed:
 
 
 def statistics_digest(member: Member) -> str:
-    """SHA-256 of what the router knows of a member."""
-    return hashlib.sha256(member.statistics().to_bytes()).hexdigest()
+    """SHA-256 of what a router knows of a member: nothing is read where the bank holds it under that."""
+    return member.statistics_digest or hashlib.sha256(member.statistics().to_bytes()).hexdigest()
+
+
+def _role(task: str) -> str:
+    """Under which a composition keeps what it knows of a task."""
+    return f"prototypes:{task}"
 
 
 def _found_again(member: Member, seed: int, runtime: Callable[[], Runtime], clusters: int) -> TaskStatistics:

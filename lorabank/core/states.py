@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Literal
 
 from lorabank.core.records import AdapterRecord, Lineage
@@ -62,11 +64,33 @@ def deployed_state(adapters: Sequence[AdapterRecord], task: AdapterRecord) -> Se
 
 def answering(adapters: Sequence[AdapterRecord], task: AdapterRecord) -> AdapterRecord | None:
     """The adapter whose state answers for ``task``; arguments as in `deployed_state`, None for the untrained base."""
-    known = {adapter.digest for adapter in adapters}
-    if task.digest in known and _alone(task):
-        return task
-    shared = [adapter for adapter in adapters if not _alone(adapter)]
-    return shared[-1] if shared else None
+    return Deployed(enumerate(adapters)).after(len(adapters), task)
+
+
+class Deployed:
+    """Who answers after each stage of a sequence, found without going through the sequence again.
+
+    Args:
+        adapters: Adapters in sequence order, each behind the stage from which on it is there.
+    """
+
+    def __init__(self, adapters: Iterable[tuple[int, AdapterRecord]]) -> None:
+        self._adapters = list(adapters)
+        self._since: dict[str, int] = {}
+        for stage, adapter in self._adapters:
+            self._since.setdefault(adapter.digest, stage)
+
+    @cached_property
+    def _shared(self) -> list[tuple[int, AdapterRecord]]:
+        """Those that answer for earlier tasks too."""
+        return [(stage, adapter) for stage, adapter in self._adapters if not _alone(adapter)]
+
+    def after(self, stage: int, task: AdapterRecord) -> AdapterRecord | None:
+        """The adapter whose state answers for a task after a stage, as `answering` says."""
+        if self._since.get(task.digest, stage + 1) <= stage and _alone(task):
+            return task
+        there = bisect_right(self._shared, stage, key=lambda entry: entry[0])
+        return self._shared[there - 1][1] if there else None
 
 
 def _alone(adapter: AdapterRecord) -> bool:

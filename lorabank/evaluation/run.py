@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +12,8 @@ from lorabank.core.observer import Observer
 from lorabank.core.records import EvaluationRecord, TaskRecord
 from lorabank.data.rows import Rows
 from lorabank.evaluation import confusion, environments, text_samples
+from lorabank.evaluation.keys import CellKeys
 from lorabank.evaluation.scoring import ACCURACY, Said, score_rows
-
-KEY_FORMAT = 2
 
 _LONGEST_UNSTORED = 30.0
 """Seconds of work that a process that is killed may lose."""
@@ -37,8 +34,8 @@ class Subject(Protocol):
     def task_id(self) -> Literal["given", "routed"]:
         """Whether the task of each text is given."""
 
-    def identity(self, stage: int, task: TaskRecord) -> Any:
-        """JSON value with the digest of everything that decides the answers: adapters, weights, router, head."""
+    def identity(self, stage: int, task: TaskRecord) -> tuple[str, ...]:
+        """What decides the answers, by digests, for `CellKeys.key`: adapters, weights, router; and the head."""
 
     def answer(self, stage: int, task: TaskRecord, rows: Rows) -> Said:
         """Answer rows of a task as the model was after position ``stage`` (0: the untrained base)."""
@@ -51,12 +48,6 @@ class Filled:
     records: tuple[EvaluationRecord, ...]
     computed: int
     cached: int
-
-
-def cell_key(base: str, identity: Any, data: str, settings: Mapping[str, Any]) -> str:
-    """SHA-256 of everything that goes into a cell: base, active state, rows, scoring settings."""
-    value = [KEY_FORMAT, base, identity, data, dict(settings)]
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def wanted_cells(tasks: Sequence[TaskRecord], *, matrix: bool, forward: bool) -> list[tuple[int, TaskRecord]]:
@@ -104,10 +95,8 @@ def fill_cells(
         computed_with: What a new cell keeps of the environment; no part of its key.
         observer: Gets the progress.
     """
-    keys = {
-        (stage, task.name): cell_key(base, subject.identity(stage, task), data[task.name], settings)
-        for stage, task in cells
-    }
+    key_of = CellKeys(base, settings).key
+    keys = {(stage, task.name): key_of(subject.identity(stage, task), data[task.name]) for stage, task in cells}
     there = dict(stored(list(keys.values())))
     missing = len({key for key in keys.values() if key not in there})
     records: list[EvaluationRecord] = []

@@ -51,7 +51,8 @@ def compose(
             objects={},
         )
         scores, cells = _scores(opened, record, fitted, members, config.device, observer)
-        objects = {role: operation.stage_blob(data) for role, data in fitted.objects.items()}
+        new = {role: operation.stage_blob(data) for role, data in fitted.objects.items()}
+        objects = {**fitted.kept, **new}
         stored = operation.commit_composition(record._replace(objects=objects), replace=config.replace)
     bank.add_evaluations(cells)
     report = {**fitted.report, "scores": scores, "imported_adapters": _imported(snapshot, tasks)}

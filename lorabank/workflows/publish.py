@@ -133,15 +133,15 @@ def _stored_cells(
     stages: Sequence[int] | None = None,
 ) -> Filled:
     """The cells of a subject that are there, under its name."""
-    from lorabank.evaluation.run import Filled, at, cell_key, wanted_cells
+    from lorabank.evaluation.keys import CellKeys
+    from lorabank.evaluation.run import Filled, at, wanted_cells
     from lorabank.workflows.assemble import evaluation_data
 
-    data = evaluation_data(snapshot)
+    data, key_of = evaluation_data(snapshot), CellKeys(snapshot.base.fingerprint, settings).key
     records = []
     for stage, task in wanted_cells(snapshot.tasks, matrix=True, forward=True):
         if stages is None or stage in stages:
-            identity = subject.identity(stage, task)
-            key = cell_key(snapshot.base.fingerprint, identity, data[task.name].sha256, settings)
+            key = key_of(subject.identity(stage, task), data[task.name].sha256)
             if key in stored:
                 records.append(at(stored[key], subject, stage, task))
     return Filled(tuple(records), computed=0, cached=len(records))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from functools import cached_property, lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 
 from lorabank.bank.bank import Bank
+from lorabank.bank.objects.canonical import Encoded, canonical, encoded, encoded_list
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, known, longest, state_weights
 from lorabank.compose.routed import statistics_digest
@@ -17,7 +20,7 @@ from lorabank.compose.routers.base import RouterMethod
 from lorabank.core.config import EvalConfig
 from lorabank.core.records import AS_TRAINED, AdapterRecord, CompositionRecord, TaskRecord
 from lorabank.core.shelves import ROUTERS
-from lorabank.core.states import SELECTOR, answering, needed, own_state
+from lorabank.core.states import SELECTOR, Deployed, needed, own_state
 from lorabank.data.rows import Rows
 from lorabank.evaluation.run import Subject
 from lorabank.evaluation.scoring import Said, measured
@@ -42,14 +45,18 @@ class HeadRouter:
         router = self._method.build(member.statistics() for member in members)
         return np.asarray(router.route(self._runtime().features(texts, longest(members))), np.int64)
 
-    def identity(self, stage: int) -> Any:
+    def identity(self, stage: int) -> Encoded:
         """What decides the route."""
         members = known(self._members, stage)
-        digests = [[member.lasting, statistics_digest(member)] for member in members]
-        return [self._kind, self._method.identity(), longest(members), digests]
+        digests = encoded_list(self._identities[member.task] for member in members)
+        return encoded_list([self._kind, self._method.identity(), longest(members), digests])
+
+    @cached_property
+    def _identities(self) -> dict[str, Encoded]:
+        return {member.task: encoded_list([member.lasting, statistics_digest(member)]) for member in self._members}
 
 
-class _Answering:
+class _Answering(ABC):
     """Turns a plan and a choice of heads into answers; shared by all subjects."""
 
     task_id: Literal["given", "routed"]
@@ -69,6 +76,9 @@ class _Answering:
         self._router = router
         self._index = {task.name: index for index, task in enumerate(snapshot.tasks)}
         self.task_id = "routed" if router else "given"
+        # Encoded once for all cells that have them in common: those of a stage, those of a task.
+        self._routed_text = lru_cache(maxsize=1)(self._routed_head)
+        self._head_text = lru_cache(maxsize=None)(self._own_head)
 
     def said(self, stage: int, task: TaskRecord, rows: Rows, plan: Plan) -> Said:
         """What is said to the rows of a task in the state of ``plan``."""
@@ -93,19 +103,41 @@ class _Answering:
     def head(self, stage: int, task: TaskRecord) -> int:
         """The task's head, or before the task is learnt the head that its training begins with."""
         index = self._index[task.name]
-        trained = task.position <= stage or self._snapshot.adapter_of(task.name).head_digest is None
-        return index if trained else index + len(self._snapshot.tasks)
+        return index if self._trained(stage, task) else index + len(self._snapshot.tasks)
 
-    def head_identity(self, stage: int, task: TaskRecord) -> Any:
+    def _trained(self, stage: int, task: TaskRecord) -> bool:
+        """Whether the task's own head answers; there is no other one of a language model."""
+        return task.position <= stage or self._snapshot.adapter_of(task.name).head_digest is None
+
+    def identity(self, stage: int, task: TaskRecord) -> tuple[str, str]:
+        """The state, and the head."""
+        return self.state_identity(stage, task), self.head_identity(stage, task)
+
+    @abstractmethod
+    def state_identity(self, stage: int, task: TaskRecord) -> str:
+        """What decides the state that answers: the same string for all cells that have it in common."""
+
+    def head_identity(self, stage: int, task: TaskRecord) -> str:
         """Which head answers, and in which form: a router's choice, a trained head, or an untrained one."""
-        adapter = self._snapshot.adapter_of(task.name)
-        form = self.form(task).identity()
         if self._router and stage:
-            known_forms = [member.form.identity() for member in known(self._members, stage)]
-            return ["routed", self._router.identity(stage), known_forms]
-        if task.position <= stage or adapter.head_digest is None:
-            return ["head", adapter.head_digest, form]
-        return ["untrained", adapter.seed, form]
+            return self._routed_text(stage)
+        return self._head_text(task.name, self._trained(stage, task))
+
+    def _routed_head(self, stage: int) -> str:
+        assert self._router is not None
+        return encoded_list(["routed", self._router.identity(stage), self.forms(stage)]).text
+
+    def _own_head(self, task: str, trained: bool) -> str:
+        adapter, form = self._snapshot.adapter_of(task), self.form(self._snapshot.task(task)).identity()
+        return canonical(["head", adapter.head_digest, form] if trained else ["untrained", adapter.seed, form])
+
+    def forms(self, stage: int) -> Encoded:
+        """In which forms the members that a stage knows are asked."""
+        return encoded_list(self._forms[member.task] for member in known(self._members, stage))
+
+    @cached_property
+    def _forms(self) -> dict[str, Encoded]:
+        return {member.task: Encoded(canonical(member.form.identity())) for member in self._members}
 
 
 def state_plan(bank: Bank, adapter: AdapterRecord | None, runtime: Runtime) -> Plan:
@@ -119,6 +151,13 @@ def state_plan(bank: Bank, adapter: AdapterRecord | None, runtime: Runtime) -> P
     return Plan(weights=state_weights(runtime.stack.names, state))
 
 
+def _state(adapter: AdapterRecord | None) -> str:
+    """The identity of the state that training an adapter left, in entries of a list; None: of the base."""
+    if adapter and SELECTOR in adapter.objects:
+        return canonical(["attention", list(needed(adapter)), adapter.objects[SELECTOR]])[1:-1]
+    return canonical(["sum", None, [[name, 1.0] for name in sorted(own_state(adapter) if adapter else ())]])[1:-1]
+
+
 class AsTrained(_Answering):
     """The state that training left: each task answered by the adapters deployed for it at that stage."""
 
@@ -127,16 +166,21 @@ class AsTrained(_Answering):
 
     def newest(self, stage: int, task: TaskRecord) -> AdapterRecord | None:
         """The adapter whose state answers; None for the untrained base."""
-        stage_tasks = [other for other in self._snapshot.tasks if other.position <= stage]
-        adapters = [self._snapshot.adapter_of(other.name) for other in stage_tasks]
-        return answering(adapters, self._snapshot.adapter_of(task.name))
+        return self._deployed.after(stage, self._snapshot.adapter_of(task.name))
 
-    def identity(self, stage: int, task: TaskRecord) -> Any:
-        """Active adapters (and the selector that they were trained with), and head."""
-        adapter, head = self.newest(stage, task), self.head_identity(stage, task)
-        if adapter and SELECTOR in adapter.objects:
-            return ["attention", list(needed(adapter)), adapter.objects[SELECTOR], head]
-        return ["sum", None, [[name, 1.0] for name in sorted(own_state(adapter) if adapter else ())], head]
+    @cached_property
+    def _deployed(self) -> Deployed:
+        return Deployed((task.position, self._snapshot.adapter_of(task.name)) for task in self._snapshot.tasks)
+
+    def state_identity(self, stage: int, task: TaskRecord) -> str:
+        """Active adapters, and the selector that they were trained with."""
+        adapter = self.newest(stage, task)
+        return self._state_text(adapter and adapter.task)
+
+    @cached_property
+    def _state_text(self) -> Callable[[str | None], str]:
+        """The identity of the state that training the adapter of a task left; None: of the base."""
+        return lru_cache(maxsize=64)(lambda task: _state(task and self._snapshot.adapter_of(task)))
 
     def answer(self, stage: int, task: TaskRecord, rows: Rows) -> Said:
         """Answer the rows in the deployed state."""
@@ -173,18 +217,31 @@ class Composed(_Answering):
         self.mode = record.mode
         if composer.routed:
             self.task_id = "routed"
+        self._state_text = lru_cache(maxsize=1)(self._composed)
+        self._forms_text = lru_cache(maxsize=1)(lambda stage: self.forms(stage).text)
 
-    def identity(self, stage: int, task: TaskRecord) -> Any:
-        """The composition's own identity at this stage, and the head."""
-        if not known(self._members, stage):
-            return ["sum", None, [], self.head_identity(0, task)]
-        forms = [member.form.identity() for member in known(self._members, stage)]
-        head = forms if self.composer.routed else self.head_identity(stage, task)
-        return [*self.composer.identity(stage), head]
+    def state_identity(self, stage: int, task: TaskRecord) -> str:
+        """The composition's own identity at this stage."""
+        return self._state_text(stage)
+
+    def head_identity(self, stage: int, task: TaskRecord) -> str:
+        """The head, or of a composition that routes the forms of all that it may route to."""
+        if not self._begun(stage):
+            return super().head_identity(0, task)
+        return self._forms_text(stage) if self.composer.routed else super().head_identity(stage, task)
+
+    def _composed(self, stage: int) -> str:
+        if not self._begun(stage):
+            return _state(None)
+        return encoded(self.composer.identity(stage))[1:-1]
+
+    def _begun(self, stage: int) -> bool:
+        """Whether the stage knows a member."""
+        return self._members[0].position <= stage
 
     def answer(self, stage: int, task: TaskRecord, rows: Rows) -> Said:
         """Answer the rows; before the first member is known the base answers."""
-        if not known(self._members, stage):
+        if not self._begun(stage):
             bare = Plan(weights=np.zeros(len(self._runtime().stack.names), np.float32))
             return self.said(0, task, rows, bare)
         return self.said(stage, task, rows, self.composer.plan(stage, rows.keys))

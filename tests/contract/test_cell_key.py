@@ -3,6 +3,8 @@ get other keys, and no other cell does."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,3 +205,57 @@ def test_a_learned_gate_decides_its_cells(copy, keys: Any) -> None:
         api.compose(bank, ComposeConfig(mode="attention", name=name, seed=seed, set=("epochs=0.5",), device="cpu"))
     first, second = (keys(bank, compositions=(name,)) for name in ("a", "b"))
     assert changed(first, second) == LAST  # after one task there is nothing to learn
+
+
+def test_keys_are_those_of_older_versions(copy, keys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, from the records alone: what was scored before stays found, and no file is read to find it."""
+    bank = copy("olora", 2)
+    settings = {"dtype": "float32", "device": "cpu", "batch_size": 64, "metric": "auto"}
+    weights = ("weights=one=0.5,two=-1",)
+    api.compose(bank, ComposeConfig(mode="manual", name="sum", set=weights, device="cpu"))
+    api.compose(bank, ComposeConfig(mode="prototype", name="near", router="gaussian", device="cpu"))
+    snapshot = Bank.open(bank).snapshot()
+    one, two = (snapshot.adapter_of(name) for name in ("one", "two"))
+    assert (list(one.context), list(two.context)) == ([], [one.digest])
+    forms = [
+        {
+            "labels": list(task.labels),
+            "max_length": snapshot.adapter_of(task.name).config["max_length"],
+            "max_new_tokens": snapshot.adapter_of(task.name).config["max_new_tokens"],
+            "scoring": "classification",
+            "template": task.prompt_template,
+        }
+        for task in snapshot.tasks
+    ]
+    rows_of = {data.task: data.sha256 for data in snapshot.datasets if data.split == "eval"}
+    statistics = [snapshot.task(name).statistics for name in ("one", "two")]
+    longest = max(form["max_length"] for form in forms)
+
+    def by_hand(*cells: tuple[str, list[Any]]) -> list[str]:
+        values = [[2, snapshot.base.fingerprint, identity, rows_of[name], settings] for name, identity in cells]
+        texts = [json.dumps(value, sort_keys=True, separators=(",", ":")) for value in values]
+        return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+
+    monkeypatch.setattr(Bank, "read_blob", lambda self, digest: pytest.fail("a file is read"))
+    own = [["head", one.head_digest, forms[0]], ["head", two.head_digest, forms[1]]]
+    first = ["sum", None, [[one.digest, 1.0]]]
+    both = ["sum", None, [[digest, 1.0] for digest in sorted((one.digest, two.digest))]]
+    expected = by_hand(("one", [*first, own[0]]), ("one", [*both, own[0]]), ("two", [*both, own[1]]))
+    assert keys(bank) == expected
+
+    half = ["sum", None, [[one.digest, 0.5]]]
+    weighed = ["sum", None, sorted([[one.digest, 0.5], [two.digest, -1.0]])]
+    expected = by_hand(("one", [*half, own[0]]), ("one", [*weighed, own[0]]), ("two", [*weighed, own[1]]))
+    assert keys(bank, compositions=("sum",)) == expected
+
+    members = [["one", [one.digest], statistics[0]], ["two", [one.digest, two.digest], statistics[1]]]
+    router = ["gaussian", [0.1, 0.1], longest]
+    near = ["prototype", router, members, forms]
+    expected = by_hand(("one", ["prototype", router, members[:1], forms[:1]]), ("one", near), ("two", near))
+    assert keys(bank, compositions=("near",)) == expected
+
+    told = [["one", statistics[0]], ["two", statistics[1]]]
+    one_head = ["routed", ["kmeans", None, longest, told[:1]], forms[:1]]
+    any_head = ["routed", ["kmeans", None, longest, told], forms]
+    expected = by_hand(("one", [*first, one_head]), ("one", [*both, any_head]), ("two", [*both, any_head]))
+    assert keys(bank, head_from="kmeans") == expected

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from lorabank.core.errors import DataError
 
@@ -18,6 +19,22 @@ def canonical(value: Any) -> str:
         return _ENCODER.encode(value)
     except (TypeError, ValueError) as error:
         raise DataError(f"a value cannot be stored: {error}", unchanged="the bank was not changed") from error
+
+
+class Encoded(NamedTuple):
+    """A value as its canonical text: it was encoded once, for all that it becomes a part of."""
+
+    text: str
+
+
+def encoded(value: Any) -> str:
+    """The canonical text of a value, encoded now or before."""
+    return value.text if isinstance(value, Encoded) else canonical(value)
+
+
+def encoded_list(values: Iterable[Any]) -> Encoded:
+    """A list of values, each encoded now or before."""
+    return Encoded(f"[{','.join(map(encoded, values))}]")
 
 
 def _plain(value: Any) -> Any:

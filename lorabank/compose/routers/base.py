@@ -48,17 +48,14 @@ class RouterMethod(ABC):
             statistics: Of each task, in the order of the sequence; gone through once.
         """
 
-    def statistics(
-        self, kept: TaskStatistics, clusters: int, again: Callable[[int], TaskStatistics]
-    ) -> TaskStatistics:
-        """What is needed of a task, by default what was kept when it was added.
+    def refitted(self, clusters: int, again: Callable[[int], TaskStatistics]) -> TaskStatistics | None:
+        """What is needed of a task in place of what was kept when it was added; by default None, which is that.
 
         Args:
-            kept: The task's statistics.
-            clusters: Centroids that they were asked to have.
+            clusters: Centroids that the kept statistics were asked to have.
             again: Finds so many centroids, on the samples that the bank keeps.
         """
-        return kept
+        return None
 
     def identity(self) -> Any:
         """A JSON value of the settings that change a route; None where no setting does."""

@@ -27,11 +27,9 @@ class KMeans(RouterMethod):
         """The router over some tasks."""
         return KMeansRouter(statistics)
 
-    def statistics(
-        self, kept: TaskStatistics, clusters: int, again: Callable[[int], TaskStatistics]
-    ) -> TaskStatistics:
-        """What was kept, unless another number of centroids is wanted."""
-        return kept if clusters == self.clusters_per_task else again(self.clusters_per_task)
+    def refitted(self, clusters: int, again: Callable[[int], TaskStatistics]) -> TaskStatistics | None:
+        """Other statistics where another number of centroids is wanted."""
+        return None if clusters == self.clusters_per_task else again(self.clusters_per_task)
 
 
 class KMeansRouter:

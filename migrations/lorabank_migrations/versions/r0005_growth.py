@@ -21,37 +21,47 @@ depends_on = None
 
 _CONTEXT = sa.table("adapter_context", *map(sa.column, ("adapter", "ordinal", "member", "part", "row_digest")))
 
+Part = tuple[int, str | None]
+"""A member, and what its row stands for."""
+
 
 def upgrade() -> None:
     """Add the column ``part``, and write the long lists anew with it; the digests of all rows were checked before."""
     op.create_index(op.f("ix_evaluations_task_stage"), "evaluations", ["task", "stage"], unique=False)
     op.create_index(op.f("ix_evaluations_subject"), "evaluations", ["subject"], unique=False)
+    connection = op.get_bind()
+    shorter = _shorter(connection)
+    for adapter in shorter:  # before the table is copied, whose most rows they are
+        connection.execute(sa.delete(_CONTEXT).where(_CONTEXT.c.adapter == adapter))
     with op.batch_alter_table("adapter_context", recreate="always") as context:
         context.add_column(sa.Column("part", sa.Text(), nullable=True))
         context.create_check_constraint(op.f("ck_adapter_context_part"), "part IN ('lineage', 'without')")
-    connection = op.get_bind()
-    query = sa.select(_CONTEXT).order_by(_CONTEXT.c.adapter, _CONTEXT.c.ordinal)
+    for adapter, parts in shorter.items():
+        connection.execute(sa.insert(_CONTEXT), [_row(adapter, n, *one) for n, one in enumerate(parts)])
+
+
+def _shorter(connection: sa.Connection) -> dict[int, Sequence[Part]]:
+    """Fewer rows for each adapter that has more than it needs."""
     digests = {row.id: row.digest for row in connection.execute(sa.text("SELECT id, digest FROM adapters"))}
+    query = sa.select(_CONTEXT.c.adapter, _CONTEXT.c.member).order_by(_CONTEXT.c.adapter, _CONTEXT.c.ordinal)
     whole: dict[int, list[int]] = {number: [number] for number in digests}
-    for adapter, group in groupby(connection.execute(query).all(), lambda row: row.adapter):
+    found: dict[int, Sequence[Part]] = {}
+    for adapter, group in groupby(connection.execute(query), lambda row: row.adapter):
         members = [row.member for row in group]
         if not all(member in digests and member < adapter for member in members):
-            whole[adapter] = [adapter]  # reading the bank refuses it
-            continue
+            continue  # reading the bank refuses it
         whole[adapter] = [*members, adapter]
         on_others = [member for member in members if len(whole[member]) > 1]
         if not on_others:
             continue
         firsts = on_others[-1], max(on_others, key=lambda member: len(whole[member]))
-        shorter = min((_behind(whole[first], members, digests) for first in firsts), key=len)
-        if len(shorter) < len(members):
-            connection.execute(sa.delete(_CONTEXT).where(_CONTEXT.c.adapter == adapter))
-            connection.execute(sa.insert(_CONTEXT), [_row(adapter, n, *one) for n, one in enumerate(shorter)])
+        parts = min((_behind(whole[first], members, digests) for first in firsts), key=len)
+        if len(parts) < len(members):
+            found[adapter] = parts
+    return found
 
 
-def _behind(
-    before: Sequence[int], members: Sequence[int], digests: dict[int, str]
-) -> Sequence[tuple[int, str | None]]:
+def _behind(before: Sequence[int], members: Sequence[int], digests: dict[int, str]) -> Sequence[Part]:
     """The members as a list that ends with one of them, without some of it, and more; as they are where it is not."""
     wanted, there = set(members), set(before)
     own = [member for member in members if member not in there]

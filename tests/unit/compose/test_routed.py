@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -101,6 +102,22 @@ def test_stored_statistics_need_no_model(members) -> None:
     load(members, runtime)
     load(members, runtime, router="gaussian", set=("kmeans.clusters_per_task=7",))
     assert runtime.asked == []
+
+
+@pytest.mark.parametrize("router", ["kmeans", "gaussian"])
+def test_statistics_that_the_bank_holds_are_named_and_not_read(members, router: str) -> None:
+    held = [
+        replace(member, statistics_digest=member.task[0] * 64, statistics=lambda: pytest.fail("they are read"))
+        for member in members
+    ]
+    settings = ComposeConfig(mode="prototype", router=router, set=("kmeans.clusters_per_task=2",))
+    fitted = Routed.fit(held, settings, FakeRuntime, SilentObserver())
+    names = {f"prototypes:{member.task}": member.task[0] * 64 for member in members}
+    assert (fitted.objects, fitted.kept) == ({}, names)
+    record = CompositionRecord("routed", "prototype", (), (), fitted.parameters, fitted.kept)
+    composed = Routed.load(record, {}, held, FakeRuntime)
+    known = json.loads(composed.identity(2).text)[2]
+    assert known == [["first", ["x"], "f" * 64], ["second", ["x", "y"], "s" * 64]]
 
 
 def test_another_number_of_centroids_is_fitted_on_the_samples(members) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
-from typing import Any
 
 import pytest
 
@@ -43,8 +42,8 @@ class Answering:
         self._fails_at, self._error = fails_at, error
         self.asked = 0
 
-    def identity(self, stage: int, task: TaskRecord) -> Any:
-        return ["sum", None, [stage], task.name]
+    def identity(self, stage: int, task: TaskRecord) -> tuple[str, ...]:
+        return (f'"sum",null,[{stage}]', f'"{task.name}"')
 
     def answer(self, stage: int, task: TaskRecord, rows: Rows) -> Said:
         self.asked += 1
