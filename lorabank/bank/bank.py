@@ -244,29 +244,33 @@ class Bank:
         return self.objects.local(digest)
 
     def verified_adapter(self, digest: str) -> Path:
-        """The PEFT folder of an adapter, after every file's SHA-256 was compared with the record.
+        """The PEFT folder of an adapter, checked as by `verified_adapters`."""
+        return self._verified([digest])[digest][0]
+
+    def verified_adapters(self, digests: Iterable[str]) -> dict[str, Path]:
+        """The PEFT folders of adapters by digest, after every file's SHA-256 was compared with the records.
 
         Raises:
             NotFoundError: The bank has no such adapter.
             DamagedError: A file is missing or changed.
         """
-        return self._verified(digest)[0]
+        return {digest: folder for digest, (folder, _) in self._verified(digests).items()}
 
-    def _verified(self, digest: str) -> tuple[Path, list[str]]:
-        """An adapter's folder and the names of its files."""
+    def _verified(self, digests: Iterable[str]) -> dict[str, tuple[Path, list[str]]]:
+        """Each adapter's folder and the names of its files."""
         from lorabank.bank.upkeep.referenced import recorded_files
 
         with self.catalog.read() as view:
-            files = recorded_files(view, digest)
-        if not files:
-            raise NotFoundError(f"the bank has no adapter {digest[:12]!r}", commands=[LIST])
-        folder = self.objects.local(digest)
-        if problems := self.objects.adapter_problems(digest, files):
-            raise DamagedError(f"adapter {folder}: {problems[0]}", commands=[VERIFY])
-        return folder, [file.name for file in files]
+            recorded = {digest: recorded_files(view, digest) for digest in digests}
+        for digest, files in recorded.items():
+            if not files:
+                raise NotFoundError(f"the bank has no adapter {digest[:12]!r}", commands=[LIST])
+            if problems := self.objects.adapter_problems(digest, files):
+                raise DamagedError(f"adapter {self.objects.local(digest)}: {problems[0]}", commands=[VERIFY])
+        return {d: (self.objects.local(d), [file.name for file in files]) for d, files in recorded.items()}
 
     def adapter_files(self, digest: str) -> dict[str, bytes]:
-        """The content of an adapter's files by name, checked as by `verified_adapter`.
+        """The content of an adapter's files by name, checked as by `verified_adapters`.
 
         Raises:
             NotFoundError: The bank has no such adapter.
@@ -275,7 +279,7 @@ class Bank:
         """
         from lorabank.bank.failures import reported
 
-        folder, names = self._verified(digest)
+        folder, names = self._verified([digest])[digest]
         with reported(folder):
             return {name: (folder / name).read_bytes() for name in names}
 

@@ -103,8 +103,9 @@ class Routed:
             self._router = stage, self._method.build(member.statistics() for member in members)
         ranked = self._router[1].rank(features)
         names = self._runtime().stack.names
-        states = np.stack([state_weights(names, dict.fromkeys(member.state, 1.0)) for member in members])
-        return Plan(weights=states[ranked.task], route=ranked.task, margin=ranked.margin)
+        routed_to, row_of = np.unique(ranked.task, return_inverse=True)
+        states = np.stack([state_weights(names, dict.fromkeys(members[k].state, 1.0)) for k in routed_to])
+        return Plan(weights=states[row_of], route=ranked.task, margin=ranked.margin)
 
     def identity(self, stage: int) -> Any:
         """The router, its statistics, and each member's state."""

@@ -19,7 +19,7 @@ from lorabank.compose.base import Composer, Member, made_again
 from lorabank.compose.routers.statistics import TaskStatistics
 from lorabank.core.errors import BusyError, DamagedError, NotFoundError, StorageError
 from lorabank.core.methods import changed_settings
-from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, TaskRecord
+from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, Lineage, TaskRecord
 from lorabank.core.shelves import COMPOSERS, SCORINGS
 from lorabank.core.sizes import parse_bytes
 from lorabank.core.states import needed, own_state
@@ -47,13 +47,12 @@ def adapters_in_order(snapshot: Snapshot) -> list[AdapterRecord]:
 
 def stack_of(bank: Bank, digests: Iterable[str]) -> AdapterStack:
     """Verified adapters by digest, each once, in float32 on the CPU."""
-    folders = {digest: bank.verified_adapter(digest) for digest in dict.fromkeys(digests)}
-    return read_folders(folders, device="cpu", dtype=torch.float32)
+    return read_folders(bank.verified_adapters(digests), device="cpu", dtype=torch.float32)
 
 
 def read_stack(bank: Bank, adapters: Sequence[AdapterRecord]) -> AdapterStack | None:
     """The adapters and all that they were trained on top of; None when there are none."""
-    digests = [digest for adapter in adapters for digest in needed(adapter)]
+    digests = Lineage.union(map(needed, adapters))
     return stack_of(bank, digests) if digests else None
 
 
@@ -203,8 +202,7 @@ def load_runtime(
     loaded = base.load(device=where, dtype=settings.dtype)
     model = loaded.model
     adapters = adapters_in_order(snapshot)
-    needed_by_any = (digest for adapter in adapters for digest in needed(adapter))
-    shapes = {digest: _shapes(bank, digest) for digest in dict.fromkeys(needed_by_any)}
+    shapes = {digest: _shapes(bank, digest) for digest in Lineage.union(map(needed, adapters))}
     verified: set[str] = set()
 
     def verify(digest: str) -> Path:

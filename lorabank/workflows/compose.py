@@ -13,7 +13,7 @@ from lorabank.core.commands import ADD_TASK, LIST, Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError, NotFoundError, at_work
 from lorabank.core.observer import Observer
-from lorabank.core.records import CompositionRecord, EvaluationRecord, TaskRecord
+from lorabank.core.records import CompositionRecord, EvaluationRecord, Lineage, TaskRecord
 from lorabank.core.shelves import COMPOSERS
 from lorabank.core.states import IMPORTED, needed
 from lorabank.models.mixing.runtime import Runtime
@@ -88,7 +88,7 @@ def superseded_by(snapshot: Snapshot, position: int | None) -> dict[str, Command
 def _imported(snapshot: Snapshot, tasks: list[TaskRecord]) -> list[str]:
     """Tasks whose adapters answer in the composition and were trained elsewhere, so that nobody vouches for them."""
     adapters = snapshot.adapters
-    answering = {digest for task in tasks for digest in needed(snapshot.adapter_of(task.name))}
+    answering = Lineage.union(needed(snapshot.adapter_of(task.name)) for task in tasks)
     return sorted(adapters[digest].task for digest in answering if adapters[digest].strategy == IMPORTED)
 
 

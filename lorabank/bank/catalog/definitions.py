@@ -8,7 +8,7 @@ expressions and conditions all stand in these texts, so a database whose texts a
 from __future__ import annotations
 
 import sqlite3
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,6 +126,7 @@ def same(sql: object, expected: str) -> bool:
     return sql == expected or (isinstance(sql, str) and _parts(sql) == _parts(expected))
 
 
+@lru_cache(maxsize=64)
 def _parts(sql: str) -> tuple[list[str], list[str], list[str]]:
     """The words before the outer parentheses, the sorted items between them, and the words behind."""
     import re  # the usual database is the one that this version makes, word by word

@@ -328,6 +328,7 @@ def _predictions(
     given: bool,
 ) -> tuple[Prediction, ...]:
     answers = runtime.answer(texts, plan, np.array([member.head for member in chosen], np.int64))
+    answered = _answered(plan, len(texts), runtime, members)
     found = [
         Prediction(
             text=text,
@@ -335,7 +336,7 @@ def _predictions(
             probability=None if math.isnan(answers.probabilities[i]) else float(answers.probabilities[i]),
             task=member.task,
             task_id="given" if given else "routed",
-            adapters=_answered(plan, i, runtime, members),
+            adapters=answered[i],
             state=state or "composition",
             composition=composition,
         )
@@ -347,11 +348,12 @@ def _predictions(
     return tuple(RoutedPrediction(**vars(one), margin=margin) for one, margin in zip(found, margins, strict=True))
 
 
-def _answered(plan: Plan, row: int, runtime: Runtime, members: Sequence[Member]) -> dict[str, float]:
-    """Task name to the weight of its adapter; for an attention 1 for each adapter that competed."""
+def _answered(plan: Plan, texts: int, runtime: Runtime, members: Sequence[Member]) -> list[dict[str, float]]:
+    """Of each text, task name to the weight of its adapter; for a gate 1 for each adapter that competed."""
     tasks = {member.adapter: member.task for member in members}
-    if plan.weights is not None:
-        weights = plan.weights if plan.weights.ndim == 1 else plan.weights[row]
-        pairs = zip(runtime.stack.names, weights.tolist(), strict=True)
-        return {tasks.get(digest, digest[:12]): weight for digest, weight in pairs if weight}
-    return {tasks.get(digest, digest[:12]): 1.0 for digest in plan.members} or {member.task: 1.0 for member in members}
+    if plan.weights is None:
+        competed = [tasks.get(digest, digest[:12]) for digest in plan.members] or [member.task for member in members]
+        return [dict.fromkeys(competed, 1.0) for _ in range(texts)]
+    names = [tasks.get(digest, digest[:12]) for digest in runtime.stack.names]
+    rows = np.broadcast_to(plan.weights, (texts, len(names)))
+    return [{names[k]: float(row[k]) for k in np.flatnonzero(row)} for row in rows]
