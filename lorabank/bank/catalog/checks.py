@@ -168,7 +168,7 @@ RESERVED = mapping(
     config=mapping(),
     train=DIGEST,
     eval=DIGEST,
-    past=mapping(earlier=_lists_of_texts, position=POSITION),
+    past=mapping(tasks=_lists_of_texts, earlier=_lists_of_texts, objects=each(_lists_of_texts), position=POSITION),
     note=is_note,
     replaces=POSITION,
     tags=lambda value: texts(MAX_TAGS)(value) and are_tags(",".join(value)),

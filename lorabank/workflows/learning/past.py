@@ -6,6 +6,7 @@ all: its checkpoints descend from it, and later tasks trust the record that says
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -34,8 +35,8 @@ def past_of(snapshot: Snapshot, strategy: Strategy) -> dict[str, Any]:
     """The past as JSON values: digests alone, so that nothing is read for it.
 
     Returns:
-        ``base`` (fingerprint), ``position`` (the task's, which its first factors are drawn by), ``earlier`` (each task
-        with the adapters of its state), ``context``, ``continued``,
+        ``base`` (fingerprint), ``position`` (the task's, which its first factors are drawn by), ``tasks`` (each
+        earlier one with its adapter and a digest of its state), ``context``, ``continued``,
         ``replayed`` (what decides which rows of earlier tasks are trained on again, and how), ``objects`` (by role).
     """
     earlier = earlier_adapters(snapshot)
@@ -45,16 +46,38 @@ def past_of(snapshot: Snapshot, strategy: Strategy) -> dict[str, Any]:
         {
             "base": snapshot.base.fingerprint,
             "position": len(snapshot.by_position) + 1,
-            "earlier": [[snapshot.task(adapter.task).born, *needed(adapter)] for adapter in earlier],
+            "tasks": [[snapshot.task(adapter.task).born, *_state(needed(adapter))] for adapter in earlier],
             "context": strategy.context(earlier),
             "continued": strategy.continued(earlier),
             "replayed": [_replayed(snapshot, adapter) for adapter in earlier] if replays else [],
             "objects": {
-                role: [[*needed(adapter), adapter.objects[role]] for adapter in earlier if role in adapter.objects]
+                role: [
+                    [*_state(needed(adapter)), adapter.objects[role]] for adapter in earlier if role in adapter.objects
+                ]
                 for role in roles
             },
         }
     )
+
+
+def _state(digests: Sequence[str]) -> list[str]:
+    """The adapters of a task's state in two words, however many they are: its own, which is the last, and all."""
+    return [*digests[-1:], hashlib.sha256("\n".join(digests).encode()).hexdigest()]
+
+
+def _in_short(past: Mapping[str, Any]) -> dict[str, Any]:
+    """The past of a run as this version records it; older ones recorded every adapter of each state."""
+    if "earlier" not in past:
+        return dict(past)
+    return {
+        "position": _drawn_as(past),
+        **{key: value for key, value in past.items() if key != "earlier"},
+        "tasks": [[name, *_state(digests)] for name, *digests in past["earlier"]],
+        "objects": {
+            role: [[*_state(digests), blob] for *digests, blob in entries]
+            for role, entries in past.get("objects", {}).items()
+        },
+    }
 
 
 def recorded_run(name: str, stored: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, str]]:
@@ -92,17 +115,17 @@ def moved_on(stored: Mapping[str, Any], now: Mapping[str, Any], snapshot: Snapsh
         if not snapshot.by_position:
             return None  # no adapter was ever stored here: there is no past to differ
         return "an earlier version of lorabank began it, which did not record on top of what"
-    then = {"position": _drawn_as(stored[KEY]), **stored[KEY]}
+    then = _in_short(stored[KEY])
     if then == now:
         return None
-    tasks_then, tasks_now = ([entry[0] for entry in past.get("earlier", ())] for past in (then, now))
+    tasks_then, tasks_now = ([entry[0] for entry in past.get("tasks", ())] for past in (then, now))
     if tasks_then != tasks_now:
         return f"it began after {_listed(tasks_then)}, and now there is {_listed(tasks_now)}"
-    others = [a[0] for a, b in zip(then.get("earlier", ()), now["earlier"], strict=True) if a != b]
+    others = [a[0] for a, b in zip(then.get("tasks", ()), now["tasks"], strict=True) if a != b]
     if others:
         return f"{_listed(others)} had another adapter when it began"
-    if then["position"] != now["position"]:
-        return f"it began as task number {then['position']}, and the next one is number {now['position']}"
+    if then.get("position") != now["position"]:
+        return f"it began as task number {then.get('position')}, and the next one is number {now['position']}"
     parts = [key for key in now if then.get(key) != now[key]]
     return f"when it began the bank had another {', '.join(parts) or 'past'}"
 
@@ -124,7 +147,7 @@ def restart_command(name: str, config: TrainConfig, *, restart: bool) -> Command
 
 def _drawn_as(past: Mapping[str, Any]) -> int:
     """The position by which a run drew its factors whose past has none: versions that wrote it counted adapters."""
-    return len({digest for entry in past.get("earlier", ()) for digest in entry[1:]}) + 1
+    return len({digest for _, *digests in past["earlier"] for digest in digests}) + 1
 
 
 def _replayed(snapshot: Snapshot, adapter: AdapterRecord) -> list[Any]:

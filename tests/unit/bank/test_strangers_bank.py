@@ -338,7 +338,14 @@ def test_a_row_that_is_no_record_is_refused_though_its_digest_fits(filled, table
     [{"started_at": "soon"}, {"started_at": "2030-01-01"}, {"pid": -5}, {"id": "../x"}, {"config": "[]"}]
     + [
         {"config": config}
-        for config in ('{"config": 1}', '{"train": 1}', '{"past": []}', '{"past": {"earlier": [1]}}')
+        for config in (
+            '{"config": 1}',
+            '{"train": 1}',
+            '{"past": []}',
+            '{"past": {"earlier": [1]}}',
+            '{"past": {"tasks": [[]]}}',
+            '{"past": {"objects": {"inputs": 1}}}',
+        )
     ],
 )
 def test_a_reservation_that_is_none_is_refused(filled, changes):
