@@ -1,11 +1,12 @@
 """A query to its task: one product over all prototypes, against a loop over the tasks and `torch.cdist`.
 
 The floor for many prototypes is reading them once: the largest number of their float32 matrix is looked for, which is
-done at the speed of the memory.
+done at the speed of the memory. Among many Gaussians the peer is to score each of them.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
@@ -14,17 +15,22 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.harness import Comparison, Result, compare, from_comparison
+from lorabank.compose.routers.gaussian import Gaussian
 from lorabank.compose.routers.nearest import NearestPrototypes
+from lorabank.compose.routers.ranking import rank
+from lorabank.compose.routers.statistics import TaskStatistics
 
 WIDTH, CENTROIDS = 384, 5
 TASKS, MANY_TASKS = 100, 10_000
 BATCHES = (64, 256)
 QUERY_BAR, FLOOR_BAR = 0.05, 1.3  # ms, and times the floor
+GAUSSIANS, ROWS, OF_GAUSSIANS = 400, 1000, 1000
+GAUSSIAN_BAR = 0.3  # ms
 ROUNDS = 20
 
 
 def measure() -> list[Result]:
-    """Milliseconds of a query among 500 prototypes, and a single query among 50,000 beside their floor."""
+    """Milliseconds of a query among 500 prototypes and 400 Gaussians, and one among 50,000 beside their floor."""
     torch.set_num_threads(1)
     results = [_query(TASKS, size) for size in BATCHES]
     tasks = _tasks(MANY_TASKS)
@@ -32,7 +38,50 @@ def measure() -> list[Result]:
     forms: dict[str, Callable[[], object]] = {"floor": matrix.max, "rank": lambda: router.rank(query)}
     seen = compare(forms, baseline="floor", rounds=ROUNDS)["rank"]
     what = f"one query among {len(matrix):,} prototypes, against reading them"
-    return [*results, replace(from_comparison("routing", what, seen, FLOOR_BAR), floor=1.0)]
+    return [*results, replace(from_comparison("routing", what, seen, FLOOR_BAR), floor=1.0), _gaussians()]
+
+
+def _gaussians() -> Result:
+    """As many texts at once as a command may bring."""
+    statistics, texts = _overlapping()
+    queries = texts[:OF_GAUSSIANS]
+    start = time.process_time()
+    router = Gaussian().build(statistics)
+    router.rank(queries[:1])
+    first = time.process_time() - start
+    router.rank(texts)  # enough of them: the bounds are made
+    made = time.process_time() - start - first
+    forms: dict[str, Callable[[], object]] = {
+        "rank": lambda: router.rank(queries),
+        "all scores": lambda: rank(router.scores(queries)),
+    }
+    peer = compare(forms, baseline="rank", rounds=ROUNDS // 4)["all scores"]
+    chosen, every = router.rank(texts), rank(router.scores(texts))
+    detail = asdict(peer) | {
+        "seconds to the first text": first,
+        "seconds to the bounds": made,
+        "same task": float((chosen.task == every.task).mean()),
+        "largest difference of a margin": float(np.abs(chosen.margin - every.margin).max()),
+    }
+    each, theirs = (seconds * 1000 / len(queries) for seconds in (peer.baseline_seconds, peer.seconds))
+    what = f"a query of a batch of {len(queries)} among {GAUSSIANS} Gaussians, with its margin, against scoring each"
+    return Result("routing", what, each, GAUSSIAN_BAR, "ms", detail, peer=theirs)
+
+
+def _overlapping() -> tuple[list[TaskStatistics], NDArray[np.float64]]:
+    """Statistics of tasks with a common covariance, some wide directions of their own and means not far apart."""
+    dice = np.random.default_rng(0)
+    spread = 1 / np.sqrt(np.arange(1, WIDTH + 1) + 20)
+    tasks, texts = [], []
+    for _ in range(GAUSSIANS):
+        own = dice.normal(size=(8, WIDTH)) * spread * 0.4
+        centre = 0.35 * dice.normal(size=WIDTH) * spread
+        rows = centre + dice.normal(size=(ROWS + 4, WIDTH)) * spread + dice.normal(size=(ROWS + 4, 8)) @ own
+        trained, apart = rows[:ROWS], rows[:ROWS] - rows[:ROWS].mean(0)
+        texts.append(rows[ROWS:])
+        mean, scatter = trained.mean(0).astype(np.float32), (apart.T @ apart).astype(np.float32)
+        tasks.append(TaskStatistics(trained[:CENTROIDS].astype(np.float32), mean, scatter, ROWS))
+    return tasks, dice.permutation(np.concatenate(texts))
 
 
 def _query(count: int, size: int) -> Result:

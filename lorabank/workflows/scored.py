@@ -16,7 +16,7 @@ from lorabank.bank.objects.canonical import Encoded, canonical, encoded, encoded
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, known, longest, state_weights
 from lorabank.compose.routed import statistics_digest
-from lorabank.compose.routers.base import RouterMethod
+from lorabank.compose.routers.base import Router, RouterMethod
 from lorabank.core.config import EvalConfig
 from lorabank.core.records import AS_TRAINED, AdapterRecord, CompositionRecord, TaskRecord
 from lorabank.core.shelves import ROUTERS
@@ -38,12 +38,14 @@ class HeadRouter:
         self._method: RouterMethod = ROUTERS.load(kind)()
         self._members = members
         self._runtime = runtime
+        self._router: tuple[int, Router] | None = None  # of one stage: a row of cells asks for the same one
 
     def route(self, stage: int, texts: Sequence[str]) -> NDArray[np.int64]:
         """Indices ``[n]`` into the members that the stage knows."""
         members = known(self._members, stage)
-        router = self._method.build(member.statistics() for member in members)
-        return np.asarray(router.route(self._runtime().features(texts, longest(members))), np.int64)
+        if self._router is None or self._router[0] != stage:
+            self._router = stage, self._method.build(member.statistics() for member in members)
+        return np.asarray(self._router[1].route(self._runtime().features(texts, longest(members))), np.int64)
 
     def identity(self, stage: int) -> Encoded:
         """What decides the route."""

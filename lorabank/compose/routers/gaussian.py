@@ -10,12 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabank.compose.routers.base import RouterMethod
-from lorabank.compose.routers.ranking import Ranked, rank
+from lorabank.compose.routers.covariances import Covariances, packed
+from lorabank.compose.routers.ranking import TIE, Ranked, rank
+from lorabank.compose.routers.shortlist import Shortlist
 from lorabank.compose.routers.statistics import Floats, TaskStatistics
 from lorabank.core.errors import ConfigError
 from lorabank.core.settings import setting
 
-_BLOCK = 1 << 20  # numbers of a block of whitened queries, and of the factors that whiten them
+_FEW_TASKS = 16
+"""So many are all scored: bounds would save nothing."""
+
+_FIRST = 2
+"""Tasks with the highest bounds, whose scores say how high the others must reach."""
+
+_BLOCK = 1 << 20  # numbers of a block of bounds
+
+_FACTORS, _BOUNDS = 150, 1500
+"""How many texts could be scored among all tasks in the time that their factors take, and in that of their bounds."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,15 @@ class GaussianRouter:
 
     which is the logarithm of the posterior under equal priors, up to a constant of the row. b = 0 is linear
     discriminant analysis with one covariance for all. A small b tells a wide task from a narrow one. With
-    D_t = L_t L_t^T the form is ``|L_t^-1 x - L_t^-1 m_t|^2``, and the stacked L_t^-1 of many tasks take one product.
+    D_t = L_t L_t^T the form is ``|L_t^-1 (x - m_t)|^2``.
 
-    For b > 0 the router holds the lower triangle of each task's L_t^-1, in float64.
+    For b > 0 the router holds the lower triangle of each task's scatter, in float32, and makes L_t where a score is
+    needed. Among many tasks few are: once enough texts have come to pay for them, upper bounds on the scores
+    (`lorabank.compose.routers.shortlist`) show which tasks can be one of a text's two best. Those alone are scored, so
+    choice and margin are the ones that all scores give.
 
     Args:
-        statistics: Of each task, in the order of the sequence; gone through once, none is kept.
+        statistics: Of each task, in the order of the sequence; gone through once.
         shrinkage: l.
         own_covariance: b.
 
@@ -75,29 +89,16 @@ class GaussianRouter:
             rows.append(one.n)
             scatter = scatter + one.scatter.astype(np.float64)
             if own_covariance:
-                scatters.append(one.scatter)
+                scatters.append(packed(one.scatter))
         self._means = np.stack(means).astype(np.float64)
         within = scatter / sum(rows)
-        self._whiten: list[NDArray[np.float64]] = []
+        self._own = own_covariance
         if own_covariance == 0:
             self._linear(_shrunk(within, shrinkage), invertible=shrinkage > 0)
             return
-        from scipy.linalg.lapack import dtrtri
-
-        tasks, d = self._means.shape
-        self._halves, self._offsets = np.empty(tasks), np.empty((tasks, d))
-        self._lower = np.tri(d, dtype=bool)
-        scatters.reverse()
-        for t in range(tasks):  # a task's scatter is dropped where its factor is made
-            covariance = (1 - own_covariance) * within + own_covariance * scatters.pop() / rows[t]
-            try:
-                factor = np.linalg.cholesky(_shrunk(covariance, shrinkage))
-            except np.linalg.LinAlgError as error:
-                raise ConfigError(f"shrinkage = {shrinkage}: a task's covariance has no inverse, use more") from error
-            whiten = dtrtri(factor, lower=1)[0]  # a sixth of the work of a general inverse
-            self._halves[t] = np.log(np.diag(factor)).sum()
-            self._offsets[t] = whiten @ self._means[t]
-            self._whiten.append(whiten[self._lower])
+        self._covariances = Covariances(scatters, rows, within, shrinkage, own_covariance)
+        self._shortlist: Shortlist | None = None
+        self._asked = 0
 
     def _linear(self, covariance: NDArray[np.float64], *, invertible: bool) -> None:
         solve = np.linalg.solve if invertible else lambda a, b: np.linalg.lstsq(a, b)[0]
@@ -107,26 +108,61 @@ class GaussianRouter:
     def scores(self, features: Floats) -> NDArray[np.float64]:
         """[n, d] features to [n, T] scores."""
         rows = np.asarray(features, np.float64)
-        if not self._whiten:
+        if self._own == 0:
             return np.asarray(rows @ self._weights + self._offsets)
-        tasks, d = self._means.shape
-        scores = np.empty((len(rows), tasks))
-        several = max(1, _BLOCK // (d * d))
-        for first in range(0, tasks, several):
-            of = slice(first, first + several)
-            blocks = np.zeros((len(self._whiten[of]), d, d))
-            blocks[:, self._lower] = self._whiten[of]
-            whiten = blocks.reshape(-1, d)
-            step = max(1, _BLOCK // len(whiten))
-            for start in range(0, len(rows), step):
-                white = (rows[start : start + step] @ whiten.T).reshape(-1, len(whiten) // d, d)
-                white -= self._offsets[of]
-                scores[start : start + step, of] = -0.5 * np.einsum("ntd,ntd->nt", white, white) - self._halves[of]
+        scores = np.empty((len(rows), len(self._means)))
+        for t in range(len(self._means)):
+            scores[:, t] = self._score(t, rows)
         return scores
 
     def rank(self, features: Floats) -> Ranked:
         """[n, d] features to the likeliest task and its margin, in log-odds."""
-        return rank(self.scores(features))
+        rows = np.asarray(features, np.float64)
+        shortlist = self._shortlisting(len(rows))
+        if shortlist is None:
+            return rank(self.scores(rows))
+        scores = np.full((len(rows), len(self._means)), -np.inf)
+        step = max(1, _BLOCK // len(self._means))
+        for start in range(0, len(rows), step):
+            of = slice(start, start + step)
+            self._score_likely(rows[of], shortlist.bounds(rows[of]), scores[of])
+        return rank(scores)
+
+    def _shortlisting(self, count: int) -> Shortlist | None:
+        """The bounds, made when scoring every task for all texts so far would have cost as much as they do."""
+        if self._own == 0 or len(self._means) <= _FEW_TASKS:
+            return None
+        self._asked += _FACTORS + count
+        if self._shortlist is None and self._asked > _BOUNDS:
+            shared = self._covariances.shared()
+            if shared is None:
+                return None
+            whole = (self._covariances.whole(t) for t in range(len(self._means)))
+            self._shortlist = Shortlist(shared, whole, self._means)
+            self._covariances.keeps_factors = True
+        return self._shortlist
+
+    def _score_likely(
+        self, rows: NDArray[np.float64], bounds: NDArray[np.float64], scores: NDArray[np.float64]
+    ) -> None:
+        """Fill in the scores [n, T] of every task that can be one of a row's two best, up to ties."""
+        highest = np.argpartition(bounds, -_FIRST, axis=1)[:, -_FIRST:]
+        first = np.zeros(bounds.shape, np.bool_)
+        np.put_along_axis(first, highest, True, axis=1)
+        self._fill(rows, first, scores)
+        second = np.partition(scores, -2, axis=1)[:, -2, None]
+        self._fill(rows, ~first & (bounds >= second - TIE * np.maximum(1.0, np.abs(second))), scores)
+
+    def _fill(self, rows: NDArray[np.float64], wanted: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
+        for t in np.flatnonzero(wanted.any(0)):
+            of = np.flatnonzero(wanted[:, t])
+            scores[of, t] = self._score(int(t), rows[of])
+
+    def _score(self, task: int, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[n, d] features to [n] scores of one task."""
+        factor = self._covariances.factor(task)
+        white = factor.whiten(rows - self._means[task])
+        return np.asarray(-0.5 * np.einsum("dn,dn->n", white, white) - factor.half)
 
     def route(self, features: Floats) -> NDArray[np.int64]:
         """[n, d] features to [n] indices of tasks."""

@@ -1,0 +1,124 @@
+"""Regularised covariances of many tasks, of which only triangles are held; factors are made when they are needed.
+
+A triangle is stored as a rectangle ("rectangular full packed"; Gustavson et al., ACM TOMS 37(2), 2010), which LAPACK
+factors and solves at the speed of whole matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorabank.core.errors import ConfigError
+
+_FACTOR_BYTES = 1 << 28  # factors that are kept, at most
+_SINGULAR = 1e-9  # of the largest eigenvalue
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factor:
+    """L of ``D = L L^T``, packed, and half of ``log det D``."""
+
+    packed: NDArray[np.float64]
+    half: float
+
+    def whiten(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[n, d] to ``L^-1`` of each row, [d, n]."""
+        from scipy.linalg.lapack import dtfsm
+
+        white: NDArray[np.float64] = dtfsm(1.0, self.packed, rows.T, uplo="L")
+        return white
+
+
+class Covariances:
+    """``D_t = (1 - l) C_t + l tr(C_t)/d I`` with ``C_t = (1 - b) S_w + b S_t``; the identity where nothing varies.
+
+    Args:
+        scatters: Of each task, packed by `packed`: ``n_t S_t``.
+        rows: n_t.
+        within: float64 [d, d], S_w.
+        shrinkage: l.
+        own: b.
+
+    Raises:
+        ConfigError: One has no inverse; found now where l is 0, which is the only way to it.
+    """
+
+    def __init__(
+        self,
+        scatters: Sequence[NDArray[np.float32]],
+        rows: Sequence[int],
+        within: NDArray[np.float64],
+        shrinkage: float,
+        own: float,
+    ) -> None:
+        self._scatters, self._rows = scatters, rows
+        self._shrinkage, self._own = shrinkage, own
+        self._d = len(within)
+        self._within = packed(within)
+        self._diagonal = np.flatnonzero(packed(np.eye(self._d)))
+        self._factors: dict[int, Factor] = {}
+        self.keeps_factors = False
+        if shrinkage == 0:
+            for t in range(len(rows)):
+                self.factor(t)
+
+    def factor(self, task: int) -> Factor:
+        """The factor of one task; kept, up to 256 MiB, where ``keeps_factors`` says so."""
+        from scipy.linalg.lapack import dpftrf
+
+        if task in self._factors:
+            return self._factors[task]
+        found, lacking = dpftrf(self._d, self._packed(task), uplo="L", overwrite_a=1)
+        if lacking:
+            raise ConfigError(f"shrinkage = {self._shrinkage}: a task's covariance has no inverse, use more")
+        factor = Factor(found, float(np.log(found[self._diagonal]).sum()))
+        if self.keeps_factors and (len(self._factors) + 1) * found.nbytes <= _FACTOR_BYTES:
+            self._factors[task] = factor
+        return factor
+
+    def whole(self, task: int) -> NDArray[np.float64]:
+        """D_t, [d, d]."""
+        return self._whole(self._packed(task))
+
+    def shared(self) -> NDArray[np.float64] | None:
+        """What lies below every D_t: ``(1 - l)(1 - b) S_w + l min_t tr(C_t)/d I``; None where it has no inverse."""
+        least = (1 - self._shrinkage) * (1 - self._own) * self._within
+        least[self._diagonal] += self._shrinkage * min(
+            self._mixed(t)[self._diagonal].mean() for t in range(len(self._rows))
+        )
+        whole = self._whole(least)
+        values = np.linalg.eigvalsh(whole)
+        return whole if values[0] > _SINGULAR * values[-1] else None
+
+    def _mixed(self, task: int) -> NDArray[np.float64]:
+        """C_t, packed."""
+        return (1 - self._own) * self._within + self._own * self._scatters[task] / self._rows[task]
+
+    def _packed(self, task: int) -> NDArray[np.float64]:
+        mixed = self._mixed(task)
+        shift = self._shrinkage * mixed[self._diagonal].mean()
+        mixed *= 1 - self._shrinkage
+        mixed[self._diagonal] += shift
+        if not mixed.any():
+            mixed[self._diagonal] = 1.0
+        return mixed
+
+    def _whole(self, triangle: NDArray[np.float64]) -> NDArray[np.float64]:
+        from scipy.linalg.lapack import dtfttr
+
+        lower: NDArray[np.float64] = np.tril(dtfttr(self._d, triangle, uplo="L")[0])
+        return lower + np.tril(lower, -1).T
+
+
+def packed(matrix: NDArray[Any]) -> NDArray[Any]:
+    """The lower triangle of a symmetric float32 or float64 [d, d], as a rectangle in [d (d + 1) / 2]."""
+    from scipy.linalg.lapack import dtrttf, strttf
+
+    pack = strttf if matrix.dtype == np.float32 else dtrttf
+    triangle: NDArray[Any] = pack(matrix, uplo="L")[0]
+    return triangle
