@@ -306,6 +306,8 @@ def _arguments(job: TrainJob, device: torch.device) -> TrackedArguments:
         bf16=(resolve_dtype(config.base_dtype, device), resolve_dtype("auto", device))
         == (torch.float32, torch.bfloat16),
         dataloader_pin_memory=device.type == "cuda",
+        accelerator_config={"non_blocking": device.type == "cuda"},
+        logging_nan_inf_filter=False,  # `LossTerms` looks at the loss, and waits for nothing
         remove_unused_columns=False,
         # a process whose rows are all replayed leaves the new head out
         ddp_find_unused_parameters=bool(job.replayed),
@@ -331,7 +333,7 @@ def _train(trainer: AdapterTrainer, model: nn.Module, job: TrainJob) -> None:
 def _metrics(job: TrainJob, examples: Examples, trainer: AdapterTrainer) -> dict[str, Any]:
     run = job.tracking.run
     return {
-        **{f"final_{name}": value for name, value in trainer.terms.items()},
+        **{f"final_{name}": value for name, value in trainer.terms.read.items()},
         "rows_cut": examples.cut,
         "rows_dropped": examples.dropped,
         **({"rows_replayed": sum(bool(row["heads"]) for row in examples.rows)} if job.replayed else {}),

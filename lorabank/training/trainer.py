@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from lorabank.core.errors import DivergedError, IncompatibleError
+from lorabank.core.errors import IncompatibleError
 from lorabank.core.machine import distributed as processes
 from lorabank.core.observer import Observer
 from lorabank.training.checkpoints import (
@@ -26,8 +25,9 @@ from lorabank.training.checkpoints import (
     save_checkpoint,
 )
 from lorabank.training.layers.live import SUBMODULE, Live
+from lorabank.training.loop.loss_terms import LossTerms
+from lorabank.training.loop.sampling import LengthPools, Shares
 from lorabank.training.penalties.base import FactorGroup, Penalty
-from lorabank.training.sampling import LengthPools, Shares
 from lorabank.training.variants.base import Step
 
 TaskLoss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
@@ -77,7 +77,7 @@ class AdapterTrainer(Trainer):
         self._groups = groups
         self.live = live
         self._dropout = dropout
-        self.terms: dict[str, float] = {}
+        self.terms = LossTerms(late=self.args.device.type != "cpu")
         # our loss is a mean: Trainer divides it by the accumulated batches, which it leaves out for a model that would
         # take the number of items itself
         self.model_accepts_loss_kwargs = False
@@ -120,7 +120,6 @@ class AdapterTrainer(Trainer):
                 unchanged="the adapter did not enter the bank",
                 hint="--target-modules all-linear, or names of others",
             )
-        self.terms = {}
         self._keep_term("loss", whole)
         return (loss, None) if return_outputs else loss
 
@@ -144,6 +143,7 @@ class AdapterTrainer(Trainer):
             if own.requires_grad:  # a strategy may fix what it is about
                 own.backward()
             penalized = penalized + own
+        self.terms.close(self._step().number)
         return loss + penalized.detach()
 
     def _step(self) -> Step:
@@ -151,21 +151,15 @@ class AdapterTrainer(Trainer):
         return Step(self.state.global_step + 1, self.state.max_steps)
 
     def _keep_term(self, name: str, value: Tensor) -> None:
-        self.terms[name] = float(value.detach())
-        if not math.isfinite(self.terms[name]):
-            raise DivergedError(
-                f"training diverged at step {self.state.global_step + 1}: "
-                + ", ".join(f"{name} = {value}" for name, value in self.terms.items()),
-                unchanged="the adapter did not enter the bank",
-                hint="lower --learning-rate, or raise --batch-size",
-            )
+        self.terms.add(self._step().number, name, value)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Trackers get each term of the loss under its own name."""
-        super().log(logs | {f"train_{name}": value for name, value in self.terms.items()}, *args, **kwargs)
+        super().log(logs | {f"train_{name}": value for name, value in self.terms.read.items()}, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Replaces Trainer's checkpoints, which are written in place and partly pickled."""
+        self.terms.settle()  # nothing is kept of a training that diverged
         states = processes.gathered(random_state())
         if not self.args.should_save:
             return
@@ -277,7 +271,10 @@ class _AroundSteps(TrainerCallback):
             self._after_step()
         self._trainer.live.parametrization.after_step(Step(state.global_step, state.max_steps))
         self._renew()
-        self._observer.advance(state.global_step, self._trainer.terms)
+        self._observer.advance(state.global_step, self._trainer.terms.read)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.terms.settle()
 
     def _renew(self) -> None:
         self._trainer.live.refresh()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
-from lorabank.training.sampling import LengthPools, Shares
+from lorabank.training.loop.sampling import LengthPools, Shares
 
 
 def order(lengths: list[int], batch_size: int, *, seed: int = 0, epoch: int = 0) -> list[int]:

@@ -1,0 +1,82 @@
+"""Terms that are read when the next step ends: the same numbers and the same refusal, one step later."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lorabank.core.errors import DivergedError
+from lorabank.models.tasks.classification import Classification
+from lorabank.training.loop.loss_terms import LossTerms
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer that reads as on a GPU."""
+    monkeypatch.setattr("lorabank.training.trainer.LossTerms", lambda late: LossTerms(late=True))
+
+
+def tell(terms: LossTerms, step: int, *values: tuple[str, float]) -> None:
+    for name, value in values:
+        terms.add(step, name, torch.tensor(value, requires_grad=True))
+    terms.close(step)
+
+
+def test_a_step_is_read_when_the_next_one_ends() -> None:
+    terms = LossTerms(late=True)
+    tell(terms, 1, ("loss", 1.0), ("loss", 2.0), ("norm", 0.5))
+    assert terms.read == {}
+    tell(terms, 2, ("loss", 3.0))
+    assert terms.read == {"loss": 2.0, "norm": 0.5}
+    terms.settle()
+    terms.settle()
+    assert terms.read == {"loss": 3.0}
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_what_is_not_finite_is_refused_in_any_batch_of_a_step(batch: int) -> None:
+    terms, losses = LossTerms(late=True), [1.0, 1.0]
+    losses[batch] = math.inf
+    tell(terms, 4, *(("loss", loss) for loss in losses))
+    with pytest.raises(DivergedError, match="diverged at step 4: loss = inf"):
+        tell(terms, 5, ("loss", 1.0))
+
+
+def test_read_at_once_each_batch_begins_anew() -> None:
+    terms = LossTerms(late=False)
+    tell(terms, 1, ("loss", 1.0), ("norm", 0.5))
+    tell(terms, 2, ("loss", 3.0))
+    assert terms.read == {"loss": 3.0}
+    with pytest.raises(DivergedError, match=r"diverged at step 3: loss = 2\.0, norm = nan"):
+        tell(terms, 3, ("loss", 2.0), ("norm", math.nan))
+
+
+def test_a_training_ends_with_the_same_bytes_and_terms(train, recorder, factors_of, monkeypatch) -> None:
+    at_once, later = recorder(), recorder()
+    expected = train(at_once, work="a")
+    monkeypatch.setattr("lorabank.training.trainer.LossTerms", lambda late: LossTerms(late=True))
+    found = train(later, work="b")
+    assert all(torch.equal(factors_of(found)[name], tensor) for name, tensor in factors_of(expected).items())
+    assert later.values == [{}, *at_once.values[:-1]]
+    assert found.metrics == expected.metrics  # the terms of the last step among them
+
+
+def test_no_checkpoint_is_written_of_a_step_that_diverged(late, train, recorder, monkeypatch, tmp_path) -> None:
+    loss, calls = Classification.loss, []
+
+    def breaks(*given):
+        calls.append(1)
+        return loss(*given) * (math.nan if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(Classification, "loss", breaks)
+    with pytest.raises(DivergedError, match="diverged at step 3: loss = nan"):
+        train(recorder(), save_steps=1)
+    assert {path.name for path in (tmp_path / "work").glob("checkpoint-*")} <= {"checkpoint-1", "checkpoint-2"}
+
+
+def test_a_last_step_that_diverged_is_refused_when_the_training_ends(late, train, recorder, monkeypatch) -> None:
+    monkeypatch.setattr(Classification, "loss", lambda self, model, inputs: model.classifier.weight.sum() * math.nan)
+    with pytest.raises(DivergedError, match="diverged at step 1: loss = nan"):
+        train(recorder(), batch_size=22, epochs=1)
