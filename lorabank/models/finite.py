@@ -25,14 +25,13 @@ _SHOWN = 60
 """Characters of a text in a message."""
 
 
-def finite_rows(logits: Tensor, widths: Sequence[int]) -> NDArray[np.bool_]:
+def finite_rows(logits: Tensor, widths: Sequence[int]) -> Tensor:
     """Which rows of ``logits [n, L]`` are finite in their own first ``widths[i]`` entries, bool ``[n]``.
 
     What stands behind them is the padding of a narrower head, -inf by intention.
     """
-    own = torch.arange(logits.shape[-1], device=logits.device) < torch.tensor(widths, device=logits.device)[:, None]
-    found: NDArray[np.bool_] = (logits.isfinite() | ~own).all(-1).cpu().numpy()
-    return found
+    own = torch.arange(logits.shape[-1]) < torch.tensor(widths)[:, None]
+    return (logits.isfinite() | ~own.to(logits.device, non_blocking=True)).all(-1)
 
 
 def log_total(logits: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from lorabank.models.tasks.encoding import encode_texts, pad_batch
 from lorabank.models.tasks.heads import Heads, reserve_heads
 from lorabank.models.tasks.padding import passes, row_batches
 from lorabank.models.tasks.token_rows import TokenRows
+from lorabank.models.tasks.transfer import Results, sent
 
 
 class HeadAnswerer:
@@ -54,15 +55,16 @@ class HeadAnswerer:
         best = np.zeros(len(texts), np.int64)
         probabilities = np.zeros(len(texts), np.float32)
         finite = np.ones(len(texts), np.bool_)
+        results = Results(best, probabilities, finite)
         ids = self._ids(texts, heads)
         for rows in row_batches(self._base.model, ids.lengths, self._batch_size):
             enter(rows)
             with self._chosen(heads[rows]):
                 logits = self._base.model(**self._inputs([ids[i] for i in rows])).logits.float()
-            finite[rows] = finite_rows(logits, [len(self.forms[head].labels) for head in heads[rows].tolist()])
+            own = finite_rows(logits, [len(self.forms[head].labels) for head in heads[rows].tolist()])
             top = logits.softmax(-1).max(-1)
-            best[rows] = top.indices.cpu().numpy()
-            probabilities[rows] = top.values.cpu().numpy()
+            results.put(rows, top.indices, top.values, own)
+        results.read()
         check_rows(finite, texts, "logits")
         said = tuple(self.forms[head].labels[label] for head, label in zip(heads.tolist(), best.tolist(), strict=True))
         return Answers(said, probabilities)
@@ -110,5 +112,4 @@ class HeadAnswerer:
         return encode_texts(self._base.tokenizer, texts, limits).ids
 
     def _inputs(self, ids: Sequence[list[int]]) -> dict[str, Tensor]:
-        padded = pad_batch(self._base.tokenizer, ids)
-        return {name: tensor.to(self._base.model.device) for name, tensor in padded.items()}
+        return sent(pad_batch(self._base.tokenizer, ids), self._base.model.device)

@@ -24,7 +24,7 @@ def cached_log_likelihoods(
     rows: Sequence[int],
     enter: Enter,
 ) -> Tensor:
-    """Log-likelihood of every label behind every prompt, float64 ``[n, L]`` on the CPU, from two forward passes.
+    """Log-likelihood of every label behind every prompt, float64 ``[n, L]``, from two forward passes.
 
     Args:
         model: A causal model with a cache of keys and values.
@@ -71,7 +71,7 @@ def decoded_log_likelihoods(
     rows: Sequence[int],
     enter: Enter,
 ) -> Tensor:
-    """Log-likelihood of every label after every prompt, float64 ``[n, L]`` on the CPU.
+    """Log-likelihood of every label after every prompt, float64 ``[n, L]``.
 
     One encoder pass over the prompts, one decoder pass over n x L rows. The arguments are those of
     `cached_log_likelihoods`; the model is an encoder-decoder.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,6 +72,11 @@ class LabelTree:
             size=len(labels),
         )
 
+    def to(self, device: torch.device) -> LabelTree:
+        """The same on a device."""
+        names = ("tokens", "depth", "sees", "source", "target", "label")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
     @property
     def columns(self) -> int:
         """Columns whose logits are needed: the prompt's last token and the nodes."""
@@ -122,13 +127,13 @@ def pass_prefix(model: Any, ids: list[int]) -> Prefix:
 def tree_log_likelihoods(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], tree: LabelTree, prefix: Prefix | None
 ) -> Tensor:
-    """Log-likelihood of every label behind every prompt, float64 ``[n, L]`` on the CPU, from one forward pass.
+    """Log-likelihood of every label behind every prompt, float64 ``[n, L]``, from one forward pass.
 
     Args:
         model: A causal model that ``takes_tree``.
         tokenizer: Its tokenizer, which has a pad token.
         prompts: n prompts, each with a token more than the prefix.
-        tree: The labels.
+        tree: The labels, on the model's device.
         prefix: What all prompts begin with, or None.
     """
     past = prefix.length if prefix else 0
@@ -137,9 +142,9 @@ def tree_log_likelihoods(
     rows = len(prompts)
     lengths = rest["attention_mask"].sum(-1, keepdim=True) + past
     inputs: dict[str, Any] = {
-        "input_ids": torch.cat([rest["input_ids"], tree.tokens.to(device).expand(rows, -1)], 1),
-        "position_ids": torch.cat([rest["position_ids"] + past, lengths + tree.depth.to(device)], 1),
-        "attention_mask": tree_mask(rest["attention_mask"].bool(), tree.sees.to(device), past, model.dtype),
+        "input_ids": torch.cat([rest["input_ids"], tree.tokens.expand(rows, -1)], 1),
+        "position_ids": torch.cat([rest["position_ids"] + past, lengths + tree.depth], 1),
+        "attention_mask": tree_mask(rest["attention_mask"].bool(), tree.sees, past, model.dtype),
         "use_cache": False,
     }
     if prefix:
@@ -147,9 +152,8 @@ def tree_log_likelihoods(
         cache.reorder_cache(torch.zeros(rows, dtype=torch.long, device=device))
         inputs |= {"past_key_values": cache, "use_cache": True}
     logits = forward(model, tree.columns, **inputs).logits.float()
-    source, target = tree.source.to(device), tree.target.to(device)
-    picked = (logits[:, source, target] - log_total(logits)[:, source]).cpu().double()
-    return torch.zeros((rows, tree.size), dtype=torch.float64).index_add_(1, tree.label, picked)
+    picked: Tensor = (logits[:, tree.source, tree.target] - log_total(logits)[:, tree.source]).double()
+    return picked.new_zeros(rows, tree.size).index_add_(1, tree.label, picked)
 
 
 def tree_mask(prompt: Tensor, sees: Tensor, past: int, dtype: torch.dtype) -> Tensor:

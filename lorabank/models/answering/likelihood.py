@@ -28,9 +28,13 @@ from lorabank.models.tasks.batches import (
 from lorabank.models.tasks.decoder_inputs import decoder_inputs, pad_targets
 from lorabank.models.tasks.encoding import pad_batch
 from lorabank.models.tasks.padding import Length, padding_of, prompt_batches, row_batches
+from lorabank.models.tasks.transfer import Results, sent
 
 # A shorter beginning costs more in an extra forward pass than it saves.
 _SHORTEST_PREFIX = 8
+
+_ROW_TOKENS = 256
+"""Tokens that a row counts for in the batches of a GPU, where a pass over few tokens takes as long as over many."""
 
 
 def label_log_likelihoods(
@@ -55,7 +59,8 @@ def label_log_likelihoods(
         tokenizer: Its tokenizer, which has a pad token.
         prompts: Token ids of n prompts.
         labels: Token ids of L labels, end token included.
-        batch_size: Prompts of a forward pass.
+        batch_size: Prompts of a forward pass; on a GPU, of a causal model, as many as have the tokens of so many
+            prompts of 256.
         enter: Called before every forward pass with the row number of each of its rows.
         share_prefix: The model is in the same state for all rows, so that what all prompts begin with is passed once
             (``enter`` then gets one row).
@@ -110,6 +115,7 @@ def completion_log_likelihoods(
     sizes = [(len(prompt), len(completion)) for prompt, completion in zip(prompts, completions, strict=True)]
     tokens = np.array([max(0, answer - (causal and not prompt)) for prompt, answer in sizes], np.int64)
     sums = np.zeros(len(sizes))
+    results = Results(sums)
     score = _continued if causal else _answered
     with evaluating(model):
         lengths: list[Length] = [prompt + answer for prompt, answer in sizes]
@@ -121,8 +127,14 @@ def completion_log_likelihoods(
             before = min((sizes[i][0] for i in rows), default=0) if causal else 0
             for part in split_batch(model, rows, width - before, width):
                 enter(part)
-                sums[part] = score(model, tokenizer, [(prompts[i], completions[i]) for i in part]).numpy()
+                results.put(part, score(model, tokenizer, [(prompts[i], completions[i]) for i in part]))
+        results.read()
     return sums, tokens
+
+
+def by_tokens(model: Any) -> bool:
+    """Whether the number of passes decides how long scoring takes, and not that of tokens: on a GPU."""
+    return bool(model.device.type == "cuda")
 
 
 @dataclass(frozen=True)
@@ -144,29 +156,44 @@ class _Request:
     def empty(self) -> NDArray[np.float64]:
         return np.zeros((len(self.prompts), len(self.labels)))
 
-    def common(self) -> list[int]:
+    def batches(self, columns: int, passed: int = 0) -> list[list[int]]:
+        """Prompts that share a pass: so many rows, or on a GPU the tokens of so many long ones.
+
+        Args:
+            columns: Tokens behind each prompt.
+            passed: Tokens of each prompt that another pass has done.
+        """
+        tokens = self.batch_size * _ROW_TOKENS if by_tokens(self.model) else None
+        return prompt_batches(self.model, self.lengths, self.batch_size, tokens=tokens, more=columns - passed)
+
+    def common(self, columns: int) -> list[int]:
         """What all prompts begin with, when it pays; each keeps a token of its own."""
         if not self.share_prefix or len(self.prompts) < 2:
             return []
         first, last = min(self.prompts), max(self.prompts)  # in the order of words: these two differ the earliest
         most = min(self.lengths) - 1
         length = next((k for k in range(most) if first[k] != last[k]), most)
-        return first[:length] if length >= _SHORTEST_PREFIX else []
+        if by_tokens(self.model):
+            pays = 1 + len(self.batches(columns, length)) < len(self.batches(columns))
+        else:
+            pays = length >= _SHORTEST_PREFIX
+        return first[:length] if pays else []
 
 
 def _behind(request: _Request) -> NDArray[np.float64]:
     """A causal model: the labels as a tree, or as rows behind an expanded cache."""
     model, tokenizer, prompts, labels = request.model, request.tokenizer, request.prompts, request.labels
     scores = request.empty()
-    tree, deepest = LabelTree.build(labels), max(map(len, labels))
+    tree, deepest = LabelTree.build(labels).to(model.device), max(map(len, labels))
     expanded = len(labels) * max(1, deepest - 1)
-    common, prefix = request.common(), None
-    for batch in prompt_batches(model, request.lengths, request.batch_size):
+    common, prefix = request.common(tree.columns), None
+    results = Results(scores)
+    for batch in request.batches(tree.columns, len(common)):
         longest = len(prompts[batch[0]])
         if not takes_tree(model, longest + deepest):
             for rows in split_batch(model, batch, expanded, max(longest, expanded)):
                 own = [prompts[i] for i in rows]
-                scores[rows] = cached_log_likelihoods(model, tokenizer, own, labels, rows, request.enter).numpy()
+                results.put(rows, cached_log_likelihoods(model, tokenizer, own, labels, rows, request.enter))
             continue
         if common and prefix is None:
             request.enter(batch[:1])
@@ -174,19 +201,22 @@ def _behind(request: _Request) -> NDArray[np.float64]:
         for rows in split_batch(model, batch, tree.columns, longest + tree.columns):
             request.enter(rows)
             own = [prompts[i] for i in rows]
-            scores[rows] = tree_log_likelihoods(model, tokenizer, own, tree, prefix).numpy()
+            results.put(rows, tree_log_likelihoods(model, tokenizer, own, tree, prefix))
+    results.read()
     return scores
 
 
 def _decoded(request: _Request) -> NDArray[np.float64]:
     """An encoder-decoder: one encoder pass, one decoder pass over the labels of all its rows."""
     scores = request.empty()
+    results = Results(scores)
     width = len(request.labels) * max(map(len, request.labels))
     for batch in row_batches(request.model, request.lengths, request.batch_size):
         for rows in split_batch(request.model, batch, width, width):
             own = [request.prompts[i] for i in rows]
             found = decoded_log_likelihoods(request.model, request.tokenizer, own, request.labels, rows, request.enter)
-            scores[rows] = found.numpy()
+            results.put(rows, found)
+    results.read()
     return scores
 
 
@@ -218,15 +248,16 @@ def _continued(model: Any, tokenizer: Any, pairs: Sequence[tuple[list[int], list
         ids = (prompt + completion)[firsts[i] + 1 :]
         start = firsts[i] - min(firsts)
         targets[i, start : start + len(ids)] = torch.tensor(ids, dtype=torch.long)
-    on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    logits = forward(model, keep, use_cache=False, **on_device).logits
-    return log_probabilities(logits, targets.to(model.device)).sum(-1)
+    given = sent({**inputs, "targets": targets}, model.device)
+    targets = given.pop("targets")
+    return log_probabilities(forward(model, keep, use_cache=False, **given).logits, targets).sum(-1)
 
 
 def _answered(model: Any, tokenizer: Any, pairs: Sequence[tuple[list[int], list[int]]]) -> Tensor:
     """Sums of log p ``[n]`` of an encoder-decoder, from one forward pass."""
-    inputs = {k: v.to(model.device) for k, v in pad_batch(tokenizer, [prompt for prompt, _ in pairs]).items()}
-    targets = pad_targets([completion for _, completion in pairs]).to(model.device)
+    padded = pad_batch(tokenizer, [prompt for prompt, _ in pairs])
+    inputs = sent({**padded, "targets": pad_targets([completion for _, completion in pairs])}, model.device)
+    targets = inputs.pop("targets")
     decoder = decoder_inputs(model, targets)
     logits = forward(model, targets.shape[1], decoder_input_ids=decoder, use_cache=False, **inputs).logits
     return log_probabilities(logits, targets).sum(-1)

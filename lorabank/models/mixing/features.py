@@ -11,14 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.nn.utils.rnn import pad_sequence
 
 from lorabank.core.errors import IncompatibleError
 from lorabank.models.bases.body import encoder_of
 from lorabank.models.finite import check_rows
 from lorabank.models.tasks.batches import takes
+from lorabank.models.tasks.encoding import pad_batch
 from lorabank.models.tasks.padding import sorted_batches
 from lorabank.models.tasks.token_rows import TokenRows, blocks
+from lorabank.models.tasks.transfer import Results, sent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,12 +68,12 @@ def extract_features(
     # A text without tokens has nothing to look at: its feature stays 0.
     order = sorted((i for i, size in enumerate(sizes) if size), key=sizes.__getitem__)
     features = np.zeros((len(texts), feature_width(model, tokenizer)), np.float32)
+    results = Results(features)
     for rows in sorted_batches(model, order, sizes, batch_size):
-        tokens = [torch.tensor(encoded[i]) for i in rows]
-        ids = pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_token_id).to(model.device)
-        lengths = torch.tensor([len(t) for t in tokens], device=model.device)
-        mask = torch.arange(ids.shape[1], device=model.device) < lengths[:, None]
-        features[rows] = normalize(masked_mean(_hidden(model, ids, mask).float(), mask), dim=-1).cpu().numpy()
+        inputs = sent(pad_batch(tokenizer, [encoded[i] for i in rows]), model.device)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+        results.put(rows, normalize(masked_mean(_hidden(model, ids, mask).float(), mask), dim=-1))
+    results.read()
     model.train(training)
     check_rows(np.isfinite(features.sum(-1)), texts, "features")
     return features

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lorabank.core.errors import DataError
 from lorabank.models.finite import log_total
+from lorabank.models.tasks.encoding import in_block
+from lorabank.models.tasks.transfer import sent
 
 Enter = Callable[[Sequence[int]], None]
 """Called before every forward pass with the row number of each row of the batch (repeated where one is expanded)."""
@@ -85,16 +88,10 @@ def pad_left(tokenizer: Any, prompts: Sequence[list[int]], device: torch.device)
 
     Positions count a prompt's own tokens from 0; those of the padding are 0.
     """
-    longest = max(len(prompt) for prompt in prompts)
-    input_ids = torch.full((len(prompts), longest), int(tokenizer.pad_token_id), dtype=torch.long)
-    mask = torch.zeros((len(prompts), longest), dtype=torch.long)
-    for i, prompt in enumerate(prompts):
-        if prompt:
-            input_ids[i, -len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-            mask[i, -len(prompt) :] = 1
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    padded = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
-    return {name: tensor.to(device) for name, tensor in padded.items()}
+    rows, own = in_block(prompts, int(tokenizer.pad_token_id), left=True)
+    mask = own.astype(np.int64)
+    padded = {"input_ids": rows, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clip(min=0)}
+    return sent({name: torch.from_numpy(array) for name, array in padded.items()}, device)
 
 
 def forward(model: Any, keep: int, **inputs: Any) -> Any:
@@ -119,8 +116,8 @@ def log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
         targets: int64 ``[...]``; a negative one stands for no token.
 
     Returns:
-        float64 ``[...]`` on the CPU, 0 where there is no token.
+        float64 ``[...]``, 0 where there is no token.
     """
     logits = logits.float()
     picked = logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0] - log_total(logits)
-    return picked.masked_fill(targets < 0, 0.0).cpu().double()
+    return picked.masked_fill(targets < 0, 0.0).double()

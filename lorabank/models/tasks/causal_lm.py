@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lorabank.core.task_kinds import CAUSAL_LM, TaskKind
 from lorabank.models.tasks.batches import pad_left, takes_positions
+from lorabank.models.tasks.encoding import in_block
 from lorabank.models.tasks.padding import mean_over_passes, padding_of
 from lorabank.models.tasks.prompting import encode_pairs
 from lorabank.models.tasks.task_types import Examples
@@ -49,13 +50,13 @@ class CausalLM:
             ``input_ids``, ``attention_mask`` and ``position_ids`` (each row's own, from 0), int64
             ``[n, longest row - 1]``, padded on the left; ``labels`` int64 ``[n, longest completion]``: what the last
             columns of the input predict, -100 in front of shorter completions.
+
+        Raises:
+            ValueError: No token of the batch is labelled: a mean over none would not be a number.
         """
         inputs = pad_left(tokenizer, [[*row["prompt"], *row["completion"]][:-1] for row in rows], torch.device("cpu"))
-        longest = max(len(row["completion"]) for row in rows)
-        labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
-        for i, row in enumerate(rows):
-            labels[i, longest - len(row["completion"]) :] = torch.tensor(row["completion"], dtype=torch.long)
-        return {**inputs, "labels": labels}
+        labels, _ = in_block([row["completion"] for row in rows], IGNORED, left=True)
+        return {**inputs, "labels": check_labelled(torch.from_numpy(labels))}
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Mean cross entropy of the answers' tokens; logits are computed for the columns that predict them only.
@@ -70,9 +71,6 @@ class CausalLM:
 
         Returns:
             A float32 scalar with its graph.
-
-        Raises:
-            ValueError: No token of the batch is labelled.
         """
         return mean_over_passes(self._loss, model, inputs)
 
@@ -118,6 +116,17 @@ def padded_right(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def check_labelled(labels: Tensor) -> Tensor:
+    """The labels of a batch on a CPU, where to look at them makes no device wait.
+
+    Raises:
+        ValueError: No token is labelled.
+    """
+    if not bool((labels != IGNORED).any()):
+        raise ValueError("no token of the batch is labelled: a mean over none would not be a number")
+    return labels
+
+
 def inner(model: nn.Module) -> Any:
     """The language model in a wrapper for several devices."""
     return getattr(model, "module", model)
@@ -137,11 +146,6 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         labels: int64 ``[n, s]``, -100 where nothing is to be learnt.
 
     Returns:
-        A float32 scalar.
-
-    Raises:
-        ValueError: No token is labelled.
+        A float32 scalar; not a number where no token is labelled, which `check_labelled` refuses in time.
     """
-    if not bool((labels != IGNORED).any()):
-        raise ValueError("no token of the batch is labelled: a mean over none would not be a number")
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lorabank.core.errors import IncompatibleError
+from lorabank.models.tasks.encoding import in_block
 
 NO_TOKEN = -100
 
@@ -42,7 +43,4 @@ def start_token(model: Any) -> int | None:
 
 def pad_targets(completions: Sequence[list[int]]) -> Tensor:
     """Token ids int64 ``[n, longest]``, behind them -100."""
-    targets = torch.full((len(completions), max(len(ids) for ids in completions)), NO_TOKEN, dtype=torch.long)
-    for i, ids in enumerate(completions):
-        targets[i, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-    return targets
+    return torch.from_numpy(in_block(completions, NO_TOKEN, left=False)[0])

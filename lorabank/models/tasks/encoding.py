@@ -5,10 +5,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lorabank.models.tasks.special_tokens import as_written, count_special, edges_of, special_ids
@@ -73,13 +75,27 @@ def _encode(tokenizer: Any, texts: Sequence[str], limits: Sequence[int]) -> tupl
 
 def pad_batch(tokenizer: Any, ids: Sequence[list[int]]) -> dict[str, Tensor]:
     """``input_ids`` and ``attention_mask`` ``[n, longest]`` int64, padded on the right."""
-    longest = max(len(row) for row in ids)
-    input_ids = torch.full((len(ids), longest), int(tokenizer.pad_token_id), dtype=torch.long)
-    mask = torch.zeros((len(ids), longest), dtype=torch.long)
-    for i, row in enumerate(ids):
-        input_ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[i, : len(row)] = 1
-    return {"input_ids": input_ids, "attention_mask": mask}
+    rows, own = in_block(ids, int(tokenizer.pad_token_id), left=False)
+    return {"input_ids": torch.from_numpy(rows), "attention_mask": torch.from_numpy(own.astype(np.int64))}
+
+
+def in_block(rows: Sequence[Sequence[int]], filler: int, *, left: bool) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Rows of numbers as one block, filled up on one side.
+
+    Args:
+        rows: n rows.
+        filler: Stands where a row has no number of its own.
+        left: Whether it stands in front of a row, so that all end in one column.
+
+    Returns:
+        int64 ``[n, longest]``; and bool of its shape, where a row's own numbers are.
+    """
+    lengths = np.array([len(row) for row in rows])
+    columns = np.arange(lengths.max())
+    own = columns >= len(columns) - lengths[:, None] if left else columns < lengths[:, None]
+    block = np.full(own.shape, filler, np.int64)
+    block[own] = np.fromiter(chain.from_iterable(rows), np.int64, lengths.sum())
+    return block, own
 
 
 def cut_batches(
@@ -95,3 +111,26 @@ def cut_batches(
     """
     parts = [list(rows) for _, rows in groupby(order, key=lambda i: lengths[i])] if equal else [list(order)]
     return [rows[i : i + batch_size] for rows in parts for i in range(0, len(rows), batch_size)]
+
+
+def budget_batches(
+    order: Sequence[int], widths: Sequence[int], tokens: int, *, equal: bool = False
+) -> list[list[int]]:
+    """Row numbers, the longest first, cut into batches of at most so many tokens, padding included.
+
+    Args:
+        order: Row numbers, by falling width.
+        widths: Tokens of each row.
+        tokens: Most tokens of a batch, unless it has one row.
+        equal: A batch holds rows of one width only.
+    """
+    batches: list[list[int]] = []
+    for i in order:
+        if batches:
+            widest = widths[batches[-1][0]]
+            fits = (len(batches[-1]) + 1) * widest <= tokens and (not equal or widths[i] == widest)
+        if batches and fits:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

@@ -119,13 +119,13 @@ class HeadSwitch(nn.Module):
             return self._pad(self.options[rows](hidden, *args, **kwargs))
         if len(rows) != len(hidden):
             raise ValueError(f"heads were chosen for {len(rows)} rows, the batch has {len(hidden)}")
-        rows = rows.to(hidden.device)
+        rows = rows.cpu()  # most often they are there, and nothing waits for a device
         parts, places = [], []
         for index in torch.unique(rows).tolist():
-            place = (rows == index).nonzero(as_tuple=True)[0]
-            parts.append(self._pad(self.options[index](hidden[place], *args, **kwargs)))
-            places.append(place)
-        return torch.cat(parts)[torch.argsort(torch.cat(places))]
+            places.append((rows == index).nonzero(as_tuple=True)[0])
+            own = hidden[places[-1].to(hidden.device, non_blocking=True)]
+            parts.append(self._pad(self.options[index](own, *args, **kwargs)))
+        return torch.cat(parts)[torch.cat(places).argsort().to(hidden.device, non_blocking=True)]
 
     def _pad(self, out: Tensor) -> Tensor:
         missing = self.width - out.shape[-1]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lorabank.models.tasks.batches import takes_positions
-from lorabank.models.tasks.encoding import cut_batches
+from lorabank.models.tasks.encoding import budget_batches, cut_batches
 from lorabank.models.tasks.probing import can_be_probed, outputs, random_rows, undisturbed
 
 _LONG, _SHORT = 21, 8
@@ -78,16 +78,28 @@ def sorted_batches(
     return cut_batches(order, lengths, batch_size if padding.beside else 1, equal=not getattr(padding, side))
 
 
-def prompt_batches(model: Any, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def prompt_batches(
+    model: Any, lengths: Sequence[int], batch_size: int, *, tokens: int | None = None, more: int = 0
+) -> list[list[int]]:
     """As `row_batches`, for prompts that end in one column.
 
     A model for which `takes_positions` is false cannot be told where a padded prompt begins once it reads on behind
     it: its batches hold prompts of one length.
+
+    Args:
+        model: A causal language model.
+        lengths: Tokens of each prompt.
+        batch_size: Prompts of a batch.
+        tokens: Most tokens of a batch, padding included, in place of ``batch_size`` (a batch has one row at least).
+        more: Tokens that each row has beyond its prompt.
     """
-    if takes_positions(model):
-        return row_batches(model, lengths, batch_size, "left")
-    size = batch_size if len(lengths) < 2 or padding_of(model).beside else 1
-    return cut_batches(_longest_first(lengths), lengths, size, equal=True)
+    several = len(lengths) > 1 and (batch_size > 1 or tokens is not None)
+    padding = padding_of(model) if several else _FREE
+    equal = not (takes_positions(model) and padding.left)
+    if tokens is None or not padding.beside:
+        return cut_batches(_longest_first(lengths), lengths, batch_size if padding.beside else 1, equal=equal)
+    widths = [length + more for length in lengths]
+    return budget_batches(_longest_first(lengths), widths, tokens, equal=equal)
 
 
 def passes(model: Any, lengths: Sequence[Length]) -> list[list[int]]:

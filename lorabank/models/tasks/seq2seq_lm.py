@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lorabank.core.task_kinds import SEQ_2_SEQ_LM, TaskKind
-from lorabank.models.tasks.causal_lm import inner, labelled, mean_cross_entropy
+from lorabank.models.tasks.causal_lm import check_labelled, inner, labelled, mean_cross_entropy
 from lorabank.models.tasks.decoder_inputs import decoder_inputs, pad_targets
 from lorabank.models.tasks.encoding import pad_batch
 from lorabank.models.tasks.padding import mean_over_passes
@@ -42,9 +42,12 @@ class Seq2SeqLM:
         Returns:
             ``input_ids`` and ``attention_mask`` int64 ``[n, longest prompt]``; ``labels`` int64
             ``[n, longest completion]``, -100 behind shorter ones.
+
+        Raises:
+            ValueError: No token of the batch is labelled: a mean over none would not be a number.
         """
         inputs = pad_batch(tokenizer, [row["prompt"] for row in rows])
-        return {**inputs, "labels": pad_targets([row["completion"] for row in rows])}
+        return {**inputs, "labels": check_labelled(pad_targets([row["completion"] for row in rows]))}
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Mean cross entropy of the answers' tokens; the model's own shift makes the decoder's input from them.
@@ -55,9 +58,6 @@ class Seq2SeqLM:
 
         Returns:
             A float32 scalar with its graph.
-
-        Raises:
-            ValueError: No token of the batch is labelled.
         """
         return mean_over_passes(self._loss, model, inputs)
 

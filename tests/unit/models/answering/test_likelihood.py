@@ -11,6 +11,7 @@ import torch
 import transformers as tf
 
 from lorabank.core.errors import DataError
+from lorabank.models.answering import likelihood
 from lorabank.models.answering.label_tree import LabelTree, takes_tree, tree_mask
 from lorabank.models.answering.likelihood import completion_log_likelihoods, label_log_likelihoods
 from lorabank.models.tasks import batches
@@ -260,6 +261,32 @@ def test_logits_that_would_not_fit_make_smaller_batches(name: str, monkeypatch: 
     found = score(model, PROMPTS, labels, batch_size=5, enter=entered)
     assert {len(set(rows)) for rows in entered.calls} == {1}
     np.testing.assert_allclose(found, plain_table(model, PROMPTS, labels, entered), atol=2e-5)
+
+
+@pytest.mark.parametrize("share_prefix", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "bloom", "mistral, narrow window", "t5"])
+def test_batches_by_tokens_change_nothing(name: str, share_prefix: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, with rows that count for 16 tokens."""
+    monkeypatch.setattr(likelihood, "by_tokens", lambda model: True)
+    monkeypatch.setattr(likelihood, "_ROW_TOKENS", 16)
+    model, labels = tiny(name), LABELS["beginning alike"]
+    entered = Entered(model, len(INSTRUCTED), alike=True)
+    found = score(model, INSTRUCTED, labels, batch_size=3, enter=entered, share_prefix=share_prefix)
+    np.testing.assert_allclose(found, plain_table(model, INSTRUCTED, labels, entered), atol=2e-5)
+
+
+@pytest.mark.parametrize(("rows", "shares"), [(4, False), (24, True)])
+def test_by_tokens_an_instruction_is_passed_once_where_that_saves_passes(
+    rows: int, shares: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of 11 + 4 tokens and 2 nodes, 64 tokens a pass: 3 to a pass, and 10 without the instruction's 11."""
+    monkeypatch.setattr(likelihood, "by_tokens", lambda model: True)
+    monkeypatch.setattr(likelihood, "_ROW_TOKENS", 16)
+    calls: list[list[int]] = []
+    prompts = [INSTRUCTION + prompt for prompt in sentences(*[4] * rows)]
+    enter = lambda given: calls.append(list(given))  # noqa: E731
+    score(tiny("llama"), prompts, [[7, END], [8, END]], batch_size=4, enter=enter, share_prefix=True)
+    assert [len(call) for call in calls] == ([1, 9, 9, 6] if shares else [3, 1])
 
 
 def test_which_models_take_a_tree() -> None:

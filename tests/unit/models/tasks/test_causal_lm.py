@@ -130,11 +130,9 @@ def test_the_loss_of_a_half_precision_model_is_taken_in_float32(llama) -> None:
     torch.testing.assert_close(mean_cross_entropy(logits, labels), by_hand, atol=1e-6, rtol=0)
 
 
-def test_a_mean_over_no_token_is_refused(llama) -> None:
-    inputs = CausalLM().collate(Pads, ROWS)
-    inputs["labels"][:] = -100
+def test_a_batch_without_an_answer_is_refused_before_it_is_passed() -> None:
     with pytest.raises(ValueError, match="no token of the batch is labelled"):
-        CausalLM().loss(llama, inputs)
+        CausalLM().collate(Pads, [{"prompt": [5, 6], "completion": []}, {"prompt": [7], "completion": []}])
 
 
 def test_texts_become_rows_that_train(make_base) -> None:

@@ -131,11 +131,9 @@ def test_a_wrapped_model_gives_the_same_loss(model) -> None:
     torch.testing.assert_close(loss, expected_loss(model, ROWS), atol=1e-5, rtol=0)
 
 
-def test_a_mean_over_no_token_is_refused(model) -> None:
-    inputs = Seq2SeqLM().collate(Pads, ROWS)
-    inputs["labels"][:] = -100
+def test_a_batch_without_an_answer_is_refused_before_it_is_passed() -> None:
     with pytest.raises(ValueError, match="no token of the batch is labelled"):
-        Seq2SeqLM().loss(model, inputs)
+        Seq2SeqLM().collate(Pads, [{"prompt": [5, 6], "completion": []}, {"prompt": [7], "completion": []}])
 
 
 def test_texts_become_rows_that_train(model, tokenizer) -> None:
