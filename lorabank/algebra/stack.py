@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -59,17 +60,10 @@ class StackedFactors:
             self.gain[self.owner[row]] = 1.0 if gain is None else gain.to(self.gain)
         return r
 
-    def first_row(self, adapter: int) -> int:
-        """Where the rows of an adapter begin."""
-        return int(torch.searchsorted(self.owner, adapter))
-
-    def clear(self, adapter: int) -> None:
-        """Make all rows of one adapter 0, and its gain 1."""
-        own = self.owner == adapter
-        self.A[own] = 0
-        self.B.T[own] = 0
-        if self.gain is not None:
-            self.gain[adapter] = 1
+    @cached_property
+    def _host_owner(self) -> Tensor:
+        """`owner` on the CPU."""
+        return self.owner.cpu()
 
     def row_weights(self, weights: Tensor) -> Tensor:
         """``weights [..., K]`` over adapters as weights ``[..., R]`` over rows, scaling included."""
@@ -82,16 +76,20 @@ class StackedFactors:
     def delta(self, weights: Tensor, weight: Tensor | None = None) -> Tensor:
         """The weighted sum of the delta weights ``[d_out, d_in]`` in float32, rounded by nobody but the caller.
 
+        Which rows count is found on the CPU: a GPU would be waited for, once for each module.
+
         Args:
-            weights: ``[K]``.
+            weights: ``[K]``, best on the CPU.
             weight: W, the untouched base's; looked at only where an adapter has a gain.
 
         Raises:
             ValueError: An adapter that counts has a gain and W is not given.
         """
-        rows = self.row_weights(weights.float())
-        used = rows != 0
-        low = (self.B.T[used].float() * rows[used, None]).T @ self.A[used].float()
+        counts = weights.cpu() != 0
+        used = counts[self._host_owner].nonzero().flatten().to(self.A.device, non_blocking=True)
+        weights = weights.to(self.A.device, non_blocking=True)
+        rows = self.row_weights(weights.float())[used]
+        low = (self.B.T[used].float() * rows[:, None]).T @ self.A[used].float()
         shift = self.shift(weights)
         return low if shift is None or not bool(shift.any()) else add_rows(low, shift, weight)
 

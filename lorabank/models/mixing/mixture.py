@@ -135,7 +135,7 @@ class Mixture:
         self.off()
         if bool((weights != 0).any()):
             for layer in self._layers.values():
-                layer.merge(weights.to(layer.factors.A.device))
+                layer.merge(weights)
         self._check_merged()
         self._state = weights.clone()
 
@@ -145,7 +145,7 @@ class Mixture:
         deltas: dict[str, Tensor] = {}
         for weights in parts:
             for name, layer in self._layers.items():
-                delta = layer.factors.delta(weights.to(layer.factors.A.device), matrix_of(layer.base))
+                delta = layer.factors.delta(weights, matrix_of(layer.base))
                 deltas[name] = deltas[name].add_(delta) if name in deltas else delta
         for name, delta in deltas.items():
             self._layers[name].merge_delta(delta)

@@ -26,6 +26,7 @@ from torch import Tensor
 from lorabank.algebra.factors import FactorShape, LoraFactors
 from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.core.errors import ConfigError
+from lorabank.models.mixing.slot_filling import SlotFiller
 
 MIB = 2**20
 
@@ -62,6 +63,7 @@ class ResidentStack:
         self.all_fit = slots.names == self.names
         self.moved = 0
         self._slot: OrderedDict[str, int] = OrderedDict()  # used longest ago first
+        self._filler = SlotFiller(slots)
 
     @classmethod
     def reserve(
@@ -196,13 +198,7 @@ class ResidentStack:
         else:
             _, k = self._slot.popitem(last=False)
             self.moved += 1
-        for module, slots in self.modules.items():
-            if not self.all_fit:
-                slots.clear(k)
-            if module in factors.A:
-                scaling = 1.0 if self.all_fit else factors.scaling[module]
-                gain = factors.gain.get(module)
-                slots.put(slots.first_row(k), factors.A[module], factors.B[module] * scaling, gain)
+        self._filler.fill(k, factors, shared=not self.all_fit)
         self._slot[name] = k
 
     def _check_fit(self, count: int) -> None:

@@ -160,8 +160,8 @@ def fold(model: nn.Module, *stacks: AdapterStack, beside: Sequence[Site] = ()) -
         total = weight.float()
         for stack in stacks:
             if name in stack.modules:
-                factors = stack.modules[name]
-                delta = factors.delta(torch.ones(len(stack.names), device=factors.A.device), weight).to(total)
+                factors = stack.modules[name].to(weight.device)
+                delta = factors.delta(torch.ones(len(stack.names)), weight).to(total)
                 for rows in kept:
                     delta[rows] = 0
                 total = total + delta

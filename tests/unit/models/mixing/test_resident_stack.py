@@ -12,6 +12,7 @@ from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import ConfigError
 from lorabank.models.mixing.mixture import Mixture
 from lorabank.models.mixing.resident_stack import ResidentStack
+from lorabank.models.mixing.slot_filling import SlotFiller
 
 SHAPES = {"0": (6, 8), "2": (5, 6)}
 SLOT = 4 * (3 * (6 + 8) + 2 * (5 + 6))  # rank 3 on "0", rank 2 on "2", float32
@@ -39,7 +40,7 @@ class Reader:
         self.asked.append(name)
         return self.adapters[name]
 
-    def stack(self, max_bytes: int | None) -> ResidentStack:
+    def stack(self, max_bytes: int | None, dtype: torch.dtype = torch.float32) -> ResidentStack:
         shapes = {
             name: {
                 module: FactorShape(*A.shape, factors.B[module].shape[0], factors.scaling[module])
@@ -47,7 +48,7 @@ class Reader:
             }
             for name, factors in self.adapters.items()
         }
-        return ResidentStack.reserve(shapes, self, device="cpu", dtype=torch.float32, max_bytes=max_bytes)
+        return ResidentStack.reserve(shapes, self, device="cpu", dtype=dtype, max_bytes=max_bytes)
 
 
 @pytest.fixture
@@ -167,3 +168,22 @@ def test_a_read_that_fails_leaves_the_slots_as_they_were(adapters, reader, monke
     assert stack.resident == ("a", "b")
     placed = stack.place(torch.tensor([1.0, 3.0, 0, 0]))
     torch.testing.assert_close(stack.modules["0"].delta(placed), delta(adapters, "0", [1.0, 3.0, 0, 0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("budget", [None, 2 * SLOT])
+def test_one_flat_copy_fills_a_slot_as_many_small_ones_do(adapters, reader, budget, dtype) -> None:
+    """The way of a GPU, on a CPU: what a slot held before leaves nothing."""
+    found, expected = (reader.stack(budget, dtype) for _ in range(2))
+    found._filler = SlotFiller(found.slots, flat=True)
+    expected._filler = SlotFiller(expected.slots, flat=False)
+    for stack in (found, expected):
+        for factors in stack.modules.values():
+            factors.A.fill_(7)
+            factors.B.fill_(7)
+    for weights in ([1.0, 0, 1.0, 0], [0, 1.0, 0, 1.0], [0, 1.0, 1.0, 0], [1.0, 1.0, 0, 0]):
+        for stack in (found, expected):
+            stack.place(torch.tensor(weights))
+        for module, factors in found.modules.items():
+            assert torch.equal(factors.A, expected.modules[module].A)
+            assert torch.equal(factors.B, expected.modules[module].B)
