@@ -36,6 +36,7 @@ BENCHMARKS = (
     "compression",
     "loading",
     "memory",
+    "training_memory",
     "scoring",
     "routing",
     "prefix",

@@ -16,10 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from benchmarks.harness import Result
 from benchmarks.models import RANK, minilm, query_and_value, random_stack
+from benchmarks.training_path import alive_storages
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.config import TrainConfig
 from lorabank.core.observer import SilentObserver
@@ -112,10 +111,4 @@ class _LiveTensors(SilentObserver):
 
     def advance(self, done: int, values: Mapping[str, float]) -> None:
         """After an optimizer step: the bytes of all storages, each counted once."""
-        gc.collect()
-        storages = {}
-        for thing in gc.get_objects():
-            if isinstance(thing, torch.Tensor) and thing.device.type != "meta":
-                storage = thing.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
-        self.most = max(self.most, sum(storages.values()))
+        self.most = max(self.most, sum(alive_storages().values()))
