@@ -40,7 +40,7 @@ class Reader:
         self.asked.append(name)
         return self.adapters[name]
 
-    def stack(self, max_bytes: int | None, dtype: torch.dtype = torch.float32) -> ResidentStack:
+    def stack(self, max_bytes: int | None, dtype: torch.dtype = torch.float32, device: str = "cpu") -> ResidentStack:
         shapes = {
             name: {
                 module: FactorShape(*A.shape, factors.B[module].shape[0], factors.scaling[module])
@@ -48,7 +48,7 @@ class Reader:
             }
             for name, factors in self.adapters.items()
         }
-        return ResidentStack.reserve(shapes, self, device="cpu", dtype=dtype, max_bytes=max_bytes)
+        return ResidentStack.reserve(shapes, self, device=device, dtype=dtype, max_bytes=max_bytes)
 
 
 @pytest.fixture
@@ -187,3 +187,16 @@ def test_one_flat_copy_fills_a_slot_as_many_small_ones_do(adapters, reader, budg
         for module, factors in found.modules.items():
             assert torch.equal(factors.A, expected.modules[module].A)
             assert torch.equal(factors.B, expected.modules[module].B)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("budget", [None, SLOT])
+def test_slots_of_a_gpu_hold_what_those_of_a_cpu_do(adapters, reader, budget) -> None:
+    found, expected = reader.stack(budget, torch.bfloat16, "cuda"), reader.stack(budget, torch.bfloat16)
+    for weights in ([1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0], [0, 1.0, 0, 0]):
+        for stack in (found, expected):
+            stack.place(torch.tensor(weights))
+        for module, factors in found.modules.items():
+            assert torch.equal(factors.A.cpu(), expected.modules[module].A)
+            assert torch.equal(factors.B.cpu(), expected.modules[module].B)
