@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +29,12 @@ from transformers import (
 )
 
 from benchmarks.models import ALPHA, RANK, random_stack
+from benchmarks.random_base import save_base
+from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
+from lorabank.models.bases.loading import describe_base
+from lorabank.models.bases.open_base import OpenBase
+from lorabank.models.bases.resolving import resolve_base
 from lorabank.models.bases.targets import find_targets
 
 
@@ -80,16 +86,24 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
 class Sizes:
     """How much work a part does: the numbers that count, or as little as shows that it runs."""
 
-    tokens: tuple[int, ...]
+    tokens: int
     row: int
+    steps: int
     earlier: tuple[int, ...]
+    adapters: tuple[int, ...]
     batches: tuple[int, ...]
     new_tokens: int
+    texts: int
     rounds: int
 
 
-LARGE = Sizes(tokens=(4096, 16384), row=512, earlier=(1, 15, 50), batches=(1, 8, 64), new_tokens=32, rounds=7)
-SMALL = Sizes(tokens=(8, 16), row=4, earlier=(1, 2), batches=(1, 3), new_tokens=2, rounds=2)
+LARGE = Sizes(
+    tokens=4096, row=512, steps=16, earlier=(1, 50), adapters=(15, 50), batches=(1, 8, 64), new_tokens=16, texts=256,
+    rounds=7,
+)  # fmt: skip
+SMALL = Sizes(
+    tokens=32, row=16, steps=3, earlier=(1, 2), adapters=(2,), batches=(1, 3), new_tokens=2, texts=8, rounds=2
+)  # fmt: skip
 
 
 def sizes(shape: str) -> Sizes:
@@ -100,11 +114,20 @@ def sizes(shape: str) -> Sizes:
 def random_model(shape: str, device: str) -> PreTrainedModel:
     """A language model of a shape, frozen and in eval mode, with weights drawn on the device."""
     torch.manual_seed(0)
+    return _model(shape, device, dtype(device)).requires_grad_(False).eval()
+
+
+def shell(shape: str) -> PreTrainedModel:
+    """The same without memory for its weights."""
+    return _model(shape, "meta", torch.float32)
+
+
+def _model(shape: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
     config = SHAPES[shape]()
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device(device):
-        model: PreTrainedModel = auto.from_config(config, dtype=dtype(device))
-    return model.requires_grad_(False).eval()
+        model: PreTrainedModel = auto.from_config(config, dtype=dtype)
+    return model
 
 
 def dtype(device: str) -> torch.dtype:
@@ -136,6 +159,24 @@ def peft_twin(model: PreTrainedModel, count: int, dropout: float = 0.0) -> PeftM
     for number in range(1, count):
         wrapped.add_adapter(str(number), config)
     return wrapped
+
+
+def saved_base(shape: str, device: str, folder: Path) -> OpenBase:
+    """The model of `random_model` with a tokenizer as a base on disk; written once for all parts in the folder."""
+    path = folder / shape
+    if not path.exists():
+        unfinished = folder / f"{shape}.unfinished"
+        save_base(random_model(shape, device), unfinished)
+        unfinished.rename(path)
+    return OpenBase(describe_base(resolve_base(str(path))))
+
+
+def adapter_of(shapes: Mapping[str, tuple[int, int]]) -> LoraFactors:
+    """A random adapter in float32 on the CPU, of modules of the shapes ``(d_out, d_in)``."""
+    generator = torch.Generator().manual_seed(2)
+    A = {name: torch.randn(RANK, d_in, generator=generator) / d_in**0.5 for name, (_, d_in) in shapes.items()}
+    B = {name: torch.randn(d_out, RANK, generator=generator) * 1e-3 for name, (d_out, _) in shapes.items()}
+    return LoraFactors(A, B, dict.fromkeys(shapes, ALPHA / RANK))
 
 
 def prompts(model: PreTrainedModel, rows: int, tokens: int) -> dict[str, Tensor]:

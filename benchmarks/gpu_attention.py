@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,17 +21,17 @@ from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.models.gates.attention import Selector
 from lorabank.models.mixing.mixture import Mixture
 
-BAR = 0.25
+BAR = 0.10
 ROWS = 8
 
 
 @torch.inference_mode()
-def measure(device: str, shape: str) -> list[Result]:
+def measure(device: str, shape: str, folder: Path) -> list[Result]:
     """Each number of adapters above one; both forms have the same selector."""
     work, model = sizes(shape), random_model(shape, device)
     inputs = prompts(model, ROWS, work.row)
     results = []
-    for count in work.earlier[1:]:
+    for count in work.adapters:
         stack = adapters(model, count)
         selector = _selector(stack)
         attended, loop = twin(model), twin(model)

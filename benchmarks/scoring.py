@@ -8,7 +8,7 @@ logits for all tokens, as a transformers model does when nothing else is asked o
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,8 +33,9 @@ def measure() -> list[Result]:
     """With a state per row (the whole prompt in one pass), and with one state for all (the instruction once)."""
     model = language_model()
     prompts = random_prompts(ROWS)
+    lengths = [len(prompt) for prompt in prompts]
     forms = {
-        "plain": lambda: plain_scores(model, prompts, LABELS, BATCH_SIZE),
+        "plain": lambda: plain_scores(model, prompts, LABELS, row_batches(model, lengths, BATCH_SIZE)),
         "tree": lambda: tree_scores(model, prompts, share_prefix=False),
         "shared": lambda: tree_scores(model, prompts, share_prefix=True),
     }
@@ -76,11 +77,11 @@ def random_prompts(rows: int) -> list[list[int]]:
 
 @torch.inference_mode()
 def plain_scores(
-    model: PreTrainedModel, prompts: Sequence[list[int]], labels: Sequence[list[int]], batch_size: int
+    model: PreTrainedModel, prompts: Sequence[list[int]], labels: Sequence[list[int]], batches: Iterable[Sequence[int]]
 ) -> list[list[float]]:
-    """Sums of log p ``[n][L]``: one forward pass over prompt and label for each label."""
+    """Sums of log p ``[n][L]``: one forward pass over prompt and label for each label and batch of rows."""
     scores = torch.zeros(len(prompts), len(labels), dtype=torch.float64, device=model.device)
-    for rows in row_batches(model, [len(prompt) for prompt in prompts], batch_size):
+    for rows in batches:
         for column, label in enumerate(labels):
             ids = torch.tensor(label, device=model.device)[:, None]
             inputs = pad_batch(TOKENIZER, [prompts[i] + label for i in rows])

@@ -104,10 +104,19 @@ class Meter:
         return tensor
 
 
-def ours(base: OpenBase, rows: Rows, meter: Meter, earlier: AdapterStack | None = None, **settings: Any) -> Meter:
-    """Train an adapter with O-LoRA on top of earlier ones; ``settings`` are those of `TrainConfig`."""
+def ours(
+    base: OpenBase,
+    rows: Rows,
+    meter: Meter,
+    names: tuple[str, ...] = (),
+    earlier: Callable[[], AdapterStack] | None = None,
+    **settings: Any,
+) -> Meter:
+    """Train an adapter with O-LoRA on top of earlier ones, which are read when they are needed.
+
+    ``settings`` are those of `TrainConfig`.
+    """
     prompts, answers = rows.texts()
-    names = earlier.names if earlier else ()
     given = {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": DROPOUT, "epochs": 1, "save_steps": 10**6} | settings
     with tempfile.TemporaryDirectory() as work, meter.watching():
         job = TrainJob(
@@ -117,7 +126,7 @@ def ours(base: OpenBase, rows: Rows, meter: Meter, earlier: AdapterStack | None 
             texts=prompts,
             targets=answers,
             labels=(),
-            earlier=lambda: earlier,
+            earlier=earlier or (lambda: None),
             context=names,
             continued=None,
             work=Path(work),

@@ -7,7 +7,6 @@ import math
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +14,10 @@ import torch
 from benchmarks import __main__ as program
 from benchmarks.device import peft_twin, prompts, random_model, twin
 from benchmarks.harness import Result
+from benchmarks.part import in_own_process
 
 RESULTS = {
-    "gpu_step": 4,  # two numbers of earlier tasks, two of tokens
+    "gpu_step": 4,  # two numbers of earlier tasks, time and memory
     "gpu_decode": 8,  # two batch sizes, decoding and one pass, merged and mixed
     "gpu_attention": 1,
     "gpu_slots": 1,
@@ -35,8 +35,8 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("shape", ["tiny", "tiny-t5"])
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_part_runs_on_the_cpu(name: str, shape: str) -> None:
-    results = import_module(f"benchmarks.{name}").measure("cpu", shape)
+def test_a_part_runs_on_the_cpu(name: str, shape: str, tmp_path: Path) -> None:
+    results = import_module(f"benchmarks.{name}").measure("cpu", shape, tmp_path)
     assert len(results) == (0 if (name, shape) == ("gpu_scoring", "tiny-t5") else RESULTS[name])
     for result in results:
         numbers = [number for number in (result.value, result.peer, result.floor) if number is not None]
@@ -91,17 +91,40 @@ def test_what_cannot_run_is_refused(words, message, monkeypatch, capsys) -> None
 
 
 def test_a_part_that_fails_does_not_cost_the_others(monkeypatch, capsys, tmp_path: Path) -> None:
-    measured = Result("gpu_slots", "a slot", 1.5, 2.0, "x", {})
+    measured, asked = Result("gpu_slots", "a slot", 1.5, 2.0, "x", {"bytes": 3}), []
 
-    def out_of_memory(*given: str) -> list[Result]:
-        raise torch.OutOfMemoryError("out of memory")
+    def run(name: str, device: str, shape: str, folder: Path) -> list[Result]:
+        asked.append(name)
+        if name == "gpu_decode" and asked.count(name) == 1:
+            raise RuntimeError("it ended with exit code 1")
+        return {"gpu_slots": [measured], "gpu_decode": [replace(measured, benchmark=name)], "gpu_scoring": []}[name]
 
-    parts = {"gpu_decode": out_of_memory, "gpu_slots": lambda *given: [measured]}
-    monkeypatch.setattr(program, "import_module", lambda name: SimpleNamespace(measure=parts[name.split(".")[1]]))
+    monkeypatch.setattr(program, "in_own_process", run)
     file = tmp_path / "a.json"
-    words = ["--device", "cpu", "--shape", "tiny", "--only", "gpu_decode", "--only", "gpu_slots", "--json", str(file)]
+    only = [word for name in ("gpu_decode", "gpu_slots", "gpu_scoring") for word in ("--only", name)]
+    words = ["--device", "cpu", "--shape", "tiny", *only, "--json", str(file)]
     monkeypatch.setattr("sys.argv", ["benchmarks", *words])
     assert program.main() == 1
     assert "gpu_decode cpu tiny: failed" in capsys.readouterr().err
     assert [result["what"] for result in json.loads(file.read_text(encoding="utf-8"))["results"]] == ["a slot"]
     assert "| gpu_slots | a slot | 1.500 x |" in file.with_suffix(".md").read_text(encoding="utf-8")
+    # the same command again does what is left, and nothing else
+    assert program.main() == 0
+    assert asked == ["gpu_decode", "gpu_slots", "gpu_scoring", "gpu_decode"]
+    written = json.loads(file.read_text(encoding="utf-8"))
+    assert sorted(result["benchmark"] for result in written["results"]) == ["gpu_decode", "gpu_slots"]
+    assert program.main() == 0
+    assert len(asked) == 4
+    # of other libraries the numbers say nothing about these
+    written["environment"]["versions"]["torch"] = "0"
+    file.write_text(json.dumps(written), encoding="utf-8")
+    assert program.main() == 0
+    assert asked[4:] == ["gpu_decode", "gpu_slots", "gpu_scoring"]
+
+
+def test_a_part_has_a_process_of_its_own(tmp_path: Path) -> None:
+    (result,) = in_own_process("gpu_slots", "cpu", "tiny", tmp_path)
+    assert result.benchmark == "gpu_slots"
+    assert result.value > 0
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        in_own_process("gpu_slots", "cpu", "no-such-shape", tmp_path)
