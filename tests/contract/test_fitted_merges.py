@@ -23,6 +23,7 @@ from lorabank.compose.mergers.fitted import lorahub
 from lorabank.core.config import ComposeConfig, EvalConfig
 from lorabank.core.errors import ConfigError, MissingExtraError, NotFoundError
 from lorabank.data.formats.parquet import from_parquet
+from lorabank.data.rows import sample_rows
 from lorabank.workflows.results import ComposeResult
 from tests.contract.conftest import PLAIN, Lab
 
@@ -42,7 +43,7 @@ def merge(bank: Path, merger: str, *given: str, **config: Any) -> ComposeResult:
 class Plain:
     """The tasks of a bank by transformers, safetensors and autograd: delta weights, and the predictions of rows."""
 
-    def __init__(self, lab: Lab, bank: Path) -> None:
+    def __init__(self, lab: Lab, bank: Path, seed: int = 0) -> None:
         opened = Bank.open(bank)
         snapshot = opened.snapshot()
         self.kind, self.tasks = lab.kind, [task.name for task in snapshot.tasks]
@@ -53,7 +54,8 @@ class Plain:
             self.deltas[task.name] = _deltas(bank / "adapters" / digest)
             self.labels[task.name] = task.labels
             kept = from_parquet(opened.read_blob(snapshot.dataset(task.name, "calibration").blob))
-            self.rows[task.name] = list(zip(kept.texts, kept.labels, strict=True))[:ROWS]
+            few = sample_rows(kept, ROWS, seed)
+            self.rows[task.name] = list(zip(few.texts, few.labels, strict=True))
         self.modules = list(self.deltas[self.tasks[0]])
         from transformers import AutoTokenizer
 
@@ -116,7 +118,7 @@ def by_module(tensors: dict[str, Tensor], kind: str) -> Iterator[tuple[str, Tens
 def test_fisher_is_that_of_the_rows_with_labels_that_the_model_draws(copy, lab) -> None:
     bank = copy("isolated", 2)
     merge(bank, "fisher", f"rows={ROWS}", "floor=1e-3", seed=3)
-    plain, total, weighed = Plain(lab, bank), {}, {}
+    plain, total, weighed = Plain(lab, bank, seed=3), {}, {}
     for task in plain.tasks:
         generator = torch.Generator().manual_seed(3)
         weights = {name: value.requires_grad_(True) for name, value in plain.weights(task, {task: 1.0}).items()}
@@ -218,7 +220,7 @@ def test_lorahub_searches_in_its_box(copy, lab) -> None:
     bank = copy("isolated", 2)
     given = (f"rows={ROWS}", "budget=12", "bound=0.4", "penalty=0.3")
     told = merge(bank, "lorahub", *given, seed=5, batch_size=32).report
-    plain = Plain(lab, bank)
+    plain = Plain(lab, bank, seed=5)
     with torch.no_grad():
         loss = float(plain.loss(told["weights"])) + 0.3 * np.mean(np.abs([*told["weights"].values()]))
         start = float(plain.loss(dict.fromkeys(plain.tasks, 0.0)))

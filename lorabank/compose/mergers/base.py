@@ -89,7 +89,9 @@ class Sources:
     @property
     def rank(self) -> int:
         """The largest rank that an adapter has on a module, at least 1."""
-        return max(1, *(int(factors.owner.bincount().max()) for factors in self.stack.modules.values()))
+        return max(
+            (int(one.owner.bincount().max()) for one in self.stack.modules.values() if len(one.owner)), default=1
+        )
 
     def factors(self, task: str) -> LoraFactors:
         """The adapter of a task, in float64."""

@@ -16,6 +16,7 @@ from lorabank.core.commands import Command
 from lorabank.core.errors import NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.shelves import SUMMING
+from lorabank.data.rows import Rows, sample_rows
 from lorabank.models.gates.base import Gate
 from lorabank.models.mixing.runtime import Plan, Runtime
 
@@ -47,12 +48,9 @@ class KeptRows:
         """The members' names, in sequence order."""
         return tuple(self.members)
 
-    def first(self, limit: int) -> KeptRows:
-        """The same with at most so many rows of each task, the first ones."""
-        few = {
-            task: replace(member, texts=member.texts[:limit], targets=member.targets[:limit])
-            for task, member in self.members.items()
-        }
+    def sample(self, limit: int) -> KeptRows:
+        """The same with at most so many rows of each task, drawn by the seed; each label keeps its share."""
+        few = {task: _few(member, limit, self.seed) for task, member in self.members.items()}
         return replace(self, members=few)
 
     def batches(self, task: str) -> Iterator[tuple[int, Callable[[], Tensor]]]:
@@ -124,6 +122,13 @@ class KeptRows:
         if (task, what) not in self.measured:
             self.measured[task, what] = make()
         return self.measured[task, what]  # type: ignore[return-value]
+
+
+def _few(member: Member, limit: int, seed: int) -> Member:
+    lines = tuple(range(len(member.texts)))
+    rows = Rows(member.texts, member.targets, member.task, (), lines, free=not member.form.labels)
+    few = sample_rows(rows, limit, seed)
+    return replace(member, texts=few.texts, targets=few.labels)
 
 
 def check_kept(name: str, members: Sequence[Member]) -> None:

@@ -47,7 +47,9 @@ def trimmed(vector: Vector, modules: Sequence[str], density: float) -> Vector:
     if density == 1:
         return vector
     parts = [part for module in modules if (part := vector(module)) is not None]
-    magnitudes = torch.cat([part.abs().flatten() for part in parts]) if parts else torch.zeros(1)
+    magnitudes = torch.cat([part.abs().flatten() for part in parts]) if parts else torch.zeros(0)
+    if not len(magnitudes):
+        return vector
     kept = max(1, int(density * len(magnitudes)))
     least = magnitudes.kthvalue(len(magnitudes) - kept + 1).values
     del parts, magnitudes

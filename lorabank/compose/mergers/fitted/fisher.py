@@ -39,7 +39,7 @@ class Fisher(Merger):
 
     def merge(self, sources: Sources) -> DenseDelta:
         """Delta weights of full rank."""
-        kept = sources.kept.first(self.rows)
+        kept = sources.kept.sample(self.rows)
         weighed: dict[str, Tensor] = {}
         total: dict[str, Tensor] = {}
         for task in sources.tasks:

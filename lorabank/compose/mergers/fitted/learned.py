@@ -42,7 +42,7 @@ class Learned(Merger):
         """The weights, and the loss before and after."""
         if len(sources.tasks) == 1:
             return dict.fromkeys(sources.tasks, 1.0)
-        kept = sources.kept.first(self.rows)
+        kept = sources.kept.sample(self.rows)
         gate = StaticWeights(kept.runtime.stack.select(kept.adapters), self.start)
         losses = self._learn(kept, gate)
         place = [kept.adapters.index(adapter) for adapter in sources.adapters]

@@ -56,7 +56,7 @@ class LoRAHub(Merger):
         tasks = sources.tasks
         if len(tasks) == 1:
             return dict.fromkeys(tasks, 1.0)
-        kept = sources.kept.first(self.rows)
+        kept = sources.kept.sample(self.rows)
         draw = np.random.default_rng(kept.seed)
         options = {
             "bounds": [-self.bound, self.bound],

@@ -41,7 +41,7 @@ class RegMean(Merger):
 
     def merge(self, sources: Sources) -> LoraFactors | DenseDelta:
         """One adapter of the rank that all have together; delta weights of full rank where one has a row gain."""
-        kept = sources.kept.first(self.rows)
+        kept = sources.kept.sample(self.rows)
         inputs = {}
         for task in sources.tasks:
             inputs[task] = kept.measure(task, "inputs", partial(_inputs, kept, task, sources.modules))

@@ -50,7 +50,7 @@ class WeightSearch(Merger):
         Raises:
             DivergedError: No factor of the grid has a finite loss.
         """
-        kept = sources.kept.first(self.rows)
+        kept = sources.kept.sample(self.rows)
         factors = [self.low + (self.high - self.low) * i / (self.points - 1) for i in range(self.points)]
         curve: dict[float, float] = {}
         kept.observer.start(f"a factor for {len(kept.tasks)} adapters", self.points)

@@ -230,3 +230,30 @@ def test_two_tasks_may_share_an_adapter(merging) -> None:
     expected = {m: 4 * merging.dense("a")[m] + 2 * merging.dense("b")[m] for m in ("m", "n")}
     near({module: made.delta(module).double().numpy() for module in made.A}, expected)
     assert torch.equal(sources.factors("again").A["m"], sources.factors("a").A["m"])
+
+
+EVERY = sorted(name for name in MERGERS if not MERGERS.load(name).fitted)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_adapters_that_change_nothing_make_a_merge_that_changes_nothing(alike, name: str) -> None:
+    shared = alike.adapters["a"].A  # of one A, for the merger that needs that
+    for task, factors in alike.adapters.items():
+        zero = {module: torch.zeros_like(b) for module, b in factors.B.items()}
+        alike.adapters[task] = LoraFactors(shared, zero, factors.scaling)
+    for delta in alike.merge(name).values():
+        np.testing.assert_array_equal(delta, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("weighted", {}), ("svd", {}), ("byom", {"rank": 6}), ("ties", {"density": 1.0}), ("dare", {"drop": 0.0})],
+)
+def test_an_adapter_may_have_a_row_gain_alone(merging, name: str, settings) -> None:
+    a = merging.adapters["a"]
+    gain = {"m": torch.linspace(0.5, 1.5, 6)}
+    zero = {module: torch.zeros_like(b) for module, b in a.B.items()}
+    merging.adapters["a"] = LoraFactors(a.A, zero, a.scaling, gain)
+    made = merging.merge(name, "a", **settings)
+    np.testing.assert_allclose(made["m"], merging.dense("a")["m"], atol=1e-6)
+    assert "n" not in made or not made["n"].any()

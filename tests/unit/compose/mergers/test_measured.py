@@ -23,7 +23,7 @@ class Measured:
     def __init__(self, facts: dict[str, Any]) -> None:
         self.facts = facts
 
-    def first(self, limit: int) -> Measured:
+    def sample(self, limit: int) -> Measured:
         return self
 
     def measure(self, task: str, what: str, make: Callable[[], Any]) -> Any:
