@@ -114,7 +114,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = setting(1, "Batches of one optimizer step.", ge=1)
     learning_rate: float = setting(1e-3, "Learning rate of AdamW.", gt=0)
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "What the learning rate does over the steps: stays (O-LoRA), or falls to 0."
+        "constant", "Learning-rate schedule: constant (O-LoRA), or linear or cosine decay to 0."
     )
     weight_decay: float = setting(0.0, "AdamW's weight decay.", ge=0)
     max_grad_norm: float = setting(1.0, "Gradient clipping; 0 for none.", ge=0)

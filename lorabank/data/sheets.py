@@ -133,7 +133,7 @@ def _origin(renames: Sequence[str]) -> dict[str, str]:
         old, _, new = (part.strip() for part in rename.partition("="))
         if not old or not new:
             raise ConfigError(
-                f"--map {rename!r} renames nothing",
+                f"--map must have the form old=new; got {rename!r}",
                 unchanged=UNCHANGED,
                 hint="write --map old=new, once for each column",
             )

@@ -182,5 +182,5 @@ def score_cell(
 
 
 def at(record: EvaluationRecord, subject: Subject, stage: int, task: TaskRecord) -> EvaluationRecord:
-    """A stored cell where it was asked for: equal states share one, and routed tasks with equal rows."""
+    """A stored cell where it was asked for. Equal states share one, as do routed tasks with equal rows."""
     return record._replace(subject=subject.name, stage=stage, task=task.name, task_id=subject.task_id)

@@ -1,9 +1,9 @@
 """PEFT folders from elsewhere, judged before anything is built from them.
 
-Trusted is nothing: a config can ask for other weights, other code or endless patterns, and a tensor file can bring
-tensors that PEFT would load over the base model's own. So the config counts field by field, the set of tensors must be
-exactly that of a plain LoRA or DoRA adapter, with a head if it is a classifier's, and what passes is written anew in
-lorabank's own form. `lorabank.exchange.fit_check` compares it with the base model.
+Nothing here is trusted: a config can ask for other weights, other code or endless patterns, and a tensor file can
+bring tensors that PEFT would load over the base model's own. So the config counts field by field, the set of tensors
+must be exactly that of a plain LoRA or DoRA adapter, with a head if it is a classifier's, and what passes is written
+again in lorabank's own form. `lorabank.exchange.fit_check` compares it with the base model.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class _Reader:
         for name, variant in variants.items():
             self.problems += set_problems(name, variant.config.set)
         self.problems += composition_problems(compositions, [one.wrong for one in made], settings.strategies)
-        self.problems += [f"[tasks.{name}] names no data" for name, task in tasks.items() if "data" not in task.given]
+        self.problems += [f"[tasks.{name}] gives no data" for name, task in tasks.items() if "data" not in task.given]
         if self.problems:
             raise ConfigError(f"{self.file}: {joined(self.problems)}", unchanged=_UNCHANGED)
         return SequenceConfig(

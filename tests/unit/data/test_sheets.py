@@ -102,9 +102,9 @@ def test_a_new_name_that_is_taken_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("renames", "problem"),
     [
-        (("text",), "renames nothing"),
-        (("=text",), "renames nothing"),
-        (("body= ",), "renames nothing"),
+        (("text",), "must have the form old=new"),
+        (("=text",), "must have the form old=new"),
+        (("body= ",), "must have the form old=new"),
         (("body=a", "body=b"), "the column 'body' is renamed twice"),
         (("body=a", "kind=a"), "the column 'a' is given as a new name twice"),
     ],
