@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from hashlib import sha256
@@ -26,6 +27,7 @@ from lorabank.models.mixing.mixture import Mixture
 from lorabank.models.mixing.places import UnplacedError
 from lorabank.models.mixing.prefix import FrozenPrefix
 from lorabank.models.mixing.resident_stack import ResidentStack
+from lorabank.models.mixing.row_prefix import RowPrefix
 from lorabank.models.tasks.batches import Enter
 from lorabank.models.tasks.padding import padding_of
 
@@ -80,7 +82,8 @@ class Runtime:
         stack: Every adapter that may answer, in memory or read when it is needed.
         answerer: Asks the model, made for the same base.
         batch_size: Texts of a forward pass for features.
-        reuse_prefix: Keep what the layers below all adapters give, for texts that are answered in several states.
+        reuse_prefix: Keep what the layers below all adapters give, for texts that are answered in several states;
+            else it is kept from a text's feature to its answer.
         notice: Gets what the user should know of how texts are answered.
     """
 
@@ -100,6 +103,7 @@ class Runtime:
         self.batch_size = batch_size
         self.mixture = Mixture(base.model, self.stack.slots)
         self.notice, self._told = notice, False
+        self._prefix = None if reuse_prefix else RowPrefix(base.model, stack.modules)
         if reuse_prefix:
             FrozenPrefix(base.model, stack.modules)
         self.forget_features()
@@ -120,7 +124,7 @@ class Runtime:
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._features}
         if keys and not new:
             return np.stack([self._features[key] for key in keys])
-        with self.mixture.bare():
+        with self.mixture.bare(), self._prefix.keeping() if self._prefix else nullcontext():
             rows = extract_features(
                 self.base.model,
                 self.base.tokenizer,
@@ -144,6 +148,8 @@ class Runtime:
         """Keep no features of texts that will not come again."""
         self._features: dict[tuple[int, bytes], NDArray[np.float32]] = {}
         self._free = FEATURE_BYTES
+        if self._prefix:
+            self._prefix.forget()
 
     def enter(self, plan: Plan) -> None:
         """Put the model into a state that is the same for all texts."""
