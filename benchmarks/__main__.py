@@ -47,6 +47,9 @@ BENCHMARKS = (
     "prefix",
     "matrix",
     "scale",
+    "add_task",
+    "predict",
+    "threads",
 )
 ON_DEVICE = ("gpu_step", "gpu_decode", "gpu_attention", "gpu_slots", "gpu_scoring")
 SHAPES = ("t5-large", "llama-1b", "qwen2.5-7b", "llama-8b", "tiny", "tiny-t5")
