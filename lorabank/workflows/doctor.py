@@ -85,7 +85,7 @@ def _devices() -> str:
         import torch
     except Exception as error:  # a broken installation is what a doctor must be able to tell
         return f"torch cannot be imported: {type(error).__name__}: {error}"
-    threads = f"cpu ({torch.get_num_threads()} threads)"
+    threads = f"cpu ({torch.get_num_threads()} threads, OMP_NUM_THREADS sets how many)"
     if not torch.cuda.is_available():
         return f"{threads}, no CUDA"
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
