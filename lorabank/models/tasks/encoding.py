@@ -121,7 +121,7 @@ def budget_batches(
     Args:
         order: Row numbers, by falling width.
         widths: Tokens of each row.
-        tokens: Most tokens of a batch, unless it has one row.
+        tokens: Maximum tokens of a batch, unless it has one row.
         equal: A batch holds rows of one width only.
     """
     batches: list[list[int]] = []

@@ -90,7 +90,7 @@ def prompt_batches(
         model: A causal language model.
         lengths: Tokens of each prompt.
         batch_size: Prompts of a batch.
-        tokens: Most tokens of a batch, padding included, in place of ``batch_size`` (a batch has one row at least).
+        tokens: Maximum tokens of a batch, padding included, in place of ``batch_size`` (a batch has one row at least).
         more: Tokens that each row has beyond its prompt.
     """
     several = len(lengths) > 1 and (batch_size > 1 or tokens is not None)
