@@ -32,7 +32,7 @@ def kmeans(rows: Rows, clusters: int, seed: int) -> Rows:
     """
     mean = rows.mean(0)
     rows = rows - mean  # distances keep more digits near the origin
-    squares = np.einsum("nd,nd->n", rows, rows)
+    squares = np.einsum("ij,ij->i", rows, rows)
     tolerance = _TOLERANCE * float(np.var(rows, axis=0).mean())
     random = np.random.RandomState(seed)
     best: tuple[float, Labels, Rows] | None = None
@@ -65,7 +65,7 @@ def _drawn(rows: Rows, squares: Rows, clusters: int, random: np.random.RandomSta
 
 def _distances(centres: Rows, rows: Rows, squares: Rows) -> Rows:
     """Squared distances ``[k, n]``."""
-    found = -2 * (centres @ rows.T) + np.einsum("kd,kd->k", centres, centres)[:, None] + squares
+    found = -2 * (centres @ rows.T) + np.einsum("ij,ij->i", centres, centres)[:, None] + squares
     return np.asarray(np.maximum(found, 0))
 
 
@@ -86,7 +86,7 @@ def _lloyd(rows: Rows, centres: Rows, tolerance: float) -> tuple[Rows, Labels]:
 
 
 def _nearest(rows: Rows, centres: Rows) -> Labels:
-    return np.asarray((np.einsum("kd,kd->k", centres, centres) - 2 * (rows @ centres.T)).argmin(1))
+    return np.asarray((np.einsum("ij,ij->i", centres, centres) - 2 * (rows @ centres.T)).argmin(1))
 
 
 def _means(rows: Rows, labels: Labels, centres: Rows) -> Rows:
