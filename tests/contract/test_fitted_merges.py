@@ -24,8 +24,10 @@ from lorabank.core.config import ComposeConfig, EvalConfig
 from lorabank.core.errors import ConfigError, MissingExtraError, NotFoundError
 from lorabank.data.formats.parquet import from_parquet
 from lorabank.data.rows import sample_rows
+from lorabank.models.bases.open_base import OpenBase
+from lorabank.workflows.assemble import RuntimeSettings, load_runtime
 from lorabank.workflows.results import ComposeResult
-from tests.contract.conftest import PLAIN, Lab
+from tests.contract.conftest import KINDS, PLAIN, Lab
 
 ROWS = 6
 
@@ -113,6 +115,18 @@ def stored(bank: Path, stage: int) -> dict[str, Tensor]:
 
 def by_module(tensors: dict[str, Tensor], kind: str) -> Iterator[tuple[str, Tensor]]:
     return ((name.removeprefix(kind), tensor) for name, tensor in tensors.items() if name.startswith(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_s_loss_is_the_mean_cross_entropy_of_its_predictions(make_lab, kind: str) -> None:
+    bank = Bank.open(make_lab(kind).bank("isolated", 1))
+    snapshot = bank.snapshot()
+    settings = RuntimeSettings(device="cpu", dtype="float32", batch_size=4)
+    runtime = load_runtime(bank, snapshot, OpenBase(snapshot.base), settings)
+    for text, label in (("a b c", "part0"), ("x", "part1")):
+        logits, labels = runtime.predictions(text, label, 0)
+        assert logits.shape == (len(labels), logits.shape[1])
+        torch.testing.assert_close(F.cross_entropy(logits, labels), runtime.loss([text], [label], 0))
 
 
 def test_fisher_is_that_of_the_rows_with_labels_that_the_model_draws(copy, lab) -> None:
