@@ -65,3 +65,8 @@ def compress_dense(dense: DenseDelta, max_rank: int) -> Compressed:
         total = float(s.norm())
         errors[module] = float(s[max_rank:].norm()) / total if total > 0 else 0.0
     return Compressed(LoraFactors(A, B, dict.fromkeys(A, 1.0)), errors)
+
+
+def cut_to_rank(made: LoraFactors | DenseDelta, max_rank: int) -> Compressed:
+    """The best approximation of rank ``max_rank``: `compress` or `compress_dense`."""
+    return compress_dense(made, max_rank) if isinstance(made, DenseDelta) else compress(made, max_rank)

@@ -2,7 +2,8 @@
 
 As a gate does (`lorabank.compose.gated`), a merger that is fitted gets a result for every stage, over the members that
 the stage knows, so that a matrix shows what was possible then. A stage that was left out is fitted when it is asked
-for, and kept.
+for, and kept. Delta weights of full rank are as large as the weights that are adapted; with ``max_rank`` they are
+stored as they are cut.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from lorabank.algebra.compress import compress_dense
+from lorabank.algebra.factors import DenseDelta
 from lorabank.algebra.stack import AdapterStack
 from lorabank.compose.base import Member, known
 from lorabank.compose.mergers.base import Merge, Merger, Sources, Told
@@ -55,7 +58,6 @@ class FittedMerges:
         merger: It with its settings.
         fitting: Batch size and seed.
         runtime: The model.
-        weight: Module name to the untouched base's weight ``[d_out, d_in]``, on the CPU.
         objects: Role to what is stored; results that were missing are put into it.
     """
 
@@ -65,22 +67,21 @@ class FittedMerges:
         merger: Merger,
         fitting: ComposeConfig,
         runtime: Callable[[], Runtime],
-        weight: Callable[[str], Tensor],
         objects: MutableMapping[str, bytes],
     ) -> None:
         self._name, self._merger, self._fitting = name, merger, fitting
-        self._runtime, self._weight, self._objects = runtime, weight, objects
+        self._runtime, self._objects = runtime, objects
 
     @property
     def parameters(self) -> dict[str, Any]:
         """How they are fitted, as JSON values."""
         return {name: getattr(self._fitting, name) for name in _FITTING}
 
-    def fit(self, members: Sequence[Member], observer: Observer) -> Mapping[str, Any]:
+    def fit(self, members: Sequence[Member], observer: Observer) -> Told:
         """Fit every stage of the members, or the last one (``stages`` of the settings).
 
         Returns:
-            What the merger tells of the last stage.
+            What the merger found for the last stage, uncut.
 
         Raises:
             NotFoundError: A member kept no rows.
@@ -90,11 +91,10 @@ class FittedMerges:
         if self._fitting.stages == "last":
             stages = stages[-1:]
         measured: dict[tuple[str, str], object] | None = {} if len(stages) > 1 else None
-        told: Told | None = None
         for stage in stages:
             told = self._found(known(members, stage), observer, measured)
-            self._objects[_role(stage)] = save_tensors(merge_tensors(told.merge, _tasks(known(members, stage))))
-        return told.report if told else {}
+            self._objects[_role(stage)] = self._stored(told.merge, known(members, stage))
+        return told
 
     def at(self, members: Sequence[Member]) -> Merge:
         """The result over the members that a stage knows: as stored, or fitted now and kept.
@@ -113,9 +113,9 @@ class FittedMerges:
         sampled = [_with_samples(member) for member in members]
         check_kept(self._name, sampled)
         with torch.inference_mode(False), torch.enable_grad():
-            made = self._found(sampled, SilentObserver(), None).merge
-        self._objects[late] = save_tensors(merge_tensors(made, _tasks(members)))
-        return made
+            data = self._stored(self._found(sampled, SilentObserver(), None).merge, members)
+        self._objects[late] = data
+        return merge_of(load_tensors(data), _tasks(members))
 
     def identity(self, members: Sequence[Member]) -> Any:
         """What decides the result: its digest, or what it will be fitted from."""
@@ -123,6 +123,15 @@ class FittedMerges:
         if role in self._objects:
             return hashlib.sha256(self._objects[role]).hexdigest()
         return [self.parameters, [member.lasting for member in members]]
+
+    def _stored(self, made: Merge, members: Sequence[Member]) -> bytes:
+        if isinstance(made, DenseDelta) and self._merger.max_rank is not None:
+            made = compress_dense(made, self._merger.max_rank).factors
+        data: bytes = save_tensors(merge_tensors(made, _tasks(members)))
+        return data
+
+    def _weight(self, module: str) -> Tensor:
+        return self._runtime().mixture.base_weight(module).cpu()
 
     def _found(
         self, members: Sequence[Member], observer: Observer, measured: dict[tuple[str, str], object] | None

@@ -19,13 +19,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lorabank.algebra.compress import Compressed, compress, compress_dense
+from lorabank.algebra.compress import cut_to_rank
 from lorabank.algebra.distance import distance_from_sum
 from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.compose.base import Fitted, Member, chosen_method, known, state_weights, stored_method
 from lorabank.compose.fitted_merges import FittedMerges, fitting_of
-from lorabank.compose.mergers.base import ByModule, Merger, Sources, Told
+from lorabank.compose.mergers.base import ByModule, Merge, Merger, Sources, Told
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import GateError, NotFoundError
 from lorabank.core.observer import Observer
@@ -44,8 +44,7 @@ class Merged:
         merger: It with its settings; the result is cut to its ``max_rank``.
         members: The tasks.
         runtime: Gives the adapters and the base's weights.
-        fitting: Of a merger that is fitted: how.
-        objects: Of such a merger: what was fitted, and where a stage that is missing is kept.
+        fits: Of a merger that is fitted: what it found.
     """
 
     routed: ClassVar[bool] = False
@@ -57,16 +56,13 @@ class Merged:
         merger: Merger,
         members: Sequence[Member],
         runtime: Callable[[], Runtime],
-        fitting: ComposeConfig | None = None,
-        objects: MutableMapping[str, bytes] | None = None,
+        fits: FittedMerges | None = None,
     ) -> None:
         self.members = members
         self._name = name
         self._merger = merger
         self._runtime = runtime
-        self._fits = FittedMerges(
-            name, merger, fitting or ComposeConfig(), runtime, self._weight_on_cpu, {} if objects is None else objects
-        )
+        self._fits = fits
         self._planned: tuple[int, Plan] | None = None
 
     @classmethod
@@ -86,19 +82,23 @@ class Merged:
         merger.check(tasks)
         _check_facts(config.merger, merger, members)
         objects: dict[str, bytes] = {}
-        composed = cls(config.merger, replace(merger, max_rank=None), members, runtime, config, objects)
-        told = composed._fits.fit(members, observer) if merger.fitted else {}
+        fits = FittedMerges(config.merger, merger, config, runtime, objects) if merger.fitted else None
+        told = fits.fit(members, observer) if fits else None
+        composed = cls(config.merger, replace(merger, max_rank=None), members, runtime, fits)
         if any(member.texts for member in members):
             _try_out(composed, runtime())
         stack = AdapterStack.build({member.adapter: member.factors() for member in members})
-        weight = composed._weight_on_cpu  # where the stack is
-        made, weights = composed._merged(members[-1].position, stack, weight)
+
+        def weight(module: str) -> Tensor:
+            return composed._weight(module).cpu()  # where the stack is
+
+        made, weights = composed._merged(members[-1].position, stack, weight, told and told.merge)
         parameters = {"merger": config.merger, **merger.parameters()}
-        if merger.fitted:
-            parameters |= {**composed._fits.parameters, **told}
+        if fits and told:
+            parameters |= {**fits.parameters, **told.report}
         report = {}
         if merger.max_rank is not None:
-            cut = _cut(made, merger.max_rank)
+            cut = cut_to_rank(made, merger.max_rank)
             made, report["relative_error"] = cut.factors, dict(cut.relative_error)
         by_adapter = _by_adapter(members, weights)
         exact = torch.tensor([by_adapter[name] for name in stack.names], dtype=torch.float64)
@@ -107,7 +107,7 @@ class Merged:
         parameters |= {name: dict(values) for name, values in report.items()}
         if config.tolerance is not None:
             parameters["tolerance"] = config.tolerance
-        return Fitted(parameters, objects, {**told, **report}, scored=config.scores)
+        return Fitted(parameters, objects, {**(told.report if told else {}), **report}, scored=config.scores)
 
     @classmethod
     def load(
@@ -120,7 +120,10 @@ class Merged:
         """The stored settings; a record that names no merger is of a weighted sum, the first there was."""
         name = str(record.parameters.get("merger", ComposeConfig.merger))
         merger: Merger = stored_method(MERGERS, name, record).prepared([member.task for member in members])
-        return cls(name, merger, members, runtime, fitting_of(record.parameters) if merger.fitted else None, objects)
+        if not merger.fitted:
+            return cls(name, merger, members, runtime)
+        fits = FittedMerges(name, merger, fitting_of(record.parameters), runtime, objects)
+        return cls(name, merger, members, runtime, fits)
 
     def plan(self, stage: int, texts: Sequence[str]) -> Plan:
         """One constant state for all texts."""
@@ -135,7 +138,7 @@ class Merged:
             return Plan(weights=state_weights(stack.names, weights))
         made, _ = self._merged(stage, stack, self._weight)
         if self._merger.max_rank is not None:
-            return Plan(factors=_cut(made, self._merger.max_rank).factors)
+            return Plan(factors=cut_to_rank(made, self._merger.max_rank).factors)
         return Plan(dense=made) if isinstance(made, DenseDelta) else Plan(factors=made)
 
     def identity(self, stage: int) -> Any:
@@ -151,21 +154,18 @@ class Merged:
             name: _by_adapter(members, value) if isinstance(value, Mapping) else value
             for name, value in merger.parameters().items()
         }
-        fitted = [self._fits.identity(members)] if self._merger.fitted else []
+        fitted = [self._fits.identity(members)] if self._fits else []
         return ["merged", self._name, parameters, adapters, *([facts] if facts else []), *fitted]
 
     def as_adapter(self, stage: int, stack: AdapterStack, weight: Callable[[str], Tensor]) -> LoraFactors | None:
         """The state as one exact adapter; None where its delta weights have full rank."""
         made, _ = self._merged(stage, stack, weight)
         if self._merger.max_rank is not None:
-            return _cut(made, self._merger.max_rank).factors
+            return cut_to_rank(made, self._merger.max_rank).factors
         return None if isinstance(made, DenseDelta) else made
 
     def _weight(self, module: str) -> Tensor:
         return self._runtime().mixture.base_weight(module)
-
-    def _weight_on_cpu(self, module: str) -> Tensor:
-        return self._weight(module).cpu()
 
     def _weights(self, stage: int) -> dict[str, float] | None:
         """Weight by adapter; None where the merger gives something else, or has to read adapters for them."""
@@ -174,9 +174,15 @@ class Merged:
         return None if weights is None else _by_adapter(members, weights)
 
     def _merged(
-        self, stage: int, stack: AdapterStack | ResidentStack, weight: Callable[[str], Tensor]
+        self,
+        stage: int,
+        stack: AdapterStack | ResidentStack,
+        weight: Callable[[str], Tensor],
+        found: Merge | Told | None = None,
     ) -> tuple[LoraFactors | DenseDelta, Mapping[str, float]]:
         """What the merger makes of the members that a stage knows, and the weights of the sum that it is near.
+
+        ``found`` is what it has just found, uncut.
 
         Raises:
             DivergedError: It is not finite.
@@ -192,7 +198,8 @@ class Merged:
 
         adapters = [member.adapter for member in members]
         sources = Sources(tasks, adapters, read, weight, facts)
-        found = self._fits.at(members) if self._merger.fitted else self._merger.merge(sources)
+        if found is None:
+            found = self._fits.at(members) if self._fits else self._merger.merge(sources)
         made = found.merge if isinstance(found, Told) else found
         weights = made if isinstance(made, Mapping) else self._merger.near(tasks)
         if isinstance(made, ByModule):
@@ -217,10 +224,6 @@ def _by_adapter(members: Sequence[Member], weights: Mapping[str, float]) -> dict
     for member in members:
         state[member.adapter] = state.get(member.adapter, 0.0) + weights[member.task]
     return state
-
-
-def _cut(made: LoraFactors | DenseDelta, max_rank: int) -> Compressed:
-    return compress_dense(made, max_rank) if isinstance(made, DenseDelta) else compress(made, max_rank)
 
 
 def _check_facts(name: str, merger: Merger, members: Sequence[Member]) -> None:

@@ -307,3 +307,18 @@ def test_stages_measure_a_task_once(copy, monkeypatch) -> None:
     )
     merge(copy("isolated", 3), "fisher")
     assert measured == ["one", "two", "three"]
+
+
+def test_delta_weights_of_full_rank_are_stored_as_they_are_cut(copy) -> None:
+    bank = copy("isolated", 2)
+    whole = merge(bank, "fisher").report["distance"]
+    dense = dict(by_module(stored(bank, 2), "delta:"))
+    cut = merge(bank, "fisher", "max_rank=2", replace=True).report
+    tensors = stored(bank, 2)
+    assert not list(by_module(tensors, "delta:"))
+    for module, delta in dense.items():
+        u, s, vt = np.linalg.svd(delta.double().numpy())
+        found = tensors[f"B:{module}"] @ tensors[f"A:{module}"]
+        np.testing.assert_allclose(found, (u[:, :2] * s[:2]) @ vt[:2], atol=1e-6)
+        assert cut["relative_error"][module] == pytest.approx(np.sqrt(np.sum(s[2:] ** 2) / np.sum(s**2)), rel=1e-4)
+    assert cut["distance"].keys() == whole.keys()
