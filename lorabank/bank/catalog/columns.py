@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from lorabank.bank.catalog.checks import (
@@ -79,7 +80,18 @@ class Column(NamedTuple):
     words: tuple[str, ...] = ()
 
 
-class Described(NamedTuple):
+class _Described(NamedTuple):
+    """The fields of a table, which says what they are."""
+
+    shown: str
+    columns: Mapping[str, Column]
+    rules: Mapping[str, str] = {}
+    unique: tuple[str, ...] = ()
+    live: bool = False
+    indexes: tuple[tuple[str, ...], ...] = ()
+
+
+class Described(_Described):
     """A table.
 
     Attributes:
@@ -91,12 +103,11 @@ class Described(NamedTuple):
         indexes: Columns by which rows are looked for.
     """
 
-    shown: str
-    columns: Mapping[str, Column]
-    rules: Mapping[str, str] = {}
-    unique: tuple[str, ...] = ()
-    live: bool = False
-    indexes: tuple[tuple[str, ...], ...] = ()
+    @cached_property
+    def judged(self) -> list[tuple[str, Check, bool, Callable[[Any], Any] | None]]:
+        """Of each column that a record holds its name, ``check``, ``json`` and ``read``: thousands of rows ask."""
+        every = self.columns.items()
+        return [(name, one.check, one.json, one.read) for name, one in every if one.check is not None]
 
 
 def _text(check: Check | None = is_text, **options: Any) -> Column:
@@ -235,23 +246,21 @@ def sound(table: str, row: Mapping[str, Any]) -> dict[str, Any]:
         DamagedError: Naming the row and the column.
     """
     values = {}
-    shown, columns = TABLES[table][:2]
-    for name, column in columns.items():
-        if column.check is None:
-            continue
+    described = TABLES[table]
+    for name, check, json_text, read in described.judged:
         value = row[name]
         try:
-            if column.json:
-                value = _DECODER.decode(value)
-            good = column.check(value)
+            if json_text:
+                value = _parsed(value)
+            good = check(value)
         except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
             good = False
         if not good:
+            shown = str(row[described.shown])[:80]
             raise DamagedError(
-                f"bank.db: row {str(row[shown])[:80]!r} of {table}: its {name} cannot be {str(value)[:80]!r}",
-                commands=[VERIFY],
+                f"bank.db: row {shown!r} of {table}: its {name} cannot be {str(value)[:80]!r}", commands=[VERIFY]
             )
-        values[name] = column.read(value) if column.read else value
+        values[name] = read(value) if read else value
     return values
 
 
@@ -263,6 +272,14 @@ def fits(table: str, columns: Mapping[str, Any]) -> bool:
 
 def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is not a value")
+
+
+def _parsed(text: str) -> Any:
+    """JSON as lorabank writes it, with nothing around it."""
+    value, end = _DECODER.raw_decode(text)
+    if end < len(text):
+        raise ValueError("there is more")
+    return value
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.catalog.checks import answers_in_text
@@ -81,7 +82,7 @@ def in_order(rows: Iterable[Row], *columns: str) -> list[Row]:
         DamagedError: There are numbers and texts among them.
     """
     try:
-        return sorted(rows, key=lambda row: tuple(row[column] for column in columns))
+        return sorted(rows, key=itemgetter(*columns))
     except TypeError as error:
         message = f"bank.db: its rows cannot be put in the order of their {columns[-1]}"
         raise DamagedError(message, commands=[VERIFY]) from error
