@@ -62,14 +62,23 @@ class OrthogonalNormalized(WithNorm):
 
 
 class _CrossL1(torch.autograd.Function):
-    """``sum |previous new^T|`` with its gradient, while the earlier rows are in the cache."""
+    """``sum |previous new^T|`` with its gradient.
+
+    On a CPU one module comes after the other, so that the second product finds the earlier rows in the cache; a GPU
+    takes all modules at once.
+    """
 
     @staticmethod
     def forward(ctx: Any, previous: Tensor, new: Tensor) -> Tensor:
-        products = _cross(previous, new)
-        total = products.abs().sum()
-        ctx.save_for_backward(products.sign_().mT @ previous)
-        return total
+        products = new.new_empty(previous.shape[0], previous.shape[1], new.shape[1])
+        slope = torch.empty_like(new)
+        several = 1 if new.device.type == "cpu" else len(new)
+        blocks = (tensor.split(several) for tensor in (previous, new, products, slope))
+        for rows, own, product, part in zip(*blocks, strict=True):
+            torch.bmm(rows, own.mT, out=product)
+            torch.bmm(product.sign().mT, rows, out=part)
+        ctx.save_for_backward(slope)
+        return products.abs().sum()
 
     @staticmethod
     @once_differentiable
