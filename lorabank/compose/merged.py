@@ -203,6 +203,7 @@ class Merged:
         made = found.merge if isinstance(found, Told) else found
         weights = made if isinstance(made, Mapping) else self._merger.near(tasks)
         if isinstance(made, ByModule):
+            weights = made.mean(tasks)
             by_module = {
                 module: sources.over(dict(zip(tasks, own.tolist(), strict=True))).float()
                 for module, own in made.weights.items()

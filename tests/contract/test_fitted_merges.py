@@ -210,6 +210,10 @@ def test_learned_descends_on_the_kept_rows_of_all_tasks(copy, lab) -> None:
         own = stored(bank, 2)[f"weight:{module}"]
         np.testing.assert_allclose(own, [float(w[task][i].detach()) for task in plain.tasks], atol=1e-4)
     assert told["mean_weight"]["two"] == pytest.approx(float(w["two"].detach().mean()), abs=1e-4)
+    for i, module in enumerate(plain.modules):  # the distance is from the sum with each task's mean weight
+        mean = sum(w[task].detach().mean() * plain.deltas[task][module] for task in plain.tasks)
+        made = sum(w[task].detach()[i] * plain.deltas[task][module] for task in plain.tasks)
+        assert told["distance"][module] == pytest.approx(float((made - mean).norm() / mean.norm()), abs=1e-4)
 
 
 def test_weight_search_keeps_the_whole_curve(copy, lab) -> None:

@@ -25,6 +25,11 @@ class ByModule:
 
     weights: Mapping[str, Tensor]
 
+    def mean(self, tasks: Sequence[str]) -> dict[str, float]:
+        """Each task's mean over the modules."""
+        mean = torch.stack([own.double() for own in self.weights.values()]).mean(0)
+        return dict(zip(tasks, mean.tolist(), strict=True))
+
 
 Merge = Mapping[str, float] | ByModule | LoraFactors | DenseDelta
 """The result: a weight for each task, one for each module too, one adapter, or delta weights of full rank."""

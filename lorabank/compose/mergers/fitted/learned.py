@@ -47,20 +47,16 @@ class Learned(Merger):
         losses = self._learn(kept, gate)
         place = [kept.adapters.index(adapter) for adapter in sources.adapters]
         shared = torch.tensor([sources.adapters.count(adapter) for adapter in sources.adapters])
-        weights = {module: own.double()[place] / shared for module, own in gate.tensors().items()}
-        mean = torch.stack([*weights.values()]).mean(0)
-        report = {
-            "loss": {"first": losses[0], "last": losses[-1]},
-            "mean_weight": dict(zip(sources.tasks, mean.tolist(), strict=True)),
-        }
-        return Told(ByModule(weights), report)
+        made = ByModule({module: own.double()[place] / shared for module, own in gate.tensors().items()})
+        loss = {"first": losses[0], "last": losses[-1]}
+        return Told(made, {"loss": loss, "mean_weight": made.mean(sources.tasks)})
 
     def _learn(self, kept: KeptRows, gate: StaticWeights) -> list[float]:
         """The loss before each step and at the end."""
         optimizer = torch.optim.Adam(gate.parameters(), lr=self.learning_rate)
         parameters = list(gate.parameters())
         losses = []
-        kept.observer.start(f"weights of {len(kept.tasks)} adapters", self.steps)
+        kept.observer.start("weights by module", self.steps)
         try:
             with kept.under(gate), torch.enable_grad():
                 for step in range(self.steps + 1):

@@ -68,7 +68,7 @@ class LoRAHub(Merger):
         }
         search = _search()([0.0] * len(tasks), 0.5, options)
         best, least, done = dict.fromkeys(tasks, 0.0), math.inf, 0
-        kept.observer.start(f"weights of {len(tasks)} adapters", self.budget)
+        kept.observer.start("weights by task", self.budget)
         try:
             while done < self.budget:
                 tried = search.ask()[: self.budget - done]

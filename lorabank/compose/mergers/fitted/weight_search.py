@@ -53,7 +53,7 @@ class WeightSearch(Merger):
         kept = sources.kept.sample(self.rows)
         factors = [self.low + (self.high - self.low) * i / (self.points - 1) for i in range(self.points)]
         curve: dict[float, float] = {}
-        kept.observer.start(f"a factor for {len(kept.tasks)} adapters", self.points)
+        kept.observer.start("a factor of the sum", self.points)
         try:
             for done, factor in enumerate(factors, start=1):
                 with kept.summed(dict.fromkeys(kept.tasks, factor)):
