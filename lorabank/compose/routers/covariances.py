@@ -44,8 +44,11 @@ class Covariances:
         shrinkage: l.
         own: b.
 
+    Attributes:
+        keeps_factors: Whether a factor that was made stays, up to 256 MiB of them.
+
     Raises:
-        ConfigError: One has no inverse; found now where l is 0, which is the only way to it.
+        ConfigError: A covariance has no inverse, which is possible where l is 0 only, and then checked at once.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Covariances:
                 self.factor(t)
 
     def factor(self, task: int) -> Factor:
-        """The factor of one task; kept, up to 256 MiB, where ``keeps_factors`` says so."""
+        """The factor of one task."""
         from scipy.linalg.lapack import dpftrf
 
         if task in self._factors:

@@ -23,7 +23,7 @@ _FEW_TASKS = 16
 _FIRST = 2
 """Tasks with the highest bounds, whose scores say how high the others must reach."""
 
-_BLOCK = 1 << 20  # numbers of a block of bounds
+_BLOCK = 1 << 20  # numbers of a block of features, or of bounds
 
 _FACTORS, _BOUNDS = 150, 1500
 """How many texts could be scored among all tasks in the time that their factors take, and in that of their bounds."""
@@ -97,6 +97,7 @@ class GaussianRouter:
             self._linear(_shrunk(within, shrinkage), invertible=shrinkage > 0)
             return
         self._covariances = Covariances(scatters, rows, within, shrinkage, own_covariance)
+        self._covariances.keeps_factors = len(rows) <= _FEW_TASKS
         self._shortlist: Shortlist | None = None
         self._asked = 0
 
@@ -110,9 +111,12 @@ class GaussianRouter:
         rows = np.asarray(features, np.float64)
         if self._own == 0:
             return np.asarray(rows @ self._weights + self._offsets)
-        scores = np.empty((len(rows), len(self._means)))
-        for t in range(len(self._means)):
-            scores[:, t] = self._score(t, rows)
+        tasks, d = self._means.shape
+        scores = np.empty((len(rows), tasks))
+        step = max(1, _BLOCK // d)
+        for t in range(tasks):
+            for start in range(0, len(rows), step):
+                scores[start : start + step, t] = self._score(t, rows[start : start + step])
         return scores
 
     def rank(self, features: Floats) -> Ranked:
@@ -133,13 +137,12 @@ class GaussianRouter:
         if self._own == 0 or len(self._means) <= _FEW_TASKS:
             return None
         self._asked += _FACTORS + count
-        if self._shortlist is None and self._asked > _BOUNDS:
-            shared = self._covariances.shared()
-            if shared is None:
-                return None
-            whole = (self._covariances.whole(t) for t in range(len(self._means)))
-            self._shortlist = Shortlist(shared, whole, self._means)
+        if self._asked > _BOUNDS and not self._covariances.keeps_factors:
             self._covariances.keeps_factors = True
+            shared = self._covariances.shared()
+            if shared is not None:
+                whole = (self._covariances.whole(t) for t in range(len(self._means)))
+                self._shortlist = Shortlist(shared, whole, self._means)
         return self._shortlist
 
     def _score_likely(

@@ -11,6 +11,7 @@ import torch
 from sklearn.cluster import KMeans
 
 from lorabank.compose.routers import gaussian
+from lorabank.compose.routers.covariances import Covariances
 from lorabank.compose.routers.gaussian import GaussianRouter
 from lorabank.compose.routers.ranking import TIE
 from lorabank.compose.routers.statistics import TaskStatistics
@@ -130,6 +131,16 @@ def test_the_bounds_wait_for_enough_texts(monkeypatch: pytest.MonkeyPatch) -> No
     again = router.rank(tasks[0][:1])
     assert router._shortlist is made
     assert all(one.task == again.task and np.isclose(one.margin, again.margin) for one in single)
+
+
+def test_few_tasks_are_factored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session asks for one text after the other."""
+    tasks = likely(5, 50, 16, apart=0.5, seed=8)
+    router = GaussianRouter([statistics_of(task) for task in tasks], SHRINKAGE, 0.1)
+    expected = router.rank(tasks[3][:1])
+    monkeypatch.setattr(Covariances, "_packed", None)
+    again = router.rank(tasks[3][:1])
+    assert (again.task, again.margin) == (expected.task, expected.margin)
 
 
 def test_nothing_that_all_tasks_share_has_an_inverse(scored) -> None:
