@@ -38,7 +38,12 @@ def measure(device: str, shape: str, folder: Path) -> list[Result]:
         learnt = _rows(Path(place) / "learnt.jsonl", texts(TRAINED, WORDS, seed=2))
         held = _rows(Path(place) / "held.jsonl", asked)
         settings = TrainConfig(
-            data=str(learnt), eval_data=str(held), prompt_template="{text}", epochs=1.0, device=device, keep_samples=0
+            data=str(learnt),
+            eval_data=str(held),
+            set=("prompt_template={text}",),
+            epochs=1.0,
+            device=device,
+            keep_samples=0,
         )
         for task in ("first", "second"):
             session.add_task(task, settings, observer=SilentObserver())

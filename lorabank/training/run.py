@@ -31,6 +31,7 @@ from lorabank.models.finite import explained
 from lorabank.models.mixing.trial import try_base
 from lorabank.models.tasks.heads import Head, build_head, put_head
 from lorabank.models.tasks.padding import padding_of
+from lorabank.models.tasks.probing import undisturbed
 from lorabank.models.tasks.task_types import Examples, TaskType
 from lorabank.training.checkpoints import newest_checkpoint
 from lorabank.training.context import TrainContext
@@ -41,6 +42,7 @@ from lorabank.training.layers.layer import EffectiveWeights
 from lorabank.training.layers.live import Live
 from lorabank.training.layers.movement import Movement
 from lorabank.training.layers.shadows import Shadows
+from lorabank.training.layers.shared_input import share_inputs
 from lorabank.training.methods import chosen_methods
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.planning import planned_steps, resolve_penalties
@@ -206,6 +208,12 @@ def _batches(
         yield {name: tensor.to(base.model.device) for name, tensor in batch.items()}
 
 
+def _pass_one(task: MixedTask, base: LoadedBase, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The first row through the model, without a trace."""
+    with undisturbed(base.model):
+        task.loss(base.model, next(_batches(task, base, rows, 1, 1)))
+
+
 def _continued(job: TrainJob, earlier: AdapterStack | None, sites: Sequence[Site]) -> LoraFactors | None:
     """The factors by site of the adapter that is continued, checked against the settings."""
     if job.continued is None or earlier is None:
@@ -261,6 +269,8 @@ def _trainer(
     tokens = min(a_step / len(lengths), 1.0) * sum(lengths) / processes.count()
     layers, arguments = attached.layers.values(), _arguments(job, base.model.device)
     products = torch.bfloat16 if arguments.bf16 else resolve_dtype(config.base_dtype, base.model.device)
+    if products.itemsize < 4:
+        share_inputs(layers, partial(_pass_one, task, base, examples.rows))
     return AdapterTrainer(
         lengths=lengths,
         model=base.model,

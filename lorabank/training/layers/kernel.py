@@ -63,11 +63,11 @@ def lora_linear(
 
 
 def converted(factors: Factors, shadow: Factors | None, dtype: torch.dtype) -> Factors:
-    """The factors in the dtype of the products, without their graph."""
-    if shadow is not None and shadow[0].dtype == dtype:
-        return shadow
+    """The factors in the dtype of the products."""
     A, B = factors
-    return A.detach().to(dtype), B.detach().to(dtype)
+    if A.dtype == dtype:
+        return factors
+    return shadow if shadow is not None and shadow[0].dtype == dtype else (A.detach().to(dtype), B.detach().to(dtype))
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -34,6 +34,8 @@ class LoraLinear(WrappedLinear):
     Attributes:
         one_weight: Whether the output without dropout is that of one weight, ``W + s B A``.
         effective: That weight, of A and B as they are now (`EffectiveWeights`); None while W and the adapter answer.
+        shared: Computes the output, from the layer, its input and the dropout, together with layers that have the same
+            input (`lorabank.training.layers.shared_input`); None where the layer does it by itself.
         shadow: A and B as they are now in the dtype of the products (`lorabank.training.layers.shadows`), or None.
     """
 
@@ -52,6 +54,7 @@ class LoraLinear(WrappedLinear):
         self.dropout = dropout
         self.effective: Tensor | None = None
         self.shadow: tuple[Tensor, Tensor] | None = None
+        self.shared: Callable[[LoraLinear, Tensor, float], Tensor] | None = None
         A, B, gain = factors
         self.lora_A, self.lora_B = _leaf(A), _leaf(B)
         self.lora_gain = None if gain is None else _leaf(gain)
@@ -68,6 +71,8 @@ class LoraLinear(WrappedLinear):
         if self.effective is not None:
             return effective_linear(x, self.effective, b, A, B, s)
         p = self.dropout if self.training else 0.0
+        if self.shared is not None:
+            return self.shared(self, x, p)
         if self.lora_gain is not None:
             return gained_linear(x, W, b, self.lora_gain + self._shift, A, B, self._past, s, p, self.shadow)
         return lora_linear(x, W, b, A, B, s, p, self.shadow)

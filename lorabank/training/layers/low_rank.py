@@ -53,15 +53,21 @@ class LowRank(NamedTuple):
 
     def add(self, y: Tensor, rows: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor | None, Tensor]:
         """Add the part to ``y [n, d_out]``; gives the mask ``[n, d_in]`` and h for `gradients`."""
-        kept, mask = rows.to(self.dtype), None
-        if self.p and self.typed:
-            kept, mask = torch.ops.aten.native_dropout(kept, self.p, True)
-        elif self.p:
-            mask = keep_mask(rows, self.p)
-            kept = kept * mask
+        kept, mask = self.drop(rows)
         h = self._thin(kept, A.mT)
         y.addmm_(h, B.mT, alpha=self._alpha)
         return mask, h
+
+    def drop(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """M(x) with a new mask, and the mask; None where nothing is dropped."""
+        kept = rows.to(self.dtype)
+        if not self.p:
+            return kept, None
+        if self.typed:
+            found: tuple[Tensor, Tensor] = torch.ops.aten.native_dropout(kept, self.p, True)
+            return found
+        mask = keep_mask(rows, self.p)
+        return kept * mask, mask
 
     def gradients(
         self,
@@ -79,9 +85,9 @@ class LowRank(NamedTuple):
         grad_A = grad_B = None
         u = self._thin(g, B) if of_A or grad_x is not None else None
         if of_A and u is not None:
-            grad_A = self._wide(u.mT, self._masked(rows.to(self.dtype), mask))
+            grad_A = self.scaled(u.mT, self.masked(rows.to(self.dtype), mask))
         if of_B and h is not None:
-            grad_B = self._wide(g.mT, h)
+            grad_B = self.scaled(g.mT, h)
         if grad_x is not None and u is not None:
             if mask is None:
                 grad_x.addmm_(u, A, alpha=self._alpha)
@@ -99,12 +105,14 @@ class LowRank(NamedTuple):
         product = left @ right
         return product if self.typed else product.mul_(self.scale / (1 - self.p))
 
-    def _wide(self, left: Tensor, right: Tensor) -> Tensor:
+    def scaled(self, left: Tensor, right: Tensor) -> Tensor:
+        """A product with what the form multiplies into it: c, or nothing where that is on the thin tensors."""
         if not self.typed:
             return left @ right
         return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=self.scale)
 
-    def _masked(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def masked(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """M(x) with a mask that was drawn."""
         if mask is None:
             return x
         return _typed_mask(x, mask, 1 / (1 - self.p)) if self.typed else x * mask

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.trainer import AdapterTrainer
 
 LEARNS = {"epochs": 40, "learning_rate": 1e-2, "batch_size": 8, "lora_alpha": 8.0, "lora_dropout": 0.0}
@@ -61,6 +62,14 @@ def test_small_steps_are_not_lost(train, recorder) -> None:
     trained = train(base_dtype="bfloat16", epochs=1, learning_rate=1e-5, lora_dropout=0.0)
     moved = torch.cat([b.flatten() for b in trained.factors.B.values()])
     assert 0 < float(moved.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("base_dtype", ["bfloat16", "float32"])
+def test_query_and_value_share_their_input_in_16_bits(train, seen, base_dtype: str) -> None:
+    train(epochs=1, base_dtype=base_dtype)
+    layers = [module for module in seen[0].model.modules() if isinstance(module, LoraLinear)]
+    assert len(layers) == 4
+    assert all((layer.shared is not None) == (base_dtype == "bfloat16") for layer in layers)
 
 
 def test_the_factors_that_answer_are_those_of_the_last_step(train, seen) -> None:
