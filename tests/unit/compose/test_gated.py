@@ -49,7 +49,8 @@ def members(runtime) -> list[Member]:
     made = []
     for k, (task, adapter) in enumerate(zip(("one", "two", "three"), "xyz", strict=True)):
         said = runtime.answer(TEXTS, Plan(weights=np.array([0, 1, 0], np.float32)), k).said
-        made.append(Member(task, k + 1, adapter, (adapter,), k, FORM, lambda: statistics, 1, TEXTS, said))
+        own = {"texts": TEXTS, "targets": said}
+        made.append(Member(task, k + 1, adapter, (adapter,), k, FORM, lambda: statistics, 1, **own))
     return made
 
 
