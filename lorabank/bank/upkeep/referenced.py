@@ -52,8 +52,7 @@ def live_files(view: View, *, tasks: Iterable[int] = (), compositions: Iterable[
     sizes = {blob["digest"]: blob["bytes"] for blob in (sound("blobs", row) for row in view.rows("blobs"))}
     blobs = {digest: StoredFile(digest, digest, sizes.get(digest, -1)) for digest in sorted(owners, key=str)}
     trained = view.rows("adapters")
-    lineages = Lineages(view, {row["id"]: row["id"] for row in trained})
-    needed = {*used, *Lineage.union(lineages[position] for position in used if position in lineages)}
+    needed = _needed(Lineages(view, {row["id"]: row["id"] for row in trained}), used)
     files: dict[int, list[StoredFile]] = {}
     for row in view.rows("adapter_files"):
         if row["adapter"] in needed:
@@ -64,6 +63,12 @@ def live_files(view: View, *, tasks: Iterable[int] = (), compositions: Iterable[
         if row["id"] in needed and row["id"] in names
     }
     return LiveFiles(adapters, blobs, owners)
+
+
+def _needed(lineages: Lineages[int], tasks: Iterable[int]) -> set[int]:
+    """Positions of the adapters of some tasks, and of those that these were trained on top of."""
+    own = set(tasks)
+    return own | Lineage.union(lineages[position] for position in own if position in lineages).keys()
 
 
 def _used(view: View, table: str, others: Iterable[int]) -> dict[int, str]:
