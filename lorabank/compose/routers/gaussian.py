@@ -141,8 +141,9 @@ class GaussianRouter:
             self._covariances.keeps_factors = True
             shared = self._covariances.shared()
             if shared is not None:
-                whole = (self._covariances.whole(t) for t in range(len(self._means)))
-                self._shortlist = Shortlist(shared, whole, self._means)
+                of = self._covariances
+                each = ((of.whole(t), of.factor(t).half) for t in range(len(self._means)))
+                self._shortlist = Shortlist(shared, each, self._means)
         return self._shortlist
 
     def _score_likely(

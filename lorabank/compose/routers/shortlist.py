@@ -7,8 +7,8 @@ y = W (x - m_t), the eigenvalues f_1 >= f_2 >= ... and eigenvectors u_j of W N_t
                                   >= (1 - g) |y|^2 - sum_{j <= k} (g_j - g) (u_j . y)^2,    g = g_{k+1}
 
 (Woodbury; the directions behind the first k count as if each had the largest g_j among them). So k products of width d
-bound the score of a task, where the score itself takes about d of them; with k = 96 of 384 all but a few tasks of
-hundreds are told to be worse. All tasks take one product in float32. What it rounds is bounded and added.
+bound the score of a task, where the score itself takes about d of them; with k = 96 of 384 the bounds rule out all but
+a few of hundreds of tasks. All tasks take one product in float32, whose rounding is bounded and added.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ class Shortlist:
 
     Args:
         shared: float64 [d, d], D_0, which has an inverse.
-        covariances: float64 [d, d], D_t of each task; gone through once.
+        covariances: Of each task float64 [d, d], D_t, and half of log det D_t; gone through once.
         means: float64 [T, d], m_t.
     """
 
     def __init__(
-        self, shared: NDArray[np.float64], covariances: Iterable[NDArray[np.float64]], means: NDArray[np.float64]
+        self,
+        shared: NDArray[np.float64],
+        covariances: Iterable[tuple[NDArray[np.float64], float]],
+        means: NDArray[np.float64],
     ) -> None:
         tasks, d = means.shape
         values, vectors = np.linalg.eigh(shared)
@@ -46,11 +49,10 @@ class Shortlist:
         self._squares = (centred**2).sum(1)
         self._longest = float(np.sqrt(self._squares.max()))
         self._directions = np.empty((tasks, self._k, d + 1), np.float32)  # the last column: minus their part of m_t
-        self._share, self._halves = np.empty(tasks), np.empty(tasks)
-        whiten = torch.from_numpy(self._whiten.astype(np.float32))
-        for t, covariance in enumerate(covariances):
-            above = whiten.T @ torch.from_numpy((covariance - shared).astype(np.float32)) @ whiten
-            f, u = (part.numpy() for part in torch.linalg.eigh(above))
+        self._share, self._halves, self._rounding = np.empty(tasks), np.empty(tasks), np.empty(tasks)
+        for t, (covariance, half) in enumerate(covariances):
+            above = self._whiten.T @ (covariance - shared) @ self._whiten
+            f, u = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(above.astype(np.float32))))
             f = f.astype(np.float64).clip(min=0)
             g = f / (1 + f)
             beyond = g[-self._k - 1]
@@ -58,7 +60,9 @@ class Shortlist:
             self._directions[t, :, :d] = directions.T
             self._directions[t, :, d] = -(centred[t] @ directions)
             self._share[t] = 1 - beyond
-            self._halves[t] = (np.log(values).sum() + np.log1p(f).sum()) / 2
+            self._halves[t] = half
+            # Times |y|^2: what the products round, k of them at once, and the eigenvectors by the largest eigenvalue.
+            self._rounding[t] = (d + 4) * _EPS * (np.sqrt(self._k) + 2 + f[-1])
 
     def bounds(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """[n, d] features to [n, T] numbers that no score lies above."""
@@ -74,6 +78,5 @@ class Shortlist:
             found[:, of] += np.einsum("ntk,ntk->nt", along, along)
         found /= 2
         found -= self._halves
-        # Of the products and of the eigenvectors, each at most d eps / 2 times the squared length, k of them at once.
         length = np.sqrt(squares) + self._longest
-        return np.asarray(found + (d + 4) * _EPS * (np.sqrt(k) + 2) * (length**2)[:, None])
+        return np.asarray(found + self._rounding * (length**2)[:, None])
