@@ -5,9 +5,9 @@ above, both passes have the same hidden states behind layer N - 1. They are kept
 computed, and where all texts of a later batch are known, layers 0 to N - 1 are not computed again: the pass of the
 answers costs what the layers above do. Other texts beside it change a hidden state by rounding, as they always do.
 
-As in `lorabank.models.mixing.prefix` no model is trusted: the first batch that is put together so is computed both
-ways, and where they differ nothing is reused from then on. Only rows that are padded on the right, behind a mask, are
-kept and put together.
+As in `lorabank.models.mixing.prefix` no model is trusted: the first batch that is kept is passed once more, from what
+was kept of it, and where the results differ nothing is reused. Only rows that are padded on the right, behind a mask,
+are kept and put together.
 """
 
 from __future__ import annotations
@@ -106,18 +106,21 @@ class RowPrefix:
                 self._rows[text] = own.clone()
                 self._free -= own.nbytes
 
-    def _end(self, body: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-        found, self._found, self._texts = self._found, None, None
-        if found is None or self._checked or output is None:
-            return None
-        self._checked, self._on = True, False
-        full = body(*args, **kwargs)
-        lengths = [len(text) // _ID_BYTES for text in _texts(self._signature, args, kwargs) or ()]
-        self._on = all(
-            same_numbers(here[:length].float(), there[:length].float())
-            for here, there, length in zip(output.last_hidden_state, full.last_hidden_state, lengths, strict=True)
+    def _end(self, body: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        texts = self._texts
+        self._rest()
+        if self._checked or output is None or texts is None or not all(text in self._rows for text in texts):
+            return
+        self._checked, self._keeping = True, False
+        try:
+            again = body(*args, **kwargs).last_hidden_state
+        except Exception:  # whatever a model raises whose layers are not one behind the other
+            again = None
+        self._keeping = True
+        self._on = again is not None and all(
+            same_numbers(here[: len(text) // _ID_BYTES].float(), there[: len(text) // _ID_BYTES].float())
+            for text, here, there in zip(texts, again, output.last_hidden_state, strict=True)
         )
-        return full
 
 
 _ID_BYTES = torch.int64.itemsize
