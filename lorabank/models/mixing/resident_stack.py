@@ -193,11 +193,12 @@ class ResidentStack:
         factors = self._read(name)
         if self.all_fit:
             k = self.names.index(name)
-        elif len(self._slot) < len(self.slots.names):
-            k = len(self._slot)
         else:
-            _, k = self._slot.popitem(last=False)
-            self.moved += 1
+            if len(self._slot) == len(self.slots.names):
+                self._slot.popitem(last=False)
+                self.moved += 1
+            taken = set(self._slot.values())
+            k = next(k for k in range(len(self.slots.names)) if k not in taken)
         self._filler.fill(k, factors, shared=not self.all_fit)
         self._slot[name] = k
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +95,24 @@ def test_the_one_used_longest_ago_makes_room(reader) -> None:
     stack.place(torch.tensor([0, 1.0, 1.0, 0]))  # b again; c is needed with it and stays
     assert stack.resident == ("c", "b")
     assert stack.moved == 2
+
+
+def test_a_slot_whose_filling_was_interrupted_is_the_next_one_filled(adapters, reader, monkeypatch) -> None:
+    """No other adapter loses its slot to it, whichever slot that was."""
+    stack = reader.stack(2 * SLOT)
+    one = {name: torch.tensor([float(name == other) for other in stack.names]) for name in stack.names}
+    stack.place(one["a"])
+    stack.place(one["b"])
+    with monkeypatch.context() as patched:
+        patched.setattr(SlotFiller, "fill", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            stack.place(one["c"])  # in the place of a
+    for name in ("d", "b", "d"):
+        placed = stack.place(one[name])
+        for module in SHAPES:
+            expected = delta(adapters, module, one[name])
+            torch.testing.assert_close(stack.modules[module].delta(placed), expected)
+    assert reader.asked == ["a", "b", "c", "d"]
 
 
 def test_the_budget_is_kept(reader) -> None:
