@@ -75,7 +75,7 @@ class RowPrefix:
 
     def _begin(self, body: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._rest()
-        if not self._on or body.training or torch.is_grad_enabled():
+        if not (self._on and (self._keeping or self._rows)) or body.training or torch.is_grad_enabled():
             return
         texts = _texts(self._signature, args, kwargs)
         if texts is None:
@@ -138,6 +138,8 @@ def _texts(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[
     if ids.shape != mask.shape:
         return None
     lengths = mask.sum(1)
+    if not lengths.numel() or int(lengths.max()) < ids.shape[1]:
+        return None  # columns that all rows pad would be missing in what is put together
     if not torch.equal(mask, torch.arange(ids.shape[1]) < lengths[:, None]):
         return None
     return [row[:length].numpy().tobytes() for row, length in zip(ids.long(), lengths.tolist(), strict=True)]

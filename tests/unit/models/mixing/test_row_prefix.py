@@ -85,7 +85,7 @@ def test_a_model_with_a_way_around_its_layers_is_computed_in_full(make_base) -> 
     assert lower["passes"] == 1
 
 
-@pytest.mark.parametrize("change", ["left padding", "token types", "embeddings", "gradients"])
+@pytest.mark.parametrize("change", ["left padding", "wider padding", "token types", "embeddings", "gradients"])
 def test_unusual_passes_are_computed_in_full(make_base, change: str) -> None:
     model, plain = load(make_base("bert")), load(make_base("bert"))
     shared = RowPrefix(model, ["bert.encoder.layer.1.attention.self.query"])
@@ -96,6 +96,8 @@ def test_unusual_passes_are_computed_in_full(make_base, change: str) -> None:
     lower = count(model.bert.encoder.layer[0])
     if change == "left padding":
         inputs["attention_mask"] = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
+    if change == "wider padding":
+        inputs = {name: torch.nn.functional.pad(value, (0, 3)) for name, value in inputs.items()}
     if change == "token types":
         inputs["token_type_ids"] = torch.ones_like(ids)
     if change == "embeddings":
