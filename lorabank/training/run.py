@@ -346,7 +346,7 @@ def _metrics(job: TrainJob, examples: Examples, trainer: AdapterTrainer) -> dict
         **{f"final_{name}": value for name, value in trainer.terms.read.items()},
         "rows_cut": examples.cut,
         "rows_dropped": examples.dropped,
-        **({"rows_replayed": sum(bool(row["heads"]) for row in examples.rows)} if job.replayed else {}),
+        **({"rows_replayed": examples.replayed} if job.replayed else {}),
         **({"tracker": run} if run else {}),
     }
 

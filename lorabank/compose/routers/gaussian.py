@@ -126,7 +126,7 @@ class GaussianRouter:
         if shortlist is None:
             return rank(self.scores(rows))
         scores = np.full((len(rows), len(self._means)), -np.inf)
-        step = max(1, _BLOCK // len(self._means))
+        step = max(1, _BLOCK // max(self._means.shape))
         for start in range(0, len(rows), step):
             of = slice(start, start + step)
             self._score_likely(rows[of], shortlist.bounds(rows[of]), scores[of])

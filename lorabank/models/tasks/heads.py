@@ -247,16 +247,16 @@ def reserve_heads(model: PreTrainedModel, heads: Heads, num_labels: Sequence[int
         heads: Gives a head.
         num_labels: Labels of each head.
     """
-    names = tuple(heads[0].modules)
+    first = heads[0]
     shells = [_shell(model, size) for size in dict.fromkeys(num_labels)]
     switches: dict[str, HeadSwitch] = {}
 
     def place(index: int) -> None:
-        for name, module in heads[index].modules.items():
+        for name, module in (heads[index] if index else first).modules.items():
             switches[name].options[index] = module
 
     selection = HeadSelection(num_labels, place)
-    for name in names:
+    for name in first.modules:
         shapes = {tuple(p.shape for p in shell.get_submodule(name).parameters()) for shell in shells}
         # Options of one shape have outputs of one width: only the module that makes the labels is ever padded.
         switches[name] = HeadSwitch(selection, max(num_labels) if len(shapes) > 1 else 0)
