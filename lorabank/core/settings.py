@@ -252,7 +252,7 @@ def modern(kind: Any, values: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[
     notices = []
     for name, new in names.items():
         value = values.get(name)
-        if value is None or str(value) == str(defaults.get(name)):
+        if value is None or (name in defaults and str(value) == str(defaults[name])):
             continue
         owner, _, key = new.rpartition(".")
         if owner:

@@ -48,7 +48,7 @@ class AdapterTrainer(Trainer):
         groups: The adapter's factors for the penalties, with the live parameters.
         live: What is trained of the adapter, and its layers.
         after_step: Called after each optimizer step, before it counts as done.
-        refresh: Called before the first step and after each, last: what makes again what comes of the parameters.
+        refresh: Called before the first step and last after each; they recompute what is derived from the parameters.
         dropout: Whether the base's own dropout is on; the adapter's is its own matter.
         observer: Gets loss and penalties after each optimizer step.
         kwargs: Passed to `transformers.Trainer`.
@@ -85,7 +85,7 @@ class AdapterTrainer(Trainer):
         self.add_callback(_AroundSteps(self, observer, after_step, refresh))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthPools:
-        # state.epoch is a whole number when an epoch begins, and within the epoch that a resumed run goes on with
+        # state.epoch is a whole number when an epoch begins, and in the middle of one when a run is resumed
         return LengthPools(
             self._lengths, self.args.train_batch_size, self.args.seed, lambda: int(self.state.epoch or 0)
         )

@@ -57,6 +57,11 @@ def test_neither_does_the_default_that_it_had() -> None:
     assert modern(TrainConfig, {"replay_rows": 0})[0] == {"set": ("replay.replay_rows=0",)}
 
 
+def test_a_value_called_none_is_a_value() -> None:
+    """Of a setting whose default was to have none."""
+    assert modern(TrainConfig, {"sheet": "None"})[0] == {"set": ("*.sheet=None",)}
+
+
 def test_a_class_without_old_names_has_none() -> None:
     assert old_names(EvalConfig) == {}
     assert modern(EvalConfig, {"epochs": 3}) == ({"epochs": 3}, ())
