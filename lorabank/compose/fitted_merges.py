@@ -26,7 +26,7 @@ from lorabank.algebra.factors import DenseDelta
 from lorabank.algebra.stack import AdapterStack
 from lorabank.compose.base import Member, known
 from lorabank.compose.mergers.base import Merge, Merger, Sources, Told
-from lorabank.compose.mergers.kept import KeptRows, check_kept
+from lorabank.compose.mergers.kept import KeptRows, Measured, check_kept
 from lorabank.compose.mergers.storing import merge_of, merge_tensors
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError
@@ -90,7 +90,7 @@ class FittedMerges:
         stages = [member.position for member in members]
         if self._fitting.stages == "last":
             stages = stages[-1:]
-        measured: dict[tuple[str, str], object] | None = {} if len(stages) > 1 else None
+        measured: Measured | None = {} if len(stages) > 1 else None
         for stage in stages:
             told = self._found(known(members, stage), observer, measured)
             self._objects[_role(stage)] = self._stored(told.merge, known(members, stage))
@@ -133,9 +133,7 @@ class FittedMerges:
     def _weight(self, module: str) -> Tensor:
         return self._runtime().mixture.base_weight(module).cpu()
 
-    def _found(
-        self, members: Sequence[Member], observer: Observer, measured: dict[tuple[str, str], object] | None
-    ) -> Told:
+    def _found(self, members: Sequence[Member], observer: Observer, measured: Measured | None) -> Told:
         def ask() -> KeptRows:
             by_task = {member.task: member for member in members}
             seed, batch_size = self._fitting.seed, self._fitting.batch_size

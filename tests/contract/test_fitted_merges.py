@@ -27,7 +27,7 @@ from lorabank.data.rows import sample_rows
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.workflows.assemble import RuntimeSettings, load_runtime
 from lorabank.workflows.results import ComposeResult
-from tests.contract.conftest import KINDS, PLAIN, Lab
+from tests.contract.conftest import KINDS, PLAIN, TASKS, Lab
 
 ROWS = 6
 
@@ -311,6 +311,21 @@ def test_stages_measure_a_task_once(copy, monkeypatch) -> None:
     )
     merge(copy("isolated", 3), "fisher")
     assert measured == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("merger", ["fisher", "regmean"])
+def test_a_task_is_measured_again_where_a_later_one_adapts_other_modules(copy, lab, merger: str) -> None:
+    bank = copy("isolated", 1)
+    ending = {"bert": "key", "llama": "k_proj"}[lab.kind]
+    lab.add(bank, TASKS[1], strategy="isolated", target_modules=ending)
+    merge(bank, merger, stages="all")
+    every = stored(bank, 2)
+    merge(bank, merger, stages="last", replace=True)
+    alone = stored(bank, 2)
+    assert any(ending in name for name in every)
+    assert every.keys() == alone.keys()
+    for name, tensor in every.items():
+        torch.testing.assert_close(tensor, alone[name], rtol=0, atol=0)
 
 
 def test_delta_weights_of_full_rank_are_stored_as_they_are_cut(copy) -> None:

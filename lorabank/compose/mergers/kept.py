@@ -22,6 +22,9 @@ from lorabank.models.mixing.runtime import Plan, Runtime
 
 T = TypeVar("T")
 
+Measured = dict[tuple[str, tuple[str, ...]], object]
+"""What was measured of a task on some modules."""
+
 
 @dataclass(frozen=True)
 class KeptRows:
@@ -41,7 +44,7 @@ class KeptRows:
     observer: Observer
     batch_size: int
     seed: int
-    measured: dict[tuple[str, str], object] | None = None
+    measured: Measured | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -115,13 +118,13 @@ class KeptRows:
                 for task in self.tasks
             ) / len(self.tasks)
 
-    def measure(self, task: str, what: str, make: Callable[[], T]) -> T:
-        """What was measured of a task for an earlier stage, or is measured now."""
+    def measure(self, task: str, modules: tuple[str, ...], make: Callable[[], T]) -> T:
+        """What was measured of a task on these modules for an earlier stage, or is measured now."""
         if self.measured is None:
             return make()
-        if (task, what) not in self.measured:
-            self.measured[task, what] = make()
-        return self.measured[task, what]  # type: ignore[return-value]
+        if (task, modules) not in self.measured:
+            self.measured[task, modules] = make()
+        return self.measured[task, modules]  # type: ignore[return-value]
 
 
 def _few(member: Member, limit: int, seed: int) -> Member:

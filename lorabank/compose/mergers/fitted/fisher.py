@@ -44,7 +44,7 @@ class Fisher(Merger):
         total: dict[str, Tensor] = {}
         for task in sources.tasks:
             measure = partial(self._information, kept, task, sources.modules)
-            own = kept.measure(task, "information", measure)
+            own = kept.measure(task, sources.modules, measure)
             for module, factors in sources.stack.modules.items():
                 delta, nothing = sources.delta(task, module), torch.zeros(len(factors.B), factors.A.shape[1])
                 information = own.get(module, nothing).clamp(min=self.floor)

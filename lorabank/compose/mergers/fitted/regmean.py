@@ -44,14 +44,14 @@ class RegMean(Merger):
         kept = sources.kept.sample(self.rows)
         inputs = {}
         for task in sources.tasks:
-            inputs[task] = kept.measure(task, "inputs", partial(_inputs, kept, task, sources.modules))
+            inputs[task] = kept.measure(task, sources.modules, partial(_inputs, kept, task, sources.modules))
         adapters = {task: sources.factors(task) for task in sources.tasks}
         gained = any(factors.gain for factors in adapters.values())
         A: dict[str, Tensor] = {}
         B: dict[str, Tensor] = {}
         dense: dict[str, Tensor] = {}
-        for module in sources.modules:
-            grams = {task: self._gram(inputs[task], module) for task in sources.tasks}
+        for module, stacked in sources.stack.modules.items():
+            grams = {task: self._gram(inputs[task], module, stacked.A.shape[1]) for task in sources.tasks}
             total = torch.stack([*grams.values()]).sum(0)
             own = [task for task in sources.tasks if module in adapters[task].A]
             if gained:
@@ -62,8 +62,10 @@ class RegMean(Merger):
                 B[module] = torch.cat([adapters[task].scaled(module) for task in own], 1)
         return DenseDelta(dense) if gained else LoraFactors(A, B, dict.fromkeys(A, 1.0))
 
-    def _gram(self, inputs: InputCovariance, module: str) -> Tensor:
-        """``[d_in, d_in]`` float64 with trace 1."""
+    def _gram(self, inputs: InputCovariance, module: str, d_in: int) -> Tensor:
+        """``[d_in, d_in]`` float64 with trace 1; 0 where no row reached the module."""
+        if module not in inputs.shared:
+            return torch.zeros(d_in, d_in, dtype=torch.float64)
         gram = inputs.of(module).double()
         gram = self.off_diagonal * gram + (1 - self.off_diagonal) * gram.diag().diag()
         return gram / gram.trace().clamp(min=1e-300)

@@ -26,7 +26,7 @@ class Measured:
     def sample(self, limit: int) -> Measured:
         return self
 
-    def measure(self, task: str, what: str, make: Callable[[], Any]) -> Any:
+    def measure(self, task: str, modules: tuple[str, ...], make: Callable[[], Any]) -> Any:
         return self.facts[task]
 
 
@@ -117,6 +117,13 @@ def test_regmean_bears_an_input_that_is_always_0(merging, inputs) -> None:
     made = merge(merging, "regmean", inputs)["m"]
     np.testing.assert_allclose(made[:, 0], 0, atol=1e-9)
     assert np.isfinite(made).all()
+
+
+def test_regmean_leaves_a_task_out_whose_rows_do_not_reach_a_module(merging, inputs) -> None:
+    """As the rows of a task may all go to other experts."""
+    del inputs["a"].shared["n"]
+    deltas = {task: merging.dense(task) for task in "bc"}
+    near({"n": merge(merging, "regmean", inputs)["n"]}, {"n": regmean(deltas, inputs, "n", 0.9)})
 
 
 @pytest.mark.parametrize("name", ["fisher", "regmean"])
