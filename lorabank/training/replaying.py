@@ -48,7 +48,7 @@ class MixedTask:
     def _under_heads(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Of rows that may share a pass."""
         assert self._selection is not None
-        with self._selection.chosen(inputs[_HEADS]):
+        with self._selection.chosen(inputs[_HEADS].cpu()):  # one wait for a GPU, where each look at it would be one
             return self._type.loss(model, {name: value for name, value in inputs.items() if name != _HEADS})
 
 
