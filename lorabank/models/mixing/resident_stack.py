@@ -195,8 +195,8 @@ class ResidentStack:
             k = self.names.index(name)
         else:
             if len(self._slot) == len(self.slots.names):
-                self._slot.popitem(last=False)
                 self.moved += 1
+                self._slot.popitem(last=False)
             taken = set(self._slot.values())
             k = next(k for k in range(len(self.slots.names)) if k not in taken)
         self._filler.fill(k, factors, shared=not self.all_fit)

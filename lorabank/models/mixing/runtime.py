@@ -283,9 +283,11 @@ class Runtime:
 
         def enter(rows: Sequence[int]) -> None:
             moved = self.stack.moved
-            placed = self.stack.place(torch.from_numpy(weights[list(rows)]))
-            if self.stack.moved != moved:
-                self.mixture.off()  # equal weights over slots may now stand for other adapters
+            try:
+                placed = self.stack.place(torch.from_numpy(weights[list(rows)]))
+            finally:
+                if self.stack.moved != moved:
+                    self.mixture.off()  # equal weights over slots may now stand for other adapters
             self.mixture.per_sample(placed)
 
         return enter

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from lorabank.models.gates.attention import Selector
 from lorabank.models.mixing import runtime as mixing_runtime
 from lorabank.models.mixing.resident_stack import ResidentStack
 from lorabank.models.mixing.runtime import Plan, Runtime
+from lorabank.models.mixing.slot_filling import SlotFiller
 from lorabank.models.tasks.heads import build_head
 
 MODULES = {f"bert.encoder.layer.{i}.attention.self.{part}": (32, 32) for i in range(2) for part in ("query", "value")}
@@ -79,7 +82,10 @@ def test_a_state_and_a_head_for_each_text(folder, runtime, adapters) -> None:
     )
 
 
-def test_equal_weights_over_slots_that_changed_hands_are_another_state(folder, make_adapter) -> None:
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_equal_weights_over_slots_that_changed_hands_are_another_state(
+    folder, make_adapter, monkeypatch, interrupted: bool
+) -> None:
     """Slots 0 and 2 answer twice with the same weights, and hold other adapters the second time."""
     adapters = {name: make_adapter(MODULES, 2, 0.8, seed=seed) for seed, name in enumerate("abcd")}
     shapes = {
@@ -97,6 +103,11 @@ def test_equal_weights_over_slots_that_changed_hands_are_another_state(folder, m
         if chosen == "bc":
             stack.place(torch.from_numpy(weights))
             continue
+        if chosen == "dc" and interrupted:
+            with monkeypatch.context() as patched:
+                patched.setattr(SlotFiller, "fill", Mock(side_effect=KeyboardInterrupt))
+                with pytest.raises(KeyboardInterrupt):
+                    runtime.answer(TEXTS[:2], Plan(weights=weights), 0)
         found = runtime.answer(TEXTS[:2], Plan(weights=weights), 0)
         rows = zip(weights, TEXTS[:2], strict=True)
         check(found, [plainly(folder, runtime, adapters, w, 0, text) for w, text in rows])
