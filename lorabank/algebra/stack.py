@@ -74,7 +74,7 @@ class StackedFactors:
         return None if self.gain is None else weights.to(self.gain) @ (self.gain - 1)
 
     def delta(self, weights: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The weighted sum of the delta weights ``[d_out, d_in]`` in float32, rounded by nobody but the caller.
+        """The weighted sum of the delta weights ``[d_out, d_in]`` in float32; the caller rounds it.
 
         Which rows count is found on the CPU: a GPU would be waited for, once for each module.
 

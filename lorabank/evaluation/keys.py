@@ -44,7 +44,7 @@ class CellKeys:
         return whole.hexdigest()
 
     def _hash(self, parts: tuple[str, ...]) -> _Hash:
-        """What is hashed up to the end of some parts; it is copied before it goes on."""
+        """The hash up to the end of some parts; a copy of it is continued."""
         begun = self._after(parts[:-1]).copy() if parts[1:] else self._start.copy()
         begun.update(f"{',' if parts[1:] else ''}{parts[-1]}".encode())
         return begun

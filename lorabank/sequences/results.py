@@ -74,7 +74,7 @@ class SequenceCell:
     Attributes:
         learnt: Tasks that are in the bank.
         to_learn: Tasks that are not.
-        interrupted: The task whose training was interrupted and goes on.
+        interrupted: The task whose interrupted training is resumed.
         to_compose: Compositions that are not in the bank.
         scores: Stored scores.
     """

@@ -55,7 +55,7 @@ class Tracking:
         bank: What the bank is called.
         task: The task.
         settings: What the run's configuration tells beside transformers' arguments.
-        resume: Whether an interrupted training goes on.
+        resume: Whether an interrupted training is resumed.
         observer: Gets a notice where files are written.
     """
 
@@ -134,7 +134,7 @@ def _root() -> str:
 
 
 def _folder(bank: str, task: str, resume: bool) -> str:
-    """``runs/BANK/TASK``, or the next that is free; a resumed training goes on in the last one."""
+    """``runs/BANK/TASK``, or the next that is free; a resumed training continues the last one."""
     first = Path(_root()).absolute() / bank / task
     last, free = first, first
     for number in count(2):

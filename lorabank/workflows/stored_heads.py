@@ -13,7 +13,7 @@ from lorabank.models.bases.loading import LoadedBase
 from lorabank.models.tasks.heads import Head, build_head, load_head
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, LorabankError)
-"""What a damaged file of an adapter may raise; others go on answering, and who needs it hashes its files first."""
+"""What a damaged file of an adapter may raise; other adapters still answer, and this one is hashed before it does."""
 
 
 class StoredHeads:

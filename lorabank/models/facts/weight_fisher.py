@@ -62,7 +62,7 @@ def weight_fisher(
 def _watch(
     name: str, calls: list[tuple[str, Tensor, Tensor]]
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    """A forward hook that notes a module's input and output; the model goes on with a copy, which it may change."""
+    """A forward hook that notes a module's input and output; the model continues with a copy, which it may change."""
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         if not out.requires_grad:

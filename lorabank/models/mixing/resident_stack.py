@@ -210,7 +210,7 @@ class ResidentStack:
 
 
 def _slot_for_any(adapters: Iterable[Mapping[str, FactorShape]]) -> dict[str, FactorShape]:
-    """Module to the most rows that any adapter has there, and a gain if any has one; the scaling is left to B."""
+    """Module to the maximum rank of any adapter there, and a gain if any has one; the scaling is left to B."""
     slot: dict[str, FactorShape] = {}
     for modules in adapters:
         for module, shape in modules.items():

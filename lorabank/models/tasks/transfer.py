@@ -19,7 +19,7 @@ _WAITING = 2**26
 
 
 def sent(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Tensors of a CPU on a device; the host goes on at once."""
+    """Tensors of a CPU on a device; the host does not wait for the copy."""
     if device.type == "cuda":
         return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
     return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -1,7 +1,7 @@
 """The terms of the loss of each step: read, shown, and refused where they are not finite.
 
 To read a number from a GPU is to wait until all work before it is done, and a device that is waited for between the
-forward and the backward pass runs dry. So there the numbers of a step are copied while it goes on, and read when the
+forward and the backward pass runs dry. So there the numbers of a step are copied while it works, and read when the
 next step has been given to the device: what is not finite is found one step later, before a checkpoint is written
 and before the training ends. On a CPU, where nothing has to be waited for, each term is read when it is there.
 """

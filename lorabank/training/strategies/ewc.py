@@ -31,7 +31,7 @@ ROLE = "importance"
 @dataclass(frozen=True)
 class _EWC(Strategy):
     def attach(self, context: TrainContext, parametrization: Parametrization) -> Attached:
-        """The last adapter goes on; its factors and importances are the anchor."""
+        """The last adapter continues training; its factors and importances are the anchor."""
         attached = super().attach(context, parametrization)
         if context.initial is None:
             return attached
