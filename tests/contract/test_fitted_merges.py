@@ -216,7 +216,7 @@ def test_learned_descends_on_the_kept_rows_of_all_tasks(copy, lab) -> None:
         assert told["distance"][module] == pytest.approx(float((made - mean).norm() / mean.norm()), abs=1e-4)
 
 
-def test_weight_search_keeps_the_whole_curve(copy, lab) -> None:
+def test_weight_search_keeps_the_whole_curve(copy, lab, tmp_path) -> None:
     bank = copy("isolated", 2)
     told = merge(bank, "weight-search", f"rows={ROWS}", "low=-0.5", "high=2", "points=6", batch_size=32).report
     plain = Plain(lab, bank)
@@ -232,6 +232,8 @@ def test_weight_search_keeps_the_whole_curve(copy, lab) -> None:
     assert stored(bank, 2)["weight"].tolist() == [best, best]
     assert Bank.open(bank).snapshot().composition("merge").parameters["curve"] == told["curve"]
     assert max(told["distance"].values()) < 1e-6  # it is a sum, and compared with that
+    note = api.export(bank, "merge", tmp_path / "out").note
+    assert note.startswith("one, two in one adapter by weight-search, r 4 on ")  # no weights that it does not have
 
 
 def test_lorahub_searches_in_its_box(copy, lab) -> None:

@@ -204,7 +204,7 @@ def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State
         other = ("--own",) if SELECTOR in own.objects else ("--state", "learnt")
         raise ConfigError(
             f"task {task.name!r} is answered by attention over several adapters, which no single adapter is",
-            hint="write its own adapter alone" if other == ("--own",) else "write it was when it was learnt",
+            hint="write its own adapter alone" if other == ("--own",) else "write it as it was when it was learnt",
             commands=[Command("export", task.name, "FOLDER", *other)],
             unchanged=_UNCHANGED,
         )
@@ -247,9 +247,11 @@ def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecor
         head_modules=(),
         weight=weight,
     )
-    weights = record.parameters.get("weights") or dict.fromkeys(record.members, 1.0)
-    shares = ", ".join(f"{task}={share:g}" for task, share in weights.items())
-    note = f"{shares} in one adapter, r {_rank(factors)} on {snapshot.base.name}"
+    shares = [f"{task}={share:g}" for task, share in (record.parameters.get("weights") or {}).items()]
+    merged = f"{', '.join(shares or record.members)} in one adapter"
+    if merger := record.parameters.get("merger"):
+        merged += f" by {merger}"
+    note = f"{merged}, r {_rank(factors)} on {snapshot.base.name}"
     if headless:
         note += (
             " as a sequence classifier; it holds no head, as a sum of adapters has none of its own: "

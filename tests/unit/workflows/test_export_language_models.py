@@ -93,7 +93,7 @@ def test_a_manual_composition_is_the_weighted_sum(made, tmp_path) -> None:
     weights = {snapshot.adapter_of("first").digest: 0.7, snapshot.adapter_of("second").digest: -1.5}
     close(peft_logits(base, tmp_path / "out"), bank_logits(bank, weights))
     assert config_of(tmp_path / "out")["task_type"] == TASK_TYPES[kind]
-    assert "first=0.7, second=-1.5 in one adapter" in result.note
+    assert "first=0.7, second=-1.5 in one adapter by weighted, r " in result.note
     assert not any(word in result.note for word in ("head", "classifier"))
 
 
