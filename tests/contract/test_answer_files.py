@@ -243,3 +243,18 @@ def test_the_options_of_files_are_refused_where_they_mean_nothing(
     assert (document["path"], document["rows"], document["answered"]) == (str(target), len(ROWS), len(ROWS))
     assert len(read(target)) == len(ROWS)
     assert main([*words, "--output", str(target)]) == 4
+
+
+@pytest.mark.parametrize("given", ["foo=1", "delimiter=;", "max_new_tokens=3"])
+def test_texts_without_a_file_have_no_settings_of_one(
+    tmp_path: Path, routed: Path, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = PredictConfig(composition="routed", set=(given,))
+    with pytest.raises(ConfigError, match="no chosen method has a setting"):
+        api.predict(routed, ["a b c"], config)
+    with pytest.raises(ConfigError, match="no chosen method has a setting"):
+        api.answer_file(routed, tmp_path / "out.csv", ["a b c"], config)
+    assert not (tmp_path / "out.csv").exists()
+    assert main(["predict", "a b c", "--composition", "routed", "--set", given, "--bank", str(routed)]) == 2
+    out, error = capsys.readouterr()
+    assert (out, "no chosen method has a setting" in error) == ("", True)

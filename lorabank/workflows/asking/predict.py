@@ -105,8 +105,6 @@ def _answer(
         for line in rows.told:
             observer.notice(line)
         texts += rows.texts
-    else:
-        with_settings([], config.set, among=(FORMATS,))
     if not texts:
         generates = isinstance(config, GenerateConfig)
         command = Command("generate", "TEXT") if generates else Command("predict", "TEXT")
@@ -128,12 +126,15 @@ def answerer(opened: OpenBank, config: PredictConfig | GenerateConfig, observer:
     """Who answers in the bank's last state, found out and checked; models are loaded with the first texts and stay.
 
     Raises:
-        ConfigError: It is not given what answers, or the question has several meanings.
+        ConfigError: It is not given what answers, the question has several meanings, or there are settings of a file
+            without one.
         NotFoundError: There is no task, or none of that name.
         IncompatibleError: A classifier is to generate.
     """
     snapshot = opened.snapshot
     _check_base(snapshot, config)
+    if not config.data:
+        with_settings([], config.set, among=(FORMATS,))
     if config.task == BARE:
         return opened.keep(replace(config, data=None), lambda: bare_answerer(opened.base, config, observer))
     if not snapshot.tasks:
