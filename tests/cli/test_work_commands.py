@@ -359,6 +359,13 @@ def test_demo(run: Any, api: Any) -> None:
     assert Path(api.called("demo")["target"]) == Path("lorabank-demo")
 
 
+def test_ctrl_c_in_the_demo_says_how_to_resume(run: Any, api: Any) -> None:
+    api["demo"] = KeyboardInterrupt()
+    shown = run("demo")
+    assert shown.code == 130
+    assert "  what was done is kept\n  hint: the same command resumes from there\n" in shown.err
+
+
 def test_the_demo_is_short_in_a_pipe_and_shows_bars_on_a_terminal(run: Any, api: Any, terminal: Any) -> None:
     def work(target: object, *, seed: int, epochs: object, observer: Any) -> DemoResult:
         observer.notice("step 1 of 13: seqlora learns sentiment")

@@ -27,10 +27,16 @@ def demo(run: Run, target: str, seed: int, epochs: float | None) -> None:
     ways and shows what was forgotten. Under ten minutes on two cores.
     """
     from lorabank import api
+    from lorabank_cli.failures import Interrupted
     from lorabank_cli.render.progress import ConsoleObserver
 
-    with ConsoleObserver(run.output, lines=0, lasting=True) as observer:
-        result = api.demo(target, seed=seed, epochs=epochs, observer=observer)
+    try:
+        with ConsoleObserver(run.output, lines=0, lasting=True) as observer:
+            result = api.demo(target, seed=seed, epochs=epochs, observer=observer)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted", unchanged="what was done is kept", hint="the same command resumes from there"
+        ) from None
     run.output.data(result, _text(run, target, result))
 
 
