@@ -306,7 +306,7 @@ def doctor(path: str | Path, *, full: bool = False) -> Checkup:
 
 @checked
 def repair(path: str | Path, *, source: str | Path | None = None) -> RepairResult:
-    """Mend what can be mended without losing anything.
+    """Repair what can be repaired without data loss.
 
     What dead operations left is swept, damaged files go to `quarantine/`, good copies are fetched by digest, and tasks
     that still lack a file are set aside, so that all others can be used.

@@ -71,8 +71,8 @@ def change_options(*, dry_run: bool, confirm: bool) -> list[Option]:
 
 def remarked(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command ``--note`` and ``--tag``: parameters ``note`` and ``tags``."""
-    note = click.option("--note", metavar="TEXT", help="What it is about, for people.")
-    tag = click.option("--tag", "tags", multiple=True, metavar="TAG", help="Word to find it by; may be repeated.")
+    note = click.option("--note", metavar="TEXT", help="Note for people: what it is about.")
+    tag = click.option("--tag", "tags", multiple=True, metavar="TAG", help="Tag to find it by; may be repeated.")
     return note(tag(function))
 
 

@@ -334,7 +334,7 @@ def _settle_operations(transaction: Transaction, layout: Layout, name: str) -> N
             if operation.name == name:
                 raise ExistsError(
                     f"an interrupted {operation.kind} {name!r} from {operation.started_at[:19]}Z has checkpoints",
-                    hint="resume it, or begin again with --restart",
+                    hint="resume it, or start again with --restart",
                     commands=[Command("add-task", name, "--resume")],
                     unchanged="the bank was not changed",
                 )

@@ -42,7 +42,7 @@ class InitConfig:
         f"{DEFAULT_LANGUAGE_MODEL}.",
     )
     revision: str | None = setting(None, "Commit or tag of a hub model.")
-    gguf_file: str | None = setting(None, "GGUF file in --base (a folder or hub id), or its path alone.")
+    gguf_file: str | None = setting(None, "GGUF file in --base (a folder or hub id), or its path without --base.")
     task_type: str = setting(
         "auto",
         "PEFT task type of the bank; auto: what the base model was made for.",
@@ -76,26 +76,37 @@ class TrainConfig:
     eval_fraction: float = setting(0.2, "Part of --data kept for evaluation without --eval-data.", gt=0, lt=1)
     text_column: str = setting("text", "Column that holds the text.")
     label_column: str = setting("label", "Column that holds the label.")
-    skip_bad: bool = setting(False, "Leave bad rows out and list them, up to half of a file.")
+    skip_bad: bool = setting(False, "Skip bad rows and list them; at most half of a file may be bad.")
     scoring: str = setting(
         "auto",
         "Text to text: likelihood (over the labels), generation (of free text) or perplexity.",
         among=SCORINGS,
         besides=("auto",),
     )
-    max_length: int = setting(256, "Tokens of a text; longer ones are cut and counted.", ge=4, le=131072)
-    keep_samples: int = setting(256, "Training rows kept for attention composition; 0 for none.", ge=0)
-    clusters_per_task: int = setting(5, "k-means centroids of the task for prototype routing.", ge=1, le=1024)
-    strategy: str = setting("olora", "What earlier adapters do while this one is trained.", among=STRATEGIES)
-    variant: str = setting("lora", "How the adapter's factors come from what is trained.", among=VARIANTS)
-    start: str = setting("kaiming", "Where its factors begin.", among=STARTS)
+    max_length: int = setting(
+        256, "Maximum number of tokens of a text; longer texts are truncated and counted.", ge=4, le=131072
+    )
+    keep_samples: int = setting(
+        256, "Training rows that are kept for compositions that learn from rows; 0 for none.", ge=0
+    )
+    clusters_per_task: int = setting(
+        5, "Number of k-means centroids of the task, for prototype routing.", ge=1, le=1024
+    )
+    strategy: str = setting(
+        "olora", "What happens to the earlier adapters while this one is trained.", among=STRATEGIES
+    )
+    variant: str = setting(
+        "lora", "How the adapter's factors are computed from the trained parameters.", among=VARIANTS
+    )
+    start: str = setting("kaiming", "Initialisation of its factors.", among=STARTS)
     penalty: str | None = setting(
         None, "Penalty on the new adapter; default: the strategy's own.", among=PENALTIES, besides=("none",)
     )
     penalty_weight: float | None = setting(None, "Weight of the penalty; default: the penalty's own.", ge=0)
     set: tuple[str, ...] = setting(
         (),
-        "Setting of a chosen method or a file's format, as KEY=VALUE (those that methods lists); may be repeated.",
+        "Setting of a chosen method or a file's format, as KEY=VALUE (the command methods lists them); "
+        "may be repeated.",
     )
     r: int = setting(8, "Rank of the adapter.", ge=1, le=MAX_RANK)
     lora_alpha: float = setting(32.0, "Numerator of the scaling lora_alpha / r.", gt=0)
@@ -110,8 +121,8 @@ class TrainConfig:
     )
     first_layer: int = setting(0, "Lowest transformer layer that is adapted, counted from 0.", ge=0)
     epochs: float = setting(4.0, "Passes over the training rows.", gt=0)
-    batch_size: int = setting(16, "Rows of a step, of all processes together.", ge=1)
-    gradient_accumulation_steps: int = setting(1, "Batches of one optimizer step.", ge=1)
+    batch_size: int = setting(16, "Batch size of a step, over all processes.", ge=1)
+    gradient_accumulation_steps: int = setting(1, "Number of batches that one optimizer step accumulates.", ge=1)
     learning_rate: float = setting(1e-3, "Learning rate of AdamW.", gt=0)
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = setting(
         "constant", "Learning-rate schedule: constant (O-LoRA), or linear or cosine decay to 0."
@@ -140,29 +151,31 @@ class TrainConfig:
 class ComposeConfig:
     """A composition of the bank's adapters."""
 
-    mode: str = setting("", "How the adapters answer together.", among=COMPOSERS)
+    mode: str = setting("", "How the adapters are composed.", among=COMPOSERS)
     name: str | None = setting(None, "Name of the composition; default: the mode.")
     tasks: str | None = setting(None, "Members, separated by commas; default: every task.")
     merger: str = setting("weighted", "merged: how adapters become one.", among=MERGERS)
     weights: str | None = setting(
-        None, "merged: what each member weighs, as sentiment=0.7,spam=0.3 (any sign); default: the merger's own."
+        None,
+        "merged: weight of each member, for example sentiment=0.7,spam=0.3 (any sign); default: the merger's own.",
     )
     tolerance: float | None = setting(
-        None, "merged: refuse a result whose distance from the weighted sum is above this on any module.", ge=0
+        None, "merged: refuse a result whose distance from the weighted sum exceeds this on any module.", ge=0
     )
-    scores: bool = setting(True, "merged: score each member alone and in the composition before it is stored.")
-    router: str = setting("kmeans", "routed: how a text's task is found.", among=ROUTERS)
+    scores: bool = setting(True, "merged: score each member by itself and in the composition before it is stored.")
+    router: str = setting("kmeans", "routed: how the task of a text is found.", among=ROUTERS)
     gate: str = setting("attention", "gated: what weighs the adapters.", among=GATES)
     set: tuple[str, ...] = setting(
-        (), "Setting of the merger, router or gate, as KEY=VALUE (those that methods lists); may be repeated."
+        (), "Setting of the merger, router or gate, as KEY=VALUE (the command methods lists them); may be repeated."
     )
     stages: Literal["all", "last"] = setting(
-        "all", "Fit what is learned for every stage now, or for the last; others are fitted when a matrix asks."
+        "all",
+        "Fit learned parts for every stage now, or only for the last; the others are fitted when a matrix needs them.",
     )
     batch_size: int = setting(32, "Rows of a step and of a forward pass.", ge=1)
-    seed: int = setting(0, "Seed of whatever is fitted.", ge=0, lt=2**32)
+    seed: int = setting(0, "Seed of everything that is fitted.", ge=0, lt=2**32)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
-    replace: bool = setting(False, "Supersede a composition of this name.")
+    replace: bool = setting(False, "Replace a composition of this name.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +184,7 @@ class EvalConfig:
 
     compositions: tuple[str, ...] = setting((), "Composition to score; may be repeated.")
     all: bool = setting(False, "Score the state as trained and every composition.")
-    task: str | None = setting(None, "Score this task alone, as trained (the task id is given).")
+    task: str | None = setting(None, "Score only this task, as trained (the task id is given).")
     state: Literal["now", "learnt"] | None = setting(
         None, "--task as it answers now, or as it was when it was learnt; default: now."
     )
@@ -179,7 +192,7 @@ class EvalConfig:
     forward_transfer: bool = setting(False, "Score tasks before they are learnt, and the untrained base.")
     head_from: str = setting(
         "auto",
-        "Who picks the head: the task id, or a router; auto: the router of a routed composition, else the task id.",
+        "What picks the head: the task id, or a router; auto: the router of a routed composition, else the task id.",
         among=ROUTERS,
         besides=("auto", "task"),
     )
@@ -193,7 +206,7 @@ class EvalConfig:
     batch_size: int = setting(64, "Rows of a forward pass.", ge=1)
     max_resident: str | None = setting(
         None,
-        "Maximum memory for adapters, as 512MiB: the one used longest ago makes room; default: all stay.",
+        "Maximum memory for adapters, for example 512MiB; the least recently used one is evicted; default: no limit.",
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "auto: bfloat16 on a GPU, float32 on a CPU.")
@@ -218,9 +231,9 @@ class PredictConfig(_WithTexts):
 
     data: str | None = setting(None, "File whose text column is labelled: .jsonl, .csv, .xlsx, .parquet, ...")
     text_column: str = setting("text", "Column that holds the text.")
-    skip_bad: bool = setting(False, "Leave bad rows out and list them, up to half of a file.")
+    skip_bad: bool = setting(False, "Skip bad rows and list them; at most half of a file may be bad.")
     set: tuple[str, ...] = setting(
-        (), "Setting of the file's format, as KEY=VALUE (those that methods lists); may be repeated."
+        (), "Setting of the file's format, as KEY=VALUE (the command methods lists them); may be repeated."
     )
     composition: str | None = setting(None, "Composition that answers; default: the only one, or the last routed one.")
     task: str | None = setting(None, "Task whose head answers (the task id is given).")
@@ -230,7 +243,7 @@ class PredictConfig(_WithTexts):
     batch_size: int = setting(64, "Rows of a forward pass.", ge=1)
     max_resident: str | None = setting(
         None,
-        "Maximum memory for adapters, as 512MiB: the one used longest ago makes room; default: all stay.",
+        "Maximum memory for adapters, for example 512MiB; the least recently used one is evicted; default: no limit.",
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
 
@@ -242,9 +255,9 @@ class GenerateConfig(_WithTexts):
 
     data: str | None = setting(None, "File whose text column holds prompts: .jsonl, .csv, .xlsx, .parquet, ...")
     text_column: str = setting("text", "Column that holds the prompt.")
-    skip_bad: bool = setting(False, "Leave bad rows out and list them, up to half of a file.")
+    skip_bad: bool = setting(False, "Skip bad rows and list them; at most half of a file may be bad.")
     set: tuple[str, ...] = setting(
-        (), "Setting of the file's format, as KEY=VALUE (those that methods lists); may be repeated."
+        (), "Setting of the file's format, as KEY=VALUE (the command methods lists them); may be repeated."
     )
     composition: str | None = setting(None, "Composition that answers; default: the only one, or the last routed one.")
     task: str | None = setting(
@@ -254,10 +267,10 @@ class GenerateConfig(_WithTexts):
         None, "The task as it answers now, or as it was when it was learnt; default: now."
     )
     max_new_tokens: int = setting(50, "Maximum number of new tokens.", ge=1, le=32768)
-    raw: bool = setting(False, "Take the text as the whole prompt: no template of the task, no chat template.")
+    raw: bool = setting(False, "Use the text as the whole prompt, without the task's template or a chat template.")
     batch_size: int = setting(16, "Prompts of a forward pass.", ge=1)
     max_resident: str | None = setting(
         None,
-        "Maximum memory for adapters, as 512MiB: the one used longest ago makes room; default: all stay.",
+        "Maximum memory for adapters, for example 512MiB; the least recently used one is evicted; default: no limit.",
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")

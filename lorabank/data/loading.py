@@ -232,7 +232,7 @@ def example_row(data: TaskData) -> tuple[str, str]:
 
 def _open(source: str, config: TrainConfig) -> Sheet:
     if not source:
-        raise ConfigError("there is no data to train on", hint="add --data FILE", unchanged=UNCHANGED)
+        raise ConfigError("no training data is given", hint="add --data FILE", unchanged=UNCHANGED)
     return open_rows(source, config)
 
 
@@ -268,7 +268,7 @@ def _form_for(sheet: Sheet, config: TrainConfig, labelled: bool) -> str:
         form = config.format
     if not load_form(form).labelled:
         raise DataError(
-            f"{sheet.source!r} has the form {form}, and a classifier learns labelled texts alone",
+            f"{sheet.source!r} has the form {form}, and a classifier learns only labelled texts",
             unchanged=UNCHANGED,
             hint=f"text to text is learnt in a bank of its own, made with --task-type {generating().name}",
         )

@@ -99,7 +99,7 @@ class LabelScores:
         if self.against_chance == "above":
             return None
         how = "not clearly above" if self.against_chance == "unclear" else self.against_chance
-        return f"{how} chance: the most frequent label alone gives {self.chance:.4f}"
+        return f"{how} chance: always answering the most frequent label gives {self.chance:.4f}"
 
 
 def label_detail(

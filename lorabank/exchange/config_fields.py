@@ -38,7 +38,7 @@ _FEATURES = frozenset(
     )
 )  # fmt: skip
 _HINTS = {
-    "trainable_token_indices": "train it without new tokens: a bank keeps LoRA factors alone",
+    "trainable_token_indices": "train it without new tokens: a bank keeps only LoRA factors",
 }
 # Other ways to begin (PiSSA, OLoRA, CorDA, LoftQ) subtract something from the base model's weights.
 _INITIALISATIONS = (True, False, "gaussian", "orthogonal")

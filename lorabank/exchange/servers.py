@@ -37,7 +37,7 @@ def judge_vllm(files: Mapping[str, bytes]) -> Verdict:
     config = json.loads(files[CONFIG_FILE])
     problems = []
     if saved := config.get("modules_to_save"):
-        problems.append(f"modules_to_save ({', '.join(saved)}): it takes LoRA factors alone")
+        problems.append(f"modules_to_save ({', '.join(saved)}): it takes only LoRA factors")
     if config.get("bias", "none") != "none":
         problems.append(f"bias {config['bias']!r}: it takes none")
     if config.get("use_dora"):

@@ -100,7 +100,7 @@ def composition_problems(
             elif not NAME.fullmatch(table.name or ""):
                 yield f"{where}: name {table.name!r}: {_NAMES}"
             if names.count(table.name) > 1:
-                yield f"{where}: the name {table.name!r} stands twice"
+                yield f"{where}: the name {table.name!r} appears twice"
         for strategy in table.on:
             if strategies and strategy not in strategies:
                 yield f"{where}: on {strategy!r}, which is not run.{nearest(strategy, list(strategies))}"

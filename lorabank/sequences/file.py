@@ -194,7 +194,9 @@ class _Reader:
             return value
         names = [match[1] for match in _VARIABLE.finditer(value)]
         if names and (key in _NAMES or value.startswith("hf:")):
-            self.problems.append(f"{where} {key} = {value!r}: a variable stands in paths of data files alone".strip())
+            self.problems.append(
+                f"{where} {key} = {value!r}: variables are allowed only in paths of data files".strip()
+            )
         if key in _NAMES or value.startswith("hf:"):
             return value
         missing = [name for name in names if name not in os.environ]

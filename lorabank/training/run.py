@@ -191,7 +191,7 @@ def _encoded(job: TrainJob, base: LoadedBase, max_length: int, observer: Observe
             hint="raise --max-length, or --scoring generation for completions that are not labels",
             unchanged="nothing was changed",
         )
-    fates = ((examples.cut, "cut to"), (examples.dropped, "dropped: their answers do not fit into"))
+    fates = ((examples.cut, "truncated to"), (examples.dropped, "dropped: their answers do not fit into"))
     for count, fate in fates:
         if count:
             observer.notice(f"{count} of {len(job.texts)} training texts are {fate} {max_length} tokens")

@@ -56,7 +56,7 @@ def encode_rows(base: OpenBase, data: TaskData, max_length: int) -> Examples:
 def load_data(config: TrainConfig, base: OpenBase) -> TaskData:
     """The rows that the settings name, as tasks of this base have them; the labels stand in the template."""
     if not config.data:
-        raise ConfigError("there is no data to train on", hint="add --data FILE", unchanged="nothing was changed")
+        raise ConfigError("no training data is given", hint="add --data FILE", unchanged="nothing was changed")
     chat = ChatTemplate(base)
     turn = chat.turn if base.record.chat_template_hash else None
     kind = task_kind(base.record.task_type)

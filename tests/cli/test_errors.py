@@ -108,8 +108,8 @@ def test_ctrl_c(run: Any, api: Any) -> None:
     ("kept", "hint"),
     [
         (("spam",), "hint: resume from the last checkpoint\n    lorabank add-task spam --resume\n"),
-        (("other",), "the same command begins anew"),
-        ((), "the same command begins anew"),
+        (("other",), "the same command starts again"),
+        ((), "the same command starts again"),
     ],
 )
 def test_ctrl_c_in_training_says_how_to_go_on(run: Any, api: Any, kept: tuple[str, ...], hint: str) -> None:

@@ -84,7 +84,7 @@ def test_json_has_everything(run: Any, api: Any) -> None:
 
 
 def test_a_score_at_chance_is_called_that_wherever_it_is_shown(run: Any, api: Any, records: Any) -> None:
-    note = "at chance: the most frequent label alone gives 0.6667"
+    note = "at chance: always answering the most frequent label gives 0.6667"
     assert note in shown_of(run, api, CHANCE).out
     assert f"\nspam: {note}\n" in shown_of(run, api, CHANCE, state=None).out
     assert "chance" not in shown_of(run, api, GOOD, state=None).out

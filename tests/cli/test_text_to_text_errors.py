@@ -138,7 +138,7 @@ def test_an_answer_length_that_fills_the_window(refused: Any) -> None:
 @pytest.mark.parametrize("rows", [PAIRS, [{"instruction": "a", "output": "b"}] * 4])
 def test_completions_for_a_classifier(refused: Any, rows: list[Any]) -> None:
     said = refused(6, *add(write("p.jsonl", rows)), bank="bert")
-    assert "a classifier learns labelled texts alone" in said
+    assert "a classifier learns only labelled texts" in said
     assert "--task-type CAUSAL_LM" in said
 
 

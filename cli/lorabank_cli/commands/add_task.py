@@ -40,8 +40,8 @@ _MOST_LABELS = 8
     ),
 )
 @click.argument("name", help="Name of the task: lower-case letters, digits, '.', '_' and '-'.")
-@click.option("--resume", is_flag=True, help="Go on with the interrupted training of this task, with its settings.")
-@click.option("--restart", is_flag=True, help="Drop the interrupted training of this task and start anew.")
+@click.option("--resume", is_flag=True, help="Resume the interrupted training of this task with its settings.")
+@click.option("--restart", is_flag=True, help="Drop the interrupted training of this task and start again.")
 @click.option(
     "--replace", is_flag=True, help="Make a new version of a task of this name; 'lorabank undo' takes it back."
 )
@@ -81,7 +81,7 @@ def add_task(
                 replace=replace,
             )
     except KeyboardInterrupt:
-        hint, commands = "the same command begins anew: there was no checkpoint yet", []
+        hint, commands = "the same command starts again from the beginning: there was no checkpoint yet", []
         if name in api.resumable(run.bank):
             hint, commands = "resume from the last checkpoint", [Command("add-task", name, "--resume")]
         raise Interrupted("interrupted", unchanged="the bank was not changed", hint=hint, commands=commands) from None
@@ -139,7 +139,7 @@ def known(adapter: AdapterRecord, names: dict[str, str]) -> str | None:
 
 def numbered(task: TaskRecord) -> str:
     """The place of a new task in the sequence, and of the version that it took the place of."""
-    return f"number {task.position}" + (f", in the place of number {task.replaces}" if task.replaces else "")
+    return f"number {task.position}" + (f", in place of number {task.replaces}" if task.replaces else "")
 
 
 def again(run: Run, result: AddTaskResult) -> list[str]:

@@ -6,4 +6,4 @@ from lorabank_cli.main import Lazy
 
 COMMANDS = {"upgrade": ("db_upgrade:upgrade", "Bring the database to this version of lorabank.")}
 
-db = Lazy("db", "Look after the bank's database.", COMMANDS)
+db = Lazy("db", "Maintain the bank's database.", COMMANDS)

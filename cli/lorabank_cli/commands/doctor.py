@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 @verb("doctor", examples=("doctor", "doctor --json", "doctor --repair", "doctor --repair --from ../copy-of-bank"))
-@click.option("--repair", is_flag=True, help="Mend what can be mended without losing anything.")
+@click.option("--repair", is_flag=True, help="Repair what can be repaired without data loss.")
 @click.option("--from", "source", metavar="DIR", help="With --repair: fetch good copies from a bank or an export.")
 def doctor(run: Run, repair: bool, source: str | None) -> None:
-    """Examine the machine and the bank.
+    """Check the machine and the bank.
 
     The facts belong into a bug report. --repair reads every file: it sweeps what dead processes left, moves damaged
     files to the bank's folder quarantine, fetches good copies by their digest, and sets tasks aside that lack a file,

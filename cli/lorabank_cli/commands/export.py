@@ -29,7 +29,11 @@ from lorabank_cli.verb import Run, verb
     help="The task as it answers now, or as it was when it was learnt; default: now.",
 )
 @click.option("--own", is_flag=True, help="Only the adapter itself, without those that were active beneath it.")
-@click.option("--check", type=click.Choice(["vllm"]), help="Write nothing that this server would refuse.")
+@click.option(
+    "--check",
+    type=click.Choice(["vllm"]),
+    help="Check that this server accepts the adapter; write nothing if it does not.",
+)
 @click.option("--with-tokenizer", is_flag=True, help="Also write the base's tokenizer and chat template.")
 def export(
     run: Run,

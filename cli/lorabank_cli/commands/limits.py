@@ -9,7 +9,7 @@ from lorabank_cli.verb import Run, verb
 
 @verb("limits", examples=("limits", "limits --json"))
 def limits(run: Run) -> None:
-    """List what is refused for its size.
+    """List the size limits of input.
 
     Each is the greatest value that is accepted; free space is the least.
     """

@@ -37,8 +37,8 @@ ORDERS: dict[str, tuple[str, bool]] = {
         "list --bank team/bank",
     ),
 )
-@click.option("--all", "everything", is_flag=True, help="Also what was removed or superseded.")
-@click.option("--tag", metavar="TAG", help="Only what has this tag.")
+@click.option("--all", "everything", is_flag=True, help="Also show what was removed or superseded.")
+@click.option("--tag", metavar="TAG", help="Show only what has this tag.")
 @click.option(
     "--sort",
     type=click.Choice([*ORDERS]),
@@ -46,7 +46,7 @@ ORDERS: dict[str, tuple[str, bool]] = {
     show_default=True,
     help="Order; the best score, the newest and the largest come first.",
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N tasks and N compositions.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show at most N tasks and N compositions.")
 @click.option("--no-truncate", is_flag=True, help="Show every name and label, however long the lines get.")
 def list_bank(run: Run, everything: bool, tag: str | None, sort: str, limit: int | None, no_truncate: bool) -> None:
     """List tasks and compositions.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @verb("log", examples=("log", "log --limit 5", "log --json"))
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show the newest N changes alone.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show only the newest N changes.")
 def log(run: Run, limit: int | None) -> None:
     """Show what was changed and when.
 

@@ -20,7 +20,7 @@ _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 @verb("methods", examples=("methods", "methods replay", "methods --json"))
 @click.argument("name", required=False, help="A strategy, a variant, a penalty, a merger, ...")
 def methods(run: Run, name: str | None) -> None:
-    """List the methods there are.
+    """List all methods.
 
     Those of installed packages too, each with its family, where it was published, and its own settings for --set. With
     a name everything about the methods of that name.

@@ -13,7 +13,7 @@ from lorabank_cli.verb import Run, verb
 @click.argument("name", shell_complete=complete_names, help="A task or a composition.")
 @click.argument("text", help="The note; an empty one takes the note away.")
 def note(run: Run, name: str, text: str) -> None:
-    """Write a note to a task or composition.
+    """Attach a note to a task or composition.
 
     It takes the place of the note that is there. 'lorabank show' and 'lorabank log' show it.
     """

@@ -13,7 +13,7 @@ from lorabank_cli.verb import Run, verb
 @click.argument("old", shell_complete=complete_names, help="A task or a composition.")
 @click.argument("new", help="Its new name.")
 def rename(run: Run, old: str, new: str) -> None:
-    """Give a task or composition another name.
+    """Rename a task or composition.
 
     Compositions keep their members and every score stays what it is; 'lorabank log' keeps the old name.
     """

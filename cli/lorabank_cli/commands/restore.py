@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.argument("backup", help="A file in the bank's folder backups (or its name), or a copy of the whole bank.")
 @click.option("--incomplete", is_flag=True, help="Also when files that it names are gone; doctor --repair follows.")
 def restore(run: Run, backup: str, incomplete: bool) -> None:
-    """Put a backup back.
+    """Restore a backup.
 
     It is checked before anything is changed, and the database that is there is kept aside. From a copy of the whole
     bank the files come back too that the bank lacks or holds damaged; the bank may then be gone altogether.

@@ -30,7 +30,7 @@ TITLES = {"routing_accuracy": "routed right"}
 )
 @click.argument("file", help="TOML file with tasks, orders, strategies, compositions and seeds.")
 @click.option("--out", metavar="DIR", help="Folder of banks and results; default: the experiment's name.")
-@click.option("--size", metavar="NAME", help="Lay the file's table [sizes.NAME] over the rest.")
+@click.option("--size", metavar="NAME", help="Apply the file's table [sizes.NAME] on top of the rest.")
 @click.option("--dev", is_flag=True, help="Score on the rows that settings are chosen on, in a folder of their own.")
 @click.option("--only", multiple=True, metavar="STRATEGY", help="Run this strategy; may be repeated; default: all.")
 def run_sequence(run: Run, file: str, out: str | None, size: str | None, dev: bool, only: tuple[str, ...]) -> None:

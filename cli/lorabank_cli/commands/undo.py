@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @verb("undo", dry_run=True, confirm=True, examples=("undo --dry-run", "undo", "undo --yes"))
 def undo(run: Run) -> None:
-    """Take the last change back.
+    """Undo the last change.
 
     What was added is removed, what was removed or replaced can be used again, a name, a note and tags become what they
     were. Another undo goes one change further back. What 'lorabank gc' deleted cannot come back.

@@ -88,7 +88,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, limit: int
         parts = [_align(text, columns, flush) for text, columns, flush in zip(line, widths, right, strict=True)]
         lines.append("  ".join(parts).rstrip())
     if cut:
-        lines.append("(cut to the terminal; everything is in --json)")
+        lines.append("(truncated to the terminal's width; --json has everything)")
     return "\n".join(lines)
 
 

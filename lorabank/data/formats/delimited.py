@@ -149,7 +149,7 @@ class DelimitedFile:
                 error.hint = f"{error.hint} (the first line must hold the column names, {read})"
                 raise error
             if header.count(column) > 1:
-                problem = f"{str(self.path)!r}: the column {column!r} stands twice in the header"
+                problem = f"{str(self.path)!r}: the column {column!r} appears twice in the header"
                 raise DataError(problem, unchanged=UNCHANGED)
         return [header.index(column) for column in columns]
 

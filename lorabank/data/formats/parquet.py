@@ -45,7 +45,7 @@ class Parquet:
         optional column that is not there.
 
         Raises:
-            DataError: A column is missing, stands twice or is of another type, or a limit is passed.
+            DataError: A column is missing, appears twice or is of another type, or a limit is passed.
         """
         with self.path.open("rb") as file, _opened(file, self.path) as parquet:
             names = parquet.schema_arrow.names
@@ -87,7 +87,7 @@ def _read(
     for column in present:
         twins = [name for name in schema.names if name == column or name.startswith(f"{column}.")]
         if len(twins) > 1:  # pyarrow reads both by the name of the first
-            what = "stands twice" if twins[0] == twins[1] else f"cannot be told apart from {twins[-1]!r}"
+            what = "appears twice" if twins[0] == twins[1] else f"cannot be told apart from {twins[-1]!r}"
             raise DataError(f"{str(source)!r}: the column {column!r} {what}", unchanged=UNCHANGED)
         _check_type(source, column, schema.field(column).type, kept=column in kept)
     check_row_limit(source, footer.num_rows)

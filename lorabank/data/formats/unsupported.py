@@ -37,7 +37,7 @@ def check_kind_of_columns(source: str, columns: Collection[str]) -> None:
                 source,
                 "preferences (DPO) are",
                 f"its columns are {known[pair[0]]!r} and {known[pair[1]]!r}",
-                f"learn the preferred answers alone: --map {known[pair[0]]}=completion, beside a column prompt",
+                f"learn only the preferred answers: --map {known[pair[0]]}=completion, beside a column prompt",
             )
     tags = next((known[tag] for tag in _TAGS if tag in known), None)
     if "tokens" in known and tags:
@@ -85,7 +85,7 @@ def check_kind_of_answers(source: str, column: str, marks: Sequence[object]) -> 
             source,
             "preferences (KTO) are",
             f"the cells of its column {column!r} are true and false",
-            "learn the wanted answers alone: leave the other rows and this column out",
+            "learn only the wanted answers: leave the other rows and this column out",
         )
 
 

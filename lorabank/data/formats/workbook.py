@@ -103,7 +103,7 @@ class WorkbookFile:
 
     def _place(self, header: list[str], column: str, needed: bool) -> int | None:
         if header.count(column) > 1:
-            problem = f"{str(self.path)!r}: the column {column!r} stands twice in the header"
+            problem = f"{str(self.path)!r}: the column {column!r} appears twice in the header"
             raise DataError(problem, unchanged=UNCHANGED)
         if column in header:
             return header.index(column)

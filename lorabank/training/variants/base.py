@@ -154,11 +154,11 @@ class Variant(ABC):
     def refuses(self, strategy: PastUse, start: FactorStart) -> str | None:
         """Why it cannot be trained with these two, in a sentence without a full stop; None where it can."""
         if strategy.earlier == "continued" and not self.plain:
-            return "the strategy continues the last adapter, of which the bank has A and B alone"
+            return "the strategy continues the last adapter, of which the bank has only A and B"
         if strategy.earlier == "continued" and start.shifts:
             return "the strategy continues the last adapter, so that nothing begins where the start says"
         if self.gains and strategy.earlier == "attended":
-            return "the attention weighs low-rank parts alone, and the variant trains a row gain"
+            return "the attention weighs only low-rank parts, and the variant trains a row gain"
         if start.shifts and strategy.earlier == "attended":
             return "the attention would also weigh what the start takes out of the weight, which has to stay whole"
         if self.gains and strategy.confined:

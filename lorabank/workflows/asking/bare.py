@@ -44,7 +44,7 @@ def bare_answerer(
         if task_kind(base.task_type).generates:
             asked = Command("generate", "--task", "none", "TEXT")
         raise ConfigError(
-            "the bare base has no labels, which a task alone brings, so it predicts none",
+            "the bare base has no labels (only a task brings them), so it predicts none",
             commands=[asked],
             unchanged="nothing was changed",
         )

@@ -306,7 +306,7 @@ def _label_order(data: TaskData, labels: Sequence[str] | None, observer: Observe
         return data.labels
     order = tuple(labels)
     if len(set(order)) != len(order) or not all(order):
-        raise ConfigError("--labels: a label is empty or stands twice", unchanged=_UNCHANGED)
+        raise ConfigError("--labels: a label is empty or appears twice", unchanged=_UNCHANGED)
     unknown = [label for label in data.labels if label not in order]
     if unknown:
         hint = f"the data's labels: {listed(data.labels)}"
@@ -336,7 +336,8 @@ def _warn(facts: Mapping[str, Any], observer: Observer) -> None:
         )
     if facts["targets_unread"]:
         observer.notice(
-            f"the tensors alone say which modules are adapted; the config was not asked: {facts['targets_unread']}"
+            "the tensors decide which modules are adapted; these fields of the config were not read: "
+            f"{facts['targets_unread']}"
         )
     if facts["tasks_in_source"] > 1 and facts["part"] is None:
         observer.notice(
@@ -348,7 +349,7 @@ def _warn(facts: Mapping[str, Any], observer: Observer) -> None:
             f"the adapter's update is up to {facts['largest_update']:.1f} times as large as the weights it is added to"
         )
     if facts["rows_cut"]:
-        observer.notice(f"{facts['rows_cut']} training texts are longer than --max-length and are cut")
+        observer.notice(f"{facts['rows_cut']} training texts are longer than --max-length and are truncated")
     if facts["rows_dropped"]:
         observer.notice(f"{facts['rows_dropped']} training rows are left out: their answer alone exceeds --max-length")
 

@@ -136,7 +136,7 @@ def _reserve(
     """
     given = _given(opened, config, init, observer)
     if given is None and not resume:
-        raise ConfigError("there is no data to train on", commands=[Command("add-task", name, "--data", "FILE")])
+        raise ConfigError("no training data is given", commands=[Command("add-task", name, "--data", "FILE")])
     created = open_or_init(opened, init, observer) if given and not resume and not restart else False
     bank = opened.bank
     if restart:
@@ -347,7 +347,7 @@ def _same_run(
             raise ConfigError(
                 f"--resume takes the settings of the interrupted run, but {', '.join(differ)} differ",
                 unchanged="the interrupted run is still there",
-                hint="resume with its own settings, or add --restart to begin again with the new ones",
+                hint="resume with its own settings, or add --restart to start again with the new ones",
                 commands=[Command("add-task", operation.name, "--resume")],
             )
     data = load_data(stored, opened.base)

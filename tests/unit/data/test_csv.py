@@ -44,7 +44,7 @@ def test_cells_stay_as_they_are_written(tmp_path: Path) -> None:
         (b'text,label\n"a\nb",1\n"x"y,2\n', "line 4: not CSV"),
         (b'text,label\na,1\n"b,2\n', "line 3: not CSV: a quote is opened and never closed"),
         (b"text,label\na,1\nb,\xff\n", "line 3, byte 3: not UTF-8"),
-        (b"text,label,text\na,1,b\n", "'text' stands twice"),
+        (b"text,label,text\na,1,b\n", "'text' appears twice"),
         (b"text:label\na:1\n", "no column 'text'; its columns are 'text:label'"),
         (b"text,label\na,1\n,2\n", "line 3, column 'text': the text is empty"),
         (b"text,label\na,1\nb,\n", "line 3, column 'label': the label is empty"),

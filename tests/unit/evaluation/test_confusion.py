@@ -128,7 +128,7 @@ def test_a_score_is_compared_with_the_most_frequent_label(right: int, rows: int,
         assert note is None
     else:
         words = {"unclear": "not clearly above", "at": "at", "below": "below"}[where]
-        assert note == f"{words} chance: the most frequent label alone gives 0.6000"
+        assert note == f"{words} chance: always answering the most frequent label gives 0.6000"
 
 
 def test_a_cell_without_labels_or_from_before_says_nothing() -> None:

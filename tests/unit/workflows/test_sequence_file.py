@@ -185,18 +185,18 @@ def test_every_mistake_is_named_with_its_table(write: Callable[..., Path]) -> No
         (('["seqlora", "strong"]', '["seqlor", "strong"]'), "no strategy 'seqlor'. Did you mean 'seqlora'?"),
         (('strategy = "olora"', 'strategy = "olor"'), "there is no strategy 'olor'."),
         (('on = ["strong"]', 'on = ["stron"]'), "[[compositions]] 2: on 'stron', which is not run. Did you mean"),
-        (('name = "sum"', 'name = "prototype"'), "the name 'prototype' stands twice"),
+        (('name = "sum"', 'name = "prototype"'), "the name 'prototype' appears twice"),
         (('mode = "prototype"', 'mode = "prototyp"'), "there is no mode 'prototyp'. Did you mean 'prototype'?"),
         (('data = "rows/one.jsonl"', ""), "[tasks.one] gives no data"),
         (("[tasks.one]", "[tasks.One]"), "[tasks.One] cannot be a name"),
         (("${LETTERS}", "${NOT_SET_ANYWHERE}"), "the environment variable NOT_SET_ANYWHERE is not set"),
         (
             ('base = "org/model"', 'base = "org/${LETTERS}"'),
-            "base = 'org/${LETTERS}': a variable stands in paths of data",
+            "base = 'org/${LETTERS}': variables are allowed only in paths of data",
         ),
-        (('"org/model"', '"m"\nrevision = "${LETTERS}"'), "revision = '${LETTERS}': a variable stands in paths"),
-        (('base = "org/model"', 'gguf_file = "${LETTERS}.gguf"'), "gguf_file = '${LETTERS}.gguf': a variable"),
-        (('"rows/one.jsonl"', '"hf:org/${LETTERS}"'), "[tasks.one] data = 'hf:org/${LETTERS}': a variable"),
+        (('"org/model"', '"m"\nrevision = "${LETTERS}"'), "revision = '${LETTERS}': variables are allowed"),
+        (('base = "org/model"', 'gguf_file = "${LETTERS}.gguf"'), "gguf_file = '${LETTERS}.gguf': variables are"),
+        (('"rows/one.jsonl"', '"hf:org/${LETTERS}"'), "[tasks.one] data = 'hf:org/${LETTERS}': variables are"),
     ],
 )
 def test_what_must_be_there_and_fit(write: Callable[..., Path], change: tuple[str, str], problem: str) -> None:
@@ -324,7 +324,7 @@ FAULTS = [
     "name 'Not A Name'", "unknown key 'revisoin'. Did you mean 'revision'?", "there is no table [tasks.twoo].",
     "order 2 has other tasks", "order 3 names a task twice", "order 4 names no task", "there is no strategy 'reply'.",
     "strategies names one twice", "seeds = [True]: true and false are not numbers", "dev_fraction = 2:",
-    "selection is missing", "base = '${HOME}/model': a variable", "[train]: unknown key 'lerning_rate'.",
+    "selection is missing", "base = '${HOME}/model': variables are", "[train]: unknown key 'lerning_rate'.",
     "[train]: r = 'many':", "[train] seed: seeds = [...] stands above", "[train]: epochs = False: true and false",
     "there is no strategy 'olorra'.", "[strategy.variant] data: it is the same",
     "[strategy.variant]: batch_size = 0:", "[strategy.odd]: strategy = 3:", "[tasks.one] gives no data",
@@ -333,7 +333,7 @@ FAULTS = [
     "[[compositions]] 1: there is no mode 'protoype'.", "[[compositions]] 1: on 'nobody'",
     "[[compositions]] 2: there is no router 'kmean'.",
     "[[compositions]] 2: names no mode", "[[compositions]] 3: name 'a b'",
-    "[[compositions]] 4: the name 'a b' stands twice", "[evaluation]: unknown key 'metrc'.",
+    "[[compositions]] 4: the name 'a b' appears twice", "[evaluation]: unknown key 'metrc'.",
     "[evaluation] all: everything is scored", "sizes is not a table of tables",
 ]  # fmt: skip
 
@@ -349,7 +349,7 @@ def test_one_fault_of_each_kind_and_each_is_named_once(write: Callable[..., Path
     assert unsaid == [
         "order 3 has other tasks than order 1: a mean over them would say nothing",
         "order 4 has other tasks than order 1: a mean over them would say nothing",
-        "[[compositions]] 3: the name 'a b' stands twice",
+        "[[compositions]] 3: the name 'a b' appears twice",
         "[[compositions]] 4: name 'a b': use a-z, 0-9, '.', '_' and '-'",
     ]
 

@@ -49,8 +49,8 @@ def test_only_a_line_feed_ends_a_line(tmp_path: Path, separator: str) -> None:
         (b'{"text": "a", "label": -Infinity}', "line 2, column 24", "-Infinity is not JSON"),
         (b'{"text": "1e400", "label": 1e400}', "line 2, column 28", "too large"),
         (b'{"text": "a", "label": ' + b"9" * 5000 + b"}", "line 2, column 24", "too many digits"),
-        (b'{"text": "a", "text": "b", "label": 1}', "line 2", "'text' stands twice"),
-        (b'{"text": "a", "label": {"k": 1, "k": 2}}', "line 2", "'k' stands twice"),
+        (b'{"text": "a", "text": "b", "label": 1}', "line 2", "'text' appears twice"),
+        (b'{"text": "a", "label": {"k": 1, "k": 2}}', "line 2", "'k' appears twice"),
         (b'{"text": "a", "label": }', "line 2, column 24", "not JSON"),
         (b'{"text": "a\x00b", "label": 1}', "line 2, column 12", "control character"),
         (b'{"text": "a\\u0000b", "label": 1}', "line 2, column 'text'", "NUL character at position 2"),
@@ -103,8 +103,8 @@ def test_long_keys_are_cut_and_many_keys_cost_no_time(tmp_path) -> None:
     assert len(refused.value.message) < 1600
     # 100,000 keys and the last of them again: comparing each with all before it would take minutes
     path.write_text("{" + ",".join(f'"{n:x}":1' for n in range(80_000)) + ',"0":1}\n')
-    with pytest.raises(DataError, match="the key '0' stands twice"):
+    with pytest.raises(DataError, match="the key '0' appears twice"):
         JsonLines()(path).columns()
     path.write_text("{" + ",".join(f'"{n:x}":1' for n in range(80_000)) + ',"1387f":1}\n')
-    with pytest.raises(DataError, match="the key '1387f' stands twice"):
+    with pytest.raises(DataError, match="the key '1387f' appears twice"):
         JsonLines()(path).columns()

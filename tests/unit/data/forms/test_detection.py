@@ -119,7 +119,7 @@ def test_without_rows_or_without_a_file_there_is_no_form(tmp_path: Path) -> None
     (tmp_path / "blank.jsonl").write_text("\n \n")
     with pytest.raises(DataError, match="no rows"):
         detect_form(TrainConfig(data=str(tmp_path / "blank.jsonl")))
-    with pytest.raises(ConfigError, match="no data"):
+    with pytest.raises(ConfigError, match="no training data"):
         detect_form(TrainConfig())
 
 
@@ -130,7 +130,7 @@ def test_without_rows_or_without_a_file_there_is_no_form(tmp_path: Path) -> None
     "columns", [("prompt", "completion"), ("messages",), ("text", "instruction", "output"), ("conversations",)]
 )
 def test_a_classifier_does_not_learn_other_forms(tmp_path: Path, columns: tuple[str, ...]) -> None:
-    with pytest.raises(DataError, match="a classifier learns labelled texts alone") as caught:
+    with pytest.raises(DataError, match="a classifier learns only labelled texts") as caught:
         load_task_data(TrainConfig(data=file_with(tmp_path, *columns)))
     assert "--task-type CAUSAL_LM" in (caught.value.hint or "")
 

@@ -188,7 +188,7 @@ def test_a_bad_folder_changes_nothing(
         ({"task": "mixed"}, ExistsError, "has a composition 'mixed' already"),
         ({"task": "../x"}, ConfigError, "cannot be a name"),
         ({"labels": ("one", "two")}, DataError, "the data has the label 'three'"),
-        ({"labels": ("one", "two", "three", "two")}, ConfigError, "stands twice"),
+        ({"labels": ("one", "two", "three", "two")}, ConfigError, "appears twice"),
         ({"labels": ("one", "two", "three", "")}, ConfigError, "empty"),
         ({"labels": ("one", "two", "three", "four")}, IncompatibleError, "4 labels need"),
         ({"init": InitConfig(base="someone/else")}, IncompatibleError, "not 'someone/else'"),
