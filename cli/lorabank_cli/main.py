@@ -81,7 +81,7 @@ LORABANK_ADD_TASK_R, ...) or from a TOML file (--config); flags win over
 the environment, the environment over the file, the file over defaults.
 
 \b
-Completion, to be put into the shell's start-up file:
+Completion (add the line to the shell's start-up file):
   bash  eval "$(_LORABANK_COMPLETE=bash_source lorabank)"
   zsh   eval "$(_LORABANK_COMPLETE=zsh_source lorabank)"
   fish  _LORABANK_COMPLETE=fish_source lorabank | source
@@ -203,7 +203,8 @@ def _call(words: list[str], output: Output) -> int:
         if not error.code:
             return 0
         return _failed(
-            click.UsageError("a completion for no known shell: bash_source, zsh_source, fish_source"), output
+            click.UsageError("no completion for this shell; the known ones are bash_source, zsh_source, fish_source"),
+            output,
         )
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, output)

@@ -28,8 +28,8 @@ def bank_of(ctx: click.Context) -> Path:
             owner = _owner(part)
             if owner not in (None, os.geteuid(), 0):
                 raise ConfigError(
-                    f"{part} belongs to another user ({owner}), and this command did not name it",
-                    hint="name it, if you mean it",
+                    f"{part} belongs to another user ({owner}), and --bank does not name it",
+                    hint="name it if you trust it",
                     commands=[Command("--bank", str(path), *ctx.ensure_object(Output).words)],
                     unchanged="nothing was changed",
                 )

@@ -93,7 +93,7 @@ class Run:
         if self.ctx.params["yes"]:
             return
         if not sys.stdin.isatty():
-            raise ConfigError("this needs a confirmation", unchanged="nothing was changed", hint="add --yes")
+            raise ConfigError("this needs confirmation", unchanged="nothing was changed", hint="add --yes")
         click.confirm(safe(question), err=True, abort=True)
 
     def _source(self, name: str) -> str:

@@ -78,7 +78,7 @@ def database_error(error: Exception, path: Path, unchanged: str | None) -> Lorab
 def taken(what: str, name: str, *, kind: str = "") -> ExistsError:
     """The refusal of a name that is in use; ``kind`` is the operation that wants it."""
     replaceable = kind == "compose" if what == "composition" else kind in ("add-task", "import")
-    instead = "add --replace to put the new one in its place, " if replaceable else ""
+    instead = "add --replace to replace it, " if replaceable else ""
     return ExistsError(
         f"the bank has a {what} {name!r} already",
         hint=f"{instead}choose another name, or remove the {what}",
@@ -94,8 +94,8 @@ def busy(layout: Layout, operation: OperationRecord) -> BusyError:
     hint, commands = "wait for it to end; doctor shows it", [Command("doctor")]
     if operation.host != host_name():
         hint = (
-            f"wait for it to end. It was seen alive at {operation.seen_at[:19]}Z; when that is "
-            f"{LEASE.total_seconds() / 60:.0f} minutes ago it counts as dead, and can be dropped"
+            f"wait for it to end. It was last seen alive at {operation.seen_at[:19]}Z; "
+            f"{LEASE.total_seconds() / 60:.0f} minutes after that it counts as dead and can be dropped"
         )
         commands = [Command("doctor", "--repair")]
     process = f"process {operation.pid} on {operation.host}"

@@ -159,9 +159,7 @@ class Snapshot(_Content):
         what = f"no {kind} {name[:80]!r}"
         removed = {task.name for task in self.removed_tasks} | {made.name for made in self.removed_compositions}
         if name in removed:
-            return NotFoundError(
-                f"{what}: what had this name was removed", commands=[Command("list", "--all"), Command("log")]
-            )
+            return NotFoundError(f"{what}: it was removed", commands=[Command("list", "--all"), Command("log")])
         names = list(known)
         more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
         there = f" The bank has: {', '.join(names[:_SHOWN])}{more}." if names else f" The bank has no {kind} yet."

@@ -218,7 +218,7 @@ def fit_gate(
                 if not torch.isfinite(loss):
                     raise DivergedError(
                         f"the gate diverged at step {done + 1}",
-                        unchanged="the composition did not enter the bank",
+                        unchanged="the composition was not added to the bank",
                         hint=f"lower it: --set learning_rate={method.learning_rate / 10:g}",
                     )
                 optimizer.zero_grad()

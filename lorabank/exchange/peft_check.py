@@ -91,7 +91,7 @@ def _shell(record: BaseModelRecord, labels: int) -> nn.Module:
     if config_hash(read_config(resolved.path)) != record.config_hash:
         raise IncompatibleError(
             f"base model {record.name!r} is not the one of this bank: its config.json differs",
-            hint="put back the model that the bank was made with",
+            hint="restore the model that the bank was made with",
             unchanged=_UNCHANGED,
         )
     kind = task_kind(record.task_type)

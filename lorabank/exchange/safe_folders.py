@@ -36,7 +36,7 @@ def check_target(target: Path, bank: Path) -> None:
                 f"there is no folder {parent}", hint=shlex.join(["mkdir", "-p", str(parent)]), unchanged=_UNWRITTEN
             )
         if target.resolve().is_relative_to(bank.resolve()):
-            raise ConfigError(f"{target} lies in the bank", hint="name a folder elsewhere", unchanged=_UNWRITTEN)
+            raise ConfigError(f"{target} is inside the bank", hint="name a folder elsewhere", unchanged=_UNWRITTEN)
 
 
 def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
@@ -87,14 +87,14 @@ def check_new_file(target: Path, bank: Path, *, overwrite: bool, read: str | Non
         if read is not None and target.exists() and os.path.exists(read) and target.samefile(read):
             raise ConfigError(f"{target} is the file that is read", hint="name another file", unchanged=_UNWRITTEN)
         if target.exists() and not overwrite:
-            raise ExistsError(f"{target} is there already", hint="--overwrite replaces it", unchanged=_UNWRITTEN)
+            raise ExistsError(f"{target} already exists", hint="--overwrite replaces it", unchanged=_UNWRITTEN)
         parent = target.parent
         if not parent.is_dir():
             raise NotFoundError(
                 f"there is no folder {parent}", hint=shlex.join(["mkdir", "-p", str(parent)]), unchanged=_UNWRITTEN
             )
         if target.resolve().is_relative_to(bank.resolve()):
-            raise ConfigError(f"{target} lies in the bank", hint="name a file elsewhere", unchanged=_UNWRITTEN)
+            raise ConfigError(f"{target} is inside the bank", hint="name a file elsewhere", unchanged=_UNWRITTEN)
 
 
 @contextmanager

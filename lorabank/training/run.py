@@ -370,6 +370,6 @@ def _check_finite(factors: LoraFactors, head: Mapping[str, Tensor]) -> None:
         if not bool(torch.isfinite(tensor).all()):
             raise DivergedError(
                 f"training diverged: {name} is not finite",
-                unchanged="the adapter did not enter the bank",
+                unchanged="the adapter was not added to the bank",
                 hint="lower --learning-rate",
             )

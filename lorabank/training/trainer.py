@@ -117,7 +117,7 @@ class AdapterTrainer(Trainer):
         if not loss.requires_grad:
             raise IncompatibleError(
                 "no text passes the modules that are adapted (they may stand in a part for images or sounds)",
-                unchanged="the adapter did not enter the bank",
+                unchanged="the adapter was not added to the bank",
                 hint="--target-modules all-linear, or names of others",
             )
         self._keep_term("loss", whole)

@@ -116,7 +116,7 @@ def _examined(path: Path, full: bool) -> tuple[list[tuple[str, str]], list[Findi
         if not isinstance(error, DamagedError):
             return facts, [], list(error.commands)
         cure = Command("doctor", "--repair"), Command("restore", "BACKUP")
-        return facts, [Finding("database", "bank", error.message, "repair it, or put a backup back", cure)], []
+        return facts, [Finding("database", "bank", error.message, "repair it, or restore a backup", cure)], []
     from lorabank.bank.catalog.definitions import REVISIONS
 
     findings = bank.verify(full=full)

@@ -30,5 +30,5 @@ def _of_base(bank: Bank) -> tuple[Finding, ...]:
         message = "" if read_weight_facts(folder).fingerprint == base.fingerprint else f"{folder} holds other weights"
     except LorabankError as error:
         message = error.message
-    hint, cure = "put back the model that the bank was made with", (Command("-b", "NEW", "init", "--base", "FOLDER"),)
+    hint, cure = "restore the model that the bank was made with", (Command("-b", "NEW", "init", "--base", "FOLDER"),)
     return (Finding("base-model", base.name, message, hint, cure),) if message else ()

@@ -212,9 +212,9 @@ def nothing(bank: Path) -> None:
         pytest.param(
             nothing, "compose --mode manual --name both", {"": "--yes"}, 0, "removed both", id="a name taken"
         ),
-        pytest.param(nothing, "backup", {"": "--yes"}, 0, "put back", id="the way back"),
+        pytest.param(nothing, "backup", {"": "--yes"}, 0, "restored", id="the way back"),
         pytest.param(
-            lambda bank: library.backup(bank), "restore x.db", {"": "--yes"}, 0, "put back", id="no such backup"
+            lambda bank: library.backup(bank), "restore x.db", {"": "--yes"}, 0, "restored", id="no such backup"
         ),
         pytest.param(nothing, "restore x.db", {}, 0, "wrote my bank's/backups", id="no backup at all"),
         pytest.param(damage, "doctor", {"COPY": "copy"}, 0, "fetched", id="the cure that the doctor names"),

@@ -38,7 +38,7 @@ def test_a_removed_name_is_said_to_be_removed(run: Any, bank: Bank) -> None:
     for words in (("show", "spam"), ("predict", "--task", "spam", "x"), ("predict", "--composition", "both", "x")):
         missing = run(*words)
         assert missing.code == 3
-        assert "what had this name was removed" in missing.err.splitlines()[0]
+        assert "it was removed" in missing.err.splitlines()[0]
         assert [line.strip() for line in missing.err.splitlines()[2:]] == ["lorabank list --all", "lorabank log"]
 
 
@@ -55,7 +55,7 @@ def test_log_as_json_has_everything(run: Any, bank: Bank) -> None:
 def test_undo_asks_and_says_what_came_back(run: Any, bank: Bank) -> None:
     bank.remove("spam", cascade=True)
     planned = run("undo", "--dry-run")
-    assert planned.out.startswith("would take back remove spam of ")
+    assert planned.out.startswith("would undo remove spam of ")
     assert planned.out.splitlines()[1] == "  back  spam, both"
     refused = run("undo")
     assert (refused.code, "add --yes" in refused.err) == (2, True)
@@ -99,7 +99,7 @@ def test_gc_says_what_cannot_be_undone_after_it(run: Any, bank: Bank) -> None:
     bank.remove("spam", cascade=True)
     shown = run("gc", "--dry-run", "--grace-hours", "0")
     last = shown.out.splitlines()[-1]
-    assert last.startswith("after it undo cannot take back: remove spam (change 5), compose both (change 4), ")
+    assert last.startswith("undo will no longer be able to revert: remove spam (change 5), compose both (change 4), ")
     assert run("gc", "--grace-hours", "0", "--yes", "--json").document["lost"][0] == "remove spam (change 5)"
     assert run("undo", "--yes").code == 3
 

@@ -134,7 +134,7 @@ def test_a_file_is_replaced_only_where_that_is_said(tmp_path: Path, routed: Path
     data, target = write(tmp_path / "in.csv", ROWS), tmp_path / "out.csv"
     config = PredictConfig(data=str(data), task="one")
     target.write_text("precious")
-    with pytest.raises(ExistsError, match="is there already") as caught:
+    with pytest.raises(ExistsError, match="already exists") as caught:
         api.answer_file(routed, target, config=config)
     assert "--overwrite" in (caught.value.hint or "")
     assert target.read_text() == "precious"
@@ -142,7 +142,7 @@ def test_a_file_is_replaced_only_where_that_is_said(tmp_path: Path, routed: Path
     assert len(read(target)) == len(ROWS)
     with pytest.raises(ConfigError, match="is the file that is read"):
         api.answer_file(routed, data, config=config, overwrite=True)
-    with pytest.raises(ConfigError, match="lies in the bank"):
+    with pytest.raises(ConfigError, match="is inside the bank"):
         api.answer_file(routed, routed / "x.csv", config=config)
     with pytest.raises(NotFoundError, match="there is no folder"):
         api.answer_file(routed, tmp_path / "no" / "x.csv", config=config)

@@ -97,7 +97,7 @@ def test_what_is_too_far_changes_nothing(copy, capsys) -> None:
     assert main(words) == 12
     out = capsys.readouterr()
     error = json.loads(out.out)["error"]
-    assert (error["kind"], error["unchanged"]) == ("GateError", "the composition did not enter the bank")
+    assert (error["kind"], error["unchanged"]) == ("GateError", "the composition was not added to the bank")
     assert "above --tolerance 1e-09" in error["message"]
     assert "Traceback" not in out.err
     assert Bank.open(bank).contents() == before

@@ -26,7 +26,7 @@ def test_a_rate_that_changes_no_weight_is_named(lab, copy, strategy: str, rate: 
     ) as caught:
         lab.add(bank, "two", strategy=strategy, learning_rate=rate, epochs=0.5, save_steps=1)
     assert caught.value.exit_code == 11
-    assert caught.value.unchanged == "the adapter did not enter the bank"
+    assert caught.value.unchanged == "the adapter was not added to the bank"
     assert Bank.open(bank).snapshot() == before
     assert Bank.open(bank).operations() == []
     assert not any((bank / "work").iterdir())

@@ -42,9 +42,7 @@ _MOST_LABELS = 8
 @click.argument("name", help="Name of the task: lower-case letters, digits, '.', '_' and '-'.")
 @click.option("--resume", is_flag=True, help="Resume the interrupted training of this task with its settings.")
 @click.option("--restart", is_flag=True, help="Drop the interrupted training of this task and start again.")
-@click.option(
-    "--replace", is_flag=True, help="Make a new version of a task of this name; 'lorabank undo' takes it back."
-)
+@click.option("--replace", is_flag=True, help="Make a new version of a task of this name; 'lorabank undo' reverts it.")
 @remarked
 def add_task(
     run: Run, name: str, resume: bool, restart: bool, replace: bool, note: str | None, tags: tuple[str, ...]

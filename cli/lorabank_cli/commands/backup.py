@@ -25,9 +25,9 @@ def backup(run: Run, target: str | None) -> None:
     facts = pairs(
         [
             ("tasks", result.tasks),
-            ("copied", None if target is None else f"{result.files} adapters and blobs that were not there yet"),
+            ("copied", None if target is None else f"{result.files} new adapters and blobs"),
             *(("mended", line) for line in result.mended),
         ]
     )
-    back = run.output.next(Command("restore", result.path), title="to put it back")
+    back = run.output.next(Command("restore", result.path), title="to restore it")
     run.output.data(result, f"wrote {safe(result.path)}\n{facts}\n{back}")

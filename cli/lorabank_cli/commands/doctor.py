@@ -57,7 +57,7 @@ def _text(run: Run, found: Checkup, repaired: RepairResult | None) -> str:
     if repaired is not None:
         done = [(name.replace("_", " "), paths) for name, paths in repaired._asdict().items() if paths]
         lines = [f"{name}\n" + "\n".join(f"  {safe(path)}" for path in paths) for name, paths in done]
-        blocks.append("\n".join(lines) or "nothing was to be repaired")
+        blocks.append("\n".join(lines) or "nothing needed repair")
     if found.findings:
         blocks.append(findings_text(run.output, found.findings))
     if found.commands:

@@ -31,7 +31,7 @@ def gc(run: Run, grace_hours: float) -> None:
     listing = "".join(f"  {safe(path)}\n" for path in found.paths)
     lost = [_lost(event) for event in found.lost]
     if run.dry_run or not found.paths:
-        ending = f"after it undo cannot take back: {safe(shortened(lost))}" if lost else ""
+        ending = f"undo will no longer be able to revert: {safe(shortened(lost))}" if lost else ""
         text = f"would delete {_amount(len(found.paths), found.bytes)}\n{listing}{ending}".rstrip()
         document = {"dry_run": run.dry_run, "paths": found.paths, "bytes": found.bytes, "lost": lost}
         run.output.data(document, text if found.paths else "nothing to delete")
@@ -40,7 +40,7 @@ def gc(run: Run, grace_hours: float) -> None:
     for path in found.paths:
         run.output.notice(f"  {path}")
     if lost:
-        run.output.notice(f"after it undo cannot take back: {shortened(lost)}")
+        run.output.notice(f"undo will no longer be able to revert: {shortened(lost)}")
     run.confirm("Delete these files?")
     done = api.gc(run.bank, dry_run=False, grace_hours=grace_hours)
     document = {"dry_run": False, "paths": done.paths, "bytes": done.bytes, "lost": [_lost(e) for e in done.lost]}

@@ -44,9 +44,7 @@ KEPT = ("keep_samples", "clusters_per_task", "seed", "device")
 @click.option("--base-fingerprint", metavar="HEX", help="Fingerprint of the base model that it was trained on.")
 @click.option("--part", type=click.IntRange(min=1), metavar="N", help="One task of a folder that O-LoRA saved.")
 @click.option("--ignore-unknown", is_flag=True, help="Ignore unknown fields of its config, and list them.")
-@click.option(
-    "--replace", is_flag=True, help="Make a new version of a task of this name; 'lorabank undo' takes it back."
-)
+@click.option("--replace", is_flag=True, help="Make a new version of a task of this name; 'lorabank undo' reverts it.")
 @remarked
 def import_adapter(
     run: Run,

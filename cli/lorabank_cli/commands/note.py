@@ -11,7 +11,7 @@ from lorabank_cli.verb import Run, verb
 
 @verb("note", examples=('note spam "mails of 2025, without newsletters"', 'note spam ""'))
 @click.argument("name", shell_complete=complete_names, help="A task or a composition.")
-@click.argument("text", help="The note; an empty one takes the note away.")
+@click.argument("text", help="The note; an empty one removes the note.")
 def note(run: Run, name: str, text: str) -> None:
     """Attach a note to a task or composition.
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("backup", help="A file in the bank's folder backups (or its name), or a copy of the whole bank.")
-@click.option("--incomplete", is_flag=True, help="Also when files that it names are gone; doctor --repair follows.")
+@click.option(
+    "--incomplete", is_flag=True, help="Restore even if files that it names are gone; run doctor --repair next."
+)
 def restore(run: Run, backup: str, incomplete: bool) -> None:
     """Restore a backup.
 
@@ -39,12 +41,12 @@ def restore(run: Run, backup: str, incomplete: bool) -> None:
     if run.dry_run or not run.ctx.params["yes"]:
         planned = api.restore(run.bank, backup, incomplete=incomplete, dry_run=True)
         if run.dry_run:
-            text = f"would put back {safe(planned.backup)}\n{_facts(run, planned)}".rstrip()
+            text = f"would restore {safe(planned.backup)}\n{_facts(run, planned)}".rstrip()
             run.output.data({"dry_run": True, **plain(planned)}, text)
             return
-        run.confirm(f"Put {safe(planned.backup)} back? {len(planned.back)} tasks come back, {len(planned.gone)} go.")
+        run.confirm(f"Restore {safe(planned.backup)}? {len(planned.back)} tasks come back, {len(planned.gone)} go.")
     done = api.restore(run.bank, backup, incomplete=incomplete)
-    run.output.data({"dry_run": False, **plain(done)}, f"put back {safe(done.backup)}\n{_facts(run, done)}".rstrip())
+    run.output.data({"dry_run": False, **plain(done)}, f"restored {safe(done.backup)}\n{_facts(run, done)}".rstrip())
 
 
 def _facts(run: Run, result: RestoreResult) -> str:

@@ -25,12 +25,12 @@ def undo(run: Run) -> None:
     event = planned.event
     what = f"{event.kind} {event.name} of {event.created_at[:16].replace('T', ' ')} (change {event.id})"
     if run.dry_run:
-        run.output.data(_document(planned, dry_run=True), f"would take back {safe(what)}\n{_effects(planned)}")
+        run.output.data(_document(planned, dry_run=True), f"would undo {safe(what)}\n{_effects(planned)}")
         return
-    run.output.notice(f"to take back in {run.bank}: {what}")
-    run.confirm(f"Take back {what}?")
+    run.output.notice(f"to undo in {run.bank}: {what}")
+    run.confirm(f"Undo {what}?")
     done = api.undo(run.bank)
-    run.output.data(_document(done, dry_run=False), f"took back {safe(what)}\n{_effects(done)}")
+    run.output.data(_document(done, dry_run=False), f"undid {safe(what)}\n{_effects(done)}")
 
 
 def _effects(result: UndoResult) -> str:

@@ -29,4 +29,4 @@ def findings_text(output: Output, findings: Sequence[Finding]) -> str:
 def _title(hint: str, subjects: Sequence[str]) -> str:
     names = list(dict.fromkeys(subjects))
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return safe(f"cure of {', '.join(names[:_NAMED])}{more}" + (f": {hint}" if hint else ""))
+    return safe(f"to fix {', '.join(names[:_NAMED])}{more}" + (f": {hint}" if hint else ""))

@@ -77,8 +77,8 @@ def _supersede(transaction: Transaction, name: str, position: int | None) -> Cha
         return Change()
     if old["name"] != name:
         raise IncompatibleError(
-            f"the version that is to be replaced is called {old['name']!r} now, not {name!r}",
-            hint="give it back its name, and resume with --resume",
+            f"the version to replace is now called {old['name']!r}, not {name!r}",
+            hint="restore its name, then resume with --resume",
             commands=[Command("rename", old["name"], name), Command("add-task", name, "--resume")],
             unchanged="the bank was not changed",
         )

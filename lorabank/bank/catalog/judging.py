@@ -65,7 +65,7 @@ def check_length(database: Path) -> None:
     if length > LONGEST:
         raise ConfigError(
             f"the path of {database.name} has {length} bytes, and SQLite opens at most {LONGEST}: {database}",
-            hint="name a folder nearer to the root with --bank",
+            hint="choose a shorter path with --bank",
             unchanged="nothing was changed",
         )
 
@@ -126,5 +126,5 @@ def _foreign(database: Path, journal: Path) -> str | None:
         return None
     alone = size <= sector + page + 8 and first in (b"", b"\0\0\0\1")
     if modes == b"\2\2" and not alone:
-        return "of a transaction that lorabank did not make, since the database is in WAL mode"
+        return "it is from a transaction that lorabank did not make, since the database is in WAL mode"
     return None

@@ -64,7 +64,7 @@ class Lineages(dict[int, Lineage[T]]):
         own = [self._known[row["member"]] for row, part in rest if part is None]
         without = [self._known[row["member"]] for row, part in rest if part == WITHOUT]
         if len(own) + len(without) < len(rest) or (without and not set(without) <= set(before or ())):
-            raise _damaged(f"what task {adapter} was trained on top of is not a list of tasks")
+            raise _damaged(f"the tasks that task {adapter} was trained on top of are not a list of tasks")
         return before if before is not None and not rest else Lineage(own, before, without)
 
 

@@ -42,7 +42,7 @@ def migrate(connection: Connection, database: Path) -> None:
     command.upgrade(config, "head")
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
     if broken:
-        raise DamagedError(f"after the migrations {len(broken)} rows refer to rows that are not there")
+        raise DamagedError(f"after the migrations {len(broken)} rows refer to rows that do not exist")
     if (revision := schema_revision(driver_of(connection), database)) != REVISIONS[-1]:
         raise IncompatibleError(f"the migrations ended with schema {revision}, not with {REVISIONS[-1]}")
 

@@ -58,7 +58,9 @@ def read_snapshot(view: View, layout: Layout) -> Snapshot:
     usable = {task.name for task in records if task.state in ("ready", "failed")}
     for made in compositions:
         if not made.members or len(set(made.members)) < len(made.members) or not usable.issuperset(made.members):
-            message = f"composition {made.name[:80]!r} has no members, or twice the same, or others than tasks"
+            message = (
+                f"composition {made.name[:80]!r} has no members, a repeated member, or a member that is not a task"
+            )
             raise DamagedError(f"{layout.database}: {message}", commands=[VERIFY])
     ready = {task.position: task.name for task in records if task.state == "ready"}
     datasets = [row for row in view.rows("datasets") if row["task"] in ready]

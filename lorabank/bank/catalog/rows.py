@@ -84,7 +84,7 @@ def in_order(rows: Iterable[Row], *columns: str) -> list[Row]:
     try:
         return sorted(rows, key=itemgetter(*columns))
     except TypeError as error:
-        message = f"bank.db: its rows cannot be put in the order of their {columns[-1]}"
+        message = f"bank.db: its rows cannot be sorted by their {columns[-1]}"
         raise DamagedError(message, commands=[VERIFY]) from error
 
 

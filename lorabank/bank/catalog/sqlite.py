@@ -57,7 +57,7 @@ class SqliteView:
             if verdict != "ok":
                 yield "bank.db", str(verdict)[:500]
         for table, row, target, _ in self._connection.execute("PRAGMA foreign_key_check").fetchall():
-            yield table, f"row {row} of {table} refers to a row of {target} that is not there"
+            yield table, f"row {row} of {table} refers to a row of {target} that does not exist"
 
 
 class SqliteTransaction(SqliteView):

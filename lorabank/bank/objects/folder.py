@@ -55,7 +55,7 @@ class FolderObjects:
         except OSError as error:
             raise DamagedError(f"blob {path}: {error.strerror}", commands=[VERIFY]) from error
         if hashlib.sha256(content).hexdigest() != digest:
-            raise DamagedError(f"blob {path}: other content than was stored", commands=[VERIFY])
+            raise DamagedError(f"blob {path}: its content is not what was stored", commands=[VERIFY])
         return content
 
     def adapter_problems(

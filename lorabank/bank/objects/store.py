@@ -61,7 +61,7 @@ def write_new(path: Path, data: bytes) -> StoredFile:
     finally:
         os.close(descriptor)
     if hash_file(path) != (digest.hexdigest(), len(data)):
-        raise StorageError(f"{path}: the disk gave back other bytes than were written")
+        raise StorageError(f"{path}: the bytes read back from the disk differ from those written")
     return StoredFile(path.name, digest.hexdigest(), len(data))
 
 
@@ -190,7 +190,7 @@ def blob_problems(path: Path, expected: StoredFile, *, full: bool = True) -> lis
         if status.st_size != expected.bytes:
             return [f"{path.name} has {status.st_size} bytes, recorded are {expected.bytes}"]
         if full and hash_file(path)[0] != expected.sha256:
-            return [f"{path.name} has other content than was stored (SHA-256 differs)"]
+            return [f"{path.name} has different content from what was stored (SHA-256 differs)"]
     except FileNotFoundError:
         return [f"{path.name} is missing"]
     except OSError as error:

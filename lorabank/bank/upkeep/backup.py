@@ -92,7 +92,7 @@ def _read_again(target: Path) -> None:
             check_sound(copy, target)
     except (DamagedError, sqlite3.Error) as error:
         target.unlink(missing_ok=True)
-        raise StorageError(f"{target}: the disk gave back other bytes than were written") from error
+        raise StorageError(f"{target}: the bytes read back from the disk differ from those written") from error
 
 
 def copy_bank(source: Layout, folder: Path) -> BackupResult:
@@ -228,12 +228,12 @@ def _check_folder(source: Layout, folder: Path) -> None:
     others = sorted(entry.name for entry in folder.iterdir() if entry.name not in ENTRIES) if folder.exists() else []
     if others:
         raise ExistsError(
-            f"{folder} is not empty and no copy of a bank: it holds {others[0][:80]!r}",
+            f"{folder} is not empty and not a copy of a bank: it holds {others[0][:80]!r}",
             hint="name another folder",
             unchanged=unchanged,
         )
     if folder.resolve().is_relative_to(source.root.resolve()):
-        raise ConfigError(f"{folder} lies in the bank", hint="name a folder elsewhere", unchanged=unchanged)
+        raise ConfigError(f"{folder} is inside the bank", hint="name a folder elsewhere", unchanged=unchanged)
 
 
 def _refuse_diverged(target: Layout, copy: SqliteView) -> list[str]:
@@ -260,7 +260,7 @@ def _refuse_diverged(target: Layout, copy: SqliteView) -> list[str]:
         raise known from error
     if not there <= here:
         raise IncompatibleError(
-            f"{target.root} holds {len(there - here)} adapters that the bank does not know: it was changed on its own",
+            f"{target.root} holds {len(there - here)} adapters that the bank does not know: it was changed separately",
             hint="name another folder",
             unchanged="nothing was changed",
         )

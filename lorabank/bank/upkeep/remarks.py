@@ -37,7 +37,7 @@ def check_note(text: str | None) -> str | None:
     """
     note = (text or "").strip()
     if len(note) > MAX_NOTE:
-        raise ConfigError(f"a note of {len(note)} characters; at most {MAX_NOTE} are kept", unchanged=_UNCHANGED)
+        raise ConfigError(f"a note of {len(note)} characters; at most {MAX_NOTE} are allowed", unchanged=_UNCHANGED)
     try:
         note.encode()
     except UnicodeEncodeError as error:
@@ -53,7 +53,7 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """
     found = tuple(sorted({check_name(tag) for tag in tags}))
     if len(found) > MAX_TAGS:
-        raise ConfigError(f"{len(found)} tags; at most {MAX_TAGS} are kept", unchanged=_UNCHANGED)
+        raise ConfigError(f"{len(found)} tags; at most {MAX_TAGS} are allowed", unchanged=_UNCHANGED)
     return found
 
 
@@ -63,7 +63,7 @@ def rename(layout: Layout, catalog: Catalog, old: str, new: str) -> None:
 
     def columns(view: View, row: Row) -> dict[str, str | None]:
         if new == old:
-            raise ConfigError(f"{old!r} is its name already", unchanged=_UNCHANGED)
+            raise ConfigError(f"{old!r} is already its name", unchanged=_UNCHANGED)
         refuse_taken(view, new)
         refuse_reserved(view, layout, [new], owners=[row.get("position", 0)])
         first = {"first_name": row["first_name"] or old} if "first_name" in row else {}

@@ -76,7 +76,7 @@ def restore(layout: Layout, backup: Path, *, incomplete: bool, dry_run: bool) ->
         if missing and not incomplete:
             raise DamagedError(
                 f"{backup}: {len(missing)} of its files are not in the bank any more, the first: {missing[0]}",
-                hint="name an older or newer backup, or a copy of the whole bank; or put it back without them",
+                hint="name an older or newer backup, or a copy of the whole bank; or restore it without them",
                 commands=[Command("restore", str(backup), "--incomplete")],
                 unchanged=UNCHANGED,
             )

@@ -19,7 +19,7 @@ from lorabank.core.commands import VERIFY, Command
 from lorabank.core.errors import DamagedError, ExistsError, NotFoundError
 
 _UNCHANGED = "the bank was not changed"
-_COPY = "put a copy of the whole bank back that still has them"
+_COPY = "restore a copy of the whole bank that still has them"
 _RESTORE = (Command("restore", "COPY"),)
 
 
@@ -129,7 +129,7 @@ def _refuse_taken(view: View, names: Sequence[str], gone: Sequence[str]) -> None
         for name in names:
             if name in used.difference(gone):
                 raise ExistsError(
-                    f"{name!r} cannot come back: another has the name",
+                    f"{name!r} cannot come back: another one has the name",
                     commands=[Command("remove", name)],
                     unchanged=_UNCHANGED,
                 )
@@ -139,7 +139,7 @@ def _check_files(view: View, objects: Objects, event: EventRecord, change: Chang
     """The files of what comes back, beside those in use, must be there and be what they were."""
     now = live_files(view)
     then = live_files(view, tasks=change.tasks_added, compositions=change.compositions_added)
-    what = f"{event.kind} {event.name!r} of {event.created_at[:19]}Z cannot be taken back"
+    what = f"{event.kind} {event.name!r} of {event.created_at[:19]}Z cannot be undone"
     for full in (False, True):
         problems: list[str] = []
         for digest, (task, files) in then.adapters.items():

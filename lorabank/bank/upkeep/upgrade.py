@@ -77,7 +77,7 @@ def upgrade_database(path: Path | str, *, dry_run: bool = False) -> UpgradeResul
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 raise IncompatibleError(
                     f"bank {layout.root}: the upgrade from schema {before} failed: {reason}",
-                    hint=f"keep using the version that made the bank; a copy of bank.db lies at {backup}",
+                    hint=f"keep using the version that made the bank; a copy of bank.db is at {backup}",
                     unchanged="the bank was not changed",
                 ) from error
         return UpgradeResult(before, REVISIONS[-1], str(backup))

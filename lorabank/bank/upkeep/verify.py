@@ -20,9 +20,9 @@ from lorabank.core.records import Finding
 _FETCH = Command("doctor", "--repair", "--from", "COPY")
 _ADAPTER = "fetch good files from a copy of the bank, or remove the task"
 _BLOB_CURE = "fetch a good file from a copy of the bank", (_FETCH,)
-_MANIFEST_CURE = "write into bank.json what bank.db says", (Command("doctor", "--repair"),)
+_MANIFEST_CURE = "rewrite bank.json from bank.db", (Command("doctor", "--repair"),)
 _DATABASE_CURE = (
-    "put back a file in the bank's folder backups, or a copy of the bank",
+    "restore a file of the bank's folder backups, or a copy of the bank",
     (Command("restore", "BACKUP"),),
 )
 
@@ -84,7 +84,7 @@ def database_findings(view: View, layout: Layout, full: bool) -> Iterator[Findin
         said = {"format": bank["format"], "id": bank["bank_id"], "created_with": bank["created_with"]}
         if read_manifest(layout) != said:
             yield Finding(
-                "database", "bank.json", f"it differs from what bank.db says: {json.dumps(said)}", *_MANIFEST_CURE
+                "database", "bank.json", f"it differs from bank.db, which says: {json.dumps(said)}", *_MANIFEST_CURE
             )
     except DamagedError as error:
         yield Finding("database", "bank.db", error.message, *_DATABASE_CURE)
@@ -98,7 +98,7 @@ def _adapters(objects: Objects, live: LiveFiles, deep: Deep) -> Iterator[Finding
     for digest, (task, files) in live.adapters.items():
         subject = f"adapter {digest[:12]} of task {task}"
         if adapter_digest(files) != digest:
-            yield Finding("row", subject, "the recorded files do not make up the adapter's digest", *_DATABASE_CURE)
+            yield Finding("row", subject, "the recorded files do not match the adapter's digest", *_DATABASE_CURE)
             continue
         problems = objects.adapter_problems(digest, files, full=deep(digest), strict=True)
         yield from (Finding("adapter", subject, problem, *_adapter_cure(task)) for problem in problems)

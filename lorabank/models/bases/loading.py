@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _NO_LIMIT = 1_000_000_000
 """Tokens; tokenizers without a limit name a number far above it."""
 
-_PUT_BACK = "put back the model that the bank was made with, or make a bank for this one"
+_PUT_BACK = "restore the model that the bank was made with, or make a bank for this one"
 _NEW_BANK = (Command("-b", "NEW", "init", "--base", "FOLDER"),)
 
 

@@ -37,7 +37,7 @@ class Movement:
         raise DivergedError(
             f"the training moved nothing: after {steps} steps with the learning rate {config.learning_rate:g} every "
             "adapted weight is what it was",
-            unchanged="the adapter did not enter the bank",
+            unchanged="the adapter was not added to the bank",
             hint="raise --learning-rate (the default is 1e-3), or --epochs",
         )
 

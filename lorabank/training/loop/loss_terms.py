@@ -84,6 +84,6 @@ class LossTerms:
             raise DivergedError(
                 f"training diverged at step {step}: "
                 + ", ".join(f"{name} = {value}" for name, value in self.read.items()),
-                unchanged="the adapter did not enter the bank",
+                unchanged="the adapter was not added to the bank",
                 hint="lower --learning-rate, or raise --batch-size",
             )

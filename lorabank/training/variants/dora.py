@@ -52,7 +52,7 @@ class Dora(Variant):
                 raise ConfigError(
                     f"a row of the weight of {name} is zero, which has no direction for DoRA to train",
                     hint="use --variant lora, or --target-modules without it",
-                    unchanged="the adapter did not enter the bank",
+                    unchanged="the adapter was not added to the bank",
                 )
         return _Magnitudes(start.begin(context), context.sites, squares)
 

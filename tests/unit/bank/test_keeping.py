@@ -111,7 +111,7 @@ def test_a_damaged_adapter_is_not_loaded_the_others_are(filled, kit):
     path = filled.adapter_path(snapshot.adapter_of("a").digest) / "adapter_model.safetensors"
     kit.overwrite(path, kit.safetensors(1.5, -2.0))  # same size, other values
     assert filled.verify(full=False) == []
-    with pytest.raises(DamagedError, match=r"adapter_model\.safetensors has other content") as caught:
+    with pytest.raises(DamagedError, match=r"adapter_model\.safetensors has different content") as caught:
         filled.verified_adapter(snapshot.adapter_of("a").digest)
     assert caught.value.exit_code == 8
     filled.verified_adapter(snapshot.adapter_of("b").digest)
@@ -123,7 +123,7 @@ def test_a_damaged_blob_is_not_read(filled, kit):
     digest = filled.snapshot().dataset("a", "eval").blob
     path = filled.path / "blobs" / digest[:2] / digest
     kit.overwrite(path, b"PAR1 rows of b")
-    with pytest.raises(DamagedError, match="other content"):
+    with pytest.raises(DamagedError, match="its content is not what was stored"):
         filled.read_blob(digest)
     path.unlink()
     with pytest.raises(DamagedError, match="No such file"):
@@ -165,13 +165,13 @@ def test_a_deleted_row_of_an_adapter_file_is_found(filled):
     with closing(sqlite3.connect(filled.path / "bank.db", isolation_level=None)) as connection:
         connection.execute("DELETE FROM adapter_files WHERE adapter = 1 AND name LIKE '%.json'")
     (finding,) = filled.verify(full=False)
-    assert "do not make up the adapter's digest" in finding.message
+    assert "do not match the adapter's digest" in finding.message
 
 
 def test_a_reference_to_nothing_is_found(filled):
     with closing(sqlite3.connect(filled.path / "bank.db", isolation_level=None)) as connection:
         connection.execute("DELETE FROM adapters WHERE id = 3")
-    assert any("not there" in finding.message for finding in filled.verify(full=False))
+    assert any("does not exist" in finding.message for finding in filled.verify(full=False))
 
 
 def test_flipped_bits_of_the_database_are_found_or_without_effect(filled, kit):

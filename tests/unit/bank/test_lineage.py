@@ -86,10 +86,10 @@ def test_an_adapter_whose_files_are_gone_cannot_be_trained_on_top_of(bank, kit) 
 @pytest.mark.parametrize(
     ("added", "message"),
     [
-        ([(1, "lineage"), (2, "lineage")], "task 4 was trained on top of is not a list"),
-        ([(1, None), (2, "lineage")], "task 4 was trained on top of is not a list"),
-        ([(1, None), (1, "without")], "task 4 was trained on top of is not a list"),
-        ([(1, "lineage"), (2, "without")], "task 4 was trained on top of is not a list"),
+        ([(1, "lineage"), (2, "lineage")], "task 4 was trained on top of are not a list"),
+        ([(1, None), (2, "lineage")], "task 4 was trained on top of are not a list"),
+        ([(1, None), (1, "without")], "task 4 was trained on top of are not a list"),
+        ([(1, "lineage"), (2, "without")], "task 4 was trained on top of are not a list"),
         ([(4, "lineage")], "task 4 was not trained on top of task 4"),
     ],
 )

@@ -141,7 +141,7 @@ def test_what_was_renamed_meanwhile_is_not_replaced(filled, kit):
     interrupted(filled)
     filled.rename("a", "z")
     before = filled.snapshot()
-    with filled.resume("add-task", "a") as operation, pytest.raises(IncompatibleError, match="is called 'z' now"):
+    with filled.resume("add-task", "a") as operation, pytest.raises(IncompatibleError, match="is now called 'z'"):
         kit.commit_task(operation, "a", weight=6.0)
     assert filled.snapshot() == before
 

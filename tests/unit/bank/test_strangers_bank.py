@@ -358,7 +358,7 @@ def test_a_reservation_that_is_none_is_refused(filled, changes):
 
 def test_a_composition_of_what_is_no_task_is_refused(filled):
     change(filled, "UPDATE tasks SET state = 'removed' WHERE name = 'b'")
-    with pytest.raises(DamagedError, match="composition 'ab' has no members, or twice the same"):
+    with pytest.raises(DamagedError, match="composition 'ab' has no members, a repeated member"):
         filled.snapshot()
 
 

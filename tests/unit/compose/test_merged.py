@@ -143,7 +143,7 @@ def test_a_cut_that_is_too_far_from_the_sum_is_refused(members, stack) -> None:
     assert fit(far).parameters["tolerance"] == far
     with pytest.raises(GateError, match=rf"{far:.4g} of the weighted sum's norm away from it on m") as caught:
         fit(far * 0.999)
-    assert (caught.value.exit_code, caught.value.unchanged) == (12, "the composition did not enter the bank")
+    assert (caught.value.exit_code, caught.value.unchanged) == (12, "the composition was not added to the bank")
     assert load(members, stack, tolerance=0.0001, scores=False).plan(4, []).weights.tolist() == [1, 0, 1, 1]
 
 

@@ -65,7 +65,7 @@ class Learned(Merger):
                     if not math.isfinite(losses[-1]):
                         raise DivergedError(
                             f"the weights diverged at step {step + 1}",
-                            unchanged="the composition did not enter the bank",
+                            unchanged="the composition was not added to the bank",
                             hint=f"lower it: --set learning_rate={self.learning_rate / 10:g}",
                         )
                     if step < self.steps:

@@ -209,14 +209,14 @@ def test_a_copy_goes_nowhere_where_something_else_lies(filled, kit, folder):
         after = kit.tree(folder)
         after.pop("other/lock", None), before.pop("other/lock", None)
         assert after == before
-    with pytest.raises(ConfigError, match="lies in the bank"):
+    with pytest.raises(ConfigError, match="is inside the bank"):
         api.backup(filled.path, filled.path / "work" / "copy")
 
 
 def test_a_copy_that_went_on_by_itself_is_not_overwritten(filled, kit, folder):
     api.backup(filled.path, folder / "copy")
     kit.add_task(Bank.open(folder / "copy"), "mine", weight=8.0)
-    with pytest.raises(IncompatibleError, match="it was changed on its own"):
+    with pytest.raises(IncompatibleError, match="it was changed separately"):
         api.backup(filled.path, folder / "copy")
     assert "mine" in names(folder / "copy")
 

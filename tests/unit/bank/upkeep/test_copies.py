@@ -174,7 +174,7 @@ def test_a_copy_that_the_disk_spoils_is_none_and_replaces_none(filled, monkeypat
 
     monkeypatch.setattr(os, "rename", spoil)
     for action in (lambda: api.backup(filled.path), lambda: api.restore(filled.path, before[0])):
-        with pytest.raises(StorageError, match="other bytes than were written"):
+        with pytest.raises(StorageError, match="differ from those written"):
             action()
         assert made(filled) == before
         assert names(filled.path / "bank.db") == filled_before
@@ -276,8 +276,8 @@ def test_what_is_damaged_on_both_sides_is_named_and_the_rest_is_mended(filled, c
     with pytest.raises(DamagedError) as caught:
         bring(verb, filled.path, copy)
     assert caught.value.message == (
-        f"{good}: adapter {digest[:12]} of task a: adapter_model.safetensors has other content than was stored "
-        "(SHA-256 differs), and 1 more"
+        f"{good}: adapter {digest[:12]} of task a: adapter_model.safetensors has different content "
+        "from what was stored (SHA-256 differs), and 1 more"
     )
     assert (mended / "bank.db").read_bytes() == before
     wrong = {path for path in whole if (mended / path).read_bytes() != whole[path]}
@@ -298,7 +298,7 @@ def test_a_rotten_copy_is_not_restored_where_there_is_nothing(filled, copy, fold
     path = next(path for path in files(copy) if path.parts[0] == "adapters")
     flip(copy / path)
     for dry_run in (True, False):
-        with pytest.raises(DamagedError, match=f"{path.name} has other content"):
+        with pytest.raises(DamagedError, match=f"{path.name} has different content"):
             api.restore(folder / "new", copy, dry_run=dry_run)
     assert not Bank.exists(folder / "new")
 

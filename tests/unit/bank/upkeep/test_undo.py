@@ -143,7 +143,7 @@ def test_a_damaged_file_does_not_come_back(filled, kit):
     adapter = filled.path / "adapters" / filled.snapshot().removed_tasks[0].adapter / "adapter_model.safetensors"
     content = adapter.read_bytes()
     kit.overwrite(adapter, content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(DamagedError, match=r"remove 'b' .*cannot be taken back: adapters/"):
+    with pytest.raises(DamagedError, match=r"remove 'b' .*cannot be undone: adapters/"):
         filled.undo()
     assert [task.name for task in filled.snapshot().tasks] == ["a"]
 

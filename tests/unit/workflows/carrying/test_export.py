@@ -251,7 +251,7 @@ def test_an_empty_folder_is_filled(bert_bank, tmp_path) -> None:
 
 def test_a_folder_in_the_bank_or_nowhere_is_refused(bank, tmp_path, tree) -> None:
     before = tree(tmp_path)
-    with pytest.raises(ConfigError, match="lies in the bank"):
+    with pytest.raises(ConfigError, match="is inside the bank"):
         api.export(bank, "first", bank / "adapters" / "mine")
     with pytest.raises(NotFoundError, match="no folder") as missing:
         api.export(bank, "first", tmp_path / "a" / "b")
