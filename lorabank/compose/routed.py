@@ -22,7 +22,7 @@ from lorabank.bank.objects.canonical import Encoded, encoded_list
 from lorabank.compose.base import Fitted, Member, chosen_method, known, longest, state_weights, stored_method
 from lorabank.compose.routers.base import Router, RouterMethod
 from lorabank.compose.routers.gaussian import Gaussian
-from lorabank.compose.routers.statistics import TaskStatistics, fit_statistics
+from lorabank.compose.routers.statistics import StoredStatistics, TaskStatistics, fit_statistics
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import NotFoundError
 from lorabank.core.observer import Observer
@@ -100,7 +100,7 @@ class Routed:
         members = known(self._members, stage)
         features = self._runtime().features(texts, longest(members))
         if self._router is None or self._router[0] != stage:
-            self._router = stage, self._method.build(member.statistics() for member in members)
+            self._router = stage, self._method.build(StoredStatistics([member.statistics for member in members]))
         ranked = self._router[1].rank(features)
         names = self._runtime().stack.names
         routed_to, row_of = np.unique(ranked.task, return_inverse=True)

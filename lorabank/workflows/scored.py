@@ -17,6 +17,7 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, known, longest, state_weights
 from lorabank.compose.routed import statistics_digest
 from lorabank.compose.routers.base import Router, RouterMethod
+from lorabank.compose.routers.statistics import StoredStatistics
 from lorabank.core.config import EvalConfig
 from lorabank.core.records import AS_TRAINED, AdapterRecord, CompositionRecord, TaskRecord
 from lorabank.core.shelves import ROUTERS
@@ -44,7 +45,7 @@ class HeadRouter:
         """Indices ``[n]`` into the members that the stage knows."""
         members = known(self._members, stage)
         if self._router is None or self._router[0] != stage:
-            self._router = stage, self._method.build(member.statistics() for member in members)
+            self._router = stage, self._method.build(StoredStatistics([member.statistics for member in members]))
         return np.asarray(self._router[1].route(self._runtime().features(texts, longest(members))), np.int64)
 
     def identity(self, stage: int) -> Encoded:

@@ -7,7 +7,7 @@ An entry of the shelf `lorabank.core.shelves.ROUTERS` is a frozen dataclass of i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -41,11 +41,11 @@ class RouterMethod(ABC):
     paper: ClassVar[str | None] = None
 
     @abstractmethod
-    def build(self, statistics: Iterable[TaskStatistics]) -> Router:
+    def build(self, statistics: Sequence[TaskStatistics]) -> Router:
         """The router over some tasks.
 
         Args:
-            statistics: Of each task, in the order of the sequence; gone through once.
+            statistics: Of each task, in the order of the sequence; may be read whenever one is looked at.
         """
 
     def refitted(self, clusters: int, again: Callable[[int], TaskStatistics]) -> TaskStatistics | None:

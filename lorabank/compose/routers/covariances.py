@@ -1,4 +1,4 @@
-"""Regularised covariances of many tasks, of which only triangles are held; factors are made when they are needed.
+"""Regularised covariances of many tasks, of which at most triangles are held; factors are made when they are needed.
 
 A triangle is stored as a rectangle ("rectangular full packed"; Gustavson et al., ACM TOMS 37(2), 2010), which LAPACK
 factors and solves at the speed of whole matrices.
@@ -6,7 +6,7 @@ factors and solves at the speed of whole matrices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Covariances:
     """``D_t = (1 - l) C_t + l tr(C_t)/d I`` with ``C_t = (1 - b) S_w + b S_t``; the identity where nothing varies.
 
     Args:
-        scatters: Of each task, packed by `packed`: ``n_t S_t``.
+        scatters: Task to its ``n_t S_t``, packed by `packed`.
         rows: n_t.
         within: float64 [d, d], S_w.
         shrinkage: l.
@@ -53,7 +53,7 @@ class Covariances:
 
     def __init__(
         self,
-        scatters: Sequence[NDArray[np.float32]],
+        scatters: Callable[[int], NDArray[np.float32]],
         rows: Sequence[int],
         within: NDArray[np.float64],
         shrinkage: float,
@@ -100,7 +100,7 @@ class Covariances:
 
     def _mixed(self, task: int) -> NDArray[np.float64]:
         """C_t, packed."""
-        return (1 - self._own) * self._within + self._own * self._scatters[task] / self._rows[task]
+        return (1 - self._own) * self._within + self._own * self._scatters(task) / self._rows[task]
 
     def _packed(self, task: int) -> NDArray[np.float64]:
         mixed = self._mixed(task)

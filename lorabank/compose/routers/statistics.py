@@ -5,8 +5,9 @@ So a new task needs no row of an old one, and the router of stage t is made of t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,29 @@ class TaskStatistics:
         if not shapes or found.n < 1 or not len(found.centroids) or not all(np.isfinite(a).all() for a in arrays):
             raise DamagedError("routing statistics have wrong shapes or values that are not finite")
         return found
+
+
+class StoredStatistics(Sequence[TaskStatistics]):
+    """Statistics of several tasks, each read whenever it is looked at: those of 1,000 tasks may take 600 MB.
+
+    Args:
+        reads: Of each task, gives its statistics.
+    """
+
+    def __init__(self, reads: Sequence[Callable[[], TaskStatistics]]) -> None:
+        self._reads = reads
+
+    def __len__(self) -> int:
+        return len(self._reads)
+
+    @overload
+    def __getitem__(self, index: int) -> TaskStatistics: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> StoredStatistics: ...
+
+    def __getitem__(self, index: int | slice) -> TaskStatistics | StoredStatistics:
+        return StoredStatistics(self._reads[index]) if isinstance(index, slice) else self._reads[index]()
 
 
 def fit_statistics(features: Floats, clusters: int, seed: int) -> TaskStatistics:

@@ -14,6 +14,7 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, longest, state_weights
 from lorabank.compose.routed import OF_HEADS
 from lorabank.compose.routers.base import Router
+from lorabank.compose.routers.statistics import StoredStatistics
 from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError, at_work
@@ -206,7 +207,7 @@ class _Asked:
     @cached_property
     def _head_router(self) -> Router:
         """Finds the head where a composition finds none."""
-        return OF_HEADS.build(member.statistics() for member in self._loaded[1])
+        return OF_HEADS.build(StoredStatistics([member.statistics for member in self._loaded[1]]))
 
     @cached_property
     def _state(self) -> Plan:
