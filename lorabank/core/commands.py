@@ -26,8 +26,11 @@ class Command(tuple[str, ...]):
         """
         import shlex
 
-        about = () if bank is None or {"-b", "--bank", "--help"} & set(self) else ("-b", bank)
-        return shlex.join(("lorabank", *about, *self))
+        return shlex.join(("lorabank", *(self if bank is None else self.about(bank))))
+
+    def about(self, bank: str) -> Command:
+        """The same command for a bank, unless it names one already or only asks for help."""
+        return self if {"-b", "--bank", "--help"} & set(self) else Command("-b", bank, *self)
 
     def __str__(self) -> str:
         return self.line()

@@ -16,7 +16,7 @@ from lorabank.core.config import ComposeConfig, EvalConfig, TrainConfig
 from lorabank.core.observer import Observer
 from lorabank.demo.steps import Step, Steps
 from lorabank.demo.table import markdown
-from lorabank.sequences.bank import compose_and_measure, learn, learnt_tasks
+from lorabank.sequences.bank import compose_and_measure, learn, learnt_tasks, proposing
 from lorabank.workflows.compose import compose
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import DemoResult, MatrixReport
@@ -165,7 +165,8 @@ def _composed(bank: Path) -> frozenset[str]:
 
 
 def _compose(bank: Path, config: ComposeConfig, observer: Observer) -> None:
-    compose(OpenBank(bank), config, observer)
+    with proposing(bank):
+        compose(OpenBank(bank), config, observer)
 
 
 def copy_data(target: Path) -> None:

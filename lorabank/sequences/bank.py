@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from lorabank.bank.bank import Bank
 from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
+from lorabank.core.errors import LorabankError
 from lorabank.core.observer import Observer
 from lorabank.core.records import OperationRecord
 from lorabank.core.settings import validate
@@ -22,7 +24,8 @@ from lorabank.workflows.results import MatrixReport
 
 def learnt_tasks(bank: Path) -> tuple[str, ...]:
     """The tasks of a bank in order; none where there is no bank."""
-    return tuple(task.name for task in Bank.open(bank).snapshot().tasks) if Bank.exists(bank) else ()
+    with proposing(bank):
+        return tuple(task.name for task in Bank.open(bank).snapshot().tasks) if Bank.exists(bank) else ()
 
 
 def interrupted(bank: Path, task: str) -> OperationRecord | None:
@@ -39,10 +42,11 @@ def learn(bank: Path, task: str, config: TrainConfig, init: InitConfig | None, o
     An interrupted training is resumed where its settings and its past are the same, to what it would have been; else
     it begins anew.
     """
-    stopped = interrupted(bank, task)
-    same = stopped is not None and _is_the_same(Bank.open(bank), stopped, validate(TrainConfig, asdict(config)))
-    restart = stopped is not None and not same
-    add_task(OpenBank(bank), task, config, init=init, resume=same, restart=restart, observer=observer)
+    with proposing(bank):
+        stopped = interrupted(bank, task)
+        same = stopped is not None and _is_the_same(Bank.open(bank), stopped, validate(TrainConfig, asdict(config)))
+        restart = stopped is not None and not same
+        add_task(OpenBank(bank), task, config, init=init, resume=same, restart=restart, observer=observer)
 
 
 def _is_the_same(bank: Bank, stopped: OperationRecord, config: TrainConfig) -> bool:
@@ -58,10 +62,21 @@ def compose_and_measure(
     bank: Path, compositions: Iterable[ComposeConfig], config: EvalConfig, observer: Observer
 ) -> tuple[MatrixReport, ...]:
     """Make the compositions that are not there yet, and score what ``config`` asks for."""
-    opened = OpenBank(bank)
-    there = {composition.name for composition in opened.snapshot.compositions}
-    for composition in compositions:
-        if (composition.name or composition.mode) not in there:
-            observer.notice(f"composing: {composition.name or composition.mode}")
-            compose(opened, composition, observer)
-    return evaluate(opened, config, observer)
+    with proposing(bank):
+        opened = OpenBank(bank)
+        there = {composition.name for composition in opened.snapshot.compositions}
+        for composition in compositions:
+            if (composition.name or composition.mode) not in there:
+                observer.notice(f"composing: {composition.name or composition.mode}")
+                compose(opened, composition, observer)
+        return evaluate(opened, config, observer)
+
+
+@contextmanager
+def proposing(bank: Path) -> Iterator[None]:
+    """What an error of the block proposes is typed for this bank, which the call itself did not name."""
+    try:
+        yield
+    except LorabankError as error:
+        error.commands = tuple(command.about(str(bank)) for command in error.commands)
+        raise

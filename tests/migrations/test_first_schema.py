@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 from alembic import command
+from lorabank_cli.main import main
 
 from lorabank import api
 from lorabank.bank.bank import Bank
@@ -26,9 +28,12 @@ from lorabank.bank.catalog import migrating, sqlite
 from lorabank.bank.catalog.definitions import REVISIONS
 from lorabank.bank.upkeep import upgrade
 from lorabank.bank.upkeep.upgrade import upgrade_database
+from lorabank.core.config import EvalConfig, TrainConfig
 from lorabank.core.errors import DamagedError, IncompatibleError
 from lorabank.core.machine.packages import UPDATE
+from lorabank.core.observer import SilentObserver
 from lorabank.core.records import DatasetRecord, TaskRecord
+from lorabank.sequences.bank import compose_and_measure, learn, learnt_tasks
 
 OLD_TABLES = {
     "adapter_context": 2, "adapter_files": 8, "adapters": 4, "bank": 1, "base_model": 1, "blobs": 14,
@@ -290,6 +295,32 @@ def test_the_backup_of_an_upgrade_is_restored_with_every_row(path):
     upgrade_database(path)
     assert Bank.open(path).verify(full=True) == []
     assert all_rows(path / "bank.db") == with_new_columns(before)
+
+
+def test_a_restore_to_the_old_schema_says_that_an_upgrade_comes_next(path, capsys):
+    backup = upgrade_database(path).backup
+    assert main(["-b", str(path), "restore", backup, "--yes"]) == 0
+    proposed = capsys.readouterr().out.partition("next:\n  lorabank ")[2].splitlines()
+    assert proposed == [f"-b {path} db upgrade"]
+    assert main(shlex.split(proposed[0])) == 0
+    present = api.backup(path).path
+    assert main(["-b", str(path), "restore", present, "--yes"]) == 0
+    assert "db upgrade" not in capsys.readouterr().out.partition("restored ")[2]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        learnt_tasks,
+        lambda bank: learn(bank, "t", TrainConfig(data="rows.jsonl"), None, SilentObserver()),
+        lambda bank: compose_and_measure(bank, (), EvalConfig(), SilentObserver()),
+    ],
+)
+def test_a_sequence_names_the_old_bank_in_what_it_proposes(path, use):
+    """The call named a sequence, so the command alone would be about another bank."""
+    with pytest.raises(IncompatibleError, match="has schema 0001") as caught:
+        use(path)
+    assert caught.value.commands == (("-b", str(path), "db", "upgrade"),)
 
 
 def test_an_old_bank_with_a_trigger_is_not_upgraded(path):

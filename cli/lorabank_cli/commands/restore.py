@@ -41,22 +41,25 @@ def restore(run: Run, backup: str, incomplete: bool) -> None:
     if run.dry_run or not run.ctx.params["yes"]:
         planned = api.restore(run.bank, backup, incomplete=incomplete, dry_run=True)
         if run.dry_run:
-            text = f"would restore {safe(planned.backup)}\n{_facts(run, planned)}".rstrip()
+            text = f"would restore {safe(planned.backup)}\n{_facts(planned)}".rstrip()
             run.output.data({"dry_run": True, **plain(planned)}, text)
             return
         run.confirm(f"Restore {safe(planned.backup)}? {len(planned.back)} tasks come back, {len(planned.gone)} go.")
     done = api.restore(run.bank, backup, incomplete=incomplete)
-    run.output.data({"dry_run": False, **plain(done)}, f"restored {safe(done.backup)}\n{_facts(run, done)}".rstrip())
+    follow = [Command("db", "upgrade")] if done.older_schema else []
+    follow += [Command("doctor", "--repair")] if done.missing else []
+    parts = [f"restored {safe(done.backup)}", _facts(done), run.output.next(*follow) if follow else ""]
+    run.output.data({"dry_run": False, **plain(done)}, "\n".join(part for part in parts if part))
 
 
-def _facts(run: Run, result: RestoreResult) -> str:
-    facts = pairs(
+def _facts(result: RestoreResult) -> str:
+    return pairs(
         [
             ("tasks that come back", ", ".join(result.back) or "none"),
             ("tasks that go", ", ".join(result.gone) or "none"),
             ("files that are gone", len(result.missing) or None),
             *(("mended", line) for line in result.mended),
             ("kept aside", result.kept),
+            ("older schema", result.older_schema),
         ]
     )
-    return f"{facts}\n{run.output.next(Command('doctor', '--repair'))}" if result.missing else facts

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lorabank.bank.catalog.connections import connect_to_copy, connect_to_write
+from lorabank.bank.catalog.definitions import REVISIONS
 from lorabank.bank.catalog.reading import read_operations
 from lorabank.bank.catalog.sqlite import SqliteView
 from lorabank.bank.failures import busy, database_error, reported
@@ -38,6 +39,7 @@ class RestoreResult(NamedTuple):
         gone: Tasks that it does not have any more.
         missing: Files that the bank now lacks (only with ``incomplete``).
         mended: Files of the bank that were damaged and have their bytes back, from a copy of the whole bank.
+        older_schema: The copy's schema revision where an upgrade must follow before the bank can be used; else None.
     """
 
     backup: str
@@ -46,6 +48,7 @@ class RestoreResult(NamedTuple):
     gone: tuple[str, ...]
     missing: tuple[str, ...]
     mended: tuple[str, ...] = ()
+    older_schema: str | None = None
 
 
 def restore(layout: Layout, backup: Path, *, incomplete: bool, dry_run: bool) -> RestoreResult:
@@ -62,7 +65,8 @@ def restore(layout: Layout, backup: Path, *, incomplete: bool, dry_run: bool) ->
                 with _connected(origin.database if origin else backup) as copy:
                     if origin:
                         _bring(layout, live_files(copy), origin, dry_run)
-                    return RestoreResult(str(backup), None, tuple(task_names(copy)), (), ())
+                    tasks = tuple(task_names(copy))
+                    return RestoreResult(str(backup), None, tasks, (), (), older_schema=_older(copy))
             layout.root.mkdir(mode=0o700, parents=True)
         stack.enter_context(bank_lock(layout.lock, exclusive=True))
         layout.make_folders()
@@ -71,7 +75,7 @@ def restore(layout: Layout, backup: Path, *, incomplete: bool, dry_run: bool) ->
         with closing(connect_to_copy(draft)) as connection:
             copy = SqliteView(connection)
             _check_copy(copy, backup, identifier)
-            live, after = live_files(copy), task_names(copy)
+            live, after, older = live_files(copy), task_names(copy), _older(copy)
         missing = () if origin else _missing(layout, live)
         if missing and not incomplete:
             raise DamagedError(
@@ -89,7 +93,7 @@ def restore(layout: Layout, backup: Path, *, incomplete: bool, dry_run: bool) ->
             if origin is not None:
                 mended = (*mended, *put_manifest(layout, origin))
     back, gone = (tuple(n for n in one if n not in other) for one, other in ((after, before), (before, after)))
-    return RestoreResult(str(backup), kept, back, gone, missing, mended)
+    return RestoreResult(str(backup), kept, back, gone, missing, mended, older)
 
 
 def _found(layout: Layout, backup: Path) -> Path:
@@ -132,6 +136,10 @@ def _check_copy(copy: SqliteView, backup: Path, identifier: str) -> None:
         raise DamagedError(f"{backup}: not a database of lorabank", unchanged=UNCHANGED)
     if row["bank_id"] != identifier:
         raise IncompatibleError(f"{backup} is a copy of another bank ({row['bank_id'][:12]})", unchanged=UNCHANGED)
+
+
+def _older(copy: SqliteView) -> str | None:
+    return copy.revision if copy.revision != REVISIONS[-1] else None
 
 
 def _bring(layout: Layout, live: LiveFiles, origin: Layout, dry_run: bool) -> tuple[str, ...]:

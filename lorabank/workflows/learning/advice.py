@@ -27,9 +27,9 @@ def few_steps(rows: int, config: TrainConfig) -> str | None:
     smaller = {size: planned_steps(rows, replace(config, batch_size=size)) for size in range(1, config.batch_size)}
     enough = max((size for size, found in smaller.items() if found >= FEW_STEPS), default=None)
     batch = f", --batch-size {enough} gives {smaller[enough]}" if enough else ""
-    counted = "1 optimizer step is" if steps == 1 else f"{steps} optimizer steps are"
+    counted = "1 optimizer step is very little" if steps == 1 else f"{steps} optimizer steps are few"
     return (
-        f"{counted} few, and a task is seldom learnt in less than {FEW_STEPS}: "
+        f"{counted}, and a task is seldom learnt in less than {FEW_STEPS}: "
         f"--epochs {epochs} gives {longer} steps{batch}"
     )
 

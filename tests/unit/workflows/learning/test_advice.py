@@ -33,7 +33,7 @@ def test_sixty_rows_and_the_defaults() -> None:
 def test_one_step_is_one() -> None:
     told = few_steps(2, TrainConfig(epochs=1))
     assert told is not None
-    assert told.startswith("1 optimizer step is few, ")
+    assert told.startswith("1 optimizer step is very little, ")
 
 
 @given(
