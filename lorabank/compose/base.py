@@ -95,11 +95,13 @@ class Composer(Protocol):
     """One mode.
 
     ``routed`` says whether it picks the task (and so the head) of each text itself; ``shelf`` where its methods are,
-    one of which the settings choose by a field called as the shelf's kind. None where it has none.
+    one of which the settings choose by a field called as the shelf's kind. None where it has none. ``unused`` names
+    the settings of `ComposeConfig` that it does not read, beside the methods of other shelves.
     """
 
     routed: ClassVar[bool]
     shelf: ClassVar[Shelf | None]
+    unused: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def fit(
@@ -141,12 +143,31 @@ def checked_mode(config: ComposeConfig) -> type[Composer]:
     """The mode, once the settings of the method that it takes are checked.
 
     Raises:
-        ConfigError: There is no such mode or method, or ``--set`` does not fit the method; names all that is wrong.
+        ConfigError: There is no such mode or method, a setting is given that the mode does not read, or ``--set`` does
+            not fit the method; names all that is wrong.
     """
     mode: type[Composer] = COMPOSERS.load(config.mode)
+    if unused := _unused(mode, config):
+        raise ConfigError(
+            f"--mode {config.mode} does not use {' or '.join(unused)}",
+            hint=f"leave {' and '.join(unused)} out, or choose a mode that uses what you need",
+            commands=[Command("compose", "--help")],
+            unchanged="nothing was changed",
+        )
     if mode.shelf is not None:
         chosen_method(mode.shelf, config)
     return mode
+
+
+def _unused(mode: type[Composer], config: ComposeConfig) -> list[str]:
+    """The options that are given and mean nothing to a mode: those that it names, and methods of other shelves."""
+    ignored = getattr(mode, "unused", ())
+    return [
+        f"--{one.name.replace('_', '-')}"
+        for one in setting_fields(config)
+        if getattr(config, one.name) != one.default
+        and (one.name in ignored or one.metadata["among"] not in (None, COMPOSERS, mode.shelf))
+    ]
 
 
 def chosen_method(shelf: Shelf, config: ComposeConfig) -> Any:

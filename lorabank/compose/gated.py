@@ -60,6 +60,7 @@ class Gated:
 
     routed: ClassVar[bool] = False
     shelf: ClassVar[Shelf | None] = GATES
+    unused: ClassVar[tuple[str, ...]] = ("tolerance",)
 
     def __init__(
         self,

@@ -46,6 +46,7 @@ class Routed:
 
     routed: ClassVar[bool] = True
     shelf: ClassVar[Shelf | None] = ROUTERS
+    unused: ClassVar[tuple[str, ...]] = ("tolerance",)
 
     def __init__(
         self, name: str, method: RouterMethod, members: Sequence[Member], runtime: Callable[[], Runtime]

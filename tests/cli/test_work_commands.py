@@ -323,7 +323,7 @@ def test_import(run: Any, api: Any, records: Any) -> None:
     assert arguments["config"] == TrainConfig(data="s.jsonl", seed=3)
     assert (arguments["source"], arguments["task"], arguments["labels"]) == ("./a", "spam", ["ham", "spam"])
     shown = run("import", "./a", "--task", "spam", "--data", "s.csv", "--delimiter", ";")
-    assert "--delimiter is an old name: write --set 'delimiter=;'" in shown.err
+    assert "--delimiter is an old name: write --set '*.delimiter=;'" in shown.err
     assert api.called("import_adapter")["config"] == TrainConfig(data="s.csv", set=("*.delimiter=;",))
     assert run("import", "./a", "--task", "spam", "--data", "s.csv", "--penalty-weight", "1").code == 2
     assert run("import", "./a", "--task", "spam").code == 2
@@ -357,6 +357,18 @@ def test_demo(run: Any, api: Any) -> None:
     assert "lorabank-demo/olora.png" in shown.out
     assert api.called("demo")["epochs"] == 1.0
     assert Path(api.called("demo")["target"]) == Path("lorabank-demo")
+
+
+def test_the_demo_refuses_a_bank(run: Any, api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (("demo", "-b", "team"), ("-b", "team", "demo"), ("demo", "./try", "--bank", "team")):
+        refused = run(*words)
+        assert (refused.code, refused.out) == (2, "")
+        assert "error: demo makes banks of its own and does not use --bank\n  nothing was changed\n" in refused.err
+        assert "-b team" not in refused.err  # what is proposed would be refused again
+    monkeypatch.setenv("LORABANK_BANK", "team")  # which is there for the other commands
+    api["demo"] = DemoResult((), (), 1.0)
+    monkeypatch.setattr("lorabank_cli.commands.demo._text", lambda *_: "done")
+    assert run("demo").code == 0
 
 
 def test_ctrl_c_in_the_demo_says_how_to_resume(run: Any, api: Any) -> None:

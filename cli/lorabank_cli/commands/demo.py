@@ -27,9 +27,16 @@ def demo(run: Run, target: str, seed: int, epochs: float | None) -> None:
     ways and shows what was forgotten. Under ten minutes on two cores.
     """
     from lorabank import api
+    from lorabank.core.errors import ConfigError
     from lorabank_cli.failures import Interrupted
     from lorabank_cli.render.progress import ConsoleObserver
 
+    if named := run.flags(["bank"]):
+        raise ConfigError(
+            f"demo makes banks of its own and does not use {named[0]}",
+            hint=f"leave {named[0]} out; the folder that they are made in is given as the argument TARGET",
+            unchanged="nothing was changed",
+        )
     try:
         with ConsoleObserver(run.output, lines=0, lasting=True) as observer:
             result = api.demo(target, seed=seed, epochs=epochs, observer=observer)

@@ -14,8 +14,10 @@ import torch
 from lorabank.algebra.factors import LoraFactors
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
+from lorabank.compose.base import Composer, with_its_settings
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, IncompatibleError
+from lorabank.core.methods import has_setting
 from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRecord, TaskRecord
 from lorabank.core.shelves import SUMMING
 from lorabank.core.states import SELECTOR, State, answering_in, own_state
@@ -231,7 +233,7 @@ def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecor
     weight = recorded_weights(snapshot.base)
     factors = composer.as_adapter(members[-1].position, stack_of(bank, record.adapters), weight)
     if factors is None:
-        raise _no_single_adapter(record, routed=composer.routed)
+        raise _no_single_adapter(record, composer)
     if not factors.A:
         raise ConfigError(
             f"composition {record.name!r} has the weight 0 for every member: that is the bare base model",
@@ -276,22 +278,34 @@ def _no_runtime() -> NoReturn:
     raise AssertionError("an export asks no model")
 
 
-def _no_single_adapter(record: CompositionRecord, *, routed: bool) -> ConfigError:
+def _no_single_adapter(record: CompositionRecord, composer: Composer) -> ConfigError:
     """Why a composition is no PEFT folder, and what is nearest to it."""
-    if routed:
+    summed = Command("compose", "--mode", SUMMING, "--tasks", ",".join(record.members))
+    if composer.routed:
         why = f"it picks one of {len(record.members)} adapters for each text"
         hint = "export the tasks one by one"
         commands = [Command("export", task, f"./{task}-adapter") for task in record.members[:3]]
+    elif _can_be_cut(record, composer):
+        why = "its delta weights have full rank"
+        hint = "the same cut to a rank N can be exported, and so can fixed weights"
+        commands = [Command(*with_its_settings(record), "--set", "max_rank=N", "--replace"), summed]
     else:
-        why = "its weights depend on the input, or its delta weights have full rank"
+        why = "its weights depend on the input"
         hint = "fixed weights can be exported"
-        commands = [Command("compose", "--mode", SUMMING, "--tasks", ",".join(record.members))]
+        commands = [summed]
     return ConfigError(
         f"composition {record.name!r} ({record.mode}) is not a single adapter: {why}",
         hint=hint,
         commands=commands,
         unchanged=_UNCHANGED,
     )
+
+
+def _can_be_cut(record: CompositionRecord, composer: Composer) -> bool:
+    """Whether the composition's method has the setting that cuts what it gives to a rank."""
+    shelf = composer.shelf
+    name = str(record.parameters.get(shelf.kind)) if shelf else ""
+    return shelf is not None and name in shelf and has_setting((shelf,), name, "max_rank")
 
 
 def _rank(factors: LoraFactors) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lorabank_cli.main import main
 from safetensors.numpy import load_file
 
 from lorabank import api
@@ -162,6 +163,19 @@ def test_a_composition_loads_beside_a_head_of_ones_own(bank, compose, tmp_path, 
     base = bert_bank.parent / "base"
     with_it, without = (peft_logits(base, folder, 2) for folder in (tmp_path / "out", None))
     assert (with_it - without).abs().max() > 1e-2
+
+
+def test_a_merge_of_full_rank_is_refused_and_what_is_proposed_can_be_exported(bank, compose, tmp_path, capsys) -> None:
+    compose("merged", name="trimmed", merger="ties", set=("density=0.5",))
+    with pytest.raises(ConfigError, match="not a single adapter: its delta weights have full rank") as caught:
+        api.export(bank, "trimmed", tmp_path / "out")
+    again, summed = caught.value.commands
+    assert summed == ("compose", "--mode", "manual", "--tasks", "first,second")
+    words = [word.replace("max_rank=N", "max_rank=3") for word in again]
+    assert main(["-b", str(bank), *words, "--device", "cpu", "--no-scores"]) == 0, capsys.readouterr().err
+    cut = Bank.open(bank).snapshot().composition("trimmed")
+    assert (cut.parameters["merger"], cut.parameters["density"], cut.parameters["max_rank"]) == ("ties", 0.5, 3)
+    assert "r 3 on" in api.export(bank, "trimmed", tmp_path / "out").note
 
 
 def test_what_is_no_single_adapter_is_refused(bank, compose, tmp_path) -> None:
