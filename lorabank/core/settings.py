@@ -256,10 +256,10 @@ def modern(kind: Any, values: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[
             continue
         owner, _, key = new.rpartition(".")
         if owner:
-            own = key if owner in (_SET, ANY) else new
-            written = f"--set {shlex.quote(f'{own}={value}')}"
-            twice = any(one in (key, new) or (own == key and one.endswith(f".{key}")) for one in keys)
-            found["set"] = listed = (*listed, f"{key if owner == _SET else new}={value}")
+            assigned = f"{key if owner == _SET else new}={value}"
+            written = f"--set {shlex.quote(assigned)}"
+            twice = any(one in (key, new) or (owner in (_SET, ANY) and one.endswith(f".{key}")) for one in keys)
+            found["set"] = listed = (*listed, assigned)
         else:
             written, twice = f"--{new.replace('_', '-')} {value}", found.get(new) is not None
             found[new] = value

@@ -45,7 +45,7 @@ def test_compose_takes_its_old_flags_and_says_what_to_write(run: Any, api: Any, 
     shown = run("compose", "--mode", "merged", "--weights", "a=0.7,b=-1", "--max-rank", "2", "--set", "other=1")
     assert api.called("compose")["config"].set == ("other=1", "*.max_rank=2")
     assert api.called("compose")["config"].weights == "a=0.7,b=-1"
-    assert "--max-rank is an old name: write --set max_rank=2\n" in shown.err
+    assert "--max-rank is an old name: write --set '*.max_rank=2'\n" in shown.err
     assert "--max-rank" not in run("compose", "--help").out
     file = tmp_path / "lora.toml"
     file.write_text("[compose]\nlearning-rate = 0.5\nepochs = 3\n[compose.gaussian]\nshrinkage = 0.2\n")

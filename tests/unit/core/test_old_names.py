@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 from lorabank import api
-from lorabank.core.config import ComposeConfig, EvalConfig, TrainConfig
+from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, PredictConfig, TrainConfig
 from lorabank.core.errors import ConfigError
+from lorabank.core.methods import with_settings
 from lorabank.core.settings import examine, modern, old_names, setting_names, validate
 
 
@@ -32,7 +34,7 @@ def test_old_names_become_the_new_ones_and_are_told() -> None:
 def test_a_setting_of_whichever_method_has_it_is_written_without_a_method() -> None:
     values, (notice,) = modern(ComposeConfig, {"epochs": 3})
     assert values == {"set": ("*.epochs=3",)}
-    assert notice == "--epochs is an old name: write --set epochs=3"
+    assert notice == "--epochs is an old name: write --set '*.epochs=3'"
 
 
 def test_a_setting_that_a_chosen_method_must_have_is_written_as_it_is_given() -> None:
@@ -43,7 +45,18 @@ def test_a_setting_that_a_chosen_method_must_have_is_written_as_it_is_given() ->
 
 def test_what_a_shell_would_take_apart_is_quoted() -> None:
     _, (notice,) = modern(ComposeConfig, {"epochs": "3; ls"})
-    assert notice == "--epochs is an old name: write --set 'epochs=3; ls'"
+    assert notice == "--epochs is an old name: write --set '*.epochs=3; ls'"
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, ComposeConfig, PredictConfig, GenerateConfig])
+def test_what_a_notice_says_can_be_typed_and_means_the_same(kind: type[Any]) -> None:
+    """Also where no chosen method has the setting, which the old name does not mind."""
+    for name, new in old_names(kind).items():
+        values, (notice,) = modern(kind, {name: 7})
+        option, text = shlex.split(notice.partition(": write ")[2])
+        assert values == ({"set": (text,)} if option == "--set" else {option[2:].replace("-", "_"): 7})
+        if "." in new and not new.startswith("set."):
+            assert with_settings([], [text]) == []
 
 
 def test_none_under_an_old_name_says_nothing() -> None:
