@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +13,7 @@ import click
 from lorabank.core.errors import ConfigError, NotFoundError, joined
 from lorabank.core.files.toml_file import load_toml
 from lorabank.core.settings import nearest
+from lorabank.core.shelves import SHELVES
 from lorabank_cli.options import Loose
 
 Lookup = Callable[[str], click.Command | None]
@@ -54,6 +58,7 @@ def read_config(
         assigned: list[str] = []
         for option, item in value.items():
             if isinstance(item, Mapping) and "set" in known:
+                problems += _table_problems(key, option, item)
                 assigned += [f"{option}.{name}={one}" for name, one in item.items()]
             else:
                 _take(found[key], known, option, item, f"[{key}] ", problems)
@@ -62,6 +67,25 @@ def read_config(
     if problems:
         raise ConfigError(f"{path}: {joined(problems)}", unchanged="nothing was changed")
     return found
+
+
+def _table_problems(command: str, name: str, table: Mapping[str, Any]) -> list[str]:
+    """What keeps a table of a command's table from being the settings of a method."""
+    here = f"[{command}.{_toml_key(name)}]"
+    methods = list(dict.fromkeys(method for shelf in SHELVES for method in shelf))
+    if name not in methods:
+        meant = [key for key in table if key in methods] or difflib.get_close_matches(name, methods, n=1) or ["NAME"]
+        place = f"[{command}.{_toml_key(meant[0])}]"
+        return [f"{here}: there is no method {name!r}; the settings of a method stand in {place}"]
+    return [
+        f"{here} {key} is a table: a setting is a text, a number, true or false"
+        for key, value in table.items()
+        if isinstance(value, Mapping)
+    ]
+
+
+def _toml_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
 def option_name(param: click.Parameter) -> str | None:

@@ -15,6 +15,7 @@ from lorabank_cli.commands.init import init
 from lorabank_cli.commands.predict import predict
 
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
+from lorabank.core.errors import ConfigError
 from lorabank.core.shelves import COMPOSERS
 from lorabank.data.bad_rows import LeftOut
 from lorabank.workflows.results import ComposeResult, TaskPlan
@@ -228,6 +229,35 @@ def test_the_whole_file_is_checked_and_every_mistake_named(run: Any, api: Any) -
         assert part in message
     assert "lora_alpha" not in message
     assert api.calls == []
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ("[add-task.csv]", """[add-task.csv]: there is no method 'csv'; the settings of a method stand in {}"""),
+        (
+            '[add-task.format.".csv"]',
+            "[add-task.format]: there is no method 'format'; the settings of a method stand in {}",
+        ),
+        (
+            "[add-task.set]",
+            "[add-task.set]: there is no method 'set'; the settings of a method stand in [add-task.NAME]",
+        ),
+        ('[add-task.".csv".more]', '[add-task.".csv"] more is a table: a setting is a text, a number, true or false'),
+    ],
+)
+def test_a_table_that_is_not_of_a_method_is_named_with_the_form_that_works(
+    run: Any, api: Any, table: str, problem: str
+) -> None:
+    works = '[add-task.".csv"]'
+    Path("lora.toml").write_text(f'{table}\ndelimiter = ";"\n')
+    refused = run("add-task", "spam", "--data", "s.csv", "--config", "lora.toml", "--json")
+    assert (refused.code, api.calls) == (2, [])
+    assert refused.document["error"]["message"] == f"lora.toml: {problem.format(works)}"
+    Path("lora.toml").write_text(f'{works}\ndelimiter = ";"\n')
+    api["add_task"] = ConfigError("stop")
+    run("add-task", "spam", "--data", "s.csv", "--config", "lora.toml")
+    assert api.called("add_task")["config"].set == (".csv.delimiter=;",)
 
 
 def test_a_file_sets_shared_options_lists_and_required_options(run: Any, api: Any) -> None:
