@@ -13,6 +13,9 @@ from lorabank.core.errors import ConfigError, joined
 from lorabank.core.settings import ANY, choices, examine, nearest, setting_fields, setting_names, shown
 from lorabank.core.shelves import SHELVES, Shelf
 
+SET_REFUSED = "--set: "
+"""With which the message begins where settings do not fit the chosen methods."""
+
 
 @dataclass(frozen=True)
 class MethodSetting:
@@ -103,7 +106,7 @@ def with_settings(
     if problems:
         names = dict.fromkeys(name for _, name in chosen)
         raise ConfigError(
-            f"--set: {joined(problems)}",
+            f"{SET_REFUSED}{joined(problems)}",
             commands=[Command("methods", name) for name in names] or [Command("methods")],
             unchanged="nothing was changed",
         )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from lorabank.core.errors import ConfigError
+from lorabank.core.methods import SET_REFUSED
 from lorabank.core.settings import nearest
 from lorabank.core.shelves import STRATEGIES
 from lorabank.data.methods import of_training
-from lorabank.sequences.config import CompositionTable, SequenceSettings
+from lorabank.sequences.config import CompositionTable, SequenceConfig, SequenceSettings
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 """What may be the name of a folder, a task or a composition."""
@@ -104,3 +107,40 @@ def composition_problems(
         for strategy in table.on:
             if strategies and strategy not in strategies:
                 yield f"{where}: on {strategy!r}, which is not run.{nearest(strategy, list(strategies))}"
+
+
+def tables_of(config: SequenceConfig, task: str, strategy: str | None = None) -> dict[str, tuple[str, ...]]:
+    """The ``set`` of each table that a task's settings are made of, by the table's name.
+
+    Args:
+        config: The sequence.
+        task: The task.
+        strategy: The strategy that it is learnt with; None for what all have in common.
+    """
+    tables = {"[train]": config.train, f"[tasks.{task}]": {"set": config.tasks[task].set}}
+    if strategy is not None:
+        tables[f"[strategy.{strategy}]"] = config.strategies.get(strategy, {})
+    return {name: tuple(table["set"]) for name, table in tables.items() if table.get("set")}
+
+
+@contextmanager
+def named_tables(config: SequenceConfig, tables: Mapping[str, Sequence[str]]) -> Iterator[None]:
+    """Say of a ``set`` that the block refuses in which file and table it stands.
+
+    Args:
+        config: The sequence.
+        tables: Each table's ``set``.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if not error.message.startswith(SET_REFUSED):
+            raise
+        problems = error.message.removeprefix(SET_REFUSED)
+        named = [name for name, given in tables.items() if any(_key(text) in problems for text in given)] or tables
+        raise error.saying(f"{config.file}: {' or '.join(named)} set: {problems}") from error
+
+
+def _key(text: str) -> str:
+    """The key of ``METHOD.KEY=VALUE``, by which a message calls it."""
+    return text.partition("=")[0].strip().rpartition(".")[2]

@@ -15,6 +15,7 @@ from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.settings import nearest
 from lorabank.models.bases.open_base import OpenBase
+from lorabank.sequences.checks import named_tables, tables_of
 from lorabank.sequences.config import Cell, SequenceConfig
 from lorabank.sequences.file import check_data, read_sequence
 from lorabank.sequences.folder import SequenceFolder, digest_of, document_of
@@ -117,9 +118,11 @@ def prepare_sequence(
     for task, strategy in product(config.task_names, known):
         training = config.training(task, strategy)
         check_tracker(training.report_to)
-        chosen_strategy(training)
-    for composition in config.compositions:
-        checked_mode(composition)
+        with named_tables(config, tables_of(config, task, strategy)):
+            chosen_strategy(training)
+    for number, composition in enumerate(config.compositions, start=1):
+        with named_tables(config, {f"[[compositions]] {number}": composition.set}):
+            checked_mode(composition)
     base = described(config.init, observer, form=_form(config))
     tasks = read_tasks(config, OpenBase(base), dev=dev)
     folder = SequenceFolder(Path(out) if out is not None else Path(f"{config.name}-dev" if dev else config.name))
@@ -133,4 +136,6 @@ def _form(config: SequenceConfig) -> str:
     """The form of the first task's rows, which decides the default base model."""
     from lorabank.data.loading import detect_form
 
-    return detect_form(config.training(config.task_names[0]))
+    first = config.task_names[0]
+    with named_tables(config, tables_of(config, first)):
+        return detect_form(config.training(first))

@@ -14,6 +14,7 @@ from lorabank.data.loading import TaskData
 from lorabank.data.rows import sample_rows
 from lorabank.data.splits import split_rows
 from lorabank.models.bases.open_base import OpenBase
+from lorabank.sequences.checks import named_tables, tables_of
 from lorabank.sequences.config import SequenceConfig
 from lorabank.sequences.files import as_written, copy_rows, load_without
 
@@ -66,7 +67,10 @@ def read_tasks(config: SequenceConfig, base: OpenBase, *, dev: bool) -> dict[str
         ConfigError: There are no rows to choose settings on, or they are the evaluation rows and ``selection`` does
             not say so.
     """
-    whole = [_read(config, base, name, dev=dev) for name in config.task_names]
+    whole = []
+    for name in config.task_names:
+        with named_tables(config, tables_of(config, name)):
+            whole.append(_read(config, base, name, dev=dev))
     check_shared(whole)
     return {task.name: _sampled(config, task) for task in whole}
 

@@ -268,15 +268,20 @@ def test_other_settings_in_the_same_folder_are_refused(copy: Path) -> None:
     [
         ("[[compositions]]", 'router = "gaussian"\nset = ["shrinkage=2"]', "router gaussian: shrinkage = '2'"),
         ("[[compositions]]", "clusters_per_task = 0", "router kmeans: clusters_per_task = '0'"),
-        ("[train]", 'set = ["replay_row=6"]', "there is no setting 'replay_row'"),
+        ("[train]", 'set = ["replay_row=6"]', "strategy seqlora, variant lora and start kaiming: there is no setting"),
+        ("[tasks.one]", 'set = ["replay_row=6"]', "strategy seqlora, variant lora and start kaiming: there is no"),
+        ("[tasks.two]", 'set = ["sheet=4"]', "format .jsonl: there is no setting 'sheet'"),
+        ("[train]", 'set = ["sheet"]', "'sheet' is not KEY=VALUE"),
     ],
 )
 def test_settings_of_methods_are_checked_before_anything_is_done(
     copy: Path, table: str, given: str, problem: str
 ) -> None:
     changed(copy / "letters.toml", (table, f"{table}\n{given}"))
-    with pytest.raises(ConfigError, match=problem):
+    where = "[[compositions]] 1" if table == "[[compositions]]" else table
+    with pytest.raises(ConfigError) as caught:
         api.run_sequence(copy / "letters.toml", out=copy / "new")
+    assert caught.value.message.startswith(f"{copy / 'letters.toml'}: {where} set: {problem}")
     assert not (copy / "new").exists()
 
 
