@@ -75,20 +75,21 @@ def page(verdicts: Sequence[Verdict]) -> str:
     parts = [
         f"""# Base models
 
-Every class that transformers {transformers.__version__} loads for one of the three task types, as a tiny model with
-random weights: {count.total()} pairs of class and task type, {count["right"]} right, {count["refused"]} refused with
-a reason, {count["wrong"]} wrong, {count["not built"]} that could not be built small. `python -m tests.architectures
---write` makes this page, and `.ci/run` fails where it is not what the command finds.
+This page lists every class that transformers {transformers.__version__} loads for one of the three task types. Each
+was tested as a tiny model with random weights: {count.total()} pairs of class and task type, {count["right"]} right,
+{count["refused"]} refused with a reason, {count["wrong"]} wrong, {count["not built"]} that could not be built small.
+`python -m tests.architectures --write` writes this page, and `.ci/run` fails if the command finds anything else.
 
-**right**: one training step follows the gradient of plain transformers, a batch of texts that each have their own
-adapter gives what every text gives alone, padding changes nothing, features and generated text do not depend on the
-batch, and plain PEFT gives the same answers from the exported folder. All of it is compared with plain transformers,
-one row at a time. **refused**: `init` or `add-task` says so in one line and changes nothing. **not built**: nothing is
-known; transformers itself could not make or run the tiny model.
+**right** means that one training step follows the gradient of plain transformers, that a batch of texts with an
+adapter each gives what every text gives alone, that padding changes nothing, that features and generated text do not
+depend on the batch, and that plain PEFT gives the same answers from the exported folder. All of this is compared
+with plain transformers, one row at a time. **refused** means that `init` or `add-task` says so in one line and
+changes nothing. **not built** means that nothing is known, because transformers itself could not make or run the
+tiny model.
 
-*Default modules* are the query and value projections (`--target-modules auto`); where a class has none of a known
-name, name them with `--target-modules`, or adapt every linear layer with `all-linear`. A class stands in several rows
-where checkpoints of it run other code (the form stands behind it)."""
+*Default modules* are the query and value projections (`--target-modules auto`). If a class has none of a known name,
+name them with `--target-modules`, or adapt every linear layer with `all-linear`. A class has several rows if its
+checkpoints run different code; the form follows the name."""
     ]
     for task_type, group in groupby(verdicts, key=lambda verdict: verdict.pair.task_type):
         lines = [row(pair, list(own)) for pair, own in groupby(group, key=lambda verdict: verdict.pair)]
