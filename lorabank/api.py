@@ -1,8 +1,8 @@
 """Everything lorabank does: one function per use case, settings in, a frozen result out.
 
 Nothing here prints. Paths are bank folders; a user's mistake raises a `lorabank.core.errors.LorabankError`. Importing
-this module loads neither torch nor SQLAlchemy: each function imports what it needs. What a `Session` or a `Bank` does
-is here a function of the bank's folder, which is opened for one call.
+this module loads neither torch nor SQLAlchemy: each function imports what it needs. The methods of
+`Session` and `Bank` are here functions of the bank's folder, which is opened for one call.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def init_bank(path: str | Path, config: InitConfig, observer: Observer = BARS) -
     Args:
         path: A folder that does not exist or is empty.
         config: The base model and the task type.
-        observer: Gets a notice where the bank lies on a network file system.
+        observer: Receives a notice if the bank is on a network file system.
 
     Raises:
-        ExistsError: There is a bank already.
+        ExistsError: There is already a bank.
         NotFoundError: There is no such base model.
         MissingExtraError: The base model is neither on the disk nor reachable.
     """
@@ -110,7 +110,7 @@ def answer_rows(
     Args:
         path: The bank's folder.
         texts: Texts, or `config.data` names a file of rows.
-        config: Who labels them, or with `GenerateConfig` who generates.
+        config: What labels them; with `GenerateConfig`, what generates answers.
         observer: Gets notices and progress.
 
     Returns:
@@ -190,8 +190,8 @@ def export(
         path: The bank's folder.
         name: A task, or a composition of mode ``manual``.
         target: A folder that does not exist or is empty.
-        state: Of a task ``"now"`` (default: what `predict` answers with) or ``"learnt"`` (right after its training).
-        own: Of a task only its own adapter, without the adapters that were active while it was trained.
+        state: For a task ``"now"`` (default: what `predict` answers with) or ``"learnt"`` (right after its training).
+        own: For a task, only its own adapter, without the adapters that were active while it was trained.
         check: A server (``"vllm"``) that must take it.
         tokenizer: Also write the base's tokenizer and chat template.
 
@@ -250,20 +250,20 @@ def run_sequence(
 ) -> SequenceResult:
     """Run an experiment: every strategy on every order and seed, composed and measured, and one table of it all.
 
-    An interrupted run resumes where it stopped, in the middle of a training too.
+    An interrupted run resumes where it stopped, even in the middle of a training.
 
     Args:
         file: The TOML file: docs/sequences.md.
         out: The folder of banks and results; default: the experiment's name.
-        size: A table of the file's ``[sizes]`` that is laid over the rest.
+        size: A table of the file's ``[sizes]`` that is applied on top of the rest.
         dev: Score on the rows that settings are chosen on, not on the evaluation rows.
         only: Strategies to run; all by default. Processes with different ones can share a folder.
-        observer: Gets notices, an estimate of the time that is left, and progress.
+        observer: Gets notices, an estimate of the remaining time, and progress.
 
     Raises:
         ConfigError: Keys or values of the file do not fit; all of them are named.
         DataError: A row is wrong, or a text that is scored on is trained on.
-        ExistsError: The folder was begun with other settings.
+        ExistsError: The folder was started with other settings.
         LorabankError: As `add_task`, `compose` and `evaluate`.
     """
     from lorabank.sequences.job import prepare_sequence
@@ -285,7 +285,7 @@ def verify(path: str | Path, *, full: bool = False, part: tuple[int, int] | None
 
 @checked
 def history(path: str | Path) -> tuple[Entry, ...]:
-    """Every change of the bank, newest first; ``next`` says which one `undo` takes back."""
+    """Every change of the bank, newest first; ``next`` marks the one that `undo` reverts."""
     from lorabank.bank.history import read_history
 
     return tuple(read_history(Bank.open(path).catalog))
@@ -296,7 +296,7 @@ def doctor(path: str | Path, *, full: bool = False) -> Checkup:
     """Facts for a bug report (versions, devices, base model, the bank's state), warnings, and the bank's findings.
 
     Args:
-        path: The bank's folder; there need be no bank.
+        path: The bank's folder; the bank need not exist.
         full: Read every file of the bank.
     """
     from lorabank.workflows.doctor import doctor as run
@@ -317,7 +317,7 @@ def repair(path: str | Path, *, source: str | Path | None = None) -> RepairResul
 
     Raises:
         BusyError: An operation is under way.
-        DamagedError: The database itself is damaged: `restore` puts a copy back.
+        DamagedError: The database itself is damaged: `restore` restores a copy.
     """
     from lorabank.bank.objects.layout import Layout
     from lorabank.bank.upkeep.repair import repair as run
@@ -327,7 +327,7 @@ def repair(path: str | Path, *, source: str | Path | None = None) -> RepairResul
 
 @checked
 def backup(path: str | Path, target: str | Path | None = None) -> BackupResult:
-    """Copy the database into the bank's `backups/` (the newest three stay), or the whole bank into another folder.
+    """Copy the database into the bank's `backups/` (the newest three are kept), or the whole bank into another folder.
 
     Args:
         path: The bank's folder.
@@ -335,7 +335,7 @@ def backup(path: str | Path, target: str | Path | None = None) -> BackupResult:
             date. The copy is itself a bank.
 
     Raises:
-        DamagedError: A row or a file of the bank is damaged; the copies that there are stay as they are.
+        DamagedError: A row or a file of the bank is damaged; the existing copies are unchanged.
         ExistsError: The folder holds something else.
     """
     from lorabank.bank.objects.layout import Layout
@@ -347,12 +347,12 @@ def backup(path: str | Path, target: str | Path | None = None) -> BackupResult:
 
 @checked
 def restore(path: str | Path, backup: str | Path, *, incomplete: bool = False, dry_run: bool = False) -> RestoreResult:
-    """Put a backup back; it is checked first, and the database that is there is kept aside.
+    """Restore a backup; it is checked first, and the current database is kept aside.
 
     Args:
         path: The bank's folder; with a copy of a whole bank it need not exist.
         backup: A database in the bank's `backups/` (path or name), or a copy of the whole bank.
-        incomplete: Put it back although files that it names are gone.
+        incomplete: Restore it even if files that it names are gone.
         dry_run: Check it and say what would change.
 
     Raises:

@@ -65,7 +65,7 @@ def write_rows(
 
     Args:
         run: The call.
-        config: Who answers.
+        config: What answers.
         texts: Texts of the command line.
         output: ``--output``.
         form: ``--format``.

@@ -43,7 +43,7 @@ COMMANDS = {
     "verify": ("verify:verify", "Check the bank's records and files."),
     "gc": ("gc:gc", "Delete files that nothing refers to."),
     "report": ("report:report", "Write one HTML file about the bank."),
-    "demo": ("demo:demo", "Run the whole story on four small tasks."),
+    "demo": ("demo:demo", "Run the whole workflow on four small tasks."),
     "sequence": ("sequence:sequence", "Compare strategies over orders and seeds."),
     "doctor": ("doctor:doctor", "Check the machine and the bank."),
     "backup": ("backup:backup", "Copy the database, or the whole bank."),

@@ -163,7 +163,7 @@ class Verb(Helped):
             from lorabank.core.errors import ConfigError
 
             raise ConfigError(
-                f"{ctx.command_path} is the work of one process, not of {processes.count()}",
+                f"{ctx.command_path} runs in one process, not in {processes.count()}",
                 hint="start it without torchrun or accelerate launch",
                 unchanged="nothing was changed",
             )

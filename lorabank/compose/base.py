@@ -1,4 +1,4 @@
-"""What a composition mode sees of the bank, and what it gives."""
+"""The input and output of a composition mode."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Member:
         form: How it is asked and answers.
         statistics: Reads what routing keeps of its training rows; again at each call, since those of
             all tasks are not needed at once.
-        statistics_digest: Digest of the blob that these are in the bank; empty where they are not one.
+        statistics_digest: Digest of their blob in the bank; empty if they are not stored as one.
         clusters: Centroids that were asked for when the task was added.
         texts: Calibration texts kept in the bank; empty where none are kept.
         targets: Their labels or completions.
@@ -68,7 +68,7 @@ class Member:
 
     @property
     def lasting(self) -> str:
-        """What it is called where a later name must change nothing."""
+        """The name to use where a later renaming must change nothing."""
         return self.born or self.task
 
 
@@ -95,7 +95,7 @@ class Composer(Protocol):
     """One mode.
 
     ``routed`` says whether it picks the task (and so the head) of each text itself; ``shelf`` where its methods are,
-    one of which the settings choose by a field called as the shelf's kind. None where it has none. ``unused`` names
+    one of which the settings choose by a field named after the shelf's kind. None where it has none. ``unused`` names
     the settings of `ComposeConfig` that it does not read, beside the methods of other shelves.
     """
 
@@ -203,12 +203,12 @@ def known(members: Sequence[Member], stage: int) -> list[Member]:
 
 
 def longest(members: Sequence[Member]) -> int:
-    """Tokens that a router reads of a text: the most that any member was trained with."""
+    """Maximum number of tokens that a router reads of a text: the largest among the members."""
     return max(member.form.max_length for member in members)
 
 
 def made_again(record: CompositionRecord, *more: str) -> Command:
-    """The command that makes a composition anew, of the same members; other settings have their defaults."""
+    """The command that makes a composition again, of the same members; other settings have their defaults."""
     return Command(*_again(record), *more, "--replace")
 
 

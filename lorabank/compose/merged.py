@@ -250,7 +250,9 @@ def _check_distance(distance: Mapping[str, float], merger: Merger, tolerance: fl
     raise GateError(
         f"the merge is {distance[module]:.4g} of the weighted sum's norm away from it on {module}, above --tolerance "
         f"{tolerance:g}",
-        hint="a larger --tolerance" if merger.max_rank is None else "a larger max_rank, or a larger --tolerance",
+        hint="use a larger --tolerance"
+        if merger.max_rank is None
+        else "use a larger max_rank or a larger --tolerance",
         unchanged="the composition was not added to the bank",
     )
 

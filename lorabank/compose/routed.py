@@ -140,7 +140,7 @@ def _role(task: str) -> str:
 def _found_again(member: Member, seed: int, runtime: Callable[[], Runtime], clusters: int) -> TaskStatistics:
     if not member.texts:
         raise NotFoundError(
-            f"task {member.task!r} keeps {member.clusters} centroids and no samples to find {clusters} in",
+            f"task {member.task!r} keeps {member.clusters} centroids and no samples from which to compute {clusters}",
             hint=f"--set clusters_per_task={member.clusters}, or another --router",
             unchanged="nothing was changed",
         )

@@ -1,7 +1,7 @@
 """Settings: one frozen dataclass per use case.
 
 The command line builds its options from these fields (name, type, default, help), so there is one source.
-`lorabank.core.settings.validate` checks them. Importing this module costs the standard library alone.
+`lorabank.core.settings.validate` checks them. Importing this module loads only the standard library.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lorabank.core.shelves import (
 from lorabank.core.task_kinds import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 
 _OF_FORMATS = {"delimiter": "*.delimiter", "encoding": "*.encoding", "sheet": "*.sheet"}
-"""Settings that became those of the formats of files."""
+"""Settings that moved to the file formats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class ComposeConfig:
     mode: str = setting("", "How the adapters are composed.", among=COMPOSERS)
     name: str | None = setting(None, "Name of the composition; default: the mode.")
     tasks: str | None = setting(None, "Members, separated by commas; default: every task.")
-    merger: str = setting("weighted", "merged: how adapters become one.", among=MERGERS)
+    merger: str = setting("weighted", "merged: how the adapters are merged into one.", among=MERGERS)
     weights: str | None = setting(
         None,
         "merged: weight of each member, for example sentiment=0.7,spam=0.3 (any sign); default: the merger's own.",
@@ -214,7 +214,7 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class _WithTexts:
-    """Takes ``texts``, which stood among the settings before they were an argument of their own."""
+    """Accepts ``texts``, which was a setting before it became an argument of its own."""
 
     texts: InitVar[Sequence[str] | None] = None
     given_texts: ClassVar[tuple[str, ...] | None] = None
@@ -227,7 +227,7 @@ class _WithTexts:
 @renamed(**_OF_FORMATS)
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(_WithTexts):
-    """Who labels texts: a composition or one task."""
+    """What labels texts: a composition or one task."""
 
     data: str | None = setting(None, "File whose text column is labelled: .jsonl, .csv, .xlsx, .parquet, ...")
     text_column: str = setting("text", "Column that holds the text.")

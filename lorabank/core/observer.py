@@ -24,7 +24,7 @@ class Observer(Protocol):
         """``done`` units are finished."""
 
     def finish(self) -> None:
-        """The work begun last is over, well or not."""
+        """The work that began last has ended, successfully or not."""
 
 
 class SilentObserver:
@@ -68,7 +68,7 @@ class NotebookObserver(threading.local):
             self._bar = tqdm(total=total, desc=safe(what))
 
     def advance(self, done: int, values: Mapping[str, float]) -> None:
-        """Move the bar to ``done``, the values behind it."""
+        """Move the bar to ``done``, with the values after it."""
         if self._bar is not None:
             self._bar.set_postfix_str("  ".join(f"{safe(n)} {v:.4g}" for n, v in values.items()), refresh=False)
             self._bar.update(done - self._bar.n)

@@ -1,7 +1,7 @@
 """Stored facts: immutable, plain Python values that every package may pass around.
 
 Digests are lower-case SHA-256 hex strings, times are UTC ISO 8601 strings, durations are seconds. They are named
-tuples because `lorabank list` pays for the making of these classes: as dataclasses they cost it four times as much.
+tuples because `lorabank list` pays for creating these classes: as dataclasses they cost it four times as much.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from lorabank.core.commands import Command
 from lorabank.core.showing import shown
 
 DERIVED = "derived "
-"""How the roles of objects begin that follow from a composition and were added after it was stored."""
+"""Prefix of the roles of objects that are derived from a composition and were added after it was stored."""
 
 AS_TRAINED = "as-trained"
-"""The subject of a score of the state that training left; no composition may be called so."""
+"""The subject of a score of the state that training left; no composition may have this name."""
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class TaskRecord(NamedTuple):
 
     @property
     def born(self) -> str:
-        """The name that never changes: what is stored under a task's name stands under this one."""
+        """The name that never changes: what is stored under a task's name is stored under this one."""
         return self.first_name or self.name
 
 
@@ -109,7 +109,7 @@ class DatasetRecord(NamedTuple):
 class Lineage(Sequence[T]):
     """Adapters in order, most of which another lineage holds already: a sequence like a tuple, and equal to one.
 
-    The lineages of T tasks that were each trained on top of all earlier ones take the room of T entries together, and
+    The lineages of T tasks that were each trained on top of all earlier ones together take the space of T entries,
     not of T (T - 1) / 2.
 
     Args:

@@ -3,7 +3,7 @@
 A method's settings stand beside its mathematics, as a dataclass whose fields are made by `setting`; the settings of a
 use case stand in `lorabank.core.config`. The command line, TOML files and Python give loose values; `validate` turns
 them into the dataclass (pydantic, imported only when a command runs) and reports unknown keys, types, bounds and
-numbers that are not finite, all at once. Importing this module costs the standard library alone.
+numbers that are not finite, all at once. Importing this module loads only the standard library.
 
 A setting may have had another name. A class made by `renamed` takes it, with a notice that says what to write;
 `modern` gives its values their present names. A setting that became one of a method's own goes into ``set``: as

@@ -47,7 +47,7 @@ def check_template(template: str) -> None:
             raise ConfigError(message, unchanged=_UNCHANGED, hint=hint)
     count = template.count("{text}")
     if count != 1:
-        problem = "has no {text}, so it would ask the same of every text" if not count else "has {text} more than once"
+        problem = "has no {text}, so it would be the same for every text" if not count else "has {text} more than once"
         raise ConfigError(f"the prompt template {problem}", unchanged=_UNCHANGED, hint=hint)
 
 

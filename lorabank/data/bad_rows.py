@@ -115,7 +115,7 @@ class BadRows:
             )
         return LeftOut(source, self.count, tuple(error.brief for _, error in self._sorted()[:LISTED]))
 
-    def error(self, source: str, *, hint: str = f"mend the file, or {_SKIP}") -> DataError:
+    def error(self, source: str, *, hint: str = f"fix the file, or {_SKIP}") -> DataError:
         """The error that names them.
 
         Args:

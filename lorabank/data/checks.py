@@ -66,9 +66,9 @@ def warnings(counts: dict[str, dict[str, int]], found: Repetitions) -> tuple[str
     unmeasured = [label for label, rows in counts.items() if not rows["eval"]]
     if unmeasured:
         they = "it is" if len(unmeasured) == 1 else "they are"
-        said.append(f"no evaluation row has {_labels(unmeasured)}, so {they} trained and not measured")
+        said.append(f"no evaluation row has {_labels(unmeasured)}, so {they} trained but not measured")
     if found.conflicts:
-        count = "a text stands" if found.conflicts == 1 else f"{found.conflicts:,} texts stand"
+        count = "a text is repeated" if found.conflicts == 1 else f"{found.conflicts:,} texts are repeated"
         said.append(f"{count} with different labels: {_listed(found.first, found.conflicts, '; ')}")
     if found.rows:
         said.append("1 row repeats another one" if found.rows == 1 else f"{found.rows:,} rows repeat another one")

@@ -296,7 +296,7 @@ def _check_settings(config: TrainConfig, form: str, scoring: str) -> Form:
     kind.check(text_to_text=scoring != HEAD)
     if scoring == HEAD and config.scoring != "auto":
         raise ConfigError(
-            "--scoring is for text to text, and the bank is a classifier's",
+            "--scoring is for text to text, and this bank is for classification",
             unchanged=UNCHANGED,
             hint="leave out --scoring",
         )

@@ -36,7 +36,7 @@ class Sheet:
         """What was found out about the file that its user should know."""
         read_as = self.reader.read_as
         notes = [f"{self.source!r} is read as {read_as}"] if read_as else []
-        notes += [f"{self.source!r}: the column {old!r} is taken for {new!r}" for new, old in self.adopted.items()]
+        notes += [f"{self.source!r}: the column {old!r} is read as {new!r}" for new, old in self.adopted.items()]
         return tuple(notes)
 
     def adopting(self, columns: Iterable[str]) -> Sheet:

@@ -22,7 +22,7 @@ CAPTION = "Accuracy on the held-out texts of each task, after the last task was 
 """Stands above the short table."""
 
 EXPLANATION = (
-    "forgotten: what a task's accuracy lost after its best, averaged over the tasks before the last",
+    "forgotten: how far a task's accuracy fell below its best, averaged over the tasks before the last",
     "task id: whether the answerer was given the task that a text belongs to, or found it by itself (routed)",
 )
 """What the short table's columns are, a line each."""

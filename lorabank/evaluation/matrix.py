@@ -113,6 +113,6 @@ def _check_comparable(first: EvaluationRecord, other: EvaluationRecord) -> None:
         one, two = getattr(first, field), getattr(other, field)
         if one != two:
             raise IncompatibleError(
-                f"scores with different {field} cannot stand in one matrix: {one!r} and {two!r}",
+                f"scores with different {field} cannot be in one matrix: {one!r} and {two!r}",
                 unchanged="nothing was changed",
             )

@@ -94,7 +94,7 @@ def _perplexity(likelihoods: NDArray[np.float64], tokens: NDArray[np.int64]) -> 
         raise DivergedError(
             f"the perplexity is not finite: a token has the mean log-likelihood {mean:g}",
             unchanged="no score was stored",
-            hint="show says which adapters answer",
+            hint="show lists the adapters that answer",
             commands=[Command("show", "NAME")],
         )
     residual = (likelihoods - mean * tokens) / tokens.mean()

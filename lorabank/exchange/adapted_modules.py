@@ -90,7 +90,7 @@ def read_targets(fields: Mapping[str, Any]) -> Targets:
     modules = _modules(fields, "target_modules", unread)
     parameters = frozenset(name.removesuffix(_WEIGHT) for name in names(fields, "target_parameters"))
     if not all(name.endswith(_WEIGHT) for name in names(fields, "target_parameters")):
-        refuse_field(fields, "target_parameters", "names other things than weights of linear layers")
+        refuse_field(fields, "target_parameters", "names parameters that are not weights of linear layers")
     if modules == frozenset() and not parameters and not unread:
         refuse_field(fields, "target_modules", "names no module")
     excluded = _modules(fields, "exclude_modules", unread)

@@ -86,12 +86,12 @@ def check_plain(fields: Mapping[str, Any], ignore_unknown: bool) -> tuple[str, .
         if name in _FEATURES:
             refuse_field(fields, name, "asks for something other than plain LoRA", _HINTS.get(name))
         if not ignore_unknown:
-            refuse_field(fields, name, "is unknown", "--ignore-unknown passes over unknown fields and lists them")
+            refuse_field(fields, name, "is unknown", "--ignore-unknown skips unknown fields and lists them")
         unknown.append(name)
     if fields.get("bias", "none") != "none":
         refuse_field(fields, "bias", "is not 'none'")
     if fields.get("init_lora_weights", True) not in _INITIALISATIONS:
-        refuse_field(fields, "init_lora_weights", "is a way to begin that changes the base model")
+        refuse_field(fields, "init_lora_weights", "is an initialisation that changes the base model")
     for name in ("task_type", "base_model_name_or_path"):
         if not isinstance(fields.get(name), str | None):
             refuse_field(fields, name, "is not text")
@@ -116,14 +116,14 @@ def is_name(value: Any) -> bool:
 def count(fields: Mapping[str, Any], field: str, value: Any) -> int:
     """A rank."""
     if type(value) is not int or not 1 <= value <= MAX_RANK:
-        refuse_field(fields, field, f"holds no rank from 1 to {MAX_RANK}")
+        refuse_field(fields, field, f"does not hold a rank from 1 to {MAX_RANK}")
     return value
 
 
 def number(fields: Mapping[str, Any], field: str, value: Any, *, low: float = 1e-9, high: float = 1e9) -> float:
     """A number between two others."""
     if type(value) not in (int, float) or not low <= value <= high:
-        refuse_field(fields, field, "holds no number that can be used")
+        refuse_field(fields, field, "does not hold a usable number")
     return float(value)
 
 

@@ -129,7 +129,7 @@ class _Parser:
         else:
             low, high = int(least or 0), (int(most) if most else None) if comma else int(least or 0)
         if high is not None and high < low:
-            raise Unreadable("repeats less often than at least")
+            raise Unreadable("has a maximum number of repetitions below the minimum")
         self._next("?")  # as few as possible, or as many: the set of ends is the same
         following = _REPEAT.match(self._text, self._at)
         if following is not None and following[0] != "{}":
@@ -149,7 +149,7 @@ class _Parser:
         elif self._text[self._at] == "\\":
             text = self._text[self._at : self._at + 2]
             if text[1:].isalnum() and text[1:] not in "dDsSwW":
-                raise Unreadable(f"{text} is not taken")
+                raise Unreadable(f"{text} is not supported")
         elif self._text[self._at] in "*+?":
             raise Unreadable("nothing to repeat")
         else:
@@ -168,7 +168,7 @@ class _Parser:
                 raise Unreadable("a group has no name")
             self._at += len(name) + 1
         elif not kind and self._text.startswith("?", self._at):
-            raise Unreadable(f"({self._text[self._at : self._at + 2]} is not taken")
+            raise Unreadable(f"({self._text[self._at : self._at + 2]} is not supported")
         step = self._alternatives()
         if not self._next(")"):
             raise Unreadable("a bracket is not closed")

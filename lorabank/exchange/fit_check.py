@@ -110,7 +110,7 @@ def check_effect(
     """
     if not factors.gain and all(_cancels(factors.B[module], a) for module, a in factors.A.items()):
         _refuse(
-            f"{WEIGHTS_FILE}: the adapter changes no logit: in every module lora_B lora_A is zero but for rounding"
+            f"{WEIGHTS_FILE}: the adapter changes no logit: in every module lora_B lora_A is zero apart from rounding"
         )
     # Some attention kernels turn NaN into 0, so that the logits alone would not tell.
     for module in factors.A:
@@ -154,7 +154,7 @@ def _logits(kind: TaskType, model: nn.Module, inputs: dict[str, Tensor]) -> Tens
 
 def _check_same(what: str, found: set[str], wanted: set[str]) -> None:
     for name in sorted(found - wanted):
-        _refuse(f"{WEIGHTS_FILE}: {what} {name!r} is there and does not belong to what {CONFIG_FILE} and base ask for")
+        _refuse(f"{WEIGHTS_FILE}: {what} {name!r} is present, but is not part of what {CONFIG_FILE} and base ask for")
     for name in sorted(wanted - found):
         missing = f"{len(wanted - found)} of {len(wanted)}"
         _refuse(f"{WEIGHTS_FILE}: {what} {name!r} is missing ({missing})")

@@ -38,7 +38,7 @@ def join_new(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 joined[into] = torch.cat([old, new], dim)
             else:
                 raise DataError(
-                    f"{WEIGHTS_FILE}: {key[:200]!r} {list(new.shape)} does not go with its lora_{kind} "
+                    f"{WEIGHTS_FILE}: {key[:200]!r} {list(new.shape)} does not match its lora_{kind} "
                     f"{list(old.shape)}",
                     unchanged=_UNCHANGED,
                 )

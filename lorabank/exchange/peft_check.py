@@ -75,7 +75,7 @@ def plain_files(files: Mapping[str, bytes], record: BaseModelRecord, labels: int
         fine = {name.rpartition(".")[2] for name in json.loads(files[CONFIG_FILE])["target_modules"]}
         fine -= {name.rpartition(".")[2] for name in still}
         raise IncompatibleError(
-            f"PEFT would not read the adapter of {len(still)} modules as it is meant: {shown}",
+            f"PEFT would refuse or misread the adapter on {len(still)} modules: {shown}",
             hint=f"train without them: --target-modules {','.join(sorted(fine))}" if fine else None,
             unchanged=_UNCHANGED,
         )

@@ -227,9 +227,9 @@ def sorted_keys(where: object, keys: Iterable[str]) -> Keys:
         else:
             head[name] = key
     if A.keys() != B.keys():
-        raise DataError(f"{where}: lora_A and lora_B are not there for the same modules")
+        raise DataError(f"{where}: lora_A and lora_B do not cover the same modules")
     if magnitude and magnitude.keys() != A.keys():
-        raise DataError(f"{where}: DoRA's magnitudes are not there for all modules")
+        raise DataError(f"{where}: DoRA's magnitudes do not cover all modules")
     return Keys({module: (key, B[module]) for module, key in A.items()}, head, magnitude)
 
 
@@ -239,7 +239,7 @@ def _gains(folder: Path, keys: Keys) -> Mapping[str, Tensor]:
         return {}
     gains = MappedTensors(folder / GAIN_FILE).map()
     if gains.keys() != keys.magnitude.keys():
-        raise DataError(f"{folder / GAIN_FILE}: the gains are not there for all modules")
+        raise DataError(f"{folder / GAIN_FILE}: the gains do not cover all modules")
     return gains
 
 

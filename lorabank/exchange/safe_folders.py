@@ -147,7 +147,7 @@ def read_regular(
         return None
     except OSError as error:
         if path.is_symlink():
-            refuse("is a link, which is not followed", "copy what it leads to: cp -rL")
+            refuse("is a link, which is not followed", "copy its target: cp -rL")
         refuse(f"cannot be read: {error.strerror}")
     try:
         with reported(path, unchanged=unchanged):

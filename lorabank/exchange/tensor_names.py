@@ -40,7 +40,7 @@ def plain_keys(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[
             continue
         name = _plain(key, bare, taken, adapters)
         if name in found:
-            refuse(f"{WEIGHTS_FILE}: two tensors are named {name[:200]!r} without what wrappers leave in their names")
+            refuse(f"{WEIGHTS_FILE}: two tensors are named {name[:200]!r} after the prefixes of wrappers are removed")
         found[name] = tensor
     if len(adapters) > 1:
         refuse(

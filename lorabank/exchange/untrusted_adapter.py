@@ -79,7 +79,7 @@ def read_foreign(
         config: ``adapter_config.json``.
         weights: ``adapter_model.safetensors``; header and finite values are checked by the caller.
         part: Of several tasks in one file the number of the one that is wanted, from 1; None for their sum.
-        ignore_unknown: Pass over fields of the config that no version of PEFT is known to write.
+        ignore_unknown: Skip fields of the config that no version of PEFT is known to write.
 
     Raises:
         DataError: A field or a tensor is not one of a plain LoRA adapter; names it.
@@ -180,7 +180,7 @@ def _r_sum(fields: Mapping[str, Any]) -> int:
         refuse_field(fields, "r_sum", f"is not a rank from 0 to {MAX_RANK}")
     for name in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora"):
         if fields.get(name):
-            refuse_field(fields, name, "does not go with 'r_sum'")
+            refuse_field(fields, name, "does not match 'r_sum'")
     return value
 
 
@@ -240,7 +240,7 @@ def _check_pairs(A: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> None:
     if not A:
         refuse(f"{WEIGHTS_FILE}: it holds no LoRA factors")
     for module in sorted(A.keys() ^ B.keys()):
-        refuse(f"{WEIGHTS_FILE}: {module!r} has lora_A or lora_B, not both")
+        refuse(f"{WEIGHTS_FILE}: {module!r} has only one of lora_A and lora_B")
     for module, a in A.items():
         b = B[module]
         if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or not 1 <= a.shape[0] <= MAX_RANK:

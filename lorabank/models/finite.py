@@ -84,8 +84,8 @@ def check_tensors(tensors: Mapping[str, Tensor], what: str) -> None:
 def not_finite(what: str) -> DivergedError:
     """The refusal of what was computed, in the plural."""
     return DivergedError(
-        f"{what} are not finite, so they answer nothing",
-        hint="smaller weights are finite; show says with which weights the adapters answer",
+        f"{what} are not finite, so nothing can be answered",
+        hint="use smaller weights; show lists the weights with which the adapters answer",
         commands=[Command("show", "NAME")],
         unchanged="nothing was changed",
     )
@@ -121,7 +121,7 @@ def check_weights(model: nn.Module) -> None:
     if broken is not None:
         raise DivergedError(
             f"the base model has values that are not finite in its tensor {broken}",
-            hint="make a bank of its own for a sound copy of the base model",
+            hint="make another bank for an intact copy of the base model",
             commands=[Command("-b", "NEW", "init", "--base", "FOLDER")],
             unchanged="the bank was not changed",
         )

@@ -25,7 +25,7 @@ class SequenceSettings(InitConfig):
     strategies: tuple[str, ...] = setting((), "Strategies, or names of tables [strategy.NAME].")
     seeds: tuple[int, ...] = setting((0,), "Seeds; each order and strategy is learnt once for each.")
     selection: str = setting("", "How the settings were chosen, in a sentence; on which rows.")
-    max_train_rows: int | None = setting(None, "Most training rows of a task: a seeded sample.", ge=1)
+    max_train_rows: int | None = setting(None, "Maximum training rows of a task: a seeded sample.", ge=1)
     max_eval_rows: int | None = setting(None, "Maximum rows of a task to score on: a seeded sample.", ge=1)
     dev_fraction: float = setting(
         0.0, "Part of the training rows that is set aside to choose settings on.", ge=0, lt=1
@@ -62,11 +62,11 @@ ROW_KEYS = (
 Some are old names: what stands in ``set`` in their place is judged by `lorabank.sequences.checks.set_problems`.
 """
 
-_SEEDS = {"seed": "seeds = [...] stands above the tables"}
-_STRATEGIES = {"strategy": "strategies = [...] stands above the tables"}
+_SEEDS = {"seed": "seeds = [...] belongs above the tables"}
+_STRATEGIES = {"strategy": "strategies = [...] belongs above the tables"}
 
 SET_BY_SEQUENCE: dict[type[Any], dict[str, str]] = {
-    TrainConfig: {**_SEEDS, **_STRATEGIES, **dict.fromkeys(("data", "eval_data"), "it stands in [tasks.NAME]")},
+    TrainConfig: {**_SEEDS, **_STRATEGIES, **dict.fromkeys(("data", "eval_data"), "it belongs in [tasks.NAME]")},
     StrategyTable: {**_SEEDS, **dict.fromkeys(ROW_KEYS, "it is the same for every strategy: [train] or [tasks.NAME]")},
     TaskTable: {**_SEEDS, **_STRATEGIES},
     CompositionTable: {**_SEEDS, "replace": "a composition is made once"},

@@ -64,7 +64,7 @@ class SequenceFolder:
             changed.insert(0, "it is scored on other rows (--dev)")
         if changed:
             raise ExistsError(
-                f"{self.path} was begun with other settings: {'; '.join(changed[:5])}"
+                f"{self.path} was started with other settings: {'; '.join(changed[:5])}"
                 + (f"; and {len(changed) - 5} more" if len(changed) > 5 else ""),
                 hint=hint,
                 unchanged="nothing was changed",
@@ -72,12 +72,14 @@ class SequenceFolder:
         for task, digests in manifest["rows"].items():
             if stored["rows"].get(task) != digests:
                 raise DataError(
-                    f"the rows of task {task!r} are no longer those that {self.path} was begun with",
+                    f"the rows of task {task!r} are no longer those that {self.path} was started with",
                     hint=hint,
                     unchanged="nothing was changed",
                 )
         if stored["base"] != manifest["base"]:
-            raise IncompatibleError(f"the base model is no longer the one that {self.path} was begun with", hint=hint)
+            raise IncompatibleError(
+                f"the base model is no longer the one that {self.path} was started with", hint=hint
+            )
 
     def begin(self, manifest: Mapping[str, Any]) -> None:
         """Write what the folder is begun (or gone on) with, after `check`."""
@@ -97,7 +99,7 @@ class SequenceFolder:
                 raise DamagedError(f"{self.manifest} cannot be read ({error})", hint="--out DIR") from error
             if stored is None and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise ExistsError(
-                    f"{self.path} is there and holds no sequence",
+                    f"{self.path} exists and holds no sequence",
                     hint="name another folder: --out DIR",
                     unchanged="nothing was changed",
                 )

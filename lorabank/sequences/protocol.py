@@ -207,7 +207,7 @@ def _notes(config: SequenceConfig, tasks: Mapping[str, SequenceTask]) -> Iterato
         if "set" in own and not of_training(config.tasks[name].set):
             own.remove("set")
         if own:
-            yield f"{name}: {', '.join(own)} set for this task alone"
+            yield f"{name}: {', '.join(own)} set only for this task"
         template = task.data.prompt_template
         if template and re.search(rf"\b{re.escape(name)}\b", template, re.IGNORECASE):
             yield f"{name}: its prompt names the task, which tells a router the answer"

@@ -120,11 +120,11 @@ def _given_dev(
     what = "holds the rows of eval_data" if same else f"shares {len(shared)} texts with eval_data"
     if "eval_data" not in config.settings.selection:
         raise DataError(
-            f"{config.file}: [tasks.{name}] dev_data {what}: settings chosen on it are chosen on what is scored",
+            f"{config.file}: [tasks.{name}] dev_data {what}: settings chosen on it are chosen on scored rows",
             hint='name other rows, or say so: selection = "on eval_data: ..."',
             unchanged=_UNCHANGED,
         )
-    return dev, (f"{name}: dev_data {what}: the settings were chosen on what is scored",)
+    return dev, (f"{name}: dev_data {what}: the settings were chosen on the rows that are scored",)
 
 
 def check_shared(tasks: Sequence[SequenceTask]) -> None:

@@ -20,7 +20,7 @@ from lorabank.core.errors import BusyError
 from lorabank.testing.cuts import refused
 
 Point = Callable[[], None]
-"""Called where a change may end."""
+"""Called wherever a change may be cut off."""
 
 _DIGESTS = ["a" * 64, "b" * 64]
 _ODD = {"text": "é \u2028 ' \" %s ?", "integer": 2**63 - 1, "real": 0.1, "boolean": 1}
@@ -86,7 +86,7 @@ class CatalogContract(ABC):
                 assert [*view.problems(full=True), *view.problems(full=False)] == []
 
     def test_rows_are_found_by_their_columns_in_the_order_in_which_they_came(self, tmp_path: Path) -> None:
-        """By one or several values, NULL among them; who finds nothing gets nothing."""
+        """By one or several values, including NULL; a search without a match returns nothing."""
         catalog = self.make(tmp_path)
         with catalog.write() as transaction:
             for key, task in (("b", "x"), ("a", "y"), ("c", "x")):
@@ -103,7 +103,7 @@ class CatalogContract(ABC):
             assert [one["position"] for one in view.rows("tasks", note="n")] == [2]
 
     def test_columns_that_a_row_lacks_are_null(self, tmp_path: Path) -> None:
-        """A row of an older description goes in as it is."""
+        """A row of an older description is stored as it is."""
         catalog = self.make(tmp_path)
         lacking = {column: value for column, value in row("tasks").items() if column not in ("note", "replaces")}
         with catalog.write() as transaction:

@@ -1,4 +1,4 @@
-"""Ends in the middle, and errors that are demanded: what the contracts of all ports share."""
+"""Interruptions and expected errors, shared by the contracts of all ports."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class Cut(BaseException):
-    """A process ends here, as by a signal: nothing after it runs but what the system does."""
+    """The process ends here, as if killed by a signal: nothing of it runs afterwards."""
 
 
 def refused(kind: type[Exception], call: Callable[[], object]) -> None:
-    """Demand that a call raises an error of a kind."""
+    """Check that a call raises an error of the given kind."""
     try:
         call()
     except kind:
@@ -20,7 +20,7 @@ def refused(kind: type[Exception], call: Callable[[], object]) -> None:
 
 
 def counted(call: Callable[..., Any], left: list[int]) -> Callable[..., Any]:
-    """A function as it is, but that raises `Cut` in the place of the call with which ``left`` is used up."""
+    """The function, except that it raises `Cut` instead of the call with which ``left`` is used up."""
 
     def counting(*arguments: Any, **options: Any) -> Any:
         left[0] -= 1

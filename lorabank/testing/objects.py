@@ -25,7 +25,7 @@ class ObjectsContract(ABC):
 
     Attributes:
         calls: Names of functions of ``os`` by which the implementation writes: a change is cut off before each call.
-            One that writes otherwise overrides `cut_off`.
+            An implementation that writes otherwise overrides `cut_off`.
     """
 
     calls: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class ObjectsContract(ABC):
         assert stage.add_adapter(dict(reversed(files.items()))) == hashlib.sha256(text.encode()).hexdigest()
 
     def test_nothing_is_seen_before_it_is_placed(self, tmp_path: Path) -> None:
-        """And nothing at all when the change is dropped, or its process ends without a word."""
+        """And nothing at all when the change is dropped, or its process is killed."""
         objects = self.make(tmp_path)
         for number in (1, 2):
             stage = objects.stage(_change(number))
@@ -104,7 +104,7 @@ class ObjectsContract(ABC):
         assert all(after[digest].modified >= before[digest].modified for digest in before)
 
     def test_what_is_not_there_is_said(self, tmp_path: Path) -> None:
-        """Reading raises, judging gives a line, and a digest that is none reaches no place at all."""
+        """Reading raises, judging gives a line, and a malformed digest reaches no path at all."""
         objects, file = self.make(tmp_path), StoredFile("weights", _NOWHERE, 4)
         assert not objects.holds("blob", _NOWHERE)
         refused(DamagedError, lambda: objects.get(_NOWHERE))
@@ -118,7 +118,7 @@ class ObjectsContract(ABC):
     # ---------------------------------------------------------------------------------------------------- refusals
 
     def test_bad_content_does_not_come_in(self, tmp_path: Path) -> None:
-        """Values that are not finite, a header that lies, JSON that is none, names that lead elsewhere."""
+        """Values that are not finite, a header that lies, invalid JSON, names that lead elsewhere."""
         objects = self.make(tmp_path)
         stage = objects.stage(_change(1))
         bad = vector(float("nan"))
@@ -134,7 +134,7 @@ class ObjectsContract(ABC):
     # ---------------------------------------------------------------------------------------------------- damage
 
     def test_damage_is_found_and_mended_by_the_same_content(self, tmp_path: Path) -> None:
-        """A changed byte is found by hashing, never given out, and goes when the content is placed again."""
+        """A changed byte is found by hashing, never returned, and disappears when the content is placed again."""
         objects = self.make(tmp_path)
         stage = put(objects, 1, b"rows", 1.0)
         (blob,), (folder,) = stage.blobs, stage.adapters
@@ -167,7 +167,7 @@ class ObjectsContract(ABC):
     # ------------------------------------------------------------------------------------------------ kill points
 
     def test_a_change_that_is_cut_off_leaves_each_object_whole_or_absent(self, tmp_path: Path) -> None:
-        """Before every single write, from the first byte to the last; the next one who puts the same completes it."""
+        """Before every single write, from the first byte to the last; the next that places the same completes it."""
         step, done = 0, False
         while not done:
             step += 1

@@ -116,7 +116,7 @@ class AdapterTrainer(Trainer):
         loss, whole = processes.weighed(self._task_loss(model, inputs), inputs["labels"])
         if not loss.requires_grad:
             raise IncompatibleError(
-                "no text passes the modules that are adapted (they may stand in a part for images or sounds)",
+                "no text passes through the adapted modules (they may be in a part for images or sounds)",
                 unchanged="the adapter was not added to the bank",
                 hint="--target-modules all-linear, or names of others",
             )

@@ -289,7 +289,7 @@ def load_composer(
         loaded: Composer = composer.load(record, objects, members, runtime)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise DamagedError(
-            f"composition {record.name[:80]!r}: what is stored of it cannot be used ({error!r})",
+            f"composition {record.name[:80]!r}: what is stored for it cannot be used ({error!r})",
             commands=[made_again(record)],
         ) from error
     return loaded, members

@@ -87,6 +87,6 @@ def _make(path: str | Path, base: BaseModelRecord, observer: Observer) -> Bank:
     if (kind := network_filesystem(Path(path))) is not None:
         observer.notice(
             f"{path} is on {kind}, a network file system, where locks may not work: change this bank from one process "
-            "at a time, better keep it on a local disk"
+            "at a time, or better, keep it on a local disk"
         )
     return bank

@@ -62,7 +62,7 @@ def _warnings(path: Path) -> Iterator[str]:
     if (kind := network_filesystem(path)) is not None:
         yield (
             f"{path} is on {kind}, a network file system, where locks may not work: change a bank there from one "
-            "process at a time, better keep it on a local disk"
+            "process at a time, or better, keep it on a local disk"
         )
     if not Bank.exists(path):
         return

@@ -60,7 +60,7 @@ def _check_question(config: EvalConfig) -> None:
     if config.task is None:
         if config.state is not None:
             raise ConfigError(
-                f"--state {config.state} is of one task", hint="add --task NAME", unchanged="nothing was computed"
+                f"--state {config.state} applies to one task", hint="add --task NAME", unchanged="nothing was computed"
             )
         return
     beside = [name for name in ("all", "forgetting_matrix", "forward_transfer") if getattr(config, name)]
@@ -69,7 +69,7 @@ def _check_question(config: EvalConfig) -> None:
     if beside:
         raise ConfigError(
             f"--task scores one task as trained, and --{beside[0].replace('_', '-')} scores something else",
-            hint="leave the one or the other out",
+            hint="leave one of them out",
             commands=[Command("eval", "--task", config.task)],
             unchanged="nothing was computed",
         )

@@ -43,11 +43,11 @@ class Session:
     """An open bank: ``with lorabank.open("bank") as session: session.predict(["a text"])``.
 
     The base model is loaded by the first call that needs it and stays, as does the model that answers, until the
-    bank's state or the settings are others. What other processes change in the bank is seen by the next call. A
+    bank's state or the settings change. What other processes change in the bank is seen by the next call. A
     session belongs to the process that opened it and does one thing at a time.
 
     Args:
-        path: The bank's folder; there need be no bank before `add_task`.
+        path: The bank's folder; the bank need not exist before `add_task`.
 
     Attributes:
         path: The same.
@@ -71,9 +71,9 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Let all models go; the session cannot be used any more. Closing twice does nothing.
+        """Release all models; the session can no longer be used. Closing twice does nothing.
 
-        A call that another thread has under way ends first, and lets them go then.
+        If another thread has a call under way, that call finishes first and then releases them.
         """
         self._closed = True
         if self._lock.acquire(blocking=False):
@@ -108,7 +108,7 @@ class Session:
             config: The settings; None with ``resume`` takes those of the interrupted run.
             init: Base model of a bank that is made now.
             resume: Resume an interrupted run.
-            restart: Throw an interrupted run away and begin anew.
+            restart: Discard an interrupted run and start again.
             observer: Gets notices and the losses.
             note: What the task is about, for people.
             tags: Words to find it by, spelt like names.
@@ -117,9 +117,9 @@ class Session:
 
         Raises:
             ExistsError: The name is taken and ``replace`` is off.
-            DataError: A row is wrong, or too many would be cut.
+            DataError: A row is wrong, or too many would be truncated.
             BusyError: Another process is changing the bank.
-            DivergedError: A loss or a trained tensor is not finite; nothing entered the bank.
+            DivergedError: A loss or a trained tensor is not finite; nothing was added to the bank.
         """
         from lorabank.workflows.learning.train import add_task
 
@@ -172,8 +172,8 @@ class Session:
 
         Args:
             texts: The texts, in a list or anything else with strings one after the other; those of ``config.data``, a
-                file, come behind them.
-            config: Who answers.
+                file, come after them.
+            config: What answers.
             observer: Gets notices.
 
         Raises:
@@ -197,7 +197,7 @@ class Session:
 
         Args:
             texts: The prompts, as those of `predict`.
-            config: Who answers, and how.
+            config: Which adapters answer, and how.
             observer: Gets notices.
 
         Raises:
@@ -226,14 +226,14 @@ class Session:
         Args:
             target: The file, which appears whole or not at all.
             texts: Texts, or `config.data` names a file of rows.
-            config: Who labels them, or with `GenerateConfig` who generates; with ``skip_bad`` bad rows are kept
+            config: What labels them; with `GenerateConfig`, what generates. With ``skip_bad`` bad rows are kept
                 without an answer, and a column says why.
             format: Default: by the ending of ``target``.
-            overwrite: Replace a file that is there.
+            overwrite: Replace an existing file.
             observer: Gets notices and progress.
 
         Raises:
-            ExistsError: There is such a file.
+            ExistsError: The file exists.
             ConfigError: There is no text, or neither a task nor a composition is named, and none is the default.
             DataError: Rows are bad and not to be skipped.
         """
@@ -274,11 +274,11 @@ class Session:
                 config does not name the bank's base model.
             part: Number of a task in a folder of O-LoRA's reference implementation, from 1; default: all of them,
                 summed.
-            ignore_unknown: Pass over fields of its config that no version of PEFT is known to write.
+            ignore_unknown: Skip fields of its config that no version of PEFT is known to write.
             observer: Gets notices.
             note: What the task is about, for people.
             tags: Words to find it by, spelt like names.
-            replace: As of `add_task`.
+            replace: As in `add_task`.
 
         Raises:
             NotFoundError: There is no such folder, or an earlier part is not in the bank.
@@ -307,8 +307,8 @@ class Session:
         """Begin a call.
 
         Raises:
-            ConfigError: The session is closed, or of another process: what a fork inherits of it, threads and a GPU's
-                memory, does not work there.
+            ConfigError: The session is closed, or belongs to another process: what a fork inherits of it,
+                threads and a GPU's memory, does not work there.
             BusyError: Another call is under way.
         """
         again, unchanged = "lorabank.open(PATH) opens one", "nothing was changed"
@@ -322,7 +322,7 @@ class Session:
             )
         if not self._lock.acquire(blocking=False):
             raise BusyError(
-                f"the session of {self.path} is in the middle of another call, and makes one at a time",
+                f"the session of {self.path} is in the middle of another call, and handles one at a time",
                 hint=f"{again} for each thread, or let the threads wait for each other",
                 unchanged=unchanged,
             )

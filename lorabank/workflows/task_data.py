@@ -91,7 +91,7 @@ class ChatTemplate:
                 raise BadCell(
                     f"{found.group()!r} is a control token of the base's tokenizer and would be read as one",
                     place=f"message {number}",
-                    hint="write it with a blank inside, or leave the row out",
+                    hint="write it with a space inside, or leave the row out",
                 )
         chat = [dict(message) for message in messages]
         return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))

@@ -96,7 +96,7 @@ def test_a_conversation_without_an_answer(refused: Any) -> None:
     good = [{"messages": [*turns, {"role": "assistant", "content": f"hi {i}"}]} for i in range(4)]
     said = refused(6, *add(write("c.jsonl", [*good, {"messages": turns}])))
     assert "line 5, column 'messages'" in said
-    assert "no assistant's turn" in said
+    assert "no assistant turn" in said
 
 
 def test_a_conversation_that_ends_with_a_question(refused: Any) -> None:

@@ -177,7 +177,7 @@ def test_eval_shows_matrix_intervals_and_every_scalar(run: Any, api: Any) -> Non
         "2 spam         0.8000 0.9500",
         "",
         "task id given: each text is answered as its own task",
-        "3 cells computed, 0 known before",
+        "3 cells computed, 0 cached",
         "",
         "after the last task  accuracy  95 % interval     rows",
         "sentiment              0.8000  0.7500 .. 0.8500    96",

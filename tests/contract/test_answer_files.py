@@ -146,7 +146,7 @@ def test_a_file_is_replaced_only_where_that_is_said(tmp_path: Path, routed: Path
         api.answer_file(routed, routed / "x.csv", config=config)
     with pytest.raises(NotFoundError, match="there is no folder"):
         api.answer_file(routed, tmp_path / "no" / "x.csv", config=config)
-    with pytest.raises(ConfigError, match=r"no form of files ends in 'xml'"):
+    with pytest.raises(ConfigError, match=r"no file format ends in 'xml'"):
         api.answer_file(routed, tmp_path / "x.xml", config=config)
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(ExistsError, match="is a folder"):

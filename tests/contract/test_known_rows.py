@@ -62,8 +62,8 @@ def test_add_task_says_so_before_training_and_in_the_record(lab: Lab, copy: Call
     ear = Ear()
     result = api.add_task(bank, "three", settings, observer=ear)
     assert result.adapter.metrics["known_rows"] == {one: count}
-    (said,) = [line for line in ear.said if "stand in the training rows" in line]
-    assert said.startswith(f"{count} of 5 evaluation rows stand in the training rows of 'one'")
+    (said,) = [line for line in ear.said if "are among the training rows" in line]
+    assert said.startswith(f"{count} of 5 evaluation rows are among the training rows of 'one'")
     assert api.show(bank, "three")["adapter"]["metrics"]["known_rows"] == {"one": count}
     assert Bank.open(bank).verify(full=True) == []
 
@@ -115,7 +115,7 @@ def test_a_damaged_blob_is_told_and_nothing_else(lab: Lab, copy: Callable[..., P
     ear = Ear()
     settings = lab.settings("three", data=str(train), eval_data=str(evaluation))
     assert "known_rows" not in api.add_task(path, "three", settings, observer=ear).adapter.metrics
-    assert any("cannot be told" in line and "'one'" in line for line in ear.said)
+    assert any("cannot tell" in line and "'one'" in line for line in ear.said)
 
 
 def test_digests_are_of_distinct_rows_and_in_order() -> None:

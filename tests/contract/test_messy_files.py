@@ -62,7 +62,7 @@ def test_a_file_of_excel_is_planned_trained_and_recorded(
     bank = str(tmp_path / "bank")
     words = ("-b", bank, "add-task", "tickets", "--data", str(tickets), "--base", str(lab.base), *READ, *FAST)
     said = [f"{str(tickets)!r} is read as CSV separated by ';', encoding cp1252",
-            f"{str(tickets)!r}: the column 'Betreff' is taken for 'betreff'"]  # fmt: skip
+            f"{str(tickets)!r}: the column 'Betreff' is read as 'betreff'"]  # fmt: skip
     plan = document(capsys, *words, "--dry-run")
     done = document(capsys, *words)
     for found in (plan, done):

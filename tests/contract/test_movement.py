@@ -22,7 +22,7 @@ def test_a_rate_that_changes_no_weight_is_named(lab, copy, strategy: str, rate: 
     bank: Path = copy(strategy, 1)
     before = Bank.open(bank).snapshot()
     with pytest.raises(
-        DivergedError, match=rf"moved nothing: after \d+ steps with the learning rate {rate:g} "
+        DivergedError, match=rf"changed nothing: after \d+ steps with the learning rate {rate:g} "
     ) as caught:
         lab.add(bank, "two", strategy=strategy, learning_rate=rate, epochs=0.5, save_steps=1)
     assert caught.value.exit_code == 11
@@ -37,5 +37,5 @@ def test_the_smallest_training_is_one_step_and_counts(lab, copy) -> None:
 
 
 def test_gradients_that_are_clipped_to_nothing_move_nothing(lab, copy) -> None:
-    with pytest.raises(DivergedError, match=r"moved nothing: after 6 steps with the learning rate 0.01"):
+    with pytest.raises(DivergedError, match=r"changed nothing: after 6 steps with the learning rate 0.01"):
         lab.add(copy("olora", 0), "one", max_grad_norm=1e-60)

@@ -181,9 +181,9 @@ def test_a_second_call_at_the_same_time_is_refused_and_harms_nothing(copy: Any) 
             thread.join()
 
     session.evaluate(EvalConfig(batch_size=3, device="cpu"), Asks())
-    assert [error.message.endswith("in the middle of another call, and makes one at a time") for error in errors] == (
-        [True] * 2
-    )
+    assert [
+        error.message.endswith("in the middle of another call, and handles one at a time") for error in errors
+    ] == ([True] * 2)
     later = threading.Thread(target=ask)
     later.start()
     later.join()

@@ -128,7 +128,7 @@ def test_eval_of_a_task_is_a_cell_of_the_matrix(copy) -> None:
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        ({"state": "learnt"}, "is of one task"),
+        ({"state": "learnt"}, "applies to one task"),
         ({"task": "one", "all": True}, "--all scores something else"),
         ({"task": "one", "forgetting_matrix": True}, "--forgetting-matrix scores something else"),
         ({"task": "one", "compositions": ("routed",)}, "--composition scores something else"),

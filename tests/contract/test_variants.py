@@ -153,10 +153,10 @@ def test_a_resumed_training_gives_the_same_bytes(lab: Lab, copy, method: dict[st
         ({"strategy": "olora-projected", "variant": "dora"}, "a row gain reads all inputs"),
         ({"strategy": "inflora", "variant": "dora"}, "a row gain reads all inputs"),
         ({"strategy": "olora-projected", "start": "pissa"}, "which the start's part reads too"),
-        ({"strategy": "amlora", "variant": "dora"}, "weighs low-rank parts alone"),
+        ({"strategy": "amlora", "variant": "dora"}, "weighs only low-rank parts"),
         ({"strategy": "amlora", "start": "pissa"}, "what the start takes out of the weight"),
-        ({"strategy": "seqlora", "variant": "dora"}, "of which the bank has A and B"),
-        ({"strategy": "ewc", "start": "pissa"}, "nothing begins where the start says"),
+        ({"strategy": "seqlora", "variant": "dora"}, "and the bank has only its A and B"),
+        ({"strategy": "ewc", "start": "pissa"}, "the start would have no effect"),
         ({"variant": "dora", "start": "pissa"}, "takes no start that is taken out of the weight"),
     ],
 )

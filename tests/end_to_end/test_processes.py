@@ -96,7 +96,7 @@ def test_an_error_is_told_once_and_ends_all_with_its_code(launch, still: Path, t
 def test_other_commands_are_the_work_of_one_process(launch, tmp_path: Path, command: tuple[str, ...]) -> None:
     main, other = launch(2, "-m", "lorabank_cli", "--bank", str(tmp_path / "bank"), *command)
     assert (main.returncode, other.returncode) == (2, 2)
-    assert main.stderr.startswith(f"error: lorabank {command[0]} is the work of one process, not of 2\n")
+    assert main.stderr.startswith(f"error: lorabank {command[0]} runs in one process, not in 2\n")
     assert (main.stdout, other.stdout, other.stderr) == ("", "", "")
 
 

@@ -130,7 +130,7 @@ def _text(run: Run, result: AddTaskResult, names: dict[str, str]) -> str:
 
 
 def known(adapter: AdapterRecord, names: dict[str, str]) -> str | None:
-    """How many evaluation rows stand in the training rows of earlier tasks; None where no one knows any."""
+    """How many evaluation rows are among the training rows of earlier tasks; None where no one knows any."""
     found = adapter.metrics.get("known_rows", {})
     return shortened([f"{count} of {names.get(digest, digest)}" for digest, count in found.items()]) or None
 

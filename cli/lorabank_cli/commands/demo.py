@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything.")
 @click.option("--epochs", type=Finite(min=0, min_open=True), help="Passes over each task's rows.")
 def demo(run: Run, target: str, seed: int, epochs: float | None) -> None:
-    """Run the whole story on four small tasks.
+    """Run the whole workflow on four small tasks.
 
     Trains sentiment, spam, products and tweets one after another, plainly and with O-LoRA, composes them in three
     ways and shows what was forgotten. Under ten minutes on two cores.

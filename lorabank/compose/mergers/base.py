@@ -82,7 +82,7 @@ class Sources:
 
     @cached_property
     def kept(self) -> KeptRows:
-        """The rows that the tasks kept, and the model; of a merger with ``fitted = True`` alone."""
+        """The rows that the tasks kept, and the model; only for a merger with ``fitted = True``."""
         assert self._ask is not None
         return self._ask()
 
@@ -151,14 +151,14 @@ class Merger(ABC):
     fitted: ClassVar[bool] = False
 
     max_rank: int | None = setting(
-        None, "Cut the result to this rank by SVD; prints the error per module; default: it stays exact.", ge=1
+        None, "Truncate the result to this rank by SVD; prints the error per module; default: keep it exact.", ge=1
     )
 
     def prepared(self, tasks: Sequence[str]) -> Merger:
-        """The same for tasks of these names, where a setting speaks of them.
+        """The same for tasks of these names, where a setting names them.
 
         Raises:
-            ConfigError: It speaks of other ones.
+            ConfigError: It names others.
         """
         return self
 

@@ -28,7 +28,7 @@ class BYOM(Weighed):
 
     paper = "BYOM-LoRA, arXiv 2310.01886"
 
-    rank: int | None = setting(None, "Singular values kept of each adapter; default: half of its rank.", ge=1)
+    rank: int | None = setting(None, "Singular values kept of each adapter; default: half its rank.", ge=1)
 
     def merge(self, sources: Sources) -> LoraFactors:
         """The cut adapters, concatenated."""

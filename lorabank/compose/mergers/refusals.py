@@ -28,7 +28,7 @@ def check_plain(tasks: Sequence[str], adapters: Sequence[LoraFactors], why: str)
     """
     for task, factors in zip(tasks, adapters, strict=True):
         if factors.gain:
-            raise unfit(f"{why} alone, and the adapter of task {task!r} has a row gain (DoRA)")
+            raise unfit(f"{why} only, and the adapter of task {task!r} has a row gain (DoRA)")
 
 
 def check_ranks(tasks: Sequence[str], adapters: Sequence[LoraFactors], why: str) -> None:

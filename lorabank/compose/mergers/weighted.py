@@ -36,7 +36,7 @@ class Weighed(Merger):
             return replace(self, weights=parse_weights(self.weights, tasks))
         missing = [task for task in tasks if not math.isfinite(self.weights.get(task, math.nan))]
         if missing:
-            raise ValueError(f"no weight of {missing[0]!r}")
+            raise ValueError(f"no weight is given for {missing[0]!r}")
         return replace(self, weights={task: self.weights[task] for task in tasks})
 
     def near(self, tasks: Sequence[str]) -> Mapping[str, float]:

@@ -90,7 +90,7 @@ def read_header(file: BinaryIO, name: str, allowed: Allowed = STORED) -> tuple[b
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if size < 10 or length < 2 or length > size - 8:
-        _refuse(name, "it is cut off or not a safetensors file")
+        _refuse(name, "it is truncated or not a safetensors file")
     if length > allowed.header or size > allowed.bytes:
         _refuse(name, f"its header ({length} bytes) or size ({size} bytes) is over the limit")
     return file.read(length), size

@@ -30,7 +30,9 @@ def exhausted(error: BaseException) -> StorageError | None:
         if isinstance(one, MemoryError) or any(words in text for words in _MEMORY):
             return StorageError("out of memory", hint="a smaller --batch-size or --max-length needs less")
         if any(words in text for words in _THREADS):
-            return StorageError("the system starts no more threads", hint="OMP_NUM_THREADS=1 needs fewer; ulimit -u")
+            return StorageError(
+                "the system cannot start more threads", hint="OMP_NUM_THREADS=1 needs fewer; ulimit -u"
+            )
     return None
 
 

@@ -14,7 +14,7 @@ from lorabank.core.limits import MAX_DECODED, MAX_LINE, MAX_ROWS
 from lorabank.core.settings import nearest
 from lorabank.data.bad_rows import UNCHANGED, BadRow, BadRows
 
-LINE_FEEDS = "a line ends at a line feed: save the file with Unix line ends, not with carriage returns alone"
+LINE_FEEDS = "a line ends at a line feed: save the file with Unix line endings; a carriage return does not end a line"
 _BAD_ROW = 1024
 """Bytes of memory that a bad row takes, about."""
 
@@ -145,7 +145,7 @@ def check_row_limit(source: str | Path, rows: int) -> None:
 def too_much(source: str | Path, problem: str) -> DataError:
     """The error for a file that would decode to more than the limits allow."""
     return DataError(
-        f"{str(source)!r} decodes to too much: {problem}", unchanged=UNCHANGED, hint=_FEWER, commands=_LIMITS
+        f"{str(source)!r} is too large when decoded: {problem}", unchanged=UNCHANGED, hint=_FEWER, commands=_LIMITS
     )
 
 

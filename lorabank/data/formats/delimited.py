@@ -32,7 +32,7 @@ class Csv(TextFormat):
     """Whether a file of this name is surely a table; else a header of one cell is refused, and what is usual told."""
 
     delimiter: str | None = setting(
-        None, "Between cells: comma, semicolon, tab, bar or a character; default: detected, and shown."
+        None, "Separator of cells: comma, semicolon, tab, bar or another character; default: detected, and shown."
     )
 
     def __call__(self, path: Path) -> DelimitedFile:
@@ -120,7 +120,7 @@ class DelimitedFile:
                 f"{str(self.path)!r}: a {self.path.suffix} file is read as a table, and its first line does not name "
                 "columns",
                 unchanged=UNCHANGED,
-                hint="name what stands between them: --set delimiter=tab; or save texts alone as .csv, under a first "
+                hint="name the separator: --set delimiter=tab; or save plain texts as .csv, with a first "
                 "line that says text",
             )
         return cells or []
@@ -145,7 +145,7 @@ class DelimitedFile:
         for column in columns:
             if column not in header:
                 error = missing_column(self.path, column, header)
-                read = f"read as separated by {self._dialect.shown}; another: --set delimiter=NAME"
+                read = f"read as separated by {self._dialect.shown}; for another separator: --set delimiter=NAME"
                 error.hint = f"{error.hint} (the first line must hold the column names, {read})"
                 raise error
             if header.count(column) > 1:
@@ -187,7 +187,7 @@ class _Records:
                 problem = "not CSV: a quote is opened and never closed"
                 raise BadFile(self.path, f"line {self.line}", problem) from error
             returns = "new-line character" in str(error)
-            problem = "a carriage return stands alone" if returns else f"not CSV: {error}"
+            problem = "a carriage return without a line feed" if returns else f"not CSV: {error}"
             return bad_row(self.path, f"line {self.line}", problem, hint=LINE_FEEDS if returns else None)
         return self._bad or cells
 

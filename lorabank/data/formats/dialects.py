@@ -47,13 +47,13 @@ def check_delimiter(given: str) -> str:
     """A delimiter as the user writes it: one character, or its name.
 
     Raises:
-        ConfigError: It is neither, or a character that cannot stand between cells.
+        ConfigError: It is neither, or a character that cannot separate cells.
     """
     delimiter = NAMES.get(given.casefold(), given)
     if len(delimiter) == 1 and delimiter not in '"\r\n\0 ' and not delimiter.isalnum():
         return delimiter
     raise ConfigError(
-        f"delimiter: {given!r} cannot stand between cells.{nearest(given, list(NAMES))}",
+        f"delimiter: {given!r} cannot separate cells.{nearest(given, list(NAMES))}",
         hint="--set delimiter=semicolon, comma, tab or bar, or one character in quotes: --set 'delimiter=;'",
         unchanged="nothing was changed",
     )

@@ -55,7 +55,7 @@ class HubDataset:
             self._load_dataset = import_module("datasets").load_dataset
         except (ImportError, AttributeError) as error:  # a folder called datasets is a module too
             raise MissingExtraError(
-                f"{name!r} is read by the package datasets, which is not installed",
+                f"{name!r}: reading it needs the package datasets, which is not installed",
                 unchanged=UNCHANGED,
                 hint=install("hub"),
             ) from error

@@ -103,7 +103,7 @@ class JsonListFile:
 
     def _check_end(self, text: _Text, number: int) -> None:
         if text.peek() != "]":
-            raise bad_row(self.path, f"{text.place(text.at)}, behind entry {number}", "not JSON: expecting ',' or ']'")
+            raise bad_row(self.path, f"{text.place(text.at)}, after entry {number}", "not JSON: expecting ',' or ']'")
         text.at += 1
         if text.peek():
             raise bad_row(self.path, text.place(text.at), "something follows the list", hint=_SHAPE)

@@ -124,7 +124,7 @@ def _format(file: Path, reading: Reading) -> Any:
         text = [f"{known}{PACKED}" for known, entry in FORMATS.items() if getattr(entry, "packed", False)]
         if f"{name}{PACKED}" not in text:
             raise DataError(
-                f"{str(file)!r}: of packed files those of text are read: {', '.join(text)}",
+                f"{str(file)!r}: among compressed files, only those of text are read: {', '.join(text)}",
                 unchanged=UNCHANGED,
                 hint="unpack it: gunzip",
             )

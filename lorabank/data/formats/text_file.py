@@ -52,7 +52,9 @@ class TextFormat:
 
     packed: ClassVar[bool] = True
 
-    encoding: str | None = setting(None, "Encoding of the file, as cp1252; default: UTF-8, or as its mark says.")
+    encoding: str | None = setting(
+        None, "Encoding of the file, such as cp1252; default: UTF-8, or what its byte-order mark says."
+    )
 
 
 class TextFile:
@@ -102,7 +104,7 @@ class TextFile:
     def undecodable(self, where: str) -> DataError:
         """The error for bytes that are not UTF-8: of one row where the rest of the file is, else of the whole file."""
         if self._meant_as_utf_8:
-            return BadRow(self.path, where, "not UTF-8, as other lines of the file are")
+            return BadRow(self.path, where, "not UTF-8, unlike other lines of the file")
         return BadFile(self.path, where, "not UTF-8", hint=self._proposal())
 
     @cached_property
@@ -166,9 +168,9 @@ class _Unpacked(io.RawIOBase):
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise DataError(
-                f"{str(self._source)!r} is not a whole gzip file: {str(error).lower() or type(error).__name__}",
+                f"{str(self._source)!r} is not a complete gzip file: {str(error).lower() or type(error).__name__}",
                 unchanged=UNCHANGED,
-                hint="fetch or pack it again",
+                hint="download or compress it again",
             ) from error
         self._total += len(part)
         check_unpacked(self._source, self._total)

@@ -37,7 +37,7 @@ def check_kind_of_columns(source: str, columns: Collection[str]) -> None:
                 source,
                 "preferences (DPO) are",
                 f"its columns are {known[pair[0]]!r} and {known[pair[1]]!r}",
-                f"learn only the preferred answers: --map {known[pair[0]]}=completion, beside a column prompt",
+                f"learn only the preferred answers: --map {known[pair[0]]}=completion, together with a column prompt",
             )
     tags = next((known[tag] for tag in _TAGS if tag in known), None)
     if "tokens" in known and tags:
@@ -62,7 +62,7 @@ def check_kind_of_labels(source: str, column: str, labels: Sequence[object]) -> 
     if len(texts) < max(_ENOUGH, most):
         return
     if len(set(texts)) == len(texts) and _are_decimals(texts):
-        raise unsupported(source, "numbers to predict (regression) are", f"{found} decimal numbers, each another")
+        raise unsupported(source, "numbers to predict (regression) are", f"{found} decimal numbers, all different")
     separator = next((one for one in _SEPARATORS if _are_lists(texts, one)), None)
     if separator:
         raise unsupported(

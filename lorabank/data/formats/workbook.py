@@ -61,7 +61,7 @@ class WorkbookFile:
             self._load = import_module("openpyxl").load_workbook
         except (ImportError, AttributeError) as error:
             raise MissingExtraError(
-                f"{str(path)!r} is read by the package openpyxl, which is not installed",
+                f"{str(path)!r}: reading it needs the package openpyxl, which is not installed",
                 unchanged=UNCHANGED,
                 hint=f"{install('xlsx')}, or save it as CSV",
             ) from error

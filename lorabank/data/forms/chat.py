@@ -64,7 +64,7 @@ def _message(item: object, role_key: str, content_key: str, roles: Mapping[str, 
             raise BadCell(f"no key {key!r}; its keys are {there}.{nearest(key, keys)}", hint=hint)
     for key in ("tool_calls", "function_call"):
         if item.get(key):
-            raise BadCell("a call of a tool, which cannot be learnt as text", place=key)
+            raise BadCell("a tool call, which cannot be learnt as text", place=key)
     said = item[role_key]
     if not isinstance(said, str):
         raise BadCell(f"expected a role, found {shown(said)}", place=role_key)
@@ -88,9 +88,9 @@ def check_answer(messages: Sequence[Message]) -> None:
     if last == "assistant":
         return
     if any(message["role"] == "assistant" for message in messages):
-        problem = f"the conversation ends with the {last}; the answer to learn must stand last"
+        problem = f"the conversation ends with the {last}; the answer to learn must come last"
         raise BadCell(problem, place=f"message {len(messages)}")
-    raise BadCell("the conversation has no assistant's turn, so there is nothing to learn")
+    raise BadCell("the conversation has no assistant turn, so there is nothing to learn")
 
 
 def answered(messages: Sequence[Message], render_chat: RenderChat) -> tuple[str, str]:
@@ -102,7 +102,7 @@ def answered(messages: Sequence[Message], render_chat: RenderChat) -> tuple[str,
     check_answer(messages)
     *before, answer = messages
     if not before:
-        raise BadCell("nothing stands before the assistant's answer", place="message 1")
+        raise BadCell("nothing comes before the assistant's answer", place="message 1")
     return render(before, render_chat), answer["content"]
 
 

@@ -73,7 +73,7 @@ def choose_form(sheet: Sheet, config: TrainConfig) -> str:
         check_columns(sheet, config, labelled_form())
     needed = "; ".join(f"{name}: {', '.join(load_form(name).in_sheet(config))}" for name in _candidates(config))
     raise DataError(
-        f"{sheet.source!r}: no form of rows has its columns {listed_columns(sheet.columns)}",
+        f"{sheet.source!r}: its columns {listed_columns(sheet.columns)} fit no form of rows",
         unchanged=UNCHANGED,
         hint=f"rename columns with --map old=new, or name them with --text-column and --label-column ({needed})",
     )

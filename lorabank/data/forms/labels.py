@@ -97,7 +97,7 @@ def label_words(setting: str, labels: Sequence[str]) -> dict[str, str]:
             raise _bad_words(f"the label {label!r} has two words")
         twin = next((other for other, taken in words.items() if taken == word), None)
         if twin is not None:
-            raise _bad_words(f"the labels {twin!r} and {label!r} have one word, {word!r}")
+            raise _bad_words(f"the labels {twin!r} and {label!r} have the same word, {word!r}")
         words[label] = word
     without = [label for label in labels if label not in words]
     if without:

@@ -82,7 +82,7 @@ class Labelled(Form):
         for name, value in values_of(self).items():
             if value is not None:
                 raise ConfigError(
-                    f"{name} is for text to text, and the bank is a classifier's",
+                    f"{name} is for text to text, and this bank is for classification",
                     unchanged=UNCHANGED,
                     hint=f"leave out --set {name}",
                 )

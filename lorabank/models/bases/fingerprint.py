@@ -103,7 +103,7 @@ def weight_facts(folder: Path) -> WeightFacts:
             view = stack.enter_context(memoryview(mapped))
             for tensor in header:
                 if tensor.name in tensors:
-                    raise DataError(f"{path}: tensor {tensor.name!r} stands in another file too")
+                    raise DataError(f"{path}: tensor {tensor.name!r} is in another file too")
                 tensors[tensor.name] = tensor, view
         for _, (tensor, view) in sorted(tensors.items()):
             digest.update(json.dumps([tensor.name, tensor.dtype, tensor.shape]).encode() + b"\n")

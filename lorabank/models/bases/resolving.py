@@ -136,7 +136,7 @@ def locate_base(record: BaseModelRecord) -> ResolvedBase:
         if (package := _from_package(record.name)) is not None:
             return package
         if carrier.gguf:  # the weights on the hub are others: they were not rounded
-            raise MissingExtraError(f"the package with base model {record.name!r} is not there", hint=carrier.hint)
+            raise MissingExtraError(f"the package with base model {record.name!r} is not installed", hint=carrier.hint)
     try:
         return resolve_base(record.name, record.revision, typed=False)
     except LorabankError:

@@ -155,13 +155,13 @@ def _not_adapted(
         if name in chosen or not any(True for _ in module.parameters(recurse=False)):
             continue
         if f"{name}.".startswith(heads) and heads:
-            why = "the head, which is trained whole"
+            why = "the head, which is trained in full"
         elif module is output:
             why = "it makes the logits"
         elif name in able:
             why = "not among the target modules"
         else:
-            why = others.get(name, "no kind of module that an adapter can change")
+            why = others.get(name, "not a kind of module that an adapter can change")
         found.setdefault((type(module).__name__, why), []).append(name)
     return tuple(f"{len(names)} {kind}, such as {names[0]}: {why}" for (kind, why), names in found.items())
 

@@ -16,7 +16,7 @@ class StaticWeights(Gate):
 
     Args:
         stack: The adapters.
-        start: Every weight at first.
+        start: Initial value of every weight.
     """
 
     def __init__(self, stack: AdapterStack, start: float) -> None:

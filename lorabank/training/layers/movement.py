@@ -35,8 +35,8 @@ class Movement:
         if any(self._moved(name, layer) for name, layer in self._layers.items()):
             return
         raise DivergedError(
-            f"the training moved nothing: after {steps} steps with the learning rate {config.learning_rate:g} every "
-            "adapted weight is what it was",
+            f"the training changed nothing: after {steps} steps with the learning rate {config.learning_rate:g} every "
+            "adapted weight is unchanged",
             unchanged="the adapter was not added to the bank",
             hint="raise --learning-rate (the default is 1e-3), or --epochs",
         )

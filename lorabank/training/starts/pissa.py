@@ -48,7 +48,7 @@ class PiSSA(FactorStart):
         if skipped + r <= there:
             return None
         return ConfigError(
-            f"{site.name} has {there} singular values, and the start wants those from {skipped + 1} to {skipped + r}",
+            f"{site.name} has {there} singular values, and the start needs those from {skipped + 1} to {skipped + r}",
             hint="lower --r" if not skipped else "--set pissa.components=leading, or lower --r",
             unchanged="nothing was changed",
         )

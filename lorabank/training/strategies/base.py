@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A named preset, and for methods that are more than a preset two steps to override.
+    """A named preset, with two steps to override for methods that are more than a preset.
 
     Attributes:
         name: Its key in ``STRATEGIES``.
@@ -26,7 +26,7 @@ class Strategy:
         penalty: Name of the default penalty, or None.
         replay: Rows of earlier tasks that are trained on again: none, a reservoir of ``replay_rows`` (a setting of the
             strategy), or all.
-        answers: Who answers for a task that later tasks follow: ``"own"``, its own adapter, or ``"newest"``, the last
+        answers: What answers for a task that later tasks follow: ``"own"``, its own adapter, or ``"newest"``, the last
             one that was trained on top of it. By default its own where each task is trained alone: earlier adapters
             are off, and no rows of earlier tasks are trained on again.
         confined: Whether it keeps the new adapter from what earlier tasks read, so that nothing of it may lie outside
@@ -90,7 +90,7 @@ class Strategy:
         """Put the new adapter on the model, by default beside the folded past.
 
         Args:
-            context: What there is; the model's weights are still the untouched base's.
+            context: What is given; the model's weights are still the untouched base's.
             parametrization: What the variant trains. A strategy may wrap it to change what its factors can be.
         """
         from lorabank.training.layers.attaching import attach

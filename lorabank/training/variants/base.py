@@ -3,7 +3,7 @@
 A variant makes a `Parametrization`. The layers of the model hold *leaves*, A, B and, where the variant has one, a row
 gain; `lorabank.training.layers.live.Live` sets them to `Parametrization.factors` after each optimizer step, and
 carries their gradients back to what is trained before the next. Kernels, dropout, penalties, accumulation and several
-processes see the leaves alone, whatever the variant. Of plain LoRA what is trained *are* the leaves, and nothing is
+processes see only the leaves, whatever the variant. In plain LoRA the leaves *are* what is trained, and nothing is
 carried.
 """
 
@@ -54,7 +54,7 @@ class Parametrization(nn.Module, ABC):
         """Groups of the optimizer for those parameters that are not trained like all others.
 
         Args:
-            learning_rate: That of all others.
+            learning_rate: The rate of all other parameters.
         """
         return []
 
@@ -100,7 +100,7 @@ class FreeFactors(Parametrization):
         return LoraFactors(A, B, self._scaling)
 
     def shift(self) -> LoraFactors | None:
-        """Where the factors began, of a start that is taken out of the weight.
+        """The initial factors of a start that is taken out of the weight.
 
         It is not a buffer: a resumed training takes out of the weight what it draws itself.
         """
@@ -154,9 +154,9 @@ class Variant(ABC):
     def refuses(self, strategy: PastUse, start: FactorStart) -> str | None:
         """Why it cannot be trained with these two, in a sentence without a full stop; None where it can."""
         if strategy.earlier == "continued" and not self.plain:
-            return "the strategy continues the last adapter, of which the bank has only A and B"
+            return "the strategy continues the last adapter, and the bank has only its A and B"
         if strategy.earlier == "continued" and start.shifts:
-            return "the strategy continues the last adapter, so that nothing begins where the start says"
+            return "the strategy continues the last adapter, so the start would have no effect"
         if self.gains and strategy.earlier == "attended":
             return "the attention weighs only low-rank parts, and the variant trains a row gain"
         if start.shifts and strategy.earlier == "attended":

@@ -22,7 +22,7 @@ class LoraPlus(Variant):
     plain: ClassVar[bool] = True
     shifted: ClassVar[bool] = True
 
-    ratio: float = setting(16.0, "Learning rate of B by that of A (--learning-rate).", ge=1)
+    ratio: float = setting(16.0, "Ratio of B's learning rate to A's (--learning-rate).", ge=1)
 
     def parametrize(self, context: TrainContext, start: FactorStart) -> Parametrization:
         """Free factors in two groups of the optimizer."""

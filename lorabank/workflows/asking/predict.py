@@ -49,7 +49,7 @@ class BadText(DataError):
 
     def __init__(self, place: int, problem: str) -> None:
         super().__init__(
-            f"text {place}: {problem}", hint="write it with a blank inside", unchanged="nothing was changed"
+            f"text {place}: {problem}", hint="write it with a space inside", unchanged="nothing was changed"
         )
         self.place = place
         self.problem = problem
@@ -262,7 +262,7 @@ def _check_question(config: PredictConfig | GenerateConfig, snapshot: Snapshot, 
         return
     if config.state is not None:
         raise ConfigError(
-            f"--state {config.state} is of a task as trained, and composition {composition!r} is a state of its own",
+            f"--state {config.state} applies to a task as trained; composition {composition!r} has a state of its own",
             hint=f"--task {config.task or snapshot.tasks[-1].name} --state {config.state} without --composition",
             unchanged="nothing was changed",
         )

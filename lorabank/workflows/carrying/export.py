@@ -205,8 +205,8 @@ def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State
     if SELECTOR in answers.objects:
         other = ("--own",) if SELECTOR in own.objects else ("--state", "learnt")
         raise ConfigError(
-            f"task {task.name!r} is answered by attention over several adapters, which no single adapter is",
-            hint="write its own adapter alone" if other == ("--own",) else "write it as it was when it was learnt",
+            f"task {task.name!r} is answered by attention over several adapters, which a single adapter cannot do",
+            hint="write only its own adapter" if other == ("--own",) else "write it as it was when it was learnt",
             commands=[Command("export", task.name, "FOLDER", *other)],
             unchanged=_UNCHANGED,
         )

@@ -327,12 +327,10 @@ def _load_head(base: LoadedBase, adapter: ForeignAdapter, labels: tuple[str, ...
 
 def _warn(facts: Mapping[str, Any], observer: Observer) -> None:
     if facts["ignored_fields"]:
-        observer.notice(
-            f"unknown fields of the adapter's config that were passed over: {listed(facts['ignored_fields'])}"
-        )
+        observer.notice(f"unknown fields of the adapter's config that were skipped: {listed(facts['ignored_fields'])}")
     if facts["taken_from_names"]:
         observer.notice(
-            f"the tensors' names were read without what wrappers left in them: {listed(facts['taken_from_names'])}"
+            f"the tensors' names were read without the prefixes of wrappers: {listed(facts['taken_from_names'])}"
         )
     if facts["targets_unread"]:
         observer.notice(

@@ -29,7 +29,7 @@ def few_steps(rows: int, config: TrainConfig) -> str | None:
     batch = f", --batch-size {enough} gives {smaller[enough]}" if enough else ""
     counted = "1 optimizer step is very little" if steps == 1 else f"{steps} optimizer steps are few"
     return (
-        f"{counted}, and a task is seldom learnt in less than {FEW_STEPS}: "
+        f"{counted}, and a task is seldom learnt in fewer than {FEW_STEPS}: "
         f"--epochs {epochs} gives {longer} steps{batch}"
     )
 

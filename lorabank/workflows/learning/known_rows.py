@@ -11,7 +11,7 @@ from lorabank.data.rows import Rows
 
 
 def known_rows(bank: Bank, snapshot: Snapshot | None, rows: Rows, observer: Observer) -> dict[str, int]:
-    """How many evaluation rows stand in the training rows of each task, said before anything is trained or scored.
+    """How many evaluation rows are among the training rows of each task, said before anything is trained or scored.
 
     Args:
         bank: The bank.
@@ -33,12 +33,12 @@ def known_rows(bank: Bank, snapshot: Snapshot | None, rows: Rows, observer: Obse
         try:
             count = count_known(rows, bank.read_blob(train.row_digests))
         except DamagedError as error:
-            observer.notice(f"whether {task.name!r} was trained on evaluation rows cannot be told: {error.message}")
+            observer.notice(f"cannot tell whether {task.name!r} was trained on evaluation rows: {error.message}")
             continue
         if count:
             found[snapshot.adapter_of(task.name).digest] = count
             observer.notice(
-                f"{count} of {len(rows)} evaluation rows stand in the training rows of {task.name!r}: "
-                "what was trained on them scores better there than on new rows"
+                f"{count} of {len(rows)} evaluation rows are among the training rows of {task.name!r}: "
+                "an adapter trained on them scores better there than on new rows"
             )
     return found

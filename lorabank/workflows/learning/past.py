@@ -114,7 +114,7 @@ def moved_on(stored: Mapping[str, Any], now: Mapping[str, Any], snapshot: Snapsh
     if KEY not in stored:
         if not snapshot.by_position:
             return None  # no adapter was ever stored here: there is no past to differ
-        return "an earlier version of lorabank began it, which did not record on top of what"
+        return "an earlier version of lorabank began it and did not record what it was trained on top of"
     then = _in_short(stored[KEY])
     if then == now:
         return None

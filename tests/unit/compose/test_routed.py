@@ -129,7 +129,9 @@ def test_another_number_of_centroids_is_fitted_on_the_samples(members) -> None:
 
 def test_without_samples_the_number_of_centroids_is_fixed(members) -> None:
     bare = [Member(m.task, m.position, m.adapter, m.state, m.head, m.form, m.statistics, 2) for m in members]
-    with pytest.raises(NotFoundError, match="'first' keeps 2 centroids and no samples to find 3 in") as caught:
+    with pytest.raises(
+        NotFoundError, match="'first' keeps 2 centroids and no samples from which to compute 3"
+    ) as caught:
         load(bare, FakeRuntime(), set=("kmeans.clusters_per_task=3",))
     assert caught.value.hint == "--set clusters_per_task=2, or another --router"
 

@@ -42,10 +42,10 @@ def test_the_labels_are_counted_in_both_splits(tmp_path: Path) -> None:
 
 def test_a_label_without_evaluation_rows_is_told(tmp_path: Path) -> None:
     data = load(tmp_path, labelled(*["a", "b"] * 30, "legal"))
-    assert "no evaluation row has the label 'legal', so it is trained and not measured" in data.warnings
+    assert "no evaluation row has the label 'legal', so it is trained but not measured" in data.warnings
     (tmp_path / "eval.jsonl").write_text('{"text": "new", "label": "a"}\n')
     data = load(tmp_path, labelled(*["a", "b", "c"] * 20), eval_data=str(tmp_path / "eval.jsonl"))
-    assert data.warnings[0].startswith("no evaluation row has the labels 'b', 'c', so they are trained and")
+    assert data.warnings[0].startswith("no evaluation row has the labels 'b', 'c', so they are trained but")
 
 
 def test_texts_with_several_labels_are_named_with_their_lines(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_texts_with_several_labels_are_named_with_their_lines(tmp_path: Path) ->
     data = load(tmp_path, rows)
     (told,) = data.warnings
     assert told == (
-        "2 texts stand with different labels: 'text 0' is 'a' in line 1, 'b' in line 61; "
+        "2 texts are repeated with different labels: 'text 0' is 'a' in line 1, 'b' in line 61; "
         "'text 3' is 'b' in line 4, 'a' in line 62"
     )
 

@@ -76,4 +76,4 @@ def test_carriage_returns_alone_are_told(tmp_path: Path, suffix: str, content: b
     with pytest.raises(DataError) as caught:
         read_rows(file, text_column="text", label_column="label")
     assert "line " in caught.value.message
-    assert "carriage returns" in (caught.value.hint or "")
+    assert "a carriage return does not end a line" in (caught.value.hint or "")

@@ -181,10 +181,10 @@ def test_names_that_cannot_be_freed_are_refused(tensors, reason) -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"layers_to_transform": [0]}, "layer.1.attention.self.query' is there and does not belong"),
-        ({"layers_to_transform": [0, 1, 2], "layers_pattern": "blocks"}, "is there and does not belong"),
-        ({"exclude_modules": ["layer.1.attention.self.query"]}, "is there and does not belong"),
-        ({"target_modules": "([a-z.0-9_]+)+!"}, "is there and does not belong"),
+        ({"layers_to_transform": [0]}, "layer.1.attention.self.query' is present, but is not part"),
+        ({"layers_to_transform": [0, 1, 2], "layers_pattern": "blocks"}, "is present, but is not part"),
+        ({"exclude_modules": ["layer.1.attention.self.query"]}, "is present, but is not part"),
+        ({"target_modules": "([a-z.0-9_]+)+!"}, "is present, but is not part"),
         ({"target_modules": ".*query|.*key"}, r"self\.key' is missing \(2 of 4\)"),
         ({"target_modules": "all-linear"}, "is missing"),
     ],

@@ -180,5 +180,5 @@ def test_a_folder_that_lost_its_gains_is_refused(tmp_path: Path, make_adapter) -
     with pytest.raises(FileNotFoundError, match=GAIN_FILE):
         read_factors(folder)
     (folder / GAIN_FILE).write_bytes(files[WEIGHTS_FILE])
-    with pytest.raises(DataError, match="gains are not there for all modules"):
+    with pytest.raises(DataError, match="gains do not cover all modules"):
         read_factors(folder)

@@ -37,7 +37,7 @@ def test_an_adapter_that_fits_is_let_in(base) -> None:
             {"modules_to_save": ["classifier", "bert.pooler"]},
             {f"{PREFIX}bert.pooler.dense.bias": torch.ones(32)},
             DataError,
-            "head tensor 'bert.pooler.dense.bias' is there",
+            "head tensor 'bert.pooler.dense.bias' is present",
         ),
         ({}, {f"{PREFIX}classifier.bias": None}, DataError, r"head tensor 'classifier.bias' is missing \(1 of 2\)"),
         ({}, {f"{QUERY}.lora_A.weight": None, f"{QUERY}.lora_B.weight": None}, DataError, r"is missing \(1 of 2\)"),
@@ -53,7 +53,7 @@ def test_an_adapter_that_fits_is_let_in(base) -> None:
             {f"{QUERY.replace('query', 'key')}.lora_A.weight": torch.ones(2, 32)}
             | {f"{QUERY.replace('query', 'key')}.lora_B.weight": torch.ones(32, 2)},
             DataError,
-            "self.key' is there and does not belong",
+            "self.key' is present, but is not part",
         ),
         (
             {},

@@ -185,7 +185,7 @@ def test_a_stack_refuses_what_a_single_folder_refuses(tmp_path, make_adapter) ->
     settings = {"base_model": "b", "task_type": "SEQ_CLS", "r": 2, "lora_alpha": 2.0, "use_rslora": False}
     half = LoraFactors(factors.A, dict(list(factors.B.items())[1:]), factors.scaling)
     folder = save(tmp_path / "half", adapter_files(half, {}, head_modules=(), **settings))
-    with pytest.raises(DataError, match="not there for the same modules"):
+    with pytest.raises(DataError, match="do not cover the same modules"):
         read_stack({"half": folder}, device="cpu", dtype=torch.float32)
     some, other = (make_adapter({"m": shape}, 2, 2.0) for shape in ((4, 8), (4, 6)))
     folders = {
@@ -201,7 +201,7 @@ def test_a_tensor_from_elsewhere_or_half_a_pair_is_refused(tmp_path, make_adapte
     settings = {"base_model": "b", "task_type": "SEQ_CLS", "r": 2, "lora_alpha": 2.0, "use_rslora": False}
     half = LoraFactors(factors.A, dict(list(factors.B.items())[1:]), factors.scaling)
     files = adapter_files(half, {}, head_modules=(), **settings)
-    with pytest.raises(DataError, match="not there for the same modules"):
+    with pytest.raises(DataError, match="do not cover the same modules"):
         read_adapter(save(tmp_path / "half", files))
     from safetensors.torch import save as save_tensors
 

@@ -204,8 +204,8 @@ def without(*names: str) -> dict[str, torch.Tensor]:
         (lambda: good_tensors() | {"bert.pooler.dense.bias": torch.ones(32)}, "neither a LoRA factor"),
         (lambda: good_tensors() | {f"{QUERY}.lora_embedding_A": torch.ones(2, 32)}, "neither a LoRA factor"),
         (lambda: good_tensors() | {f"{PREFIX}bert.pooler.dense.bias": torch.ones(32)}, "neither a LoRA factor"),
-        (lambda: without(f"{QUERY}.lora_A.weight"), "lora_A or lora_B, not both"),
-        (lambda: without(f"{QUERY}.lora_B.weight"), "lora_A or lora_B, not both"),
+        (lambda: without(f"{QUERY}.lora_A.weight"), "only one of lora_A and lora_B"),
+        (lambda: without(f"{QUERY}.lora_B.weight"), "only one of lora_A and lora_B"),
         (lambda: good_tensors() | {f"{QUERY}.lora_A.weight": torch.ones(3, 32)}, r"shapes \[3, 32\] and \[32, 2\]"),
         (lambda: good_tensors() | {f"{QUERY}.lora_A.weight": torch.ones(64)}, "shapes"),
         (

@@ -114,7 +114,9 @@ def test_dev_data_that_is_eval_data_must_be_admitted(tasks: Callable[..., Path],
         read(tasks(a=same), base)
     assert "selection" in str(caught.value.hint)
     found = read(tasks(a=same, selection="on eval_data: as the papers do"), base)
-    assert found["a"].notes == ("a: dev_data holds the rows of eval_data: the settings were chosen on what is scored",)
+    assert found["a"].notes == (
+        "a: dev_data holds the rows of eval_data: the settings were chosen on the rows that are scored",
+    )
 
 
 def test_dev_data_may_not_even_share_texts_with_eval_data(

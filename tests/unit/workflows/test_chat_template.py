@@ -56,7 +56,7 @@ def test_a_forged_turn_is_refused_by_row_and_message(chat: ChatTemplate, tmp_pat
         DataError, match=r"line 2, column .*, message 3: '</s>' is a control token of the base's"
     ) as error:
         load_task_data(config, labelled=False, render_chat=chat)
-    assert error.value.hint == "write it with a blank inside, or leave the row out"
+    assert error.value.hint == "write it with a space inside, or leave the row out"
 
 
 def test_an_ordinary_conversation_is_rendered(chat: ChatTemplate) -> None:

@@ -160,7 +160,7 @@ def test_every_mistake_is_named_with_its_table(write: Callable[..., Path]) -> No
     assert message.startswith(f"{file}: ")
     assert "above the tables: unknown key 'max_train_row'. Did you mean 'max_train_rows'?" in message
     assert "[train]: unknown key 'max_lenght'. Did you mean 'max_length'?" in message
-    assert "[train] seed: seeds = [...] stands above the tables" in message
+    assert "[train] seed: seeds = [...] belongs above the tables" in message
     assert "[strategy.strong]: epochs = -3" in message
     assert "[strategy.strong] prompt_template: it is the same for every strategy" in message
     assert "[tasks.two]: unknown key 'dev_dat'. Did you mean 'dev_data'?" in message
@@ -325,7 +325,7 @@ FAULTS = [
     "order 2 has other tasks", "order 3 names a task twice", "order 4 names no task", "there is no strategy 'reply'.",
     "strategies names one twice", "seeds = [True]: true and false are not numbers", "dev_fraction = 2:",
     "selection is missing", "base = '${HOME}/model': variables are", "[train]: unknown key 'lerning_rate'.",
-    "[train]: r = 'many':", "[train] seed: seeds = [...] stands above", "[train]: epochs = False: true and false",
+    "[train]: r = 'many':", "[train] seed: seeds = [...] belongs above", "[train]: epochs = False: true and false",
     "there is no strategy 'olorra'.", "[strategy.variant] data: it is the same",
     "[strategy.variant]: batch_size = 0:", "[strategy.odd]: strategy = 3:", "[tasks.one] gives no data",
     "NOT_SET_ANYWHERE is not set", "[tasks.one]: max_length = 1:", "[tasks.Two] cannot be a name",

@@ -23,7 +23,7 @@ class DARETIES(Elected):
     paper = "arXiv 2311.03099 with arXiv 2306.01708"
 
     drop: float = setting(0.5, "Share of each task's entries that is dropped.", ge=0, lt=1)
-    seed: int = setting(0, "Seed of what is dropped.", ge=0, lt=2**32)
+    seed: int = setting(0, "Seed of the choice of entries to drop.", ge=0, lt=2**32)
 
     def merge(self, sources: Sources) -> DenseDelta:
         """Delta weights of full rank."""

@@ -34,9 +34,9 @@ class Learned(Merger):
     fitted: ClassVar[bool] = True
 
     rows: int = setting(64, "Maximum number of kept rows of each task.", ge=1)
-    steps: int = setting(32, "Steps of Adam, each on all rows.", ge=1)
+    steps: int = setting(32, "Number of steps of Adam, each on all rows.", ge=1)
     learning_rate: float = setting(3e-2, "Learning rate of the weights.", gt=0, le=10)
-    start: float = setting(0.5, "Every weight at first.")
+    start: float = setting(0.5, "Initial value of every weight.")
 
     def merge(self, sources: Sources) -> Mapping[str, float] | Told:
         """The weights, and the loss before and after."""

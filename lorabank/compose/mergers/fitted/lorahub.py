@@ -37,8 +37,8 @@ class LoRAHub(Merger):
     paper = "arXiv 2307.13269"
     fitted: ClassVar[bool] = True
 
-    bound: float = setting(1.5, "Weights lie between minus this and this.", gt=0)
-    budget: int = setting(40, "Evaluations of the loss.", ge=1)
+    bound: float = setting(1.5, "Bound on the magnitude of each weight.", gt=0)
+    budget: int = setting(40, "Number of evaluations of the loss.", ge=1)
     penalty: float = setting(0.05, "Weight of the mean of |w|.", ge=0)
     rows: int = setting(32, "Maximum number of kept rows of each task.", ge=1)
 

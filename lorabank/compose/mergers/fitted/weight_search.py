@@ -28,7 +28,7 @@ class WeightSearch(Merger):
 
     low: float = setting(0.0, "Lower end of the grid.")
     high: float = setting(1.5, "Upper end of the grid.")
-    points: int = setting(16, "Factors in the grid, evenly spread, both ends included.", ge=2, le=1000)
+    points: int = setting(16, "Number of factors in the grid, evenly spaced, both ends included.", ge=2, le=1000)
     rows: int = setting(32, "Maximum number of kept rows of each task.", ge=1)
 
     def check(self, tasks: Sequence[str]) -> None:

@@ -62,7 +62,7 @@ def test_memory(error):
 @pytest.mark.parametrize("error", THREADS, ids=repr)
 def test_threads(error):
     known = exhausted(error)
-    assert (known.exit_code, known.message) == (10, "the system starts no more threads")
+    assert (known.exit_code, known.message) == (10, "the system cannot start more threads")
 
 
 @pytest.mark.parametrize("error", OTHER, ids=repr)

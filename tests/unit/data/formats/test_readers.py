@@ -91,7 +91,7 @@ def test_a_setting_that_no_file_takes_is_refused_and_its_formats_named(
 
 
 def test_where_a_format_has_a_setting_its_value_is_judged(files: dict[str, Path]) -> None:
-    with pytest.raises(ConfigError, match=r"delimiter: 'semicoln' cannot stand between cells\. Did you mean"):
+    with pytest.raises(ConfigError, match=r"delimiter: 'semicoln' cannot separate cells\. Did you mean"):
         load(files["eval.csv"], set=("delimiter=semicoln",))
     with pytest.raises(DataError, match="its sheets are 'Sheet', 'tickets'"):
         load(files["train.xlsx"], set=("sheet= tickets",))

@@ -83,7 +83,7 @@ def test_a_misspelt_column_is_named_and_not_taken_for_another_form(
 
 
 def test_columns_of_no_form_are_listed_with_those_that_are_needed(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no form of rows has its columns 'review', 'stars'") as caught:
+    with pytest.raises(DataError, match="its columns 'review', 'stars' fit no form of rows") as caught:
         detect(tmp_path, "review", "stars")
     for word in ("--map", "--text-column", "prompt-completion: prompt, completion", "messages: messages"):
         assert word in (caught.value.hint or "")

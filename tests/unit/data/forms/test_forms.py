@@ -200,9 +200,9 @@ HUMAN, GPT = {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}
         ("messages", {"messages": "Hi"}, "column 'messages': expected a list of messages, found a text"),
         ("messages", {"messages": {"role": ["user"]}}, "expected a list of messages, found an object"),
         ("messages", {"messages": []}, "column 'messages': the conversation is empty"),
-        ("messages", {"messages": [USER]}, "column 'messages': the conversation has no assistant's turn"),
+        ("messages", {"messages": [USER]}, "column 'messages': the conversation has no assistant turn"),
         ("messages", {"messages": [USER, ANSWER, USER]}, "message 3: the conversation ends with the user"),
-        ("messages", {"messages": [ANSWER]}, "message 1: nothing stands before the assistant's answer"),
+        ("messages", {"messages": [ANSWER]}, "message 1: nothing comes before the assistant's answer"),
         ("messages", {"messages": [USER, None]}, "message 2: expected an object with 'role' and 'content'"),
         (
             "messages",

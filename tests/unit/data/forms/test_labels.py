@@ -31,7 +31,7 @@ def test_every_label_gets_the_word_that_was_given(numbers: dict[str, int]) -> No
     [
         ("0=negative", "no word for the label '1'"),
         ("0=a,1=b,2=c", "the data have no label '2'"),
-        ("0=a,1=a", "the labels '0' and '1' have one word, 'a'"),
+        ("0=a,1=a", "the labels '0' and '1' have the same word, 'a'"),
         ("0=a,1=b,0=c", "the label '0' has two words"),
         ("0=a,1=", "'1=' is not label=word (the word is empty)"),
         ("0=a,1", "'1' is not label=word"),

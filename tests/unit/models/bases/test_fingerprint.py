@@ -117,7 +117,7 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
         save_file({"w": torch.ones(1), file: torch.ones(1)}, tmp_path / file)
     index = {"1.safetensors": "1.safetensors", "2.safetensors": "2.safetensors", "w": "1.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    with pytest.raises(DataError, match="'w' stands in another file"):
+    with pytest.raises(DataError, match="'w' is in another file"):
         weight_facts(tmp_path)
 
 

@@ -282,8 +282,8 @@ def test_what_is_not_adapted_is_named_with_the_reason() -> None:
     assert found.names == ("up",)
     assert found.not_adapted == (
         "2 Packed, such as q_proj: Packed keeps its weight packed (uint8 [8, 1]), which lorabank does not read",
-        "1 LayerNorm, such as norm: no kind of module that an adapter can change",
-        "1 Embedding, such as embed: no kind of module that an adapter can change",
+        "1 LayerNorm, such as norm: not a kind of module that an adapter can change",
+        "1 Embedding, such as embed: not a kind of module that an adapter can change",
     )
 
 

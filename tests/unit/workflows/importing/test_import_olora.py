@@ -129,11 +129,11 @@ def test_a_task_kept_apart_is_appended(base, tmp_path, old) -> None:
         (appended, {"r_sum": 3}, DataError, "not one of tasks of rank 2 with r_sum 3"),
         (appended, {"r_sum": "6"}, DataError, "'r_sum'"),
         (appended, {"r_sum": -1}, DataError, "'r_sum'"),
-        (appended, {"r_sum": 6, "use_rslora": True}, DataError, "'use_rslora'.* does not go with 'r_sum'"),
+        (appended, {"r_sum": 6, "use_rslora": True}, DataError, "'use_rslora'.* does not match 'r_sum'"),
         (appended, {"r_sum": 6, "rank_pattern": {"q": 2}}, DataError, "'rank_pattern'"),
         (lambda: apart(2), {}, DataError, r"loranew_[AB]\.weight' is neither a LoRA factor"),
-        (lambda: apart(2) | {A_NEW: torch.ones(2, 8)}, {"r_sum": 2}, DataError, "does not go"),
-        (lambda: apart(2) | {B_NEW: torch.ones(9)}, {"r_sum": 2}, DataError, "does not go"),
+        (lambda: apart(2) | {A_NEW: torch.ones(2, 8)}, {"r_sum": 2}, DataError, "does not match"),
+        (lambda: apart(2) | {B_NEW: torch.ones(9)}, {"r_sum": 2}, DataError, "does not match"),
     ],
 )  # fmt: skip
 def test_what_does_not_add_up_is_refused(base, tmp_path, tensors, fields, error, reason) -> None:

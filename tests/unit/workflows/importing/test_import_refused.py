@@ -160,7 +160,7 @@ def more_layers(tensors: dict[str, torch.Tensor]) -> None:
         (tensor(headless), DataError, r"head tensor 'classifier.bias' is missing"),
         (tensor(more_layers), IncompatibleError, "layer.7.attention.self"),
         (lambda source: edit(source, r=1_000_000), DataError, "'r'"),
-        (lambda source: edit(source, target_modules="(a+)+$"), DataError, "does not belong to what"),
+        (lambda source: edit(source, target_modules="(a+)+$"), DataError, "is not part of what"),
         (lambda source: edit(source, use_dora=True), DataError, "use_dora"),
         (lambda source: edit(source, task_type="CAUSAL_LM"), IncompatibleError, "CAUSAL_LM"),
         (shutil.rmtree, NotFoundError, "there is no folder"),

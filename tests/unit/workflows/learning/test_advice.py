@@ -21,12 +21,12 @@ from lorabank.workflows.learning.advice import FEW_STEPS, few_steps, poor_fit
 
 def test_sixty_rows_and_the_defaults() -> None:
     assert few_steps(48, TrainConfig()) == (
-        "12 optimizer steps are few, and a task is seldom learnt in less than 50: "
+        "12 optimizer steps are few, and a task is seldom learnt in fewer than 50: "
         "--epochs 17 gives 51 steps, --batch-size 3 gives 64"
     )
     assert few_steps(200, TrainConfig()) is None
     assert few_steps(2, TrainConfig(batch_size=1)) == (
-        "8 optimizer steps are few, and a task is seldom learnt in less than 50: --epochs 25 gives 50 steps"
+        "8 optimizer steps are few, and a task is seldom learnt in fewer than 50: --epochs 25 gives 50 steps"
     )
 
 

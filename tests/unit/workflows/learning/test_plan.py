@@ -37,7 +37,7 @@ def test_a_dry_run_lists_what_is_not_adapted(save_base, rows, tmp_path: Path, ca
     for line in told:
         count, kind, example, why = re.fullmatch(r"(\d+) (\w+), such as ([\w.]+): (.+)", line).groups()
         assert type(model.get_submodule(example)).__name__ == kind
-        assert (why == "the head, which is trained whole") == (example == "classifier")
+        assert (why == "the head, which is trained in full") == (example == "classifier")
         assert (why == "not among the target modules") == (example.startswith("bert.") and kind == "Linear")
         found[kind] += int(count)
     assert found == left
