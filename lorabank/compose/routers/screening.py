@@ -90,7 +90,7 @@ class Screening:
     def rough_bounds(self, task: int, scatter: NDArray[np.float32]) -> Matrix:
         """Numbers [n] that no score of a task lies above, by its scatter; infinite where nothing can be said."""
         directions, far = self._directions[:, task], self._far[:, task]
-        part = np.einsum("nd,nd->n", directions @ scatter, directions).astype(np.float64)
+        part = np.einsum("ij,ij->i", directions @ scatter, directions).astype(np.float64)
         part += 2 * (len(scatter) + 4) * _EPS * (np.abs(directions) @ _deviations(scatter)) ** 2
         return self._bounds(task, far, self._alike[:, task] + self._own[task] * part)
 
