@@ -66,13 +66,13 @@ def test_two_files_with_one_header_are_two_files(file, tmp_path) -> None:
 @pytest.mark.parametrize("size", [0, 7, 8, 60, -1])
 def test_a_file_that_is_cut_off_is_named(file, size) -> None:
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(DataError, match=r"/x\.safetensors: it (is cut off|has \d+ bytes)"):
+    with pytest.raises(DataError, match=r"/x\.safetensors: it (is truncated|has \d+ bytes)"):
         MappedTensors(file)
 
 
 def test_a_length_that_nothing_holds_is_refused(file) -> None:
     file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
-    with pytest.raises(DataError, match=r"/x\.safetensors: it is cut off"):
+    with pytest.raises(DataError, match=r"/x\.safetensors: it is truncated"):
         MappedTensors(file)
 
 
