@@ -129,7 +129,7 @@ class StorageError(LorabankError):
 
 
 class DivergedError(LorabankError):
-    """Numbers that mean nothing: not finite in training, answers or an export; or a training that moved nothing."""
+    """Numbers that mean nothing: not finite in training, answers or an export; or a training that changed nothing."""
 
     exit_code = 11
 

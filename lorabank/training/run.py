@@ -67,7 +67,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     each returns the same. Only the frozen base is in ``--base-dtype``; factors, gains, head and optimizer are float32.
 
     Raises:
-        DivergedError: If a loss or a trained tensor is not finite, or the training moved nothing.
+        DivergedError: If a loss or a trained tensor is not finite, or the training changed nothing.
         IncompatibleError: If the base is not the bank's, or the checkpoint not one of this training.
     """
     config, device = job.config, resolve_device(processes.device_name(job.config.device))

@@ -129,7 +129,7 @@ def _verdict(pair: Pair, path: Path, targets: str) -> Verdict:
         except Unbuilt as error:
             return Verdict(pair, targets, "not built", str(error))
         except Exception as error:
-            idle = isinstance(error, DivergedError) and "moved nothing" in str(error)
+            idle = isinstance(error, DivergedError) and "changed nothing" in str(error)
             late = step in (trained_step, answers) and (isinstance(error, IncompatibleError) or idle)
             early = step is may_be_used and isinstance(error, LorabankError)
             if (late or early) and "\n" not in str(error):
