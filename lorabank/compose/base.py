@@ -147,7 +147,7 @@ def checked_mode(config: ComposeConfig) -> type[Composer]:
             not fit the method; names all that is wrong.
     """
     mode: type[Composer] = COMPOSERS.load(config.mode)
-    if unused := _unused(mode, config):
+    if unused := _unused(config):
         raise ConfigError(
             f"--mode {config.mode} does not use {' or '.join(unused)}",
             hint=f"leave {' and '.join(unused)} out, or choose a mode that uses what you need",
@@ -159,15 +159,26 @@ def checked_mode(config: ComposeConfig) -> type[Composer]:
     return mode
 
 
-def _unused(mode: type[Composer], config: ComposeConfig) -> list[str]:
-    """The options that are given and mean nothing to a mode: those that it names, and methods of other shelves."""
-    ignored = getattr(mode, "unused", ())
-    return [
-        f"--{one.name.replace('_', '-')}"
-        for one in setting_fields(config)
-        if getattr(config, one.name) != one.default
-        and (one.name in ignored or one.metadata["among"] not in (None, COMPOSERS, mode.shelf))
-    ]
+def unused_settings(mode: str) -> tuple[str, ...]:
+    """The settings of `ComposeConfig` that mean nothing to a mode: those that it names, and methods of other shelves.
+
+    Raises:
+        ConfigError: There is no such mode.
+    """
+    composer: type[Composer] = COMPOSERS.load(mode)
+    ignored = getattr(composer, "unused", ())
+    return tuple(
+        one.name
+        for one in setting_fields(ComposeConfig)
+        if one.name in ignored or one.metadata["among"] not in (None, COMPOSERS, composer.shelf)
+    )
+
+
+def _unused(config: ComposeConfig) -> list[str]:
+    """The options that are given and mean nothing to the mode."""
+    default = {one.name: one.default for one in setting_fields(config)}
+    names = (name for name in unused_settings(config.mode) if getattr(config, name) != default[name])
+    return [f"--{name.replace('_', '-')}" for name in names]
 
 
 def chosen_method(shelf: Shelf, config: ComposeConfig) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lorabank.core.config import ComposeConfig
 from lorabank.core.records import CompositionRecord
 from lorabank.workflows.results import ComposeResult
 
@@ -53,3 +54,19 @@ def test_compose_takes_its_old_flags_and_says_what_to_write(run: Any, api: Any, 
     expected = ("gaussian.shrinkage=0.2", "*.epochs=3", "*.learning_rate=0.5")
     assert api.called("compose")["config"].set == expected
     assert run("compose", "--mode", "gated", "--epochs", "3", "--set", "attention.epochs=2").code == 2
+
+
+def test_what_a_file_sets_for_another_mode_is_left_out_and_what_is_typed_is_passed_on(
+    run: Any, api: Any, tmp_path: Path
+) -> None:
+    api["compose"] = ComposeResult(CompositionRecord("sum", "merged", ("a", "b"), ("1" * 64, "2" * 64), {}, {}), {})
+    file = tmp_path / "lora.toml"
+    file.write_text('[compose]\nrouter = "gaussian"\ntolerance = 0.5\nbatch-size = 7\n')
+    assert run("compose", "--mode", "merged", "--config", str(file)).code == 0
+    config = api.called("compose")["config"]
+    assert (config.router, config.tolerance, config.batch_size) == (ComposeConfig.router, 0.5, 7)
+    assert run("compose", "--mode", "routed", "--config", str(file)).code == 0
+    config = api.called("compose")["config"]
+    assert (config.router, config.tolerance) == ("gaussian", None)
+    run("compose", "--mode", "merged", "--router", "gaussian")
+    assert api.called("compose")["config"].router == "gaussian", "the library refuses it"

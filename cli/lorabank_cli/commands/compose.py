@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lorabank.core.commands import Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.escaping import safe
+from lorabank.core.settings import setting_fields
 from lorabank_cli.options import remarked
 from lorabank_cli.render.output import plain
 from lorabank_cli.render.text import farthest, outline, pairs, shortened
@@ -41,7 +44,7 @@ def compose(run: Run, note: str | None, tags: tuple[str, ...]) -> None:
         show_settings(run, f"would make composition {config.name or config.mode}", plan={"members": members})
         return
     with run.observer as observer:
-        result = api.compose(run.bank, config, observer, note=note, tags=tags)
+        result = api.compose(run.bank, _for_its_mode(run, config), observer, note=note, tags=tags)
     made = result.composition
     facts = pairs(
         [
@@ -55,3 +58,12 @@ def compose(run: Run, note: str | None, tags: tuple[str, ...]) -> None:
     report = outline(told)
     parts = [f"made composition {safe(made.name)} in {safe(run.bank)}", report, facts, follow]
     run.output.data(result, "\n".join(part for part in parts if part))
+
+
+def _for_its_mode(run: Run, config: ComposeConfig) -> ComposeConfig:
+    """The settings without those of a file or the environment that are for other modes; typed ones are refused."""
+    from lorabank.compose.base import unused_settings
+
+    default = {one.name: one.default for one in setting_fields(ComposeConfig)}
+    others = [name for name in unused_settings(config.mode) if not run.flags([name])]
+    return replace(config, **{name: default[name] for name in others})
