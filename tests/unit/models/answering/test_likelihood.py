@@ -12,7 +12,7 @@ import transformers as tf
 
 from lorabank.core.errors import DataError
 from lorabank.models.answering import likelihood
-from lorabank.models.answering.label_tree import LabelTree, takes_tree, tree_mask
+from lorabank.models.answering.label_tree import takes_tree
 from lorabank.models.answering.likelihood import completion_log_likelihoods, label_log_likelihoods
 from lorabank.models.tasks import batches
 from lorabank.models.tasks.padding import padding_of
@@ -387,41 +387,3 @@ def test_completions_whose_logits_would_not_fit_make_smaller_batches(monkeypatch
     assert sorted(seen) == [[0], [1], [2], [3], [4]]
     expected = [plain(model, *pair) for pair in zip(PROMPTS, COMPLETIONS, strict=True)]
     np.testing.assert_allclose(found, expected, atol=5e-5)
-
-
-# --------------------------------------------------------------------------------------------------------- the tree
-
-
-def test_labels_that_begin_alike_share_their_tokens() -> None:
-    tree = LabelTree.build([[5, 6, END], [5, 7, END], [8, END], [5]])
-    # nodes: 5, 5 6, 5 7, 8; the ends predict nothing
-    assert tree.tokens.tolist() == [5, 6, 7, 8]
-    assert tree.depth.tolist() == [0, 1, 1, 0]
-    assert tree.sees.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
-    assert tree.source.tolist() == [0, 1, 2, 0, 1, 3, 0, 4, 0]
-    assert tree.target.tolist() == [5, 6, END, 5, 7, END, 8, END, 5]
-    assert tree.label.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3]
-    assert (tree.columns, tree.size) == (5, 4)
-
-
-def test_the_mask_of_a_tree() -> None:
-    # one column of instruction; prompts of two tokens and of one; the nodes a, a b and c
-    sees = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
-    prompt = torch.tensor([[1, 1], [0, 1]], dtype=torch.bool)
-    mask = tree_mask(prompt, sees, 1, torch.float32)
-    assert mask.shape == (2, 1, 5, 6)
-    assert set(mask.unique().tolist()) == {0.0, torch.finfo(torch.float32).min}
-    assert (mask[0, 0] == 0).int().tolist() == [
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 1, 0],
-        [1, 1, 1, 0, 0, 1],
-    ]
-    assert (mask[1, 0] == 0).int().tolist() == [
-        [1, 1, 0, 0, 0, 0],  # padding: nobody reads it
-        [1, 0, 1, 0, 0, 0],
-        [1, 0, 1, 1, 0, 0],
-        [1, 0, 1, 1, 1, 0],
-        [1, 0, 1, 0, 0, 1],
-    ]
