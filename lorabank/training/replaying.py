@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import accumulate, chain
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from lorabank.core.errors import DataError
 from lorabank.models.tasks.heads import Head, HeadSelection, load_head, switch_heads
 from lorabank.models.tasks.padding import mean_over_passes
 from lorabank.models.tasks.task_types import Examples, TaskType
+from lorabank.models.tasks.token_rows import MadeRows
 from lorabank.training.job import Replayed
 
 _HEADS = "heads"
@@ -77,7 +78,7 @@ def add_replayed(task_type: TaskType, tokenizer: Any, own: Examples, replayed: S
     return Examples(rows, lengths, own.cut, own.dropped, replayed=len(rows) - len(own.rows))
 
 
-class _Headed(Sequence[dict[str, Any]]):
+class _Headed(MadeRows):
     """The rows of several tasks one after the other, each with the number of its task's head."""
 
     def __init__(self, parts: Sequence[Sequence[Mapping[str, Any]]]) -> None:
@@ -87,13 +88,7 @@ class _Headed(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return self._starts[-1]
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        row = range(len(self))[index]
-        head = bisect_right(self._starts, row) - 1
-        return {**self._parts[head][row - self._starts[head]], _HEADS: head}
+    def row(self, index: int) -> dict[str, Any]:
+        """The task's own row, and the number of its head."""
+        head = bisect_right(self._starts, index) - 1
+        return {**self._parts[head][index - self._starts[head]], _HEADS: head}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from lorabank.core.commands import Command
 from lorabank.core.config import ComposeConfig
@@ -64,6 +65,6 @@ def _for_its_mode(run: Run, config: ComposeConfig) -> ComposeConfig:
     """The settings without those of a file or the environment that are for other modes; typed ones are refused."""
     from lorabank.compose.base import unused_settings
 
-    default = {one.name: one.default for one in setting_fields(ComposeConfig)}
+    default: dict[str, Any] = {one.name: one.default for one in setting_fields(ComposeConfig)}
     others = [name for name in unused_settings(config.mode) if not run.flags([name])]
     return replace(config, **{name: default[name] for name in others})

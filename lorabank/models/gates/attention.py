@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.core.settings import setting
-from lorabank.models.gates.base import Gate, GateMethod, Weigh, membership
+from lorabank.models.gates.base import Gate, GateMethod, Weigh, copy_into, membership
 
 
 @dataclass(frozen=True)
@@ -136,22 +136,16 @@ class Selector(Gate):
 
     def tensors(self) -> dict[str, Tensor]:
         """Plain tensors to store: ``u:<module>``, ``c:<module>``, ``c_zero:<module>``."""
-        return {
-            f"{kind}:{key.replace('/', '.')}": value.detach().cpu().contiguous()
-            for kind, group in (("u", self.u), ("c", self.c), ("c_zero", self.c_zero))
-            for key, value in group.items()
-        }
+        return {name: value.detach().cpu().contiguous() for name, value in self._named().items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> Selector:
         """Take over stored tensors; the keys and shapes must be exactly those of `tensors`."""
-        own = {
+        copy_into(self._named(), tensors)
+        return self
+
+    def _named(self) -> dict[str, Tensor]:
+        return {
             f"{kind}:{key.replace('/', '.')}": value
             for kind, group in (("u", self.u), ("c", self.c), ("c_zero", self.c_zero))
             for key, value in group.items()
         }
-        if own.keys() != tensors.keys():
-            raise KeyError(sorted(own.keys() ^ tensors.keys())[0])
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(tensors[name])
-        return self

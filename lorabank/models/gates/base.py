@@ -70,6 +70,19 @@ class Gate(nn.Module, ABC):
             self._seen.append(weights.detach())
 
 
+def copy_into(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Give a gate's parameters the values that were stored under their names.
+
+    Raises:
+        KeyError: A name is in one of the two only.
+    """
+    if own.keys() != tensors.keys():
+        raise KeyError(sorted(own.keys() ^ tensors.keys())[0])
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+
 @dataclass(frozen=True, kw_only=True)
 class GateMethod(ABC):
     """A kind of gate; its fields are its settings, ``paper`` says where it was published."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lorabank.algebra.stack import AdapterStack, StackedFactors
-from lorabank.models.gates.base import Gate, Weigh
+from lorabank.models.gates.base import Gate, Weigh, copy_into
 
 
 class StaticWeights(Gate):
@@ -43,10 +43,5 @@ class StaticWeights(Gate):
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> StaticWeights:
         """Take over stored weights."""
-        own = self.weights()
-        if own.keys() != tensors.keys():
-            raise KeyError(sorted(own.keys() ^ tensors.keys())[0])
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(tensors[name])
+        copy_into(self.weights(), tensors)
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
@@ -47,8 +48,24 @@ class TokenRows(Sequence[list[int]]):
         return [self._ends[row + 1] - self._ends[row] for row in range(len(self))]
 
 
-class Columns(Sequence[dict[str, Any]]):
-    """Rows of a table, each a mapping that is made when it is asked for.
+class MadeRows(Sequence[dict[str, Any]], ABC):
+    """Rows of a table, each a mapping that is made when it is asked for."""
+
+    @abstractmethod
+    def row(self, index: int) -> dict[str, Any]:
+        """The row at a place, counted from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
+        places = range(len(self))[index]
+        return [self.row(place) for place in places] if isinstance(places, range) else self.row(places)
+
+
+class Columns(MadeRows):
+    """Rows of some columns.
 
     Args:
         columns: Name to the values of all rows.
@@ -61,13 +78,8 @@ class Columns(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return self._rows
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(self._rows)[index]]
+    def row(self, index: int) -> dict[str, Any]:
+        """A value of each column."""
         return {name: column[index] for name, column in self._columns.items()}
 
 

@@ -13,22 +13,15 @@ from dataclasses import dataclass
 
 from lorabank.algebra.factors import DenseDelta
 from lorabank.compose.mergers.base import Sources
-from lorabank.compose.mergers.entrywise.entries import dropped, summed, task_vectors
-from lorabank.compose.mergers.weighted import Weighed
-from lorabank.core.settings import setting
+from lorabank.compose.mergers.entrywise.entries import Dropping, summed
 
 
 @dataclass(frozen=True)
-class DARE(Weighed):
+class DARE(Dropping):
     """The weighted sum of random entries of each task, rescaled to the same mean."""
 
     paper = "arXiv 2311.03099"
 
-    drop: float = setting(0.5, "Share of each task's entries that is dropped.", ge=0, lt=1)
-    seed: int = setting(0, "Seed of the choice of entries to drop.", ge=0, lt=2**32)
-
     def merge(self, sources: Sources) -> DenseDelta:
         """Delta weights of full rank."""
-        pairs = zip(task_vectors(sources), sources.adapters, strict=True)
-        vectors = [dropped(vector, self.drop, self.seed, adapter) for vector, adapter in pairs]
-        return DenseDelta(summed(sources.modules, vectors, [*self.near(sources.tasks).values()]))
+        return DenseDelta(summed(sources.modules, self.left(sources), [*self.near(sources.tasks).values()]))

@@ -12,21 +12,15 @@ from dataclasses import dataclass
 
 from lorabank.algebra.factors import DenseDelta
 from lorabank.compose.mergers.base import Sources
-from lorabank.compose.mergers.entrywise.entries import Elected, agreed, dropped, task_vectors
-from lorabank.core.settings import setting
+from lorabank.compose.mergers.entrywise.entries import Dropping, Elected, agreed
 
 
 @dataclass(frozen=True)
-class DARETIES(Elected):
+class DARETIES(Dropping, Elected):
     """Random entries are dropped, a sign is elected for each entry, and those that have it are averaged."""
 
     paper = "arXiv 2311.03099 with arXiv 2306.01708"
 
-    drop: float = setting(0.5, "Share of each task's entries that is dropped.", ge=0, lt=1)
-    seed: int = setting(0, "Seed of the choice of entries to drop.", ge=0, lt=2**32)
-
     def merge(self, sources: Sources) -> DenseDelta:
         """Delta weights of full rank."""
-        pairs = zip(task_vectors(sources), sources.adapters, strict=True)
-        vectors = [dropped(vector, self.drop, self.seed, adapter) for vector, adapter in pairs]
-        return DenseDelta(agreed(sources.modules, vectors, self.factors_of(sources.tasks)))
+        return DenseDelta(agreed(sources.modules, self.left(sources), self.factors_of(sources.tasks)))

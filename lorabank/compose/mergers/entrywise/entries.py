@@ -23,6 +23,19 @@ Vector = Callable[[str], Tensor | None]
 
 
 @dataclass(frozen=True)
+class Dropping(Weighed):
+    """A merger that begins by dropping random entries of each task."""
+
+    drop: float = setting(0.5, "Share of each task's entries that is dropped.", ge=0, lt=1)
+    seed: int = setting(0, "Seed of the choice of entries to drop.", ge=0, lt=2**32)
+
+    def left(self, sources: Sources) -> list[Vector]:
+        """What is left of each task's vector, rescaled to the same mean."""
+        pairs = zip(task_vectors(sources), sources.adapters, strict=True)
+        return [dropped(vector, self.drop, self.seed, adapter) for vector, adapter in pairs]
+
+
+@dataclass(frozen=True)
 class Elected(Weighed):
     """A merger that gives the mean of the entries whose sign was elected."""
 
