@@ -78,10 +78,13 @@ class Answers:
     Attributes:
         said: The label or the generated text.
         probabilities: float32 ``[n]``, the label's probability among its task's labels; NaN for generated text.
+        shares: float64 ``[n, labels]``, the probability of each label of the one task that was asked; None where it
+            is not known.
     """
 
     said: tuple[str, ...]
     probabilities: NDArray[np.float32]
+    shares: NDArray[np.float64] | None = None
 
 
 class Answerer(Protocol):
@@ -96,13 +99,18 @@ class Answerer(Protocol):
     def answer(self, texts: Sequence[str], heads: NDArray[np.int64], enter: Enter, *, shared: bool) -> Answers:
         """Answer texts; ``shared`` says that the model is in the same state for all of them."""
 
+    def label_shares(
+        self, texts: Sequence[str], heads: NDArray[np.int64], enter: Enter, *, shared: bool
+    ) -> list[NDArray[np.float64]]:
+        """Of each text the probability ``[labels]`` of each label of its form, which has labels; see `answer`."""
+
     def log_likelihoods(
         self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64], enter: Enter
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Log-likelihood ``[n]`` of each target after its text, and its tokens ``[n]``."""
 
-    def loss(self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
-        """The training loss of one batch in the model's present state, a scalar with its graph."""
+    def loss(self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64], enter: Enter) -> Tensor:
+        """The training loss of one batch, a scalar with its graph; ``enter`` is called before every pass."""
 
     def predictions(self, text: str, target: str, head: int) -> tuple[Tensor, Tensor]:
         """What one row's loss is the mean cross entropy of: logits ``[n, choices]`` with their graph, labels ``[n]``.

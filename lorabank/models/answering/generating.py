@@ -1,4 +1,4 @@
-"""What a language model answers when it always takes the likeliest token."""
+"""What a language model says behind prompts: the likeliest token again and again, or draws."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lorabank.core.config import SamplingConfig
+from lorabank.models.answering.replies import Following, GenerationRequest, Reply, Written
+from lorabank.models.answering.sampling import Choice
 from lorabank.models.finite import check_rows, log_total
 from lorabank.models.tasks.batches import Enter, check_prompts, evaluating, pad_left, takes, takes_positions
 from lorabank.models.tasks.decoder_inputs import start_token
@@ -30,8 +33,25 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     enter: Enter,
+    strip: bool = True,
 ) -> list[str]:
-    """Greedy answers.
+    """Greedy answers: the texts that `write` gives where nothing is drawn and every answer may be as long."""
+    requests = [GenerationRequest(SamplingConfig(max_new_tokens=max_new_tokens))] * len(prompts)
+    found = write(model, tokenizer, prompts, requests, batch_size=batch_size, enter=enter, strip=strip)
+    return [one.text for one in found]
+
+
+def write(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    requests: Sequence[GenerationRequest],
+    *,
+    batch_size: int,
+    enter: Enter,
+    strip: bool = True,
+) -> list[Written]:
+    """Answers to prompts, each as its own request has it.
 
     Nothing but the model's own probabilities counts: what its ``generation_config`` says about sampling, beams,
     penalties, forced tokens or lengths is left aside; its end tokens and the tokenizer's both end an answer.
@@ -40,36 +60,41 @@ def generate(
         model: A causal or encoder-decoder language model of transformers.
         tokenizer: Its tokenizer, which has a pad token.
         prompts: Token ids of n prompts.
-        max_new_tokens: Maximum number of new tokens, at least 1.
+        requests: How each of the n answers is chosen (`lorabank.models.answering.sampling`), where it ends, and who
+            hears it; those of a batch may differ.
         batch_size: Prompts of a forward pass; prompts of similar length go together, longest first,
             where the model lets them (`lorabank.models.tasks.padding`).
         enter: Called before every forward pass with the row number of each of its rows; a row whose answer has ended
             stays in its batch.
+        strip: Take outer blanks away.
 
     Returns:
-        n texts without special tokens and outer blanks.
+        n answers.
 
     Raises:
         DataError: A prompt has no tokens.
         DivergedError: The model gives no finite probabilities.
     """
     check_prompts(prompts)
-    texts, finite = [""] * len(prompts), np.ones(len(prompts), np.bool_)
+    found: dict[int, Reply] = {}
     causal = not model.config.is_encoder_decoder
-    batches = _batches(model, [len(prompt) for prompt in prompts], batch_size)
-    with evaluating(model), _greedy(model, tokenizer, max_new_tokens):
-        for rows in batches:
+    ends = end_tokens(model, tokenizer)
+    with evaluating(model):
+        for rows in _batches(model, [len(prompt) for prompt in prompts], batch_size):
             own = [prompts[i] for i in rows]
             inputs = pad_left(tokenizer, own, model.device) if causal else pad_batch(tokenizer, own)
-            watch = _Finite()
-            answers = _answer(model, inputs, rows, enter, watch)[:, inputs["input_ids"].shape[1] if causal else 1 :]
-            for i, ids, whole in zip(rows, answers.tolist(), watch.steps(), strict=True):
-                end = _end(ids, model.generation_config.eos_token_id)
-                finite[i] = all(whole[: end + 1])
-                texts[i] = _text(tokenizer, ids[:end])
-    if not finite.all():
+            width = inputs["input_ids"].shape[1]
+            settings = [requests[i].sampling for i in rows]
+            replies = [Reply(tokenizer, requests[i], ends, len(prompts[i]), strip=strip) for i in rows]
+            watch, choice = _Finite(), Choice(settings, [width - len(prompt) if causal else 1 for prompt in own])
+            with _greedy(model, tokenizer, max(one.max_new_tokens for one in settings)):
+                _answer(model, inputs, rows, enter, (watch, choice), Following(replies, watch.newest))
+            found |= dict(zip(rows, replies, strict=True))
+    every = [found[i] for i in range(len(prompts))]
+    if not all(reply.finite for reply in every):
+        finite = np.array([reply.finite for reply in every])
         check_rows(finite, [tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts], "logits")
-    return texts
+    return [reply.written() for reply in every]
 
 
 def _batches(model: Any, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -121,32 +146,44 @@ def _steps(model: Any, rows: Sequence[list[int]]) -> list[Tensor]:
         return torch.zeros_like(scores).index_fill_(1, ahead[len(seen) - 1 : len(seen)], 1.0)
 
     with _greedy(model, pads, _STEPS):
-        _answer(model, inputs, range(len(rows)), lambda rows: None, choose)
+        _answer(model, inputs, range(len(rows)), lambda rows: None, (choose,))
     return list(torch.stack(seen, 1))
 
 
 class _Finite:
-    """Sees the logits of each step, and changes none; what it finds stays on the device until the end."""
+    """Sees the logits of each step, and changes none."""
 
-    def __init__(self) -> None:
-        self._seen: list[Tensor] = []
+    _seen: Tensor
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``scores [n, vocabulary]`` as they are."""
-        self._seen.append(log_total(scores.float()).isfinite())
+        self._seen = log_total(scores.float()).isfinite()
         return scores
 
-    def steps(self) -> list[list[bool]]:
-        """For each row, for each step, whether a token could be chosen."""
-        found: list[list[bool]] = torch.stack(self._seen, -1).tolist()
-        return found
+    def newest(self) -> Tensor:
+        """Whether a token of the newest step could be chosen, bool ``[n]``."""
+        return self._seen
 
 
 def _answer(
-    model: Any, inputs: dict[str, Tensor], rows: Sequence[int], enter: Enter, watch: Callable[..., Tensor]
-) -> Tensor:
-    """Token ids of one batch as ``model.generate`` gives them: prompt (or start token), answer, padding."""
-    from transformers import LogitsProcessorList
+    model: Any,
+    inputs: dict[str, Tensor],
+    rows: Sequence[int],
+    enter: Enter,
+    choose: Sequence[Callable[..., Tensor]],
+    follow: Callable[..., Tensor] | None = None,
+) -> None:
+    """Let ``model.generate`` continue one batch.
+
+    Args:
+        model: A language model.
+        inputs: The batch's prompts.
+        rows: Their row numbers for ``enter``.
+        enter: Called before every forward pass.
+        choose: What becomes of each step's logits, one after the other.
+        follow: Gets each step's tokens, and says which rows have ended.
+    """
+    from transformers import LogitsProcessorList, StoppingCriteriaList
 
     def before(*_: object) -> None:
         enter(rows)
@@ -160,8 +197,8 @@ def _answer(
     try:
         # Positions are made from the mask there, step by step.
         ids = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
-        answers: Tensor = model.generate(**ids, logits_processor=LogitsProcessorList([watch]))
-        return answers
+        ends = StoppingCriteriaList([follow] if follow else [])
+        model.generate(**ids, logits_processor=LogitsProcessorList(choose), stopping_criteria=ends)
     finally:
         hook.remove()
         if own_positions:
@@ -202,13 +239,3 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     own = model.generation_config.eos_token_id
     ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
     return sorted(int(token) for token in ends)
-
-
-def _end(ids: Sequence[int], ends: Sequence[int] | None) -> int:
-    """How many tokens stand before the first end token."""
-    return next((k for k, token in enumerate(ids) if token in (ends or ())), len(ids))
-
-
-def _text(tokenizer: Any, ids: Sequence[int]) -> str:
-    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text.strip()

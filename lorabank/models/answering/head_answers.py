@@ -69,6 +69,21 @@ class HeadAnswerer:
         said = tuple(self.forms[head].labels[label] for head, label in zip(heads.tolist(), best.tolist(), strict=True))
         return Answers(said, probabilities)
 
+    def label_shares(
+        self, texts: Sequence[str], heads: NDArray[np.int64], enter: Enter, *, shared: bool
+    ) -> list[NDArray[np.float64]]:
+        """The softmax of each text's head, in float64; see `Answerer`."""
+        found: list[NDArray[np.float64]] = [np.empty(0)] * len(texts)
+        ids = self._ids(texts, heads)
+        for rows in row_batches(self._base.model, ids.lengths, self._batch_size):
+            enter(rows)
+            with self._chosen(heads[rows]):
+                logits = self._base.model(**self._inputs([ids[i] for i in rows])).logits.double().cpu()
+            for i, own in zip(rows, logits, strict=True):
+                found[i] = own[: len(self.forms[heads[i]].labels)].softmax(-1).numpy()
+        check_rows(np.array([bool(np.isfinite(shares).all()) for shares in found]), texts, "logits")
+        return found
+
     def log_likelihoods(
         self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64], enter: Enter
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -79,9 +94,9 @@ class HeadAnswerer:
         """
         raise ConfigError("a classifier has no perplexity", hint="--metric accuracy")
 
-    def loss(self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
+    def loss(self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64], enter: Enter) -> Tensor:
         """Mean cross entropy of the labels in their heads."""
-        logits = self.logits(texts, heads)
+        logits = self.logits(texts, heads, enter)
         labels = [self.forms[head].labels.index(target) for head, target in zip(heads.tolist(), targets, strict=True)]
         return F.cross_entropy(logits, torch.tensor(labels, device=logits.device))
 
@@ -91,12 +106,13 @@ class HeadAnswerer:
         logits = self.logits([text], np.array([head], np.int64))[:, : len(labels)]
         return logits, torch.tensor([labels.index(target)], device=logits.device)
 
-    def logits(self, texts: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
+    def logits(self, texts: Sequence[str], heads: NDArray[np.int64], enter: Enter = lambda rows: None) -> Tensor:
         """Logits ``[n, widest head]`` of one batch in float32; -inf where a row's head has no such label."""
         ids = self._ids(texts, heads)
         parts = passes(self._base.model, ids.lengths)
         found = []
         for rows in parts:
+            enter(rows)
             with self._chosen(heads[rows]):
                 found.append(self._base.model(**self._inputs([ids[i] for i in rows])).logits.float())
         return torch.cat(found)[np.argsort(np.concatenate(parts))] if len(parts) > 1 else found[0]

@@ -16,8 +16,9 @@ from lorabank.core.methods import with_settings
 from lorabank.core.shelves import SCORINGS, TASK_TYPES
 from lorabank.core.templates import parted
 from lorabank.models.answering.base import AnswerForm, Answers, check_answer_length
-from lorabank.models.answering.generating import generate
+from lorabank.models.answering.generating import generate, write
 from lorabank.models.answering.likelihood import completion_log_likelihoods, label_log_likelihoods
+from lorabank.models.answering.replies import GenerationRequest, Written
 from lorabank.models.answering.scorings.base import Scoring
 from lorabank.models.bases.loading import LoadedBase
 from lorabank.models.finite import check_rows
@@ -55,6 +56,20 @@ class TextAnswerer:
                 said[i] = answer
         return Answers(tuple(said), probabilities)
 
+    def label_shares(
+        self, texts: Sequence[str], heads: NDArray[np.int64], enter: Enter, *, shared: bool
+    ) -> list[NDArray[np.float64]]:
+        """What each text's scoring gives its labels; all to its answer where the scoring keeps no shares."""
+        found: list[NDArray[np.float64]] = [np.empty(0)] * len(texts)
+        for form, rows in self._groups(heads):
+            answers = scoring_of(form).answer(self, form, [texts[i] for i in rows], _Rows(enter, rows), shared=shared)
+            shares = answers.shares
+            if shares is None:
+                shares = np.array([[float(label == said) for label in form.labels] for said in answers.said])
+            for i, own in zip(rows, shares, strict=True):
+                found[i] = own
+        return found
+
     def log_likelihoods(
         self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64], enter: Enter
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -74,16 +89,20 @@ class TextAnswerer:
         check_rows(np.isfinite(likelihoods), texts, "likelihoods")
         return likelihoods, tokens
 
-    def loss(self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64]) -> Tensor:
+    def loss(self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64], enter: Enter) -> Tensor:
         """Mean cross entropy of the answers' tokens; rows that do not fit count for nothing, as in training."""
         pairs: list[Mapping[str, Any]] = []
+        passed: list[int] = []
         for form, rows in self._groups(heads):
             try:
-                pairs += self._encoded(form, [texts[i] for i in rows], [targets[i] for i in rows])
+                fitting = self._encoded(form, [texts[i] for i in rows], [targets[i] for i in rows])
             except DataError:
                 continue  # none of these rows fits
+            pairs += fitting
+            passed += [rows[pair["index"]] for pair in fitting]
         if not pairs:
             return torch.zeros((), device=self.base.model.device)
+        enter(passed)
         return self._type.loss(self.base.model, self._inputs(pairs))
 
     def predictions(self, text: str, target: str, head: int) -> tuple[Tensor, Tensor]:
@@ -114,7 +133,7 @@ class TextAnswerer:
             max_length=form.max_length,
         ).rows
 
-    def _prompts(self, form: AnswerForm, texts: Sequence[str], room: int) -> TokenRows:
+    def _prompts(self, form: AnswerForm, texts: Sequence[str], room: int | Sequence[int]) -> TokenRows:
         return encode_prompts(self.base.tokenizer, texts, form.template, room, end=not self._type.kind.glued).ids
 
     def label_tokens(self, form: AnswerForm) -> Sequence[list[int]]:
@@ -153,6 +172,36 @@ class TextAnswerer:
             batch_size=self._batch_size,
             enter=enter,
         )
+
+    def write(
+        self, texts: Sequence[str], forms: Sequence[AnswerForm], enter: Enter, requests: Sequence[GenerationRequest]
+    ) -> list[Written]:
+        """Free text behind each text, in batches that forms and requests do not part.
+
+        Args:
+            texts: n texts.
+            forms: How each is asked; its scoring means nothing here.
+            enter: As `Answerer` has it.
+            requests: How each is answered.
+
+        Raises:
+            ConfigError: An answer leaves no room for a prompt.
+            DataError: A prompt has no tokens, or there is no room for its template.
+        """
+        limit = self.base.max_length
+        for most in {one.sampling.max_new_tokens for one in requests}:
+            check_answer_length(most, limit)
+        groups: dict[tuple[AnswerForm, type], list[int]] = {}
+        for i, form in enumerate(forms):
+            groups.setdefault((form, type(form.template)), []).append(i)
+        prompts: list[list[int]] = [[]] * len(texts)
+        for (form, _), rows in groups.items():
+            lengths = (requests[i].sampling.max_new_tokens for i in rows)
+            rooms = [form.max_length if limit is None else min(form.max_length, limit - most) for most in lengths]
+            for i, ids in zip(rows, self._prompts(form, [texts[i] for i in rows], rooms), strict=True):
+                prompts[i] = ids
+        model, tokenizer = self.base.model, self.base.tokenizer
+        return write(model, tokenizer, prompts, requests, batch_size=self._batch_size, enter=enter)
 
     def _glued(self, form: AnswerForm) -> bool:
         """Whether an answer follows its prompt after a blank."""

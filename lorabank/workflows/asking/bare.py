@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 
-import numpy as np
-
 from lorabank.core.commands import Command
 from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, at_work
@@ -17,6 +15,7 @@ from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.text_answers import TextAnswerer
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.finite import explained
+from lorabank.workflows.asking.writing import requests_of
 from lorabank.workflows.results import Prediction
 from lorabank.workflows.task_data import ChatTemplate
 
@@ -69,15 +68,15 @@ def bare_answerer(
             max_length=loaded.max_length or _MOST,
             scoring=GENERATING,
             template=template,
-            settings=(f"max_new_tokens={config.max_new_tokens}",),
         )
         return TextAnswerer(loaded, base.task_type, (form,), config.batch_size)
 
     def answer(texts: Sequence[str]) -> tuple[Prediction, ...]:
         with at_work("the bare base"), explained(answerer().base.model):
-            heads = np.zeros(len(texts), np.int64)
-            said = answerer().answer(texts, heads, lambda rows: None, shared=True).said
-        return tuple(map(_told, texts, said))
+            (form,) = answerer().forms
+            requests = requests_of(config, len(texts))
+            written = answerer().write(texts, [form] * len(texts), lambda rows: None, requests)
+        return tuple(_told(text, one.text) for text, one in zip(texts, written, strict=True))
 
     return answer
 

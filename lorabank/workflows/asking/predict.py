@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorabank.bank.snapshot import Snapshot
-from lorabank.compose.base import Composer, Member, longest, state_weights
-from lorabank.compose.routed import OF_HEADS
-from lorabank.compose.routers.base import Router
-from lorabank.compose.routers.statistics import StoredStatistics
+from lorabank.compose.base import Composer, Member, state_weights
+from lorabank.compose.known_tasks import MemberRouter
+from lorabank.compose.routed import known_for_heads
+from lorabank.compose.routers.ranking import Ranked
 from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError, at_work
 from lorabank.core.methods import with_settings
 from lorabank.core.observer import Observer
-from lorabank.core.shelves import COMPOSERS, FORMATS, GENERATING, ROUTING
-from lorabank.core.states import State, answering_in
+from lorabank.core.records import AdapterRecord, CompositionRecord
+from lorabank.core.shelves import COMPOSERS, FORMATS, ROUTING
+from lorabank.core.states import answering_in, grown, whose_head
 from lorabank.core.task_kinds import generating, task_kind
 from lorabank.data.formats.cells import BadCell, check_characters
 from lorabank.data.formats.readers import Reading
 from lorabank.data.loading import read_rows
+from lorabank.models.answering.base import Answers
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.mixing.runtime import Plan, Runtime
 from lorabank.workflows.asking.bare import BARE, bare_answerer
+from lorabank.workflows.asking.predictions import Say, found_tasks, given_task
+from lorabank.workflows.asking.writing import requests_of, write
 from lorabank.workflows.assemble import RuntimeSettings, adapters_in_order, holds_conversations, load_composer
 from lorabank.workflows.open_bank import OpenBank
-from lorabank.workflows.results import Prediction, RoutedPrediction
+from lorabank.workflows.results import Prediction
 from lorabank.workflows.scored import all_members, state_plan
 from lorabank.workflows.task_data import ChatTemplate
 
@@ -62,7 +66,7 @@ def predict(
 
     Without a composition the state as trained answers, and the task must be named. With a task no router picks
     adapters: a routed composition answers with the task's own state, as it does for texts that it routes there. A
-    composition that does not route needs a task too, or the gaussian router picks the head.
+    composition that does not route needs a task too, or a router picks the head.
     """
     return _answer(opened, texts, config, observer)
 
@@ -145,8 +149,10 @@ def answerer(opened: OpenBank, config: PredictConfig | GenerateConfig, observer:
             hint="the bare base answers under the name 'none'" if bare else None,
             commands=[*bare, ADD_TASK],
         )
-    if not (config.task or config.composition or snapshot.compositions) and len(snapshot.tasks) == 1:
-        config = replace(config, task=snapshot.tasks[0].name)
+    newest = snapshot.tasks[-1].name
+    alone = len(snapshot.tasks) == 1 or grown(snapshot.adapter_of(newest))
+    if alone and not (config.task or config.composition or snapshot.compositions):
+        config = replace(config, task=newest)
     if config.task:
         snapshot.task(config.task)
     name = config.composition or (None if config.task else _default(snapshot))
@@ -197,6 +203,9 @@ class _Asked:
     def _members(self) -> list[Member]:
         return all_members(self._opened.bank, self._snapshot)
 
+    def _member(self, task: str) -> Member:
+        return next(member for member in self._members if member.task == task)
+
     @cached_property
     def _loaded(self) -> tuple[Composer, list[Member]]:
         """The composition, and its own members."""
@@ -205,50 +214,66 @@ class _Asked:
         return load_composer(self._opened.bank, self._snapshot, record, lambda: self._runtime)
 
     @cached_property
-    def _head_router(self) -> Router:
+    def _head_router(self) -> Callable[[Sequence[str]], Ranked]:
         """Finds the head where a composition finds none."""
-        return OF_HEADS.build(StoredStatistics([member.statistics for member in self._loaded[1]]))
+        method, tasks = known_for_heads(self._loaded[1])
+        return partial(MemberRouter(method, lambda: self._runtime).rank, tasks)
+
+    @cached_property
+    def _answering(self) -> AdapterRecord:
+        """The adapter whose state answers for the task as trained."""
+        snapshot = self._snapshot
+        return answering_in(self._config.state or "now", adapters_in_order(snapshot), self._own)
+
+    @property
+    def _own(self) -> AdapterRecord:
+        assert self._config.task is not None
+        return self._snapshot.adapter_of(self._config.task)
 
     @cached_property
     def _state(self) -> Plan:
         """The task's state as trained."""
-        assert self._config.task is not None
-        snapshot = self._snapshot
-        own = snapshot.adapter_of(self._config.task)
-        adapter = answering_in(self._config.state or "now", adapters_in_order(snapshot), own)
-        return state_plan(self._opened.bank, adapter, self._runtime)
+        return state_plan(self._opened.bank, self._answering, self._runtime)
+
+    @property
+    def _say(self) -> Say | None:
+        """What answers in the place of the runtime."""
+        return None if isinstance(self._config, PredictConfig) else self._write
+
+    def _write(self, texts: Sequence[str], plan: Plan, heads: NDArray[np.int64]) -> Answers:
+        """Free text, whatever the scoring of the tasks."""
+        assert isinstance(self._config, GenerateConfig)
+        forms = [self._runtime.answerer.forms[head] for head in heads.tolist()]
+        written = write(self._runtime, texts, plan, forms, requests_of(self._config, len(texts)))
+        return Answers(tuple(one.text for one in written), np.full(len(texts), np.nan, np.float32))
 
     def _as_trained(self, texts: Sequence[str]) -> tuple[Prediction, ...]:
-        chosen = [member for member in self._members if member.task == self._config.task] * len(texts)
+        owner = self._member(whose_head(self._own, self._answering).task)
         state = self._config.state or "now"
-        plan = self._state
-        return _predictions(
-            self._runtime, texts, plan, chosen, self._members, state=state, composition=None, given=True
-        )
+        return given_task(self._runtime, texts, self._state, owner, self._members, state=state, say=self._say)
 
     def _composed(self, texts: Sequence[str]) -> tuple[Prediction, ...]:
         composer, own = self._loaded
         runtime, task, last = self._runtime, self._config.task, self._snapshot.tasks[-1].position
-        if task:
-            chosen = [member for member in self._members if member.task == task] * len(texts)
-            plan = _routed_to(chosen[0], runtime) if composer.routed else composer.plan(last, texts)
-        else:
+        name, say = self._composition, self._say
+        if own[-1].grown and not composer.routed:
             plan = composer.plan(last, texts)
-            if plan.route is None:
-                ranked = self._head_router.rank(runtime.features(texts, longest(own)))
-                plan = replace(plan, route=ranked.task, margin=ranked.margin)
-            assert plan.route is not None
-            chosen = [own[k] for k in plan.route]
-        name, given = self._composition, bool(task)
-        return _predictions(runtime, texts, plan, chosen, self._members, state=None, composition=name, given=given)
+            return given_task(runtime, texts, plan, own[-1], self._members, composition=name, say=say)
+        if task:
+            chosen = self._member(task)
+            plan = _routed_to(chosen, runtime) if composer.routed else composer.plan(last, texts)
+            return given_task(runtime, texts, plan, chosen, self._members, composition=name, say=say)
+        plan = composer.plan(last, texts)
+        if plan.route is None:
+            ranked = self._head_router(texts)
+            plan = replace(plan, route=ranked.task, margin=ranked.margin)
+        abstain = getattr(self._config, "abstain", None)
+        return found_tasks(runtime, texts, plan, own, self._members, composition=name, abstain=abstain, say=say)
 
 
 def _other_than_trained(config: PredictConfig | GenerateConfig) -> tuple[tuple[str, Any], ...]:
     """What is asked in another form than the tasks' own."""
-    if isinstance(config, PredictConfig):
-        return ()
-    wanted = (("scoring", GENERATING), ("settings", (f"max_new_tokens={config.max_new_tokens}",)))
-    return (*wanted, ("template", None)) if config.raw else wanted
+    return (("template", None),) if getattr(config, "raw", False) else ()
 
 
 def _check_question(config: PredictConfig | GenerateConfig, snapshot: Snapshot, composition: str | None) -> None:
@@ -258,6 +283,8 @@ def _check_question(config: PredictConfig | GenerateConfig, snapshot: Snapshot, 
         ConfigError: ``--state`` beside a composition, which is a state of its own; or a routed composition is to
             answer as a task that it never routes to.
     """
+    if isinstance(config, PredictConfig) and config.abstain is not None:
+        _check_abstaining(config, snapshot, composition)
     if composition is None:
         return
     if config.state is not None:
@@ -272,6 +299,35 @@ def _check_question(config: PredictConfig | GenerateConfig, snapshot: Snapshot, 
         raise ConfigError(
             f"composition {composition!r} never routes to {config.task!r}, which is not a member",
             hint=f"--task {config.task} without --composition; members: {', '.join(record.members)}",
+            unchanged="nothing was changed",
+        )
+
+
+def _to_route(snapshot: Snapshot, config: PredictConfig) -> Command:
+    """The command that asks the newest composition that routes, or makes one where there is none."""
+    if routed := _routed(snapshot):
+        return Command("predict", "--composition", routed[-1].name, "--abstain", f"{config.abstain:g}", "TEXT")
+    return Command("compose", "--mode", ROUTING)
+
+
+def _check_abstaining(config: PredictConfig, snapshot: Snapshot, composition: str | None) -> None:
+    """Refuse to set texts aside where no router says how likely their task is.
+
+    Raises:
+        ConfigError: A task is given, or the composition does not route.
+    """
+    if composition is None or config.task:
+        raise ConfigError(
+            f"--abstain sets aside texts whose task is unlikely, and the task of all texts is given: {config.task}",
+            hint="leave --task out, and ask a composition that routes",
+            commands=[_to_route(snapshot, config)],
+            unchanged="nothing was changed",
+        )
+    if not COMPOSERS.load(snapshot.composition(composition).mode).routed:
+        raise ConfigError(
+            f"composition {composition!r} does not route texts, so --abstain knows no probability of a task",
+            hint="ask a composition that routes",
+            commands=[_to_route(snapshot, config)],
             unchanged="nothing was changed",
         )
 
@@ -304,10 +360,13 @@ def _prompts(base: OpenBase, snapshot: Snapshot, texts: list[str], tasks: Sequen
     return prompts
 
 
+def _routed(snapshot: Snapshot) -> list[CompositionRecord]:
+    return [composition for composition in snapshot.compositions if COMPOSERS.load(composition.mode).routed]
+
+
 def _default(snapshot: Snapshot) -> str:
     """The newest composition that routes, or the only one there is."""
-    routed = [composition for composition in snapshot.compositions if COMPOSERS.load(composition.mode).routed]
-    chosen = routed[-1:] or (list(snapshot.compositions) if len(snapshot.compositions) == 1 else [])
+    chosen = _routed(snapshot)[-1:] or (list(snapshot.compositions) if len(snapshot.compositions) == 1 else [])
     if not chosen:
         raise ConfigError(
             "no task is named, and no composition finds one for a text",
@@ -316,46 +375,3 @@ def _default(snapshot: Snapshot) -> str:
             unchanged="nothing was changed",
         )
     return chosen[0].name
-
-
-def _predictions(
-    runtime: Runtime,
-    texts: Sequence[str],
-    plan: Plan,
-    chosen: Sequence[Member],
-    members: Sequence[Member],
-    *,
-    state: State | None,
-    composition: str | None,
-    given: bool,
-) -> tuple[Prediction, ...]:
-    answers = runtime.answer(texts, plan, np.array([member.head for member in chosen], np.int64))
-    answered = _answered(plan, len(texts), runtime, members)
-    found = [
-        Prediction(
-            text=text,
-            label=answers.said[i],
-            probability=None if math.isnan(answers.probabilities[i]) else float(answers.probabilities[i]),
-            task=member.task,
-            task_id="given" if given else "routed",
-            adapters=answered[i],
-            state=state or "composition",
-            composition=composition,
-        )
-        for i, (text, member) in enumerate(zip(texts, chosen, strict=True))
-    ]
-    if given or plan.margin is None:
-        return tuple(found)
-    margins = [float(margin) if math.isfinite(margin) else None for margin in plan.margin]
-    return tuple(RoutedPrediction(**vars(one), margin=margin) for one, margin in zip(found, margins, strict=True))
-
-
-def _answered(plan: Plan, texts: int, runtime: Runtime, members: Sequence[Member]) -> list[dict[str, float]]:
-    """Of each text, task name to the weight of its adapter; for a gate 1 for each adapter that competed."""
-    tasks = {member.adapter: member.task for member in members}
-    if plan.weights is None:
-        competed = [tasks.get(digest, digest[:12]) for digest in plan.members] or [member.task for member in members]
-        return [dict.fromkeys(competed, 1.0) for _ in range(texts)]
-    names = [tasks.get(digest, digest[:12]) for digest in runtime.stack.names]
-    rows = np.broadcast_to(plan.weights, (texts, len(names)))
-    return [{names[k]: float(row[k]) for k in np.flatnonzero(row)} for row in rows]

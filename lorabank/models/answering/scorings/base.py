@@ -83,7 +83,7 @@ class Scoring(ABC):
 
 
 def most_likely(labels: Sequence[str], scores: NDArray[np.float64]) -> Answers:
-    """The label with the highest score of each row, and its share: the softmax of the row.
+    """The label with the highest score of each row, and the shares of all: the softmax of the row.
 
     Args:
         labels: L labels.
@@ -92,4 +92,4 @@ def most_likely(labels: Sequence[str], scores: NDArray[np.float64]) -> Answers:
     best = scores.argmax(1)
     share = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
     probabilities = share[np.arange(len(scores)), best].astype(np.float32)
-    return Answers(tuple(labels[k] for k in best), probabilities)
+    return Answers(tuple(labels[k] for k in best), probabilities, share)

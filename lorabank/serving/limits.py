@@ -1,0 +1,145 @@
+"""What every call must pass before it is read: the token, the size of its body, and a server that takes calls."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from lorabank.serving.config import ServeConfig
+from lorabank.serving.errors import CallError, not_serving
+from lorabank.serving.metrics import Meter
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN = ("/health", "/ready")
+"""Paths that need no token: a supervisor asks them."""
+
+ENDPOINTS = (
+    "/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/classify", "/v1/route", "/v1/bank", "/metrics", *OPEN
+)  # fmt: skip
+"""What is counted by its name; any other path is counted as one."""
+
+
+class Gate:
+    """The outermost layer of the application.
+
+    Args:
+        app: The application.
+        config: Limits.
+        token: What callers must bring; None for nothing.
+        local: Whether only calls to this machine by a loopback name are taken, so that no web page can make a browser
+            ask under a name of its own.
+        meter: Counts.
+
+    Attributes:
+        closing: Whether new calls are refused.
+        open_calls: Calls under way.
+    """
+
+    def __init__(self, app: App, config: ServeConfig, token: str | None, *, local: bool, meter: Meter) -> None:
+        self.closing = False
+        self.open_calls = 0
+        self._app, self._config, self._local, self._meter = app, config, local, meter
+        self._bearer = None if token is None else f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a call on, or refuse it."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        status, begun = 500, time.monotonic()
+        name = scope["path"] if scope["path"] in ENDPOINTS else "other"
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        self.open_calls += 1
+        try:
+            self._check(scope)
+            await self._app(scope, await self._read(scope, receive), sending)
+        except CallError as error:
+            refusal = JSONResponse(error.body, error.status, error.headers | {"connection": "close"})
+            await refusal(scope, receive, sending)
+        finally:
+            self.open_calls -= 1
+            self._meter.requests.labels(name, str(status)).inc()
+            self._meter.seconds.labels(name).observe(time.monotonic() - begun)
+
+    def _check(self, scope: Scope) -> None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        if self._local and not _is_local(headers.get(b"host", b"").decode("latin-1")):
+            raise CallError(403, "without a token the server answers only calls to localhost", code="host")
+        if scope["path"] in OPEN:
+            return
+        if self._bearer is not None and not hmac.compare_digest(headers.get(b"authorization", b""), self._bearer):
+            raise CallError(401, "the token is missing or wrong: Authorization: Bearer TOKEN", code="invalid_api_key")
+        if self.closing:
+            raise not_serving("stopping")
+
+    async def _read(self, scope: Scope, receive: Receive) -> Receive:
+        """The whole body, and what gives it again.
+
+        Raises:
+            CallError: It is too large, or does not arrive.
+        """
+        most = self._config.max_body
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if length.isdigit() and int(length[:20]) > most:
+            raise _too_large(most)
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self._config.seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        break
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > most:
+                        raise _too_large(most)
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            raise CallError(408, f"the body did not arrive within {self._config.seconds:g} seconds") from None
+        given: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+
+        async def again() -> Message:
+            return given.pop() if given else await receive()
+
+        return again
+
+
+def _too_large(most: int) -> CallError:
+    return CallError(413, f"the body has more than {most} bytes", code="body_too_large")
+
+
+def _is_local(host: str) -> bool:
+    """Whether the header Host names this machine by a loopback name."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    return is_loopback(name.strip("[]"))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address reaches this machine alone."""
+    if host.lower() in ("localhost", "localhost."):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,188 @@
+"""``lorabank serve`` as a process on a Unix socket, asked by OpenAI's own client."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from lorabank import api
+from lorabank.core.config import ComposeConfig, GenerateConfig, PredictConfig
+from tests.contract.serving import HOST, Process, listens, serving, until
+from tests.contract.test_text_to_text import Place
+
+TOKEN = "a-token-for-tests"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: Any, save_language_model: Any) -> Place:
+    folder = tmp_path_factory.mktemp("served")
+    made = Place("llama", folder, save_language_model(folder / "base", "llama"))
+    api.compose(made.bank, ComposeConfig(mode="routed", router="kmeans", device="cpu"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(place: Place, tmp_path_factory: Any) -> Iterator[Process]:
+    with serving(place.bank, tmp_path_factory.mktemp("s"), LORABANK_TOKEN=TOKEN) as process:
+        yield process
+
+
+@pytest.fixture
+def client(server: Process) -> Iterator[openai.OpenAI]:
+    http = httpx.Client(transport=httpx.HTTPTransport(uds=str(server.socket)))
+    with openai.OpenAI(base_url=f"{HOST}/v1", api_key=TOKEN, http_client=http, max_retries=0) as made:
+        yield made
+
+
+def user(text: str) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+def test_a_conversation_with_every_endpoint(place: Place, client: openai.OpenAI) -> None:
+    models = {model.id: model for model in client.models.list()}
+    assert list(models)[:7] == ["labelled", "pairs", "chat", "alpaca", "shared", "plain", "routed"]
+    assert models["labelled"].labels == ["cold", "warm"]  # type: ignore[attr-defined]
+    assert client.models.retrieve("chat").kind == "task"  # type: ignore[attr-defined]
+
+    raw = client.chat.completions.with_raw_response.create(
+        model="chat", messages=user("Tell me about snow"), max_tokens=12
+    )
+    answer = raw.parse()
+    (expected,) = api.generate(
+        place.bank, ["Tell me about snow"], GenerateConfig(task="chat", max_new_tokens=12, device="cpu")
+    )
+    assert answer.choices[0].message.content == expected.label
+    assert raw.headers["x-lorabank-task"] == answer.lorabank["task"] == "chat"  # type: ignore[attr-defined]
+    assert answer.usage is not None
+    assert 0 < answer.usage.completion_tokens <= 12
+    turns = [*user("Tell me about snow"), {"role": "assistant", "content": "It is cold."}, *user("And fog?")]
+    assert client.chat.completions.create(model="chat", messages=turns, max_tokens=3).choices[0].finish_reason
+
+    stream = client.chat.completions.create(
+        model="chat",
+        messages=user("Tell me about snow"),
+        max_completion_tokens=12,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
+    assert "".join(pieces) == expected.label
+    assert len(pieces) > 1
+    assert chunks[-1].usage == answer.usage
+    assert chunks[-2].choices[0].finish_reason == answer.choices[0].finish_reason
+
+    label = client.chat.completions.create(
+        model="labelled", messages=user("sun 0"), logprobs=True, top_logprobs=2
+    ).choices[0]
+    (predicted,) = api.predict(place.bank, ["sun 0"], PredictConfig(task="labelled", device="cpu"))
+    assert label.message.content == predicted.label
+    assert label.logprobs is not None
+    assert label.logprobs.content is not None
+    assert len(label.logprobs.content[0].top_logprobs) == 2
+
+    completion = client.completions.create(
+        model="pairs", prompt=["What of ice?", "What of dew?"], max_tokens=8, temperature=1.5, seed=3
+    )
+    drawn = api.generate(
+        place.bank,
+        ["What of ice?", "What of dew?"],
+        GenerateConfig(task="pairs", max_new_tokens=8, temperature=1.5, seed=3, device="cpu"),
+    )
+    assert [choice.text for choice in completion.choices] == [one.label for one in drawn]
+    whole = client.completions.create(model="plain", prompt="The fog", max_tokens=12).choices[0].text
+    streamed = client.completions.create(model="plain", prompt="The fog", max_tokens=12, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == whole
+    stop = whole[len(whole) // 2]
+    cut = client.completions.create(model="plain", prompt="The fog", max_tokens=12, stop=stop).choices[0]
+    assert (cut.text, cut.finish_reason) == (whole[: whole.index(stop)].strip(), "stop")
+
+    labelled = client.post("/classify", body={"model": "labelled", "input": ["sun 0"]}, cast_to=httpx.Response)
+    assert labelled.json()["data"][0]["label"] == predicted.label
+    routed = client.post("/route", body={"model": "routed", "input": "What of ice?"}, cast_to=httpx.Response)
+    assert routed.json()["data"][0]["task_id"] == "routed"
+    assert client.get("/bank", cast_to=httpx.Response).json()["base"]["task_type"] == "CAUSAL_LM"
+
+
+def test_errors_are_those_of_the_client(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="there is no task or composition 'nowhere'"):
+        client.chat.completions.create(model="nowhere", messages=user("a"))
+    with pytest.raises(openai.UnprocessableEntityError, match="logprobs are those of labels"):
+        client.chat.completions.create(model="chat", messages=user("a"), logprobs=True, stream=True)
+    with pytest.raises(openai.UnprocessableEntityError, match="answers single messages"):
+        client.chat.completions.create(model="pairs", messages=[*user("a"), *user("b")])
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="wrong").models.list()
+
+
+def test_a_caller_that_hangs_up_frees_the_model(server: Process) -> None:
+    """What nobody waits for is not generated: the next call does not wait for a thousand tokens."""
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    long = {"model": "plain", "prompt": "The fog", "max_tokens": 250, "temperature": 2.0, "stream": True}
+    with server.client(headers=headers) as http:
+        before = float(http.get("/metrics").text.split('lorabank_tokens_total{kind="generated"} ')[1].split()[0])
+        for _ in range(3):
+            with http.stream("POST", "/v1/completions", json=long) as answer:
+                next(answer.iter_lines())
+        assert http.post("/v1/completions", json={**long, "stream": False, "max_tokens": 1}).status_code == 200
+        after = float(http.get("/metrics").text.split('lorabank_tokens_total{kind="generated"} ')[1].split()[0])
+    assert after - before < 3 * 250
+
+
+def test_sigterm_refuses_new_calls_and_finishes_what_is_under_way(place: Place, tmp_path: Path) -> None:
+    long = {"model": "plain", "prompt": "The fog", "max_tokens": 250, "temperature": 2.0, "seed": 1, "stream": True}
+    with serving(place.bank, tmp_path, "--json") as server, server.client() as http, server.client() as other:
+        assert other.get("/v1/models").status_code == 200
+        with http.stream("POST", "/v1/completions", json=long) as answer:
+            lines = answer.iter_lines()
+            first = next(lines)
+            server.process.send_signal(signal.SIGTERM)
+
+            def refused() -> bool:
+                return not listens(server.socket) or other.get("/v1/models").status_code == 503
+
+            until(refused, 10)
+            rest = [first, *lines]
+        assert rest[-2:] == ["data: [DONE]", ""]
+        chunks = [json.loads(line.removeprefix("data: ")) for line in rest if line.startswith("data: {")]
+        assert chunks[-1]["choices"][0]["finish_reason"] in ("stop", "length")
+        out, err = server.process.communicate(timeout=60)
+        assert server.process.returncode == 0, err
+        started = json.loads(out)
+        assert started["address"] == f"unix:{server.socket}"
+        assert started["tasks"] == ["labelled", "pairs", "chat", "alpaca", "shared", "plain"]
+        assert not server.socket.exists()
+
+
+def test_what_another_process_adds_answers_within_seconds(place: Place, server: Process) -> None:
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    with server.client(headers=headers) as http:
+        done = threading.Event()
+        codes: list[int] = []
+
+        def ask() -> None:
+            with server.client(headers=headers) as own:
+                body = {"model": "labelled", "input": ["sun 0", "rain 1"]}
+                while not done.is_set():
+                    codes.append(own.post("/v1/classify", json=body).status_code)
+
+        asker = threading.Thread(target=ask)
+        asker.start()
+        api.compose(place.bank, ComposeConfig(mode="merged", name="sum", scores=False, device="cpu"))
+        added = time.monotonic()
+        body = {"model": "sum", "input": "sun 0"}
+        until(lambda: http.post("/v1/classify", json=body).status_code != 404, 20)
+        took = time.monotonic() - added
+        done.set()
+        asker.join()
+    assert took < 5  # two seconds where nothing else computes
+    assert set(codes) == {200}
