@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from lorabank.algebra.factors import lora_scaling
 
@@ -26,6 +26,51 @@ class TaskFact:
     data: bytes
 
 
+class Memory(NamedTuple):
+    """What a training has of an earlier task.
+
+    Attributes:
+        place: The task's place among the earlier ones, from 0.
+        head: The number of its head, for `TrainContext.inputs`; None for a model without heads.
+        rows: The numbers of its rows that are trained on again, in the order in which the task keeps them.
+    """
+
+    place: int
+    head: int | None
+    rows: range
+
+
+class Each(Protocol):
+    """A loss of single terms: the label of a row, or one token of its answer."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, rows: Tensor, /) -> Tensor:
+        """A loss ``[n]``.
+
+        Args:
+            logits: float32 ``[n, choices]``.
+            labels: int64 ``[n]``.
+            rows: int64 ``[n]``: the number of the row of each term. All terms of a row lie side by side.
+        """
+
+
+class Inputs(Protocol):
+    """Rows by their numbers as inputs."""
+
+    def __call__(self, rows: Sequence[int], head: int | None = None) -> dict[str, Tensor]:
+        """A batch on the model's device, every row under this head, by default under its own task's."""
+
+
+class Texts(Protocol):
+    """Texts as inputs."""
+
+    def __call__(self, texts: Sequence[str], /) -> Iterable[dict[str, Tensor]]:
+        """Batches of them, on the model's device, with labels only for an encoder-decoder."""
+
+
+def _equal(labels: Tensor, rows: Tensor) -> float:
+    return 1.0
+
+
 @dataclass(frozen=True)
 class TrainContext:
     """What there is when an adapter begins.
@@ -40,6 +85,17 @@ class TrainContext:
         objects: Role to what each earlier task recorded under it, in sequence order.
         batches: Gives the task's own training rows in order, as inputs on the model's device.
         loss: Mean loss of a batch.
+        inputs: Gives rows by their numbers as inputs on the model's device, under their own tasks' heads or a given
+            one. The task's own rows are numbered first.
+        mean: The mean over the labelled terms of a batch of an `Each`.
+        weight: What each term of a loss counts, by its label and the number of its row: for the task's own rows the
+            class weight of the label, else 1.
+        memory: The earlier tasks whose rows or heads the strategy asked for, in sequence order.
+        kept: Numbers of the own rows that the bank keeps for later tasks, in its order.
+        rows: How many rows are the task's own, those that `inputs` numbers first; 0 where they are not known.
+        texts: Gives texts that are of no task as inputs on the model's device, padded on the right; None where there
+            is no tokenizer.
+        apart: Numbers of the own rows that are in no epoch, since the variant passes them itself.
     """
 
     model: PreTrainedModel
@@ -51,6 +107,18 @@ class TrainContext:
     objects: Mapping[str, Sequence[TaskFact]]
     batches: Callable[[], Iterable[dict[str, Tensor]]]
     loss: Callable[[nn.Module, dict[str, Tensor]], Tensor]
+    inputs: Inputs
+    mean: Callable[[Each, nn.Module, dict[str, Tensor]], Tensor]
+    memory: Sequence[Memory] = ()
+    kept: Sequence[int] = ()
+    rows: int = 0
+    texts: Texts | None = None
+    weight: Callable[[Tensor, Tensor], Tensor | float] = _equal
+    apart: Sequence[int] = ()
+
+    def without_past(self) -> TrainContext:
+        """What there is during and after training: ``earlier``, ``initial`` and ``objects`` are let go."""
+        return replace(self, earlier=None, initial=None, objects={})
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ from lorabank.algebra.stack import AdapterStack
 from lorabank.algebra.subspaces import rank, row_space, subspace_overlaps
 from lorabank.models.facts.fisher import Anchor
 from lorabank.training.layers.layer import LoraLinear
+from lorabank.training.loop.shared_block import Arena
 from lorabank.training.penalties.base import FactorGroup
-from lorabank.training.shared_block import Arena
 
 NOBODY = -1
 """Owner of a row that only fills up a group."""
@@ -92,7 +92,8 @@ def overlap_report(new: LoraFactors, earlier: AdapterStack | None) -> dict[str, 
     Returns:
         ``overlap``: earlier adapter to the mean, over the modules that both adapt, of the mean squared cosine of the
         principal angles; ``capacity_by_module``: module to ``(d_in - rank of all A) / d_in``, 0 when no orthogonal
-        direction is left; ``capacity_left``: the smallest of these.
+        direction is left; ``capacity_left``: the smallest of these; ``directions_left``: the smallest
+        ``d_in - rank of all A``.
     """
     rows = {name: (factors.A, factors.owner) for name, factors in earlier.modules.items()} if earlier else {}
     return _report(new.A, earlier.names if earlier else (), rows)
@@ -102,18 +103,20 @@ def _report(
     new: Mapping[str, Tensor], names: Sequence[str], earlier: Mapping[str, tuple[Tensor, Tensor]]
 ) -> dict[str, Any]:
     shared: dict[str, list[float]] = {name: [] for name in names}
-    left = {}
+    left, directions = {}, {}
     for module, a in new.items():
         rows, owner = earlier.get(module, (a[:0], torch.zeros(0, dtype=torch.long)))
         rows = rows.to(a)
-        left[module] = 1 - rank(torch.cat([a, rows])) / a.shape[1]
+        used = rank(torch.cat([a, rows]))
+        left[module], directions[module] = 1 - used / a.shape[1], a.shape[1] - used
         counts = owner.bincount(minlength=len(names)).tolist()  # the rows of an adapter lie side by side
         adapters = [(name, count) for name, count in zip(names, counts, strict=True) if count]
         values = subspace_overlaps(a, rows, [count for _, count in adapters])
         for (name, _), value in zip(adapters, values, strict=True):
             shared[name].append(value)
     overlap = {name: sum(values) / len(values) if values else 0.0 for name, values in shared.items()}
-    return {"overlap": overlap, "capacity_left": min(left.values()), "capacity_by_module": left}
+    tightest = {"capacity_left": min(left.values()), "directions_left": min(directions.values())}
+    return {"overlap": overlap, **tightest, "capacity_by_module": left}
 
 
 def _group(

@@ -108,11 +108,12 @@ def design_adapter(
 ) -> dict[str, Tensor]:
     """`design_A` for every module; modules with the same inputs get the same A, computed once.
 
-    A finished task that did not adapt a module says nothing of its inputs and is left out there.
+    A finished task that did not adapt a module says nothing of its inputs and is left out there. A module into which
+    the new task feeds nothing, an expert to which no token was sent, gets no A: `outside` is for it.
     """
     done: dict[tuple[str | None, ...], Tensor] = {}
     designed = {}
-    for module in modules:
+    for module in (module for module in modules if module in current.shared):
         known = [task for task in earlier if module in task.shared]
         key = (current.shared[module], *(task.shared.get(module) for task in earlier))
         if key not in done:
@@ -121,6 +122,15 @@ def design_adapter(
             )
         designed[module] = done[key].clone()
     return designed
+
+
+def outside(earlier: Sequence[InputCovariance], module: str, A: Tensor, *, threshold: float = 0.98) -> Tensor:
+    """An A ``[r, d_in]`` without what earlier tasks fed into the module, by the memory of `input_memory`."""
+    known = [task.of(module) for task in earlier if module in task.shared]
+    if not known:
+        return A
+    memory = input_memory(known, threshold=threshold).to(A.device)
+    return (A.double() - (A.double() @ memory) @ memory.T).to(A.dtype)
 
 
 def _outside(memory: Tensor, energy: Tensor, power: int) -> tuple[Tensor, Tensor]:

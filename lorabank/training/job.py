@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from lorabank.core.commands import Command
 from lorabank.core.config import TrainConfig
 from lorabank.models.answering.scorings.base import Scoring
 from lorabank.models.bases.open_base import OpenBase
+from lorabank.models.facts.curves import LearningCurve
 from lorabank.training.context import TaskFact
 from lorabank.training.strategies.base import Strategy
 from lorabank.training.tracking import Tracking
@@ -30,7 +31,9 @@ class Replayed:
         labels: The task's labels; empty for free text.
         template: Prompt of a text, with ``{text}``; None where the text is the prompt.
         max_length: Maximum tokens of a row, as that task had them.
-        head: State of the task's head, which is not trained again; empty for a model without heads.
+        head: State of the task's head, which is not trained again; empty where the rows are judged by the new head,
+            and for a model without heads.
+        place: The task's place among the earlier ones, from 0.
     """
 
     texts: Sequence[str]
@@ -39,6 +42,7 @@ class Replayed:
     template: str | None
     max_length: int
     head: Mapping[str, Tensor]
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class TrainJob:
         targets: For each text its label or completion.
         labels: The task's labels; empty for free text.
         template: Prompt of a text, with ``{text}``; None where the text is the prompt.
+        held_texts: Texts that are held out of the training, and measured between its steps.
+        held_targets: For each of these its label or completion.
         scoring: How the task will be asked; None for a classifier.
         earlier: Reads all ready adapters of the bank, stacked; None for the first task. Called once: what training
             needs of them is folded into the weights or copied, the rest is let go.
@@ -60,7 +66,10 @@ class TrainJob:
         continued: Name in ``earlier`` of the adapter that continues training, or None.
         work: Folder of the run's checkpoints.
         number: How many adapters the bank was ever given, removed ones too: no two of its trainings have the same.
-        replayed: Rows of earlier tasks that are trained on again.
+        replayed: Rows of earlier tasks that are trained on again, and the heads that are asked again.
+        kept: Numbers of the ``texts`` that the bank keeps for later tasks, in its order.
+        earlier_head: State of the shared head that the new one grows from, whose labels come first; empty for a head
+            that begins anew.
         objects: Role to what each earlier task recorded under it, in sequence order.
         resume: Whether to resume from the newest whole checkpoint.
         restart: What a user types to train from the first step on, where a checkpoint cannot be used.
@@ -79,12 +88,21 @@ class TrainJob:
     work: Path
     number: int
     template: str | None = None
+    held_texts: Sequence[str] = ()
+    held_targets: Sequence[str] = ()
     scoring: Scoring | None = None
     replayed: tuple[Replayed, ...] = ()
+    earlier_head: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: Sequence[int] = ()
     objects: Mapping[str, Sequence[TaskFact]] = field(default_factory=dict)
     resume: bool = False
     restart: Command | None = None
     tracking: Tracking = field(default_factory=Tracking)
+
+    @property
+    def answers(self) -> Literal["own", "newest"] | None:
+        """What answers for the task after later ones: as the strategy says, but under a shared head the newest."""
+        return "newest" if self.config.head == "shared" else self.strategy.answers
 
 
 @dataclass(frozen=True)
@@ -100,6 +118,7 @@ class TrainedAdapter:
         max_length: Tokens of a text: what was asked for, or the model's limit.
         objects: Role to the bytes of what later tasks need.
         metrics: Last losses, overlap with each earlier adapter, capacity, rows cut and dropped.
+        curve: How the training went; None where its steps were not recorded.
     """
 
     factors: LoraFactors
@@ -114,3 +133,4 @@ class TrainedAdapter:
     device: str
     metrics: dict[str, Any]
     objects: dict[str, bytes]
+    curve: LearningCurve | None = None

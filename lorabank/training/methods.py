@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from lorabank.core.commands import Command
-from lorabank.core.config import TrainConfig
+from lorabank.core.config import LEARNING_RATE, TrainConfig
 from lorabank.core.errors import ConfigError
+from lorabank.core.machine import distributed as processes
 from lorabank.core.methods import with_settings
-from lorabank.core.shelves import PENALTIES, ROWS, STARTS, STRATEGIES, TRAINING, VARIANTS
+from lorabank.core.shelves import OPTIMIZERS, PENALTIES, ROWS, SAVINGS, STARTS, STRATEGIES, TRAINING, VARIANTS
 
 if TYPE_CHECKING:
+    from lorabank.training.optimizers.base import Optimizer
     from lorabank.training.penalties.base import Penalty
+    from lorabank.training.savings.base import Saving
     from lorabank.training.starts.base import FactorStart
     from lorabank.training.strategies.base import Strategy
     from lorabank.training.variants.base import Variant
@@ -26,25 +30,44 @@ class TrainMethods(NamedTuple):
     strategy: Strategy
     variant: Variant
     start: FactorStart
+    optimizer: Optimizer
     penalty_name: str | None
     penalty: Penalty | None = None
+    savings: tuple[Saving, ...] = ()
+
+    @property
+    def shifts(self) -> bool:
+        """Whether an initial product is taken out of the weight in memory, so that the adapter has twice the rank."""
+        return self.start.shifts or self.variant.shifts
 
 
 def chosen_methods(config: TrainConfig) -> TrainMethods:
-    """The strategy, variant and start, and the penalty of the settings or the strategy's own.
+    """The strategy, variant, start, optimizer and savings, and the penalty of the settings or the strategy's own.
 
     Raises:
-        ConfigError: A name is on no shelf, ``--set`` does not fit the methods (names all that is wrong), or the
-            variant cannot be trained with the strategy and the start.
+        ConfigError: A name is on no shelf, ``--set`` does not fit the methods (names all that is wrong), the variant
+            cannot be trained with the strategy and the start, with a saving or with other settings, or two savings do
+            not go together.
     """
     chosen = [(STRATEGIES, config.strategy), (VARIANTS, config.variant), (STARTS, config.start)]
+    chosen.append((OPTIMIZERS, config.optimizer))
+    savings = tuple(dict.fromkeys(config.savings))
+    chosen += [(SAVINGS, saving) for saving in savings]
     name = config.penalty or STRATEGIES.load(config.strategy).penalty
     named = name if name and name != NONE else None
     if named:
         chosen.append((PENALTIES, named))
-    strategy, variant, start, *penalty = with_settings(chosen, config.set, among=TRAINING, besides=ROWS)
-    found = TrainMethods(strategy, variant, start, named, *penalty)
-    if reason := found.variant.refuses(found.strategy, found.start):
+    strategy, variant, start, optimizer, *rest = with_settings(chosen, config.set, among=TRAINING, besides=ROWS)
+    penalty = rest[-1] if named else None
+    found = TrainMethods(strategy, variant, start, optimizer, named, penalty, tuple(rest[: len(savings)]))
+    if found.variant.moments and not optimizer.moments:
+        raise ConfigError(
+            f"variant {config.variant!r} changes the means of gradients that Adam keeps, and optimizer "
+            f"{config.optimizer!r} does not",
+            hint=f"leave --optimizer out ({TrainConfig.optimizer}), or use another --variant",
+            unchanged="nothing was changed",
+        )
+    if reason := found.variant.refuses(replace(found.strategy, penalty=named), found.start):
         raise ConfigError(
             f"strategy {config.strategy!r}, variant {config.variant!r} and start {config.start!r} do not go together: "
             f"{reason}",
@@ -52,9 +75,51 @@ def chosen_methods(config: TrainConfig) -> TrainMethods:
             commands=[Command("methods", config.variant), Command("methods", config.start)],
             unchanged="nothing was changed",
         )
+    if unfit := found.variant.unfit(config):
+        raise unfit
+    if len(attending := [name for name, own in zip(savings, found.savings, strict=True) if own.attends]) > 1:
+        raise ConfigError(
+            f"savings {' and '.join(map(repr, attending))} do not go together: each replaces the attention",
+            hint="choose one of them",
+            unchanged="nothing was changed",
+        )
+    for saving, own in zip(savings, found.savings, strict=True):
+        if reason := found.variant.refuses_saving(partial=own.partial):
+            raise ConfigError(
+                f"variant {config.variant!r} and saving {saving!r} do not go together: {reason}",
+                hint=f"leave out --saving {saving}, or choose another --variant",
+                commands=[Command("methods", config.variant), Command("methods", saving)],
+                unchanged="nothing was changed",
+            )
     return found
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Refuse methods that could not train here, before anything is trained.
+
+    Raises:
+        ConfigError, MissingExtraError: As `chosen_methods`, or as the optimizer refuses the device.
+    """
+    from lorabank.models.bases.loading import resolve_device
+
+    device = resolve_device(processes.device_name(config.device)).type
+    if refusal := chosen_methods(config).optimizer.refusal(device):
+        raise refusal
 
 
 def chosen_strategy(config: TrainConfig) -> Strategy:
     """The strategy with its settings; errors as of `chosen_methods`."""
     return chosen_methods(config).strategy
+
+
+def learning_rate(config: TrainConfig) -> float:
+    """The learning rate of the settings; where they give none the variant's own, or the one of most variants."""
+    if config.learning_rate is not None:
+        return config.learning_rate
+    own: float | None = VARIANTS.load(config.variant).learning_rate
+    return LEARNING_RATE if own is None else own
+
+
+def filled_in(config: TrainConfig) -> TrainConfig:
+    """The settings with the learning rate that they are trained with."""
+    return replace(config, learning_rate=learning_rate(config))

@@ -7,8 +7,8 @@ While task t is learnt, an adapted module with input x computes
     L = task loss + lambda sum |u|
 
 with one z per token. The task loss reaches A_t, B_t (through h_t and through z_t) and every u_k, c_k, c_0; A_k and B_k
-of k < t never change. The equations are those of `lorabank.models.gates.attention`, where it is said what is known of
-the paper; what a trained selector answers afterwards is exactly a `Mixture` attending over all t adapters.
+of k < t never change. The equations are those of `lorabank.models.gates.attention_token`, which says what is known
+of the paper; what a trained selector answers afterwards is exactly a `Mixture` attending over all t adapters.
 
 The selector may start from the one that an earlier task ended with: u_k, c_k, c_0 of the adapters that it knew, zeros
 for the others. The first task has nothing to select from: it is trained as a plain adapter.
@@ -25,8 +25,10 @@ from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack, StackedFactors
-from lorabank.models.bases.sites import WrappedLinear, bias_of, matrix_of, site_of
-from lorabank.models.gates.attention import Selector
+from lorabank.algebra.states import StateStack
+from lorabank.models.bases.sites import WrappedLinear, bias_of, site_of, weight_of
+from lorabank.models.gates.attention_token import Selector
+from lorabank.models.gates.base import key_of, module_of
 from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.penalties.base import FactorGroup, Penalty
 
@@ -64,7 +66,7 @@ class AttendedLoraLinear(LoraLinear):
         self._name = name
         self._earlier = earlier
         self._selector = (selector,)  # in a tuple: the model owns it, not each layer
-        newest = selector.c[name.replace(".", "/")].shape[0] - 1
+        newest = selector.c[key_of(name)].shape[0] - 1
         self._owner = torch.cat([earlier.owner, torch.full((r,), newest, device=earlier.owner.device)])
         self._scale = torch.cat([earlier.scale, torch.full((r,), scaling, device=earlier.scale.device)])
         self._gain = _with_newest(earlier.gain)
@@ -72,8 +74,9 @@ class AttendedLoraLinear(LoraLinear):
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
         self._mark_called()
-        dropped = F.dropout(x, self.dropout, self.training).to(self.lora_A.dtype)
-        h = torch.cat([F.linear(x.to(self._earlier.A.dtype), self._earlier.A), F.linear(dropped, self.lora_A)], -1)
+        p, plain = self.dropout if self.training else 0.0, self.kind is None or self.kind.plain
+        dropped = F.dropout(x, p) if plain else x  # before x is read: the order in which x's gradients are added up
+        h = torch.cat([_read(self, x, self._earlier.A), _read(self, dropped, self.lora_A, 0.0 if plain else p)], -1)
         factors = StackedFactors(
             torch.cat([self._earlier.A, self.lora_A]),
             torch.cat([self._earlier.B, self.lora_B], dim=1),
@@ -81,8 +84,7 @@ class AttendedLoraLinear(LoraLinear):
             self._scale,
             self._gain,
         )
-        out: Tensor = self.base(x)
-        return out + _attended(self._selector[0], self._name, factors, h, out, bias_of(self.base)).to(out.dtype)
+        return _answered(self, x, h, factors, self._selector[0], self._name)
 
 
 class AttendedLinear(WrappedLinear):
@@ -104,9 +106,7 @@ class AttendedLinear(WrappedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
         self._mark_called()
-        h = F.linear(x.to(self._earlier.A.dtype), self._earlier.A)
-        out: Tensor = self.base(x)
-        return out + _attended(self._selector[0], self._name, self._earlier, h, out, bias_of(self.base)).to(out.dtype)
+        return _answered(self, x, _read(self, x, self._earlier.A), self._earlier, self._selector[0], self._name)
 
 
 class SelectorL1(Penalty):
@@ -155,7 +155,7 @@ def attach_attended_adapter(
     bases = {name: site_of(model, name).module for name in dict.fromkeys([*factors.A, *earlier.modules])}
     known_of = {name: earlier.modules.get(name) or _nothing(base) for name, base in bases.items()}
     names = (*earlier.names, "")  # the new adapter has no name yet
-    selector = Selector(AdapterStack(names, known_of))
+    selector = Selector(StateStack.apart(AdapterStack(names, known_of)))
     if warm is not None:
         warm_start(selector, names, warm, warm_names)
     layers: dict[str, LoraLinear] = {}
@@ -187,11 +187,31 @@ def warm_start(
     shared = [(i, stored_names.index(name)) for i, name in enumerate(names) if name in stored_names]
     to, of = [i for i, _ in shared], [j for _, j in shared]
     for key, zero in selector.c_zero.items():
-        module = key.replace("/", ".")
+        module = module_of(key)
         if f"c_zero:{module}" in stored:
             zero.copy_(stored[f"c_zero:{module}"])
             selector.u[key][to] = stored[f"u:{module}"][of].to(selector.u[key])
             selector.c[key][to] = stored[f"c:{module}"][of].to(selector.c[key])
+
+
+def _read(layer: WrappedLinear, x: Tensor, A: Tensor, p: float = 0.0) -> Tensor:
+    """``A x [..., R]``; where the kind reads x itself, it drops it too."""
+    kind = layer.kind
+    if kind is None or kind.plain:
+        return F.linear(x.to(A.dtype), A)
+    return kind.down(layer.base, x.to(A.dtype) if x.is_floating_point() else x, A, p)
+
+
+def _answered(
+    layer: WrappedLinear, x: Tensor, h: Tensor, factors: StackedFactors, selector: Selector, name: str
+) -> Tensor:
+    """What the base answers, with the adapters under attention."""
+    kind, base = layer.kind, layer.base
+    out: Tensor = base(x)
+    if kind is None or kind.plain:
+        return out + _attended(selector, name, factors, h, out, bias_of(base)).to(out.dtype)
+    y = kind.answer_rows(base, out)
+    return kind.answer(base, y + _attended(selector, name, factors, h, y, bias_of(base)).to(out.dtype))
 
 
 def _attended(
@@ -202,11 +222,13 @@ def _attended(
     Scores are in the factors' precision always.
     """
     h = h.to(factors.A.dtype)
+    count = selector.c[key_of(name)].shape[0]
+    members = StateStack(AdapterStack(("",) * count, {name: factors}), torch.eye(count, device=h.device))
     if factors.gain is None:
-        attention = selector.attention(name, factors, h)[..., 1:]
+        attention = selector.attention(name, members, h)[..., 1:]
         return F.linear(h * factors.row_weights(attention), factors.B)
     wx = (out if bias is None else out - bias).to(h.dtype)
-    attention = selector.attention(name, factors, h, wx)[..., 1:]
+    attention = selector.attention(name, members, h, wx)[..., 1:]
     return F.linear(h * factors.row_weights(attention), factors.B) + (attention @ (factors.gain - 1)) * wx
 
 
@@ -217,7 +239,7 @@ def _with_newest(gain: Tensor | None) -> Tensor | None:
 
 def _nothing(base: nn.Module) -> StackedFactors:
     """No adapter at all on a module."""
-    (d_out, d_in), like = matrix_of(base).shape, torch.zeros(0, device=matrix_of(base).device)
+    (d_out, d_in), like = weight_of(base).shape, torch.zeros(0, device=weight_of(base).device)
     return StackedFactors(
         like.new_zeros(0, d_in), like.new_zeros(d_out, 0), torch.zeros(0, dtype=torch.long, device=like.device), like
     )

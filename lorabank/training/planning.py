@@ -7,18 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import transformers
-from transformers import AutoConfig, PreTrainedModel
 
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.task_kinds import task_kind
 from lorabank.models.bases.loading import find_head_modules, input_limit
 from lorabank.models.bases.open_base import OpenBase
-from lorabank.models.bases.quiet import quiet_transformers
-from lorabank.models.bases.resolving import locate_base
-from lorabank.models.bases.sites import Site, matrix_of
-from lorabank.models.bases.targets import find_targets
+from lorabank.models.bases.sites import Site, sizes_of
+from lorabank.models.bases.targets import Targets, find_targets
 from lorabank.models.tasks.heads import build_head
 from lorabank.training.methods import TrainMethods, chosen_methods
 from lorabank.training.penalties.base import Penalty
@@ -28,7 +24,8 @@ from lorabank.training.strategies.base import Strategy
 def resolve_penalties(config: TrainConfig, strategy: Strategy) -> list[tuple[str, float, Penalty]]:
     """Name, weight and object of each penalty that the settings ask for."""
     chosen: list[tuple[str, float, Penalty]] = []
-    *_, name, penalty = chosen_methods(config)
+    methods = chosen_methods(config)
+    name, penalty = methods.penalty_name, methods.penalty
     if name and penalty:
         weight = penalty.default_weight if config.penalty_weight is None else config.penalty_weight
         chosen += [(name, weight, penalty), *penalty.besides()]
@@ -72,17 +69,12 @@ def plan_adapter(base: OpenBase, config: TrainConfig, labels: int, earlier: int 
         earlier: How many adapters the bank was given before.
 
     Raises:
-        ConfigError: There is nothing to adapt, or a weight has the wrong shape for the start.
+        LorabankError: As of `check_fit`.
     """
-    model = _shapes(base)
+    model = base.shapes
     kind = task_kind(base.record.task_type)
-    head_modules = find_head_modules(model, set(), base.record.name) if kind.has_head else ()
-    targets = find_targets(model, config.target_modules, head_modules, config.first_layer)
-    methods = chosen_methods(config)
-    for site in targets.sites:
-        if refusal := methods.start.refusal(site, config.r, earlier):
-            raise refusal
-    adapter = sum(methods.variant.parameters(site.d_out, site.d_in, config.r) for site in targets.sites)
+    methods, targets, head_modules = _fitting(base, config, earlier)
+    adapter = methods.variant.trained(targets.sites, config.r)
     head = build_head(model, head_modules, labels, config.seed).state() if kind.has_head else {}
     of_head = sum(tensor.numel() for tensor in head.values())
     return AdapterPlan(
@@ -95,23 +87,69 @@ def plan_adapter(base: OpenBase, config: TrainConfig, labels: int, earlier: int 
     )
 
 
+def check_fit(base: OpenBase, config: TrainConfig, earlier: int = 0) -> None:
+    """Refuse methods that the base does not fit, from its shapes, before rows are read or a weight is loaded.
+
+    Args:
+        base: The bank's base model.
+        config: The settings.
+        earlier: How many adapters the bank was given before.
+
+    Raises:
+        ConfigError: There is nothing to adapt, or a weight has the wrong shape for the start or the variant.
+        IncompatibleError: A saving does not fit the model.
+    """
+    _fitting(base, config, earlier)
+
+
+def _fitting(base: OpenBase, config: TrainConfig, earlier: int) -> tuple[TrainMethods, Targets, tuple[str, ...]]:
+    """The methods, what they adapt, and the modules of the head."""
+    model, has_head = base.shapes, task_kind(base.record.task_type).has_head
+    head_modules = find_head_modules(model, set(), base.record.name) if has_head else ()
+    targets = find_targets(model, config.target_modules, head_modules, config.first_layer)
+    methods = chosen_methods(config)
+    for site in targets.sites:
+        for method in (methods.start, methods.variant):
+            if refusal := method.refusal(site, config.r, earlier):
+                raise refusal
+    for saving in methods.savings:
+        if unfit := saving.refusal(model, targets.modules):
+            raise unfit
+    return methods, targets, head_modules
+
+
 def _stored(sites: Sequence[Site], r: int, methods: TrainMethods) -> int:
     """Numbers of the whole form: the start's share beside the trained one, gains with the magnitudes for PEFT."""
-    rank = 2 * r if methods.start.shifts else r
-    rows = {site.module_name: matrix_of(site.module).shape[0] for site in sites}
-    low = sum(rank * (rows[site.module_name] + site.d_in) for site in sites)
+    rank = methods.variant.rank(r) + r * methods.start.shifts
+    rows = {site.module_name: sizes_of(site.module)[0] for site in sites}
+    low = sum(rank * sum(sizes_of(site.module)) for site in sites)
     return low + 2 * sum(rows.values()) * methods.variant.gains
 
 
-def _shapes(base: OpenBase) -> PreTrainedModel:
-    auto = getattr(transformers, task_kind(base.record.task_type).auto_class)
-    with quiet_transformers(), torch.device("meta"):
-        config = AutoConfig.from_pretrained(locate_base(base.record).path, local_files_only=True)
-        model: PreTrainedModel = auto.from_config(config)
-    return model
+def rows_apart(rows: int, config: TrainConfig, number: int) -> list[int]:
+    """Numbers of the own rows that the variant leaves out of the epochs; a resumed training has the same.
+
+    Args:
+        rows: How many there are.
+        config: The settings.
+        number: How many adapters the bank was given before.
+    """
+    count = chosen_methods(config).variant.apart(rows)
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+    return sorted(torch.randperm(rows, generator=generator)[:count].tolist()) if count else []
 
 
 def planned_steps(rows: int, config: TrainConfig) -> int:
     """Optimizer steps of a run over so many rows."""
-    per_epoch = math.ceil(math.ceil(rows / config.batch_size) / config.gradient_accumulation_steps)
-    return math.ceil(per_epoch * config.epochs)
+    return config.max_steps or math.ceil(steps_per_epoch(rows, config) * config.epochs)
+
+
+def steps_per_epoch(rows: int, config: TrainConfig) -> int:
+    """Optimizer steps of one pass over so many rows."""
+    return math.ceil(math.ceil(rows / config.batch_size) / config.gradient_accumulation_steps)
+
+
+def schedule_of(config: TrainConfig) -> str:
+    """What transformers calls the schedule: a constant one has another name where it is warmed up."""
+    name = config.lr_scheduler_type
+    return f"{name}_with_warmup" if config.warmup and name == "constant" else name

@@ -47,16 +47,22 @@ def keep_rows(rows: Rows, budget: int, *, task: str, seed: int) -> KeptRows:
         task: See `KeptRows`.
         seed: See `KeptRows`.
     """
-    order = [i for _, i in _priorities(task, len(rows), seed)[:budget]]
-    return KeptRows(rows.take(order), len(rows), task, seed)
+    return KeptRows(rows.take(kept_numbers(len(rows), budget, task=task, seed=seed)), len(rows), task, seed)
 
 
-def replay_rows(per_task: Sequence[KeptRows], budget: int) -> list[Rows]:
+def kept_numbers(rows: int, budget: int, *, task: str, seed: int) -> list[int]:
+    """The numbers of the rows that `keep_rows` keeps of so many, in its order."""
+    return [i for _, i in _priorities(task, rows, seed)[:budget]] if budget else []
+
+
+def replay_rows(per_task: Sequence[KeptRows], budget: int, most: Sequence[int] | None = None) -> list[Rows]:
     """The reservoir after these tasks: ``min(budget, all rows seen)`` rows, uniform over all rows seen.
 
     Args:
         per_task: What each task kept, in any order.
         budget: Rows wanted.
+        most: How many rows of each task may be among them: then it is uniform over so many of each task's rows of
+            lowest priority. By default all may be.
 
     Returns:
         The rows of each task that are in the reservoir, in the order of ``per_task``; empty where none is.
@@ -64,17 +70,18 @@ def replay_rows(per_task: Sequence[KeptRows], budget: int) -> list[Rows]:
     Raises:
         ConfigError: A task kept fewer rows than a reservoir of this size may need.
     """
-    for kept in per_task:
-        if len(kept.rows) < min(budget, kept.seen):
+    bounds = [kept.seen for kept in per_task] if most is None else most
+    for kept, bound in zip(per_task, bounds, strict=True):
+        if len(kept.rows) < (needed := min(budget, kept.seen, bound)):
             raise ConfigError(
-                f"a replay of {budget} rows: task {kept.task!r} kept only {len(kept.rows)} of its {kept.seen} rows",
+                f"a replay of {needed} rows: task {kept.task!r} kept only {len(kept.rows)} of its {kept.seen} rows",
                 hint=f"ask for at most {len(kept.rows)} rows of replay",
                 unchanged="nothing was changed",
             )
     ranked = sorted(
         (priority, task)
-        for task, kept in enumerate(per_task)
-        for priority, _ in _priorities(kept.task, kept.seen, kept.seed)[: len(kept.rows)]
+        for task, (kept, bound) in enumerate(zip(per_task, bounds, strict=True))
+        for priority, _ in _priorities(kept.task, kept.seen, kept.seed)[: min(len(kept.rows), bound)]
     )
     taken = [0] * len(per_task)
     for _, task in ranked[:budget]:

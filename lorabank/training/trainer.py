@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.machine import distributed as processes
@@ -25,8 +25,12 @@ from lorabank.training.checkpoints import (
     save_checkpoint,
 )
 from lorabank.training.layers.live import SUBMODULE, Live
+from lorabank.training.loop.curve import CurveRecorder
+from lorabank.training.loop.holding import Holding
 from lorabank.training.loop.loss_terms import LossTerms
 from lorabank.training.loop.sampling import LengthPools, Shares
+from lorabank.training.optimizers.base import Optimizer
+from lorabank.training.optimizers.state import joined, parted
 from lorabank.training.penalties.base import FactorGroup, Penalty
 from lorabank.training.variants.base import Step
 
@@ -43,12 +47,14 @@ class AdapterTrainer(Trainer):
 
     Args:
         task_loss: The loss of one batch.
-        lengths: Tokens of each training row, by which batches are formed.
+        lengths: Tokens of each row of an epoch, by which batches are formed; the data set may have more rows.
         penalties: Name, weight and penalty.
         groups: The adapter's factors for the penalties, with the live parameters.
         live: What is trained of the adapter, and its layers.
+        optimize: The optimizer.
         after_step: Called after each optimizer step, before it counts as done.
         refresh: Called before the first step and last after each; they recompute what is derived from the parameters.
+        holding: Measures held-out rows between steps; the best step is what is left at the end. None for no such rows.
         dropout: Whether the base's own dropout is on; the adapter's is its own matter.
         observer: Gets loss and penalties after each optimizer step.
         kwargs: Passed to `transformers.Trainer`.
@@ -62,8 +68,10 @@ class AdapterTrainer(Trainer):
         penalties: Sequence[tuple[str, float, Penalty]],
         groups: Callable[[], list[FactorGroup]],
         live: Live,
+        optimize: Optimizer,
         dropout: bool,
         observer: Observer,
+        holding: Holding | None = None,
         after_step: Callable[[], None] | None = None,
         refresh: Sequence[Callable[[], None]] = (),
         **kwargs: Any,
@@ -72,12 +80,14 @@ class AdapterTrainer(Trainer):
         if processes.rank():
             torch.manual_seed(self.args.seed + processes.rank())  # other rows, another dropout
         self._task_loss = task_loss
-        self._lengths = lengths
+        self.lengths = lengths
         self._penalties = [entry for entry in penalties if entry[1] > 0]
         self._groups = groups
         self.live = live
+        self._optimize = optimize
         self._dropout = dropout
         self.terms = LossTerms(late=self.args.device.type != "cpu")
+        self.recorder, self.holding = CurveRecorder(), holding
         # our loss is a mean: Trainer divides it by the accumulated batches, which it leaves out for a model that would
         # take the number of items itself
         self.model_accepts_loss_kwargs = False
@@ -87,7 +97,7 @@ class AdapterTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthPools:
         # state.epoch is a whole number when an epoch begins, and in the middle of one when a run is resumed
         return LengthPools(
-            self._lengths, self.args.train_batch_size, self.args.seed, lambda: int(self.state.epoch or 0)
+            self.lengths, self.args.train_batch_size, self.args.seed, lambda: int(self.state.epoch or 0)
         )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -128,6 +138,7 @@ class AdapterTrainer(Trainer):
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         if not self.accelerator.sync_gradients:
             return loss
+        self.live.parametrization.after_loss(self._step())
         groups = self._groups() if self._penalties else []
         penalized = torch.zeros((), device=loss.device)
         for name, weight, penalty in self._penalties:
@@ -153,19 +164,51 @@ class AdapterTrainer(Trainer):
     def _keep_term(self, name: str, value: Tensor) -> None:
         self.terms.add(self._step().number, name, value)
 
+    def settle(self) -> None:
+        """Read what is left of the terms of the loss, and note it."""
+        self.terms.settle()
+        self.note()
+
+    def note(self) -> None:
+        """Put the loss that was read last into the curve."""
+        self.recorder.loss(self.terms.step, self.terms.read.get("loss", 0.0))
+
+    def look(self) -> bool:
+        """Measure the held-out rows if it is time; whether they were measured."""
+        holding, step = self.holding, self.state.global_step
+        if holding is None or not holding.look(step, self.state.max_steps, self._trainable()):
+            return False
+        if self.args.logging_strategy != "no":
+            self.log({"eval_loss": holding.last.loss, "eval_accuracy": holding.last.accuracy})
+        return True
+
+    def take_best(self) -> bool:
+        """Give the model what a checkpoint of the best step would hold, if steps were measured; whether they were."""
+        if self.holding is None or not self.holding.best:
+            return False
+        self._take(self.holding.best)
+        self.stand_behind(self.holding.best_step)
+        return True
+
+    def stand_behind(self, done: int) -> None:
+        """Let the parametrization find the place in its plan that it has after so many steps."""
+        assert self.optimizer is not None
+        self.live.parametrization.resume(Step(done + 1, self.state.max_steps), self.optimizer)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Trackers get each term of the loss under its own name."""
         super().log(logs | {f"train_{name}": value for name, value in self.terms.read.items()}, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Replaces Trainer's checkpoints, which are written in place and partly pickled."""
-        self.terms.settle()  # nothing is kept of a training that diverged
+        self.settle()  # nothing is kept of a training that diverged
         states = processes.gathered(random_state())
         if not self.args.should_save:
             return
         assert self.optimizer is not None
         assert self.lr_scheduler is not None
         optimizer = self.optimizer.state_dict()
+        moments, plain = parted(optimizer["state"])
         folder = Path(self._get_output_dir(trial=trial))
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         trainer_state = (folder / TRAINER_STATE_NAME).read_text(encoding="utf-8")
@@ -173,18 +216,25 @@ class AdapterTrainer(Trainer):
         save_checkpoint(
             folder,
             self.state.global_step,
-            {"trainable": self._trainable(), "optimizer": _optimizer_tensors(optimizer)}
+            {"trainable": self._trainable(), "optimizer": moments}
+            | ({_BEST: self.holding.best} if self.holding and self.holding.best else {})
             | {_rng(rank): tensors for rank, (tensors, _) in enumerate(states)},
             {
                 "optimizer": optimizer["param_groups"],
+                "optimizer_state": plain,
                 "scheduler": self.lr_scheduler.state_dict(),
                 "trainer_state": json.loads(trainer_state),
+                _COURSE: {
+                    "curve": self.recorder.facts(),
+                    "terms": self.terms.read,
+                    "held": self.holding and self.holding.facts(),
+                },
             }
             | {_rng(rank): facts for rank, (_, facts) in enumerate(states)},
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW over what is trained, in Trainer's groups and those of the variant."""
+        """The optimizer over what is trained, in Trainer's groups and those of the variant."""
         if self.optimizer is None:
             model = self._unwrapped()
             apart = self.live.parametrization.groups(self.args.learning_rate)
@@ -197,9 +247,8 @@ class AdapterTrainer(Trainer):
             for name, parameter in self._trained():
                 if id(parameter) not in taken:
                     groups[name not in decayed]["params"].append(parameter)
-            adamw, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
             apart = [{"weight_decay": self.args.weight_decay} | group for group in apart]
-            self.optimizer = adamw(groups + apart, **settings)
+            self.optimizer = self._optimize.build(groups + apart, self.args.learning_rate)
         return self.optimizer
 
     def _unwrapped(self) -> PreTrainedModel:
@@ -221,10 +270,37 @@ class AdapterTrainer(Trainer):
         return next((name for name, tensor in self._trainable().items() if stored.get(name) != tensor.shape), None)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        stored = read_tensors(Path(resume_from_checkpoint), "trainable")
+        folder = Path(resume_from_checkpoint)
+        self._take(read_tensors(folder, "trainable"))
+        if not (folder / f"{_COURSE}.json").exists():  # an older version wrote it
+            return
+        course = read_facts(folder, _COURSE)
+        self.recorder.resume(course["curve"])
+        self.terms.read = course["terms"]
+        if self.holding is not None and course["held"]:
+            best = (folder / f"{_BEST}.safetensors").exists()
+            self.holding.resume(course["held"], read_tensors(folder, _BEST) if best else {})
+
+    def _take(self, stored: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self._trainable().items():
                 parameter.copy_(stored[name])
+
+    def take_over(self, checkpoint: Path) -> bool:
+        """Take what a checkpoint of the last step holds, as training to its end does; False for any other checkpoint.
+
+        Trainer would make one step more where the last step does not end an epoch.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < state.max_steps:
+            return False
+        self.state = state
+        self._load_from_checkpoint(str(checkpoint))
+        self._load_rng_state(str(checkpoint))
+        self.create_optimizer()
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        return True
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -232,10 +308,8 @@ class AdapterTrainer(Trainer):
         assert self.optimizer is not None
         assert self.lr_scheduler is not None
         folder = Path(checkpoint)
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in read_tensors(folder, "optimizer").items():
-            index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = tensor
+        plain = read_facts(folder, "optimizer_state") if (folder / "optimizer_state.json").exists() else {}
+        state = joined(read_tensors(folder, "optimizer"), plain)
         self.optimizer.load_state_dict({"state": state, "param_groups": read_facts(folder, "optimizer")})
         self.lr_scheduler.load_state_dict(read_facts(folder, "scheduler"))
 
@@ -261,9 +335,14 @@ class _AroundSteps(TrainerCallback):
         self._refresh = refresh
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.stand_behind(state.global_step)
         self._renew()  # a checkpoint may have been read
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer = self._trainer.optimizer
+        assert optimizer is not None
+        rate = optimizer.param_groups[0]["lr"]
+        self._trainer.recorder.rate(state.global_step + 1, float(rate))
         self._trainer.live.parametrization.before_step(Step(state.global_step + 1, state.max_steps))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -271,10 +350,21 @@ class _AroundSteps(TrainerCallback):
             self._after_step()
         self._trainer.live.parametrization.after_step(Step(state.global_step, state.max_steps))
         self._renew()
-        self._observer.advance(state.global_step, self._trainer.terms.read)
+        self._trainer.note()
+        values = dict(self._trainer.terms.read)
+        if self._trainer.look():
+            holding = self._trainer.holding
+            assert holding is not None
+            values |= {"held_out_loss": holding.last.loss, "held_out_accuracy": holding.last.accuracy}
+            if holding.stopped:
+                control.should_training_stop = True
+                control.should_save = False  # a run that is resumed comes to this step again, and stops again
+        self._observer.advance(state.global_step, values)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer.terms.settle()
+        self._trainer.settle()
+        if self._trainer.take_best():
+            self._renew()
 
     def _renew(self) -> None:
         self._trainer.live.refresh()
@@ -282,14 +372,10 @@ class _AroundSteps(TrainerCallback):
             renew()
 
 
+_COURSE = "course"
+_BEST = "best"
+"""Files of a checkpoint: how the training went so far, and what was trained at the best step."""
+
+
 def _rng(rank: int) -> str:
     return f"rng-{rank}" if rank else "rng"
-
-
-def _optimizer_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {
-        f"{index}.{name}": value
-        for index, entry in state["state"].items()
-        for name, value in entry.items()
-        if isinstance(value, Tensor)
-    }

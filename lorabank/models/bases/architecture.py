@@ -14,7 +14,7 @@ from lorabank.models.bases.resolving import ResolvedBase
 from lorabank.models.bases.supported import UNSUPPORTED
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _CLASSIFIERS = ("Classification", "QuestionAnswering", "MultipleChoice")
 
@@ -79,6 +79,33 @@ def check_able(config: PreTrainedConfig, task_type: str, name: str) -> None:
         raise IncompatibleError(
             f"base model {name!r} (type {config.model_type!r}) cannot be used for {task_type}: {reason}",
             hint="another model: --base",
+            unchanged="nothing was changed",
+        )
+
+
+def without_weights(config: PreTrainedConfig, task_type: str) -> PreTrainedModel:
+    """The model's modules on the meta device: shapes, no memory."""
+    import torch
+    import transformers
+
+    with quiet_transformers(), torch.device("meta"):
+        model: PreTrainedModel = getattr(transformers, task_kind(task_type).auto_class).from_config(config)
+    return model
+
+
+def check_quantisable(config: PreTrainedConfig, task_type: str, name: str) -> None:
+    """Refuse a base whose experts would stay floats: they lie in stacked parameters, not in linear layers.
+
+    Raises:
+        IncompatibleError: It has such experts.
+    """
+    from lorabank.models.bases.kinds.experts import matrices_of
+
+    experts = [where for where, module in without_weights(config, task_type).named_modules() if matrices_of(module)]
+    if experts:
+        raise IncompatibleError(
+            f"base model {name!r} cannot be quantised: its experts, such as {experts[0]}, would stay floats",
+            hint="leave out --quantise",
             unchanged="nothing was changed",
         )
 

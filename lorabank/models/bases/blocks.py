@@ -1,11 +1,11 @@
-r"""Adapters on blocks of a fused matrix, and the same adapters on the whole matrix.
+r"""Adapters on blocks of a matrix, and the same adapters on the whole matrix.
 
 An adapter on the blocks i = 1..n of a matrix, ``dW[rows_i] = s B_i A_i``, is on the whole matrix
 
     A = [A_1; ...; A_n]  [sum r_i, d_in],     B [d_out, sum r_i] with B_i in rows_i of its columns, 0 elsewhere
 
-exactly, with the same s; a row gain is 1 outside of rows_i. The bank stores the whole form, which is a plain PEFT
-adapter of rank ``sum r_i``.
+exactly, with the same s; a row gain is 1 outside of rows_i. A group of a convolution is a block of columns too: A_i is
+in columns_i of its rows, 0 elsewhere. The bank stores the whole form, a plain PEFT adapter of rank ``sum r_i``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack, StackedFactors
-from lorabank.models.bases.sites import Site, matrix_of
+from lorabank.models.bases.sites import Site, sizes_of
 
 
 def of_modules(factors: LoraFactors, sites: Sequence[Site]) -> LoraFactors:
@@ -32,11 +32,16 @@ def of_modules(factors: LoraFactors, sites: Sequence[Site]) -> LoraFactors:
     scaling: dict[str, float] = {}
     gain: dict[str, Tensor] = {}
     for site in sites:
+        if site.name not in factors.A:  # nothing is left of it
+            continue
         a, b, g, module = factors.A[site.name], factors.B[site.name], factors.gain.get(site.name), site.module_name
         if site.rows is not None:
-            own, d_out = b, matrix_of(site.module).shape[0]
+            own, (d_out, d_in) = b, sizes_of(site.module)
             b = b.new_zeros(d_out, b.shape[1])
             b[site.rows] = own
+        if site.columns is not None:
+            own, a = a, a.new_zeros(len(a), d_in)
+            a[:, site.columns] = own
         if g is not None and site.rows is not None:
             own, g = g, gain.get(module, g.new_ones(d_out))
             g[site.rows] = own
@@ -64,6 +69,7 @@ def of_sites(stack: AdapterStack, sites: Sequence[Site]) -> AdapterStack:
             B = factors.B[site.rows]
             used = (B != 0).any(0)
             gain = None if factors.gain is None else factors.gain[:, site.rows]
-            factors = StackedFactors(factors.A[used], B.T[used].T, factors.owner[used], factors.scale[used], gain)
+            A = factors.A[used] if site.columns is None else factors.A[used][:, site.columns]
+            factors = StackedFactors(A, B.T[used].T, factors.owner[used], factors.scale[used], gain)
         modules[site.name] = factors
     return AdapterStack(stack.names, modules)

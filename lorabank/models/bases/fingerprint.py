@@ -114,6 +114,16 @@ def weight_facts(folder: Path) -> WeightFacts:
     return WeightFacts(digest.hexdigest(), dtype, sizes.total())
 
 
+def quantised_fingerprint(weights: str, quantisation: str) -> str:
+    """The fingerprint of weights that lorabank quantises.
+
+    Args:
+        weights: Theirs.
+        quantisation: The quantiser with all its settings.
+    """
+    return hashlib.sha256(json.dumps([weights, quantisation]).encode()).hexdigest()
+
+
 def config_hash(config: dict[str, Any]) -> str:
     """SHA-256 of a config.json in canonical form, without the keys that only say where it came from."""
     kept = {key: value for key, value in config.items() if key not in _PROVENANCE}

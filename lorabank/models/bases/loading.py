@@ -14,8 +14,9 @@ from lorabank.core.shelves import TASK_TYPES
 from lorabank.core.task_kinds import task_kind
 from lorabank.models.bases.architecture import check_able, load_config, made_for, read_config
 from lorabank.models.bases.body import body_of
-from lorabank.models.bases.fingerprint import chat_template_hash, config_hash, tokenizer_hash
+from lorabank.models.bases.fingerprint import chat_template_hash, config_hash, quantised_fingerprint, tokenizer_hash
 from lorabank.models.bases.kept_facts import known_weight_facts
+from lorabank.models.bases.quantised.recipe import in_full, is_ours, read_recipe
 from lorabank.models.bases.quiet import first_line, quiet_transformers
 from lorabank.models.bases.resolving import ResolvedBase, locate_base
 
@@ -50,19 +51,24 @@ class LoadedBase:
     max_length: int | None
 
 
-def describe_base(resolved: ResolvedBase, task_type: str = "auto") -> BaseModelRecord:
+def describe_base(resolved: ResolvedBase, task_type: str = "auto", quantise: str | None = None) -> BaseModelRecord:
     """Describe a base model from its files; no model is built.
 
     Args:
         resolved: Where the files lie.
         task_type: PEFT's name of the task type, or ``"auto"`` for the one that `infer_task_type` tells.
+        quantise: The quantiser that its weights are kept by (`read_recipe`); None where they stay as they are.
 
     Raises:
-        ConfigError: The task type is not known.
+        ConfigError: The task type, the quantiser or its correction is not known.
         DataError: A file is missing or broken.
-        IncompatibleError: The model needs remote code, or transformers has no class for it and the task type.
+        IncompatibleError: The model needs remote code, transformers has no class for it and the task type, or its
+            weights are quantised already.
     """
     config = read_config(resolved.path)
+    packed = (config.get("quantization_config") or {}).get("quant_method")
+    if quantise is not None:
+        quantise = _judged(quantise, packed, resolved.name)
     understood = load_config(resolved)
     if task_type == "auto":
         task_type = made_for(understood)
@@ -75,15 +81,26 @@ def describe_base(resolved: ResolvedBase, task_type: str = "auto") -> BaseModelR
         source=resolved.source,
         revision=resolved.revision,
         config_hash=config_hash(config),
-        fingerprint=weights.fingerprint,
+        fingerprint=quantised_fingerprint(weights.fingerprint, quantise) if quantise else weights.fingerprint,
         tokenizer_hash=tokenizer_hash(resolved.path),
         chat_template_hash=chat_template_hash(resolved.path),
         dtype=weights.dtype,
-        quantisation=(config.get("quantization_config") or {}).get("quant_method"),
+        quantisation=quantise or packed,
         task_type=task_type,
         hidden_size=_hidden_size(understood, resolved.name),
         parameters=weights.parameters,
     )
+
+
+def _judged(quantise: str, packed: str | None, name: str) -> str:
+    """The quantiser with all its settings, when these weights can be kept by it."""
+    if packed is not None:
+        raise IncompatibleError(
+            f"base model {name!r} is quantised already ({packed})",
+            hint="leave out --quantise, or take the model as it was before",
+            unchanged="nothing was changed",
+        )
+    return in_full(quantise)
 
 
 def load_base(
@@ -112,10 +129,14 @@ def load_base(
     import torch
     import transformers
 
+    from lorabank.models.bases.kinds.attention import unroll_attention
+    from lorabank.models.bases.kinds.experts import unroll_experts
+
     kind = task_kind(record.task_type)
     head = {"num_labels": 2, "problem_type": "single_label_classification"} if kind.has_head else {}
     resolved = locate_base(record)
-    _check_same(record, describe_base(resolved, record.task_type))
+    ours = record.quantisation if is_ours(record.quantisation) else None
+    _check_same(record, describe_base(resolved, record.task_type, ours))
     device = resolve_device(device) if isinstance(device, str) else device
     dtype = resolve_dtype(dtype, device) if isinstance(dtype, str) else dtype
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
@@ -124,7 +145,7 @@ def load_base(
             model, report = getattr(transformers, kind.auto_class).from_pretrained(
                 resolved.path,
                 **head,
-                dtype=dtype,
+                dtype=getattr(torch, record.dtype) if ours else dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
@@ -139,7 +160,16 @@ def load_base(
     head_modules = find_head_modules(model, fresh, record.name) if kind.has_head else ()
     if fresh and not kind.has_head:
         raise IncompatibleError(f"base model {record.name!r} has no weights of the right shape for {min(fresh)}")
-    model.requires_grad_(False).eval().to(device)
+    model.requires_grad_(False).eval()
+    if ours:
+        from lorabank.models.bases.quantised.replacing import quantise_model
+        from lorabank.models.bases.targets import to_quantise
+
+        recipe = read_recipe(str(ours))
+        quantise_model(model, tokenizer, recipe, to_quantise(model, head_modules), dtype=dtype, record=record)
+    model.to(device)
+    unroll_experts(model)
+    unroll_attention(model)
     return LoadedBase(model, tokenizer, head_modules, input_limit(model, tokenizer))
 
 

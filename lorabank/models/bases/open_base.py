@@ -8,7 +8,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lorabank.core.records import BaseModelRecord
+from lorabank.core.task_kinds import task_kind
 from lorabank.models.bases.loading import LoadedBase, load_base, load_tokenizer, resolve_device, resolve_dtype
+from lorabank.models.bases.quiet import quiet_transformers
+from lorabank.models.bases.resolving import locate_base
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,23 @@ class OpenBase:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, after its files were compared with the record; errors as of `load_tokenizer`."""
         return load_tokenizer(self.record)
+
+    @cached_property
+    def shapes(self) -> PreTrainedModel:
+        """The model without memory for its weights, to look at and not to change."""
+        import torch
+        import transformers
+
+        from lorabank.models.bases.kinds.attention import unroll_attention
+        from lorabank.models.bases.kinds.experts import unroll_experts
+
+        auto = getattr(transformers, task_kind(self.record.task_type).auto_class)
+        with quiet_transformers(), torch.device("meta"):
+            config = transformers.AutoConfig.from_pretrained(locate_base(self.record).path, local_files_only=True)
+            model: PreTrainedModel = auto.from_config(config)
+        unroll_experts(model)
+        unroll_attention(model)
+        return model
 
     def load(self, *, device: torch.device | str = "cpu", dtype: torch.dtype | str = "float32") -> LoadedBase:
         """A model of its own over the weights in memory, which are loaded when there are none.

@@ -5,10 +5,12 @@ An adapter sees a matrix ``W [d_out, d_in]``, whatever the module keeps:
 | kind     | module                                         | W here                                      |
 | -------- | ---------------------------------------------- | ------------------------------------------- |
 | `SITES`  | as `lorabank.models.bases.kinds` says          | a view of its weight                        |
+| quantised | `lorabank.models.bases.quantised`              | made anew when it is asked for              |
 | block    | q, k or v of a fused matrix (`fused`)          | some rows of one, a view if side by side    |
+| block    | a group of a convolution                       | some rows and columns; the others are 0     |
 | packed   | one whose weight is not such a matrix          | cannot be read: no adapter                  |
 
-A block is trained as a linear layer of its own (`Split`). What is stored is an adapter on the whole matrix
+A block is trained as a layer of its own (`Parts`). What is stored is an adapter on the whole matrix
 (`lorabank.models.bases.blocks`), so that everything after training, PEFT included, knows whole modules only.
 """
 
@@ -25,7 +27,9 @@ from torch import Tensor, nn
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.shelves import SITES
 from lorabank.models.bases.fused import Rows, blocks_of
-from lorabank.models.bases.kinds.base import SiteKind
+from lorabank.models.bases.kinds.base import InPlaceOf, Parts, SiteKind
+from lorabank.models.bases.kinds.split import Split
+from lorabank.models.bases.quantised.linear import QuantisedLinear, Weight, not_merged
 
 PACKED = "packed"
 """The kind of a site whose weight cannot be read."""
@@ -47,35 +51,73 @@ def _kind_of(of: Any) -> SiteKind | None:
 
 
 def matrix_of(module: nn.Module) -> Tensor:
-    """``W [d_out, d_in]`` of a module that is a site in its own dtype, without a copy."""
+    """``W [d_out, d_in]`` of a module that is a site in its own dtype, without a copy where that can be."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     kind = kind_of(module)
-    return weight if kind is None else kind.matrix(weight)
+    return weight if kind is None else kind.matrix(wrapped_by(module), weight)
+
+
+def weight_of(module: nn.Module) -> Weight:
+    """What stands for W in a product, with its shape, dtype and device: the matrix, or a quantised layer itself."""
+    return module if isinstance(module, QuantisedLinear) else matrix_of(module)
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
     """The bias ``[d_out]`` of a module that is a site, None where it has none."""
-    return module.bias  # type: ignore[return-value]
+    return getattr(module, "bias", None)
 
 
 def as_kept(module: nn.Module, matrix: Tensor) -> Tensor:
-    """A matrix ``[d_out, d_in]`` in the layout in which the module keeps its weight, without a copy."""
+    """A matrix ``[d_out, d_in]`` in the layout in which the module keeps its weight, without a copy if that can be."""
     kind = kind_of(module)
-    return matrix if kind is None else kind.kept(matrix)
+    return matrix if kind is None else kind.kept(wrapped_by(module), matrix)
+
+
+def wrapped_by(module: nn.Module) -> nn.Module:
+    """The module itself, or the one that it is wrapped around."""
+    return module.base if isinstance(module, WrappedLinear) else module
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module that is a site computes ``x W^T + b`` over the last dimension of its input."""
+    kind = kind_of(module)
+    return kind is None or kind.plain
+
+
+def sizes_of(module: nn.Module) -> tuple[int, int]:
+    """``(d_out, d_in)`` of a module that is a site."""
+    kind = kind_of(module)
+    assert kind is not None
+    return kind.sizes(wrapped_by(module))
+
+
+def rows_of(module: nn.Module, x: Tensor) -> Tensor:
+    """What stands for the rows that W multiplies in an input of a module that is a site (`SiteKind.rows`)."""
+    kind = kind_of(module)
+    return x if kind is None else kind.rows(wrapped_by(module), x)
+
+
+def answer_rows(module: nn.Module, out: Tensor) -> Tensor:
+    """An answer of a module that is a site, or its gradient, as ``[..., d_out]``."""
+    kind = kind_of(module)
+    return out if kind is None else kind.answer_rows(wrapped_by(module), out)
 
 
 def set_matrix(module: nn.Module, matrix: Tensor) -> None:
-    """Give a module another weight, ``matrix [d_out, d_in]``; who shares the old one keeps it."""
+    """Give a module another weight, ``matrix [d_out, d_in]``; who shares the old one keeps it.
+
+    Raises:
+        IncompatibleError: The module is quantised.
+    """
+    if isinstance(module, QuantisedLinear):
+        raise not_merged(type(module).__name__)
     old: Tensor = module.weight  # type: ignore[assignment]
     new = as_kept(module, matrix).to(old.dtype).contiguous()
     module.weight = nn.Parameter(new, requires_grad=old.requires_grad)
 
 
-class WrappedLinear(nn.Module):
-    """A module in the place of a linear layer or a Conv1D.
-
-    Models do more with such a layer than call it: they read its weight's dtype, add its bias elsewhere, or look at its
-    sizes. Whatever the wrapper does not have itself is the wrapped module's.
+class WrappedLinear(InPlaceOf):
+    """A module around a linear layer, or around another module that is a site.
 
     Args:
         base: The module that is wrapped.
@@ -86,31 +128,23 @@ class WrappedLinear(nn.Module):
         weight_read: Whether the model's code asked for its weight.
     """
 
-    base: nn.Module
-
     def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self.kind = kind_of(base)
         self.called = False
         self.weight_read = False
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base":  # it is not set yet
-                raise
-            return getattr(self.base, name)
 
     @property
     def weight(self) -> Tensor:
         """The weight that answers, as far as one matrix does, in the base's layout; the base's otherwise."""
         self.weight_read = True
-        return as_kept(self.base, self._matrix())
+        matrix = self._matrix()
+        weight: Tensor = self.base.weight if matrix is None else as_kept(self.base, matrix)  # type: ignore[assignment]
+        return weight
 
-    def _matrix(self) -> Tensor:
-        return matrix_of(self.base)
+    def _matrix(self) -> Tensor | None:
+        """The matrix that answers in the place of the base's, None for the base's."""
+        return None
 
     def _mark_called(self) -> None:
         if not self.called:  # setting an attribute of a module costs more than looking at it
@@ -130,6 +164,7 @@ class Site:
         module: What keeps the weight.
         module_name: Its full name.
         rows: Of a block, its rows of the module's matrix; None for the whole matrix.
+        columns: Of a block outside of which its rows are 0 (a group of a convolution), its columns; None for all.
     """
 
     name: str
@@ -140,6 +175,12 @@ class Site:
     module: nn.Module
     module_name: str
     rows: Rows | None = None
+    columns: slice | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a linear layer: ``x W^T + b`` over the last dimension of the input."""
+        return is_plain(self.module)
 
     @property
     def can_merge(self) -> bool:
@@ -147,9 +188,17 @@ class Site:
         return self.kind != PACKED
 
     @property
+    def quantised(self) -> bool:
+        """Whether the module keeps W quantised, so that a delta weight stands beside it and is never merged."""
+        return isinstance(self.module, QuantisedLinear)
+
+    @property
     def device(self) -> torch.device:
         """Where the weight is."""
-        return matrix_of(self.module).device
+        if isinstance(self.module, QuantisedLinear):
+            return self.module.device
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        return weight.device
 
     def weight(self) -> Tensor:
         """``W [d_out, d_in]`` in float32: a view where it is kept so, otherwise a copy.
@@ -163,33 +212,62 @@ class Site:
         """``W + delta [d_out, d_in]`` as a new matrix in W's dtype: added in float32, rounded once.
 
         Raises:
-            IncompatibleError: The weight is packed.
+            IncompatibleError: The weight is packed, or quantised.
         """
+        if self.quantised:
+            raise not_merged(self.name)
         matrix = self._matrix()
-        return (matrix.float() + delta.to(matrix.device).float()).to(matrix.dtype)
+        total = (matrix.float() + delta.to(matrix.device).float()).to(matrix.dtype)
+        if self.plain:
+            return total
+        kind, module = self.of_kind, wrapped_by(self.module)
+        return kind.matrix(module, kind.kept(module, total).contiguous())  # a table is read by its rows
+
+    def keeps(self, weight: Tensor) -> bool:
+        """Whether a tensor is the module's own weight, in its layout, whatever dtype it was written in."""
+        own = as_kept(self.module, matrix_of(self.module))
+        return own.shape == weight.shape and torch.equal(own, weight.to(own))
+
+    def holds(self, delta: Tensor) -> bool:
+        """Whether a delta weight ``[d_out, d_in]`` is 0 where the module's matrix always is: outside of groups."""
+        kind, module = self.of_kind, wrapped_by(self.module)
+        return torch.equal(kind.matrix(module, kind.kept(module, delta)), delta)
 
     def wrap(self, model: nn.Module, make: Callable[[nn.Module], M]) -> M:
         """Put what ``make`` builds of the site's linear layer in its place.
 
         Args:
-            model: The model that the site is of, changed in place: the module of a block becomes a `Split`.
-            make: Gets the module (of a block the linear layer of its rows).
+            model: The model that the site is of, changed in place: the module of a block becomes its `Parts`.
+            make: Gets the module (of a block the one of its rows).
 
         Returns:
             What was built.
         """
-        if self.rows is not None and not isinstance(model.get_submodule(self.module_name), Split):
+        if self.rows is not None and not isinstance(model.get_submodule(self.module_name), Parts):
             whole = model.get_submodule(self.module_name)
-            model.set_submodule(self.module_name, Split(whole, blocks_of(model, self.module_name, self.module) or {}))
+            fused = blocks_of(model, self.module_name, self.module)
+            if self.columns is not None:
+                parts = self.of_kind.split(whole)
+            else:
+                parts = Split(whole, fused or {}, matrix_of(whole), bias_of(whole))
+            model.set_submodule(self.module_name, parts)
         made = make(model.get_submodule(self.name))
         model.set_submodule(self.name, made)
         return made
+
+    @property
+    def of_kind(self) -> SiteKind:
+        """How the module keeps its matrix and reads its input."""
+        kind = kind_of(self.module)
+        assert kind is not None
+        return kind
 
     def _matrix(self) -> Tensor:
         if not self.can_merge:
             raise _packed(self)
         whole = matrix_of(self.module)
-        return whole if self.rows is None else whole[self.rows]
+        part = whole if self.rows is None else whole[self.rows]
+        return part if self.columns is None else part[:, self.columns]
 
 
 def site_of(model: nn.Module, name: str) -> Site:
@@ -204,14 +282,14 @@ def site_of(model: nn.Module, name: str) -> Site:
         except AttributeError:
             continue
         site = _whole(model, module_name, module)
-        blocks = blocks_of(model, module_name, module) or {} if block else {}
+        blocks = _blocks(model, site) if site is not None and block else {}
         if site is not None and block in blocks:
-            site = _block(site, str(block), blocks[str(block)])
+            site = blocks[block]
         if site is not None and (block is None or block in blocks):
             if not site.can_merge:
                 raise _packed(site)
             return site
-    raise IncompatibleError(f"{type(model).__name__} has no linear layer {name!r} that an adapter can change")
+    raise IncompatibleError(f"{type(model).__name__} has no module {name!r} that an adapter can change")
 
 
 def sites_in(model: nn.Module) -> Iterator[tuple[Site, dict[str, Site]]]:
@@ -219,8 +297,7 @@ def sites_in(model: nn.Module) -> Iterator[tuple[Site, dict[str, Site]]]:
     for name, module in model.named_modules():
         site = _whole(model, name, module)
         if site is not None:
-            blocks = blocks_of(model, name, module) or {} if site.can_merge else {}
-            yield site, {letter: _block(site, letter, rows) for letter, rows in blocks.items()}
+            yield site, _blocks(model, site) if site.can_merge else {}
 
 
 def layer_of(model: nn.Module, name: str) -> tuple[str, int] | None:
@@ -248,29 +325,34 @@ def _packed(site: Site) -> IncompatibleError:
     return IncompatibleError(f"{site.name!r} cannot be adapted: {packed_because(site.module)}")
 
 
-def is_linear(module: nn.Module) -> bool:
+def computes(module: nn.Module) -> bool:
     """Whether a module computes ``x W^T + b``, so that an adapter can stand in its place."""
     kind = kind_of(module)
-    return kind is not None and kind.computes(module)
+    return kind is not None and kind.computes(wrapped_by(module))
+
+
+def lacking(module: nn.Module) -> str:
+    """Why a module of some kind does not."""
+    kind = kind_of(module)
+    assert kind is not None
+    return kind.lacks(wrapped_by(module))
 
 
 def _whole(model: nn.Module, name: str, module: nn.Module) -> Site | None:
     """The site of a module, None where it is of no kind."""
-    wrapped = isinstance(module, WrappedLinear)
     kind = kind_of(module)
     if kind is None:
         return None
-    if wrapped:
-        d_out, d_in = matrix_of(module).shape
-    else:
-        d_out, d_in = kind.sizes(module)
-    readable = wrapped or _is_matrix(module, kind, (d_out, d_in))
+    d_out, d_in = kind.sizes(wrapped_by(module))
+    readable = isinstance(module, WrappedLinear) or _is_matrix(module, kind)
     return Site(name, _name_of(kind) if readable else PACKED, d_in, d_out, _depth(model, name), module, name)
 
 
-def _is_matrix(module: nn.Module, kind: SiteKind, sizes: tuple[int, int]) -> bool:
+def _is_matrix(module: nn.Module, kind: SiteKind) -> bool:
+    if isinstance(module, QuantisedLinear):
+        return True  # without making it
     weight: Tensor = module.weight  # type: ignore[assignment]
-    return weight.dtype.is_floating_point and weight.ndim > 1 and kind.matrix(weight).shape == sizes
+    return weight.dtype.is_floating_point and weight.ndim > 1 and kind.keeps(module, weight)
 
 
 @cache
@@ -283,51 +365,17 @@ def _depth(model: nn.Module, name: str) -> int | None:
     return place[1] if place else None
 
 
-def _block(site: Site, letter: str, rows: Rows) -> Site:
+def _blocks(model: nn.Module, site: Site) -> dict[str, Site]:
+    """The blocks of a module by their letters or numbers: of a fused matrix, or those outside of which W is 0."""
+    kind = kind_of(site.module)
+    if kind is not None and (parts := kind.parts(wrapped_by(site.module))):
+        return {name: _block(site, name, rows, columns) for name, (rows, columns) in parts.items()}
+    fused = blocks_of(model, site.module_name, site.module) or {}
+    return {letter: _block(site, letter, rows) for letter, rows in fused.items()}
+
+
+def _block(site: Site, name: str, rows: Rows, columns: slice | None = None) -> Site:
     d_out = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-    return Site(f"{site.name}.{letter}", "block", site.d_in, d_out, site.depth, site.module, site.module_name, rows)
-
-
-class Split(nn.Module):
-    """A fused matrix as the linear layers that it consists of, each a submodule under its letter.
-
-    Args:
-        base: The fused module; it keeps answering for everything but the forward pass.
-        blocks: Letter to its rows; together they are all rows.
-
-    Attributes:
-        base: As given.
-    """
-
-    base: nn.Module
-
-    def __init__(self, base: nn.Module, blocks: dict[str, Rows]) -> None:
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        matrix, bias = matrix_of(base), bias_of(base)
-        order = []
-        for letter, rows in blocks.items():
-            part = nn.Linear(1, 1, bias=False, device="meta")
-            part.in_features, part.out_features = matrix.shape[1], len(matrix[rows])
-            part.weight = nn.Parameter(matrix[rows].detach(), requires_grad=False)
-            own = None if bias is None else nn.Parameter(bias[rows].detach(), requires_grad=False)
-            part.register_parameter("bias", own)
-            self.add_module(letter, part)
-            order.append(torch.arange(matrix.shape[0])[rows])
-        self._letters = tuple(blocks)
-        back = torch.cat(order).argsort()
-        in_order = torch.equal(back, torch.arange(len(back)))
-        self._back = None if in_order else back.to(matrix.device)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base":
-                raise
-            return getattr(self.base, name)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x [..., d_in]`` to ``[..., d_out]``, the rows of all blocks in the order of the fused matrix."""
-        out = torch.cat([self.get_submodule(letter)(x) for letter in self._letters], -1)
-        return out if self._back is None else out[..., self._back]
+    d_in = site.d_in if columns is None else columns.stop - columns.start
+    depth, module, of = site.depth, site.module, site.module_name
+    return Site(f"{site.name}.{name}", "block", d_in, d_out, depth, module, of, rows, columns)

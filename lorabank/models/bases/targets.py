@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorabank.core.errors import ConfigError, IncompatibleError
+from lorabank.models.bases.kinds.base import Parts
 from lorabank.models.bases.passed_by import passed_by
-from lorabank.models.bases.sites import Site, is_linear, layer_of, packed_because, sites_in
+from lorabank.models.bases.sites import Site, computes, lacking, layer_of, packed_because, sites_in
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,8 +70,9 @@ def find_targets(model: PreTrainedModel, spec: str, head_modules: tuple[str, ...
     Args:
         model: The base model, with or without memory for its weights.
         spec: ``"auto"`` (query and value projections), ``"all-linear"`` (every linear layer but the head's), or last
-            names of linear layers separated by commas; a longer ending such as ``attention.self.query`` works too.
-            A block of a fused matrix is named by a letter behind its name, such as ``c_attn.q``.
+            names of modules separated by commas; a longer ending such as ``attention.self.query`` works too. A block
+            of a fused matrix is named by a letter behind its name, such as ``c_attn.q``. Of a convolution with groups,
+            every group is a site.
         head_modules: Modules of the head, which gets no adapter.
         first_layer: Above 0, only modules in transformer layers of this number or a higher one, counted from 0. An
             encoder and a decoder are counted each by itself, so both keep their lowest layers as they are. What
@@ -82,23 +84,35 @@ def find_targets(model: PreTrainedModel, spec: str, head_modules: tuple[str, ...
         IncompatibleError: The model's projections have other names than those known, it has no linear layers, or
             those of a name are none that an adapter can stand on.
     """
-    linear, blocks, others = linear_layers(model, head_modules)
-    others |= dict.fromkeys(_passed_by(model, linear), "the model's code reads its weight and never calls it")
-    able = {name: site for name, site in linear.items() if name not in others}
+    adaptable, blocks, others = adaptable_modules(model, head_modules)
+    others |= dict.fromkeys(_passed_by(model, adaptable), "the model's code reads its weight and never calls it")
+    able = {name: site for name, site in adaptable.items() if name not in others}
+    linear = [name for name, site in able.items() if site.plain]
+    odd = {site.name for site, _ in sites_in(model) if not site.plain}
     parts = {name: site for name, site in blocks.items() if site.module_name in able}
     kind = type(model).__name__
-    if not able:
-        own = f": {_described(others)}" if others else ""
+    if not (linear if spec == "all-linear" else able):
+        own = {name: why for name, why in others.items() if name not in odd}
+        said = f": {_described(own)}" if own else ""
         raise IncompatibleError(
-            f"{kind} has no linear layers to adapt outside its head{own}",
+            f"{kind} has no linear layers to adapt outside its head{said}",
             hint="another base model: --base",
             unchanged="nothing was changed",
         )
-    chosen = _chosen(kind, list(able), list(parts), others, spec)
+    chosen = linear if spec == "all-linear" else _chosen(kind, list(able), parts, others, spec)
     words = [] if spec in ("auto", "all-linear") else _words(spec)
-    meant = {n: why for n, why in others.items() if spec == "all-linear" or any(_ends_with(n, w) for w in words)}
+    meant = {
+        name: why
+        for name, why in others.items()
+        if (spec == "all-linear" and name not in odd) or any(_ends_with(name, word) for word in words)
+    }
     places = {name: place[1] for name in (*able, *meant) if (place := layer_of(model, name))}
-    sites = [(able | parts)[name] for name in chosen]
+    groups: dict[str, list[Site]] = {}
+    for site in parts.values():
+        if site.columns is not None:
+            groups.setdefault(site.module_name, []).append(site)
+    every = {name: [site] for name, site in (able | parts).items()} | groups
+    sites = [site for name in chosen for site in every[name]]
     if first_layer > 0:
         sites = [site for site in sites if site.depth is not None and site.depth >= first_layer]
         meant = {n: why for n, why in meant.items() if places.get(n, -1) >= first_layer}
@@ -112,15 +126,15 @@ def find_targets(model: PreTrainedModel, spec: str, head_modules: tuple[str, ...
     return Targets(tuple(sites), meant, _not_adapted(model, head_modules, sites, able, others))
 
 
-def linear_layers(
+def adaptable_modules(
     model: nn.Module, head_modules: tuple[str, ...]
 ) -> tuple[dict[str, Site], dict[str, Site], dict[str, str]]:
-    """The linear layers of the body: not the head's, and not the one that makes a language model's logits.
+    """What an adapter can change of the body: not the head, and not what makes a language model's logits.
 
     Returns:
-        Full name to site, in the model's order. The blocks of those that are fused matrices, by their names. And the
-        layers that are like a linear one and cannot have an adapter, full name to why: subclasses of
-        `torch.nn.Linear` with a forward pass of their own (routers of experts), and packed ones.
+        Full name to site, in the model's order. The blocks of those that are fused matrices or have groups, by their
+        names. And the modules of the same classes that cannot have an adapter, full name to why: subclasses with a
+        forward pass of their own (routers of experts), and packed ones.
     """
     heads = tuple(f"{head}." for head in head_modules)
     output = _output_layer(model)
@@ -132,12 +146,39 @@ def linear_layers(
             continue
         if not site.can_merge:
             others[site.name] = packed_because(site.module)
-        elif is_linear(site.module):
+        elif computes(site.module):
             linear[site.name] = site
             blocks |= {part.name: part for part in parts.values()}
         else:
-            others[site.name] = f"{type(site.module).__name__} is not a plain torch.nn.Linear"
+            others[site.name] = lacking(site.module)
     return linear, blocks, others
+
+
+def to_quantise(model: nn.Module, head_modules: tuple[str, ...]) -> list[Site]:
+    """The linear layers of the body that a quantised base keeps in few bits, whole matrices all of them.
+
+    As they are stay embeddings, convolutions, norms, the head, the layer that makes the logits, matrices of which a
+    part can be adapted by itself (query, key and value in one), and what an adapter cannot stand on.
+    """
+    able, blocks, _ = adaptable_modules(model, head_modules)
+    fused = {part.module_name for part in blocks.values()}
+    return [site for name, site in able.items() if site.plain and name not in fused]
+
+
+def as_skipped(model: nn.Module, head_modules: tuple[str, ...]) -> tuple[str, ...]:
+    """The other layers that bitsandbytes would quantise, by endings of names that no quantised layer has."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    taken = {site.name for site in to_quantise(model, head_modules)}
+    alike = (name for name, module in model.named_modules() if type(module) is nn.Linear or isinstance(module, Conv1D))
+    found: dict[str, None] = {}
+    for name in alike:
+        if name not in taken:
+            stem, dot, last = name.rpartition(".")
+            ending = f"{dot}{last}"
+            found[name if not stem or any(one.endswith(ending) for one in taken) else ending] = None
+    return tuple(found)
 
 
 def _not_adapted(
@@ -151,8 +192,9 @@ def _not_adapted(
     chosen = {site.module_name: site for site in sites}
     heads, output = tuple(f"{head}." for head in head_modules), _output_layer(model)
     found: dict[tuple[str, str], list[str]] = {}
+    behind = {id(module.base) for module in model.modules() if isinstance(module, Parts)}
     for name, module in model.named_modules():
-        if name in chosen or not any(True for _ in module.parameters(recurse=False)):
+        if name in chosen or id(module) in behind or not any(True for _ in module.parameters(recurse=False)):
             continue
         if f"{name}.".startswith(heads) and heads:
             why = "the head, which is trained in full"
@@ -185,14 +227,14 @@ def _passed_by(model: PreTrainedModel, names: Iterable[str]) -> tuple[str, ...]:
         model.train(training)
 
 
-def _chosen(model: str, linear: list[str], blocks: list[str], others: Mapping[str, str], spec: str) -> tuple[str, ...]:
-    endings = sorted({name.rpartition(".")[2] for name in linear})
-    if spec == "all-linear":
-        return tuple(linear)
+def _chosen(
+    model: str, modules: list[str], blocks: Mapping[str, Site], others: Mapping[str, str], spec: str
+) -> tuple[str, ...]:
+    endings = sorted({without_number(name).rpartition(".")[2] for name in modules})
     if spec == "auto":
         for pair in QUERY_VALUE:
             if set(pair) <= set(endings):
-                return tuple(name for name in linear if name.rpartition(".")[2] in pair)
+                return tuple(name for name in modules if name.rpartition(".")[2] in pair)
         known = {ending for pair in QUERY_VALUE for ending in pair}
         unable = {name: why for name, why in others.items() if name.rpartition(".")[2] in known}
         problem = f"query and value projections that can be adapted: {_described(unable)}" if unable else ""
@@ -200,9 +242,10 @@ def _chosen(model: str, linear: list[str], blocks: list[str], others: Mapping[st
             f"{model} has no {problem or 'query and value projections of a known name'}",
             hint=f"--target-modules with some of: {', '.join(endings)}",
         )
-    endings += sorted({".".join(name.split(".")[-2:]) for name in blocks})
+    fused = [name for name, site in blocks.items() if site.columns is None]
+    endings += sorted({".".join(name.split(".")[-2:]) for name in fused})
     wanted = _words(spec)
-    whole = {word for word in wanted if any(_ends_with(name, word) for name in linear)}
+    whole = {word for word in wanted if any(_ends_with(name, word) for name in modules)}
     unknown = [word for word in wanted if word not in whole and not any(_ends_with(name, word) for name in blocks)]
     unable = {name: why for name, why in others.items() if any(_ends_with(name, word) for word in unknown)}
     if unable:
@@ -213,20 +256,20 @@ def _chosen(model: str, linear: list[str], blocks: list[str], others: Mapping[st
         )
     if unknown or not wanted:
         raise ConfigError(
-            f"target_modules {', '.join(unknown) or spec!r}: no linear layer has that name; "
+            f"target_modules {', '.join(unknown) or spec!r}: no module that can be adapted has that name; "
             f"there are {', '.join(endings)}",
             hint="--target-modules auto",
         )
-    modules = [name for name in linear if any(_ends_with(name, word) for word in whole)]
+    whole_ones = [name for name in modules if any(_ends_with(name, word) for word in whole)]
     parts = [name for name in blocks if any(_ends_with(name, word) for word in wanted if word not in whole)]
-    twice = [name for name in parts if name.rpartition(".")[0] in modules]
+    twice = [name for name in parts if name.rpartition(".")[0] in whole_ones]
     if twice:
         raise ConfigError(
             f"target_modules {spec!r} means the matrix {twice[0].rpartition('.')[0]} and its block {twice[0]}",
             hint=f"name the matrix or its blocks: --target-modules {twice[0].rpartition('.')[2]}",
             unchanged="nothing was changed",
         )
-    return (*modules, *parts)
+    return (*whole_ones, *parts)
 
 
 def _described(others: Mapping[str, str]) -> str:
@@ -248,4 +291,11 @@ def _output_layer(model: nn.Module) -> nn.Module | None:
 
 
 def _ends_with(name: str, ending: str) -> bool:
-    return name == ending or name.endswith(f".{ending}")
+    """Whether a name ends so; a matrix of all experts is named without their numbers."""
+    return any(f".{one}".endswith(f".{ending}") for one in (name, without_number(name)))
+
+
+def without_number(name: str) -> str:
+    """A module's name without the number of an expert at its end."""
+    before, _, last = name.rpartition(".")
+    return before if last.isdecimal() else name

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from lorabank.algebra.stack import AdapterStack
 from lorabank.models.bases.blocks import of_modules
@@ -27,12 +29,16 @@ class Attached:
         parametrization: What is trained.
         penalties: Name, weight and penalty of what the strategy itself adds to the loss.
         anchor: What holds an adapter that is continued, for penalties that ask for it.
+        loss: The loss of a batch, if it is another one than the context's.
+        ends: Called when the training has ended, whatever its end.
     """
 
     layers: dict[str, LoraLinear]
     parametrization: Parametrization
     penalties: tuple[tuple[str, float, Penalty], ...] = ()
     anchor: Anchor | None = None
+    loss: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None
+    ends: tuple[Callable[[], None], ...] = ()
 
 
 def attach(context: TrainContext, parametrization: Parametrization) -> Attached:
@@ -49,4 +55,5 @@ def attach(context: TrainContext, parametrization: Parametrization) -> Attached:
         folded.append(AdapterStack.build({"shift": of_modules(taken, context.sites)}))
     fold(context.model, *folded, beside=context.sites if factors.gain else ())
     beside = past.combine(torch.ones(len(past.names))) if past else None
-    return Attached(attach_factors(context.model, factors, context.config.lora_dropout, beside), parametrization)
+    dropout = context.config.lora_dropout if parametrization.drops_inputs else 0.0
+    return Attached(attach_factors(context.model, factors, dropout, beside), parametrization)

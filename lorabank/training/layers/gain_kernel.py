@@ -19,17 +19,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorabank.models.bases.quantised.linear import Weight, product, pulled
 from lorabank.training.layers.kernel import Factors, converted
 from lorabank.training.layers.low_rank import LowRank
 
 
 def gained_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None,
     gain: Tensor,
     A: Tensor,
@@ -43,7 +43,7 @@ def gained_linear(
 
     Args:
         x: ``[..., d_in]``, in W's dtype unless under autocast.
-        weight: W, ``[d_out, d_in]``; gets no gradient, nor does the bias.
+        weight: W, ``[d_out, d_in]``, or what makes it; gets no gradient, nor does the bias.
         bias: ``[d_out]`` or None.
         gain: t, ``[d_out]``, float32.
         A: ``[r, d_in]``.
@@ -69,7 +69,7 @@ class _GainedLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         rows: Tensor,
-        weight: Tensor,
+        weight: Weight,
         bias: Tensor | None,
         gain: Tensor,
         A: Tensor,
@@ -78,25 +78,25 @@ class _GainedLinear(torch.autograd.Function):
         past: Factors | None,
         low: LowRank,
     ) -> Tensor:
-        ctx.low, ctx.own = low, A.dtype
-        z = F.linear(rows.to(low.dtype), weight.to(low.dtype))
+        ctx.low, ctx.own, ctx.frozen = low, A.dtype, weight
+        z = product(rows, weight, None, low.dtype)
         y = (z * gain).to(low.dtype)  # in float32
         if bias is not None:
             y += bias.to(low.dtype)
         if past is not None:
             y.addmm_(rows.to(low.dtype) @ past[0].mT, past[1].mT)
         mask, h = low.add(y, rows, *factors)
-        ctx.save_for_backward(rows, weight, gain, *factors, *(past or (None, None)), mask, z, h)
+        ctx.save_for_backward(rows, gain, *factors, *(past or (None, None)), mask, z, h)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, gain, A, B, past_A, past_B, mask, z, h = ctx.saved_tensors
+        rows, gain, A, B, past_A, past_B, mask, z, h = ctx.saved_tensors
         of_x, _, _, of_gain, *of_factors, _, _, _ = ctx.needs_input_grad
         g = gradients[0].to(ctx.low.dtype)
         grad_gain = (g.float() * z.float()).sum(0) if of_gain else None
-        grad_x = (g * gain).to(ctx.low.dtype) @ weight.to(ctx.low.dtype) if of_x else None
+        grad_x = pulled((g * gain).to(ctx.low.dtype), ctx.frozen, ctx.low.dtype) if of_x else None
         if grad_x is not None and past_A is not None:
             grad_x.addmm_(g @ past_B, past_A)
         grads = ctx.low.gradients(g, rows, A, B, mask, h, grad_x, of_factors)

@@ -20,10 +20,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorabank.models.bases.quantised.linear import Weight, product, pulled
 from lorabank.training.layers.low_rank import LowRank
 
 Factors = tuple[Tensor, Tensor]
@@ -32,7 +32,7 @@ Factors = tuple[Tensor, Tensor]
 
 def lora_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None,
     A: Tensor,
     B: Tensor,
@@ -44,7 +44,7 @@ def lora_linear(
 
     Args:
         x: ``[..., d_in]``, in W's dtype unless under autocast.
-        weight: W, ``[d_out, d_in]``; gets no gradient, nor does the bias.
+        weight: W, ``[d_out, d_in]``, or what makes it; gets no gradient, nor does the bias.
         bias: ``[d_out]`` or None.
         A: ``[r, d_in]``.
         B: ``[d_out, r]``, in A's dtype.
@@ -75,26 +75,26 @@ class _LoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         rows: Tensor,
-        weight: Tensor,
+        weight: Weight,
         bias: Tensor | None,
         A: Tensor,
         B: Tensor,
         factors: Factors,
         low: LowRank,
     ) -> Tensor:
-        ctx.low, ctx.own = low, A.dtype
-        y = F.linear(rows.to(low.dtype), weight.to(low.dtype), None if bias is None else bias.to(low.dtype))
+        ctx.low, ctx.own, ctx.frozen = low, A.dtype, weight
+        y = product(rows, weight, bias, low.dtype)
         mask, h = low.add(y, rows, *factors)
-        ctx.save_for_backward(rows, weight, *factors, mask, h if ctx.needs_input_grad[4] else None)
+        ctx.save_for_backward(rows, *factors, mask, h if ctx.needs_input_grad[4] else None)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, A, B, mask, h = ctx.saved_tensors
+        rows, A, B, mask, h = ctx.saved_tensors
         of_x, _, _, *of_factors, _, _ = ctx.needs_input_grad
         g = gradients[0].to(ctx.low.dtype)
-        grad_x = g @ weight.to(ctx.low.dtype) if of_x else None
+        grad_x = pulled(g, ctx.frozen, ctx.low.dtype) if of_x else None
         grads = ctx.low.gradients(g, rows, A, B, mask, h, grad_x, of_factors)
         grad_A, grad_B = (grad if grad is None else grad.to(ctx.own) for grad in grads)
         return None if grad_x is None else grad_x.to(rows.dtype), None, None, grad_A, grad_B, None, None

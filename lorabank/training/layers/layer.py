@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors
-from lorabank.algebra.stack import AdapterStack
-from lorabank.models.bases.sites import Site, WrappedLinear, bias_of, matrix_of, set_matrix, site_of
+from lorabank.algebra.stack import AdapterStack, StackedFactors
+from lorabank.models.bases.quantised.linear import QuantisedLinear
+from lorabank.models.bases.sites import (
+    Site,
+    WrappedLinear,
+    bias_of,
+    is_plain,
+    matrix_of,
+    set_matrix,
+    site_of,
+    weight_of,
+)
 from lorabank.training.layers.effective_weight import effective_linear
 from lorabank.training.layers.gain_kernel import gained_linear
 from lorabank.training.layers.kernel import lora_linear
@@ -61,13 +72,13 @@ class LoraLinear(WrappedLinear):
         self._past: tuple[Tensor, Tensor] | None = None
         self._shift: Tensor | float = 0.0
         if past is not None:
-            dtype = matrix_of(base).dtype
+            dtype = weight_of(base).dtype
             self._past, self._shift = (past[0].to(dtype), past[1].to(dtype)), past[2] - 1
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
         self._mark_called()
-        W, b, A, B, s = matrix_of(self.base), bias_of(self.base), self.lora_A, self.lora_B, self.scaling
+        W, b, A, B, s = weight_of(self.base), bias_of(self.base), self.lora_A, self.lora_B, self.scaling
         if self.effective is not None:
             return effective_linear(x, self.effective, b, A, B, s)
         p = self.dropout if self.training else 0.0
@@ -82,15 +93,50 @@ class LoraLinear(WrappedLinear):
         return (self.lora_A, self.lora_B) if self.lora_gain is None else (self.lora_A, self.lora_B, self.lora_gain)
 
 
+class LoraModule(LoraLinear):
+    """The same for a module whose input is not x itself: a table, a convolution (`lorabank.models.bases.kinds`).
+
+    It is autograd's graph of ``W x`` by the module and ``s B A x`` beside it, where the kind reads A: a table by its
+    columns, so that their gradient is a sum of what arrives, and a convolution as a kernel. Of a convolution's input
+    entries are dropped, as in PEFT; of a table's nothing is, as in PEFT and loralib.
+    """
+
+    one_weight: ClassVar[bool] = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the module answers, with the adapter."""
+        self._mark_called()
+        base, kind = self.base, self.kind
+        assert kind is not None
+        out: Tensor = base(x)
+        y, dtype = kind.answer_rows(base, out), out.dtype
+        if self.lora_gain is not None:
+            b = bias_of(base)
+            wx = y if b is None else y - b
+            y = y + ((self.lora_gain + self._shift - 1) * wx.float()).to(dtype)
+            if self._past is not None:
+                past_A, past_B = self._past
+                y = y + F.linear(kind.down(base, x, past_A.to(dtype), 0.0), past_B.to(dtype))
+        h = kind.down(base, x, self.lora_A.to(dtype), self.dropout if self.training else 0.0)
+        return kind.answer(base, (y + self.scaling * F.linear(h, self.lora_B.to(dtype))).to(dtype))
+
+
 def _leaf(tensor: Tensor) -> nn.Parameter:
     if isinstance(tensor, nn.Parameter):
         return tensor
     return nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
 
 
+def _made(base: nn.Module, **settings: Any) -> LoraLinear:
+    """The layer around a module."""
+    return (LoraLinear if is_plain(base) else LoraModule)(base, **settings)
+
+
 def pays(layer: LoraLinear, tokens: float) -> bool:
     """Whether a layer is faster in this form: a step of so many tokens on a CPU in float32, without dropout."""
-    weight = matrix_of(layer.base)
+    weight = weight_of(layer.base)
+    if not isinstance(weight, Tensor):
+        return False  # its effective weight would be the float copy that quantising saves
     d_out, d_in = weight.shape
     able = layer.one_weight and layer.lora_gain is None and layer.dropout == 0
     here = weight.device.type == "cpu" and weight.dtype == torch.float32
@@ -135,11 +181,12 @@ def attach_factors(
     layers = {}
     for name, A in factors.A.items():
         parts = A, factors.B[name], factors.gain.get(name)
-        make = partial(LoraLinear, factors=parts, scaling=factors.scaling[name], dropout=dropout)
+        beside = None
         if past and name in past.A:
             before = past.A[name].to(A), past.B[name].to(A)
             gain = past.gain.get(name, torch.ones(len(before[1]))).to(A)
-            make = partial(make, past=(*before, gain))
+            beside = (*before, gain)
+        make = partial(_made, factors=parts, scaling=factors.scaling[name], dropout=dropout, past=beside)
         layers[name] = site_of(model, name).wrap(model, make)
     return layers
 
@@ -150,7 +197,7 @@ def fold(model: nn.Module, *stacks: AdapterStack, beside: Sequence[Site] = ()) -
 
     For the in-memory copy that is trained and thrown away: there is no way back. A weight that several modules share
     (Zamba's blocks) changes in those that the stacks name alone. Sums are in float32, and rounded once to the dtype of
-    the weight, however many stacks change it.
+    the weight, however many stacks change it. A quantised weight keeps what is added beside it, as factors.
 
     Args:
         model: Changed in place.
@@ -160,6 +207,9 @@ def fold(model: nn.Module, *stacks: AdapterStack, beside: Sequence[Site] = ()) -
     for name in dict.fromkeys(name for stack in stacks for name in stack.modules):
         site, kept = site_of(model, name), [other.rows for other in beside if other.module_name == name]
         if None in kept:
+            continue
+        if isinstance(site.module, QuantisedLinear):
+            _put_beside(site.module, [stack.modules[name] for stack in stacks if name in stack.modules])
             continue
         weight = matrix_of(site.module)
         total = weight.float()
@@ -171,3 +221,15 @@ def fold(model: nn.Module, *stacks: AdapterStack, beside: Sequence[Site] = ()) -
                     delta[rows] = 0
                 total = total + delta
         set_matrix(site.module, total)
+
+
+def _put_beside(module: QuantisedLinear, stacks: Sequence[StackedFactors]) -> None:
+    """Add the sum of all stacked delta weights as one adapter, whose gain is ``1 + sum_k (g_k - 1)``."""
+    gain: Tensor | None = None
+    for factors in stacks:
+        if factors.gain is not None:
+            shift = (factors.gain - 1).sum(0)
+            gain = 1 + shift if gain is None else gain + shift
+    A = torch.cat([factors.A for factors in stacks])
+    B = torch.cat([factors.B * factors.scale for factors in stacks], dim=1)
+    module.add_beside(A, B, gain)

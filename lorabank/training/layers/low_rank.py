@@ -26,6 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lorabank.models.bases.quantised.linear import Weight
+
 _STEPS = 2**16
 
 
@@ -45,7 +47,7 @@ class LowRank(NamedTuple):
     typed: bool
 
     @classmethod
-    def of(cls, x: Tensor, weight: Tensor, scale: float, p: float) -> LowRank:
+    def of(cls, x: Tensor, weight: Weight, scale: float, p: float) -> LowRank:
         """Under autocast in its dtype, otherwise in the weight's."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from lorabank.core.config import TrainConfig
+from lorabank.algebra.factors import LoraFactors
 from lorabank.core.errors import DivergedError
 from lorabank.models.bases.sites import matrix_of
 from lorabank.training.layers.layer import LoraLinear
@@ -18,13 +18,15 @@ class Movement:
 
     Args:
         layers: Its layers by module name, before the first step (and before a checkpoint is read).
+        moved: Gives what was added to the weights in memory since then (`Parametrization.moved`).
     """
 
-    def __init__(self, layers: Mapping[str, LoraLinear]) -> None:
+    def __init__(self, layers: Mapping[str, LoraLinear], moved: Callable[[], Sequence[LoraFactors]] = tuple) -> None:
         self._layers = layers
+        self._added = moved
         self._start = {name: [leaf.detach().clone() for leaf in layer.leaves()] for name, layer in layers.items()}
 
-    def check(self, steps: int, config: TrainConfig) -> None:
+    def check(self, steps: int, learning_rate: float) -> None:
         """Refuse an adapter with which every weight is what it was, to the bit.
 
         A new adapter begins at the untouched weights (B = 0), one that is trained further at those of the last task.
@@ -35,10 +37,10 @@ class Movement:
         if any(self._moved(name, layer) for name, layer in self._layers.items()):
             return
         raise DivergedError(
-            f"the training changed nothing: after {steps} steps with the learning rate {config.learning_rate:g} every "
+            f"the training changed nothing: after {steps} steps with the learning rate {learning_rate:g} every "
             "adapted weight is unchanged",
             unchanged="the adapter was not added to the bank",
-            hint="raise --learning-rate (the default is 1e-3), or --epochs",
+            hint="raise --learning-rate, or --epochs",
         )
 
     def untouched(self) -> str | None:
@@ -61,4 +63,6 @@ class Movement:
         def adapted(A: Tensor, B: Tensor, gain: Tensor | None = None) -> Tensor:
             return (weight if gain is None else gain[:, None] * weight) + layer.scaling * (B @ A)
 
-        return not torch.equal(adapted(*self._start[name]), adapted(*layer.leaves()))
+        pairs = [(adapted(*self._start[name]), adapted(*layer.leaves()))]
+        pairs += [(weight, weight + one.scaled(name) @ one.A[name]) for one in self._added()]
+        return not all(torch.equal(*pair) for pair in pairs)

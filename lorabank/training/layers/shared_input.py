@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorabank.models.bases.sites import bias_of, matrix_of
+from lorabank.models.bases.quantised.linear import Weight, product, pulled
+from lorabank.models.bases.sites import bias_of, weight_of
 from lorabank.training.layers.kernel import converted
 from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.layers.low_rank import LowRank
@@ -47,7 +47,7 @@ class SharedInput:
 
     def linear(self, layer: LoraLinear, x: Tensor, p: float) -> Tensor:
         """What `lorabank.training.layers.kernel.lora_linear` computes for a layer, in the typed form."""
-        weight, bias = matrix_of(layer.base), bias_of(layer.base)
+        weight, bias = weight_of(layer.base), bias_of(layer.base)
         low = LowRank.of(x, weight, layer.scaling, p)
         if self._of() is not x or self._version != x._version or layer not in self._parts:
             self._begin(x, low)
@@ -94,20 +94,20 @@ class _Beside(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, B: Tensor, b: Tensor, low: LowRank
+        ctx: Any, rows: Tensor, weight: Weight, bias: Tensor | None, h: Tensor, B: Tensor, b: Tensor, low: LowRank
     ) -> Tensor:
-        ctx.low, ctx.own, ctx.of_rows = low, B.dtype, rows.dtype
-        y = F.linear(rows.to(low.dtype), weight.to(low.dtype), None if bias is None else bias.to(low.dtype))
-        ctx.save_for_backward(weight, h, b)
+        ctx.low, ctx.own, ctx.of_rows, ctx.frozen = low, B.dtype, rows.dtype, weight
+        y = product(rows, weight, bias, low.dtype)
+        ctx.save_for_backward(h, b)
         return y.addmm_(h, b.mT, alpha=low.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        weight, h, b = ctx.saved_tensors
+        h, b = ctx.saved_tensors
         of_x, _, _, of_h, of_B, _, _ = ctx.needs_input_grad
         g = gradients[0].to(ctx.low.dtype)
-        grad_x = (g @ weight.to(ctx.low.dtype)).to(ctx.of_rows) if of_x else None
+        grad_x = pulled(g, ctx.frozen, ctx.low.dtype).to(ctx.of_rows) if of_x else None
         grad_h = ctx.low.scaled(g, b) if of_h else None
         grad_B = ctx.low.scaled(g.mT, h).to(ctx.own) if of_B else None
         return grad_x, None, None, grad_h, grad_B, None, None

@@ -25,10 +25,12 @@ class LossTerms:
 
     Attributes:
         read: Name to value, of the last batch of the newest step that was read; empty before the first.
+        step: The number of that step; 0 before the first.
     """
 
     def __init__(self, *, late: bool) -> None:
         self.read: dict[str, float] = {}
+        self.step = 0
         self._late = late
         self._open: list[tuple[str, Tensor]] = []
         self._closed: tuple[int, Sequence[str], Tensor, torch.cuda.Event | None] | None = None
@@ -79,7 +81,7 @@ class LossTerms:
             self._keep(step, name, value)
 
     def _keep(self, step: int, name: str, value: float) -> None:
-        self.read[name] = value
+        self.read[name], self.step = value, step
         if not math.isfinite(value):
             raise DivergedError(
                 f"training diverged at step {step}: "

@@ -41,13 +41,15 @@ class Penalty(ABC):
     """A scalar that is added to the loss once per optimizer step.
 
     ``default_weight`` is what a user gets who names no weight, ``needs_basis`` whether `FactorGroup.basis_prev` is
-    read, which costs an SVD per module, ``paper`` where it was published. A penalty with settings is a frozen
-    dataclass of them. The call must be differentiable in the new adapter only and zero when there is no earlier
-    adapter (for penalties on the relation to earlier ones).
+    read, which costs an SVD per module, ``between_tasks`` whether it compares the rows of A with those of earlier
+    tasks, ``paper`` where it was published. A penalty with settings is a frozen dataclass of them. The call must be
+    differentiable in the new adapter only and zero when there is no earlier adapter (for penalties on the relation to
+    earlier ones).
     """
 
     default_weight: ClassVar[float]
     needs_basis: ClassVar[bool] = False
+    between_tasks: ClassVar[bool] = False
     paper: ClassVar[str | None] = None
 
     @abstractmethod

@@ -32,15 +32,20 @@ class EWC(Penalty):
 
     def __call__(self, groups: Sequence[FactorGroup]) -> Tensor:
         """Sum over both factors of all modules; a group without anchor or importance counts as 0."""
-        terms = [
-            (importance.float() * (new.float() - anchor.float()).square()).sum()
-            for group in groups
-            for new, anchor, importance in (
-                (group.A_new, group.A_anchor, group.A_importance),
-                (group.B_new, group.B_anchor, group.B_importance),
-            )
-            if anchor is not None and importance is not None
-        ]
-        if not terms:
-            return torch.stack([group.A_new.float().sum() * 0.0 for group in groups]).sum()
-        return torch.stack(terms).sum() / 2
+        return weighed_distance(groups) / 2
+
+
+def weighed_distance(groups: Sequence[FactorGroup]) -> Tensor:
+    """``sum F (theta - theta*)^2`` over both factors of all modules, for a penalty."""
+    terms = [
+        (importance.float() * (new.float() - anchor.float()).square()).sum()
+        for group in groups
+        for new, anchor, importance in (
+            (group.A_new, group.A_anchor, group.A_importance),
+            (group.B_new, group.B_anchor, group.B_importance),
+        )
+        if anchor is not None and importance is not None
+    ]
+    if not terms:
+        return torch.stack([group.A_new.float().sum() * 0.0 for group in groups]).sum()
+    return torch.stack(terms).sum()

@@ -33,6 +33,8 @@ class Norm(Penalty):
 class WithNorm(Penalty):
     """A penalty of O-LoRA, which the norms may stand beside: its loss is CE + lambda_1 penalty + lambda_2 norms."""
 
+    between_tasks = True
+
     lambda_l2: float = setting(0.0, "Weight of the norms of A and B beside it, lambda_2 of O-LoRA; 0 for none.", ge=0)
 
     def besides(self) -> Sequence[tuple[str, float, Penalty]]:

@@ -13,7 +13,8 @@ It has no scale: it grows with modules, rank and tasks, and ``A_new -> 0`` satis
 
 with Q an orthonormal basis of the rows of A_prev: the mean squared cosine of the principal angles between the two row
 spaces. It lies in [0, 1], is ``dim(Q) / d_in`` in expectation for a random A_new, and stays the same under every
-invertible recombination of A_new's rows, so it cannot be met by shrinking.
+invertible recombination of A_new's rows, so it cannot be met by shrinking. The inverse is the pseudoinverse: a row of
+A_new that is 0 spans nothing and counts 0.
 """
 
 from __future__ import annotations
@@ -54,9 +55,11 @@ class OrthogonalNormalized(WithNorm):
         shares = []
         for group in groups:
             A = group.A_new.float()
+            sizes = A.detach().norm(dim=-1, keepdim=True)  # of no influence, and so of none on the gradient
+            A = A / sizes.where(sizes > 0, 1.0)
             projected = _cross(group.basis_prev, A)
-            gram = A @ A.mT
-            inside = torch.linalg.solve(gram, projected.mT @ projected)
+            inverse = torch.linalg.pinv(A @ A.mT, hermitian=True)  # rows may be 0, or repeat others
+            inside = inverse @ (projected.mT @ projected)
             shares.append(inside.diagonal(dim1=-2, dim2=-1).sum(-1) / A.shape[1])
         return torch.cat(shares).mean()
 

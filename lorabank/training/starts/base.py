@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from lorabank.algebra.factors import LoraFactors
 from lorabank.core.config import TrainConfig
 from lorabank.core.shelves import STRATEGIES, VARIANTS
@@ -52,12 +54,13 @@ class FactorStart(ABC):
 
     @property
     def refused(self) -> tuple[str, ...]:
-        """The strategies, with the default variant, and the variants, with the default strategy, that refuse it."""
-        strategy, variant = STRATEGIES.load(TrainConfig.strategy), VARIANTS.load(TrainConfig.variant)()
+        """The strategies, with the default variant, and the variants, with their usual strategy, that refuse it."""
+        variant, others = VARIANTS.load(TrainConfig.variant)(), {name: one() for name, one in VARIANTS.items()}
         found = {f"strategy {name}": variant.refuses(one, self) for name, one in STRATEGIES.items()}
-        found |= {f"variant {name}": one().refuses(strategy, self) for name, one in VARIANTS.items()}
+        found |= {f"variant {name}": one.refuses(one.usual, self) for name, one in others.items()}
         return tuple(f"{what}: {reason}" for what, reason in found.items() if reason)
 
+    @torch.no_grad()
     def begin(self, context: TrainContext) -> LoraFactors:
         """A and B of every site as training begins: those of the adapter that is continued, or this start's."""
         A, B = {}, {}

@@ -16,7 +16,7 @@ from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import ConfigError
 from lorabank.core.settings import setting
 from lorabank.core.states import SELECTOR
-from lorabank.models.gates.attention import Selector
+from lorabank.models.gates.attention_token import Selector
 from lorabank.training.context import TrainContext
 from lorabank.training.layers.attaching import Attached
 from lorabank.training.online_attention import SELECTOR as SUBMODULE
@@ -37,10 +37,11 @@ class _AMLoRA(Strategy):
         """
         if context.earlier is None:
             return super().attach(context, parametrization)
-        if blocks := [site.name for site in context.sites if site.rows is not None]:
+        if blocks := [site for site in context.sites if site.rows is not None]:
+            whole, of = blocks[0].module_name.rpartition(".")[2], "block" if blocks[0].columns is None else "group"
             raise ConfigError(
-                f"strategy {self.name!r} weighs adapters on whole matrices; {blocks[0]} is a block of one",
-                hint=f"--target-modules {blocks[0].rpartition('.')[0].rpartition('.')[2]}",
+                f"strategy {self.name!r} weighs adapters on whole matrices; {blocks[0].name} is a {of} of one",
+                hint=f"--target-modules {whole}" if of == "block" else f"--target-modules without {whole}",
                 unchanged="nothing was changed",
             )
         before = context.objects.get(SELECTOR, ())[-1:]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from lorabank.core.records import AdapterRecord
-from lorabank.core.states import active_state
+from lorabank.core.states import FOLDED_INTO, active_state
 
 if TYPE_CHECKING:
     from lorabank.training.context import TrainContext
@@ -26,6 +26,8 @@ class Strategy:
         penalty: Name of the default penalty, or None.
         replay: Rows of earlier tasks that are trained on again: none, a reservoir of ``replay_rows`` (a setting of the
             strategy), or all.
+        mixed: Whether these rows are part of each epoch; else the strategy passes them itself (`TrainContext.memory`).
+        heads: Whether it asks the heads of all earlier tasks, also where no row of theirs is trained on again.
         answers: What answers for a task that later tasks follow: ``"own"``, its own adapter, or ``"newest"``, the last
             one that was trained on top of it. By default its own where each task is trained alone: earlier adapters
             are off, and no rows of earlier tasks are trained on again.
@@ -41,6 +43,8 @@ class Strategy:
     earlier: Literal["active", "attended", "off", "continued"]
     penalty: str | None = None
     replay: Literal["none", "reservoir", "all"] = "none"
+    mixed: bool = True
+    heads: bool = False
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     answers: Literal["own", "newest"] | None = None
@@ -76,15 +80,26 @@ class Strategy:
         Args:
             earlier: The bank's ready adapters in sequence order.
         """
-        return earlier[-1].digest if self.earlier == "continued" and earlier else None
+        if self.earlier != "continued" or not earlier:
+            return None
+        found: str = earlier[-1].metrics.get(FOLDED_INTO, earlier[-1].digest)
+        return found
 
     def replayed(self, seen: int) -> int:
-        """How many of the ``seen`` rows of earlier tasks are trained on again."""
+        """How many of ``seen`` rows of earlier tasks, those that the bank keeps, are trained on again."""
         return {"none": 0, "all": seen}[self.replay]
 
     def kept(self, rows: int) -> int:
         """How many of a task's own ``rows`` the bank keeps, so that later tasks can train on them again."""
         return {"none": 0, "all": rows}[self.replay]
+
+    def drawn(self, tasks: Sequence[int]) -> int:
+        """How many rows are trained on again after earlier tasks of so many training rows each."""
+        return self.replayed(sum(min(rows, self.kept(rows)) for rows in tasks))
+
+    def in_epoch(self, tasks: Sequence[int]) -> int:
+        """How many of these rows each epoch passes beside the new task's own."""
+        return self.drawn(tasks) if self.mixed else 0
 
     def attach(self, context: TrainContext, parametrization: Parametrization) -> Attached:
         """Put the new adapter on the model, by default beside the folded past.

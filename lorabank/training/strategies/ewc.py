@@ -6,10 +6,9 @@ The adapter starts from the last one and is held where it was, entry by entry, b
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-
-from torch import Tensor, nn
 
 from lorabank.models.facts.fisher import (
     Anchor,
@@ -18,6 +17,7 @@ from lorabank.models.facts.fisher import (
     diagonal_fisher,
     fisher_from_bytes,
     fisher_to_bytes,
+    summed,
 )
 from lorabank.training.context import TrainContext
 from lorabank.training.layers.attaching import Attached
@@ -25,28 +25,38 @@ from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.strategies.base import Strategy
 from lorabank.training.variants.base import Parametrization
 
-ROLE = "importance"
-
 
 @dataclass(frozen=True)
-class _EWC(Strategy):
+class Consolidated(Strategy, ABC):
+    """A single adapter that is held where the last task left it, by importances that each task records and adds to.
+
+    They are recorded under the first role of ``needs``.
+    """
+
     def attach(self, context: TrainContext, parametrization: Parametrization) -> Attached:
         """The last adapter continues training; its factors and importances are the anchor."""
         attached = super().attach(context, parametrization)
         if context.initial is None:
             return attached
-        return replace(attached, anchor=Anchor(context.initial, fisher_from_bytes(context.objects[ROLE][-1].data)))
+        before = fisher_from_bytes(context.objects[self.needs[0]][-1].data)
+        return replace(attached, anchor=Anchor(context.initial, before))
 
     def record(self, context: TrainContext, attached: Attached) -> dict[str, bytes]:
         """The importances of this task, added to the earlier ones."""
-
-        def summed(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-            terms = (inputs["labels"] != -100).sum()  # rows of a classifier, labelled tokens of a language model
-            return context.loss(model, inputs) * terms
-
-        own = diagonal_fisher(context.model, attached.layers, context.batches(), summed)
+        own = self.importance(context, attached)
         before = _rescaled(attached.anchor, attached.layers) if attached.anchor else None
-        return {ROLE: fisher_to_bytes(accumulated(before, own))}
+        return {self.needs[0]: fisher_to_bytes(accumulated(before, own))}
+
+    @abstractmethod
+    def importance(self, context: TrainContext, attached: Attached) -> Importance:
+        """How much each entry matters to the task that was just learnt."""
+
+
+@dataclass(frozen=True)
+class _EWC(Consolidated):
+    def importance(self, context: TrainContext, attached: Attached) -> Importance:
+        """The diagonal of the empirical Fisher information."""
+        return diagonal_fisher(context.model, attached.layers, context.batches(), summed(context.loss))
 
 
 def _rescaled(anchor: Anchor, layers: Mapping[str, LoraLinear]) -> Importance:
@@ -60,7 +70,7 @@ EWC = _EWC(
     "ewc",
     "continued",
     "ewc",
-    needs=(ROLE,),
+    needs=("importance",),
     about="A single adapter is trained on every task in turn, its important entries held where they were.",
     paper="arXiv 1612.00796; online form, arXiv 1805.06370",
 )

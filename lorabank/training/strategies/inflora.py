@@ -5,7 +5,7 @@ The mathematics stand in `lorabank.training.input_subspace`; each task records t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from lorabank.algebra.factors import LoraFactors
 from lorabank.core.errors import ConfigError
 from lorabank.models.facts.inputs import InputCovariance, collect_inputs
 from lorabank.training.context import TrainContext
-from lorabank.training.input_subspace import design_adapter
+from lorabank.training.input_subspace import design_adapter, outside
 from lorabank.training.layers.attaching import Attached
 from lorabank.training.strategies.base import Strategy
 from lorabank.training.variants.base import Parametrization
@@ -32,7 +32,11 @@ class _InfLoRA(Strategy):
         attached = super().attach(context, fixed)
         current = collect_inputs(context.model, context.targets, context.batches(), context.loss)
         earlier = [InputCovariance.from_bytes(fact.data) for fact in context.objects.get(ROLE, ())]
-        fixed.fix(design_adapter(earlier, current, context.targets, context.config.r))
+        most = max(len(a) for a in fixed.A.values())
+        designed = design_adapter(earlier, current, context.targets, most)
+        # experts without a token keep what they have outside of the memory
+        kept = {module: fixed.A[module] for module in context.targets if module not in designed}
+        fixed.fix(designed | {module: outside(earlier, module, A) for module, A in kept.items()})
         return attached
 
     def record(self, context: TrainContext, attached: Attached) -> dict[str, bytes]:
@@ -60,13 +64,17 @@ class FixedA(Wrapper):
         self.A = {site: a.detach().clone() for site, a in factors.A.items()}
 
     def fix(self, A: Mapping[str, Tensor]) -> None:
-        """Give it its A, ``[r, d_in]`` by site."""
+        """Give it its A by site, ``[r, d_in]`` with the rows of the site first."""
         for site, a in A.items():
-            self.A[site].copy_(a)
+            self.A[site].copy_(a[: len(self.A[site])])
 
     def factors(self) -> LoraFactors:
         """The wrapped factors with the given A."""
         return replace(self.inner.factors(), A=self.A)
+
+    def moved(self) -> Sequence[LoraFactors]:
+        """What the wrapped one moved, over the given A."""
+        return [replace(factors, A=self.A) for factors in self.inner.moved()]
 
 
 INFLORA = _InfLoRA(

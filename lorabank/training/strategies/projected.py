@@ -11,7 +11,7 @@ penalty it has an end: once the earlier rows span all inputs of a module, no dir
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -52,7 +52,13 @@ class Projected(Wrapper):
 
     def factors(self) -> LoraFactors:
         """The wrapped factors, their A projected."""
-        factors = self.inner.factors()
+        return self._projected(self.inner.factors())
+
+    def moved(self) -> Sequence[LoraFactors]:
+        """What the wrapped one moved, A projected as it was in the layers."""
+        return [self._projected(factors) for factors in self.inner.moved()]
+
+    def _projected(self, factors: LoraFactors) -> LoraFactors:
         A = {site: factors.A[site] - (factors.A[site] @ basis.mT) @ basis for site, basis in self._bases.items()}
         return replace(factors, A={**factors.A, **A})
 

@@ -19,7 +19,9 @@ from lorabank.training.strategies.base import Strategy
 
 
 @dataclass(frozen=True)
-class _Replay(Strategy):
+class Rehearsal(Strategy):
+    """A strategy with a reservoir of rows of earlier tasks."""
+
     replay_rows: int = setting(200, "Rows of earlier tasks that are trained on again.", ge=1)
 
     def replayed(self, seen: int) -> int:
@@ -31,7 +33,7 @@ class _Replay(Strategy):
         return self.replay_rows
 
 
-REPLAY = _Replay(
+REPLAY = Rehearsal(
     "replay",
     "continued",
     replay="reservoir",

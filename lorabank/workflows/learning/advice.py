@@ -22,16 +22,16 @@ def few_steps(rows: int, config: TrainConfig) -> str | None:
     steps = planned_steps(rows, config)
     if steps >= FEW_STEPS:
         return None
+    counted = "1 optimizer step is very little" if steps == 1 else f"{steps} optimizer steps are few"
+    told = f"{counted}, and a task is seldom learnt in fewer than {FEW_STEPS}"
+    if config.max_steps is not None:
+        return f"{told}: --max-steps {FEW_STEPS} or more"
     epochs = -(-FEW_STEPS // planned_steps(rows, replace(config, epochs=1.0)))
     longer = planned_steps(rows, replace(config, epochs=float(epochs)))
     smaller = {size: planned_steps(rows, replace(config, batch_size=size)) for size in range(1, config.batch_size)}
     enough = max((size for size, found in smaller.items() if found >= FEW_STEPS), default=None)
     batch = f", --batch-size {enough} gives {smaller[enough]}" if enough else ""
-    counted = "1 optimizer step is very little" if steps == 1 else f"{steps} optimizer steps are few"
-    return (
-        f"{counted}, and a task is seldom learnt in fewer than {FEW_STEPS}: "
-        f"--epochs {epochs} gives {longer} steps{batch}"
-    )
+    return f"{told}: --epochs {epochs} gives {longer} steps{batch}"
 
 
 def characters_per_token(base: OpenBase, data: TaskData) -> float:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.commands import Command
-from lorabank.core.config import TrainConfig
+from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.errors import DamagedError
 from lorabank.core.records import AdapterRecord
 from lorabank.core.settings import validate
 from lorabank.core.states import needed
+from lorabank.training.methods import filled_in
 from lorabank.training.strategies.base import Strategy
-from lorabank.workflows.learning.replayed import rows_replayed
+from lorabank.workflows.learning.replayed import rows_before
 
 KEY = "past"
 """Where the reservation's settings hold it."""
@@ -40,7 +41,7 @@ def past_of(snapshot: Snapshot, strategy: Strategy) -> dict[str, Any]:
         ``replayed`` (what decides which rows of earlier tasks are trained on again, and how), ``objects`` (by role).
     """
     earlier = earlier_adapters(snapshot)
-    replays = rows_replayed(snapshot, strategy) > 0
+    replays = strategy.drawn(rows_before(snapshot)) > 0
     roles = (*strategy.needs, *strategy.reads)
     return _as_stored(
         {
@@ -133,7 +134,16 @@ def moved_on(stored: Mapping[str, Any], now: Mapping[str, Any], snapshot: Snapsh
 def restart_command(name: str, config: TrainConfig, *, restart: bool) -> Command:
     """What to type to train with the same settings from the first step on."""
     words = ["add-task", name, *(["--restart"] if restart else [])]
-    for field in fields(TrainConfig):
+    usual = replace(config, learning_rate=None)
+    if filled_in(usual) == config:
+        config = usual
+    return Command(*words, *typed(config))
+
+
+def typed(config: TrainConfig | InitConfig) -> list[str]:
+    """The options that give these settings; defaults are left out."""
+    words: list[str] = []
+    for field in fields(config):
         value, dashed = getattr(config, field.name), field.name.replace("_", "-")
         if value == field.default:
             continue
@@ -142,7 +152,7 @@ def restart_command(name: str, config: TrainConfig, *, restart: bool) -> Command
         else:
             several = isinstance(value, tuple)
             words += [word for one in (value if several else (value,)) for word in (f"--{dashed}", str(one))]
-    return Command(*words)
+    return words
 
 
 def _drawn_as(past: Mapping[str, Any]) -> int:

@@ -14,6 +14,7 @@ from lorabank.data.loading import TaskData, example_row
 from lorabank.training.trackers import check_tracker
 from lorabank.workflows.bases import future_base
 from lorabank.workflows.learning.known_rows import known_rows
+from lorabank.workflows.learning.one_head import grown_labels, head_before
 from lorabank.workflows.learning.past import earlier_adapters
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import TaskPlan
@@ -28,26 +29,34 @@ def plan_task(
     opened: OpenBank, name: str, config: TrainConfig, init: InitConfig | None, *, replace: bool = False
 ) -> TaskPlan:
     """What ``add_task`` would do; nothing is trained, written or loaded but the tokenizer and the base's shapes."""
-    from lorabank.training.methods import chosen_strategy
-    from lorabank.training.planning import plan_adapter, planned_steps, resolve_penalties
+    from lorabank.training.loop.packing import packs
+    from lorabank.training.methods import check_optimizer, chosen_methods, filled_in
+    from lorabank.training.planning import check_fit, plan_adapter, planned_steps, resolve_penalties, rows_apart
     from lorabank.workflows.learning.advice import characters_per_token, few_steps, poor_fit
-    from lorabank.workflows.learning.replayed import rows_replayed
+    from lorabank.workflows.learning.replayed import rows_before
 
     check_tracker(config.report_to)
+    check_optimizer(config)
     exists = opened.exists
     found = opened.refresh() if exists else None
     old = found.position_of(name) if found and replace else None
     snapshot = found.without(old) if found else None
     base = future_base(opened, config, init or InitConfig())
     record = base.record
-    strategy = chosen_strategy(config)
-    data = load_data(config, base)
+    methods, config = chosen_methods(config), filled_in(config)
+    strategy = methods.strategy
     earlier = earlier_adapters(snapshot)
+    check_fit(base, config, len(earlier))
+    data = load_data(config, base)
     names = {adapter.digest: adapter.task for adapter in earlier}
-    adapter = plan_adapter(base, config, len(data.labels), len(names))
+    labels = grown_labels(head_before(snapshot, config.head), data.labels)
+    adapter = plan_adapter(base, config, len(labels), len(names))
     examples = encode_rows(base, data, adapter.max_length)
     lengths = sorted(examples.lengths)
-    rows = len(examples.rows) + rows_replayed(snapshot, strategy)
+    left_out = frozenset(rows_apart(len(examples.rows), config, len(snapshot.by_position) if snapshot else 0))
+    passed = [length for i, length in enumerate(examples.lengths) if i not in left_out]
+    packed = packs(passed, adapter.max_length) if config.packing else None
+    entries = len(passed) + strategy.in_epoch(rows_before(snapshot)) if packed is None else len(packed)
     per_token = characters_per_token(base, data)
     known = known_rows(opened.bank, snapshot, data.eval, SilentObserver()) if snapshot else {}
     penalties = {penalty: weight for penalty, weight, _ in resolve_penalties(config, strategy)}
@@ -57,7 +66,9 @@ def plan_task(
         | {"base": record.name, "revision": record.revision, "task_type": record.task_type},
         train_rows=len(data.train),
         eval_rows=len(data.eval),
-        labels=data.labels,
+        held_rows=len(data.held) if data.held else None,
+        packs=None if packed is None else len(packed),
+        labels=labels,
         example=example_row(data),
         tokens={
             "mean": sum(lengths) / len(lengths),
@@ -67,7 +78,7 @@ def plan_task(
         },
         rows_cut=examples.cut,
         rows_dropped=examples.dropped,
-        steps=planned_steps(rows, config),
+        steps=planned_steps(entries, config),
         trainable_parameters=adapter.parameters,
         adapter_bytes=4 * adapter.stored,
         context=tuple(names[digest] for digest in strategy.context(earlier) if digest in names),
@@ -76,7 +87,7 @@ def plan_task(
         modules_left_out=adapter.left_out,
         not_adapted=adapter.not_adapted,
         prompts=_prompts(data),
-        few_steps=few_steps(rows, config),
+        few_steps=few_steps(entries, config),
         poor_fit=poor_fit(per_token),
         **found_in_data(data),
         known_rows={names[digest]: count for digest, count in known.items()},
@@ -95,7 +106,7 @@ def _prompts(data: TaskData) -> str | None:
 def _filled_in(
     config: TrainConfig, data: TaskData, strategy: Strategy, penalties: Mapping[str, float], adapter: AdapterPlan
 ) -> dict[str, Any]:
-    """The settings that lead to the same adapter with nothing left to strategy, penalty and model."""
+    """The settings that lead to the same adapter with nothing left to strategy, variant, penalty and model."""
     penalty = config.penalty or strategy.penalty or "none"
     endings = dict.fromkeys(name.rpartition(".")[2] for name in adapter.target_modules)
     chosen = config.target_modules not in ("auto", "all-linear")

@@ -9,6 +9,7 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.errors import ConfigError
 from lorabank.core.records import AdapterRecord
+from lorabank.data.rows import Rows
 
 if TYPE_CHECKING:
     from lorabank.training.context import TaskFact
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
     from lorabank.training.strategies.base import Strategy
 
 
-def rows_replayed(snapshot: Snapshot | None, strategy: Strategy) -> int:
-    """How many rows of earlier tasks a strategy would train on again."""
-    seen = sum(_seen(snapshot, task.name) for task in snapshot.tasks) if snapshot else 0
-    return strategy.replayed(seen)
+NO_ROWS = Rows((), (), "", (), ())
+
+
+def rows_before(snapshot: Snapshot | None) -> list[int]:
+    """How many rows each of the bank's tasks was trained on, in sequence order."""
+    return [_seen(snapshot, task.name) for task in snapshot.tasks] if snapshot else []
 
 
 def read_replayed(bank: Bank, snapshot: Snapshot, strategy: Strategy) -> tuple[Replayed, ...]:
-    """The rows of earlier tasks that a strategy trains on again, by task; empty for the others.
+    """The rows of earlier tasks that a strategy trains on again, and the heads that it asks, by task.
 
     Raises:
         ConfigError: A task keeps no rows for that, or too few.
@@ -33,12 +36,13 @@ def read_replayed(bank: Bank, snapshot: Snapshot, strategy: Strategy) -> tuple[R
     from lorabank.training.reservoir import KeptRows, replay_rows
     from lorabank.workflows.assemble import form_of, read_rows_of
 
-    budget = rows_replayed(snapshot, strategy)
-    if budget == 0:
+    seen = rows_before(snapshot)
+    budget = strategy.drawn(seen)
+    if budget == 0 and not strategy.heads:
         return ()
     kept = []
     for task in snapshot.tasks:
-        rows = read_rows_of(bank, snapshot, task.name, "replay")
+        rows = read_rows_of(bank, snapshot, task.name, "replay") if budget else NO_ROWS
         if rows is None:
             raise ConfigError(
                 f"strategy {strategy.name!r} trains on rows of every earlier task, and {task.name!r} keeps none",
@@ -47,12 +51,14 @@ def read_replayed(bank: Bank, snapshot: Snapshot, strategy: Strategy) -> tuple[R
             )
         seed = snapshot.adapter_of(task.name).seed
         kept.append(KeptRows(rows, _seen(snapshot, task.name), task.born, seed))
+    drawn = replay_rows(kept, budget, [strategy.kept(rows) for rows in seen])
     replayed = []
-    for task, rows in zip(snapshot.tasks, replay_rows(kept, budget), strict=True):
-        adapter = snapshot.adapter_of(task.name)
-        form, head = form_of(task, adapter), read_head(bank.verified_adapter(adapter.digest))
-        if len(rows):
-            replayed.append(Replayed(rows.texts, rows.labels, form.labels, form.template, form.max_length, head))
+    for place, (task, rows) in enumerate(zip(snapshot.tasks, drawn, strict=True)):
+        if len(rows) or strategy.heads:
+            adapter = snapshot.adapter_of(task.name)
+            form, head = form_of(task, adapter), read_head(bank.verified_adapter(adapter.digest))
+            said = rows.texts, rows.labels, form.labels, form.template, form.max_length, head
+            replayed.append(Replayed(*said, place=place))
     return tuple(replayed)
 
 

@@ -24,11 +24,14 @@ from lorabank.core.states import ANSWERS
 from lorabank.core.task_kinds import task_kind
 from lorabank.data.loading import TaskData
 from lorabank.data.methods import chosen_form
-from lorabank.training.methods import chosen_strategy
+from lorabank.models.facts.curves import ROLE
+from lorabank.training.methods import check_optimizer, chosen_strategy, filled_in
 from lorabank.training.trackers import check_tracker
 from lorabank.workflows.bases import future_base, open_or_init
 from lorabank.workflows.compose import superseded_by
+from lorabank.workflows.learning.folders import stored_files, trained_files
 from lorabank.workflows.learning.known_rows import known_rows
+from lorabank.workflows.learning.one_head import grown_labels, head_before, under_one_head
 from lorabank.workflows.learning.past import (
     KEY,
     earlier_adapters,
@@ -104,12 +107,12 @@ def add_task(
         tracking = change.enter_context(_tracking(Path(opened.path), snapshot.base, name, settings, resume, observer))
         known = known_rows(opened.bank, snapshot, data.eval, observer)
         again = restart_command(name, settings, restart=True) if resume else None
-        job, trained = _train(opened, snapshot, work, settings, data, tracking, again, observer)
+        job, trained = _train(opened, snapshot, name, work, settings, data, tracking, again, observer)
 
         def commit() -> AddTaskResult:
             operation, created = held[0]
             superseded = superseded_by(opened.refresh(), replaces)
-            stored = _commit_and_score(opened, operation, settings, data, job, trained, known, observer)
+            stored = commit_trained(opened, operation, settings, data, job, trained, known, observer)
             tracking.log(_measured(name, stored[3]))
             told = found_in_data(data)
             return AddTaskResult(*stored, bank=str(opened.path), bank_created=created, **told, superseded=superseded)
@@ -134,7 +137,9 @@ def _reserve(
 
     What goes wrong after the name was reserved gives it back through ``change``.
     """
-    given = _given(opened, config, init, observer)
+    found = opened.refresh() if opened.exists else None
+    before = found.without(found.position_of(name)) if found and replace else found
+    given = _given(opened, config, init, before, observer)
     if given is None and not resume:
         raise ConfigError("no training data is given", commands=[Command("add-task", name, "--data", "FILE")])
     created = open_or_init(opened, init, observer) if given and not resume and not restart else False
@@ -148,6 +153,7 @@ def _reserve(
     assert given is not None
     snapshot = opened.refresh()
     old = snapshot.position_of(name) if replace else None
+    head_before(snapshot.without(old), given[0].head)
     past = _past(snapshot.without(old), given[0])
     written = written if old is None else written | {"replaces": old}
     operation = change.enter_context(bank.reserve("add-task", name, _stored(*given, past) | written))
@@ -181,6 +187,7 @@ def _measured(name: str, score: Mapping[str, Any]) -> dict[str, float]:
 def _train(
     opened: OpenBank,
     snapshot: Snapshot,
+    name: str,
     work: Path,
     config: TrainConfig,
     data: TaskData,
@@ -189,18 +196,22 @@ def _train(
     observer: Observer,
 ) -> tuple[TrainJob, TrainedAdapter]:
     """Train with what the bank holds; nothing of it is changed. A run that is resumed has a command to restart it."""
+    from lorabank.exchange.peft_folder import read_head
     from lorabank.training.job import TrainJob
+    from lorabank.training.reservoir import kept_numbers
     from lorabank.training.run import train_adapter
     from lorabank.workflows.assemble import read_stack
     from lorabank.workflows.learning.advice import characters_per_token, few_steps, poor_fit
-    from lorabank.workflows.learning.replayed import read_objects, read_replayed, rows_replayed
+    from lorabank.workflows.learning.replayed import read_objects, read_replayed, rows_before
 
     if not task_kind(snapshot.base.task_type).labelled:
         observer.notice(as_asked(data))
-    bank, earlier = opened.bank, earlier_adapters(snapshot)
-    strategy = chosen_strategy(config)
-    rows = len(data.train) + rows_replayed(snapshot, strategy)
-    for advice in (few_steps(rows, config), poor_fit(characters_per_token(opened.base, data))):
+    bank, earlier, strategy = opened.bank, earlier_adapters(snapshot), chosen_strategy(config)
+    rows = len(data.train) + strategy.in_epoch(rows_before(snapshot))
+    before = head_before(snapshot, config.head)
+    labels, replayed = grown_labels(before, data.labels), read_replayed(bank, snapshot, strategy)
+    few = None if config.packing else few_steps(rows, config)  # the number of packs is not known yet
+    for advice in (few, poor_fit(characters_per_token(opened.base, data))):
         if advice:
             observer.notice(advice)
     job = TrainJob(
@@ -209,10 +220,14 @@ def _train(
         strategy=strategy,
         texts=data.train.texts,
         targets=data.train.labels,
-        labels=data.labels,
+        labels=labels,
         template=data.prompt_template,
+        held_texts=data.held.texts if data.held else (),
+        held_targets=data.held.labels if data.held else (),
         scoring=chosen_form(config, data.form, data.scoring)[1],
-        replayed=read_replayed(bank, snapshot, strategy),
+        replayed=under_one_head(replayed, labels) if before else replayed,
+        earlier_head=read_head(bank.verified_adapter(snapshot.adapter_of(before.name).digest)) if before else {},
+        kept=kept_numbers(len(data.train), strategy.kept(len(data.train)), task=name, seed=config.seed),
         objects=read_objects(bank, earlier, strategy),
         earlier=lambda: read_stack(bank, earlier),
         context=strategy.context(earlier),
@@ -226,7 +241,7 @@ def _train(
     return job, train_adapter(job, observer)
 
 
-def _commit_and_score(
+def commit_trained(
     opened: OpenBank,
     operation: Operation,
     config: TrainConfig,
@@ -239,10 +254,12 @@ def _commit_and_score(
     """Stage the adapter with its statistics, make the task part of the bank, and score it."""
     config = settled(config, data, trained.max_length)
     base = job.base.record
-    statistics = task_statistics(job.base.load(device=config.device, dtype=config.base_dtype), data.train, config)
-    files = stored_files(_files(base, trained, config), base, len(data.labels), observer)
+    loaded = job.base.load(device=config.device, dtype=config.base_dtype)
+    statistics, others = task_statistics(loaded, data.train, config)
+    others |= {ROLE: trained.curve.to_bytes()} if trained.curve else {}
+    files = stored_files(trained_files(base, trained, config), base, len(job.labels), observer)
     digest = operation.stage_adapter(files)
-    said = ("continued_from", job.continued), ("known_rows", known), (ANSWERS, job.strategy.answers)
+    said = ("continued_from", job.continued), ("known_rows", known), (ANSWERS, job.answers)
     facts = {key: value for key, value in said if value}
     adapter = AdapterRecord(
         digest=digest,
@@ -264,21 +281,20 @@ def _commit_and_score(
         versions=package_versions(),
         config=recorded_settings(config, data),
         metrics={**trained.metrics, **facts, **text_facts(data), **recorded_bad_rows(data)},
-        objects={role: operation.stage_blob(value) for role, value in trained.objects.items()},
+        objects={role: operation.stage_blob(value) for role, value in (trained.objects | others).items()},
     )
     task = TaskRecord(
         name=operation.name,
         position=0,
         task_type=base.task_type,
-        labels=data.labels,
+        labels=job.labels,
         state="training",
         adapter=digest,
         statistics=operation.stage_blob(statistics),
         prompt_template=data.prompt_template and str(data.prompt_template),
     )
     cut, dropped = trained.metrics["rows_cut"], trained.metrics["rows_dropped"]
-    replayable = job.strategy.kept(len(data.train))
-    datasets = dataset_records(operation, data, config, cut, dropped, replayable=replayable)
+    datasets = dataset_records(operation, data, config, cut, dropped, replayable=len(job.kept))
     return commit_and_score(opened, operation, task, adapter, datasets, observer)
 
 
@@ -314,23 +330,28 @@ def _stored(config: TrainConfig, data: TaskData, past: dict[str, Any]) -> dict[s
 
 
 def _given(
-    opened: OpenBank, config: TrainConfig | None, init: InitConfig, observer: Observer
+    opened: OpenBank, config: TrainConfig | None, init: InitConfig, before: Snapshot | None, observer: Observer
 ) -> tuple[TrainConfig, TaskData] | None:
-    """Settings that were given, checked, and the rows they lead to; read before anything is changed."""
+    """Settings that were given, checked, and the rows they lead to; read before anything is changed.
+
+    What the base alone decides is refused before the rows are read. `before` is the bank as the task meets it.
+    """
     if config is None:
         return None
+    from lorabank.training.planning import check_fit, plan_adapter
+
     check_tracker(config.report_to)
-    chosen_strategy(config)
+    check_optimizer(config)
+    config = filled_in(config)
     if config.batch_size < processes.count():
         raise ConfigError(
             f"--batch-size {config.batch_size} leaves some of {processes.count()} processes without rows",
             unchanged="nothing was changed",
         )
     base = future_base(opened, config, init, observer)
+    check_fit(base, config, len(earlier_adapters(before)))
     data = load_data(config, base)
-    if not opened.exists:  # no bank is made on a base that cannot be trained
-        from lorabank.training.planning import plan_adapter
-
+    if before is None:  # no bank is made on a base that cannot be trained
         plan_adapter(base, config, len(data.labels))
     return config, data
 
@@ -367,33 +388,3 @@ def _same_run(
             commands=[restart_command(operation.name, stored, restart=kept)],
         )
     return stored, data
-
-
-def _files(base: BaseModelRecord, trained: Any, config: TrainConfig) -> dict[str, bytes]:
-    from lorabank.exchange.peft_folder import adapter_files
-    from lorabank.models.bases.loading import recorded_weights
-
-    return adapter_files(
-        trained.factors,
-        trained.head,
-        base_model=base.name,
-        task_type=base.task_type,
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        use_rslora=config.use_rslora,
-        head_modules=trained.head_modules,
-        weight=recorded_weights(base),
-    )
-
-
-def stored_files(
-    files: Mapping[str, bytes], base: BaseModelRecord, labels: int, observer: Observer
-) -> Mapping[str, bytes]:
-    """A new adapter's files as plain PEFT reads them where they lie; where it cannot, a notice says so."""
-    from lorabank.exchange.peft_check import plain_files
-
-    try:
-        return plain_files(files, base, labels)
-    except IncompatibleError as error:
-        observer.notice(f"{error.message}; lorabank answers with it, and its export will be refused")
-        return files

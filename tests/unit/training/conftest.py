@@ -33,9 +33,9 @@ def _still_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """With this rate alone; that such a training is refused is tested in tests/contract/test_movement.py."""
     check = Movement.check
 
-    def at_any_other_rate(movement: Movement, steps: int, config: TrainConfig) -> None:
-        if config.learning_rate != STILL:
-            check(movement, steps, config)
+    def at_any_other_rate(movement: Movement, steps: int, learning_rate: float) -> None:
+        if learning_rate != STILL:
+            check(movement, steps, learning_rate)
 
     monkeypatch.setattr(Movement, "check", at_any_other_rate)
 
@@ -44,6 +44,15 @@ def _still_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 def base(tmp_path_factory: pytest.TempPathFactory, save_base: Callable[..., Path]) -> BaseModelRecord:
     folder = save_base(tmp_path_factory.mktemp("base") / "tiny")
     return describe_base(resolve_base(str(folder)))
+
+
+@pytest.fixture(scope="session")
+def quiet(tmp_path_factory: pytest.TempPathFactory, save_base: Callable[..., Path]) -> BaseModelRecord:
+    """A base without dropout."""
+    folder = tmp_path_factory.mktemp("quiet") / "tiny"
+    return describe_base(
+        resolve_base(str(save_base(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)))
+    )
 
 
 def letters(rows: int, seed: int) -> tuple[list[str], list[int]]:

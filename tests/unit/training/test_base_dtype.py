@@ -46,7 +46,11 @@ def losses(train, recorder, **config: Any) -> list[float]:
     return [values["loss"] for values in observer.values]
 
 
-@pytest.mark.parametrize("method", [{}, {"variant": "dora"}, {"start": "pissa"}], ids=["lora", "dora", "pissa"])
+@pytest.mark.parametrize(
+    "method",
+    [{}, {"variant": "dora"}, {"variant": "relora"}, {"start": "pissa"}],
+    ids=["lora", "dora", "relora", "pissa"],
+)
 def test_the_loss_is_that_of_a_float32_base_but_for_rounding(train, recorder, method: dict[str, str]) -> None:
     """Rounding to eight bits moves the first losses by less than 2^-6 of themselves, and it learns as well."""
     exact, rounded = (

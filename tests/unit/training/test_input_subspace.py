@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorabank.models.facts.inputs import InputCovariance
-from lorabank.training.input_subspace import design_A, design_adapter, extend_memory, input_memory
+from lorabank.training.input_subspace import design_A, design_adapter, extend_memory, input_memory, outside
 
 D = 8
 
@@ -110,6 +110,18 @@ def test_a_later_A_is_the_leading_directions_outside_the_memory() -> None:
         np.testing.assert_allclose(row * np.sign(row @ expected), expected, atol=1e-6)
     np.testing.assert_allclose(A @ A.T, np.eye(2) / 3, atol=1e-6)
     np.testing.assert_allclose(A @ M, 0, atol=1e-6)
+
+
+def test_a_module_without_any_input_keeps_its_A_outside_the_memory() -> None:
+    """An expert to which no token of the new task was sent."""
+    before = InputCovariance({"x": covariance(1, decay=0.3)}, {"x": 1}, {"x": "x", "idle": "x"})
+    now = InputCovariance({"x": covariance(5)}, {"x": 1}, {"x": "x"})
+    assert design_adapter([before], now, ["x", "idle"], 2).keys() == {"x"}
+    A = torch.randn(3, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    M = memory_by_svd([before.of("idle")], 0.98)
+    assert 0 < M.shape[1] < D
+    np.testing.assert_allclose(outside([before], "idle", A).numpy(), A.numpy() @ (np.eye(D) - M @ M.T), atol=1e-9)
+    assert torch.equal(outside([now], "idle", A), A)
 
 
 def test_inputs_of_earlier_tasks_pass_unchanged_whatever_B_becomes() -> None:

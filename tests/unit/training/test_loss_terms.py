@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,6 +17,12 @@ from lorabank.training.loop.loss_terms import LossTerms
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trainer that reads as on a GPU."""
     monkeypatch.setattr("lorabank.training.trainer.LossTerms", lambda late: LossTerms(late=True))
+
+
+@pytest.fixture
+def late_terms(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, trainers read as on a GPU."""
+    return lambda: monkeypatch.setattr("lorabank.training.trainer.LossTerms", lambda late: LossTerms(late=True))
 
 
 def tell(terms: LossTerms, step: int, *values: tuple[str, float]) -> None:
@@ -80,3 +87,12 @@ def test_a_last_step_that_diverged_is_refused_when_the_training_ends(late, train
     monkeypatch.setattr(Classification, "loss", lambda self, model, inputs: model.classifier.weight.sum() * math.nan)
     with pytest.raises(DivergedError, match="diverged at step 1: loss = nan"):
         train(recorder(), batch_size=22, epochs=1)
+
+
+def test_the_curve_is_that_of_numbers_that_are_read_at_once(train, recorder, late_terms) -> None:
+    at_once = train(work="a", save_steps=2)
+    late_terms()
+    assert train(work="b", save_steps=2).curve == at_once.curve
+    with pytest.raises(KeyboardInterrupt):
+        train(recorder(stop_after=9), save_steps=2)
+    assert train(save_steps=2, resume=True).curve == at_once.curve

@@ -10,14 +10,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load
 
-from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.core.records import BaseModelRecord
-from lorabank.models.bases.loading import describe_base
-from lorabank.models.bases.resolving import resolve_base
 from lorabank.training.context import TaskFact
 from lorabank.training.job import Replayed, TrainedAdapter, TrainJob
 from lorabank.training.run import train_adapter
+from tests.unit.training.plain import plain_model
 
 ATTENTION = tuple(f"bert.encoder.layer.{i}.attention.self" for i in range(2))
 MODULES = [f"{layer}.{part}" for layer in ATTENTION for part in ("query", "value")]
@@ -32,15 +29,6 @@ def letters(text: str) -> list[int]:
 
 OTHER_ROWS = (["b a", "c", "x y", "w z w", "d a", "v"], ["0", "0", "1", "1", "0", "1"])
 """A task of its own, so that the next one is another."""
-
-
-@pytest.fixture(scope="module")
-def quiet(save_base, tmp_path_factory) -> BaseModelRecord:
-    """A base without dropout."""
-    folder = tmp_path_factory.mktemp("quiet") / "tiny"
-    return describe_base(
-        resolve_base(str(save_base(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)))
-    )
 
 
 @pytest.fixture
@@ -75,18 +63,6 @@ def as_bank(job, base, strategy: str, before: Any, rows: Any, **config: Any) -> 
             objects.setdefault(role, []).append(TaskFact(names[: i + 1] if adds_up else names[i : i + 1], data))
     texts, targets = rows or (made.texts, made.targets)
     return replace(made, objects=objects, texts=texts, targets=targets)
-
-
-def plain_model(base: BaseModelRecord, head: dict[str, torch.Tensor], *adapters: LoraFactors) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
-    model = AutoModelForSequenceClassification.from_pretrained(base.name, num_labels=2).eval()
-    model.classifier.load_state_dict({name.rpartition(".")[2]: value for name, value in head.items()})
-    with torch.no_grad():
-        for factors in adapters:
-            for name, a in factors.A.items():
-                model.get_submodule(name).weight += factors.scaling[name] * (factors.B[name] @ a)
-    return model
 
 
 def weights(trained: TrainedAdapter) -> dict[str, torch.Tensor]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.models.gates.attention import Selector
+from lorabank.algebra.states import StateStack
+from lorabank.models.gates.attention_token import Selector
 from lorabank.models.mixing.mixture import Mixture
 from lorabank.training.layers.layer import LoraLinear
 from lorabank.training.online_attention import (
@@ -170,7 +171,8 @@ def test_what_was_trained_is_what_the_mixture_answers(earlier, x) -> None:
     stack = AdapterStack.build({**earlier, "new": new})
     finished = network()
     mixture = Mixture(finished, stack)
-    mixture.attend(Selector(stack).load_tensors(selector.tensors()), stack)
+    members = StateStack.apart(stack)
+    mixture.attend(Selector(members).load_tensors(selector.tensors()), members)
     torch.testing.assert_close(model.eval()(x), finished(x), rtol=1e-5, atol=1e-5)
 
 
@@ -207,6 +209,22 @@ def test_dropout_falls_on_the_new_adapter_alone(earlier) -> None:
     assert torch.equal(model(x), model(x))
 
 
+def test_a_convolution_drops_inputs_of_the_new_adapter_alone() -> None:
+    def ones(B: float) -> LoraFactors:
+        return LoraFactors({"2": torch.ones(1, 6)}, {"2": torch.full((5, 1), B)}, {"2": 1.0})
+
+    spreads = []
+    for B in (0.0, 1.0):
+        model = nn.Module()
+        model.add_module("2", nn.Conv1d(3, 5, 2))
+        layers, _ = attach_attended_adapter(model, ones(B), AdapterStack.build({"a": ones(1.0)}), dropout=0.5)
+        answers = layers["2"].train()(torch.ones(50, 3, 4))
+        spreads.append(float(answers.std(0).max().detach()))
+        assert float(layers["2"].eval()(torch.ones(50, 3, 4)).std(0).max().detach()) < 1e-6
+    assert spreads[0] < 1e-6
+    assert spreads[1] > 0.1
+
+
 def test_the_l1_penalty_is_on_the_dense_parameters(earlier) -> None:
     layers, selector = attach(network(), earlier)
     randomise(layers, selector)
@@ -225,7 +243,7 @@ def test_a_warm_start_takes_over_what_the_earlier_selector_knew(earlier, make_ad
     """The earlier selector knew b and an adapter that is gone since, on modules 0 and 2."""
     known = {name: SHAPES[name] for name in ("0", "2")}
     old_stack = AdapterStack.build({"gone": make_adapter(known, 1, 1.0), "b": make_adapter(known, 1, 1.0)})
-    old = Selector(old_stack)
+    old = Selector(StateStack.apart(old_stack))
     torch.manual_seed(3)
     with torch.no_grad():
         for parameter in old.parameters():
@@ -242,7 +260,7 @@ def test_a_warm_start_takes_over_what_the_earlier_selector_knew(earlier, make_ad
 
 
 def test_a_warm_start_goes_through_names_not_places(earlier) -> None:
-    selector = Selector(AdapterStack.build(earlier))
+    selector = Selector(StateStack.apart(AdapterStack.build(earlier)))
     stored = selector.tensors()
     stored["u:0"] = torch.arange(12.0).view(2, 6)
     stored["c:0"] = torch.tensor([5.0, 6.0])
@@ -252,8 +270,8 @@ def test_a_warm_start_goes_through_names_not_places(earlier) -> None:
 
 
 def test_a_warm_start_of_some_adapters_puts_each_in_its_own_place(earlier) -> None:
-    selector = Selector(AdapterStack.build(earlier))
-    stored = Selector(AdapterStack.build({"b": earlier["b"]})).tensors()
+    selector = Selector(StateStack.apart(AdapterStack.build(earlier)))
+    stored = Selector(StateStack.apart(AdapterStack.build({"b": earlier["b"]}))).tensors()
     stored["c:0"] = torch.tensor([4.0])
     warm_start(selector, ("a", "b"), stored, ("b",))
     assert selector.c["0"].tolist() == [0.0, 4.0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.core import shelves
+from lorabank.core import shelf
 from lorabank.core.errors import ConfigError
 from lorabank.core.shelves import VARIANTS
 from lorabank.training.checkpoints import read_facts, read_tensors
@@ -65,12 +65,12 @@ class RankedVariant(Variant):
         return self.made[-1]
 
 
-load = shelves.resolve_name
+load = shelf.resolve_name
 
 
 @pytest.fixture
 def ranked(monkeypatch: pytest.MonkeyPatch) -> list[Ranked]:
-    monkeypatch.setattr(shelves, "resolve_name", lambda path: RankedVariant if path == "test:Ranked" else load(path))
+    monkeypatch.setattr(shelf, "resolve_name", lambda path: RankedVariant if path == "test:Ranked" else load(path))
     monkeypatch.setitem(VARIANTS.table, "ranked", "test:Ranked")
     monkeypatch.setattr(RankedVariant, "made", [])
     return RankedVariant.made

@@ -119,6 +119,23 @@ def test_normalized_does_not_change_with_scale_or_recombination() -> None:
     assert float(Orthogonal()([small]).detach()) < 2e-3 * float(Orthogonal()([group]).detach())
 
 
+def test_normalized_takes_rows_that_span_nothing_new() -> None:
+    """Rows of 0 and rows that repeat another: by the angles of the space that they span, over the same rank."""
+    group = random_group(3, seed=5)
+    new = group.A_new.detach().clone()
+    new[0] = 0
+    new[1, 1] = 0
+    new[2, 1] = -3 * new[2, 0]
+    own = FactorGroup(new.requires_grad_(), group.B_new, group.A_prev, group.basis_prev)
+    value = OrthogonalNormalized()([own])
+    spans = [new[1][[0, 2]], new[2][[0, 2]]]
+    shares = [2 / R_NEW * overlap_by_angles(span, group.A_prev[k]) for k, span in enumerate(spans, 1)]
+    assert float(value.detach()) == pytest.approx(sum(shares) / 3, abs=1e-6)
+    value.backward()
+    assert bool(new.grad.isfinite().all())
+    assert not new.grad[0].any()
+
+
 def test_normalized_knows_its_ends() -> None:
     eye = torch.eye(8)
     none = torch.zeros(1, D_OUT, 2)

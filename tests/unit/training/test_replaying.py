@@ -16,7 +16,7 @@ from lorabank.models.tasks.classification import Classification
 from lorabank.models.tasks.heads import build_head
 from lorabank.models.tasks.task_types import Examples
 from lorabank.training.job import Replayed
-from lorabank.training.replaying import MixedTask, add_replayed, keep_heads
+from lorabank.training.replaying import MixedTask, add_replayed, keep_heads, kept_rows, memory_of
 from lorabank.training.run import train_adapter
 
 STILL = {"learning_rate": 1e-30, "epochs": 1, "lora_dropout": 0.0}
@@ -164,3 +164,32 @@ def test_own_counts_are_those_of_the_new_task() -> None:
     every = add_replayed(Words(), None, own, [OLD])  # type: ignore[arg-type]
     assert (every.cut, every.dropped) == (1, 2)
     assert list(every.lengths) == [3, 2]
+
+
+def test_every_token_of_an_answer_is_a_term_of_its_row(language_model) -> None:
+    loaded = load_base(language_model, device="cpu", dtype=torch.float32)
+    kind, seen = CausalLM(), []
+    new = kind.encode(loaded.tokenizer, ["2+2", "1+1"], ["4", "two"], labels=(), template=None, max_length=64)
+    old = replayed(["who are they"], ["we do not know"], (), head={})
+    every = add_replayed(kind, loaded.tokenizer, new, [old])
+    (task,) = memory_of(every, [old], heads=False)
+    assert (task.head, list(task.rows)) == (None, [2])
+    mixed = MixedTask(kind, None)
+    batch = mixed.collate(loaded.tokenizer, [every.rows[i] for i in (2, 0, 1)])
+
+    def each(logits: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        seen.append(rows.tolist())
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    found = mixed.mean(each, loaded.model.eval(), batch)
+    assert float(found.detach()) == pytest.approx(float(mixed.loss(loaded.model, batch).detach()), abs=1e-6)
+    terms = [len(every.rows[i]["completion"]) for i in range(3)]
+    assert seen == [[2] * terms[2] + [0] * terms[0] + [1] * terms[1]]
+
+
+def test_kept_rows_are_found_among_those_that_fit(language_model) -> None:
+    tokenizer = load_base(language_model, device="cpu", dtype=torch.float32).tokenizer
+    texts, targets = ["a", "b", "c", "d"], ["one", "because " * 40, "three", "four"]
+    some = CausalLM().encode(tokenizer, texts, targets, labels=(), template=None, max_length=64)
+    assert some.dropped == 1
+    assert list(kept_rows(some, [3, 1, 0])) == [2, 0]

@@ -100,3 +100,16 @@ def test_more_than_was_kept_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"task 'b' kept only 5 of its 30 rows") as caught:
         replay_rows(stored, 6)
     assert caught.value.hint == "ask for at most 5 rows of replay"
+
+
+def test_a_task_s_share_may_be_bounded() -> None:
+    """Then the reservoir is the lowest of so many rows of each task, and fewer need to be kept."""
+    sizes, bound = {"a": 13, "b": 30, "c": 2}, [4, 4, 4]
+    stored, whole = kept(sizes, 4, 1), kept(sizes, 60, 1)
+    assert [len(rows) for rows in replay_rows(stored, 10, bound)] == [4, 4, 2]
+    lowest = sorted(
+        (shuffled_key(f"{line - 1}\n{one.task}", 1), text)
+        for one in whole
+        for text, line in zip(one.rows.texts[:4], one.rows.lines[:4], strict=True)
+    )
+    assert texts(replay_rows(stored, 6, bound)) == {text for _, text in lowest[:6]}

@@ -61,6 +61,19 @@ def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
     assert same(factors_of(resumed), factors_of(whole))
 
 
+def test_a_resumed_run_takes_out_of_the_weight_what_the_run_began_with(train, factors_of, recorder, tmp_path) -> None:
+    """Whatever a start would find now: another text in its file, or other signs on another machine."""
+    text = tmp_path / "text"
+    text.write_text("a b c\nd e\n", encoding="utf-8")
+    settings = {"save_steps": 2, "start": "corda", "set": ("mode=kpm", f"text={text}")}
+    whole = train(work="whole", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        train(recorder(stop_after=3), **settings)
+    text.write_text("x y z w\nv u\n", encoding="utf-8")
+    assert not same(factors_of(train(work="other", **settings)), factors_of(whole))
+    assert same(factors_of(train(resume=True, **settings)), factors_of(whole))
+
+
 def test_every_epoch_has_each_row_once_in_an_order_of_its_own(train, monkeypatch, job) -> None:
     seen: list[tuple[int, ...]] = []
     original = Classification.loss
@@ -215,9 +228,11 @@ def test_the_overlap_report(make_adapter) -> None:
     report = overlap_report(new, AdapterStack.build({"old": old, "far": far}))
     assert report["overlap"] == pytest.approx({"old": (0.5 + 0) / 2, "far": 0.0})
     assert report["capacity_left"] == pytest.approx((8 - 5) / 8)  # m holds e0, e1, e2, e5, e6
+    assert report["directions_left"] == 8 - 5
     assert report["capacity_by_module"] == pytest.approx({"m": (8 - 5) / 8, "n": (8 - 4) / 8})
     alone = overlap_report(new, None)
-    assert alone == {"overlap": {}, "capacity_left": 0.75, "capacity_by_module": {"m": 0.75, "n": 0.75}}
+    room = {"capacity_left": 0.75, "directions_left": 6, "capacity_by_module": {"m": 0.75, "n": 0.75}}
+    assert alone == {"overlap": {}, **room}
 
 
 def test_long_texts_are_cut_and_told(train, recorder) -> None:

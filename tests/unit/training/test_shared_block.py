@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorabank.training.shared_block import Arena
+from lorabank.training.loop.shared_block import Arena
 
 
 def three() -> list[nn.Parameter]:

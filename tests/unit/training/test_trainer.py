@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lorabank.algebra.stack import AdapterStack
-from lorabank.core import shelves
+from lorabank.core import shelf
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError, DivergedError
 from lorabank.core.shelves import PENALTIES
@@ -34,11 +34,11 @@ class EverySum(Penalty):
 
 @pytest.fixture
 def every_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelves, "resolve_name", lambda path: EverySum if path == "test:EverySum" else load(path))
+    monkeypatch.setattr(shelf, "resolve_name", lambda path: EverySum if path == "test:EverySum" else load(path))
     monkeypatch.setitem(PENALTIES.table, "every-sum", "test:EverySum")
 
 
-load = shelves.resolve_name
+load = shelf.resolve_name
 
 
 def momentum(train, recorder, tmp_path, *, steps: int, **config) -> dict[int, torch.Tensor]:

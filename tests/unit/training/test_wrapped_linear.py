@@ -11,10 +11,11 @@ from torch.nn import functional
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
+from lorabank.algebra.states import StateStack
 from lorabank.core.errors import IncompatibleError
 from lorabank.models.bases.passed_by import check_called
 from lorabank.models.bases.sites import WrappedLinear
-from lorabank.models.gates.attention import Selector
+from lorabank.models.gates.attention_token import Selector
 from lorabank.models.mixing.mixture import Mixture
 from lorabank.training.layers.layer import EffectiveWeights, fold
 from lorabank.training.online_attention import attach_attended_adapter
@@ -76,7 +77,8 @@ def mixed(model: Holder, enter: Callable[[Mixture, AdapterStack], None]) -> nn.M
 
 
 def select(mixture: Mixture, stack: AdapterStack) -> None:
-    mixture.attend(Selector(stack), stack)
+    members = StateStack.apart(stack)
+    mixture.attend(Selector(members), members)
 
 
 def per_sample(form: str) -> Callable[[Mixture, AdapterStack], None]:

@@ -27,10 +27,10 @@ class Conv1D(SiteKind):
 
         return type(module).forward is Theirs.forward and "forward" not in vars(module)
 
-    def matrix(self, kept: Tensor) -> Tensor:
+    def matrix(self, module: nn.Module, kept: Tensor) -> Tensor:
         """Transposed."""
         return kept.T
 
-    def kept(self, matrix: Tensor) -> Tensor:
+    def kept(self, module: nn.Module, matrix: Tensor) -> Tensor:
         """Transposed again."""
         return matrix.T

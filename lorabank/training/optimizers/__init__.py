@@ -1,0 +1,1 @@
+"""Optimizers: how a step is made of gradients."""

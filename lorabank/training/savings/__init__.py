@@ -1,0 +1,1 @@
+"""What a training step leaves out: one file a saving."""
