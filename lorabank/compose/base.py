@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -16,13 +16,17 @@ from lorabank.compose.routers.statistics import TaskStatistics
 from lorabank.core.commands import Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError
-from lorabank.core.methods import with_settings
+from lorabank.core.methods import SET_REFUSED, WEIGHTS_REFUSED, with_settings
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
 from lorabank.core.settings import setting_fields, setting_names, validate
-from lorabank.core.shelves import COMPOSERS, GATES, MERGERS, ROUTERS, Shelf
+from lorabank.core.shelf import Shelf
+from lorabank.core.shelves import COMPOSERS, FIRST_GATE, GATES, MERGERS, ROUTERS
 from lorabank.models.answering.base import AnswerForm
 from lorabank.models.mixing.runtime import Plan, Runtime
+
+OVER = "over"
+"""The parameter of a record that says what a gate weighs; a record without it weighs adapters, each by itself."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,11 @@ class Member:
         targets: Their labels or completions.
         samples: Reads ``texts`` and ``targets``, where they were left out.
         born: The name that the task never loses, by which scores of routed texts are kept; empty for its name.
-        factors: Reads its adapter.
+        factors: Reads an adapter of the bank by its digest.
+        summed: Digests of the adapters whose sum a merge takes for the member; empty for its adapter alone.
         facts: Digests by role of what the task recorded when it was learnt.
         read_fact: Reads one of them by its digest.
+        grown: Whether its head is a stage of the one head that all members share.
     """
 
     task: str
@@ -62,14 +68,23 @@ class Member:
     targets: tuple[str, ...] = ()
     born: str = ""
     samples: Callable[[], tuple[Sequence[str], Sequence[str]]] = lambda: ((), ())
-    factors: Callable[[], LoraFactors] = lambda: LoraFactors({}, {}, {})
+    factors: Callable[[str], LoraFactors] = lambda digest: LoraFactors({}, {}, {})
+    summed: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     read_fact: Callable[[str], bytes] = lambda digest: b""
+    grown: bool = False
 
     @property
     def lasting(self) -> str:
         """The name to use where a later renaming must change nothing."""
         return self.born or self.task
+
+    def with_samples(self) -> Member:
+        """The member with its calibration samples, which are read where they were left out."""
+        if self.texts:
+            return self
+        texts, targets = self.samples()
+        return replace(self, texts=tuple(texts), targets=tuple(targets))
 
 
 @dataclass(frozen=True)
@@ -95,8 +110,9 @@ class Composer(Protocol):
     """One mode.
 
     ``routed`` says whether it picks the task (and so the head) of each text itself; ``shelf`` where its methods are,
-    one of which the settings choose by a field named after the shelf's kind. None where it has none. ``unused`` names
-    the settings of `ComposeConfig` that it does not read, beside the methods of other shelves.
+    one of which the settings choose by a field named after the shelf's kind; None where it has none. ``usual`` is the
+    name that "auto" stands for there, by default the first on the shelf. ``unused`` names the settings of
+    `ComposeConfig` that it does not read, beside the methods of other shelves.
     """
 
     routed: ClassVar[bool]
@@ -134,7 +150,7 @@ class Composer(Protocol):
 
         Args:
             stage: As for `plan`.
-            stack: The members' adapters, at least.
+            stack: The adapters of the members' states, at least.
             weight: Module name to the untouched base's weight ``[d_out, d_in]``.
         """
 
@@ -185,12 +201,23 @@ def chosen_method(shelf: Shelf, config: ComposeConfig) -> Any:
     """The method of a shelf that the settings choose, with the settings that ``--set`` and ``--weights`` give.
 
     Raises:
-        ConfigError: ``--set`` does not fit the method; names all that is wrong.
+        ConfigError: ``--set`` or ``--weights`` does not fit the method; names all that is wrong with it.
     """
-    chosen = [(shelf, getattr(config, shelf.kind))]
-    given = config.set if config.weights is None else (*config.set, f"weights={config.weights}")
-    (method,) = with_settings(chosen, given, among=(MERGERS, ROUTERS, GATES))
+    chosen, among = [(shelf, chosen_name(shelf, config))], (MERGERS, ROUTERS, GATES)
+    (method,) = with_settings(chosen, config.set, among=among)
+    if config.weights is None:
+        return method
+    try:
+        (method,) = with_settings(chosen, (*config.set, f"weights={config.weights}"), among=among)
+    except ConfigError as error:
+        raise error.saying(WEIGHTS_REFUSED + error.message.removeprefix(SET_REFUSED)) from error
     return method
+
+
+def chosen_name(shelf: Shelf, config: ComposeConfig) -> str:
+    """The name of the method of a shelf that the settings choose; auto: the usual one of the mode."""
+    name: str = getattr(config, shelf.kind)
+    return getattr(COMPOSERS.load(config.mode), "usual", next(iter(shelf))) if name == "auto" else name
 
 
 def stored_method(shelf: Shelf, name: str, record: CompositionRecord) -> Any:
@@ -208,9 +235,25 @@ def stored_method(shelf: Shelf, name: str, record: CompositionRecord) -> Any:
         raise ValueError(error.message) from error
 
 
+def parameters_of(record: CompositionRecord) -> dict[str, Any]:
+    """What a composition was made with; the gate of a record that does not say what it weighs has its name of today.
+
+    Such a record names no gate, or the first there was by the name that it had.
+    """
+    parameters = dict(record.parameters)
+    gated = record.mode in COMPOSERS and COMPOSERS.load(record.mode).shelf is GATES
+    if gated and OVER not in parameters:
+        gate = parameters.get("gate", FIRST_GATE[0])
+        parameters["gate"] = FIRST_GATE[1] if gate == FIRST_GATE[0] else gate
+    return parameters
+
+
 def known(members: Sequence[Member], stage: int) -> list[Member]:
-    """The members that a stage knows."""
-    return [member for member in members if member.position <= stage]
+    """The members that a stage knows; those that share one head have it as the last of them left it."""
+    there = [member for member in members if member.position <= stage]
+    if not there or not there[-1].grown:
+        return there
+    return [replace(member, head=there[-1].head) for member in there]
 
 
 def longest(members: Sequence[Member]) -> int:
@@ -225,16 +268,16 @@ def made_again(record: CompositionRecord, *more: str) -> Command:
 
 def with_its_settings(record: CompositionRecord) -> Command:
     """The command that makes a composition as it was made; its name must be free."""
-    words = _again(record)
+    words, parameters = _again(record), parameters_of(record)
     settings = setting_fields(ComposeConfig)
     chosen = [
-        one.metadata["among"].load(record.parameters[one.name])
+        one.metadata["among"].load(parameters[one.name])
         for one in settings
-        if one.metadata["among"] is not None and record.parameters.get(one.name) in one.metadata["among"]
+        if one.metadata["among"] is not None and parameters.get(one.name) in one.metadata["among"]
     ]
     own = {name for method in chosen for name in setting_names(method)}
     for one in settings:
-        value = record.parameters.get(one.name)
+        value = parameters.get(one.name)
         if isinstance(value, str | int | float) and value != one.default and one.name not in own:
             words += [f"--{one.name.replace('_', '-')}", str(value)]
     for method in chosen:

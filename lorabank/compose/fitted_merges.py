@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,7 @@ from lorabank.compose.base import Member, known
 from lorabank.compose.mergers.base import Merge, Merger, Sources, Told
 from lorabank.compose.mergers.kept import KeptRows, Measured, check_kept
 from lorabank.compose.mergers.storing import merge_of, merge_tensors
+from lorabank.compose.vectors import read_adapters, vector_name, vector_stack
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.observer import Observer, SilentObserver
@@ -110,7 +110,7 @@ class FittedMerges:
         if late in self._objects:
             with suppress(SafetensorError, ValueError):  # it can be fitted again
                 return merge_of(load_tensors(self._objects[late]), _tasks(members))
-        sampled = [_with_samples(member) for member in members]
+        sampled = [member.with_samples() for member in members]
         check_kept(self._name, sampled)
         with torch.inference_mode(False), torch.enable_grad():
             data = self._stored(self._found(sampled, SilentObserver(), None).merge, members)
@@ -139,15 +139,14 @@ class FittedMerges:
             seed, batch_size = self._fitting.seed, self._fitting.batch_size
             return KeptRows(by_task, self._runtime(), observer, batch_size, seed, measured)
 
-        factors = {member.adapter: member.factors for member in members}
-        read = partial(_read, factors)
-        adapters = [member.adapter for member in members]
-        made = self._merger.merge(Sources(_tasks(members), adapters, read, self._weight, ask=ask))
+        read = partial(_read, members)
+        names = [vector_name(member) for member in members]
+        made = self._merger.merge(Sources(_tasks(members), names, read, self._weight, ask=ask))
         return made if isinstance(made, Told) else Told(made, {})
 
 
-def _read(factors: Mapping[str, Callable[[], Any]]) -> AdapterStack:
-    return AdapterStack.build({adapter: read() for adapter, read in factors.items()})
+def _read(members: Sequence[Member]) -> AdapterStack:
+    return vector_stack(members, read_adapters(members))
 
 
 def _tasks(members: Sequence[Member]) -> list[str]:
@@ -156,8 +155,3 @@ def _tasks(members: Sequence[Member]) -> list[str]:
 
 def _role(stage: int) -> str:
     return f"merge of stage {stage}"
-
-
-def _with_samples(member: Member) -> Member:
-    texts, targets = member.samples()
-    return replace(member, texts=tuple(texts), targets=tuple(targets))

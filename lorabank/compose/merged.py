@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -26,11 +27,15 @@ from lorabank.algebra.stack import AdapterStack
 from lorabank.compose.base import Fitted, Member, chosen_method, known, state_weights, stored_method
 from lorabank.compose.fitted_merges import FittedMerges, fitting_of
 from lorabank.compose.mergers.base import ByModule, Merge, Merger, Sources, Told
+from lorabank.compose.vectors import are_sums, by_adapter, read_adapters, taken_over, vector_name, vector_stack
+from lorabank.core.commands import Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import GateError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord
-from lorabank.core.shelves import MERGERS, STRATEGIES, Shelf
+from lorabank.core.settings import setting_names
+from lorabank.core.shelf import Shelf
+from lorabank.core.shelves import MERGERS, STRATEGIES
 from lorabank.models.finite import check_tensors, not_finite
 from lorabank.models.mixing.resident_stack import ResidentStack
 from lorabank.models.mixing.runtime import Plan, Runtime
@@ -80,33 +85,39 @@ class Merged:
         chosen: Merger = chosen_method(MERGERS, config)
         merger = chosen.prepared(tasks)
         merger.check(tasks)
+        over = config.over or merger.over
+        members = taken_over(members, over)
         _check_facts(config.merger, merger, members)
         objects: dict[str, bytes] = {}
         fits = FittedMerges(config.merger, merger, config, runtime, objects) if merger.fitted else None
         told = fits.fit(members, observer) if fits else None
         composed = cls(config.merger, replace(merger, max_rank=None), members, runtime, fits)
         if any(member.texts for member in members):
-            _try_out(composed, runtime())
-        stack = AdapterStack.build({member.adapter: member.factors() for member in members})
+            _try_out(cls(config.merger, merger, members, runtime, fits), runtime())  # as it will answer: cut
+        stack = read_adapters(members)
 
         def weight(module: str) -> Tensor:
             return composed._weight(module).cpu()  # where the stack is
 
         made, weights = composed._merged(members[-1].position, stack, weight, told and told.merge)
         parameters = {"merger": config.merger, **merger.parameters()}
+        if are_sums(members) and {over, merger.over} != {"adapters"}:
+            parameters["over"] = over
         if fits and told:
             parameters |= {**fits.parameters, **told.report}
-        report = {}
+        report: dict[str, Any] = {}
         if merger.max_rank is not None:
             cut = cut_to_rank(made, merger.max_rank)
             made, report["relative_error"] = cut.factors, dict(cut.relative_error)
-        by_adapter = _by_adapter(members, weights)
-        exact = torch.tensor([by_adapter[name] for name in stack.names], dtype=torch.float64)
+        summed = by_adapter(members, weights)
+        exact = torch.tensor([summed[name] for name in stack.names], dtype=torch.float64)
         report["distance"] = distance_from_sum(made, stack, exact, weight)
         _check_distance(report["distance"], merger, config.tolerance)
         parameters |= {name: dict(values) for name, values in report.items()}
         if config.tolerance is not None:
             parameters["tolerance"] = config.tolerance
+        if over == "adapters" and (remark := _untrained(members, summed, merger, config)):
+            report["untrained_state"] = remark
         return Fitted(parameters, objects, {**(told.report if told else {}), **report}, scored=config.scores)
 
     @classmethod
@@ -120,6 +131,7 @@ class Merged:
         """The stored settings; a record that names no merger is of a weighted sum, the first there was."""
         name = str(record.parameters.get("merger", ComposeConfig.merger))
         merger: Merger = stored_method(MERGERS, name, record).prepared([member.task for member in members])
+        members = taken_over(members, "states" if record.parameters.get("over") == "states" else "adapters")
         if not merger.fitted:
             return cls(name, merger, members, runtime)
         fits = FittedMerges(name, merger, fitting_of(record.parameters), runtime, objects)
@@ -147,11 +159,11 @@ class Merged:
         if weights is not None:
             return ["sum", self._merger.max_rank, sorted(weights.items())]
         members = known(self.members, stage)
-        adapters = [member.adapter for member in members]
+        adapters = [vector_name(member) for member in members]
         facts = {role: [member.facts.get(role) for member in members] for role in self._merger.needs}
         merger = self._merger.prepared([member.task for member in members])
         parameters = {
-            name: _by_adapter(members, value) if isinstance(value, Mapping) else value
+            name: _by_vector(members, value) if isinstance(value, Mapping) else value
             for name, value in merger.parameters().items()
         }
         fitted = [self._fits.identity(members)] if self._fits else []
@@ -171,7 +183,7 @@ class Merged:
         """Weight by adapter; None where the merger gives something else, or has to read adapters for them."""
         members = known(self.members, stage)
         weights = self._merger.sum_of([member.task for member in members])
-        return None if weights is None else _by_adapter(members, weights)
+        return None if weights is None else by_adapter(members, weights)
 
     def _merged(
         self,
@@ -188,16 +200,13 @@ class Merged:
             DivergedError: It is not finite.
         """
         members = known(self.members, stage)
-        tasks, digests = [member.task for member in members], list(dict.fromkeys(member.adapter for member in members))
+        tasks = [member.task for member in members]
 
         def facts(role: str) -> Iterator[bytes]:
             return (member.read_fact(member.facts[role]) for member in members)
 
-        def read() -> AdapterStack:
-            return stack.select(digests)
-
-        adapters = [member.adapter for member in members]
-        sources = Sources(tasks, adapters, read, weight, facts)
+        names = [vector_name(member) for member in members]
+        sources = Sources(tasks, names, partial(vector_stack, members, stack), weight, facts)
         if found is None:
             found = self._fits.at(members) if self._fits else self._merger.merge(sources)
         made = found.merge if isinstance(found, Told) else found
@@ -210,7 +219,7 @@ class Merged:
             }
             made = sources.stack.combine_by_module(by_module)
         elif isinstance(made, Mapping):
-            made = stack.combine(torch.from_numpy(state_weights(stack.names, _by_adapter(members, made))))
+            made = stack.combine(torch.from_numpy(state_weights(stack.names, by_adapter(members, made))))
         made = made.single()
         if isinstance(made, DenseDelta):
             check_tensors(made.delta, "the merged delta weights of")
@@ -220,11 +229,33 @@ class Merged:
         return made, weights
 
 
-def _by_adapter(members: Sequence[Member], weights: Mapping[str, float]) -> dict[str, float]:
-    state: dict[str, float] = {}
+def _by_vector(members: Sequence[Member], weights: Mapping[str, float]) -> dict[str, float]:
+    total: dict[str, float] = {}
     for member in members:
-        state[member.adapter] = state.get(member.adapter, 0.0) + weights[member.task]
-    return state
+        name = vector_name(member)
+        total[name] = total.get(name, 0.0) + weights[member.task]
+    return total
+
+
+def _untrained(
+    members: Sequence[Member], weights: Mapping[str, float], merger: Merger, config: ComposeConfig
+) -> dict[str, str | Command] | None:
+    """That weights by adapter are no state that was trained, and what to type; None where they are, or may be any.
+
+    The command weighs states as the adapters were weighed, or equally where no weights were given: states share
+    adapters, so that the weight 1 for each would count an adapter several times.
+    """
+    used = {digest: weight for digest, weight in weights.items() if weight}
+    if not are_sums(members) or any(used == dict.fromkeys(member.state, 1.0) for member in members):
+        return None
+    shares = config.weights
+    if shares is None and "weights" in setting_names(merger) and not any(s.startswith("weights=") for s in config.set):
+        shares = ",".join(f"{member.task}={1 / len(members):.3g}" for member in members)
+    named = [("--name", config.name), ("--tasks", config.tasks), ("--merger", config.merger), ("--weights", shares)]
+    named += [("--set", one) for one in config.set]
+    given = [word for option, value in named if value for word in (option, value)]
+    again = Command("compose", "--mode", config.mode, *given, "--over", "states", "--replace")
+    return {"message": "these weights of adapters make a state that no task was trained in", "command": again}
 
 
 def _check_facts(name: str, merger: Merger, members: Sequence[Member]) -> None:
@@ -235,9 +266,9 @@ def _check_facts(name: str, merger: Merger, members: Sequence[Member]) -> None:
             recorded_by = [known for known, strategy in STRATEGIES.items() if role in strategy.needs]
             raise NotFoundError(
                 f"task {missing[0]!r} recorded no {role!r}, which the merger {name} needs of every member",
-                hint=f"leave it out with --tasks; --strategy {' or '.join(recorded_by)} records it"
+                hint=f"leave it out; --strategy {' or '.join(recorded_by)} records it"
                 if recorded_by
-                else "leave it out with --tasks",
+                else "leave it out",
                 unchanged="nothing was changed",
             )
 

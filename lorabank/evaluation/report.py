@@ -10,8 +10,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any, Protocol
 
+from lorabank.bank.room import in_words, room_left
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.escaping import safe
 from lorabank.core.methods import values_of
@@ -19,17 +21,22 @@ from lorabank.core.records import AdapterRecord, CompositionRecord, TaskRecord
 from lorabank.core.task_kinds import task_kind
 from lorabank.data.methods import recorded_scoring
 from lorabank.evaluation.confusion import LabelScores
-from lorabank.evaluation.curve_plot import curve_svg
 from lorabank.evaluation.environments import mixed
 from lorabank.evaluation.matrix import ScoreMatrix
-from lorabank.evaluation.plots import heatmap_svg
+from lorabank.evaluation.plots.curve import curve_svg
+from lorabank.evaluation.plots.heatmap import heatmap_svg
+from lorabank.evaluation.plots.learning import learning_svg
+from lorabank.evaluation.plots.tasks import task_svg
 from lorabank.evaluation.scoring import ACCURACY
 from lorabank.evaluation.text_samples import TextScores, metric_of
+from lorabank.models.facts.curves import LearningCurve
 
 _MOST_LABELS = 50
 """Of a task whose labels are listed; the scores of the others are in ``eval --json``."""
 _MOST_COLUMNS = 12
 """Labels of a confusion matrix that is shown whole."""
+_MOST_CURVES = 24
+"""Trainings that are drawn, the last ones; `show` draws each."""
 _SUMMARY = ("average_accuracy", "learning_accuracy", "backward_transfer", "forward_transfer", "forgetting")
 
 
@@ -93,12 +100,20 @@ class Measured(Protocol):
         """``oracle``, ``routed``, ``accuracy``, ``confusion`` [T, T] and ``tasks``, for a routed subject."""
 
 
-def render_report(snapshot: Snapshot, measured: Sequence[Measured], *, created_at: str, version: str) -> str:
+def render_report(
+    snapshot: Snapshot,
+    measured: Sequence[Measured],
+    *,
+    curves: Mapping[str, LearningCurve] = MappingProxyType({}),
+    created_at: str,
+    version: str,
+) -> str:
     """Render the report.
 
     Args:
         snapshot: The bank.
         measured: Evaluated subjects, each shown as a heat-map with its scalars.
+        curves: Task to how it was trained.
         created_at: When the report was made.
         version: The version of lorabank that made it.
 
@@ -112,21 +127,34 @@ def render_report(snapshot: Snapshot, measured: Sequence[Measured], *, created_a
     environment.filters |= _FILTERS
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     tasks = _task_rows(snapshot, measured[0] if measured else None)
+    room = room_left(snapshot)
     named: tuple[TaskRecord | CompositionRecord, ...] = (*snapshot.tasks, *snapshot.compositions)
     return template.render(
         snapshot=snapshot,
         tasks=tasks,
+        room=room and in_words(room),
         remarked=[one for one in named if one.note or one.tags],
         sections=[_section(one) for one in measured],
         summary=_SUMMARY,
         headline=_headline(measured[0]) if measured else None,
         warnings=[note for one in measured if (note := _chance(one))],
         settings=sorted({name for row in tasks for name in row["adapter"].config}),
+        trained=_trained(snapshot, curves),
+        not_drawn=max(0, len(curves) - _MOST_CURVES),
         most_labels=_MOST_LABELS,
         most_columns=_MOST_COLUMNS,
         created_at=created_at,
         version=version,
     )
+
+
+def _trained(snapshot: Snapshot, curves: Mapping[str, LearningCurve]) -> list[Any]:
+    """The drawings of the last trainings."""
+    from markupsafe import Markup
+
+    names = [task.name for task in snapshot.tasks if task.name in curves][-_MOST_CURVES:]
+    drawings = (learning_svg(curves[name], name) for name in names)
+    return [Markup(svg) for svg in drawings if svg]  # the makers of drawings have escaped every text in them
 
 
 def _headline(one: Measured) -> str | None:
@@ -195,13 +223,14 @@ def _section(one: Measured) -> dict[str, Any]:
     matrix = ScoreMatrix(tuple(one.tasks), one.values, one.counts, one.low, one.high, _named(one.metric))
     title = f"{one.subject} ({one.mode})" if one.mode != one.subject else one.subject
     # matplotlib and the makers of the drawings have escaped every text in them.
-    svg, curve = Markup(heatmap_svg(matrix)), curve_svg(matrix)
+    svg, curve, by_task = Markup(heatmap_svg(matrix)), curve_svg(matrix), task_svg(matrix)
     return {
         "measured": one,
         "matrix": matrix,
         "title": title,
         "svg": svg,
         "curve": curve and Markup(curve),
+        "by_task": by_task and Markup(by_task),
         "mixed": mixed(one.environments),
         "labels": one.labels,
     }

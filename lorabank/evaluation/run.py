@@ -7,12 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lorabank.core.errors import at_work
 from lorabank.core.observer import Observer
 from lorabank.core.records import EvaluationRecord, TaskRecord
 from lorabank.data.rows import Rows
 from lorabank.evaluation import confusion, environments, text_samples
 from lorabank.evaluation.keys import CellKeys
+from lorabank.evaluation.routing import calibration
+from lorabank.evaluation.row_scores import row_detail
 from lorabank.evaluation.scoring import ACCURACY, Said, score_rows
 
 _LONGEST_UNSTORED = 30.0
@@ -39,6 +44,9 @@ class Subject(Protocol):
 
     def answer(self, stage: int, task: TaskRecord, rows: Rows) -> Said:
         """Answer rows of a task as the model was after position ``stage`` (0: the untrained base)."""
+
+    def routes(self, stage: int, texts: Sequence[str]) -> tuple[list[str], NDArray[np.float64] | None]:
+        """Of a routed subject each text's task under its lasting name, and how likely it is, ``[n]`` or None."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +165,11 @@ def score_cell(
     with at_work(f"{subject.name} on task {task.name!r}"):
         said = subject.answer(stage, task, rows)
         score = score_rows(metric, said, rows.labels)
-    detail: dict[str, Any] = {**score.detail, "seconds": time.monotonic() - started}
+    detail: dict[str, Any] = {**score.detail, **row_detail(score.rows), "seconds": time.monotonic() - started}
     if said.routed:
         detail["routed"] = {name: said.routed.count(name) for name in dict.fromkeys(said.routed)}
+    if said.confidence is not None:
+        detail[calibration.KEY] = calibration.detail(said.routed, said.confidence, score.rows.tolist())
     if task.labels and metric == ACCURACY:
         sure = None if said.probabilities is None else said.probabilities.tolist()
         detail[confusion.KEY] = confusion.label_detail(rows.labels, said.answers, sure)

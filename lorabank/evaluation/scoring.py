@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabank.core.commands import Command
-from lorabank.core.errors import DivergedError
+from lorabank.core.errors import ConfigError, DivergedError
 from lorabank.core.shelves import SCORINGS, TEXT_METRICS
 from lorabank.core.task_kinds import HEAD
 from lorabank.evaluation.metrics import wilson_interval
@@ -33,6 +33,8 @@ class Said:
         log_likelihoods: For perplexity, float64 ``[n]``: of each row's text.
         tokens: For perplexity, int64 ``[n]``: tokens of each row.
         probabilities: Of each answer among the labels of the task that gave it; NaN of a generated text.
+        confidence: The probability of the task that each row was sent to, float64 ``[n]``; None where the router
+            gives none.
     """
 
     answers: tuple[str, ...]
@@ -40,16 +42,44 @@ class Said:
     log_likelihoods: NDArray[np.float64] | None = None
     tokens: NDArray[np.int64] | None = None
     probabilities: NDArray[np.float32] | None = None
+    confidence: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
 class Score:
-    """A value in [0, 1] with its 95 % interval and what else is worth keeping."""
+    """A value in [0, 1] with its 95 % interval and what else is worth keeping.
+
+    Attributes:
+        rows: What the value is made of, float64 ``[n]``: the score of each row; for perplexity its log-likelihood over
+            the mean number of tokens, so that the mean is the log-likelihood of a token.
+    """
 
     value: float
     low: float
     high: float
+    rows: NDArray[np.float64]
     detail: dict[str, Any] = field(default_factory=dict)
+
+
+def checked_metric(task: str, scoring: str, usual: str, chosen: str) -> str:
+    """What was chosen to score a task's cells by, if it can be.
+
+    Args:
+        task: Its name.
+        scoring: How it is scored.
+        usual: Its metric where none is chosen.
+        chosen: The metric.
+
+    Raises:
+        ConfigError: The task's scoring has no such metric.
+    """
+    if (chosen == INVERSE_PERPLEXITY) != measured(scoring):
+        raise ConfigError(
+            f"task {task!r} is scored by {scoring}, which has no {chosen}",
+            hint=f"--metric auto ({usual})",
+            unchanged="nothing was changed",
+        )
+    return chosen
 
 
 def measured(scoring: str) -> bool:
@@ -82,9 +112,9 @@ def score_rows(metric: str, said: Said, gold: Sequence[str]) -> Score:
     mean = float(values.mean())
     if set(values.tolist()) <= {0.0, 1.0}:
         correct = int(values.sum())
-        return Score(mean, *wilson_interval(correct, len(values)), {"correct": correct})
+        return Score(mean, *wilson_interval(correct, len(values)), values, {"correct": correct})
     half = _Z95 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 1.0
-    return Score(mean, max(0.0, mean - half), min(1.0, mean + half))
+    return Score(mean, max(0.0, mean - half), min(1.0, mean + half), values)
 
 
 def _perplexity(likelihoods: NDArray[np.float64], tokens: NDArray[np.int64]) -> Score:
@@ -100,4 +130,5 @@ def _perplexity(likelihoods: NDArray[np.float64], tokens: NDArray[np.int64]) -> 
     residual = (likelihoods - mean * tokens) / tokens.mean()
     half = _Z95 * float(residual.std(ddof=1)) / math.sqrt(len(tokens)) if len(tokens) > 1 else math.inf
     detail = {"perplexity": math.exp(-mean), "tokens": int(tokens.sum())}
-    return Score(math.exp(mean), math.exp(mean - half), math.exp(min(0.0, mean + half)), detail)
+    rows = likelihoods / tokens.mean()
+    return Score(math.exp(mean), math.exp(mean - half), math.exp(min(0.0, mean + half)), rows, detail)

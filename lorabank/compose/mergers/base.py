@@ -14,6 +14,7 @@ from torch import Tensor
 from lorabank.algebra.factors import DenseDelta, LoraFactors, add_rows
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.settings import setting
+from lorabank.core.states import Over
 
 if TYPE_CHECKING:
     from lorabank.compose.mergers.kept import KeptRows
@@ -48,8 +49,8 @@ class Sources:
 
     Args:
         tasks: The tasks, in sequence order.
-        adapters: The digest of each task's adapter.
-        read: Gives the adapters stacked, each once.
+        adapters: The name of what each task brings: the digest of its adapter, or another one of a sum of adapters.
+        read: Gives what they bring as stacked adapters, each once.
         weight: Module name to the untouched base's weight ``[d_out, d_in]``.
         facts: Role to what the tasks recorded under it when they were learnt, in that order, read one by one.
         ask: Gives the tasks' kept rows and the model, for a merger that is fitted.
@@ -144,11 +145,14 @@ class Merger(ABC):
             `merge` reads by ``sources.facts(role)``.
         fitted: Whether `merge` asks the model with the rows that the tasks kept (``sources.kept``). What it finds is
             stored then, for each stage.
+        over: What a member is where nothing else is chosen: ``"adapters"`` for a sum, in which the weight 1 for each
+            member is what the bank was trained as; ``"states"`` for a mean, since an adapter may be no state alone.
     """
 
     paper: ClassVar[str | None] = None
     needs: ClassVar[tuple[str, ...]] = ()
     fitted: ClassVar[bool] = False
+    over: ClassVar[Over] = "adapters"
 
     max_rank: int | None = setting(
         None, "Truncate the result to this rank by SVD; prints the error per module; default: keep it exact.", ge=1

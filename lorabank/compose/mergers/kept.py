@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from lorabank.compose.base import Member, state_weights
+from lorabank.compose.vectors import adapters_of, by_adapter
 from lorabank.core.commands import Command
 from lorabank.core.errors import NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.shelves import SUMMING
 from lorabank.data.rows import Rows, sample_rows
-from lorabank.models.gates.base import Gate
+from lorabank.models.gates.base import TokenGate
 from lorabank.models.mixing.runtime import Plan, Runtime
 
 T = TypeVar("T")
@@ -80,23 +81,20 @@ class KeptRows:
     @contextmanager
     def summed(self, weights: Mapping[str, float]) -> Iterator[None]:
         """For the length of a block the model is in the sum of the members' delta weights, each times a weight."""
-        by_adapter: dict[str, float] = {}
-        for task, weight in weights.items():
-            adapter = self.members[task].adapter
-            by_adapter[adapter] = by_adapter.get(adapter, 0.0) + weight
-        with self.state(Plan(weights=state_weights(self.runtime.stack.names, by_adapter))):
+        total = by_adapter([self.members[task] for task in weights], weights)
+        with self.state(Plan(weights=state_weights(self.runtime.stack.names, total))):
             yield
 
     @contextmanager
-    def under(self, gate: Gate) -> Iterator[None]:
-        """For the length of a block the members' adapters are under a gate, each adapter once."""
-        with self.state(Plan(gate=gate, members=self.adapters)):
+    def under(self, gate: TokenGate) -> Iterator[None]:
+        """For the length of a block what is taken for the members is under a gate, each sum of adapters once."""
+        with self.state(Plan(gate=gate, states=self.states)):
             yield
 
     @property
-    def adapters(self) -> tuple[str, ...]:
-        """The members' adapters, each once."""
-        return tuple(dict.fromkeys(member.adapter for member in self.members.values()))
+    def states(self) -> tuple[tuple[str, ...], ...]:
+        """The sum of adapters that is taken for each member, each sum once."""
+        return tuple(dict.fromkeys(adapters_of(member) for member in self.members.values()))
 
     @contextmanager
     def state(self, plan: Plan) -> Iterator[None]:
@@ -144,7 +142,7 @@ def check_kept(name: str, members: Sequence[Member]) -> None:
     if missing:
         raise NotFoundError(
             f"task {missing[0]!r} was added without calibration samples, which the merger {name} is fitted on",
-            hint="leave it out with --tasks, or sum the delta weights, which needs none; add-task keeps some",
+            hint="leave it out, or sum the delta weights, which needs none; add-task keeps some",
             commands=[Command("compose", "--mode", SUMMING)],
             unchanged="nothing was changed",
         )

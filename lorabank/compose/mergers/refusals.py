@@ -14,7 +14,7 @@ def unfit(message: str) -> IncompatibleError:
     """The error for members that a merger cannot take; it proposes the sum, which takes all."""
     return IncompatibleError(
         message,
-        hint="leave a member out with --tasks, or sum the delta weights, which any adapters can be",
+        hint="leave a member out, or sum the delta weights, which any adapters can be",
         commands=[Command("compose", "--mode", SUMMING)],
         unchanged="nothing was changed",
     )

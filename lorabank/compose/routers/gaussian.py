@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabank.compose.routers.base import RouterMethod
-from lorabank.compose.routers.covariances import Covariances, packed
-from lorabank.compose.routers.ranking import TIE, Ranked, rank
-from lorabank.compose.routers.screening import Screening
-from lorabank.compose.routers.shortlist import Shortlist
-from lorabank.compose.routers.statistics import Floats, TaskStatistics
+from lorabank.compose.routers.base import LayerMethod
+from lorabank.compose.routers.gaussians.covariances import Covariances, Scatter, Triangle
+from lorabank.compose.routers.gaussians.likely import likely_scores
+from lorabank.compose.routers.gaussians.screening import Screening
+from lorabank.compose.routers.gaussians.shortlist import Shortlist
+from lorabank.compose.routers.ranking import Ranked, rank
+from lorabank.compose.routers.statistics import Floats, Statistics, StoredStatistics, TaskStatistics
 from lorabank.core.errors import ConfigError
 from lorabank.core.settings import setting
 
@@ -26,9 +28,6 @@ _FEW_TEXTS = 8
 _TRIANGLE_BYTES = 1 << 26
 """Of all tasks' scatters; where they come to more, each is read again when it is needed, in the first call."""
 
-_FIRST = 2
-"""Tasks with the highest bounds, whose scores say how high the others must reach."""
-
 _BLOCK = 1 << 20  # numbers of a block of features, or of bounds
 
 _FACTORS, _BOUNDS = 150, 1500
@@ -36,7 +35,7 @@ _FACTORS, _BOUNDS = 150, 1500
 
 
 @dataclass(frozen=True)
-class Gaussian(RouterMethod):
+class Gaussian(LayerMethod):
     """Regularised discriminant analysis."""
 
     paper = "Friedman, JASA 84 (1989)"
@@ -49,8 +48,8 @@ class Gaussian(RouterMethod):
         return GaussianRouter(statistics, self.shrinkage, self.own_covariance)
 
     def identity(self) -> list[float]:
-        """Both shares."""
-        return [self.shrinkage, self.own_covariance]
+        """Both shares, and the layer where it is not the last."""
+        return [self.shrinkage, self.own_covariance, *([self.layer] if self.layer else [])]
 
 
 class GaussianRouter:
@@ -67,15 +66,17 @@ class GaussianRouter:
 
     For b > 0 the router makes L_t where a score is needed. Among many tasks few are: upper bounds on the scores show
     which tasks can be one of a text's two best. Those alone are scored, so choice and margin are the ones that all
-    scores give. A call with a few texts, where it is the first, reads each task's statistics once more and lets
-    them go (`lorabank.compose.routers.screening`). From the second call on the router holds the lower
-    triangle of each task's scatter, in float32, as it does at once where all of them are small. When enough texts have
-    come to pay for them it makes bounds that last (`lorabank.compose.routers.shortlist`).
+    scores give. A call with a few texts looks at each task's statistics once more and lets them go
+    (`lorabank.compose.routers.gaussians.screening`). Where they are stored, the router holds the lower triangle of
+    each task's scatter from the second call on, in float32, as it does at once where all of them are small. When
+    enough texts have come to pay for them it makes bounds that last
+    (`lorabank.compose.routers.gaussians.shortlist`).
 
     Args:
         statistics: Of each task, in the order of the sequence.
         shrinkage: l.
         own_covariance: b.
+        within: S_w, float64 [d, d]; None: it is computed.
 
     Raises:
         ConfigError: A share is out of bounds, or a covariance has no inverse (a shrinkage above 0 gives it one).
@@ -85,7 +86,11 @@ class GaussianRouter:
     """
 
     def __init__(
-        self, statistics: Sequence[TaskStatistics], shrinkage: float = 0.1, own_covariance: float = 0.0
+        self,
+        statistics: Sequence[Statistics],
+        shrinkage: float = 0.1,
+        own_covariance: float = 0.0,
+        within: NDArray[np.float64] | None = None,
     ) -> None:
         for name, share in (("shrinkage", shrinkage), ("own_covariance", own_covariance)):
             if not 0 <= share <= 1:
@@ -97,42 +102,44 @@ class GaussianRouter:
         traces: list[float] = []
         scatter = np.zeros((1, 1))
         for one in statistics:
-            if not means:
-                scatter = np.zeros(one.scatter.shape)
-            scatter += one.scatter
+            if within is None:
+                scatter = scatter + one.scatter
             means.append(one.mean)
             counts.append(one.n)
-            traces.append(float(one.scatter.diagonal().sum(dtype=np.float64)))
-            if own_covariance and (few or len(statistics) * one.scatter.nbytes // 2 <= _TRIANGLE_BYTES):
-                triangles.append(packed(one.scatter))
+            traces.append(one.trace)
+            if own_covariance and (few or len(statistics) * one.mean.size**2 * 2 <= _TRIANGLE_BYTES):
+                triangles.append(one.triangle)
         self._means = np.stack(means).astype(np.float64)
-        self._within = scatter / sum(counts)
+        self._within = scatter / sum(counts) if within is None else within
         self._shrinkage, self._own = shrinkage, own_covariance
-        self._held = own_covariance == 0 or bool(triangles)
         if own_covariance == 0:
             self._linear(_shrunk(self._within, shrinkage), invertible=shrinkage > 0)
             return
-        self._statistics = statistics
+        self._statistics, self._triangles = statistics, triangles
         self._counts, self._traces = counts, traces
-        self._covariances = self._of(triangles.__getitem__ if triangles else self._triangle)
+        self._covariances = Covariances(self._triangle, counts, self._within, shrinkage, own_covariance)
         self._covariances.keeps_factors = few
         self._shortlist: Shortlist | None = None
         self._asked = 0
 
-    def _of(self, scatters: Callable[[int], NDArray[np.float32]]) -> Covariances:
-        return Covariances(scatters, self._counts, self._within, self._shrinkage, self._own)
+    @property
+    def tasks(self) -> int:
+        """T."""
+        return len(self._means)
 
-    def _scatter(self, task: int) -> NDArray[np.float32]:
-        return self._statistics[task].scatter
+    def scatter(self, task: int) -> Scatter:
+        """n_t S_t, read or held."""
+        if self._triangles:
+            return Triangle(self._triangles[task], self._means.shape[1])
+        return self._statistics[task]
 
     def _triangle(self, task: int) -> NDArray[np.float32]:
-        return packed(self._scatter(task))
+        return self._triangles[task] if self._triangles else self._statistics[task].triangle
 
     def _hold(self) -> None:
-        """Have all triangles in memory from now on."""
-        if not self._held:
-            self._covariances = self._of([packed(one.scatter) for one in self._statistics].__getitem__)
-            self._held = True
+        """Have all triangles in memory from now on, where each would be read again."""
+        if not self._triangles and isinstance(self._statistics, StoredStatistics):
+            self._triangles = [one.triangle for one in self._statistics]
 
     def _linear(self, covariance: NDArray[np.float64], *, invertible: bool) -> None:
         solve = np.linalg.solve if invertible else lambda a, b: np.linalg.lstsq(a, b)[0]
@@ -149,24 +156,15 @@ class GaussianRouter:
         step = max(1, _BLOCK // d)
         for t in range(tasks):
             for start in range(0, len(rows), step):
-                scores[start : start + step, t] = self._score(t, rows[start : start + step])
+                scores[start : start + step, t] = self.score(t, rows[start : start + step])
         return scores
 
     def rank(self, features: Floats) -> Ranked:
         """[n, d] features to the likeliest task and its margin, in log-odds."""
-        rows = np.asarray(features, np.float64)
-        shortlist = self._shortlisting(len(rows))
-        if shortlist is None:
-            return rank(self._screened(rows) if self._screens(len(rows)) else self.scores(rows))
-        scores = np.full((len(rows), len(self._means)), -np.inf)
-        step = max(1, _BLOCK // max(self._means.shape))
-        for start in range(0, len(rows), step):
-            of = slice(start, start + step)
-            self._score_likely(rows[of], shortlist.bounds(rows[of]), scores[of])
-        return rank(scores)
+        return rank(likely_scores([self], [np.asarray(features, np.float64)]))
 
-    def _shortlisting(self, count: int) -> Shortlist | None:
-        """The bounds, made when scoring every task for all texts so far would have cost as much as they do."""
+    def shortlist(self, count: int) -> Shortlist | None:
+        """Bounds for so many texts more, made when scoring every task for all so far would have cost as much."""
         if self._own == 0 or len(self._means) <= _FEW_TASKS:
             return None
         again = self._asked > 0
@@ -175,60 +173,31 @@ class GaussianRouter:
             self._hold()
         if self._asked > _BOUNDS and not self._covariances.keeps_factors:
             self._covariances.keeps_factors = True
-            shared = self._covariances.shared()
+            shared = self._covariances.shared(self._traces)
             if shared is not None:
                 of = self._covariances
                 each = ((of.whole(t), of.factor(t).half) for t in range(len(self._means)))
                 self._shortlist = Shortlist(shared, each, self._means)
         return self._shortlist
 
-    def _screens(self, count: int) -> bool:
-        return not self._held and self._shrinkage > 0 and 0 < count <= _FEW_TEXTS
+    def screening(self, rows: NDArray[np.float64]) -> Screening | None:
+        """Bounds for a few texts whose tasks are not factored yet; None where they do not pay."""
+        few = 0 < len(rows) <= _FEW_TEXTS
+        if self._own == 0 or self._shrinkage == 0 or not few or self._covariances.keeps_factors:
+            return None
+        of_tasks = self._means, self._counts, self._traces
+        return Screening(rows, *of_tasks, self._within, self._spectrum, self._shrinkage, self._own)
 
-    def _screened(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The scores [n, T] of every task that can be one of a row's two best, up to ties, and of some others."""
-        screening = Screening(rows, self._means, self._counts, self._traces, self._within, self._shrinkage, self._own)
-        scores = np.full((len(rows), len(self._means)), -np.inf)
-        for task in screening.likely():
-            reach = _reach(scores)[:, 0]
-            if not np.isneginf(reach).any():
-                scatter = self._scatter(task)
-                ways = (screening.rough_bounds, screening.bounds)
-                if any((bounds(task, scatter) < reach).all() for bounds in ways):
-                    continue
-            scores[:, task] = self._score(task, rows)
-        return scores
+    @cached_property
+    def _spectrum(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        values, vectors = np.linalg.eigh(self._within)
+        return values, vectors
 
-    def _score_likely(
-        self, rows: NDArray[np.float64], bounds: NDArray[np.float64], scores: NDArray[np.float64]
-    ) -> None:
-        """Fill in the scores [n, T] of every task that can be one of a row's two best, up to ties."""
-        highest = np.argpartition(bounds, -_FIRST, axis=1)[:, -_FIRST:]
-        first = np.zeros(bounds.shape, np.bool_)
-        np.put_along_axis(first, highest, True, axis=1)
-        self._fill(rows, first, scores)
-        self._fill(rows, ~first & (bounds >= _reach(scores)), scores)
-
-    def _fill(self, rows: NDArray[np.float64], wanted: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
-        for t in np.flatnonzero(wanted.any(0)):
-            of = np.flatnonzero(wanted[:, t])
-            scores[of, t] = self._score(int(t), rows[of])
-
-    def _score(self, task: int, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    def score(self, task: int, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """[n, d] features to [n] scores of one task."""
         factor = self._covariances.factor(task)
         white = factor.whiten(rows - self._means[task])
         return np.asarray(-0.5 * np.einsum("dn,dn->n", white, white) - factor.half)
-
-    def route(self, features: Floats) -> NDArray[np.int64]:
-        """[n, d] features to [n] indices of tasks."""
-        return self.rank(features).task
-
-
-def _reach(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[n, T] scores so far to [n, 1]: what another must come to, so that it can be one of the two best of its row."""
-    second = np.partition(scores, -2, axis=1)[:, -2, None]
-    return np.asarray(second - TIE * np.maximum(1.0, np.abs(second)))
 
 
 def _shrunk(covariance: NDArray[np.float64], shrinkage: float) -> NDArray[np.float64]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabank.compose.routers.base import RouterMethod
+from lorabank.compose.routers.base import Kept, LayerMethod
 from lorabank.compose.routers.nearest import NearestPrototypes
+from lorabank.compose.routers.query import Query
 from lorabank.compose.routers.ranking import Ranked
 from lorabank.compose.routers.statistics import Floats, TaskStatistics
 from lorabank.core.settings import setting
 
 
 @dataclass(frozen=True)
-class KMeans(RouterMethod):
+class KMeans(LayerMethod):
     """The nearest of each task's k-means centroids."""
 
     paper = "CoLoR, arXiv 2311.17601"
@@ -27,9 +29,18 @@ class KMeans(RouterMethod):
         """The router over some tasks."""
         return KMeansRouter(statistics)
 
-    def refitted(self, clusters: int, again: Callable[[int], TaskStatistics]) -> TaskStatistics | None:
-        """Other statistics where another number of centroids is wanted."""
-        return None if clusters == self.clusters_per_task else again(self.clusters_per_task)
+    def lacks(self, clusters: int, read: Callable[[], Any]) -> str:
+        """Another number of centroids may be wanted."""
+        other = f"{clusters} centroids and not {self.clusters_per_task}" if clusters != self.clusters_per_task else ""
+        return other or super().lacks(clusters, read)
+
+    def from_samples(self, samples: Query, layers: Sequence[int], clusters: int, seed: int) -> Kept:
+        """With the number of centroids that is wanted."""
+        return super().from_samples(samples, layers, self.clusters_per_task, seed)
+
+    def identity(self) -> Any:
+        """The layer, where it is not the last; the centroids are part of the statistics."""
+        return self.layer or None
 
 
 class KMeansRouter:
@@ -49,7 +60,3 @@ class KMeansRouter:
     def rank(self, features: Floats) -> Ranked:
         """[n, d] features to the nearest task and its margin, in squared distances."""
         return self._prototypes.rank(np.asarray(features, np.float64))
-
-    def route(self, features: Floats) -> NDArray[np.int64]:
-        """[n, d] features to [n] indices of tasks."""
-        return self.rank(features).task

@@ -19,11 +19,13 @@ class Ranked:
         task: int64 [n], index of the best task; the earlier one where scores are equal.
         score: float64 [n], its score.
         margin: float64 [n], how far the best *other* task lies below it, at least 0; infinite for a single task.
+        posterior: float64 [n, T], how probable each task is, where the router says so; None where it does not.
     """
 
     task: NDArray[np.int64]
     score: NDArray[np.float64]
     margin: NDArray[np.float64]
+    posterior: NDArray[np.float64] | None = None
 
 
 def rank(scores: NDArray[np.float64]) -> Ranked:
@@ -39,3 +41,9 @@ def rank(scores: NDArray[np.float64]) -> Ranked:
     others = scores.copy()
     others[rows, task] = -np.inf
     return Ranked(task, score, np.maximum(score - others.max(1), 0.0))
+
+
+def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shares of each row [n, T], which sum to 1; 0 where the score is -inf."""
+    shares = np.exp(scores - scores.max(1, keepdims=True))
+    return np.asarray(shares / shares.sum(1, keepdims=True))

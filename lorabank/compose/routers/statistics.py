@@ -7,19 +7,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, ClassVar, Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorabank.compose.routers.centroids import kmeans
+from lorabank.compose.routers.gaussians.covariances import Scatter, packed
 from lorabank.core.errors import DamagedError
 
 Floats = NDArray[np.floating[Any]]
+T = TypeVar("T")
 
 MOST_ROWS = 1000
 """Of a task's training rows, the maximum that its statistics are made of: a seeded sample in which each label keeps
 its share. A row costs a pass through the base, nearly half of what one epoch of training on it costs."""
+
+
+class Statistics(Scatter, Protocol):
+    """What `TaskStatistics` has, however it is held."""
+
+    @property
+    def centroids(self) -> NDArray[np.float32]:
+        """float32 [k, d]."""
+        ...
+
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """float32 [d]."""
+        ...
+
+    @property
+    def trace(self) -> float:
+        """Of the scatter."""
+        ...
+
+    @property
+    def triangle(self) -> NDArray[np.float32]:
+        """The scatter's lower triangle, packed by `lorabank.compose.routers.gaussians.covariances`."""
+        ...
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,10 +64,31 @@ class TaskStatistics:
         n: Number of rows.
     """
 
+    role: ClassVar[str] = ""
+
     centroids: NDArray[np.float32]
     mean: NDArray[np.float32]
     scatter: NDArray[np.float32]
     n: int
+
+    @property
+    def trace(self) -> float:
+        """Of the scatter."""
+        return float(self.scatter.diagonal().sum(dtype=np.float64))
+
+    @property
+    def triangle(self) -> NDArray[np.float32]:
+        """The scatter's lower triangle, packed."""
+        return packed(self.scatter)
+
+    @property
+    def roots(self) -> NDArray[np.float32]:
+        """Of the scatter's diagonal, [d]."""
+        return np.asarray(np.sqrt(self.scatter.diagonal().clip(min=0)))
+
+    def forms(self, directions: NDArray[np.float32]) -> NDArray[np.float32]:
+        """v^T S v of each row v of [n, d] with the scatter S, in float32."""
+        return np.asarray(np.einsum("ij,ij->i", directions @ self.scatter, directions))
 
     def to_bytes(self) -> bytes:
         """As safetensors; the same statistics give the same bytes."""
@@ -60,34 +112,42 @@ class TaskStatistics:
             found = cls(tensors["centroids"], tensors["mean"], tensors["scatter"], int(tensors["n"][0]))
         except (SafetensorError, KeyError, IndexError) as error:
             raise DamagedError(f"routing statistics cannot be read: {error!r}") from error
-        d = found.mean.shape[-1]
-        arrays = (found.centroids, found.mean, found.scatter)
-        shapes = [a.shape for a in arrays] == [(len(found.centroids), d), (d,), (d, d)]
-        if not shapes or found.n < 1 or not len(found.centroids) or not all(np.isfinite(a).all() for a in arrays):
+        return found.checked()
+
+    def checked(self) -> TaskStatistics:
+        """The same, whose shapes fit and whose numbers are finite.
+
+        Raises:
+            DamagedError: They are not.
+        """
+        d = self.mean.shape[-1]
+        arrays = (self.centroids, self.mean, self.scatter)
+        shapes = [a.shape for a in arrays] == [(len(self.centroids), d), (d,), (d, d)]
+        if not shapes or self.n < 1 or not len(self.centroids) or not all(np.isfinite(a).all() for a in arrays):
             raise DamagedError("routing statistics have wrong shapes or values that are not finite")
-        return found
+        return self
 
 
-class StoredStatistics(Sequence[TaskStatistics]):
+class StoredStatistics(Sequence[T]):
     """Statistics of several tasks, each read whenever it is looked at: those of 1,000 tasks may take 600 MB.
 
     Args:
         reads: Of each task, gives its statistics.
     """
 
-    def __init__(self, reads: Sequence[Callable[[], TaskStatistics]]) -> None:
+    def __init__(self, reads: Sequence[Callable[[], T]]) -> None:
         self._reads = reads
 
     def __len__(self) -> int:
         return len(self._reads)
 
     @overload
-    def __getitem__(self, index: int) -> TaskStatistics: ...
+    def __getitem__(self, index: int) -> T: ...
 
     @overload
-    def __getitem__(self, index: slice) -> StoredStatistics: ...
+    def __getitem__(self, index: slice) -> StoredStatistics[T]: ...
 
-    def __getitem__(self, index: int | slice) -> TaskStatistics | StoredStatistics:
+    def __getitem__(self, index: int | slice) -> T | StoredStatistics[T]:
         return StoredStatistics(self._reads[index]) if isinstance(index, slice) else self._reads[index]()
 
 

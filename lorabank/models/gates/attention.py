@@ -1,151 +1,94 @@
-r"""The selector of AM-LoRA (arXiv 2409.19611): per module and token, how much of each adapter answers.
+r"""AM-LoRA's selector (arXiv 2409.19611) over whole texts, which starts at a router's answer.
 
-For an adapted module with input x, adapters k = 1..K and the zero adapter k = 0:
+For a text with the mean input x̄ of an adapted module, states k = 1..K and the zero adapter k = 0:
 
-    h_k = s_k B_k A_k x,   z_k = tanh(u_k . h_k + c_k),   z_0 = tanh(c_0)   (h_0 = 0)
-    a = softmax(z_0, ..., z_K),   y = W x + sum_{k >= 1} a_k h_k
+    h_k = sum_j M_kj s_j B_j A_j x̄   (+ (g_j - 1) * (W x̄) where adapter j has a row gain)
+    z_k = log p(k | text) + T tanh(u_k . h_k + c_k),   z_0 = c_0
+    a = softmax(z_0, ..., z_K),   L = task loss + lambda sum |u|
 
-``u_k . s_k B_k A_k x = (s_k B_k^T u_k) . (A_k x)``, so a score costs r multiplications and not d_out. Over stacked
-factors ``A [R, d_in]``, ``B [d_out, R]`` all are products of matrices; nothing of size [tokens, K, d_out] is built:
+A dense layer per LoRA with tanh, a softmax over all LoRAs and the zero LoRA, and an L1 norm on the dense layers alone
+are the selector's parts as a survey describes it. What differs is where it starts and what it sees: at u = c = 0 the
+attention is the posterior p of a router, and the zero adapter is off (c_0 = -6); T lifts the bound of tanh, by which K
+states could share the attention alone in the proportion e^2; one token of a review does not say which of two tasks it
+belongs to, the mean over the text does. The L1 norm pulls back to the router's answer.
 
-    h = x A^T   [tokens, R]
-    a = softmax(tanh(h S + c))    S [R, K + 1]: s_k B_k^T u_k in adapter k's rows of column k, else 0; column 0 is 0
-    y = W x + (h * (a E)) B^T     E [K + 1, R]: s_k in adapter k's columns of row k, else 0; row 0 is 0
-
-Where adapters have row gains, h_k is ``(g_k - 1) * (W x) + s_k B_k A_k x``, and two more products do it:
-
-    a = softmax(tanh(h S + (W x) U + c))    U [d_out, K + 1]: column k is u_k * (g_k - 1), column 0 is 0
-    y += (a G) * (W x)                      G [K + 1, d_out]: row k is g_k - 1, row 0 is 0
-
-S, U and c are made anew for every pass while the selector learns, and once for a state when it does not (`RankSpace`).
-The paper's text gives no equations; this follows a survey's account of it (docs/methods/gates/attention.md).
+As in `lorabank.models.gates.attention_token` a score costs r multiplications: ``u_k . h_k = (A x̄) S_k``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorabank.algebra.stack import AdapterStack, StackedFactors
+from lorabank.algebra.states import StateStack
 from lorabank.core.settings import setting
-from lorabank.models.gates.base import Gate, GateMethod, Weigh, copy_into, membership
-
-
-@dataclass(frozen=True)
-class RankSpace:
-    """One module's scores as a product.
-
-    Attributes:
-        scores: S above, ``[R, K + 1]``.
-        offsets: c above, ``[K + 1]``.
-        gains: U above, ``[d_out, K + 1]``; None where no adapter has a row gain.
-    """
-
-    scores: Tensor
-    offsets: Tensor
-    gains: Tensor | None = None
+from lorabank.models.gates.attention_token import rank_scores
+from lorabank.models.gates.base import Gate, GateMethod, by_module, key_of
+from lorabank.models.gates.texts import Read, TextFacts, TextGate
 
 
 @dataclass(frozen=True)
 class Attention(GateMethod):
-    """A dense layer per module and adapter, and a softmax over their scores."""
+    """A router's posterior, and what a dense layer per module and state adds to its logarithm."""
 
-    paper = "AM-LoRA, arXiv 2409.19611"
+    paper = "AM-LoRA, arXiv 2409.19611, with a router's posterior as its start"
+    balanced: ClassVar[bool] = True
+    guarded: ClassVar[bool] = True
+    routed: ClassVar[bool] = True
 
-    lambda_l1: float = setting(1e-3, "Weight of the L1 norm of the dense parameters.", ge=0)
+    learning_rate: float = setting(3e-3, "Learning rate of the gate.", gt=0, le=10)
+    rows: int = setting(64, "Maximum number of kept rows of each task.", ge=1)
+    lambda_l1: float = setting(1e-4, "Weight of the L1 norm of the dense parameters.", ge=0)
+    lift: float = setting(8.0, "Factor T in front of tanh: how far a score can move from the router's.", ge=0)
+    zero: float = setting(-6.0, "Initial score of the zero adapter.")
 
-    def build(self, stack: AdapterStack) -> Selector:
-        """A new selector."""
-        return Selector(stack)
+    @property
+    def limit(self) -> int:
+        """``rows``, so that the steps of a fit do not grow with what the bank keeps."""
+        return self.rows
+
+    def build(self, members: StateStack) -> TextSelector:
+        """A new selector: the router's posterior."""
+        return TextSelector(members, self.lift, self.zero)
 
     def regulariser(self, gate: Gate) -> Tensor:
         """The weighted L1 norm of the dense parameters."""
-        assert isinstance(gate, Selector)
-        return self.lambda_l1 * gate.l1()
+        return self.lambda_l1 * torch.stack([u.abs().sum() for u in gate.regularised()]).sum()
 
 
-class Selector(Gate):
-    """The dense parameters of every adapted module.
-
-    Parameters by module name (dots as ``/`` in the state): ``u [K, d_out]``, ``c [K]``, ``c_zero [1]``, all zero at
-    first, which gives every adapter and the zero adapter the same attention.
+class TextSelector(TextGate):
+    """The dense parameters of every adapted module: ``u [K, d_out]``, ``c [K]``, ``c_zero [1]``.
 
     Args:
-        stack: The adapters that compete, K of them.
+        members: The states that compete, K of them.
+        lift: T.
+        zero: c_0 at first.
     """
 
-    def __init__(self, stack: AdapterStack) -> None:
+    reads: ClassVar[frozenset[Read]] = frozenset({"ranks", "posterior"})
+
+    def __init__(self, members: StateStack, lift: float, zero: float) -> None:
         super().__init__()
-        count = len(stack.names)
-        self.u, self.c, self.c_zero = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
-        for module, factors in stack.modules.items():
-            key = module.replace(".", "/")
-            device = factors.A.device
-            self.u[key] = nn.Parameter(torch.zeros(count, factors.B.shape[0], device=device))
-            self.c[key] = nn.Parameter(torch.zeros(count, device=device))
-            self.c_zero[key] = nn.Parameter(torch.zeros(1, device=device))
+        count = members.count
+        self.u = by_module(members, lambda module: torch.zeros(count, members.factors(module).B.shape[0]))
+        self.c = by_module(members, lambda module: torch.zeros(count))
+        self.c_zero = by_module(members, lambda module: torch.full((1,), zero))
+        self._lift = lift
 
-    def attention(self, module: str, factors: StackedFactors, h: Tensor, wx: Tensor | None = None) -> Tensor:
-        """Attention over the adapters, the zero adapter included.
-
-        Args:
-            module: Name of the adapted module.
-            factors: Its stacked factors.
-            h: ``A_all x``, ``[..., R]``.
-            wx: ``W x [..., d_out]``, looked at only where an adapter has a row gain.
-
-        Returns:
-            ``[..., K + 1]``, the zero adapter first, summing to 1.
-        """
-        return self.attend(self.rank_space(module, factors), h, wx)
-
-    def rank_space(self, module: str, factors: StackedFactors) -> RankSpace:
-        """The parameters of a module as matrices in the factors' dtype, with their graph."""
-        key, dtype = module.replace(".", "/"), factors.A.dtype
-        rows = factors.scale * (factors.B * self.u[key].T[:, factors.owner].to(dtype)).sum(0)
-        scores = rows.unsqueeze(1) * membership(factors, self.c[key].shape[0], rows.dtype)
-        gains = None if factors.gain is None else F.pad((self.u[key] * (factors.gain - 1)).T.to(dtype), (1, 0))
-        return RankSpace(scores, torch.cat([self.c_zero[key], self.c[key]]).to(dtype), gains)
-
-    def attend(self, space: RankSpace, h: Tensor, wx: Tensor | None = None) -> Tensor:
-        """``h [..., R]`` and ``W x [..., d_out]`` to the attention ``[..., K + 1]``, as `attention` gives it."""
-        rows = torch.addmm(space.offsets, h.reshape(-1, h.shape[-1]), space.scores)
-        if space.gains is not None:
-            assert wx is not None
-            rows = rows + wx.reshape(-1, wx.shape[-1]) @ space.gains
-        scores = rows.view(*h.shape[:-1], rows.shape[-1])
-        return torch.tanh(scores).softmax(-1)
-
-    def bound(self, module: str, members: StackedFactors) -> Weigh:
-        """The attention of one module; S, U and c are made once where they do not learn."""
-        learns = any(parameter.requires_grad for parameter in self.parameters())
-        space = None if learns else self.rank_space(module, members)
-        return lambda x, h, wx: self.attend(space or self.rank_space(module, members), h, wx)
+    def weights(self, module: str, members: StateStack, texts: TextFacts) -> Tensor:
+        """The attention, summing to 1."""
+        assert texts.posterior is not None
+        key, ranks = key_of(module), texts.ranks[module]
+        scores, gains = rank_scores(module, members, self.u[key], ranks.dtype)
+        dense = ranks @ scores[:, 1:] + self.c[key]
+        if gains is not None:
+            dense = dense + texts.outputs[module] @ gains[:, 1:]
+        z = texts.posterior + self._lift * torch.tanh(dense)
+        return torch.cat([self.c_zero[key].expand(len(z), 1), z], 1).softmax(-1)
 
     def regularised(self) -> list[Tensor]:
         """Every u."""
         return list(self.u.values())
-
-    def l1(self) -> Tensor:
-        """``sum |u|`` over all modules; an L1 on the attention itself would be constant, since it sums to 1."""
-        return torch.stack([u.abs().sum() for u in self.u.values()]).sum()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Plain tensors to store: ``u:<module>``, ``c:<module>``, ``c_zero:<module>``."""
-        return {name: value.detach().cpu().contiguous() for name, value in self._named().items()}
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> Selector:
-        """Take over stored tensors; the keys and shapes must be exactly those of `tensors`."""
-        copy_into(self._named(), tensors)
-        return self
-
-    def _named(self) -> dict[str, Tensor]:
-        return {
-            f"{kind}:{key.replace('/', '.')}": value
-            for kind, group in (("u", self.u), ("c", self.c), ("c_zero", self.c_zero))
-            for key, value in group.items()
-        }

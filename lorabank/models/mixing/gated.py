@@ -1,35 +1,35 @@
-r"""Adapters under a gate: ``y = W x + b + sum_{k >= 1} a_k h_k`` with one a for every token.
+r"""States under a gate that weighs every token: ``y = W x + b + sum_{k >= 1} a_k h_k`` with one a for every token.
 
 Over stacked factors ``A [R, d_in]``, ``B [d_out, R]`` all are products of matrices:
 
     h = x A^T   [tokens, R],   a from the gate   [tokens, K + 1]
-    y = W x + b + (h * (a E)) B^T   E [K + 1, R]: s_k in adapter k's columns of row k, else 0; row 0 is 0
-        + (a G) * (W x)             G [K + 1, d_out]: row k is g_k - 1, row 0 is 0; where adapters have row gains
+    y = W x + b + (h * (a E)) B^T   E [K + 1, R]: s_j in state k's rows, of adapters j, of row k, else 0; row 0 is 0
+        + (a G) * (W x)             G [K + 1, d_out]: row k is sum_j (g_j - 1), row 0 is 0; where there are row gains
 """
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from lorabank.algebra.stack import StackedFactors
-from lorabank.models.gates.base import Gate, membership
+from lorabank.algebra.states import StateStack
+from lorabank.models.gates.base import TokenGate
+from lorabank.models.mixing.reading import LINEAR, Reads
 
 
 class Gated:
-    """A module's adapters under a gate, entered once and asked in every pass.
+    """A module's states under a gate, entered once and asked in every pass.
 
     Args:
         gate: Over the members; where its parameters need no gradient they must not change while this is used.
         module: The module's name.
-        members: The adapters that compete.
-        bias: The module's bias ``[d_out]``, which no row gain multiplies.
-        count: How many adapters compete, K.
+        members: The states that compete.
+        reads: How the module reads its input.
     """
 
-    def __init__(self, gate: Gate, module: str, members: StackedFactors, bias: Tensor | None, count: int) -> None:
-        self._gate, self._members, self._bias = gate, members, bias
-        self._expand = membership(members, count, members.A.dtype).T * members.scale
+    def __init__(self, gate: TokenGate, module: str, members: StateStack, reads: Reads = LINEAR) -> None:
+        self._gate, self._factors, self._reads = gate, members.factors(module), reads
+        self._gains = members.gains(module)
+        self._expand = members.membership(module, self._factors.A.dtype).T * self._factors.scale
         self._weigh = gate.bound(module, members)
 
     def add(self, out: Tensor, x: Tensor) -> Tensor:
@@ -42,14 +42,14 @@ class Gated:
         Returns:
             ``out``.
         """
-        members = self._members
+        factors, reads = self._factors, self._reads
         rows = x.reshape(-1, x.shape[-1])
-        h, flat, wx = F.linear(rows, members.A), out.view(-1, out.shape[-1]), None
-        if members.gain is not None:
-            wx = flat.clone() if self._bias is None else flat - self._bias
-        weights = self._weigh(rows, h, wx)
+        h, flat, wx = reads.down(rows, factors.A), out.view(-1, out.shape[-1]), None
+        if self._gains is not None:
+            wx = flat.clone() if reads.bias is None else flat - reads.bias
+        weights = self._weigh(reads.inputs(rows), h, wx)
         self._gate.note(weights)
-        flat.addmm_(h * (weights @ self._expand), members.B.T)
-        if wx is not None and members.gain is not None:
-            flat.addcmul_(weights[:, 1:] @ (members.gain - 1).to(wx.dtype), wx)
+        flat.addmm_(h * (weights @ self._expand), factors.B.T)
+        if wx is not None and self._gains is not None:
+            flat.addcmul_(weights[:, 1:] @ self._gains.to(wx.dtype), wx)
         return out

@@ -3,16 +3,18 @@ r"""One model in any mixture of its adapters: ``y = (1 + sum_k w_k (g_k - 1)) * 
 `Mixture` puts a `MixedLoraLinear` on every adapted module of a model and switches all of them together:
 
     off          w = 0: the untouched base modules answer, bit for bit
-    merged       w constant: a working copy ``W + delta``; a forward pass costs what the base's costs
+    merged       w constant: a working copy ``W + delta``; a forward pass costs what the base's costs. A quantised
+                 weight has none: the adapters that count answer beside it, as for one sample
     per sample   w [n, K]: every sample with its own adapters (`per_sample`), where a model keeps them so
-    gated        w from a `Gate`, per module and token
+    per text     as per sample, module by module, from a gate that weighs whole texts (`per_text`)
+    gated        w from a gate, per module and token
 
 The base weights are never written to, so undoing a merge means dropping the working copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,15 +24,19 @@ from torch import Tensor, nn
 
 from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.algebra.stack import AdapterStack, StackedFactors
+from lorabank.algebra.states import StateStack
 from lorabank.core.commands import Command
 from lorabank.core.shelves import SUMMING
 from lorabank.models.bases.passed_by import check_called
 from lorabank.models.bases.sites import Site, WrappedLinear, bias_of, matrix_of, site_of
 from lorabank.models.finite import check_tensors
-from lorabank.models.gates.base import Gate
+from lorabank.models.gates.base import TokenGate
+from lorabank.models.gates.texts import TextWeights
 from lorabank.models.mixing.gated import Gated
 from lorabank.models.mixing.per_sample import PerSample, Routes, alike
+from lorabank.models.mixing.per_text import PerText
 from lorabank.models.mixing.places import FIRST, Place, UnplacedError, find_places
+from lorabank.models.mixing.reading import Reads
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Merged:
 
 
 class MixedLoraLinear(WrappedLinear):
-    """A linear layer or Conv1D and all adapters on it; ``form`` says how they answer, None means the base.
+    """A module that is a site and all adapters on it; ``form`` says how they answer, None means the base.
 
     Args:
         site: What is adapted; its module is kept as it is.
@@ -53,31 +59,59 @@ class MixedLoraLinear(WrappedLinear):
         self.site = site
         self.name = site.name
         self.factors = factors
-        self.form: Merged | PerSample | Gated | None = None
+        self.form: Merged | PerSample | PerText | Gated | None = None
+        self.reads = Reads.of(site.module)
 
-    def _matrix(self) -> Tensor:
-        return self.form.matrix if isinstance(self.form, Merged) else matrix_of(self.base)
+    def _matrix(self) -> Tensor | None:
+        """A table's weight stays the base's: who reads it makes logits of it, which its adapters do not change."""
+        if not isinstance(self.form, Merged) or (self.kind and self.kind.indexed):
+            return None
+        return self.form.matrix
 
     def merge(self, weights: Tensor) -> None:
-        """Constant ``weights [K]``: build the working copy."""
-        self.merge_delta(self.factors.delta(weights, matrix_of(self.base)))
+        """Constant ``weights [K]``: build the working copy, or put the adapters beside a quantised weight."""
+        if self.site.quantised:
+            self.per_sample(weights[None])
+        else:
+            self.merge_delta(self.factors.delta(weights, matrix_of(self.base)))
 
     def merge_delta(self, delta: Tensor) -> None:
-        """A constant ``delta [d_out, d_in]``: build the working copy, in float32, rounded once."""
+        """A constant ``delta [d_out, d_in]``: build the working copy, in float32, rounded once.
+
+        Raises:
+            IncompatibleError: The weight is quantised.
+        """
         self.form = Merged(self.site.merged(delta))
+
+    def merge_factors(self, parts: Sequence[LoraFactors]) -> None:
+        """A constant sum of adapters of this module: in the working copy, or beside a quantised weight."""
+        if not self.site.quantised:
+            self.merge_delta(torch.stack([part.delta(self.name, matrix_of(self.base)) for part in parts]).sum(0))
+            return
+        named = {str(number): _alone(part, self.name) for number, part in enumerate(parts)}
+        like = self.factors.A
+        stack = AdapterStack.build(named, device=like.device, dtype=like.dtype).modules[self.name]
+        ones = torch.ones(1, len(parts))
+        self.form = PerSample(Routes(ones, stack), stack, FIRST, self.reads)
 
     def per_sample(self, weights: Tensor, routes: Routes | None = None, place: Place | None = FIRST) -> None:
         """``weights [n, K]`` of the batch's samples; ``routes`` are theirs, where a module alike has them already."""
-        self.form = PerSample(routes or Routes(weights, self.factors), self.factors, place, bias_of(self.base))
+        self.form = PerSample(routes or Routes(weights, self.factors), self.factors, place, self.reads)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d_in]`` to ``[..., d_out]``."""
         self._mark_called()
         form = self.form
+        kind, base = self.kind, self.base
         if isinstance(form, Merged):
-            return F.linear(x, form.matrix, bias_of(self.base))
-        out: Tensor = self.base(x)
-        return out if form is None else form.add(out, x)
+            if kind is None or kind.plain:
+                return F.linear(x, form.matrix, bias_of(base))
+            return kind.call(base, x, form.matrix, bias_of(base))
+        out: Tensor = base(x)
+        if form is None or kind is None or kind.plain:
+            return out if form is None else form.add(out, x)
+        sums = kind.answer_rows(base, out).contiguous()
+        return kind.answer(base, form.add(sums, kind.rows(base, x)))
 
 
 class Mixture:
@@ -100,6 +134,16 @@ class Mixture:
         self._state: Tensor | None = None
         self._places: dict[str, Place] | None = None
         self._mixes: bool | None = None
+
+    @property
+    def layers(self) -> Mapping[str, MixedLoraLinear]:
+        """Every adapted module by name."""
+        return self._layers
+
+    @property
+    def places(self) -> Mapping[str, Place] | None:
+        """Where the rows of a batch are in the modules' inputs; None where the model keeps none apart."""
+        return self._places if self.mixes else None
 
     @property
     def looked(self) -> bool:
@@ -143,24 +187,35 @@ class Mixture:
         """Constant weights ``[K]`` in parts; between two of them the caller may put other adapters into the stack."""
         self.off()
         deltas: dict[str, Tensor] = {}
+        beside: dict[str, list[LoraFactors]] = {}
         for weights in parts:
             for name, layer in self._layers.items():
+                if layer.site.quantised:
+                    one = AdapterStack(self.stack.names, {name: layer.factors}).combine(weights)
+                    beside.setdefault(name, []).extend([one] * bool(one.A))
+                    continue
                 delta = layer.factors.delta(weights, matrix_of(layer.base))
                 deltas[name] = deltas[name].add_(delta) if name in deltas else delta
         for name, delta in deltas.items():
             self._layers[name].merge_delta(delta)
+        for name, factors in beside.items():
+            if factors:
+                self._layers[name].merge_factors(factors)
         self._check_merged()
 
     def merge_adapter(self, factors: LoraFactors) -> None:
         """One adapter that is not in the stack, on modules that are."""
         self.off()
         for name in factors.A:
-            layer = self._layers[name]
-            layer.merge_delta(factors.delta(name, matrix_of(layer.base)))
+            self._layers[name].merge_factors([factors])
         self._check_merged()
 
     def merge_dense(self, dense: DenseDelta) -> None:
-        """Delta weights of full rank, on modules that are in the stack."""
+        """Delta weights of full rank, on modules that are in the stack.
+
+        Raises:
+            IncompatibleError: A weight is quantised.
+        """
         self.off()
         for name, delta in dense.delta.items():
             self._layers[name].merge_delta(delta)
@@ -188,12 +243,32 @@ class Mixture:
                 layer.per_sample(weights, routes, places.get(layer.name))
         self._state = weights.clone()
 
-    def attend(self, gate: Gate, members: AdapterStack) -> None:
-        """A learned gate over some of the stack's adapters."""
+    def attend(self, gate: TokenGate, members: StateStack) -> None:
+        """A gate over states of some of the stack's adapters, token by token."""
         self.off()
-        for name, factors in members.modules.items():
+        answering = gate.over(members)
+        for name in answering.stack.modules:
             layer = self._layers[name]
-            layer.form = Gated(gate, name, factors, bias_of(layer.base), len(members.names))
+            layer.form = Gated(gate, name, answering, layer.reads)
+
+    def per_text(self, members: StateStack, weights: Mapping[str, TextWeights]) -> None:
+        """Weights of the texts of a batch, by module; gradients reach them.
+
+        Args:
+            members: The states that were weighed.
+            weights: By module; of one text where all rows of the batch are that text's.
+
+        Raises:
+            UnplacedError: There are several texts, and the model does not keep them apart (``mixes``).
+        """
+        several = any(len(own.rows) > 1 for own in weights.values())
+        places = (self.places or {}) if several else {}
+        if several and not places:
+            raise UnplacedError(f"{type(self._model).__name__} does not keep the samples of a batch apart")
+        self.off()
+        for name, own in weights.items():
+            layer = self._layers[name]
+            layer.form = PerText(own, members.factors(name), places.get(name), layer.reads)
 
     def check_called(self) -> None:
         """Refuse adapters that the passes so far went by: a merged weight can be read, another form must be called.
@@ -228,6 +303,14 @@ class Mixture:
     def _check_merged(self) -> None:
         merged = {name: layer.form.matrix for name, layer in self._layers.items() if isinstance(layer.form, Merged)}
         check_tensors(merged, "the merged weights of")
+
+
+def _alone(factors: LoraFactors, module: str) -> LoraFactors:
+    """What an adapter does to one module."""
+    gain = {module: factors.gain[module]} if module in factors.gain else {}
+    return LoraFactors(
+        {module: factors.A[module]}, {module: factors.B[module]}, {module: factors.scaling[module]}, gain
+    )
 
 
 def _changes(factors: StackedFactors) -> bool:

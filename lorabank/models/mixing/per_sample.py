@@ -26,11 +26,11 @@ from functools import cached_property
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lorabank.algebra.stack import StackedFactors
 from lorabank.models.mixing.places import FIRST, Place, UnplacedError
+from lorabank.models.mixing.reading import LINEAR, Reads
 
 LAUNCH = 0.6e6
 """What one more tensor operation costs, in FLOP of a GEMM: a few microseconds."""
@@ -89,6 +89,11 @@ class Routes:
     def used(self) -> Tensor:
         """The rows ``[U]`` that any sample needs."""
         return (self.rows != 0).any(0).nonzero().flatten()
+
+    @cached_property
+    def looked_up(self) -> Masked:
+        """The form of a module that looks rows of A^T up, where reading costs nothing and copying A much."""
+        return self.masked()
 
     def form(self, tokens: int) -> Form:
         """The cheapest form for a pass with so many tokens per sample."""
@@ -167,16 +172,16 @@ class PerSample:
         routes: The batch.
         factors: The module's adapters.
         place: Where the samples are in the module's input; None where that is unknown.
-        bias: The module's bias ``[d_out]``, which no row gain multiplies.
+        reads: How the module reads its input.
     """
 
     def __init__(
-        self, routes: Routes, factors: StackedFactors, place: Place | None = FIRST, bias: Tensor | None = None
+        self, routes: Routes, factors: StackedFactors, place: Place | None = FIRST, reads: Reads = LINEAR
     ) -> None:
         self._routes = routes
         self._place = place
         self._factors = factors
-        self._bias = bias
+        self._reads = reads
         self._shift = factors.shift(routes.weights)
         self._kept: tuple[Tensor, Tensor] | None = None
 
@@ -207,16 +212,17 @@ class PerSample:
         whole = out if n > 1 else out[None]
         inputs, sums = place.by_rows(x if n > 1 else x[None], n), place.by_rows(whole, n)
         if self._shift is not None:
-            add_gain(sums, self._shift.to(sums.dtype).unsqueeze(1), self._bias)
-        form = self._routes.form(inputs.shape[1])
+            add_gain(sums, self._shift.to(sums.dtype).unsqueeze(1), self._reads.bias)
+        reads = self._reads
+        form = self._routes.looked_up if reads.indexed else self._routes.form(inputs.shape[1])
         if isinstance(form, Masked):
             if self._kept is None:
                 self._kept = A[form.index], B[form.index]
-            h = F.linear(inputs, self._kept[0]).mul_(form.rows.unsqueeze(1))
+            h = reads.down(inputs, self._kept[0]).mul_(form.rows.unsqueeze(1))
             sums.flatten(0, 1).addmm_(h.flatten(0, 1), self._kept[1])
         elif isinstance(form, Segments):
             for start, stop, index, rows in form.runs:
-                h = F.linear(inputs[start:stop].flatten(0, 1), A[index]).mul_(rows)
+                h = reads.down(inputs[start:stop].flatten(0, 1), A[index]).mul_(rows)
                 sums[start:stop].flatten(0, 1).addmm_(h, B[index])
         else:
             h = torch.bmm(inputs, A[form.index].mT).mul_(form.rows.unsqueeze(1))

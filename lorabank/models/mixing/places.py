@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorabank.models.bases.sites import rows_of
 from lorabank.models.tasks.probing import can_be_probed, outputs, random_rows, undisturbed
 
 _ROWS, _TOKENS = 3, 8
@@ -102,10 +103,11 @@ def find_places(model: Any, layers: Mapping[str, nn.Module]) -> dict[str, Place]
 def _watched(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
     """Collects the inputs of every call of every module during a block."""
     inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
-    hooks = [
-        layer.register_forward_pre_hook(lambda module, args, name=name: inputs[name].append(args[0].detach().clone()))
-        for name, layer in layers.items()
-    ]
+
+    def watch(name: str) -> Any:
+        return lambda module, args: inputs[name].append(rows_of(module, args[0]).detach().clone())
+
+    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
     try:
         yield inputs
     finally:
@@ -132,4 +134,5 @@ def _place(before: Tensor, *after: Tensor) -> Place | None:
 def _changes(before: Tensor, after: Tensor, axis: int, wanted: Tensor) -> bool:
     """Whether exactly the wanted entries along an axis changed."""
     differ = (after - before).abs().movedim(axis, 0).flatten(1).amax(1)
-    return bool(((differ > _CHANGED * before.abs().max()) == wanted).all())
+    least = _CHANGED * before.abs().max() if before.is_floating_point() else 0  # tokens are names
+    return bool(((differ > least) == wanted).all())

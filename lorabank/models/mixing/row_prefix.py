@@ -55,6 +55,11 @@ class RowPrefix:
             body.register_forward_pre_hook(self._begin, with_kwargs=True)
             body.register_forward_hook(self._end, with_kwargs=True, always_call=True)
 
+    @property
+    def settled(self) -> bool:
+        """Whether no pass has to run to its end any more, to show that the lower layers can be reused."""
+        return self._checked or not self._on
+
     def forget(self) -> None:
         """Keep nothing of texts that will not come again."""
         self._rows: dict[bytes, Tensor] = {}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
-from hashlib import sha256
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,13 +15,17 @@ from torch import Tensor
 
 from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.algebra.stack import AdapterStack
+from lorabank.algebra.states import StateStack
 from lorabank.core.errors import IncompatibleError
 from lorabank.models.answering.base import Answerer, Answers
 from lorabank.models.answering.generating import reads_on
 from lorabank.models.bases.loading import LoadedBase
 from lorabank.models.finite import explained
-from lorabank.models.gates.base import Gate
-from lorabank.models.mixing.features import extract_features
+from lorabank.models.gates.base import TokenGate
+from lorabank.models.gates.texts import Read, TextFacts, TextGate, TextWeights
+from lorabank.models.mixing.features import LAST, extract_layers, routing_layers
+from lorabank.models.mixing.first_pass import FirstPass
+from lorabank.models.mixing.kept_features import KeptFeatures
 from lorabank.models.mixing.mixture import Mixture
 from lorabank.models.mixing.places import UnplacedError
 from lorabank.models.mixing.prefix import FrozenPrefix
@@ -33,34 +36,34 @@ from lorabank.models.tasks.padding import padding_of
 
 T = TypeVar("T")
 
-FEATURE_BYTES = 1 << 28
-"""Features that a runtime keeps, at most. When they are full new ones are not kept: states and stages ask for the same
-texts in the same order, and giving up the oldest would lose each just before it is asked for."""
-
-_ENTRY = 300
-"""Bytes of an entry beside its numbers."""
-
 
 @dataclass(frozen=True)
 class Plan:
-    """The state in which some texts are answered; exactly one of the first four is given.
+    """The state in which some texts are answered; exactly one of the first five is given.
 
     Attributes:
         weights: Weights over the stack's adapters, float32 ``[K]`` for all texts or ``[n, K]``, one row per text.
         factors: One adapter that answers alone (a compressed composition).
         dense: Delta weights of full rank that answer alone.
-        gate: A learned gate over ``members``, names of adapters in the stack.
+        gate: A gate over ``states`` that weighs every token.
+        texts: What a gate of whole texts gave for ``states``: by module the weights of n texts.
+        states: The members that a gate weighs: each the names of the adapters in the stack that it sums.
         route: For a routed state the member that each text went to, int64 ``[n]``.
         margin: How clearly, float64 ``[n]``: its score above the second best member's.
+        posterior: How probable each of the K known members is, float64 ``[n, K]``, where a router says so.
+        own_states: Where answers are soft, known members' own states over the stack, float32 ``[members, K]``.
     """
 
     weights: NDArray[np.float32] | None = None
     factors: LoraFactors | None = None
     dense: DenseDelta | None = None
-    gate: Gate | None = None
-    members: tuple[str, ...] = ()
+    gate: TokenGate | None = None
+    texts: Mapping[str, TextWeights] | None = None
+    states: tuple[tuple[str, ...], ...] = ()
     route: NDArray[np.int64] | None = None
     margin: NDArray[np.float64] | None = None
+    posterior: NDArray[np.float64] | None = None
+    own_states: NDArray[np.float32] | None = None
 
 
 def _explained(method: Callable[..., T]) -> Callable[..., T]:
@@ -106,55 +109,85 @@ class Runtime:
         self._prefix = None if reuse_prefix else RowPrefix(base.model, stack.modules)
         if reuse_prefix:
             FrozenPrefix(base.model, stack.modules)
-        self.forget_features()
+        self._features = KeptFeatures()
 
     @property
     def device(self) -> torch.device:
         """Where the model lies."""
         return self.base.model.device
 
-    @_explained
     def features(self, texts: Sequence[str], max_length: int) -> NDArray[np.float32]:
-        """Features of the bare base, ``[n, hidden]``.
+        """Features of the bare base's last hidden state, ``[n, hidden]``; see `layer_features`."""
+        return self.layer_features(texts, max_length, (LAST,))[0]
 
-        A text passes through the base once, in whatever list it comes, until `FEATURE_BYTES` are full: the state, the
-        task and the stage that ask for its feature change nothing in it.
+    @_explained
+    def layer_features(
+        self, texts: Sequence[str], max_length: int, layers: Sequence[int]
+    ) -> list[NDArray[np.float32]]:
+        """Features of the bare base, of each layer ``[n, width]``; see `extract_layers`.
+
+        A text passes through the base once, in whatever list it comes, as long as its features are kept.
         """
-        keys = [(max_length, sha256(text.encode("utf-8", "surrogatepass")).digest()) for text in texts]
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._features}
-        if keys and not new:
-            return np.stack([self._features[key] for key in keys])
-        with self.mixture.bare(), self._prefix.keeping() if self._prefix else nullcontext():
-            rows = extract_features(
-                self.base.model,
-                self.base.tokenizer,
-                list(new.values()),
-                max_length=max_length,
-                batch_size=self.batch_size,
-            )
-        found = dict(zip(new, rows, strict=True))
-        every = [found[key] if key in found else self._features[key] for key in keys]
-        self._keep_features(found)
-        return rows if len(new) == len(keys) else np.stack(every)
 
-    def _keep_features(self, found: Mapping[tuple[int, bytes], NDArray[np.float32]]) -> None:
-        for key, row in found.items():
-            if self._free < row.nbytes + _ENTRY:
-                break
-            self._features[key] = row.copy()  # a view would keep the rows beside it too
-            self._free -= row.nbytes + _ENTRY
+        def extract(new: Sequence[str]) -> list[NDArray[np.float32]]:
+            with self.mixture.bare(), self._prefix.keeping() if self._prefix else nullcontext():
+                return extract_layers(
+                    self.base.model,
+                    self.base.tokenizer,
+                    new,
+                    layers,
+                    max_length=max_length,
+                    batch_size=self.batch_size,
+                    whole=self._prefix is not None and not self._prefix.settled,
+                )
+
+        return self._features.of(texts, max_length, layers, extract)
+
+    @property
+    def routing_layers(self) -> tuple[int, ...]:
+        """The layers whose features are kept for routing."""
+        with self.mixture.bare():
+            return routing_layers(self.base.model, self.base.tokenizer)
 
     def forget_features(self) -> None:
         """Keep no features of texts that will not come again."""
-        self._features: dict[tuple[int, bytes], NDArray[np.float32]] = {}
-        self._free = FEATURE_BYTES
+        self._features.forget()
         if self._prefix:
             self._prefix.forget()
+
+    def states(self, states: Sequence[Sequence[str]]) -> StateStack:
+        """Members of a mixture, each given by the names of the adapters that it sums."""
+        return StateStack.build(states, self.stack.select)
+
+    @_explained
+    def first_pass(
+        self, texts: Sequence[str], members: StateStack, reads: frozenset[Read], max_length: int
+    ) -> TextFacts:
+        """What a gate of whole texts reads of texts, by the bare base; see `FirstPass.read`."""
+        places = self.mixture.places if reads & {"inputs", "ranks"} else {}
+        with self.mixture.bare(), self._prefix.keeping() if self._prefix else nullcontext():
+            reader = FirstPass(self.base, self.mixture.layers, places)
+            return reader.read(texts, members, reads, max_length=max_length, batch_size=self.batch_size)
+
+    def weighing(self, gate: TextGate, members: StateStack, texts: TextFacts) -> Enter:
+        """Puts the model into the state of a batch of texts under a gate that learns, given as rows of the facts."""
+
+        def enter(rows: Sequence[int]) -> None:
+            self.mixture.per_text(members, gate.mix(members, texts.take(rows)))
+
+        return enter
+
+    @property
+    def keeps_apart(self) -> bool:
+        """Whether the texts of any batch share one pass of the model and can be weighed one by one in it."""
+        self.measure_padding(2)
+        padding = padding_of(self.base.model)
+        return padding.beside and padding.right and self.mixture.mixes
 
     def enter(self, plan: Plan) -> None:
         """Put the model into a state that is the same for all texts."""
         if plan.gate is not None:
-            self.mixture.attend(plan.gate, self.stack.select(plan.members))
+            self.mixture.attend(plan.gate, self.states(plan.states))
         elif plan.factors is not None:
             self.mixture.merge_adapter(plan.factors)
         elif plan.dense is not None:
@@ -189,6 +222,19 @@ class Runtime:
 
     @_explained
     @torch.inference_mode()
+    def label_shares(self, texts: Sequence[str], plan: Plan, heads: NDArray[np.int64]) -> list[NDArray[np.float64]]:
+        """Of each text the probability ``[labels]`` of each label of its form; arguments as in `answer`."""
+
+        def ask(part: Plan, rows: NDArray[np.int64]) -> list[NDArray[np.float64]]:
+            asked = [texts[i] for i in rows]
+            return self.answerer.label_shares(asked, heads[rows], self._entering(part), shared=not _per_text(part))
+
+        found, order = self._in_states(plan, len(texts), ask)
+        shares = [one for part in found for one in part]
+        return [shares[i] for i in order]
+
+    @_explained
+    @torch.inference_mode()
     def log_likelihoods(
         self, texts: Sequence[str], targets: Sequence[str], plan: Plan, heads: int | NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -203,10 +249,38 @@ class Runtime:
         likelihoods, tokens = (np.concatenate(parts)[order] for parts in zip(*found, strict=True))
         return likelihoods, tokens
 
-    def loss(self, texts: Sequence[str], targets: Sequence[str], heads: int | NDArray[np.int64]) -> Tensor:
-        """The training loss of one batch in the state that was entered, a scalar with its graph."""
+    @_explained
+    @torch.inference_mode()
+    def passes(
+        self, plan: Plan, count: int, ask: Callable[[NDArray[np.int64], Enter], T]
+    ) -> list[tuple[NDArray[np.int64], T]]:
+        """Ask the model itself for the rows of a plan.
+
+        Args:
+            plan: The state; with weights per text it has ``count`` rows.
+            count: How many rows there are.
+            ask: Called with the numbers of rows that may be asked together, and with what is to be called before every
+                forward pass with the places of its rows among them.
+
+        Returns:
+            The rows of each group, and what was found for them.
+        """
+
+        def own(part: Plan, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], T]:
+            return rows, ask(rows, self._entering(part))
+
+        return self._in_states(plan, count, own)[0]
+
+    def loss(
+        self,
+        texts: Sequence[str],
+        targets: Sequence[str],
+        heads: int | NDArray[np.int64],
+        enter: Enter = lambda rows: None,
+    ) -> Tensor:
+        """The training loss of one batch, with its graph, in the state that was entered or ``enter`` enters."""
         self.measure_padding(len(texts))
-        return self.answerer.loss(texts, targets, _each(heads, texts))
+        return self.answerer.loss(texts, targets, _each(heads, texts), enter)
 
     def predictions(self, text: str, target: str, head: int) -> tuple[Tensor, Tensor]:
         """Logits ``[n, choices]`` and labels ``[n]`` of one row in the state that was entered; see `Answerer`."""
@@ -248,6 +322,10 @@ class Runtime:
             plan: The rows' plan.
             rows: Numbers of texts.
         """
+        if plan.texts is not None:
+            together = len(rows) < 2 or self.mixture.mixes
+            parts = [np.arange(len(rows))] if together else np.arange(len(rows)).reshape(-1, 1)
+            return [(replace(plan, texts=_taken(plan.texts, part.tolist())), rows[part]) for part in parts]
         if plan.weights is None or not _per_text(plan):
             return [(plan, rows)]
         weights = plan.weights
@@ -277,6 +355,8 @@ class Runtime:
 
     def _entering(self, plan: Plan) -> Enter:
         """Puts the model into the state of a batch, given as rows of the plan."""
+        if plan.texts is not None:
+            return self._weighed(plan.texts, self.states(plan.states))
         if plan.weights is None or not _per_text(plan):
             return lambda rows: None
         weights = plan.weights
@@ -292,10 +372,23 @@ class Runtime:
 
         return enter
 
+    def _weighed(self, texts: Mapping[str, TextWeights], members: StateStack) -> Enter:
+        """As `_entering`, for the weights that a gate gave; rows that are all one text's share its weights."""
+
+        def enter(rows: Sequence[int]) -> None:
+            one = len(set(rows)) == 1
+            self.mixture.per_text(members, _taken(texts, rows[:1] if one else rows))
+
+        return enter
+
+
+def _taken(texts: Mapping[str, TextWeights], rows: Sequence[int]) -> dict[str, TextWeights]:
+    return {module: weights.take(rows) for module, weights in texts.items()}
+
 
 def _each(heads: int | NDArray[np.int64], texts: Sequence[str]) -> NDArray[np.int64]:
     return np.full(len(texts), heads, np.int64) if isinstance(heads, int) else heads
 
 
 def _per_text(plan: Plan) -> bool:
-    return plan.weights is not None and plan.weights.ndim == 2
+    return plan.texts is not None or (plan.weights is not None and plan.weights.ndim == 2)

@@ -19,6 +19,8 @@ from lorabank.core.errors import ConfigError
         ("routed", {"gate": "of-a-package", "router": "gaussian", "merger": "dare"}, "--merger or --gate"),
         ("gated", {"tolerance": 0.0, "router": "gaussian"}, "--tolerance or --router"),
         ("merged", {"router": "gaussian"}, "--router"),
+        ("routed", {"weights": "one=1"}, "--weights"),
+        ("gated", {"weights": "one=1", "merger": "ties"}, "--merger or --weights"),
     ],
 )
 def test_an_option_of_another_mode_is_refused(mode: str, given: dict[str, Any], unused: str) -> None:
@@ -40,3 +42,10 @@ def test_an_option_of_another_mode_is_refused(mode: str, given: dict[str, Any], 
 )
 def test_its_own_and_defaults_are_taken(mode: str, given: dict[str, Any]) -> None:
     checked_mode(ComposeConfig(mode=mode, **given))
+
+
+def test_weights_that_a_merger_does_not_take_are_called_what_was_typed() -> None:
+    with pytest.raises(ConfigError, match=r"^--weights: merger slao: there is no setting 'weights'"):
+        checked_mode(ComposeConfig(mode="merged", merger="slao", weights="one=1"))
+    with pytest.raises(ConfigError, match=r"^--set: "):
+        checked_mode(ComposeConfig(mode="merged", merger="slao", weights="one=1", set=("sclae=0.5",)))

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import save
 
 from lorabank.algebra.stack import AdapterStack
-from lorabank.compose import gated
-from lorabank.compose.base import Member
-from lorabank.compose.gated import Gated, fit_gate, sparsity
+from lorabank.algebra.states import StateStack
+from lorabank.compose import gate_facts, gate_fitting, gated
+from lorabank.compose.base import Member, with_its_settings
+from lorabank.compose.gate_fitting import fit_gate, sparsity
+from lorabank.compose.gated import Gated
 from lorabank.compose.routers.statistics import fit_statistics
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import DivergedError, NotFoundError
@@ -24,7 +26,10 @@ from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.head_answers import HeadAnswerer
 from lorabank.models.bases.loading import describe_base, load_base
 from lorabank.models.bases.resolving import resolve_base
-from lorabank.models.gates.attention import Attention, Selector
+from lorabank.models.gates.attention import Attention
+from lorabank.models.gates.attention_token import AttentionToken, Selector
+from lorabank.models.gates.base import key_of
+from lorabank.models.gates.moe import MoE
 from lorabank.models.mixing.runtime import Plan, Runtime
 from lorabank.models.tasks.heads import build_head
 
@@ -55,7 +60,7 @@ def members(runtime) -> list[Member]:
 
 
 CONFIG = ComposeConfig(mode="attention", batch_size=8)
-METHOD = Attention(0.0, epochs=3, learning_rate=0.05)
+METHOD = AttentionToken(0.0, epochs=3, learning_rate=0.05)
 
 
 class Losses(SilentObserver):
@@ -70,8 +75,8 @@ class Losses(SilentObserver):
         self.values.append(dict(values))
 
 
-def fit_selector(members, runtime, observer, method: Attention = METHOD) -> Selector:
-    selector = fit_gate(members, method, CONFIG, runtime, observer)
+def fit_selector(members, runtime, observer, method: AttentionToken = METHOD) -> Selector:
+    selector, _ = fit_gate(members, method, CONFIG, runtime, observer)
     assert isinstance(selector, Selector)
     return selector
 
@@ -104,7 +109,7 @@ def test_the_loss_falls_and_the_right_adapter_is_found(runtime, members) -> None
 
 def test_a_stronger_l1_leaves_fewer_dense_parameters(runtime, members) -> None:
     free, held = (
-        fit_selector(members, runtime, SilentObserver(), Attention(weight, epochs=10, learning_rate=0.01))
+        fit_selector(members, runtime, SilentObserver(), AttentionToken(weight, epochs=10, learning_rate=0.01))
         for weight in (0.0, 1.0)
     )
     assert float(held.l1()) < 0.2 * float(free.l1())
@@ -116,7 +121,7 @@ def test_the_same_seed_gives_the_same_selector(runtime, members) -> None:
 
 
 def test_sparsity_of_a_selector_that_treats_all_alike(runtime, members) -> None:
-    report = sparsity(Selector(runtime.stack), members, runtime)
+    report = sparsity(Selector(StateStack.apart(runtime.stack.slots)), members, runtime)
     assert report["attention"] == pytest.approx(dict.fromkeys(("zero", "one", "two", "three"), 0.25))
     assert report["effective_adapters"] == pytest.approx(4)
     assert report["near_zero"] == 1.0
@@ -124,7 +129,7 @@ def test_sparsity_of_a_selector_that_treats_all_alike(runtime, members) -> None:
 
 def test_sparsity_of_a_selector_that_prefers_one(runtime, members) -> None:
     """With u = 0 the attention is known: softmax of the tanh of the constants."""
-    selector = Selector(runtime.stack)
+    selector = Selector(StateStack.apart(runtime.stack.slots))
     with torch.no_grad():
         for c in selector.c.values():
             c.copy_(torch.tensor([9.0, -9.0, -9.0]))
@@ -136,7 +141,7 @@ def test_sparsity_of_a_selector_that_prefers_one(runtime, members) -> None:
 
 
 def load(runtime, members, **config) -> Gated:
-    settings = ComposeConfig(mode="attention", set=("epochs=1",), batch_size=24, **config)
+    settings = ComposeConfig(mode="gated", gate="attention-token", set=("epochs=1",), batch_size=24, **config)
     fitted = Gated.fit(members, settings, lambda: runtime, SilentObserver())
     record = CompositionRecord("att", "attention", (), (), fitted.parameters, {})
     return Gated.load(record, fitted.objects, members, lambda: runtime)
@@ -145,8 +150,8 @@ def load(runtime, members, **config) -> Gated:
 def test_a_selector_for_every_stage_of_two_or_more(runtime, members) -> None:
     composed = load(runtime, members)
     assert composed.plan(1, []).weights.tolist() == [1, 0, 0]
-    assert composed.plan(2, []).members == ("x", "y")
-    assert composed.plan(3, []).members == ("x", "y", "z")
+    assert composed.plan(2, []).states == (("x",), ("y",))
+    assert composed.plan(3, []).states == (("x",), ("y",), ("z",))
     assert len({repr(composed.identity(stage)) for stage in (1, 2, 3)}) == 3
 
 
@@ -154,7 +159,7 @@ def test_a_stage_that_was_left_out_is_fitted_when_it_is_asked_for(runtime, membe
     """Its gate is the one that is fitted together with the others."""
     apart = [replace(m, texts=(), targets=(), samples=lambda m=m: (m.texts, m.targets)) for m in members]
     every = load(runtime, members)
-    settings = ComposeConfig(mode="gated", set=("epochs=1",), batch_size=24, stages="last")
+    settings = ComposeConfig(mode="gated", gate="attention-token", set=("epochs=1",), batch_size=24, stages="last")
     fitted = Gated.fit(members, settings, lambda: runtime, SilentObserver())
     record = CompositionRecord("att", "gated", (), (), fitted.parameters, {})
     composed = Gated.load(record, dict(fitted.objects), apart, lambda: runtime)
@@ -172,7 +177,7 @@ def test_a_stage_that_was_left_out_is_fitted_when_it_is_asked_for(runtime, membe
 
 def test_a_stage_that_was_fitted_late_is_kept_for_the_next_time(runtime, members, monkeypatch) -> None:
     """For models of the same dtype: another one fits another gate."""
-    settings = ComposeConfig(mode="gated", set=("epochs=1",), batch_size=24, stages="last")
+    settings = ComposeConfig(mode="gated", gate="attention-token", set=("epochs=1",), batch_size=24, stages="last")
     fitted = Gated.fit(members, settings, lambda: runtime, SilentObserver())
     record = CompositionRecord("att", "gated", (), (), fitted.parameters, {})
     apart = [replace(m, samples=lambda m=m: (m.texts, m.targets)) for m in members]
@@ -203,7 +208,7 @@ def test_a_stage_that_was_fitted_late_is_kept_for_the_next_time(runtime, members
 
 
 @dataclass(frozen=True)
-class Tempered(Attention):
+class Tempered(AttentionToken):
     """A gate whose tensors do not say all of it."""
 
     temperature: float = setting(1.0, "Divides the scores.")
@@ -230,5 +235,114 @@ def test_without_samples_there_is_nothing_to_fit_on(runtime, members) -> None:
 
 def test_a_selector_that_diverges_is_refused(runtime, members) -> None:
     with pytest.raises(DivergedError, match="the gate diverged at step 2"):
-        fit_selector(members, runtime, SilentObserver(), Attention(1e5, learning_rate=1e36))
+        fit_selector(members, runtime, SilentObserver(), AttentionToken(1e5, learning_rate=1e36))
     assert not any(layer.form for layer in runtime.mixture._layers.values())
+
+
+def test_members_are_states_and_a_record_that_does_not_say_so_weighs_adapters(runtime, members) -> None:
+    """The second member's state is the sum of the first two adapters."""
+    summed = [members[0], replace(members[1], state=("x", "y")), members[2]]
+    composed = load(runtime, summed)
+    assert composed.plan(3, []).states == (("x",), ("x", "y"), ("z",))
+    alone = load(runtime, summed[1:2]).plan(2, [])
+    assert alone.weights.tolist() == [1, 1, 0]
+    settings = ComposeConfig(mode="gated", gate="attention-token", set=("epochs=1",), batch_size=24)
+    apart = [replace(member, state=(member.adapter,)) for member in members]
+    fitted = Gated.fit(apart, settings, lambda: runtime, SilentObserver())
+    for gate in ({}, {"gate": "attention"}):
+        kept = {name: value for name, value in fitted.parameters.items() if name not in ("over", "gate")}
+        record = CompositionRecord("old", "gated", ("one",), (), kept | gate, {})
+        old = Gated.load(record, fitted.objects, summed, lambda: runtime)
+        assert old.plan(3, []).states == (("x",), ("y",), ("z",))
+        assert old.identity(3)[1] == ["x", "y", "z"]
+        assert len(old.identity(3)) == 3
+        assert "--gate attention-token" in with_its_settings(record).line()
+
+
+SHARES = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+
+
+@pytest.fixture
+def routed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router that knows a kept row by its member, and another text not at all."""
+    kept = np.repeat(SHARES, len(TEXTS), 0)
+    monkeypatch.setattr(gate_fitting, "kept_posterior", lambda members, runtime: kept)
+    monkeypatch.setattr(gate_facts, "task_posterior", lambda members, runtime, texts: np.full((len(texts), 3), 1 / 3))
+
+
+def test_attention_starts_at_the_routers_answer(runtime, members, routed) -> None:
+    """Tasks of one state add up; -6 leaves the zero adapter next to nothing."""
+    settings = ComposeConfig(mode="gated", gate="attention", set=("epochs=0.01", "learning_rate=1e-12"), stages="last")
+    shared = [members[0], replace(members[1], state=("x",), adapter="x"), members[2]]
+    for own, share in ((members, (1 / 3, 1 / 3, 1 / 3)), (shared, (2 / 3, 0, 1 / 3))):
+        fitted = Gated.fit(own, settings, lambda: runtime, SilentObserver())
+        record = CompositionRecord("att", "gated", (), (), fitted.parameters, {})
+        plan = Gated.load(record, fitted.objects, own, lambda: runtime).plan(3, ["a b", "c"])
+        zero = math.exp(-6)
+        for weights in plan.texts.values():
+            by_name = dict(zip(dict.fromkeys(d for s in plan.states for d in s), weights.adapters[0], strict=True))
+            found = [float(by_name.get(name, 0)) for name in "xyz"]
+            assert found == pytest.approx([one / (1 + zero) for one in share], abs=1e-6)
+        assert set(fitted.report["loss"]) == {"before", "after"}
+
+
+def test_what_attention_learns_is_kept_only_if_the_loss_falls(
+    runtime, members, routed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, report = fit_gate(members, Attention(epochs=3, learning_rate=0.05, lambda_l1=0), CONFIG, runtime, Losses())
+    assert report["learnt"]
+    assert report["loss"]["after"] < report["loss"]["before"]
+    assert any(bool(u.any()) for u in good.regularised())
+    losses = iter((1.0, 1.5))
+    monkeypatch.setattr(gate_fitting.Lesson, "mean_loss", lambda lesson, batch_size: next(losses))
+    worse, report = fit_gate(members, Attention(epochs=3, learning_rate=0.05), CONFIG, runtime, Losses())
+    assert not report["learnt"]
+    assert report["loss"] == {"before": 1.0, "after": 1.5}
+    assert not any(bool(u.any()) for u in worse.regularised())
+
+
+def test_a_step_sees_as_many_rows_of_each_task() -> None:
+    torch.manual_seed(0)
+    batches = gate_fitting._batches([6, 2, 3], 6, balanced=True)
+    seen = [next(batches) for _ in range(3)]
+    for batch in seen:
+        assert sorted(np.digitize(batch, [6, 8]).tolist()) == [0, 0, 1, 1, 2, 2]
+    assert {row for batch in seen for row in batch} == set(range(11))
+    plain = gate_fitting._batches([6, 2, 3], 6, balanced=False)
+    assert sorted(next(plain) + next(plain)) == list(range(11))
+
+
+def test_the_balance_loss_of_moe_moves_its_routers(runtime, members) -> None:
+    """Its gradient is that of its equation over what the modules read, and uneven use falls with its weight."""
+    method = MoE(balance=0.5, epochs=4, learning_rate=0.05)
+    torch.manual_seed(0)
+    gate = method.build(runtime.states([("x",), ("y",), ("z",)]))
+    with torch.no_grad():
+        for router in gate.router.values():
+            router.mul_(20)  # far from even use, where the gradient is 0
+    lesson, read = gate_fitting.Lesson(gate, members, runtime), {}
+    lesson.begin()
+    for name in MODULES:
+        layer = runtime.base.model.get_submodule(name)
+        layer.register_forward_pre_hook(lambda module, inputs, name=name: read.update({name: inputs[0]}))
+    lesson.loss(range(8))
+    expected = []
+    for name, x in read.items():
+        p = (x.flatten(0, -2).double() @ gate.router[key_of(name)].double().T).softmax(-1)
+        expected.append(3 * (p.mean(0).detach() * p.mean(0)).sum())
+    dense = 0.5 * torch.stack(expected).mean()
+    own = method.regulariser(gate)
+    assert float(own.detach()) == pytest.approx(float(dense.detach()), rel=1e-5)
+    routers = list(gate.router.values())
+    found = torch.autograd.grad(own, routers, retain_graph=True)
+    for one, other in zip(found, torch.autograd.grad(dense, routers), strict=True):
+        assert float(one.abs().max()) > 1e-4
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+    runtime.mixture.off()
+
+    uneven = []
+    for balance in (0.0, 10.0):
+        fitted, _ = fit_gate(members, replace(method, balance=balance), CONFIG, runtime, SilentObserver())
+        shares = torch.tensor(list(sparsity(fitted, members, runtime)["attention"].values())[1:])
+        uneven.append(float(shares.var(correction=0)))
+    assert uneven[1] < 0.5 * uneven[0]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lorabank.compose.base import Member
-from lorabank.compose.routed import Routed
+from lorabank.compose.known_tasks import all_kept
+from lorabank.compose.routed import OF_HEADS, Routed, known_for_heads
 from lorabank.compose.routers.statistics import TaskStatistics, fit_statistics
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import NotFoundError
@@ -32,9 +33,11 @@ class FakeRuntime:
     def __init__(self) -> None:
         self.asked: list[tuple[str, ...]] = []
 
-    def features(self, texts, max_length: int) -> np.ndarray:
+    routing_layers = (1,)
+
+    def layer_features(self, texts, max_length: int, layers) -> list[np.ndarray]:
         self.asked.append(tuple(texts))
-        return np.array([FEATURES[text.split()[0]] for text in texts], np.float32)
+        return [np.array([FEATURES[text.split()[0]] for text in texts], np.float32) for _ in layers]
 
 
 def statistics_of(direction: str) -> TaskStatistics:
@@ -130,10 +133,10 @@ def test_another_number_of_centroids_is_fitted_on_the_samples(members) -> None:
 def test_without_samples_the_number_of_centroids_is_fixed(members) -> None:
     bare = [Member(m.task, m.position, m.adapter, m.state, m.head, m.form, m.statistics, 2) for m in members]
     with pytest.raises(
-        NotFoundError, match="'first' keeps 2 centroids and no samples from which to compute 3"
+        NotFoundError, match="'first' keeps 2 centroids and not 3, and no samples from which to compute what"
     ) as caught:
         load(bare, FakeRuntime(), set=("kmeans.clusters_per_task=3",))
-    assert caught.value.hint == "--set clusters_per_task=2, or another --router"
+    assert caught.value.hint == "another router, or its settings with which the task was added"
 
 
 def test_the_identity_differs_when_the_answers_may(members) -> None:
@@ -162,3 +165,54 @@ def test_the_margin_is_what_separates_the_two_nearest_tasks(members) -> None:
     near = [min(((between - c) ** 2).sum() for c in member.statistics().centroids.astype(float)) for member in members]
     assert plan.margin[0] == pytest.approx(near[1] - near[0], rel=1e-6)
     assert load(members[:1], FakeRuntime()).plan(1, ["up"]).margin.tolist() == [np.inf]
+
+
+def test_a_soft_router_mixes_the_states_of_all_tasks(members) -> None:
+    plan = load(members, FakeRuntime(), router="similarity", set=()).plan(4, ["between", "up"])
+    unit = [m.statistics().mean / np.linalg.norm(m.statistics().mean) for m in members]
+    for i, direction in enumerate(("between", "up")):
+        z = np.array([FEATURES[direction] @ mean for mean in unit])
+        z[z.argmax()] *= 4
+        shares = np.exp(z) / np.exp(z).sum()
+        np.testing.assert_allclose(plan.posterior[i], shares, atol=1e-6)
+        # the second task's state has the first one's adapter too
+        np.testing.assert_allclose(plan.weights[i], [shares[0] + shares[1], shares[1], shares[2], 0], atol=1e-6)
+    assert plan.route.tolist() == [0, 2]
+
+
+def test_statistics_that_are_not_kept_are_made_of_samples_and_stored(members) -> None:
+    runtime, told = FakeRuntime(), []
+    settings = ComposeConfig(mode="routed")
+
+    class Observer(SilentObserver):
+        def notice(self, message: str) -> None:
+            told.append(message)
+
+    fitted = Routed.fit(members, settings, lambda: runtime, Observer())
+    assert fitted.parameters["router"] == "layered"
+    assert fitted.objects.keys() == {"prototypes:first", "prototypes:second", "prototypes:third"}
+    assert fitted.parameters["calibration"]["from_samples"] == ["first", "second", "third"]
+    assert told == ["routing statistics of first, second, third are computed from the kept samples"]
+    record = CompositionRecord("routed", "routed", (), (), fitted.parameters, {})
+    composed = Routed.load(record, fitted.objects, members, lambda: runtime)
+    assert composed.plan(4, ["up", "east", "north"]).route.tolist() == [2, 0, 1]
+    assert json.loads(composed.identity(4).text)[1][:2] == ["layered", [0.3, 0.1, 3.0, 0.1]]
+
+
+@pytest.mark.parametrize("router", ["kmeans", "gaussian"])
+def test_another_layer_is_computed_from_samples(members, router: str) -> None:
+    runtime = FakeRuntime()
+    composed = load(members, runtime, router=router, set=("layer=1", "*.clusters_per_task=2"))
+    assert runtime.asked == [member.texts for member in members]
+    assert composed.plan(4, ["up", "east", "north"]).route.tolist() == [2, 0, 1]
+    assert composed.identity(4) != load(members, runtime, router=router).identity(4)
+
+
+def test_heads_are_found_by_the_best_router_whose_statistics_all_members_keep(members) -> None:
+    with_layers = [replace(member, facts={"routing": member.task}) for member in members]
+    for some, name in ((members, "gaussian"), ([*with_layers[:2], members[2]], "gaussian"), (with_layers, "layered")):
+        method, tasks = known_for_heads(some)
+        assert method is OF_HEADS[name]
+        assert [task.member for task in tasks] == some
+    with pytest.raises(NotFoundError, match="router 'layered': task 'third' keeps no statistics for this router"):
+        all_kept([*with_layers[:2], members[2]], "layered", OF_HEADS["layered"])

@@ -14,8 +14,8 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_
 
 from lorabank.core.records import EvaluationRecord
 from lorabank.evaluation.confusion import LabelScores, label_detail, label_scores, with_texts
-from lorabank.evaluation.confusion_plot import confusion_plot
 from lorabank.evaluation.metrics import wilson_interval
+from lorabank.evaluation.plots.confusion import confusion_plot
 
 
 def scored(

@@ -11,7 +11,7 @@ import pytest
 
 from lorabank.core.errors import ConfigError
 from lorabank.evaluation.matrix import ScoreMatrix
-from lorabank.evaluation.plots import heatmap, heatmap_svg, write_csv
+from lorabank.evaluation.plots.heatmap import heatmap, heatmap_svg, write_csv
 
 NAN = float("nan")
 MATRIX = ScoreMatrix(

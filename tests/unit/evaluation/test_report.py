@@ -20,8 +20,8 @@ from lorabank.core.records import (
     TaskRecord,
 )
 from lorabank.evaluation.confusion import LabelScores, label_detail, label_scores, with_texts
-from lorabank.evaluation.curve_plot import curve_svg, curves
 from lorabank.evaluation.matrix import ScoreMatrix
+from lorabank.evaluation.plots.curve import curve_svg, curves
 from lorabank.evaluation.report import render_report
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -139,6 +139,14 @@ def test_report_tells_lineage_and_scores() -> None:
     assert "[0.650, 0.800]" in texts
 
 
+def test_report_tells_how_many_more_tasks_fit() -> None:
+    filled = bank()
+    newest = filled.by_position[3]._replace(metrics={"directions_left": 23})
+    page = " ".join(Page(render(filled._replace(by_position={**filled.by_position, 3: newest}))).texts)
+    assert "Room for later tasks: 2 more tasks of rank 8 fit." in page
+    assert "Room for" not in " ".join(Page(render(filled)).texts)
+
+
 def test_report_loads_and_runs_nothing() -> None:
     html = render(bank(), measured(), measured(subject="mix", mode="manual"))
     page = Page(html)
@@ -176,6 +184,12 @@ def test_routing_is_shown_with_its_confusion() -> None:
     assert "accuracy 0.812 routed, 0.875 with the true task" in " ".join(texts)
     start = texts.index("rows of ↓ went to →")
     assert texts[start + 1 : start + 9] == ["one", "three", "one", "38", "2", "three", "3", "37"]
+    routing |= {"right": [0.95, 0.925], "confidence": 0.96, "calibration_error": 0.01}
+    texts = Page(render(bank(), measured(mode="prototype", task_id="routed", routing=routing))).texts
+    assert "probability of the routed task was 0.960 (calibration error 0.010)" in " ".join(texts)
+    start = texts.index("rows of ↓ went to →")
+    assert texts[start + 1 : start + 4] == ["one", "three", "right"]
+    assert texts[start + 4 : start + 12] == ["one", "38", "2", "0.950", "three", "3", "37", "0.925"]
 
 
 def text_to_text() -> Snapshot:
@@ -334,13 +348,14 @@ def test_fifty_tasks_stay_legible() -> None:
     for task in range(50):
         values[task + 1 :, task] = 0.9 - np.arange(50 - task) / 100
     html = render(bank(), measured(tasks=names, values=values, low=None, high=None, counts=[40] * 50))
-    matrix, curve = re.findall(r"<svg.*?</svg>", html, re.S)
+    matrix, curve, by_task = re.findall(r"<svg.*?</svg>", html, re.S)
     # matplotlib draws text as shapes and names it in a comment
     named = set(re.findall(r"<!-- (queue.*?) -->", matrix))
     assert 10 <= len(named) <= 25
     assert "<!-- 0.900 -->" not in matrix
     last = np.mean([0.9 - k / 100 for k in range(50)])
     assert f"From 0.900 after task 1 to {last:.3f} after task 50" in curve
+    assert "Score on each of 50 tasks after each stage" in by_task
     assert len(html) < 3_000_000
 
 

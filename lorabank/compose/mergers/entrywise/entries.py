@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from lorabank.compose.mergers.base import Sources
 from lorabank.compose.mergers.weighted import Weighed
 from lorabank.core.settings import setting
+from lorabank.core.states import Over
 
 Vector = Callable[[str], Tensor | None]
 
@@ -38,6 +40,8 @@ class Dropping(Weighed):
 @dataclass(frozen=True)
 class Elected(Weighed):
     """A merger that gives the mean of the entries whose sign was elected."""
+
+    over: ClassVar[Over] = "states"
 
     scale: float = setting(1.0, "Factor of the result, the paper's lambda.")
 

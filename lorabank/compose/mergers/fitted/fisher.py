@@ -23,6 +23,7 @@ from lorabank.algebra.factors import DenseDelta
 from lorabank.compose.mergers.base import Merger, Sources
 from lorabank.compose.mergers.kept import KeptRows
 from lorabank.core.settings import setting
+from lorabank.core.states import Over
 from lorabank.models.facts.weight_fisher import weight_fisher
 
 
@@ -32,6 +33,7 @@ class Fisher(Merger):
 
     paper = "Fisher merging, arXiv 2111.09832"
     fitted: ClassVar[bool] = True
+    over: ClassVar[Over] = "states"
 
     rows: int = setting(32, "Maximum number of kept rows of each task.", ge=1)
     normalised: bool = setting(True, "Divide each task's information by its norm over the model.")

@@ -23,6 +23,7 @@ from lorabank.compose.mergers.base import ByModule, Merger, Sources, Told
 from lorabank.compose.mergers.kept import KeptRows
 from lorabank.core.errors import DivergedError
 from lorabank.core.settings import setting
+from lorabank.core.states import Over
 from lorabank.models.gates.static import StaticWeights
 
 
@@ -32,6 +33,7 @@ class Learned(Merger):
 
     paper = "the supervised form of AdaMerging, arXiv 2310.02575"
     fitted: ClassVar[bool] = True
+    over: ClassVar[Over] = "states"
 
     rows: int = setting(64, "Maximum number of kept rows of each task.", ge=1)
     steps: int = setting(32, "Number of steps of Adam, each on all rows.", ge=1)
@@ -43,9 +45,10 @@ class Learned(Merger):
         if len(sources.tasks) == 1:
             return dict.fromkeys(sources.tasks, 1.0)
         kept = sources.kept.sample(self.rows)
-        gate = StaticWeights(kept.runtime.stack.select(kept.adapters), self.start)
+        gate = StaticWeights(kept.runtime.states(kept.states), self.start)
         losses = self._learn(kept, gate)
-        place = [kept.adapters.index(adapter) for adapter in sources.adapters]
+        vectors = list(dict.fromkeys(sources.adapters))
+        place = [vectors.index(adapter) for adapter in sources.adapters]
         shared = torch.tensor([sources.adapters.count(adapter) for adapter in sources.adapters])
         made = ByModule({module: own.double()[place] / shared for module, own in gate.tensors().items()})
         loss = {"first": losses[0], "last": losses[-1]}

@@ -26,6 +26,7 @@ from lorabank.compose.mergers.base import Merger, Sources, Told
 from lorabank.core.errors import DivergedError, MissingExtraError
 from lorabank.core.machine.packages import install
 from lorabank.core.settings import setting
+from lorabank.core.states import Over
 
 _POPULATION = 8
 
@@ -36,6 +37,7 @@ class LoRAHub(Merger):
 
     paper = "arXiv 2307.13269"
     fitted: ClassVar[bool] = True
+    over: ClassVar[Over] = "states"
 
     bound: float = setting(1.5, "Bound on the magnitude of each weight.", gt=0)
     budget: int = setting(40, "Number of evaluations of the loss.", ge=1)

@@ -26,6 +26,7 @@ from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.compose.mergers.base import Merger, Sources
 from lorabank.compose.mergers.kept import KeptRows
 from lorabank.core.settings import setting
+from lorabank.core.states import Over
 from lorabank.models.facts.inputs import InputCovariance, collect_inputs
 
 
@@ -35,6 +36,7 @@ class RegMean(Merger):
 
     paper = "arXiv 2212.09849"
     fitted: ClassVar[bool] = True
+    over: ClassVar[Over] = "states"
 
     rows: int = setting(64, "Maximum number of kept rows of each task.", ge=1)
     off_diagonal: float = setting(0.9, "Factor of the entries off the diagonal of each Gram matrix.", ge=0, lt=1)

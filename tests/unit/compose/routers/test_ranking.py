@@ -105,4 +105,4 @@ def test_the_router_takes_the_statistics_as_they_are() -> None:
     tasks = [unit(rng, 2, 6), unit(rng, 3, 6)]
     statistics = [TaskStatistics(p, p.mean(0), np.eye(6, dtype=np.float32), 9) for p in tasks]
     queries = unit(rng, 20, 6)
-    assert KMeansRouter(statistics).route(queries).tolist() == [plainly(tasks, query)[0] for query in queries]
+    assert KMeansRouter(statistics).rank(queries).task.tolist() == [plainly(tasks, query)[0] for query in queries]

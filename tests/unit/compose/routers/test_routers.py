@@ -11,7 +11,6 @@ from lorabank.compose.routers.gaussian import GaussianRouter
 from lorabank.compose.routers.kmeans import KMeansRouter
 from lorabank.compose.routers.statistics import TaskStatistics, fit_statistics
 from lorabank.core.errors import ConfigError, DamagedError
-from lorabank.core.shelves import ROUTERS
 
 CORNERS = np.array([[10.0, 0, 0], [0, 10, 0], [0, 0, 10], [-10, 0, 0], [0, -10, 0], [0, 0, -10]])
 
@@ -105,7 +104,7 @@ class TestKMeans:
     def test_known_clusters_are_routed(self) -> None:
         tasks = [CORNERS[[0, 3]], CORNERS[[1, 4]], CORNERS[[2, 5]]]  # each task on two opposite sides
         router = KMeansRouter([fit_statistics(around(task), clusters=2, seed=0) for task in tasks])
-        assert router.route(CORNERS + 0.3).tolist() == [0, 1, 2, 0, 1, 2]
+        assert router.rank(CORNERS + 0.3).task.tolist() == [0, 1, 2, 0, 1, 2]
 
     def test_scores_against_plain_loops(self) -> None:
         # Tasks with different numbers of centroids.
@@ -127,7 +126,7 @@ class TestGaussian:
         tasks = [np.array([[-1.0], [1.0]]), np.array([[3.0], [5.0]])]
         router = GaussianRouter([fit_statistics(rows, 1, 0) for rows in tasks], shrinkage=0.0)
         np.testing.assert_allclose(router.scores(np.array([[3.0], [1.9]])), [[0, 4], [0, -0.4]], atol=1e-12)
-        assert router.route(np.array([[3.0], [1.9]])).tolist() == [1, 0]
+        assert router.rank(np.array([[3.0], [1.9]])).task.tolist() == [1, 0]
 
     @pytest.mark.parametrize("shrinkage", [0.0, 0.1, 0.7, 1.0])
     def test_the_discriminant_of_scikit_learn(self, shrinkage: float) -> None:
@@ -139,7 +138,7 @@ class TestGaussian:
         # scikit-learn adds log priors, which are equal here; the statistics are kept in float32.
         expected = reference.decision_function(queries) - np.log(1 / 3)
         np.testing.assert_allclose(router.scores(queries), expected, rtol=1e-4, atol=1e-4)
-        assert router.route(queries).tolist() == reference.predict(queries).tolist()
+        assert router.rank(queries).task.tolist() == reference.predict(queries).tolist()
 
     def test_the_size_of_a_task_counts_for_the_covariance_only(self) -> None:
         tasks, shrinkage = random_tasks((10, 100, 30)), 0.25
@@ -158,7 +157,7 @@ class TestGaussian:
         for shrinkage in (0.0, 0.1):
             router = GaussianRouter([fit_statistics(rows, 1, 0) for rows in tasks], shrinkage)
             assert np.isfinite(router.scores(np.concatenate(tasks))).all()
-        assert router.route(np.concatenate(tasks)).tolist() == [0, 0, 0, 1, 1, 1]
+        assert router.rank(np.concatenate(tasks)).task.tolist() == [0, 0, 0, 1, 1, 1]
 
     def test_a_feature_that_never_varies(self) -> None:
         tasks = [np.hstack([rows, np.full((40, 1), 0.5)]) for rows in random_tasks()]
@@ -168,7 +167,7 @@ class TestGaussian:
 
     def test_tasks_of_one_row_each_go_to_the_nearest_mean(self) -> None:
         router = GaussianRouter([fit_statistics(row[None], 1, 0) for row in CORNERS[:3]], 0.1)
-        assert router.route(CORNERS[:3] * 0.4).tolist() == [0, 1, 2]
+        assert router.rank(CORNERS[:3] * 0.4).task.tolist() == [0, 1, 2]
 
     @pytest.mark.parametrize("own", [0.1, 0.5, 1.0])
     def test_own_covariances_are_the_gaussian_densities(self, own: float) -> None:
@@ -193,8 +192,8 @@ class TestGaussian:
         narrow, wide = rng.normal(0, 0.1, (200, 4)), rng.normal(0, 1.0, (200, 4)) + 0.05
         statistics = [fit_statistics(rows, 1, 0) for rows in (narrow, wide)]
         far = np.array([[2.0, -2.0, 2.0, -2.0], [-2.0, -2.0, -2.0, -2.0]])
-        assert GaussianRouter(statistics, 0.1, 0.5).route(far).tolist() == [1, 1]
-        assert GaussianRouter(statistics, 0.1, 0.0).route(far).tolist() != [1, 1]
+        assert GaussianRouter(statistics, 0.1, 0.5).rank(far).task.tolist() == [1, 1]
+        assert GaussianRouter(statistics, 0.1, 0.0).rank(far).task.tolist() != [1, 1]
 
     def test_a_covariance_without_an_inverse(self) -> None:
         rows = np.array([[1.0, 0.0], [2.0, 0.0]])
@@ -205,41 +204,3 @@ class TestGaussian:
     def test_shrinkage_out_of_bounds(self, shrinkage: float) -> None:
         with pytest.raises(ConfigError, match="shrinkage"):
             GaussianRouter([fit_statistics(np.eye(3), 1, 0)], shrinkage)
-
-
-@pytest.mark.parametrize("kind", sorted(ROUTERS))
-class TestEvery:
-    def test_equal_scores_go_to_the_earlier_task(self, kind: str) -> None:
-        # Every task is the same, at many widths: BLAS rounds the last columns of a product in another way.
-        rows = random_tasks((30,), d=37)[0]
-        statistics = [fit_statistics(rows, clusters=3, seed=0)] * 13
-        assert not ROUTERS.load(kind)().build(statistics).route(random_tasks((50,), d=37, seed=4)[0]).any()
-
-    def test_a_point_between_two_tasks(self, kind: str) -> None:
-        tasks = [CORNERS[[3]], CORNERS[[0]]]  # at x = -10 and x = 10
-        statistics = [fit_statistics(around(task), clusters=1, seed=0) for task in tasks]
-        between = np.array([[0.0, 1.0, 0.0], [1e-3, 0.0, 0.0], [-1e-3, 0.0, 0.0]])
-        assert ROUTERS.load(kind)().build(statistics).route(between).tolist() == [0, 1, 0]
-        assert ROUTERS.load(kind)().build(statistics[::-1]).route(between).tolist() == [0, 0, 1]
-
-    def test_a_stage_knows_its_tasks_only(self, kind: str) -> None:
-        statistics = [fit_statistics(around(CORNERS[[i]]), clusters=1, seed=0) for i in range(3)]
-        queries = CORNERS[:3] + 0.1
-        assert ROUTERS.load(kind)().build(statistics[:1]).route(queries).tolist() == [0, 0, 0]
-        assert ROUTERS.load(kind)().build(statistics[:2]).route(queries).tolist()[:2] == [0, 1]
-        assert ROUTERS.load(kind)().build(statistics).route(queries).tolist() == [0, 1, 2]
-
-    def test_adding_a_task_needs_no_old_rows(self, kind: str) -> None:
-        tasks = random_tasks((25, 30, 35))
-        kept: list[bytes] = []
-        for rows in tasks:  # one task after another, its rows forgotten
-            kept.append(fit_statistics(rows, clusters=2, seed=0).to_bytes())
-        router = ROUTERS.load(kind)().build([TaskStatistics.from_bytes(data) for data in kept])
-        at_once = ROUTERS.load(kind)().build([fit_statistics(rows, clusters=2, seed=0) for rows in tasks])
-        queries = random_tasks(seed=5)[0]
-        np.testing.assert_array_equal(router.scores(queries), at_once.scores(queries))
-
-    def test_no_queries(self, kind: str) -> None:
-        router = ROUTERS.load(kind)().build([fit_statistics(np.eye(3), 1, 0)])
-        assert router.scores(np.zeros((0, 3))).shape == (0, 1)
-        assert router.route(np.zeros((0, 3))).shape == (0,)

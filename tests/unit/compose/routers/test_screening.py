@@ -9,7 +9,7 @@ import pytest
 
 from lorabank.compose.routers import gaussian
 from lorabank.compose.routers.gaussian import GaussianRouter
-from lorabank.compose.routers.screening import Screening
+from lorabank.compose.routers.gaussians.screening import Screening
 from lorabank.compose.routers.statistics import StoredStatistics, TaskStatistics
 from tests.unit.compose.routers.test_shortlist import SHRINKAGE, all_scores, check, likely, statistics_of
 
@@ -54,9 +54,10 @@ def test_no_score_lies_above_its_bounds(own: float, shrinkage: float) -> None:
     within = sum(s.scatter.astype(float) for s in statistics) / sum(s.n for s in statistics)
     means = np.stack([s.mean.astype(float) for s in statistics])
     traces = [float(np.trace(s.scatter)) for s in statistics]
-    screening = Screening(queries, means, [s.n for s in statistics], traces, within, shrinkage, own)
+    counts, spectrum = [s.n for s in statistics], np.linalg.eigh(within)
+    screening = Screening(queries, means, counts, traces, within, spectrum, shrinkage, own)
     for way in (screening.rough_bounds, screening.bounds):
-        bounds = np.stack([way(t, s.scatter) for t, s in enumerate(statistics)], 1)
+        bounds = np.stack([way(t, s) for t, s in enumerate(statistics)], 1)
         assert (bounds >= scores - 1e-7 * np.abs(scores)).all()
         if (own, shrinkage) == (0.1, SHRINKAGE):  # and they say something
             assert np.median(bounds - scores) < 0.5 * np.median(scores.max(1) - scores.min(1))
@@ -74,9 +75,9 @@ def test_few_are_factored_and_nothing_is_held_until_a_second_call(monkeypatch: p
     tasks = likely(200, 40, 32, apart=1.0, seed=3)
     seen: list[int] = []
     scored: list[int] = []
-    score = GaussianRouter._score
+    score = GaussianRouter.score
     monkeypatch.setattr(
-        GaussianRouter, "_score", lambda router, task, rows: scored.append(task) or score(router, task, rows)
+        GaussianRouter, "score", lambda router, task, rows: scored.append(task) or score(router, task, rows)
     )
     router = GaussianRouter(StoredStatistics(reads([statistics_of(task) for task in tasks], seen)), SHRINKAGE, 0.1)
     assert seen == list(range(200))

@@ -11,8 +11,8 @@ import torch
 from sklearn.cluster import KMeans
 
 from lorabank.compose.routers import gaussian
-from lorabank.compose.routers.covariances import Covariances
 from lorabank.compose.routers.gaussian import GaussianRouter
+from lorabank.compose.routers.gaussians.covariances import Covariances
 from lorabank.compose.routers.ranking import TIE
 from lorabank.compose.routers.statistics import TaskStatistics
 
@@ -57,10 +57,10 @@ def likely(tasks: int, rows: int, d: int, *, apart: float, seed: int) -> list[np
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each call scores of one task; bounds are made with the first text."""
     counts: list[int] = []
-    score = GaussianRouter._score
+    score = GaussianRouter.score
     monkeypatch.setattr(gaussian, "_BOUNDS", 0)
     monkeypatch.setattr(
-        GaussianRouter, "_score", lambda router, task, rows: counts.append(len(rows)) or score(router, task, rows)
+        GaussianRouter, "score", lambda router, task, rows: counts.append(len(rows)) or score(router, task, rows)
     )
     return counts
 
@@ -102,7 +102,11 @@ def test_no_score_lies_above_its_bound(scored, own: float, shrinkage: float) -> 
     router = GaussianRouter(statistics, shrinkage, own)
     router.rank(queries)
     assert router._shortlist is not None
-    bounds, scores = router._shortlist.bounds(queries), all_scores(statistics, own, queries, shrinkage)
+    scores = all_scores(statistics, own, queries, shrinkage)
+    white = router._shortlist.whitened(queries)
+    bounds = np.stack([router._shortlist.bounds(white, task) for task in range(len(tasks))], 1)
+    rough = router._shortlist.rough_bounds(white)
+    assert (rough >= scores - 1e-7 * np.abs(scores)).all()
     assert (bounds >= scores - 1e-7 * np.abs(scores)).all()
     if (own, shrinkage) == (0.1, SHRINKAGE):  # and they say something
         assert np.median(bounds - scores) < 0.5 * np.median(scores.max(1) - scores.min(1))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lorabank.core.escaping import safe
-from lorabank.evaluation.plots import FAINT, INK, Plot
+from lorabank.evaluation.plots.heatmap import FAINT, INK, Plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

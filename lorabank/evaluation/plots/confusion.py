@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lorabank.core.escaping import safe
 from lorabank.evaluation.confusion import LabelScores
-from lorabank.evaluation.plots import FAINT, GREY, INK, Plot, draw_bar, readable_on
+from lorabank.evaluation.plots.heatmap import FAINT, GREY, INK, Plot, draw_bar, readable_on
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

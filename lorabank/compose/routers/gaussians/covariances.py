@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorabank.core.errors import ConfigError
 
-_FACTOR_BYTES = 1 << 28  # factors that are kept, at most
+_FACTOR_BYTES = 5 << 27  # factors that are kept, at most: those of 1,000 tasks of width 384
 _SINGULAR = 1e-9  # of the largest eigenvalue
 
 
@@ -45,7 +46,7 @@ class Covariances:
         own: b.
 
     Attributes:
-        keeps_factors: Whether a factor that was made stays, up to 256 MiB of them.
+        keeps_factors: Whether a factor that was made stays, up to 640 MiB of them.
 
     Raises:
         ConfigError: A covariance has no inverse, which is possible where l is 0 only, and then checked at once.
@@ -86,15 +87,21 @@ class Covariances:
 
     def whole(self, task: int) -> NDArray[np.float64]:
         """D_t, [d, d]."""
-        return self._whole(self._packed(task))
+        return unpacked(self._packed(task), self._d)
 
-    def shared(self) -> NDArray[np.float64] | None:
-        """What lies below every D_t: ``(1 - l)(1 - b) S_w + l min_t tr(C_t)/d I``; None where it has no inverse."""
+    def shared(self, traces: Sequence[float]) -> NDArray[np.float64] | None:
+        """What lies below every D_t, up to rounding; None where it has no inverse.
+
+        It is ``(1 - l)(1 - b) S_w + l min_t tr(C_t)/d I``.
+
+        Args:
+            traces: Of each task's scatter n_t S_t.
+        """
         least = (1 - self._shrinkage) * (1 - self._own) * self._within
-        least[self._diagonal] += self._shrinkage * min(
-            self._mixed(t)[self._diagonal].mean() for t in range(len(self._rows))
-        )
-        whole = self._whole(least)
+        spread = (1 - self._own) * self._within[self._diagonal].mean()
+        smallest = min(trace / rows for trace, rows in zip(traces, self._rows, strict=True)) / self._d
+        least[self._diagonal] += self._shrinkage * (spread + self._own * smallest)
+        whole = unpacked(least, self._d)
         values = np.linalg.eigvalsh(whole)
         return whole if values[0] > _SINGULAR * values[-1] else None
 
@@ -111,11 +118,55 @@ class Covariances:
             mixed[self._diagonal] = 1.0
         return mixed
 
-    def _whole(self, triangle: NDArray[np.float64]) -> NDArray[np.float64]:
-        from scipy.linalg.lapack import dtfttr
 
-        lower: NDArray[np.float64] = np.tril(dtfttr(self._d, triangle, uplo="L")[0])
-        return lower + np.tril(lower, -1).T
+class Scatter(Protocol):
+    """What bounds ask of a symmetric matrix M [d, d] without negative eigenvalues, however it is held."""
+
+    @property
+    def scatter(self) -> NDArray[np.float32]:
+        """M itself, float32 [d, d]."""
+        ...
+
+    @property
+    def roots(self) -> NDArray[np.floating[Any]]:
+        """[d], roots of the diagonal: two of them bound a number beside it."""
+        ...
+
+    def forms(self, directions: NDArray[np.float32]) -> NDArray[np.float32]:
+        """v^T M v of each row v of [n, d], in float32."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Triangle:
+    """A `Scatter` of which only the lower triangle is held.
+
+    Attributes:
+        numbers: float32 [d (d + 1) / 2], as `packed` gives it.
+        d: The width.
+    """
+
+    numbers: NDArray[np.float32]
+    d: int
+
+    @property
+    def scatter(self) -> NDArray[np.float32]:
+        """[d, d], unpacked each time."""
+        return unpacked(self.numbers, self.d)
+
+    @property
+    def roots(self) -> NDArray[np.float32]:
+        """[d]."""
+        return np.asarray(np.sqrt(self.numbers[_diagonal(self.d)].clip(min=0)))
+
+    def forms(self, directions: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[n], in half the time that unpacking the matrix takes."""
+        from scipy.linalg.blas import sspmv
+        from scipy.linalg.lapack import stfttp
+
+        columns = stfttp(self.d, self.numbers, uplo="L")[0]
+        through = np.stack([sspmv(self.d, 1.0, columns, direction, lower=1) for direction in directions])
+        return np.asarray(np.einsum("ij,ij->i", through, directions), np.float32)
 
 
 def packed(matrix: NDArray[Any]) -> NDArray[Any]:
@@ -125,3 +176,24 @@ def packed(matrix: NDArray[Any]) -> NDArray[Any]:
     pack = strttf if matrix.dtype == np.float32 else dtrttf
     triangle: NDArray[Any] = pack(matrix, uplo="L")[0]
     return triangle
+
+
+def unpacked(triangle: NDArray[Any], d: int) -> NDArray[Any]:
+    """The whole matrix [d, d] of `packed`."""
+    whole: NDArray[Any] = triangle.take(_numbers(d), mode="clip")
+    return whole
+
+
+@lru_cache(maxsize=4)
+def _numbers(d: int) -> NDArray[np.intp]:
+    """Which number of a packed triangle stands where in the whole matrix, [d, d]."""
+    from scipy.linalg.lapack import dtfttr
+
+    lower = np.tril(dtfttr(d, np.arange(d * (d + 1) // 2, dtype=np.float64), uplo="L")[0]).astype(np.intp)
+    return np.asarray(lower + np.tril(lower, -1).T, np.intp)
+
+
+@lru_cache(maxsize=4)
+def _diagonal(d: int) -> NDArray[np.intp]:
+    """Which numbers of a packed triangle are the diagonal, from the first row to the last, [d]."""
+    return np.asarray(_numbers(d).diagonal())

@@ -9,7 +9,7 @@ import numpy as np
 from lorabank.core.escaping import safe
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.metrics import Values
-from lorabank.evaluation.plots import FAINT, GREY, INK, page_svg
+from lorabank.evaluation.plots.heatmap import FAINT, GREY, INK, page_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,9 +6,9 @@ Schwarz, for every v,
     z^T D_t^-1 z  >=  (z^T v)^2 / (v^T D_t v),
 
 with equality at v = D_t^-1 z. The covariance that all tasks would share is mostly D_t: with v = C^-1 z for
-C = (1 - l) S_w + l tr(S_w)/d I a task takes one product with S_t, in float32, whose rounding is bounded and added.
-Where that does not rule it out, two steps of conjugate gradients, preconditioned by C, come close to the best v: four
-products with matrices [d, d], where a factor takes d / 6. And
+C = (1 - l) S_w + l tr(S_w)/d I a task takes one product with S_t, in float32 and from the stored triangle; its
+rounding is bounded and added. Where that does not rule it out, two steps of conjugate gradients, preconditioned by C,
+come close to the best v: four products with matrices [d, d], where a factor takes d / 6. And
 
     D_t  >=  (1 - l)(1 - b) S_w + l tr(C_t)/d I,
 
@@ -21,6 +21,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lorabank.compose.routers.gaussians.covariances import Scatter
 
 Matrix = NDArray[np.float64]
 
@@ -38,6 +40,7 @@ class Screening:
         rows: n_t.
         traces: Of each task's scatter n_t S_t.
         within: [d, d], S_w.
+        spectrum: Its eigenvalues and eigenvectors, as `numpy.linalg.eigh` gives them.
         shrinkage: l, above 0.
         own: b.
 
@@ -52,12 +55,12 @@ class Screening:
         rows: Sequence[int],
         traces: Sequence[float],
         within: Matrix,
+        spectrum: tuple[Matrix, Matrix],
         shrinkage: float,
         own: float,
     ) -> None:
         d = len(within)
-        values, vectors = np.linalg.eigh(within)
-        values = values.clip(min=0)
+        values, vectors = spectrum[0].clip(min=0), spectrum[1]
         spread = float(values.mean())
         self._texts, self._means = texts, means
         self._shared = (1 - shrinkage) * (1 - own) * within
@@ -82,26 +85,26 @@ class Screening:
             self._alike[k] = (whitened**2 * (shared + self._ridge[:, None])).sum(1)
             self._directions[k] = whitened @ vectors.T
 
-    def likely(self) -> list[int]:
-        """The tasks, those first that one of the texts lies nearest to by the covariance that all would share."""
-        behind = self._far - self._far.min(1, keepdims=True)
-        return [int(task) for task in np.argsort(behind.min(0), kind="stable")]
+    @property
+    def far(self) -> Matrix:
+        """Of each text [n, T] how far the tasks lie, by the covariance that all would share."""
+        return self._far
 
-    def rough_bounds(self, task: int, scatter: NDArray[np.float32]) -> Matrix:
+    def rough_bounds(self, task: int, scatter: Scatter) -> Matrix:
         """Numbers [n] that no score of a task lies above, by its scatter; infinite where nothing can be said."""
         directions, far = self._directions[:, task], self._far[:, task]
-        part = np.einsum("ij,ij->i", directions @ scatter, directions).astype(np.float64)
-        part += 2 * (len(scatter) + 4) * _EPS * (np.abs(directions) @ _deviations(scatter)) ** 2
+        part = scatter.forms(directions).astype(np.float64)
+        part += 2 * (directions.shape[1] + 4) * _EPS * (np.abs(directions) @ scatter.roots.astype(np.float64)) ** 2
         return self._bounds(task, far, self._alike[:, task] + self._own[task] * part)
 
-    def bounds(self, task: int, scatter: NDArray[np.float32]) -> Matrix:
+    def bounds(self, task: int, scatter: Scatter) -> Matrix:
         """The same, closer."""
-        covariance = np.multiply(scatter, self._own[task], dtype=np.float64)
+        covariance = np.multiply(scatter.scatter, self._own[task], dtype=np.float64)
         covariance += self._shared
         covariance[np.diag_indices(len(covariance))] += self._ridge[task]
         apart = (self._texts - self._means[task]).T
         found, through = self._solved(apart, covariance)
-        rounding = _ROUNDED * self._own[task] * (_deviations(scatter) @ np.abs(found)) ** 2
+        rounding = _ROUNDED * self._own[task] * (scatter.roots.astype(np.float64) @ np.abs(found)) ** 2
         return self._bounds(task, _dots(apart, found), _dots(found, through) + rounding)
 
     def _bounds(self, task: int, along: Matrix, length: Matrix) -> Matrix:
@@ -124,11 +127,6 @@ class Screening:
                 found, through = found + length * step, through + length * product
                 left, last = left - length * product, now
         return found, through
-
-
-def _deviations(scatter: NDArray[np.float32]) -> Matrix:
-    """[d], roots of the diagonal: two of them bound a number beside it."""
-    return np.asarray(np.sqrt(scatter.diagonal().astype(np.float64).clip(min=0)))
 
 
 def _dots(left: Matrix, right: Matrix) -> Matrix:

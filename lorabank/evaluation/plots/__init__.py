@@ -1,0 +1,1 @@
+"""Drawings of what was measured: PNG, SVG and elements of a page."""
