@@ -1,8 +1,8 @@
 """``python -m benchmarks``: run all benchmarks, or some; exit 1 when a bar is missed.
 
 ``python -m benchmarks --device cuda --only gpu_step --shape llama-8b`` is one part, of one shape, of those that need a
-GPU. Each runs in a process of its own and takes less than two minutes; with ``--json FILE`` what is finished is kept
-there, and the same command does the rest.
+GPU; each takes less than two minutes. Every part runs in a process of its own; with ``--json FILE`` what is finished
+is kept there, and the same command does the rest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import tempfile
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ BENCHMARKS = (
     "language_step",
     "effective_weight",
     "variants",
+    "variant_steps",
     "penalty",
     "overlap",
     "merged",
@@ -49,6 +49,7 @@ BENCHMARKS = (
     "scale",
     "add_task",
     "predict",
+    "serve",
     "threads",
 )
 ON_DEVICE = ("gpu_step", "gpu_decode", "gpu_attention", "gpu_slots", "gpu_scoring")
@@ -76,7 +77,7 @@ def main() -> int:
     shapes = arguments.shape or SHAPES[:4] if arguments.device else [None]
 
     where = environment(arguments.device)
-    finished = _finished(arguments.json, where) if arguments.device else {}
+    finished = _finished(arguments.json, where)
     broken = []
     with tempfile.TemporaryDirectory() as folder:
         for shape, name in product(shapes, arguments.only or there):
@@ -86,10 +87,7 @@ def main() -> int:
                 continue
             print(part, "...", file=sys.stderr, flush=True)
             try:
-                if shape:
-                    finished[part] = in_own_process(name, arguments.device, shape, Path(folder))
-                else:
-                    finished[part] = import_module(f"benchmarks.{name}").measure()
+                finished[part] = in_own_process(name, Path(folder), arguments.device, shape)
             except (RuntimeError, OSError):  # out of memory, say: that costs this part alone
                 traceback.print_exc()
                 broken.append(part)

@@ -13,7 +13,8 @@ from benchmarks.floors import least_forward
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import batch, every_linear, minilm, query_and_value, random_stack
 from lorabank.algebra.stack import StackedFactors
-from lorabank.models.gates.attention import Selector
+from lorabank.algebra.states import StateStack
+from lorabank.models.gates.attention_token import Selector
 from lorabank.models.mixing.mixture import Mixture
 
 ADAPTERS = 15
@@ -51,10 +52,10 @@ def _forms(choose: Callable[[nn.Module], list[str]]) -> dict[str, Callable[[], o
     rows = _rows()
     base, ours, loop = minilm().eval(), minilm().eval(), minilm().eval()
     stack = random_stack(ours, choose(ours), ADAPTERS)
-    selector = Selector(stack).requires_grad_(False)
+    selector = Selector(StateStack.apart(stack)).requires_grad_(False)
     for parameter in selector.parameters():
         parameter.normal_()
-    Mixture(ours, stack).attend(selector, stack)
+    Mixture(ours, stack).attend(selector, StateStack.apart(stack))
     for name, factors in stack.modules.items():
         parent, _, child = name.rpartition(".")
         setattr(loop.get_submodule(parent), child, _Loop(name, loop.get_submodule(name), factors, selector))

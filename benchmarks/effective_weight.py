@@ -28,7 +28,7 @@ def measure() -> list[Result]:
     cases: list[tuple[str, Callable[[], nn.Module], dict[str, Tensor], int]] = [
         ("MiniLM, 256 tokens", minilm, batch(8, 32), 20),
         ("MiniLM, 1,024 tokens", minilm, batch(16, 64), 12),
-        ("MiniLM, 4,096 tokens", minilm, batch(32, 128), 6),
+        ("MiniLM, 4,096 tokens", minilm, batch(32, 128), 16),
         ("SmolLM2's shape, 512 tokens", smollm2, {"input_ids": ids, "labels": ids}, 5),
     ]
     results = []

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from benchmarks.device import adapters, clock, prompts, random_model, sizes, twin
 from benchmarks.harness import Result, compare, from_comparison
 from lorabank.algebra.stack import AdapterStack, StackedFactors
-from lorabank.models.gates.attention import Selector
+from lorabank.algebra.states import StateStack
+from lorabank.models.gates.attention_token import Selector
 from lorabank.models.mixing.mixture import Mixture
 
 BAR = 0.10
@@ -35,7 +36,7 @@ def measure(device: str, shape: str, folder: Path) -> list[Result]:
         stack = adapters(model, count)
         selector = _selector(stack)
         attended, loop = twin(model), twin(model)
-        Mixture(attended, stack).attend(selector, stack)
+        Mixture(attended, stack).attend(selector, StateStack.apart(stack))
         _put_loop(loop, stack, selector)
         forms = {"loop": _call(loop, inputs), "attended": _call(attended, inputs), "base": _call(model, inputs)}
         seen = compare(forms, baseline="loop", rounds=work.rounds, warmup=1, clock=clock(device))
@@ -47,7 +48,7 @@ def measure(device: str, shape: str, folder: Path) -> list[Result]:
 
 def _selector(stack: AdapterStack) -> Selector:
     generator = torch.Generator().manual_seed(3)
-    selector = Selector(stack).requires_grad_(False)
+    selector = Selector(StateStack.apart(stack)).requires_grad_(False)
     for parameter in selector.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
     return selector

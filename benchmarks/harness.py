@@ -65,6 +65,11 @@ class Comparison:
     rounds: int
 
 
+def child_environment() -> dict[str, str]:
+    """For a child process whose warm-up leaves byte code behind, as pip does: compiling is not part of a command."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def children_cpu_time() -> float:
     """CPU seconds, user and system, of the child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -66,13 +66,13 @@ def _add(bank: Path, task: str) -> None:
 def _features() -> Iterator[list[str]]:
     """The texts that pass through the frozen base for their features."""
     passed: list[str] = []
-    extract = runtime.extract_features  # type: ignore[attr-defined]
+    extract = runtime.extract_layers  # type: ignore[attr-defined]
 
-    def watched(model: Any, tokenizer: Any, texts: Sequence[str], **settings: Any) -> Any:
+    def watched(model: Any, tokenizer: Any, texts: Sequence[str], *layers: Any, **settings: Any) -> Any:
         passed.extend(texts)
-        return extract(model, tokenizer, texts, **settings)
+        return extract(model, tokenizer, texts, *layers, **settings)
 
-    with mock.patch.object(runtime, "extract_features", watched):
+    with mock.patch.object(runtime, "extract_layers", watched):
         yield passed
 
 

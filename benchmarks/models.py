@@ -68,9 +68,15 @@ def new_adapter(
     *,
     variant: str = "lora",
     start: str = "kaiming",
+    rows: dict[str, Tensor] | None = None,
 ) -> Attached:
-    """A new adapter on a model behind earlier ones, put there as a training does."""
-    settings = TrainConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, variant=variant, start=start)
+    """A new adapter on a model behind earlier ones, put there as a training does.
+
+    ``rows`` is a batch for variants that look at rows beside those of their steps.
+    """
+    settings = TrainConfig(
+        r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, strategy="inclora", variant=variant, start=start
+    )
     methods = chosen_methods(settings)
     context = TrainContext(
         model=model,
@@ -80,8 +86,11 @@ def new_adapter(
         earlier=earlier,
         initial=None,
         objects={},
-        batches=lambda: (),
+        batches=lambda: () if rows is None else (rows,),
         loss=lambda model, inputs: model(**inputs).loss,
+        inputs=lambda numbers, head=None: rows or {},  # no strategy here trains rows of earlier tasks
+        mean=lambda each, model, inputs: model(**inputs).loss,
+        apart=() if rows is None else tuple(range(len(rows["labels"]))),
     )
     return attach(context, methods.variant.parametrize(context, methods.start))
 

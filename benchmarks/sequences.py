@@ -31,10 +31,11 @@ METRICS = ("average_accuracy", "learning_accuracy", "backward_transfer", "forget
 
 
 @dataclass(frozen=True)
-class _Told:
-    """Prints notices; losses are nobody's business here."""
+class Told:
+    """Prints notices, and no losses."""
 
     def notice(self, message: str) -> None:
+        """Print it."""
         print(message, file=sys.stderr, flush=True)
 
     def start(self, what: str, total: int) -> None:
@@ -69,7 +70,7 @@ def run(folder: Path, strategy: str, seed: int, changed: dict[str, Any], compose
     from lorabank.core.config import ComposeConfig
     from lorabank.demo.run import COMPOSITIONS, measure, table_row, train_sequence
 
-    observer, bank = _Told(), folder / f"{strategy}-{seed}"
+    observer, bank = Told(), folder / f"{strategy}-{seed}"
     train_sequence(bank, folder / "data", strategy, seed=seed, changed=changed, observer=observer)
     kmeans = ComposeConfig(mode="prototype", name="prototype-kmeans", router="kmeans")
     compositions = (*COMPOSITIONS, kmeans) if composed and strategy in COMPOSED else ()

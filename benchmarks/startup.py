@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.harness import Result, children_cpu_time, compare, from_comparison
+from benchmarks.harness import Result, child_environment, children_cpu_time, compare, from_comparison
 from lorabank.bank.bank import Bank
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 
@@ -37,11 +36,8 @@ def measure() -> list[Result]:
 
 
 def _command(*words: str) -> Callable[[], None]:
-    # The warm-up must leave byte code behind, as pip does: compiling the sources is no part of a start.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-
     def run() -> None:
-        subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL, env=environment)
+        subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL, env=child_environment())
 
     return run
 

@@ -17,6 +17,7 @@ from lorabank.core.observer import SilentObserver
 from lorabank.training.factor_groups import GroupedFactors
 from lorabank.training.layers.attaching import Attached
 from lorabank.training.layers.live import Live
+from lorabank.training.optimizers.adamw import AdamW
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.penalties.orthogonal import Orthogonal
 from lorabank.training.trainer import AdapterTrainer
@@ -73,6 +74,7 @@ def adapter_trainer(
         penalties=penalties,
         groups=GroupedFactors(new.layers, earlier, with_basis=False),
         live=Live(model, new.layers, new.parametrization),
+        optimize=AdamW(),
         observer=SilentObserver(),
         dropout=True,
     )

@@ -93,7 +93,7 @@ def test_what_cannot_run_is_refused(words, message, monkeypatch, capsys) -> None
 def test_a_part_that_fails_does_not_cost_the_others(monkeypatch, capsys, tmp_path: Path) -> None:
     measured, asked = Result("gpu_slots", "a slot", 1.5, 2.0, "x", {"bytes": 3}), []
 
-    def run(name: str, device: str, shape: str, folder: Path) -> list[Result]:
+    def run(name: str, folder: Path, device: str, shape: str) -> list[Result]:
         asked.append(name)
         if name == "gpu_decode" and asked.count(name) == 1:
             raise RuntimeError("it ended with exit code 1")
@@ -123,8 +123,8 @@ def test_a_part_that_fails_does_not_cost_the_others(monkeypatch, capsys, tmp_pat
 
 
 def test_a_part_has_a_process_of_its_own(tmp_path: Path) -> None:
-    (result,) = in_own_process("gpu_slots", "cpu", "tiny", tmp_path)
+    (result,) = in_own_process("gpu_slots", tmp_path, "cpu", "tiny")
     assert result.benchmark == "gpu_slots"
     assert result.value > 0
     with pytest.raises(RuntimeError, match="exit code 1"):
-        in_own_process("gpu_slots", "cpu", "no-such-shape", tmp_path)
+        in_own_process("gpu_slots", tmp_path, "cpu", "no-such-shape")

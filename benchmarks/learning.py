@@ -1,0 +1,165 @@
+"""``python -m benchmarks.learning``: every variant and start of the shelves, on the same tasks one after another.
+
+Each variant is trained with the default start, each start with plain LoRA, and plain LoRA at twice its learning rate
+too, since part of what variants gain is a larger step. Everything else is the default: the strategy is O-LoRA, and
+`isolated` for a method that O-LoRA refuses. All tasks are scored on their test rows after each task, by the state as
+trained with the task id given. No setting is chosen here. A run that is interrupted resumes in the tasks that are
+learnt, and rows that ``--json FILE`` has already are kept.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two processes side by side beat two threads
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.sequences import Told
+from benchmarks.task_orders import Asked, earlier, learn_all, prepare, read_arguments, spread, write_rows
+from lorabank.core.shelves import STARTS, VARIANTS
+
+PLAIN = "lora", "kaiming"
+FASTER = 2.0
+STRATEGIES = ("olora", "isolated")
+"""A method is trained under the first that takes it."""
+_METRICS = ("average_accuracy", "learning_accuracy", "forgetting")
+
+
+class Method(NamedTuple):
+    """What is trained."""
+
+    variant: str
+    start: str
+    faster: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.variant}-{self.start}" + ("-faster" if self.faster else "")
+
+
+def methods(wanted: Collection[str]) -> list[Method]:
+    """Those of ``wanted`` names, or all."""
+    pairs = [PLAIN, *((one, PLAIN[1]) for one in VARIANTS), *((PLAIN[0], one) for one in STARTS)]
+    every = [Method(*pair) for pair in dict.fromkeys(pairs)]
+    every.insert(1, Method(*PLAIN, faster=True))
+    return [
+        one for one in every if not wanted or {one.variant, one.start} & set(wanted) - set(PLAIN) or str(one) in wanted
+    ]
+
+
+def strategy_for(method: Method) -> str | None:
+    """The first strategy that takes a method; None where none does."""
+    from lorabank.core.config import TrainConfig
+    from lorabank.training.methods import chosen_strategy
+
+    variant, start = VARIANTS.load(method.variant)(), STARTS.load(method.start)()
+    taken = (
+        one for one in STRATEGIES if not variant.refuses(chosen_strategy(TrainConfig(data="", strategy=one)), start)
+    )
+    return next(taken, None)
+
+
+def measured(folder: Path, asked: Asked, method: Method, strategy: str, seed: int) -> dict[str, Any]:
+    """Learn the tasks in a bank of its own and score them."""
+    from lorabank.bank.bank import Bank
+    from lorabank.core.config import EvalConfig, TrainConfig
+    from lorabank.sequences.bank import compose_and_measure
+    from lorabank.training.methods import learning_rate
+
+    observer, bank = Told(), folder / f"{method}-{seed}"
+    settings = {"strategy": strategy, "seed": seed, "variant": method.variant, "start": method.start}
+    rate = learning_rate(TrainConfig(data="", **settings)) * (FASTER if method.faster else 1.0)
+    settings["learning_rate"] = rate
+    begun = time.process_time()
+    learn_all(bank, folder / "data", asked, settings, observer)
+    seconds = time.process_time() - begun
+    report = compose_and_measure(bank, (), EvalConfig(), observer)[0]
+    adapters = list(Bank.open(bank).snapshot().by_position.values())
+    overlaps = [value for one in adapters for value in one.metrics["overlap"].values()]
+    return {
+        **method._asdict(),
+        "strategy": strategy,
+        "seed": seed,
+        "learning_rate": rate,
+        **{name: report.scalars[name] for name in _METRICS},
+        "scores": dict(zip(report.tasks, report.values[-1], strict=True)),
+        "seconds": round(seconds / len(adapters), 2),
+        "bytes": statistics.mean(one.bytes for one in adapters),
+        "capacity_left": adapters[-1].metrics["capacity_left"],
+        "overlap": max(overlaps, default=None),
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Mean and sample standard deviation over the seeds, best average first, as Markdown."""
+    groups: dict[Method, list[Mapping[str, Any]]] = defaultdict(list)
+    for one in rows:
+        groups[Method(one["variant"], one["start"], one["faster"])].append(one)
+    seeds = len({one["seed"] for one in rows})
+    lines = [
+        "| variant | start | strategy | learning rate | average | learning | forgetting | CPU s a task | stored KB "
+        "| capacity left | overlap |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    plain = statistics.mean(one["seconds"] for one in groups[Method(*PLAIN)]) if Method(*PLAIN) in groups else None
+    for method, group in sorted(groups.items(), key=lambda item: -_mean(item[1], "average_accuracy")):
+        took = _mean(group, "seconds")
+        cells = [
+            f"`{method.variant}`",
+            f"`{method.start}`",
+            group[0]["strategy"],
+            f"{group[0]['learning_rate']:g}" + (" (doubled)" if method.faster else ""),
+            *(spread([one[name] for one in group], seeds) for name in _METRICS),
+            f"{took:.1f}" + (f" ({took / plain:.2f} x)" if plain else ""),
+            f"{_mean(group, 'bytes') / 1e3:.0f}",
+            f"{_mean(group, 'capacity_left'):.3f}",
+            f"{_mean(group, 'overlap'):.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(group: Sequence[Mapping[str, Any]], name: str) -> float:
+    return statistics.mean(one[name] for one in group if one[name] is not None)
+
+
+def main() -> int:
+    """Run what is asked for."""
+    from lorabank.core.errors import LorabankError
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
+    found, asked = read_arguments(parser, "learning")
+    prepare(found.folder / "data", asked)
+    rows = earlier(found.json, asked)
+    done = {(Method(one["variant"], one["start"], one["faster"]), one["seed"]) for one in rows}
+    for seed in found.seeds:
+        for method in methods(found.methods):
+            strategy = strategy_for(method)
+            if strategy is None or (method, seed) in done:
+                continue
+            try:
+                row = measured(found.folder, asked, method, strategy, seed)
+            except LorabankError as error:
+                print(f"{method}, seed {seed}, is left out: {error}", file=sys.stderr, flush=True)
+                continue
+            print(json.dumps(row), file=sys.stderr, flush=True)
+            rows.append(row)
+            shutil.rmtree(found.folder / f"{method}-{seed}")
+            if found.json:
+                note = "scored as trained, with the task id; capacity is the share of input directions that stay free"
+                write_rows(found.json, "Variants and starts", "benchmarks.learning", asked, rows, note, table(rows))
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
