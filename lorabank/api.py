@@ -1,8 +1,7 @@
 """Everything lorabank does: one function per use case, settings in, a frozen result out.
 
-Nothing here prints. Paths are bank folders; a user's mistake raises a `lorabank.core.errors.LorabankError`. Importing
-this module loads neither torch nor SQLAlchemy: each function imports what it needs. The methods of
-`Session` and `Bank` are here functions of the bank's folder, which is opened for one call.
+Nothing here prints. Paths are bank folders; a user's mistake raises a `LorabankError`. Importing loads neither torch
+nor SQLAlchemy. Methods of `Session` and `Bank` are here functions of the bank's folder, opened for one call.
 """
 
 from __future__ import annotations
@@ -13,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lorabank.bank.bank import Bank
 from lorabank.core.arguments import by_path, checked, texts_in_settings
-from lorabank.core.config import GenerateConfig, InitConfig, PredictConfig, TrainConfig
+from lorabank.core.config import AdviseConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.observer import BARS, Observer
+from lorabank.workflows import publish
+from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import MatrixReport
 from lorabank.workflows.session import Session
 
@@ -28,13 +29,11 @@ if TYPE_CHECKING:
     from lorabank.core.records import Finding
     from lorabank.evaluation.thresholds import GateResult
     from lorabank.sequences.results import SequencePlan, SequenceResult
+    from lorabank.sequences.tradeoff import Tradeoff
     from lorabank.workflows.asking.answer_rows import AnsweredRows
     from lorabank.workflows.doctor import Checkup
-    from lorabank.workflows.results import (
-        DemoResult,
-        ExportResult,
-        TaskPlan,
-    )
+    from lorabank.workflows.learning.advise import Advice
+    from lorabank.workflows.results import DemoResult, ExportResult, TaskPlan
 
 
 @checked
@@ -62,9 +61,23 @@ def plan_task(
 ) -> TaskPlan:
     """What `add_task` would do: settings, rows, tokens, steps, sizes. Nothing is written."""
     from lorabank.workflows.learning.plan import plan_task as run
-    from lorabank.workflows.open_bank import OpenBank
 
     return run(OpenBank(path), name, config, init, replace=replace)
+
+
+@checked
+def advise(
+    path: str | Path,
+    config: TrainConfig,
+    how: AdviseConfig = AdviseConfig(),
+    *,
+    init: InitConfig | None = None,
+    observer: Observer = BARS,
+) -> Advice:
+    """Try variants and starts on a task's rows, held-out ones scored; see `lorabank.workflows.learning.advise`."""
+    from lorabank.workflows.learning.advise import advise as run
+
+    return run(OpenBank(path), config, how, init=init, observer=observer)
 
 
 @checked
@@ -82,9 +95,13 @@ def open(path: str | Path) -> Session:
 
 
 add_task = by_path(Session, Session.add_task)
+stream = by_path(Session, Session.stream)
 import_adapter = by_path(Session, Session.import_adapter)
 compose = by_path(Session, Session.compose)
+fold = by_path(Session, Session.fold)
+plan_fold = by_path(Session, Session.plan_fold)
 evaluate = by_path(Session, Session.evaluate)
+compare = by_path(Session, Session.compare)
 predict = texts_in_settings(by_path(Session, Session.predict))
 generate = texts_in_settings(by_path(Session, Session.generate))
 answer_file = by_path(Session, Session.answer_file)
@@ -117,7 +134,6 @@ def answer_rows(
         The columns, and an iterator over parts of the rows, which are computed while they are taken.
     """
     from lorabank.workflows.asking.answer_rows import answer_rows as run
-    from lorabank.workflows.open_bank import OpenBank
 
     return run(OpenBank(path), texts or (), config, observer)
 
@@ -125,25 +141,25 @@ def answer_rows(
 @checked
 def check_gates(reports: Sequence[MatrixReport], gates: Sequence[str]) -> tuple[GateResult, ...]:
     """Compare scalars with conditions such as ``backward_transfer>=-0.02``; each gate is checked on each report."""
-    from lorabank.workflows.publish import check_gates as run
-
-    return run(reports, gates)
+    return publish.check_gates(reports, gates)
 
 
 @checked
 def save_plot(report: MatrixReport, path: str | Path) -> Path:
     """Draw a matrix as a heat-map: PNG or SVG by the file's ending."""
-    from lorabank.workflows.publish import save_plot as run
+    return publish.save_plot(report, Path(path))
 
-    return run(report, Path(path))
+
+@checked
+def save_curve(path: str | Path, name: str, target: str | Path) -> Path:
+    """Draw how a task was trained: PNG or SVG by the file's ending."""
+    return publish.save_curve(path, name, Path(target))
 
 
 @checked
 def save_csv(report: MatrixReport, path: str | Path) -> Path:
     """Write a matrix as CSV."""
-    from lorabank.workflows.publish import save_csv as run
-
-    return run(report, Path(path))
+    return publish.save_csv(report, Path(path))
 
 
 @checked
@@ -183,8 +199,9 @@ def export(
     own: bool = False,
     check: str | None = None,
     tokenizer: bool = False,
+    merged: bool = False,
 ) -> ExportResult:
-    """Write a task or a manual composition as one PEFT folder.
+    """Write a task or a manual composition as one PEFT folder, or as its quantised base with it merged.
 
     Args:
         path: The bank's folder.
@@ -194,23 +211,22 @@ def export(
         own: For a task, only its own adapter, without the adapters that were active while it was trained.
         check: A server (``"vllm"``) that must take it.
         tokenizer: Also write the base's tokenizer and chat template.
+        merged: Write the whole base instead, kept in few bits, with the adapter in its zero points (QA-LoRA).
 
     Raises:
         ConfigError: The composition is not a single adapter.
-        IncompatibleError: PEFT or the server would refuse it, or compute something else.
+        IncompatibleError: PEFT or the server would refuse it, or compute something else; or it cannot be merged.
         NotFoundError: The base model's configuration, by which PEFT's rules are applied, cannot be found.
     """
     from lorabank.workflows.carrying.export import export as run
 
-    return run(path, name, Path(target), state=state, own=own, check=check, tokenizer=tokenizer)
+    return run(path, name, Path(target), state=state, own=own, check=check, tokenizer=tokenizer, merged=merged)
 
 
 @checked
 def report(path: str | Path, target: str | Path) -> Path:
     """Write one HTML file with tasks, compositions, stored matrices and lineage; it needs no network."""
-    from lorabank.workflows.publish import report as run
-
-    return run(path, Path(target))
+    return publish.report(path, Path(target))
 
 
 @checked
@@ -273,6 +289,18 @@ def run_sequence(
 
 
 @checked
+def tradeoff(folders: Sequence[str | Path]) -> Tradeoff:
+    """Learning against forgetting, with the Pareto front, of folders of sequences and of banks.
+
+    Raises:
+        NotFoundError: A folder is neither, or no matrix was measured after every stage.
+    """
+    from lorabank.sequences.tradeoff import tradeoff as run
+
+    return run(folders)
+
+
+@checked
 def verify(path: str | Path, *, full: bool = False, part: tuple[int, int] | None = None) -> tuple[Finding, ...]:
     """Check rows and files; ``full`` reads every byte, ``part=(n, t)`` those of one of t parts. Nothing is changed.
 
@@ -293,12 +321,7 @@ def history(path: str | Path) -> tuple[Entry, ...]:
 
 @checked
 def doctor(path: str | Path, *, full: bool = False) -> Checkup:
-    """Facts for a bug report (versions, devices, base model, the bank's state), warnings, and the bank's findings.
-
-    Args:
-        path: The bank's folder; the bank need not exist.
-        full: Read every file of the bank.
-    """
+    """Facts for a bug report, warnings, and findings of the bank, which need not exist; ``full`` reads every file."""
     from lorabank.workflows.doctor import doctor as run
 
     return run(path, full=full)

@@ -10,6 +10,7 @@ import click
 
 from lorabank.core.escaping import safe
 from lorabank.data.row_files import as_json, as_line
+from lorabank_cli.options import Option
 from lorabank_cli.render.streams import given_texts
 from lorabank_cli.verb import Run
 
@@ -27,7 +28,11 @@ def answer_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--overwrite", is_flag=True, help="Replace the file of --output."),
         click.option(
-            "--format", "form", type=click.Choice(get_args(Form)), help="Form of --output, or of the lines on stdout."
+            "--format",
+            "form",
+            cls=Option,
+            type=click.Choice(get_args(Form)),
+            help="Form of --output, or of the lines on stdout.",
         ),
         click.option(
             "--output",

@@ -14,7 +14,7 @@ from lorabank.core.errors import ConfigError, NotFoundError, joined
 from lorabank.core.files.toml_file import load_toml
 from lorabank.core.settings import nearest
 from lorabank.core.shelves import SHELVES
-from lorabank_cli.options import Loose
+from lorabank_cli.options import Loose, spelt
 
 Lookup = Callable[[str], click.Command | None]
 
@@ -92,7 +92,7 @@ def option_name(param: click.Parameter) -> str | None:
     """The name of an option in a config file, None for what a file cannot set."""
     if not isinstance(param, click.Option) or param.is_eager or param.name in {"yes", "dry_run"}:
         return None
-    return max(param.opts, key=len).lstrip("-")
+    return spelt(param)
 
 
 def _take(

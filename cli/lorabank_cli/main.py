@@ -25,12 +25,17 @@ from lorabank_cli.render.streams import ReaderGone, open_streams
 COMMANDS = {
     "init": ("init:init", "Make an empty bank for a base model."),
     "add-task": ("add_task:add_task", "Train an adapter for a new task and add it to the bank."),
+    "advise": ("advise:advise", "Find which variant and start suit some rows, before a task is added."),
+    "stream": ("stream:stream", "Learn labelled texts in their order, each once, and find the tasks among them."),
     "compose": ("compose:compose", "Make several adapters answer together."),
     "eval": ("eval:evaluate", "Measure what the bank knows and what it forgot."),
     "predict": ("predict:predict", "Label texts with a composition or one task."),
     "generate": ("generate:generate", "Generate text from prompts with the bank's language model."),
+    "serve": ("serve:serve", "Answer over HTTP, as OpenAI's API does."),
+    "fold": ("fold:fold", "Replace the adapters of several tasks by one of bounded rank."),
     "list": ("list:list_bank", "List tasks and compositions."),
     "show": ("show:show", "Show everything recorded about a task or composition."),
+    "compare": ("compare:compare", "Compare the adapters of two tasks."),
     "methods": ("methods:methods", "List all methods."),
     "remove": ("remove:remove", "Remove a task or composition."),
     "rename": ("rename:rename", "Rename a task or composition."),
@@ -71,7 +76,7 @@ EPILOG = """\b
 Start in an empty folder:
   lorabank add-task sentiment --data sentiment.jsonl
   lorabank add-task spam --data spam.jsonl
-  lorabank compose --mode prototype
+  lorabank compose --mode routed
   lorabank eval --all --forgetting-matrix
 Try it without data: lorabank demo
 
@@ -181,6 +186,7 @@ def main(args: Sequence[str] | None = None) -> int:
         open_streams()
         guard()
         gc.freeze()  # what the imports made lives to the end: walking it again costs 'list' a twentieth of its time
+        gc.enable()
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup, which ignores it
             signal.signal(signal.SIGINT, output.interrupt)
     try:

@@ -6,6 +6,7 @@ A field's name with dashes is the option, its type, default, bounds and help are
 from __future__ import annotations
 
 import math
+import os
 import types
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -16,6 +17,8 @@ from lorabank_cli.completion import complete_compositions, complete_tasks
 
 if TYPE_CHECKING:
     from dataclasses import Field
+
+    from lorabank.core.settings import Names
 
 DEFAULT_BANK = "bank"
 
@@ -31,6 +34,20 @@ class Option(click.Option):
         self.section = section
         self.shared = shared
 
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """The value in the environment, of the option's own name first: `--saving` sets the parameter `savings`."""
+        return os.environ.get(variable(ctx, spelt(self))) or super().resolve_envvar_value(ctx)
+
+
+def spelt(param: click.Parameter) -> str:
+    """What an option is called in messages, files and the environment: its long name without dashes in front."""
+    return max(param.opts, key=len).lstrip("-")
+
+
+def variable(ctx: click.Context, name: str) -> str:
+    """The environment variable of an option of this command."""
+    return f"{ctx.auto_envvar_prefix}_{name.replace('-', '_').upper()}"
+
 
 class Finite(click.FloatRange):
     """A number within bounds; not NaN, not infinite."""
@@ -41,6 +58,25 @@ class Finite(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number", param, ctx)
         return number
+
+
+class NameChoice(click.Choice[str]):
+    """A name on a shelf; one that is known and not offered is answered with the reason.
+
+    Args:
+        names: The words that are taken.
+        among: The shelf.
+    """
+
+    def __init__(self, names: Sequence[str], among: Names) -> None:
+        super().__init__(names)
+        self._among = among
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check."""
+        if value not in self.choices and (reason := self._among.reason(str(value))):
+            self.fail(f"{str(value)[:80]!r} is not offered: {reason}.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def shared_options() -> list[Option]:
@@ -72,7 +108,9 @@ def change_options(*, dry_run: bool, confirm: bool) -> list[Option]:
 def remarked(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command ``--note`` and ``--tag``: parameters ``note`` and ``tags``."""
     note = click.option("--note", metavar="TEXT", help="Note for people: what it is about.")
-    tag = click.option("--tag", "tags", multiple=True, metavar="TAG", help="Tag to find it by; may be repeated.")
+    tag = click.option(
+        "--tag", "tags", cls=Option, multiple=True, metavar="TAG", help="Tag to find it by; may be repeated."
+    )
     return note(tag(function))
 
 
@@ -90,6 +128,20 @@ def config_options(config: type[Any], section: str, names: Sequence[str], *, req
     hints = get_type_hints(config)
     known = {f.name: f for f in dataclasses.fields(config)}
     return [_config_option(known[name], hints[name], section, name in required) for name in names]
+
+
+def spellings(config: type[Any]) -> dict[str, str]:
+    """The option of each field of a config class, without dashes in front."""
+    from lorabank.core.settings import setting_names
+
+    hints = get_type_hints(config)
+    return {name: _spelling(name, hints[name]) for name in setting_names(config)}
+
+
+def _spelling(field: str, hint: Any) -> str:
+    """In the singular where the option may be repeated."""
+    dashed = field.replace("_", "-")
+    return dashed.removesuffix("s") if _kind(hint)[1] else dashed
 
 
 class Loose(click.ParamType[str]):
@@ -115,8 +167,7 @@ def old_options(config: type[Any], names: Collection[str] | None = None) -> list
 
 def _config_option(field: Field[Any], hint: Any, section: str, required: bool) -> Option:
     kind, multiple = _kind(hint)
-    dashed = field.name.replace("_", "-")
-    flag = "--" + (dashed.removesuffix("s") if multiple else dashed)
+    word = _spelling(field.name, hint)
     shown = field.default if field.default not in (None, "", ()) and field.default is not False else None
     common: dict[str, Any] = {
         "section": section,
@@ -128,9 +179,10 @@ def _config_option(field: Field[Any], hint: Any, section: str, required: bool) -
     if not required:
         common["default"] = field.default
     if kind is bool:
-        return Option([f"{flag}/--no-{dashed}", field.name], **common)
+        return Option([f"--{word}/--no-{word}", field.name], **common)
     metavar = {int: "N", float: "X"}.get(kind)
-    return Option([flag, field.name], type=_click_type(field, kind), multiple=multiple, metavar=metavar, **common)
+    common |= {"type": _click_type(field, kind), "multiple": multiple, "metavar": metavar}
+    return Option([f"--{word}", field.name], **common)
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
@@ -146,7 +198,7 @@ def _click_type(field: Field[Any], kind: Any) -> click.ParamType[Any]:
     from lorabank.core.settings import choices
 
     if (names := choices(field)) is not None:
-        return click.Choice(names)
+        return NameChoice(names, field.metadata["among"])
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
     bounds = field.metadata["bounds"]

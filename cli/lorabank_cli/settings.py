@@ -37,7 +37,9 @@ def show_settings(
         safe(headline),
         "",
         table(
-            ("setting", "value", "source"), [_row(s.name, s.value, s.source) for s in settings], limit=terminal_width()
+            ("setting", "value", "source"),
+            [(s.option, _shown(s.value) or "-", s.source) for s in settings],
+            limit=terminal_width(),
         ),
     ]
     if plan:
@@ -49,10 +51,6 @@ def show_settings(
 def _used(setting: Setting, value: Any) -> Setting:
     replaced = setting.value is not None and plain(setting.value) != plain(value)
     return setting._replace(value=value, source=f"{setting.source} {setting.value}" if replaced else setting.source)
-
-
-def _row(name: str, value: Any, source: str) -> tuple[str, str, str]:
-    return name.replace("_", "-"), _shown(value) or "-", source
 
 
 def _fact(name: str, value: Any) -> list[tuple[str, str]]:

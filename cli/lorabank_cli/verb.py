@@ -12,7 +12,15 @@ from click.core import ParameterSource
 
 from lorabank.core.machine import distributed as processes
 from lorabank_cli.about import Helped
-from lorabank_cli.options import DEFAULT_BANK, change_options, config_options, old_options, shared_options
+from lorabank_cli.options import (
+    DEFAULT_BANK,
+    change_options,
+    config_options,
+    old_options,
+    shared_options,
+    spelt,
+    variable,
+)
 from lorabank_cli.render.output import Output
 
 if TYPE_CHECKING:
@@ -24,9 +32,17 @@ C = TypeVar("C")
 
 
 class Setting(NamedTuple):
-    """One resolved setting: ``source`` is ``flag``, ``env NAME``, ``file PATH`` or ``default``."""
+    """One resolved setting.
+
+    Attributes:
+        name: The field of its config.
+        option: What users write: `saving`, which may be repeated, sets the field `savings`.
+        value: Its value.
+        source: ``flag``, ``env NAME``, ``file PATH`` or ``default``.
+    """
 
     name: str
+    option: str
     value: Any
     source: str
 
@@ -72,13 +88,14 @@ class Run:
         """The bank and every setting of the command's configs, with where each came from."""
         command = self.ctx.command
         assert isinstance(command, Verb)
-        names = ["bank", *command.settings]
-        return [Setting(name, self.ctx.params[name], self._source(name)) for name in names]
+        spelt_out = {str(p.name): spelt(p) for p in command.params if isinstance(p, click.Option)}
+        names = ("bank", *command.settings)
+        return [Setting(name, spelt_out.get(name, name), self.ctx.params[name], self._source(name)) for name in names]
 
     def flags(self, names: Sequence[str]) -> list[str]:
         """The options among ``names`` that were typed, as they were spelt out in full."""
         typed = [name for name in names if self.ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-        return [max(p.opts, key=len) for p in self.ctx.command.params if p.name in typed]
+        return [f"--{spelt(p)}" for p in self.ctx.command.params if p.name in typed]
 
     def confirm(self, question: str) -> None:
         """Ask before something is destroyed; ``--yes`` answers.
@@ -101,8 +118,9 @@ class Run:
         if source is ParameterSource.COMMANDLINE:
             return "flag"
         if source is ParameterSource.ENVIRONMENT:
-            own = f"{self.ctx.auto_envvar_prefix}_{name.upper()}"
-            return f"env {own if own in os.environ else 'LORABANK_' + name.upper()}"
+            param = next(p for p in self.ctx.command.params if p.name == name)
+            own = [variable(self.ctx, spelt(param)), variable(self.ctx, name)]
+            return f"env {next((one for one in own if os.environ.get(one)), 'LORABANK_' + name.upper())}"
         return f"file {self.ctx.params['config']}" if source is ParameterSource.DEFAULT_MAP else "default"
 
 
@@ -170,7 +188,8 @@ class Verb(Helped):
         if params["verbose"] and not output.silent:
             from lorabank_cli.render.text import table
 
-            output.aside(table(Setting._fields, run.settings()))
+            rows = [(s.option, s.value, s.source) for s in run.settings()]
+            output.aside(table(("setting", "value", "source"), rows))
         own = {name: value for name, value in params.items() if name in self.own and name not in self.settings}
         assert self.callback is not None
         return ctx.invoke(self.callback, run, **own)

@@ -63,6 +63,19 @@ class LoraFactors:
         return LoraFactors(_single(self.A), _single(self.B), self.scaling, _single(self.gain))
 
 
+def without_zeros(factors: LoraFactors) -> LoraFactors:
+    """The same adapter without components ``b_i a_i^T`` that are 0; a module without others or a gain is left out."""
+    A, B = {}, {}
+    for module, a in factors.A.items():
+        b = factors.B[module]
+        kept = (a != 0).any(1) & (b != 0).any(0)
+        if module in factors.gain:
+            kept[:1] = True
+        if bool(kept.any()):
+            A[module], B[module] = a[kept], b[:, kept]
+    return LoraFactors(A, B, {module: factors.scaling[module] for module in A}, factors.gain)
+
+
 @dataclass(frozen=True)
 class DenseDelta:
     """Delta weights of full rank over the untouched base: module name to ``[d_out, d_in]``."""

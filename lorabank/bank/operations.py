@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from lorabank.bank.catalog.base import Catalog, Transaction, View
-from lorabank.bank.catalog.commits import in_use, insert_composition, insert_task
+from lorabank.bank.catalog.commits import Version, in_use, insert_composition, insert_fold, insert_task
 from lorabank.bank.catalog.heartbeat import Heartbeat
 from lorabank.bank.catalog.reading import read_operations
 from lorabank.bank.catalog.rows import row_of
@@ -145,6 +145,29 @@ class Operation:
         with self._catalog.write() as transaction:
             self._end(transaction)
             stored = insert_composition(transaction, self._objects, self._stage, composition, replace=replace)
+        self._finish()
+        return stored
+
+    def commit_fold(self, versions: Sequence[Version], composition: CompositionRecord) -> CompositionRecord:
+        """Make new versions of several tasks part of the bank, and a composition of them, as one change.
+
+        Args:
+            versions: The new versions, each of which says what it ``replaces``; the first one's adapter may be in the
+                contexts of the others.
+            composition: The composition; its time, note and tags are set here.
+
+        Returns:
+            The composition as stored.
+
+        Raises:
+            ExistsError: A name was taken meanwhile.
+            IncompatibleError: A file, blob or adapter that is referred to is not in the bank.
+        """
+        self._place()
+        composition = composition._replace(**self._remarks())
+        with self._catalog.write() as transaction:
+            self._end(transaction)
+            stored = insert_fold(transaction, self._objects, self._stage, versions, composition)
         self._finish()
         return stored
 

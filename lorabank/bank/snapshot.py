@@ -15,6 +15,7 @@ from lorabank.core.records import (
     DatasetRecord,
     TaskRecord,
 )
+from lorabank.core.shelves import ROUTING
 from lorabank.core.showing import shown
 
 _SHOWN = 5
@@ -163,7 +164,8 @@ class Snapshot(_Content):
         names = list(known)
         more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
         there = f" The bank has: {', '.join(names[:_SHOWN])}{more}." if names else f" The bank has no {kind} yet."
-        return NotFoundError(f"{what}.{nearest(name, names)}{there}", commands=[LIST if names else ADD_TASK])
+        follow = LIST if names else Command("compose", "--mode", ROUTING) if self.tasks else ADD_TASK
+        return NotFoundError(f"{what}.{nearest(name, names)}{there}", commands=[follow])
 
     def refuse_damaged(self, name: str) -> None:
         """Refuse the name of a task or composition that was set aside.

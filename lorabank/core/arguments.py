@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, update_wrapper, wraps
+from io import BufferedIOBase
 from pathlib import Path
 from typing import (
     Any,
@@ -31,15 +32,17 @@ from typing import (
 )
 
 from lorabank.core.config import (
+    AdviseConfig,
     ComposeConfig,
     EvalConfig,
+    FoldConfig,
     GenerateConfig,
     InitConfig,
     PredictConfig,
     TrainConfig,
 )
 from lorabank.core.errors import ConfigError
-from lorabank.core.observer import Observer
+from lorabank.core.observer import Listener, Observer
 from lorabank.core.settings import validate
 
 P = ParamSpec("P")
@@ -49,7 +52,9 @@ T = TypeVar("T")
 _CONFIGS: dict[Any, str] = {
     InitConfig: 'InitConfig(base="FOLDER")',
     TrainConfig: 'TrainConfig(data="rows.jsonl")',
-    ComposeConfig: 'ComposeConfig(mode="prototype")',
+    ComposeConfig: 'ComposeConfig(mode="routed")',
+    FoldConfig: "FoldConfig(max_rank=8)",
+    AdviseConfig: "AdviseConfig(minutes=5)",
     EvalConfig: "EvalConfig(all=True)",
     PredictConfig: 'PredictConfig(task="spam")',
     GenerateConfig: 'GenerateConfig(task="summaries")',
@@ -63,6 +68,8 @@ _PLAIN: dict[Any, tuple[str, str]] = {
     int: ("a whole number", "1"),
     float: ("a finite number", "0.5"),
     Observer: ("an Observer", "SilentObserver()"),
+    Listener: ("a function of one result", "print"),
+    BufferedIOBase: ("an open binary file", "open(FILE, 'rb')"),
     type(None): ("None", "None"),
 }
 """Other types: how a message calls one, and an example."""

@@ -17,8 +17,11 @@ from lorabank.core.shelves import (
     FORMS,
     GATES,
     MERGERS,
+    OPTIMIZERS,
     PENALTIES,
+    QUANTISERS,
     ROUTERS,
+    SAVINGS,
     SCORINGS,
     STARTS,
     STRATEGIES,
@@ -28,6 +31,13 @@ from lorabank.core.shelves import (
 )
 from lorabank.core.task_kinds import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 
+LEARNING_RATE = 1e-3
+"""The learning rate of every variant that has none of its own."""
+
+MAX_RESIDENT = (
+    "Maximum memory for adapters, for example 512MiB; the least recently used one is evicted; default: no limit."
+)
+_STATE = "The task as it answers now, or as it was when it was learnt; default: now."
 _OF_FORMATS = {"delimiter": "*.delimiter", "encoding": "*.encoding", "sheet": "*.sheet"}
 """Settings that moved to the file formats."""
 
@@ -43,11 +53,26 @@ class InitConfig:
     )
     revision: str | None = setting(None, "Commit or tag of a hub model.")
     gguf_file: str | None = setting(None, "GGUF file in --base (a folder or hub id), or its path without --base.")
+    quantise: str | None = setting(
+        None,
+        "Keep the base's linear layers in few bits: "
+        f"{' or '.join(QUANTISERS.table)}, with settings behind a colon, such as nf4:block_size=128.",
+    )
     task_type: str = setting(
         "auto",
         "PEFT task type of the bank; auto: what the base model was made for.",
         among=TASK_TYPES,
         besides=("auto",),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoralibConfig:
+    """What a checkpoint of loralib does not hold."""
+
+    alpha: float | None = setting(None, "Numerator of the scaling alpha / r of its layers.", gt=0)
+    enable_lora: str | None = setting(
+        None, "Parts of fused matrices that are adapted, such as true,false,true for query and value."
     )
 
 
@@ -74,6 +99,9 @@ class TrainConfig:
     format: str = setting("auto", "Form of the rows; auto: inferred from the columns.", among=FORMS, besides=("auto",))
     map: tuple[str, ...] = setting((), "Read a column under another name: --map old=new; may be repeated.")
     eval_fraction: float = setting(0.2, "Part of --data kept for evaluation without --eval-data.", gt=0, lt=1)
+    held_fraction: float = setting(
+        0.1, "Part of the training rows held out for --eval-every and --early-stopping.", gt=0, lt=1
+    )
     text_column: str = setting("text", "Column that holds the text.")
     label_column: str = setting("label", "Column that holds the label.")
     skip_bad: bool = setting(False, "Skip bad rows and list them; at most half of a file may be bad.")
@@ -92,6 +120,9 @@ class TrainConfig:
     clusters_per_task: int = setting(
         5, "Number of k-means centroids of the task, for prototype routing.", ge=1, le=1024
     )
+    head: Literal["own", "shared"] = setting(
+        "own", "Classifier: a head for each task, or one shared head that each task's labels make grow."
+    )
     strategy: str = setting(
         "olora", "What happens to the earlier adapters while this one is trained.", among=STRATEGIES
     )
@@ -99,6 +130,9 @@ class TrainConfig:
         "lora", "How the adapter's factors are computed from the trained parameters.", among=VARIANTS
     )
     start: str = setting("kaiming", "Initialisation of its factors.", among=STARTS)
+    savings: tuple[str, ...] = setting(
+        (), "What a training step leaves out to save time or memory; may be repeated.", among=SAVINGS
+    )
     penalty: str | None = setting(
         None, "Penalty on the new adapter; default: the strategy's own.", among=PENALTIES, besides=("none",)
     )
@@ -116,18 +150,40 @@ class TrainConfig:
     use_rslora: bool = setting(False, "Scale by lora_alpha / sqrt(r) instead.")
     target_modules: str = setting(
         "auto",
-        "Adapted modules: 'auto' (query and value), 'all-linear', or names separated by commas; c_attn.q is the query "
-        "of a fused matrix.",
+        "Adapted modules: 'auto' (query and value), 'all-linear', or names separated by commas, of embeddings and "
+        "convolutions too; c_attn.q is the query of a fused matrix.",
     )
     first_layer: int = setting(0, "Lowest transformer layer that is adapted, counted from 0.", ge=0)
     epochs: float = setting(4.0, "Passes over the training rows.", gt=0)
+    max_steps: int | None = setting(None, "Optimizer steps, in the place of --epochs.", ge=1)
+    eval_every: int | None = setting(
+        None,
+        "Optimizer steps between two measurements of held-out training rows, the best of which decides which step's "
+        "adapter is kept; with --early-stopping an epoch's by default.",
+        ge=1,
+    )
+    early_stopping: int | None = setting(None, "Stop after so many of these measurements without a lower loss.", ge=1)
+    packing: bool = setting(
+        False,
+        "Put several rows of a causal language model into one sequence of at most --max-length tokens, which do not "
+        "see each other; a batch then has so many sequences.",
+    )
+    class_weights: Literal["none", "balanced"] = setting(
+        "none", "Weights of a classifier's labels in the loss; balanced: each label counts the same."
+    )
     batch_size: int = setting(16, "Batch size of a step, over all processes.", ge=1)
     gradient_accumulation_steps: int = setting(1, "Number of batches that one optimizer step accumulates.", ge=1)
-    learning_rate: float = setting(1e-3, "Learning rate of AdamW.", gt=0)
+    optimizer: str = setting("adamw", "How a step is made of gradients.", among=OPTIMIZERS)
+    learning_rate: float | None = setting(
+        None, f"Learning rate of the optimizer; default: the variant's own, {LEARNING_RATE:g} for most.", gt=0
+    )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = setting(
         "constant", "Learning-rate schedule: constant (O-LoRA), or linear or cosine decay to 0."
     )
-    weight_decay: float = setting(0.0, "AdamW's weight decay.", ge=0)
+    warmup: float = setting(
+        0.0, "Linear warm-up of the learning rate from 0: a number of steps, or below 1 a share of them.", ge=0
+    )
+    weight_decay: float = setting(0.0, "Weight decay of the optimizer.", ge=0)
     max_grad_norm: float = setting(1.0, "Gradient clipping; 0 for none.", ge=0)
     seed: int = setting(0, "Seed of initialisation, order and dropout.", ge=0, lt=2**32)
     save_steps: int = setting(50, "Optimizer steps between two checkpoints.", ge=1)
@@ -159,12 +215,22 @@ class ComposeConfig:
         None,
         "merged: weight of each member, for example sentiment=0.7,spam=0.3 (any sign); default: the merger's own.",
     )
+    over: Literal["adapters", "states"] | None = setting(
+        None,
+        "merged, gated: weigh the members' adapters, or the states in which tasks were learnt; default: the merger's "
+        "own; states for a gate.",
+    )
     tolerance: float | None = setting(
         None, "merged: refuse a result whose distance from the weighted sum exceeds this on any module.", ge=0
     )
     scores: bool = setting(True, "merged: score each member by itself and in the composition before it is stored.")
-    router: str = setting("kmeans", "routed: how the task of a text is found.", among=ROUTERS)
-    gate: str = setting("attention", "gated: what weighs the adapters.", among=GATES)
+    router: str = setting(
+        "auto",
+        "routed: how the task of a text is found; auto: layered, in mode prototype kmeans.",
+        among=ROUTERS,
+        besides=("auto",),
+    )
+    gate: str = setting("attention", "gated: what weighs the states of the tasks.", among=GATES)
     set: tuple[str, ...] = setting(
         (), "Setting of the merger, router or gate, as KEY=VALUE (the command methods lists them); may be repeated."
     )
@@ -179,6 +245,34 @@ class ComposeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FoldConfig:
+    """Several tasks' adapters replaced by one of bounded rank."""
+
+    max_rank: int | None = setting(None, "Rank of the folded adapter; default: the largest among the old ones.", ge=1)
+    merger: str = setting(ComposeConfig.merger, "How the adapters are merged before truncation.", among=MERGERS)
+    over: Literal["adapters", "states"] | None = setting(
+        None, "Merge the adapters, or the states in which the tasks were learnt; default: the merger's own."
+    )
+    set: tuple[str, ...] = setting(
+        (), "Setting of the merger, as KEY=VALUE (the command methods lists them); may be repeated."
+    )
+    tolerance: float = setting(0.02, "Refuse if the score of any task falls by more than this.", ge=0)
+    batch_size: int = setting(32, "Rows of a step and of a forward pass.", ge=1)
+    seed: int = setting(0, "Seed of everything that is fitted.", ge=0, lt=2**32)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviseConfig:
+    """Which variants and starts are tried on a task's rows, and for how long."""
+
+    variants: tuple[str, ...] = setting((), "Variant to try; may be repeated; default: all that the strategy takes.")
+    starts: tuple[str, ...] = setting((), "Start to try; may be repeated; default: all that the strategy takes.")
+    minutes: float = setting(10.0, "Time for all trainings, in minutes; epochs are shortened to fit.", gt=0)
+    reduction: int = setting(3, "One candidate of so many is trained on, so many times as long.", ge=2)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """What to score and how."""
 
@@ -188,6 +282,18 @@ class EvalConfig:
     state: Literal["now", "learnt"] | None = setting(
         None, "--task as it answers now, or as it was when it was learnt; default: now."
     )
+    against: str | None = setting(
+        None, "Test each of them, row by row, against this composition (or as-trained), after the last task."
+    )
+    against_bank: str | None = setting(None, "Bank of the baseline, with the same evaluation rows; default: this one.")
+    text: str | None = setting(
+        None, "Held-out text (UTF-8): its perplexity before any task and after the last; language models only."
+    )
+    lm_eval: tuple[str, ...] = setting(
+        (), "Task of the lm-evaluation-harness, before any adapter and after the last task; may be repeated."
+    )
+    include_path: str | None = setting(None, "Folder with tasks of your own (YAML) for --lm-eval.")
+    lm_eval_limit: int | None = setting(None, "Maximum number of rows of each task of --lm-eval; default: all.", ge=1)
     forgetting_matrix: bool = setting(False, "Score every task after every stage, not only after the last.")
     forward_transfer: bool = setting(False, "Score tasks before they are learnt, and the untrained base.")
     head_from: str = setting(
@@ -203,11 +309,15 @@ class EvalConfig:
         besides=("auto", "accuracy", "inverse_perplexity"),
     )
     average: Literal["macro", "micro"] = setting("macro", "Mean over tasks, or over rows.")
-    batch_size: int = setting(64, "Rows of a forward pass.", ge=1)
-    max_resident: str | None = setting(
+    abstain: float | None = setting(
         None,
-        "Maximum memory for adapters, for example 512MiB; the least recently used one is evicted; default: no limit.",
+        "Report what is left when texts are set aside whose task is less likely than this, for example 0.8.",
+        gt=0,
+        lt=1,
     )
+    audit: bool = setting(False, "Also show which texts a router confuses, and whether names give tasks away.")
+    batch_size: int = setting(64, "Rows of a forward pass.", ge=1)
+    max_resident: str | None = setting(None, MAX_RESIDENT)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "auto: bfloat16 on a GPU, float32 on a CPU.")
 
@@ -237,20 +347,39 @@ class PredictConfig(_WithTexts):
     )
     composition: str | None = setting(None, "Composition that answers; default: the only one, or the last routed one.")
     task: str | None = setting(None, "Task whose head answers (the task id is given).")
-    state: Literal["now", "learnt"] | None = setting(
-        None, "The task as it answers now, or as it was when it was learnt; default: now."
+    state: Literal["now", "learnt"] | None = setting(None, _STATE)
+    abstain: float | None = setting(
+        None,
+        "Answer 'none of these tasks' where no task is at least so likely, for example 0.8.",
+        gt=0,
+        lt=1,
     )
     batch_size: int = setting(64, "Rows of a forward pass.", ge=1)
-    max_resident: str | None = setting(
-        None,
-        "Maximum memory for adapters, for example 512MiB; the least recently used one is evicted; default: no limit.",
-    )
+    max_resident: str | None = setting(None, MAX_RESIDENT)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How the tokens of a generated answer are chosen, and where it ends."""
+
+    max_new_tokens: int = setting(50, "Maximum number of new tokens.", ge=1, le=32768)
+    temperature: float = setting(
+        0.0, "Draw tokens from softmax(logits / temperature); 0 takes the likeliest token of each step.", ge=0, le=2
+    )
+    top_p: float = setting(
+        1.0, "Draw only among the likeliest tokens whose probabilities come to this sum.", gt=0, le=1
+    )
+    repetition_penalty: float = setting(
+        1.0, "Make tokens that stand in the prompt or the answer less likely (above 1) or likelier.", gt=0, le=10
+    )
+    seed: int = setting(0, "Seed of the draws; text i of a call, from 0, draws with seed + i.", ge=0, lt=2**32)
+    stop: tuple[str, ...] = setting((), "End the answer before this text; may be repeated.")
 
 
 @renamed(**_OF_FORMATS)
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(_WithTexts):
+class GenerateConfig(_WithTexts, SamplingConfig):
     """How a language model answers prompts, in the state of a composition or of one task."""
 
     data: str | None = setting(None, "File whose text column holds prompts: .jsonl, .csv, .xlsx, .parquet, ...")
@@ -263,14 +392,8 @@ class GenerateConfig(_WithTexts):
     task: str | None = setting(
         None, "Task whose adapter and prompt template answer (the task id is given); none: the bare base."
     )
-    state: Literal["now", "learnt"] | None = setting(
-        None, "The task as it answers now, or as it was when it was learnt; default: now."
-    )
-    max_new_tokens: int = setting(50, "Maximum number of new tokens.", ge=1, le=32768)
+    state: Literal["now", "learnt"] | None = setting(None, _STATE)
     raw: bool = setting(False, "Use the text as the whole prompt, without the task's template or a chat template.")
     batch_size: int = setting(16, "Prompts of a forward pass.", ge=1)
-    max_resident: str | None = setting(
-        None,
-        "Maximum memory for adapters, for example 512MiB; the least recently used one is evicted; default: no limit.",
-    )
+    max_resident: str | None = setting(None, MAX_RESIDENT)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")

@@ -4,8 +4,6 @@ A limit keeps a file that somebody prepared from costing memory, time or disk be
 is refused whole: nothing is cut.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 MAX_FILE = 2 * 1024**3

@@ -11,10 +11,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, joined
 from lorabank.core.settings import ANY, choices, examine, nearest, setting_fields, setting_names, shown
-from lorabank.core.shelves import SHELVES, Shelf
+from lorabank.core.shelf import Shelf
+from lorabank.core.shelves import SHELVES
 
 SET_REFUSED = "--set: "
 """With which the message begins where settings do not fit the chosen methods."""
+
+WEIGHTS_REFUSED = "--weights: "
+"""The same of the setting that has an option of its own."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,9 @@ class Method:
         about: The first sentence of its docstring; empty where it has none of its own.
         paper: Where it was published, None for what has no paper.
         settings: Its own settings.
-        refused: What it cannot be used with, each in a sentence.
+        refused: What it cannot be used with, each in a sentence; of a method that is not offered, why.
+        chosen: The command and the option that choose it; empty where nothing has to be chosen.
+        offered: Whether it is on a shelf, and not only known by name.
     """
 
     family: str
@@ -55,6 +61,8 @@ class Method:
     paper: str | None
     settings: tuple[MethodSetting, ...]
     refused: tuple[str, ...]
+    chosen: str = ""
+    offered: bool = True
 
 
 def with_settings(
@@ -97,7 +105,7 @@ def with_settings(
             problems += _not_taken(key.strip(), chosen, among or SHELVES)
     made = []
     for (shelf, name), entry, own_values in zip(chosen, entries, found, strict=True):
-        if not is_dataclass(entry):
+        if not is_dataclass(entry) or not own_values:  # checking nothing would cost more than all else here
             made.append(entry() if isinstance(entry, type) else entry)
             continue
         examined = examine(entry, own_values)
@@ -186,17 +194,18 @@ def _free_text(entry: Any, own: str) -> bool:
 
 
 def methods(name: str | None = None) -> tuple[Method, ...]:
-    """Every entry of every shelf, or those of one name (a penalty may be called like a strategy).
+    """Every entry of every shelf and then what is not offered, or the entries of one name (a penalty and a strategy).
 
     The entries are imported, and torch with them.
 
     Raises:
-        ConfigError: No shelf has an entry of this name; the nearest name is proposed.
+        ConfigError: No shelf has an entry of this name; says why it is not offered, or proposes the nearest name.
     """
     if name is not None and not any(name in shelf for shelf in SHELVES):
         known = list(dict.fromkeys(entry for shelf in SHELVES for entry in shelf))
+        reason = next((found for shelf in SHELVES if (found := shelf.reason(name))), None)
         raise ConfigError(
-            f"there is no method {name[:80]!r}.{nearest(name, known)}",
+            f"there is no method {name[:80]!r}" + (f": {reason}" if reason else f".{nearest(name, known)}"),
             commands=[Command("methods")],
             unchanged="nothing was changed",
         )
@@ -208,6 +217,10 @@ def _methods(name: str | None) -> Iterator[Method]:
         for known in shelf:
             if name in (None, known):
                 yield described(shelf, known)
+    if name is None:
+        for shelf in SHELVES:
+            for known, reason in shelf.refused.items():
+                yield Method(shelf.kind, known, "", None, (), (reason,), offered=False)
 
 
 def described(shelf: Shelf, name: str) -> Method:
@@ -221,6 +234,7 @@ def described(shelf: Shelf, name: str) -> Method:
         paper=getattr(entry, "paper", None),
         settings=settings(entry),
         refused=tuple(getattr(made, "refused", ())),
+        chosen=shelf.chosen.format(name=name),
     )
 
 

@@ -27,6 +27,14 @@ class Observer(Protocol):
         """The work that began last has ended, successfully or not."""
 
 
+@runtime_checkable
+class Listener(Protocol):
+    """Is called with each of several results when it is there."""
+
+    def __call__(self, result: Any, /) -> object:
+        """Take one."""
+
+
 class SilentObserver:
     """Ignores every event."""
 

@@ -1,10 +1,9 @@
 """Stored facts: immutable, plain Python values that every package may pass around.
 
 Digests are lower-case SHA-256 hex strings, times are UTC ISO 8601 strings, durations are seconds. They are named
-tuples because `lorabank list` pays for creating these classes: as dataclasses they cost it four times as much.
+tuples because `lorabank list` pays for creating these classes: as dataclasses they cost it four times as much. Nor are
+annotations postponed here and in other modules that it loads: a named tuple compiles each postponed one.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -34,11 +33,13 @@ class BaseModelRecord(NamedTuple):
         source: Where the weights came from: ``"hub"``, ``"local"``, ``"package"`` or ``"gguf"`` (a file, converted).
         revision: Commit of a hub model, None otherwise.
         config_hash: SHA-256 of the canonical ``config.json``.
-        fingerprint: SHA-256 over every tensor's name, dtype, shape and bytes.
+        fingerprint: SHA-256 over every tensor's name, dtype, shape and bytes; of a base that lorabank quantises, over
+            that and ``quantisation``.
         tokenizer_hash: SHA-256 of the tokenizer's files.
         chat_template_hash: SHA-256 of the chat template, None where there is none.
         dtype: The dtype of the weights, for example ``"float32"``.
-        quantisation: None for a float base.
+        quantisation: The quantiser with all its settings, as `read_recipe` takes them, where lorabank quantises
+            the base; the method of a checkpoint that is quantised already; None for a float base.
         task_type: PEFT's ``TaskType`` name: ``"SEQ_CLS"``, ``"CAUSAL_LM"`` or ``"SEQ_2_SEQ_LM"``.
         hidden_size: Width of the last hidden state.
         parameters: Number of weights.
@@ -120,7 +121,7 @@ class Lineage(Sequence[T]):
 
     __slots__ = ("_before", "_length", "_own", "_without")
 
-    def __init__(self, own: Iterable[T], before: Lineage[T] | None = None, without: Iterable[T] = ()) -> None:
+    def __init__(self, own: Iterable[T], before: "Lineage[T] | None" = None, without: Iterable[T] = ()) -> None:
         self._own = tuple(own)
         self._before = before
         self._without = frozenset(without)
@@ -137,7 +138,7 @@ class Lineage(Sequence[T]):
             found += part._own
         return iter(found)
 
-    def _parts(self) -> Iterator[Lineage[T]]:
+    def _parts(self) -> "Iterator[Lineage[T]]":
         """This one, and what comes before it, from the last to the first."""
         part: Lineage[T] | None = self
         while part is not None:
@@ -163,11 +164,11 @@ class Lineage(Sequence[T]):
     def __repr__(self) -> str:
         return repr(tuple(self))
 
-    def __reduce__(self) -> tuple[type[Lineage[T]], tuple[tuple[T, ...]]]:
+    def __reduce__(self) -> "tuple[type[Lineage[T]], tuple[tuple[T, ...]]]":
         return Lineage, (tuple(self),)  # alone: what comes before it would be pickled one inside the other
 
     @staticmethod
-    def union(lineages: Iterable[Lineage[T]]) -> dict[T, None]:
+    def union(lineages: "Iterable[Lineage[T]]") -> dict[T, None]:
         """The entries of some lineages, each once, in the order in which they are met; a shared part is read once."""
         found: dict[T, None] = {}
         met: dict[int, Lineage[T]] = {}

@@ -37,6 +37,10 @@ class Names(Protocol):
         """What to say of a name that is not among them."""
         ...
 
+    def reason(self, name: str) -> str | None:
+        """Why what such a name means is not offered; None where nothing is known of it."""
+        ...
+
 
 def setting(
     default: Any, help: str, *, among: Names | None = None, besides: tuple[str, ...] = (), **bounds: Any
@@ -157,11 +161,13 @@ def examine(config: Any, values: Mapping[str, Any]) -> Examined[Any]:
 
 
 def _not_among(field: Field[Any], value: Any) -> str | None:
-    """What is wrong with a text that must be a name on a shelf."""
-    among = field.metadata["among"]
-    if among is None or not isinstance(value, str) or value in (field.default, *field.metadata["besides"]):
+    """What is wrong with a text, or one of several, that must be a name on a shelf."""
+    among, free = field.metadata["among"], (field.default, *field.metadata["besides"])
+    if among is None:
         return None
-    return None if value in among else str(among.unknown(value))
+    names = value if isinstance(value, list | tuple) else (value,)
+    wrong = [one for one in names if isinstance(one, str) and one not in free and one not in among]
+    return str(among.unknown(wrong[0])) if wrong else None
 
 
 def _truth_for_number(value: Any, hint: Any) -> bool:

@@ -1,92 +1,12 @@
 """The shelves of named parts: a new method is one file, and one line here.
 
-A `Shelf` maps names to ``"module:attribute"`` strings, so that ``--help``, completion and error messages list the
-names without importing torch. Other packages add to a shelf by an entry point in its group, ``lorabank.strategies``
-for `STRATEGIES`; an entry of lorabank itself goes before an installed one of the same name.
+Other packages add to a shelf by an entry point in its group, ``lorabank.strategies`` for `STRATEGIES`; see
+`lorabank.core.shelf`.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from functools import lru_cache
-from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
-
-from lorabank.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from importlib.metadata import SelectableGroups
-
-
-class Shelf:
-    """A table of named parts. It is a collection of their names, those of installed packages last.
-
-    Args:
-        kind: What an entry is, in the singular, for messages.
-        plural: The last part of the group of entry points that adds to the shelf.
-        table: Name to ``"module:attribute"``.
-    """
-
-    def __init__(self, kind: str, plural: str, table: dict[str, str]) -> None:
-        self.kind = kind
-        self.plural = plural
-        self.group = f"lorabank.{plural}"
-        self.table = table
-
-    def __iter__(self) -> Iterator[str]:
-        added = _installed(tuple(sys.path)).select(group=self.group).names
-        return iter([*self.table, *sorted(added - self.table.keys())])
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.table or name in list(iter(self))
-
-    def load(self, name: str) -> Any:
-        """Import the entry of this name.
-
-        Raises:
-            ConfigError: There is no such entry; the nearest one is proposed.
-        """
-        self.check(name)
-        if name in self.table:
-            return resolve_name(self.table[name])
-        return _installed(tuple(sys.path)).select(group=self.group)[name].load()
-
-    def items(self) -> Iterator[tuple[str, Any]]:
-        """Every name with its entry, imported."""
-        return ((name, self.load(name)) for name in self)
-
-    def check(self, name: str) -> None:
-        """Refuse a name that is not on the shelf, without importing anything.
-
-        Raises:
-            ConfigError: There is no such entry; the nearest one is proposed.
-        """
-        if name not in self:
-            known = ", ".join(self)
-            raise ConfigError(
-                self.unknown(name),
-                hint=f"choose one of: {known}" if known else f"install a package with entry points {self.group}",
-                unchanged="nothing was changed",
-            )
-
-    def unknown(self, name: str) -> str:
-        """What to say of a name that is not on the shelf, in one sentence or two."""
-        from lorabank.core.settings import nearest  # `lorabank list` needs no dataclass
-
-        return f"there is no {self.kind} {name[:80]!r}.{nearest(name, list(self))}"
-
-
-@lru_cache(maxsize=1)
-def _installed(path: tuple[str, ...]) -> SelectableGroups:
-    """The entry points of every package on the import path; reading them costs as much for one group as for all."""
-    from importlib.metadata import entry_points
-
-    return entry_points()
-
+from lorabank.core.shelf import Shelf
 
 TASK_TYPES = Shelf(
     "task type",
@@ -96,6 +16,7 @@ TASK_TYPES = Shelf(
         "CAUSAL_LM": "lorabank.models.tasks.causal_lm:CausalLM",
         "SEQ_2_SEQ_LM": "lorabank.models.tasks.seq2seq_lm:Seq2SeqLM",
     },
+    chosen="init --task-type {name}",
 )
 
 SITES = Shelf(
@@ -104,7 +25,36 @@ SITES = Shelf(
     {
         "linear": "lorabank.models.bases.kinds.linear:Linear",
         "conv1d": "lorabank.models.bases.kinds.conv1d:Conv1D",
+        "embedding": "lorabank.models.bases.kinds.embedding:Embedding",
+        "conv1d-nn": "lorabank.models.bases.kinds.convolution:Conv1d",
+        "conv2d": "lorabank.models.bases.kinds.convolution:Conv2d",
+        "conv3d": "lorabank.models.bases.kinds.convolution:Conv3d",
+        "quantised": "lorabank.models.bases.kinds.quantised:Quantised",
     },
+)
+
+QUANTISERS = Shelf(
+    "quantiser",
+    "quantisers",
+    {
+        "nf4": "lorabank.models.bases.quantised.nf4:NF4",
+        "int8": "lorabank.models.bases.quantised.int8:Int8",
+        "hqq": "lorabank.models.bases.quantised.hqq:HQQ",
+    },
+    given="--quantise {name}:{key}={value}",
+    chosen="init --quantise {name}",
+)
+
+CORRECTIONS = Shelf(
+    "correction",
+    "corrections",
+    {
+        "lqer": "lorabank.models.bases.quantised.corrections.lqer:LQER",
+        "loftq": "lorabank.models.bases.quantised.corrections.loftq:LoftQ",
+        "lq-lora": "lorabank.models.bases.quantised.corrections.lq_lora:LQLora",
+    },
+    given="--quantise QUANTISER+{name}:{key}={value}",
+    chosen="init --quantise QUANTISER+{name}",
 )
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -123,9 +73,32 @@ STRATEGIES = Shelf(
         "seqlora": "lorabank.training.strategies.presets:SEQLORA",
         "ewc": "lorabank.training.strategies.ewc:EWC",
         "replay": "lorabank.training.strategies.replay:REPLAY",
+        "olora-distil": "lorabank.training.strategies.olora_distil:OLORA_DISTIL",
+        "der": "lorabank.training.strategies.der:DER",
+        "lwf": "lorabank.training.strategies.lwf:LWF",
+        "gem": "lorabank.training.strategies.gem:GEM",
+        "agem": "lorabank.training.strategies.gem:AGEM",
+        "si": "lorabank.training.strategies.si:SI",
+        "mas": "lorabank.training.strategies.mas:MAS",
+        "slao": "lorabank.training.strategies.slao:SLAO",
         "joint": "lorabank.training.strategies.replay:JOINT",
+        "online-lora": "lorabank.training.strategies.online_lora:ONLINE_LORA",
     },
+    chosen="add-task --strategy {name}",
 )
+
+STREAMING = "online-lora"
+"""The strategy by which a stream is learnt whose tasks are not known."""
+
+REFERENCES = Shelf(
+    "reference",
+    "references",
+    {"full": "lorabank.sequences.references.full:FULL"},
+    chosen="sequence run, which measures it if {name} is among the strategies of the file",
+    instead="it trains weights of the base itself and not an adapter, and a bank stores adapters alone: the command "
+    "'sequence run' measures it, if its name is among the strategies of the file",
+)
+STRATEGIES.beside = REFERENCES
 
 VARIANTS = Shelf(
     "variant",
@@ -134,7 +107,49 @@ VARIANTS = Shelf(
         "lora": "lorabank.training.variants.lora:Lora",
         "lora-plus": "lorabank.training.variants.lora_plus:LoraPlus",
         "dora": "lorabank.training.variants.dora:Dora",
+        "lora-fa": "lorabank.training.variants.lora_fa:LoraFA",
+        "asymmetric": "lorabank.training.variants.asymmetric:Asymmetric",
+        "vera": "lorabank.training.variants.vera:Vera",
+        "nola": "lorabank.training.variants.nola:Nola",
+        "tied-lora": "lorabank.training.variants.tied_lora:TiedLora",
+        "vb-lora": "lorabank.training.variants.vb_lora:VBLora",
+        "lora-xs": "lorabank.training.variants.lora_xs:LoraXS",
+        "trilora": "lorabank.training.variants.trilora:TriLora",
+        "lotr": "lorabank.training.variants.lotr:LoTR",
+        "loretta": "lorabank.training.variants.loretta:Loretta",
+        "melora": "lorabank.training.variants.melora:MELora",
+        "adalora": "lorabank.training.variants.adalora:AdaLora",
+        "sora": "lorabank.training.variants.sora:SoRA",
+        "dylora": "lorabank.training.variants.dylora:DyLora",
+        "dora-dynamic": "lorabank.training.variants.dora_dynamic:DynamicDora",
+        "aflora": "lorabank.training.variants.aflora:AFLora",
+        "sparse": "lorabank.training.variants.sparse:SparseAdapter",
+        "roselora": "lorabank.training.variants.roselora:RoseLora",
+        "prilora": "lorabank.training.variants.prilora:PRILora",
+        "lora-drop": "lorabank.training.variants.lora_drop:LoraDrop",
+        "autolora": "lorabank.training.variants.autolora:AutoLora",
+        "alora": "lorabank.training.variants.alora:ALora",
+        "ia3": "lorabank.training.variants.ia3:IA3",
+        "relora": "lorabank.training.variants.relora:ReLora",
+        "cola": "lorabank.training.variants.cola:Cola",
+        "xgblora": "lorabank.training.variants.xgblora:XgbLora",
+        "delta-lora": "lorabank.training.variants.delta_lora:DeltaLora",
+        "galore": "lorabank.training.variants.galore:GaLore",
+        "flora": "lorabank.training.variants.flora:Flora",
+        "bilora": "lorabank.training.variants.bilora:BiLora",
+        "qa-lora": "lorabank.training.variants.qa_lora:QaLora",
     },
+    refused={
+        "bitfit": "it trains biases, and an adapter is stored as (diag(g) - 1) W + s B A: a bias has no place there",
+        "loraprune": "it removes heads and units of the base, which all tasks share: it makes another base model",
+        "activated-lora": "its delta weight depends on the place of a token, so it cannot be summed with others",
+        "loretta-adp": "it is a layer with a non-linearity behind a module, and no delta weight as loretta is",
+        "adapters": "they are layers with a non-linearity behind a module, and no delta weight",
+        "diff-pruning": "its delta weight is sparse and of full rank, which is not the form of an adapter",
+        "prompt-tuning": "it trains inputs of the model, and no delta weight",
+        "prefix-tuning": "it trains keys and values of the attention, and no delta weight",
+    },
+    chosen="add-task --variant {name}",
 )
 
 STARTS = Shelf(
@@ -142,8 +157,28 @@ STARTS = Shelf(
     "starts",
     {
         "kaiming": "lorabank.training.starts.kaiming:Kaiming",
+        "gaussian": "lorabank.training.starts.gaussian:Gaussian",
+        "orthogonal": "lorabank.training.starts.orthogonal:Orthogonal",
         "pissa": "lorabank.training.starts.pissa:PiSSA",
+        "milora": "lorabank.training.starts.milora:MiLoRA",
+        "olora": "lorabank.training.starts.olora:OLoRA",
+        "eva": "lorabank.training.starts.eva:EVA",
+        "corda": "lorabank.training.starts.corda:CorDA",
+        "lora-ga": "lorabank.training.starts.lora_ga:LoRAGA",
     },
+    chosen="add-task --start {name}",
+)
+
+SAVINGS = Shelf(
+    "saving",
+    "savings",
+    {
+        "gradient-checkpointing": "lorabank.training.savings.gradient_checkpointing:GradientCheckpointing",
+        "dropbp": "lorabank.training.savings.dropbp:DropBP",
+        "hiddenkey": "lorabank.training.savings.hiddenkey:HiddenKey",
+        "s2-attention": "lorabank.training.savings.s2_attention:S2Attention",
+    },
+    chosen="add-task --saving {name}",
 )
 
 PENALTIES = Shelf(
@@ -155,7 +190,21 @@ PENALTIES = Shelf(
         "frobenius": "lorabank.training.penalties.frobenius:Frobenius",
         "l1": "lorabank.training.penalties.l1:L1",
         "ewc": "lorabank.training.penalties.ewc:EWC",
+        "si": "lorabank.training.penalties.si:SI",
+        "mas": "lorabank.training.penalties.mas:MAS",
         "norm": "lorabank.training.penalties.norm:Norm",
+    },
+    chosen="add-task --penalty {name}",
+)
+
+OPTIMIZERS = Shelf(
+    "optimizer",
+    "optimizers",
+    {
+        "adamw": "lorabank.training.optimizers.adamw:AdamW",
+        "adafactor": "lorabank.training.optimizers.adafactor:Adafactor",
+        "adamw-8bit": "lorabank.training.optimizers.bitsandbytes:AdamW8bit",
+        "adamw-paged": "lorabank.training.optimizers.bitsandbytes:PagedAdamW",
     },
 )
 
@@ -170,11 +219,12 @@ COMPOSERS = Shelf(
         "gated": "lorabank.compose.gated:Gated",
         "attention": "lorabank.compose.gated:Gated",  # the name that it had first
         "routed": "lorabank.compose.routed:Routed",
-        "prototype": "lorabank.compose.routed:Routed",  # the name that it had first
+        "prototype": "lorabank.compose.routed:Prototype",  # the name that it had first
     },
+    chosen="compose --mode {name}",
 )
 
-ROUTING = "prototype"
+ROUTING = "routed"
 """The mode that messages propose where every text should go to a task of its own."""
 
 SUMMING = "manual"
@@ -203,7 +253,11 @@ MERGERS = Shelf(
         "lorahub": "lorabank.compose.mergers.fitted.lorahub:LoRAHub",
         "weight-search": "lorabank.compose.mergers.fitted.weight_search:WeightSearch",
     },
+    chosen="compose --mode merged --merger {name}",
 )
+
+USUAL_ROUTER = "layered"
+"""Routes where no router is named; the gates of whole texts read its probabilities."""
 
 ROUTERS = Shelf(
     "router",
@@ -211,10 +265,32 @@ ROUTERS = Shelf(
     {
         "kmeans": "lorabank.compose.routers.kmeans:KMeans",
         "gaussian": "lorabank.compose.routers.gaussian:Gaussian",
+        "layered": "lorabank.compose.routers.layered:Layered",
+        "similarity": "lorabank.compose.routers.similarity:Similarity",
+        "ridge": "lorabank.compose.routers.ridge:Ridge",
     },
+    chosen="compose --mode routed --router {name}",
 )
 
-GATES = Shelf("gate", "gates", {"attention": "lorabank.models.gates.attention:Attention"})
+GATES = Shelf(
+    "gate",
+    "gates",
+    {
+        "attention": "lorabank.models.gates.attention:Attention",
+        "attention-token": "lorabank.models.gates.attention_token:AttentionToken",
+        "x-lora": "lorabank.models.gates.x_lora:XLora",
+        "arrow": "lorabank.models.gates.arrow:Arrow",
+        "mixlora": "lorabank.models.gates.mixlora:MixLoRA",
+        "moe": "lorabank.models.gates.moe:MoE",
+        "sapt": "lorabank.models.gates.sapt:Sapt",
+        "mocl": "lorabank.models.gates.mocl:MoCL",
+        "hydralora": "lorabank.models.gates.hydralora:HydraLoRA",
+    },
+    chosen="compose --mode gated --gate {name}",
+)
+
+FIRST_GATE = "attention", "attention-token"
+"""The name that the first gate had while records did not say what they weigh, and its name now."""
 
 # ----------------------------------------------------------------------------------------------- data and scoring
 
@@ -243,6 +319,7 @@ FORMS = Shelf(
         "sharegpt": "lorabank.data.forms.chat:SHAREGPT",
         "text": "lorabank.data.forms.plain:TEXT",
     },
+    chosen="add-task --format {name}",
 )
 
 METRICS = Shelf(
@@ -270,7 +347,11 @@ SCORINGS = Shelf(
         "generation": "lorabank.models.answering.scorings.generation:Generation",
         "perplexity": "lorabank.models.answering.scorings.perplexity:Perplexity",
     },
+    chosen="add-task --scoring {name}",
 )
+
+PERPLEXITY = "perplexity"
+"""The scoring of a text that is no answer to anything."""
 
 GENERATING = "generation"
 """The scoring of whatever is asked for free text: ``generate``, and rows whose answers are not labels."""
@@ -283,15 +364,16 @@ TEXT_METRICS = Shelf(
         "token_f1": "lorabank.evaluation.text_metrics:token_f1",
         "rouge_l": "lorabank.evaluation.text_metrics:rouge_l",
     },
+    chosen="eval --metric {name}",
 )
 
 SHELVES = (
-    STRATEGIES, VARIANTS, STARTS, PENALTIES, COMPOSERS, MERGERS, ROUTERS, GATES, TASK_TYPES, SITES, FORMS, FORMATS,
-    SCORINGS, METRICS, TEXT_METRICS,
+    STRATEGIES, REFERENCES, VARIANTS, STARTS, SAVINGS, PENALTIES, OPTIMIZERS, COMPOSERS, MERGERS, ROUTERS, GATES,
+    TASK_TYPES, SITES, QUANTISERS, CORRECTIONS, FORMS, FORMATS, SCORINGS, METRICS, TEXT_METRICS,
 )  # fmt: skip
 """Every shelf, in the order in which methods are listed."""
 
-TRAINING = (STRATEGIES, VARIANTS, STARTS, PENALTIES)
+TRAINING = (STRATEGIES, VARIANTS, STARTS, SAVINGS, PENALTIES, OPTIMIZERS)
 """Those whose methods train an adapter; ``add-task --set`` reaches them and those of `ROWS`."""
 
 ROWS = (FORMS, FORMATS, SCORINGS)

@@ -13,14 +13,38 @@ from lorabank.core.shelves import STRATEGIES
 State = Literal["now", "learnt"]
 """A task's state as trained: at the bank's present, or right after the task itself was learnt."""
 
+Over = Literal["adapters", "states"]
+"""What a member of a merge is: its adapter, or the state in which its task was learnt."""
+
 IMPORTED = "imported"
 """What ``AdapterRecord.strategy`` says of an adapter that was trained elsewhere."""
+
+FOLDED = "folded"
+"""What ``AdapterRecord.strategy`` says of an adapter that several were folded into, and of those that stand on it."""
+
+FOLDED_INTO = "folded_into"
+"""Where ``AdapterRecord.metrics`` of a folded task's adapter holds the digest of the one that holds the factors."""
 
 SELECTOR = "selector"
 """Role of the selector that an adapter was trained together with."""
 
 ANSWERS = "answers"
 """Where ``AdapterRecord.metrics`` holds who answers for the task, ``"own"`` or ``"newest"``: ``Strategy.answers``."""
+
+
+def grown(adapter: AdapterRecord) -> bool:
+    """Whether the adapter's head is a stage of the one head that all tasks of its bank share and make grow."""
+    return bool(adapter.config.get("head") == "shared")
+
+
+def whose_head(task: AdapterRecord, answers: AdapterRecord | None) -> AdapterRecord:
+    """The adapter whose head answers for a task: the task's own, or of a shared head the one whose state answers.
+
+    Args:
+        task: The adapter of the task.
+        answers: The adapter whose state answers; None for the untrained base.
+    """
+    return answers if answers is not None and grown(task) else task
 
 
 def own_state(adapter: AdapterRecord) -> Lineage[str]:

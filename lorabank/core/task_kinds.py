@@ -1,7 +1,5 @@
 """What kind of model each task type needs: facts that storage, reports and the command line ask without torch."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from lorabank.core.shelves import TASK_TYPES

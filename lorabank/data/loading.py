@@ -31,7 +31,7 @@ from lorabank.data.forms.look_alikes import LookAlikes, look_alikes
 from lorabank.data.methods import chosen_form
 from lorabank.data.rows import Rows
 from lorabank.data.sheets import Sheet, open_sheet
-from lorabank.data.splits import check_overlap, split_rows
+from lorabank.data.splits import check_overlap, hold_out, split_rows
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class TaskData:
             words in the order of their labels. Empty where answers are generated or a perplexity is measured.
         train: Training rows.
         eval: Evaluation rows; each label is one of ``labels``.
+        held: Training rows that are held out and measured between steps, to stop early and keep the best step; None
+            where the settings ask for none. They are not among ``train``.
         dropped: Repetitions of an evaluation row that a split of our own left out (they would count twice).
         form: A key of ``lorabank.core.shelves.FORMS``.
         prompt_template: In text to text, makes the prompt of a labelled text; its labels are filled in. A `ChatPrompt`
@@ -59,6 +61,7 @@ class TaskData:
     labels: tuple[str, ...]
     train: Rows
     eval: Rows
+    held: Rows | None = None
     dropped: int = 0
     form: str = ""
     prompt_template: str | None = None
@@ -203,6 +206,9 @@ def load_task_data(
     dropped = 0
     if evaluation is None:
         rows, evaluation, dropped = split_rows(rows, config.eval_fraction, config.seed)
+    held = None
+    if config.eval_every is not None or config.early_stopping is not None:
+        rows, held = hold_out(rows, config.held_fraction, config.seed)
     template = None
     if kind.labelled and not labelled:
         _check_slots(labels)
@@ -213,6 +219,7 @@ def load_task_data(
         labels=labels if labelled or SCORINGS.load(scoring).labelled else (),
         train=rows,
         eval=evaluation,
+        held=held,
         dropped=dropped,
         form=form,
         prompt_template=template,

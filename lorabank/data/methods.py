@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lorabank.core.config import TrainConfig
 from lorabank.core.methods import has_setting, own_settings, with_settings
 from lorabank.core.settings import modern
-from lorabank.core.shelves import FORMATS, FORMS, ROWS, SCORINGS, TRAINING, Shelf
+from lorabank.core.shelf import Shelf
+from lorabank.core.shelves import FORMATS, FORMS, OPTIMIZERS, ROWS, SCORINGS, TRAINING
 from lorabank.core.task_kinds import HEAD
 
 if TYPE_CHECKING:
@@ -78,6 +79,12 @@ def without_format(given: Sequence[str]) -> tuple[str, ...]:
 def of_training(given: Sequence[str]) -> tuple[str, ...]:
     """Those of ``--set`` that do not only say what the rows are and how they are asked."""
     return _without(ROWS, TRAINING, given)
+
+
+def of_optimizers(text: str) -> bool:
+    """Whether one of ``--set`` is a setting of an optimizer."""
+    owner, _, own = text.partition("=")[0].strip().rpartition(".")
+    return has_setting([OPTIMIZERS], owner, own)
 
 
 def _without(shelves: Sequence[Shelf], others: Sequence[Shelf], given: Sequence[str]) -> tuple[str, ...]:

@@ -104,8 +104,13 @@ def sample_rows(rows: Rows, n: int, seed: int) -> Rows:
     Returns:
         ``min(n, len(rows))`` rows in their old order.
     """
+    return rows if n >= len(rows) else rows.take(sample_indices(rows, n, seed))
+
+
+def sample_indices(rows: Rows, n: int, seed: int) -> list[int]:
+    """The places of the rows that `sample_rows` gives, ascending."""
     if n >= len(rows):
-        return rows
+        return list(range(len(rows)))
     labels = rows.labels if rows.labels and not rows.free else ("",) * len(rows)
     quotas = _quotas(Counter(labels), n)
     chosen = []
@@ -113,7 +118,7 @@ def sample_rows(rows: Rows, n: int, seed: int) -> Rows:
         if quotas[labels[index]] > 0:
             quotas[labels[index]] -= 1
             chosen.append(index)
-    return rows.take(sorted(chosen))
+    return sorted(chosen)
 
 
 def _quotas(sizes: Counter[str], n: int) -> Counter[str]:

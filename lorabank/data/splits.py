@@ -47,6 +47,26 @@ def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows, int]
     return rows.take(train), rows.take(sorted(once)), len(held) - len(once)
 
 
+def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Hold a part of the training rows out of the training, as `split_rows` sets rows aside.
+
+    Returns:
+        The rows that are trained on, and those that are measured meanwhile, each once.
+
+    Raises:
+        DataError: They are too few.
+    """
+    try:
+        train, held, _ = split_rows(rows, fraction, seed)
+    except DataError as error:
+        raise DataError(
+            f"{rows.source!r}: too few training rows to hold some out ({len(rows)} rows beside those for evaluation)",
+            unchanged=UNCHANGED,
+            hint="leave out --eval-every and --early-stopping",
+        ) from error
+    return train, held
+
+
 def _chosen(keys: Sequence[str], fraction: float, seed: int) -> list[str]:
     """A seeded choice that leaves at least one."""
     shuffled = sorted(keys, key=lambda key: shuffled_key(key, seed))

@@ -36,7 +36,7 @@ Chosen on rows cut from the training files: ``python -m benchmarks.sequences --d
 COMPOSITIONS = (
     ComposeConfig(mode="manual", name="manual", weights=",".join(f"{task}=0.25" for task in TASKS)),
     ComposeConfig(mode="attention", name="attention"),
-    ComposeConfig(mode="prototype", name="prototype", router="gaussian"),
+    ComposeConfig(mode="routed", name="routed"),
 )
 
 
@@ -55,7 +55,7 @@ _PLAN = (
     "quiet cores:",
     "  train one adapter on every task in turn (seqlora), which is what forgets",
     "  train an adapter for each task, orthogonal to the earlier ones (olora)",
-    "  compose olora's adapters: equal weights (manual), learned attention, routing by the text (prototype)",
+    "  compose olora's adapters: equal weights (manual), attention, routing by the text (routed)",
     "  score all five ways to answer on every task; data, banks, plots and reports are written to {3}",
 )
 

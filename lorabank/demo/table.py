@@ -37,8 +37,8 @@ _WAYS = {
     ("seqlora", "as-trained"): "one adapter for all tasks (seqlora)",
     ("olora", "as-trained"): "an adapter for each task (olora)",
     ("olora", "manual"): "- all with equal weights (manual)",
-    ("olora", "attention"): "- weighed by learned attention (attention)",
-    ("olora", "prototype"): "- chosen by the text (prototype)",
+    ("olora", "attention"): "- weighed by attention (attention)",
+    ("olora", "routed"): "- chosen by the text (routed)",
 }
 """What the ways to answer are called in the short table."""
 

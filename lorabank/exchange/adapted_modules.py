@@ -33,6 +33,7 @@ class Targets:
         layers: Numbers of the layers that are adapted, None for all.
         stacks: Names before a layer's number; empty for any.
         unread: Fields that are not evaluated, with the reason.
+        experts: Endings of names of other parameters, which hold the matrices of several experts.
     """
 
     modules: frozenset[str] | Expression | None
@@ -41,6 +42,16 @@ class Targets:
     layers: frozenset[int] | None = None
     stacks: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    experts: frozenset[str] = frozenset()
+
+    def has_experts(self, parameter: str) -> bool:
+        """Whether a parameter is named that holds the matrices of several experts."""
+        return bool(self.experts) and not self.experts.isdisjoint(_endings(parameter))
+
+    def wraps(self, module: str) -> bool:
+        """Whether a module holds such parameters, by the name that PEFT gives its factors."""
+        stem = module.split(".base_layer")[0]
+        return any(f".{stem}".endswith(f".{name.rpartition('.')[0]}") for name in self.experts)
 
     def among(self, linear: Iterable[str]) -> set[str]:
         """The modules that are asked for.
@@ -88,14 +99,16 @@ def read_targets(fields: Mapping[str, Any]) -> Targets:
     """
     unread: list[str] = []
     modules = _modules(fields, "target_modules", unread)
-    parameters = frozenset(name.removesuffix(_WEIGHT) for name in names(fields, "target_parameters"))
-    if not all(name.endswith(_WEIGHT) for name in names(fields, "target_parameters")):
-        refuse_field(fields, "target_parameters", "names parameters that are not weights of linear layers")
-    if modules == frozenset() and not parameters and not unread:
+    named = names(fields, "target_parameters")
+    parameters = frozenset(name.removesuffix(_WEIGHT) for name in named if name.endswith(_WEIGHT))
+    experts = frozenset(name for name in named if not name.endswith(_WEIGHT))
+    if any("." not in name for name in experts):
+        refuse_field(fields, "target_parameters", "names parameters without their modules")
+    if modules == frozenset() and not named and not unread:
         refuse_field(fields, "target_modules", "names no module")
     excluded = _modules(fields, "exclude_modules", unread)
     return Targets(
-        modules, parameters, excluded or frozenset(), _layers(fields), _stacks(fields, unread), tuple(unread)
+        modules, parameters, excluded or frozenset(), _layers(fields), _stacks(fields, unread), tuple(unread), experts
     )
 
 

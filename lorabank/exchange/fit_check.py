@@ -14,11 +14,14 @@ from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import DataError, IncompatibleError
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.exchange.expressions import Unreadable
+from lorabank.exchange.layouts import check_layout
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE
 from lorabank.exchange.untrusted_adapter import ForeignAdapter
+from lorabank.models.bases.kinds.attention import INPUTS, OUTPUT, attention_in
+from lorabank.models.bases.kinds.experts import matrices_in
 from lorabank.models.bases.loading import LoadedBase
 from lorabank.models.bases.sites import site_of
-from lorabank.models.bases.targets import linear_layers
+from lorabank.models.bases.targets import adaptable_modules
 from lorabank.models.mixing.mixture import Mixture
 from lorabank.models.tasks.causal_lm import IGNORED
 from lorabank.models.tasks.heads import Head, head_state, put_head
@@ -49,19 +52,34 @@ def check_fits(adapter: ForeignAdapter, base: LoadedBase, task_type: str) -> str
             "model's adapter only LoRA factors are taken",
             hint="train it without modules_to_save",
         )
-    linear, _, others = linear_layers(base.model, base.head_modules)
+    able, _, others = adaptable_modules(base.model, base.head_modules)
     for module, a in adapter.factors.A.items():
         if module in others:
             _misfit(f"it adapts {module!r}, and {others[module]}")
-        if module not in linear:
-            _misfit(f"it adapts {module!r}, and the base has no linear module of that name outside its head")
+        if module not in able:
+            _misfit(
+                f"it adapts {module!r}, and the base has no module of that name outside its head that can be adapted"
+            )
         found = adapter.factors.B[module].shape[0], a.shape[1]
-        wanted = linear[module].d_out, linear[module].d_in
+        wanted = able[module].d_out, able[module].d_in
         if found != wanted:
             _misfit(f"its delta weight of {module!r} has the shape {list(found)}, the base's weight {list(wanted)}")
+        window, gained = adapter.windows.get(module), bool(adapter.magnitude)
+        if window and (reason := check_layout(able[module], adapter.factors, window, gained=gained)):
+            _misfit(f"it adapts {module!r}, and {reason}")
+    for module, table in adapter.originals.items():
+        if module not in able or not able[module].keeps(table):
+            _misfit(f"it brings a table for {module!r} that is not the base's: the base was another, or resized")
     unread = None
+    linear = adapter.targets.modules is None  # what "all-linear" means, in PEFT too
+    experts = matrices_in(base.model)
+    layers = {f"{stem}.{part}": stem for stem in attention_in(base.model) for part in (*INPUTS, OUTPUT)}
+    inside = experts | layers.keys()
+    named = [name for name, site in able.items() if (site.plain or not linear) and name not in inside]
     try:
-        _check_same("LoRA tensors of module", set(adapter.factors.A), adapter.targets.among(linear))
+        asked = {name for name in experts if adapter.targets.has_experts(name.rpartition(".")[0])}
+        asked |= {name for name in layers.keys() & adapter.factors.A if adapter.targets.among([layers[name]])}
+        _check_same("LoRA tensors of module", set(adapter.factors.A), asked | adapter.targets.among(named))
     except Unreadable as error:
         unread = str(error)
     _check_same("head tensor", set(adapter.head), set(head_state(base.model, base.head_modules)))

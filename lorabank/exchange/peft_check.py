@@ -19,17 +19,10 @@ from transformers.pytorch_utils import Conv1D
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.task_kinds import task_kind
-from lorabank.exchange.peft_folder import (
-    CONFIG_FILE,
-    MAGNITUDE,
-    PREFIX,
-    WEIGHTS_FILE,
-    as_parameters,
-    scaling_of,
-    sorted_keys,
-    with_fields,
-)
-from lorabank.models.bases.architecture import load_config, read_config
+from lorabank.exchange.layouts import laid_out
+from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE, as_parameters, scaling_of, with_fields
+from lorabank.exchange.stored_factors import MAGNITUDE, OF_ATTENTION, PREFIX, sorted_keys
+from lorabank.models.bases.architecture import load_config, read_config, without_weights
 from lorabank.models.bases.fingerprint import config_hash
 from lorabank.models.bases.quiet import quiet_transformers
 from lorabank.models.bases.resolving import locate_base
@@ -60,10 +53,10 @@ def plain_files(files: Mapping[str, bytes], record: BaseModelRecord, labels: int
         NotFoundError: The base model cannot be found; MissingExtraError, DataError as in `resolve_base`.
     """
     shell = _shell(record, labels)
+    files = laid_out(files, shell)
     kept_transposed = {name for name, module in shell.named_modules() if isinstance(module, Conv1D)}
-    if not kept_transposed.isdisjoint(
-        json.loads(files[CONFIG_FILE])["target_modules"]
-    ):  # PEFT sets the field by itself, with a warning; servers may not
+    # PEFT sets the field by itself, with a warning; servers may not.
+    if not kept_transposed.isdisjoint(json.loads(files[CONFIG_FILE])["target_modules"]):
         files = dict(files) | {CONFIG_FILE: with_fields(files[CONFIG_FILE], fan_in_fan_out=True)}
     misread = _misread(files, shell)
     if not misread:
@@ -84,9 +77,6 @@ def plain_files(files: Mapping[str, bytes], record: BaseModelRecord, labels: int
 
 def _shell(record: BaseModelRecord, labels: int) -> nn.Module:
     """The base model's modules on the meta device: shapes without weights."""
-    import torch
-    import transformers
-
     resolved = locate_base(record)
     if config_hash(read_config(resolved.path)) != record.config_hash:
         raise IncompatibleError(
@@ -94,13 +84,10 @@ def _shell(record: BaseModelRecord, labels: int) -> nn.Module:
             hint="restore the model that the bank was made with",
             unchanged=_UNCHANGED,
         )
-    kind = task_kind(record.task_type)
     config = load_config(resolved)
-    if kind.has_head:
+    if task_kind(record.task_type).has_head:
         config.num_labels = labels
-    with quiet_transformers(), torch.device("meta"):
-        model: nn.Module = getattr(transformers, kind.auto_class).from_config(config)
-    return model
+    return without_weights(config, record.task_type)
 
 
 def _misread(files: Mapping[str, bytes], shell: nn.Module) -> tuple[str, ...]:
@@ -127,21 +114,23 @@ def _misread(files: Mapping[str, bytes], shell: nn.Module) -> tuple[str, ...]:
     layers = {
         name.removeprefix(PREFIX): layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)
     }
-    keys = sorted_keys(WEIGHTS_FILE, tensors)
-    right = {
+    keys = sorted_keys(WEIGHTS_FILE, tensors, config)
+    wrong = {
         module
-        for module, (a, b) in keys.factors.items()
-        if (layer := layers.get(module)) is not None
-        and getattr(layer, "parameter_name", "weight") == "weight"
-        and math.isclose(layer.scaling[_ADAPTER], scaling_of(config, module, len(tensors[a])))
-        and _arrived(placed, f"{PREFIX}{module}.lora_A.{_ADAPTER}.weight", tensors[a])
-        and _arrived(placed, f"{PREFIX}{module}.lora_B.{_ADAPTER}.weight", tensors[b])
-        and (_ADAPTER in layer.lora_magnitude_vector) == (module in keys.magnitude)
-        and (module not in keys.magnitude or _magnitude_arrived(placed, module, tensors[keys.magnitude[module]]))
+        for module, own in keys.factors.items()
+        if (layer := layers.get(own.module)) is None
+        or getattr(layer, "parameter_name", "weight") != own.parameter(module)
+        or not math.isclose(layer.scaling[_ADAPTER], scaling_of(config, module, len(own.A(tensors))))
+        or not all(_arrived(placed, _placed_key(key), tensors[key]) for key in (own.a, own.b))
+        or (_ADAPTER in layer.lora_magnitude_vector) != (module in keys.magnitude)
+        or (module in keys.magnitude and not _magnitude_arrived(placed, module, tensors[keys.magnitude[module]]))
     }
+    attention = {own.module for own in keys.factors.values() if own.block is not None}
+    beyond = layers.keys() - {own.module for own in keys.factors.values()}
+    beyond -= {f"{stem}{OF_ATTENTION}" for stem in attention}  # of them one is there always
     whole = {key.replace(f".modules_to_save.{_ADAPTER}.", "."): tensor for key, tensor in placed.items()}
     lost = [name for name, key in keys.head.items() if not _arrived(whole, key, tensors[key])]
-    return tuple(sorted(((keys.factors.keys() | layers.keys()) - right) | set(lost)))
+    return tuple(sorted(wrong | beyond | set(lost)))
 
 
 def _keep(placed: dict[str, Tensor], load: Any) -> Any:
@@ -153,6 +142,12 @@ def _keep(placed: dict[str, Tensor], load: Any) -> Any:
         return report
 
     return keeping
+
+
+def _placed_key(key: str) -> str:
+    """The name in PEFT's model of a factor that the file has under this one."""
+    name = key.removesuffix(".weight")
+    return f"{name}.{_ADAPTER}{key.removeprefix(name)}"
 
 
 def _magnitude_arrived(placed: Mapping[str, Tensor], module: str, tensor: Tensor) -> bool:

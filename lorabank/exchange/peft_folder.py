@@ -9,8 +9,8 @@ written here; `lorabank.exchange.untrusted_adapter` reads the folders of others.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,12 @@ from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import DataError
 from lorabank.exchange.dora import Weight, as_dora
 from lorabank.exchange.mapped import MappedTensors
+from lorabank.exchange.stored_factors import MAGNITUDE, PREFIX, Keys, by_pattern, sorted_keys
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 GAIN_FILE = "gain.safetensors"
 """The row gain ``[d_out]`` of every module by its name, where PEFT's two files are a DoRA adapter."""
-PREFIX = "base_model.model."
-"""What PEFT puts before the name of every tensor."""
-MAGNITUDE = ".lora_magnitude_vector"
-"""What PEFT puts behind a module's name for DoRA's magnitudes ``[d_out]``."""
 
 
 def adapter_files(
@@ -128,9 +125,9 @@ def read_adapter(folder: Path) -> tuple[LoraFactors, dict[str, Tensor], dict[str
     """
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     tensors = load_tensors((folder / WEIGHTS_FILE).read_bytes())
-    keys = sorted_keys(folder / WEIGHTS_FILE, tensors)
-    A = {module: tensors[a] for module, (a, _) in keys.factors.items()}
-    B = {module: tensors[b] for module, (_, b) in keys.factors.items()}
+    keys = sorted_keys(folder / WEIGHTS_FILE, tensors, config)
+    A = {module: own.A(tensors) for module, own in keys.factors.items()}
+    B = {module: own.B(tensors) for module, own in keys.factors.items()}
     head = {name: tensors[key] for name, key in keys.head.items()}
     scaling = {module: scaling_of(config, module, len(a)) for module, a in A.items()}
     return _gained(A, B, scaling, _gains(folder, keys)), head, config
@@ -151,18 +148,16 @@ def read_stack(folders: Mapping[str, Path], *, device: torch.device | str, dtype
         DataError: As for `read_adapter`.
     """
     files = [MappedTensors(folder / WEIGHTS_FILE) for folder in folders.values()]
-    keys = [
-        sorted_keys(folder / WEIGHTS_FILE, file.entries) for folder, file in zip(folders.values(), files, strict=True)
-    ]
+    keys = [_keys(folder, file) for folder, file in zip(folders.values(), files, strict=True)]
     shapes = map(_shapes, folders.values(), files, keys)
     stack = AdapterStack.reserve(dict(zip(folders, shapes, strict=True)), device=device, dtype=dtype)
     row = dict.fromkeys(stack.modules, 0)
     for folder, file, own in zip(folders.values(), files, keys, strict=True):
         tensors, gains = file.map(), _gains(folder, own)
-        for module, (a, b) in own.factors.items():
-            gain = gains.get(module)
-            B = tensors[b] if gain is None else _multiplied(tensors[b], gain)
-            row[module] += stack.modules[module].put(row[module], tensors[a], B, gain)
+        for module, stored in own.factors.items():
+            gain, A, B = gains.get(module), stored.A(tensors), stored.B(tensors)
+            B = B if gain is None else _multiplied(B, gain)
+            row[module] += stack.modules[module].put(row[module], A, B, gain)
     return stack
 
 
@@ -173,7 +168,7 @@ def read_shapes(folder: Path) -> dict[str, FactorShape]:
         DataError: As for `read_adapter`.
     """
     file = MappedTensors(folder / WEIGHTS_FILE)
-    return _shapes(folder, file, sorted_keys(folder / WEIGHTS_FILE, file.entries))
+    return _shapes(folder, file, _keys(folder, file))
 
 
 def read_factors(folder: Path) -> LoraFactors:
@@ -183,11 +178,11 @@ def read_factors(folder: Path) -> LoraFactors:
         DataError: As for `read_adapter`.
     """
     file = MappedTensors(folder / WEIGHTS_FILE)
-    keys = sorted_keys(folder / WEIGHTS_FILE, file.entries)
+    keys = _keys(folder, file)
     shapes = _shapes(folder, file, keys)
     tensors = file.map()
-    A = {module: tensors[a] for module, (a, _) in keys.factors.items()}
-    B = {module: tensors[b] for module, (_, b) in keys.factors.items()}
+    A = {module: own.A(tensors) for module, own in keys.factors.items()}
+    B = {module: own.B(tensors) for module, own in keys.factors.items()}
     return _gained(A, B, {module: shape.scaling for module, shape in shapes.items()}, _gains(folder, keys))
 
 
@@ -195,42 +190,12 @@ def read_head(folder: Path) -> dict[str, Tensor]:
     """The tensors of the modules stored whole, by full parameter name; the factors are left where they are."""
     file = MappedTensors(folder / WEIGHTS_FILE)
     tensors = file.map()
-    return {name: tensors[key].clone() for name, key in sorted_keys(folder / WEIGHTS_FILE, file.entries).head.items()}
+    return {name: tensors[key].clone() for name, key in _keys(folder, file).head.items()}
 
 
-@dataclass(frozen=True)
-class Keys:
-    """Module to the keys of its lora_A and lora_B, and of DoRA's magnitude; full name of the head's to its key."""
-
-    factors: Mapping[str, tuple[str, str]]
-    head: Mapping[str, str]
-    magnitude: Mapping[str, str]
-
-
-def sorted_keys(where: object, keys: Iterable[str]) -> Keys:
-    """The names of an adapter's tensors by what they are; ``where`` is named in a message.
-
-    Raises:
-        DataError: A key is neither a LoRA factor nor part of a saved module, or a factor lacks its partner.
-    """
-    A, B, head, magnitude = {}, {}, {}, {}
-    for key in keys:
-        name = key.removeprefix(PREFIX)
-        if name == key:
-            raise DataError(f"{where}: tensor {key!r} is not part of an adapter")
-        if name.endswith(".lora_A.weight"):
-            A[name.removesuffix(".lora_A.weight")] = key
-        elif name.endswith(".lora_B.weight"):
-            B[name.removesuffix(".lora_B.weight")] = key
-        elif name.endswith(MAGNITUDE):
-            magnitude[name.removesuffix(MAGNITUDE)] = key
-        else:
-            head[name] = key
-    if A.keys() != B.keys():
-        raise DataError(f"{where}: lora_A and lora_B do not cover the same modules")
-    if magnitude and magnitude.keys() != A.keys():
-        raise DataError(f"{where}: DoRA's magnitudes do not cover all modules")
-    return Keys({module: (key, B[module]) for module, key in A.items()}, head, magnitude)
+def _keys(folder: Path, file: MappedTensors) -> Keys:
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return sorted_keys(folder / WEIGHTS_FILE, file.entries, config)
 
 
 def _gains(folder: Path, keys: Keys) -> Mapping[str, Tensor]:
@@ -258,8 +223,9 @@ def _shapes(folder: Path, file: MappedTensors, keys: Keys) -> dict[str, FactorSh
     """Module to what its factors need, from the config and the header alone."""
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     shapes = {}
-    for module, (a, b) in keys.factors.items():
-        (r, d_in), d_out = file.entries[a].shape, file.entries[b].shape[0]
+    for module, own in keys.factors.items():
+        rows, *window = file.entries[own.a].shape
+        (r, d_out), d_in = own.sizes(rows, file.entries[own.b].shape[0]), math.prod(window)
         shapes[module] = FactorShape(r, d_in, d_out, scaling_of(config, module, r), module in keys.magnitude)
     return shapes
 
@@ -324,26 +290,23 @@ def _files(
         factors, magnitude = as_dora(factors, weight)
         config = {**config, "use_dora": True}
         tensors = {f"{PREFIX}{module}{MAGNITUDE}": m for module, m in magnitude.items()}
-        beside = {GAIN_FILE: save_tensors(_still(gain), metadata={"format": "pt"})}
+        beside = {GAIN_FILE: saved(gain)}
     tensors |= {f"{PREFIX}{module}.lora_A.weight": a for module, a in factors.A.items()}
     tensors |= {f"{PREFIX}{module}.lora_B.weight": b for module, b in factors.B.items()}
     tensors |= {f"{PREFIX}{name}": value for name, value in head.items()}
-    files = {CONFIG_FILE: _written(config), WEIGHTS_FILE: save_tensors(_still(tensors), metadata={"format": "pt"})}
-    return files | beside
+    return {CONFIG_FILE: _written(config), WEIGHTS_FILE: saved(tensors)} | beside
 
 
-def _still(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+def saved(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors as safetensors, in the order of their names."""
+    still = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    data: bytes = save_tensors(still, metadata={"format": "pt"})
+    return data
 
 
 def scaling_of(config: Mapping[str, Any], module: str, r: int) -> float:
     """The factor before ``B A`` of a module of rank r, by the config of a folder that lorabank wrote."""
-    parameter = f"{module}.weight"
-    name = parameter if parameter in config.get("target_parameters", ()) else module
+    names = (f"{module}.weight", module.rpartition(".")[0])  # a weight as a parameter, and that of an expert
+    name = next((name for name in names if name in config.get("target_parameters", ())), module)
     alpha = by_pattern(config.get("alpha_pattern") or {}, name, config["lora_alpha"])
     return lora_scaling(r, alpha, use_rslora=bool(config.get("use_rslora")))
-
-
-def by_pattern(pattern: Mapping[str, float], module: str, default: float) -> float:
-    """PEFT's rule for literal names: the first key that equals the module or ends it after a dot counts."""
-    return next((value for key, value in pattern.items() if f".{module}".endswith(f".{key}")), default)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from lorabank.algebra.factors import lora_scaling
-from lorabank.exchange.peft_folder import CONFIG_FILE, by_pattern
+from lorabank.exchange.peft_folder import CONFIG_FILE
+from lorabank.exchange.stored_factors import by_pattern
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 

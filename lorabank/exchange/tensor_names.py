@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lorabank.exchange.config_fields import refuse
-from lorabank.exchange.peft_folder import PREFIX, WEIGHTS_FILE
+from lorabank.exchange.peft_folder import WEIGHTS_FILE
+from lorabank.exchange.stored_factors import PREFIX
 
 _WRAPPERS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 _PARALLEL = "module."
 _ADAPTER = re.compile(
     r"(\.lora(?:new)?_[AB])\.([\w-]+)(?=\.weight$)|(\.lora_magnitude_vector)\.([\w-]+)\.weight$"
-    r"|(\.modules_to_save)(?:\.([\w-]+))?(?=\.)"
+    r"|(\.modules_to_save)(?:\.([\w-]+))?(?=\.)|(\.lora_embedding_[AB])\.([\w-]+)$"
 )
 _REPLACED = ".original_module."
 
@@ -66,8 +67,8 @@ def _plain(key: str, bare: bool, taken: dict[str, None], adapters: set[str]) -> 
         taken[f"no {PREFIX}"] = None
 
     def without(match: re.Match[str]) -> str:
-        kept = match[1] or match[3] or ""
-        adapter = match[2] or match[4] or match[6]
+        kept = match[1] or match[3] or match[7] or ""
+        adapter = match[2] or match[4] or match[6] or match[8]
         if adapter:
             adapters.add(adapter)
         taken[f".{adapter}" if kept else match[0][1:]] = None

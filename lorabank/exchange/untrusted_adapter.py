@@ -24,10 +24,12 @@ from lorabank.exchange.adapted_modules import Pattern, Targets, read_targets
 from lorabank.exchange.config_fields import check_plain, count, names, number, parse, refuse, refuse_field
 from lorabank.exchange.expressions import Unreadable
 from lorabank.exchange.olora_checkpoint import check_part, join_new, rows_of, tasks_in
-from lorabank.exchange.peft_folder import CONFIG_FILE, MAGNITUDE, PREFIX, WEIGHTS_FILE
+from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE
+from lorabank.exchange.stored_factors import ENDINGS, MAGNITUDE, OF_ATTENTION, PREFIX, matrix_A, matrix_B
 from lorabank.exchange.tensor_names import plain_keys
 
 _OWN_HEADS = ("classifier", "score")  # PEFT saves them for SEQ_CLS without being asked
+_ORIGINAL = ".base_layer.weight"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -38,6 +40,13 @@ class ForeignAdapter:
     Attributes:
         factors: The adapter; of DoRA the factors, whose gain takes the base's weights to say (`from_dora`).
         magnitude: Module name to DoRA's magnitudes ``[d_out]``; empty for plain LoRA.
+        windows: Module name to the dimensions of the stored A behind its rank: ``(d_in,)``, or those of a kernel.
+        originals: Embedding to the table that it was trained on, which PEFT saves beside its factors.
+        stacked: Module as PEFT names it to A and B of all experts of a parameter (`with_experts`).
+        loralib: Module to A and B as loralib keeps them (`with_loralib`).
+        enabled: Of fused matrices, which of their parts loralib adapts; empty where that is not known.
+        ranks: ``rank_pattern``, where it can be evaluated.
+        alphas: ``alpha_pattern``, the same.
         head: Full parameter name to tensor of every module that was saved whole.
         modules_to_save: The modules that the config says are saved whole.
         task_type: PEFT's name, None where the config names none.
@@ -65,6 +74,13 @@ class ForeignAdapter:
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
     magnitude: dict[str, Tensor] = field(default_factory=dict)
+    windows: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    originals: dict[str, Tensor] = field(default_factory=dict)
+    stacked: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    loralib: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    enabled: tuple[bool, ...] = ()
+    ranks: Pattern | None = None
+    alphas: Pattern | None = None
     tasks: int = 1
     ignored: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
@@ -96,7 +112,12 @@ def read_foreign(
     own = _OWN_HEADS if named in TASK_TYPES and task_kind(str(named)).has_head else ()
     tensors, taken = plain_keys(load_tensors(weights))
     magnitude = _magnitudes(tensors) if dora else {}
+    originals = _originals(tensors)
     A, B, head = _split(tensors if "r_sum" not in fields else join_new(tensors), (*own, *saved))
+    _check_pairs(A, B, targets)
+    windows = {module: tuple(a.shape[1:]) for module, a in A.items()}
+    B = {module: matrix_B(b, len(A[module])) for module, b in B.items()}
+    A = {module: matrix_A(a) for module, a in A.items()}
     if dora:
         _check_magnitudes(fields, magnitude, B)
     tasks = 1
@@ -108,8 +129,12 @@ def read_foreign(
         A, B = {name: a[rows] for name, a in A.items()}, {name: b[:, rows] for name, b in B.items()}
     elif tasks > 1:
         r, alpha = r * tasks, alpha * tasks
+    stacked = {module: (A[module], B[module]) for module in A if targets.wraps(module)}
+    if targets.experts and not stacked:
+        refuse_field(fields, "target_parameters", "names parameters of experts, and no tensor is theirs")
     if not dora:
         _check_trained(A, B)
+    A, B = ({module: one for module, one in part.items() if module not in stacked} for part in (A, B))
     rank_of = {module: a.shape[0] for module, a in A.items()}
     _check_ranks(fields, rank_of, r, targets)
     alpha_of = _alphas(fields, rank_of, alpha, targets)
@@ -127,6 +152,11 @@ def read_foreign(
         rank_pattern={module: rank for module, rank in rank_of.items() if rank != r},
         alpha_pattern={module: value for module, value in alpha_of.items() if value != alpha},
         magnitude=magnitude,
+        windows=windows,
+        stacked=stacked,
+        ranks=_readable(fields, "rank_pattern", count),
+        alphas=_readable(fields, "alpha_pattern", number),
+        originals=originals,
         tasks=tasks,
         ignored=ignored,
         taken=taken,
@@ -161,6 +191,15 @@ def _alphas(fields: Mapping[str, Any], modules: Iterable[str], alpha: float, tar
         refuse_field(fields, "alpha_pattern", f"cannot be evaluated: {error}", "write it with the modules' names")
 
 
+def _readable(
+    fields: Mapping[str, Any], field: str, judge: Callable[[Mapping[str, Any], str, Any], float]
+) -> Pattern | None:
+    try:
+        return _pattern(fields, field, judge)
+    except Unreadable:
+        return None
+
+
 def _pattern(fields: Mapping[str, Any], field: str, judge: Callable[[Mapping[str, Any], str, Any], float]) -> Pattern:
     values = fields.get(field) or {}
     if not isinstance(values, dict):
@@ -169,7 +208,8 @@ def _pattern(fields: Mapping[str, Any], field: str, judge: Callable[[Mapping[str
 
 
 def _parameter(module: str, targets: Targets) -> str:
-    """What PEFT calls a module in its patterns."""
+    """What PEFT calls a module in its patterns: an output projection has no name of its own there."""
+    module = module.removesuffix(OF_ATTENTION)
     return f"{module}.weight" if targets.as_parameter(module) else module
 
 
@@ -193,7 +233,7 @@ def _split(
     head: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
-        kind = next((k for k in ("lora_A", "lora_B") if name.endswith(f".{k}.weight")), None)
+        kind, ending = _factor(name)
         in_head = _saved_whole(name, tuple(saved))
         if name == key or (kind is None and not in_head):
             refuse(f"{WEIGHTS_FILE}: tensor {key[:200]!r} is neither a LoRA factor nor part of a declared head")
@@ -202,9 +242,25 @@ def _split(
         if kind is None:
             head[name] = tensor.float()
         else:
-            {"lora_A": A, "lora_B": B}[kind][name.removesuffix(f".{kind}.weight")] = tensor.float()
-    _check_pairs(A, B)
+            module, part = name.removesuffix(ending), (A, B)[kind]
+            if module in part:
+                refuse(f"{WEIGHTS_FILE}: tensor {key[:200]!r} is a second factor of its module")
+            part[module] = tensor.float()
     return A, B, head
+
+
+def _originals(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the tables that PEFT saves with adapted embeddings out of the tensors: module name to what it keeps."""
+    of_embeddings = ENDINGS[1][0]
+    names = [key.removesuffix(of_embeddings) for key in tensors if key.endswith(of_embeddings)]
+    found = {name: tensors.pop(f"{name}{_ORIGINAL}") for name in names if f"{name}{_ORIGINAL}" in tensors}
+    return {name.removeprefix(PREFIX): tensor for name, tensor in found.items()}
+
+
+def _factor(name: str) -> tuple[int | None, str]:
+    """Whether a tensor is an A (0) or a B (1), and what of its name says so."""
+    found = ((i, ending) for pair in ENDINGS for i, ending in enumerate(pair) if name.endswith(ending))
+    return next(found, (None, ""))
 
 
 def _magnitudes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -214,7 +270,13 @@ def _magnitudes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in found.items():
         if tensor.dtype not in _DTYPES:
             refuse(f"{WEIGHTS_FILE}: tensor {key!r} is {tensor.dtype}; float32, float16 and bfloat16 are read")
-    return {key.removeprefix(PREFIX).removesuffix(MAGNITUDE): tensor.float() for key, tensor in found.items()}
+    return {key.removeprefix(PREFIX).removesuffix(MAGNITUDE): _still(tensor) for key, tensor in found.items()}
+
+
+def _still(magnitude: Tensor) -> Tensor:
+    """``[d_out]`` in float32, of a convolution's too, which has the dimensions of an answer."""
+    lies_flat = magnitude.dim() > 2 and magnitude.numel() == magnitude.shape[1]
+    return (magnitude.flatten() if lies_flat else magnitude).float()
 
 
 def _check_magnitudes(fields: Mapping[str, Any], magnitude: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> None:
@@ -236,18 +298,33 @@ def _saved_whole(name: str, saved: tuple[str, ...]) -> bool:
     return any(".".join(parts[:stop]).endswith(saved) for stop in range(1, len(parts)))
 
 
-def _check_pairs(A: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> None:
+def _check_pairs(A: Mapping[str, Tensor], B: Mapping[str, Tensor], targets: Targets) -> None:
     if not A:
         refuse(f"{WEIGHTS_FILE}: it holds no LoRA factors")
     for module in sorted(A.keys() ^ B.keys()):
         refuse(f"{WEIGHTS_FILE}: {module!r} has only one of lora_A and lora_B")
     for module, a in A.items():
         b = B[module]
-        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or not 1 <= a.shape[0] <= MAX_RANK:
+        if not _are_factors(a, b, stacked=targets.wraps(module)):
             refuse(
                 f"{WEIGHTS_FILE}: the factors of {module!r} have the shapes {list(a.shape)} and {list(b.shape)}, "
                 f"not [r, d_in] and [d_out, r] with r from 1 to {MAX_RANK}"
             )
+
+
+def _are_factors(a: Tensor, b: Tensor, *, stacked: bool) -> bool:
+    """Matrices, or the kernels of a convolution: as wide as the base's, and 1 wide with a part of r for each group.
+
+    Those of all experts of a parameter have r rows for each; how many that is, the base tells (`with_experts`).
+    """
+    if a.dim() != b.dim() or not 2 <= a.dim() <= 5 or not a.numel() or not b.numel():
+        return False
+    if not stacked and len(a) > MAX_RANK:
+        return False
+    if a.dim() == 2:
+        return a.shape[0] == b.shape[1]
+    groups, rest = divmod(len(a), b.shape[1])
+    return rest == 0 and len(b) % groups == 0 and all(k == 1 for k in b.shape[2:])
 
 
 def _check_trained(A: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> None:

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from lorabank.core.errors import ConfigError
-from lorabank.core.methods import SET_REFUSED
+from lorabank.core.methods import SET_REFUSED, WEIGHTS_REFUSED
 from lorabank.core.settings import nearest
-from lorabank.core.shelves import STRATEGIES
+from lorabank.core.shelves import REFERENCES, STRATEGIES
 from lorabank.data.methods import of_training
-from lorabank.sequences.config import CompositionTable, SequenceConfig, SequenceSettings
+from lorabank.sequences.config import LEARNT, CompositionTable, SequenceConfig, SequenceSettings
+from lorabank.sequences.references.base import OF_ADAPTERS
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 """What may be the name of a folder, a task or a composition."""
@@ -67,8 +68,28 @@ def _strategy_problems(strategies: Sequence[str], variants: Mapping[str, Any]) -
         if not NAME.fullmatch(name):
             yield f"strategies: {name!r} cannot be a name: {_NAMES}"
     for name in dict.fromkeys((*strategies, *own)):
-        if name not in named and name not in STRATEGIES:
-            yield f"there is no strategy {name!r}.{nearest(name, [*STRATEGIES, *own])}"
+        if name not in named and name not in LEARNT:
+            yield f"there is no strategy {name!r}.{nearest(name, [*LEARNT, *own])}"
+
+
+def reference_problems(
+    methods: Mapping[str, str], given: Mapping[str, Sequence[str]], compositions: Sequence[CompositionTable]
+) -> Iterator[str]:
+    """What is said of references as if they had adapters.
+
+    Args:
+        methods: What each strategy that is run is called on its shelf.
+        given: The keys that each table ``[strategy.NAME]`` gives.
+        compositions: The compositions as they stand in the file.
+    """
+    references = [name for name, method in methods.items() if method in REFERENCES and method not in STRATEGIES]
+    for name in references:
+        for key in given.get(name, ()):
+            if key in OF_ADAPTERS:
+                yield f"[strategy.{name}] {key}: {methods[name]} trains the base's own weights, and no adapter"
+        for number, table in enumerate(compositions, start=1):
+            if name in table.on:
+                yield f"[[compositions]] {number}: on {name!r}, which leaves no adapters to compose"
 
 
 def set_problems(name: str, given: Sequence[str]) -> Iterator[str]:
@@ -134,11 +155,13 @@ def named_tables(config: SequenceConfig, tables: Mapping[str, Sequence[str]]) ->
     try:
         yield
     except ConfigError as error:
-        if not error.message.startswith(SET_REFUSED):
-            raise
-        problems = error.message.removeprefix(SET_REFUSED)
-        named = [name for name, given in tables.items() if any(_key(text) in problems for text in given)] or tables
-        raise error.saying(f"{config.file}: {' or '.join(named)} set: {problems}") from error
+        for refused, key in ((SET_REFUSED, "set"), (WEIGHTS_REFUSED, "weights")):
+            if error.message.startswith(refused):
+                problems = error.message.removeprefix(refused)
+                named = [name for name, given in tables.items() if any(_key(text) in problems for text in given)]
+                where = " or ".join(named or tables)
+                raise error.saying(f"{config.file}: {where} {key}: {problems}") from error
+        raise
 
 
 def _key(text: str) -> str:

@@ -6,14 +6,19 @@ command; importing this module costs the standard library alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
 from lorabank.core.settings import setting, setting_names, validate
+from lorabank.core.shelves import REFERENCES, STRATEGIES
+from lorabank.data.methods import of_optimizers, of_training
+
+if TYPE_CHECKING:
+    from lorabank.sequences.references.base import Reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,8 @@ class SequenceSettings(InitConfig):
 
     name: str = setting("", "Name of the experiment, and of its folder.")
     orders: tuple[tuple[str, ...], ...] = setting((), "One list of tasks for each order; all of the same tasks.")
+    random_orders: int = setting(0, "Seeded permutations that are added to the orders.", ge=0, le=1000)
+    order_seed: int = setting(0, "Seed of the permutations.", ge=0, lt=2**32)
     strategies: tuple[str, ...] = setting((), "Strategies, or names of tables [strategy.NAME].")
     seeds: tuple[int, ...] = setting((0,), "Seeds; each order and strategy is learnt once for each.")
     selection: str = setting("", "How the settings were chosen, in a sentence; on which rows.")
@@ -33,9 +40,32 @@ class SequenceSettings(InitConfig):
     sample_seed: int = setting(0, "Seed of the samples; the same rows for every seed of the training.", ge=0, lt=2**32)
 
 
+class _Learnt:
+    """The names of what may learn the tasks: strategies, and references beside them."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in STRATEGIES or name in REFERENCES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*STRATEGIES, *REFERENCES])
+
+    def unknown(self, name: str) -> str:
+        """As of a strategy."""
+        return STRATEGIES.unknown(name)
+
+    def reason(self, name: str) -> str | None:
+        """Why a strategy of this name is not offered."""
+        return None if name in self else STRATEGIES.reason(name)
+
+
+LEARNT = _Learnt()
+
+
 @dataclass(frozen=True, kw_only=True)
 class StrategyTable(TrainConfig):
     """``[strategy.NAME]``: what is other for one strategy; ``strategy`` makes NAME a variant of that one."""
+
+    strategy: str = setting(TrainConfig.strategy, "The strategy or reference that NAME is a variant of.", among=LEARNT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +103,10 @@ SET_BY_SEQUENCE: dict[type[Any], dict[str, str]] = {
     EvalConfig: {
         "compositions": "those of [[compositions]] are scored",
         "all": "everything is scored",
+        "against_bank": "the banks of a sequence are compared in its table; eval compares two others",
+        **dict.fromkeys(
+            ("text", "lm_eval", "include_path", "lm_eval_limit"), "eval measures it, in a bank of the sequence"
+        ),
         "forgetting_matrix": "the matrix is always measured",
     },
 }
@@ -131,6 +165,7 @@ class SequenceConfig:
             base=settings.base,
             revision=settings.revision,
             gguf_file=settings.gguf_file,
+            quantise=settings.quantise,
             task_type=settings.task_type,
         )
 
@@ -152,13 +187,28 @@ class SequenceConfig:
         """The tasks of a cell's order."""
         return self.settings.orders[cell.order - 1]
 
+    def method(self, strategy: str) -> str:
+        """The name on a shelf of what a table ``[strategy.NAME]`` is a variant of, or of the strategy itself."""
+        return str(self.strategies.get(strategy, {}).get("strategy", strategy))
+
+    def reference(self, strategy: str) -> Reference | None:
+        """What trains weights of the base itself under this name; None for a strategy, which trains adapters."""
+        name = self.method(strategy)
+        found: Reference | None = None if name in STRATEGIES else REFERENCES.load(name)
+        return found
+
     def composed(self, strategy: str, seed: int) -> tuple[ComposeConfig, ...]:
-        """The compositions of a strategy's adapters."""
+        """The compositions of a strategy's adapters; a reference has none."""
+        if self.reference(strategy):
+            return ()
         tables = [table for table in self.compositions if strategy in table.on]
         return tuple(_as(ComposeConfig, table, seed=seed) for table in tables)
 
     def training(self, task: str, strategy: str | None = None, *, seed: int = 0) -> TrainConfig:
         """The settings of a task: those of ``[train]``, over them the strategy's, over them the task's own.
+
+        Of a reference ``strategy`` stays at its default, its own defaults win over ``[train]`` and over the task, and
+        in both what ``set`` says of training is left out.
 
         Args:
             task: The task.
@@ -168,9 +218,21 @@ class SequenceConfig:
         table = self.tasks[task]
         own = {name: getattr(table, name) for name in self.given[task] if name not in ("dev_data", "leave_out_labels")}
         chosen = {"strategy": strategy, **self.strategies.get(strategy, {})} if strategy else {}
-        every = tuple(one for given in (self.train, chosen, own) for one in given.get("set", ()))
+        sets = [tuple(given.get("set", ())) for given in (self.train, chosen, own)]
+        if strategy and (reference := self.reference(strategy)):
+            chosen = {**reference.defaults, **self.strategies.get(strategy, {})}
+            chosen.pop("strategy", None)
+            own = {name: value for name, value in own.items() if name not in reference.defaults}
+            sets = [_of_rows(sets[0]), sets[1], _of_rows(sets[2])]
+        every = tuple(one for given in sets for one in given)
         values = {**self.train, **chosen, **own, "set": every, "seed": seed}
         return validate(TrainConfig, values, where=f"task {task}")
+
+
+def _of_rows(given: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of ``set`` that say what the rows are, how they are asked, and how a step is made of gradients."""
+    training = of_training(given)
+    return tuple(one for one in given if one not in training or of_optimizers(one))
 
 
 def _as(kind: type[ComposeConfig], table: CompositionTable, **changes: Any) -> ComposeConfig:

@@ -13,7 +13,7 @@ from lorabank.core.config import EvalConfig, TrainConfig
 from lorabank.core.errors import ConfigError, NotFoundError, joined
 from lorabank.core.files.toml_file import load_toml
 from lorabank.core.settings import examine, modern, nearest, old_names, setting_names
-from lorabank.sequences.checks import NAME, composition_problems, set_problems, settings_problems
+from lorabank.sequences.checks import NAME, composition_problems, reference_problems, set_problems, settings_problems
 from lorabank.sequences.config import (
     SET_BY_SEQUENCE,
     CompositionTable,
@@ -22,6 +22,7 @@ from lorabank.sequences.config import (
     StrategyTable,
     TaskTable,
 )
+from lorabank.sequences.orders import with_random
 
 T = TypeVar("T")
 
@@ -79,6 +80,16 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
+def _ordered(settings: SequenceSettings, document: dict[str, Any]) -> tuple[SequenceSettings, dict[str, Any]]:
+    """The same with the random orders among the others: what was drawn is recorded, not how."""
+    tasks, count = document.get("tasks"), settings.random_orders
+    if not count or not isinstance(tasks, dict) or not tasks:
+        return settings, document
+    orders = with_random(settings.orders, list(tasks), count, settings.order_seed)
+    rest = {key: value for key, value in document.items() if key not in ("random_orders", "order_seed")}
+    return replace(settings, orders=orders), {**rest, "orders": [list(order) for order in orders]}
+
+
 def check_data(config: SequenceConfig) -> None:
     """Refuse data files that are not there, by the paths that the file gives them, not by those they stand for.
 
@@ -94,6 +105,13 @@ def check_data(config: SequenceConfig) -> None:
     if missing:
         message = f"{config.file}: {joined(missing)}"
         raise NotFoundError(message, hint="paths are relative to the sequence file", unchanged=_UNCHANGED)
+
+
+def _method(document: Mapping[str, Any], name: str) -> str:
+    """What a strategy that is run is called on its shelf."""
+    tables = document.get("strategy")
+    table = tables.get(name) if isinstance(tables, dict) else None
+    return str(table.get("strategy", name)) if isinstance(table, dict) else name
 
 
 class _Table(NamedTuple, Generic[T]):
@@ -122,6 +140,7 @@ class _Reader:
         """The checked sequence of a document."""
         flat = {key: value for key, value in document.items() if key not in TABLES}
         settings, _, wrong = self.table(SequenceSettings, flat, "")
+        settings, document = _ordered(settings, document)
         train, given, _ = self.table(TrainConfig, document.get("train", {}), "[train]")
         variants = self.tables(StrategyTable, document, "strategy")
         tasks = self.tables(TaskTable, document, "tasks")
@@ -136,6 +155,9 @@ class _Reader:
         self.problems += settings_problems(settings, wrong, tasks, document.get("strategy", {}))
         for name, variant in variants.items():
             self.problems += set_problems(name, variant.config.set)
+        methods = {name: _method(document, name) for name in settings.strategies}
+        given_there = {name: one.given for name, one in variants.items()}
+        self.problems += reference_problems(methods, given_there, [one.config for one in made])
         self.problems += composition_problems(compositions, [one.wrong for one in made], settings.strategies)
         self.problems += [f"[tasks.{name}] gives no data" for name, task in tasks.items() if "data" not in task.given]
         if self.problems:

@@ -40,6 +40,10 @@ class SequenceFolder:
         """The bank of an order, a strategy and a seed."""
         return self.path / "banks" / f"order{cell.order}" / cell.strategy / f"seed{cell.seed}"
 
+    def reference(self, cell: Cell) -> Path:
+        """The scores of a reference on an order with a seed, and its weights while it is not finished."""
+        return self.path / "references" / f"order{cell.order}" / cell.strategy / f"seed{cell.seed}"
+
     def plot(self, strategy: str, subject: str) -> Path:
         """The heat-map of a subject."""
         return self.path / "plots" / strategy / f"{subject}.png"

@@ -11,15 +11,19 @@ from typing import Any
 from lorabank.compose.base import checked_mode
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError
+from lorabank.core.methods import with_settings
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.settings import nearest
+from lorabank.core.shelves import OPTIMIZERS, REFERENCES
+from lorabank.data.methods import of_training
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.sequences.checks import named_tables, tables_of
 from lorabank.sequences.config import Cell, SequenceConfig
 from lorabank.sequences.file import check_data, read_sequence
 from lorabank.sequences.folder import SequenceFolder, digest_of, document_of
 from lorabank.sequences.protocol import Measured, protocol_card
+from lorabank.sequences.references.measuring import ReferenceJob, check_reference
 from lorabank.sequences.rows import SequenceTask, read_tasks
 from lorabank.training.methods import chosen_strategy
 from lorabank.training.trackers import check_tracker
@@ -62,15 +66,25 @@ class SequenceJob:
         settings = self.config.training(task, cell.strategy, seed=cell.seed)
         return self.tasks[task].written(settings, self.folder.data)
 
+    def reference(self, cell: Cell) -> ReferenceJob | None:
+        """What is to be measured of a cell whose strategy is a reference; None where it is none."""
+        found = self.config.reference(cell.strategy)
+        if found is None:
+            return None
+        tasks = [(task, self.training(cell, task)) for task in self.config.order(cell)]
+        folder = self.folder.reference(cell)
+        return ReferenceJob(found, OpenBase(self.base), tasks, self.config.evaluation, folder)
+
     def rows_trained(self, cell: Cell) -> dict[str, int]:
         """Training rows of each task of a cell, with those of earlier tasks that its strategy trains on again."""
         order = self.config.order(cell)
-        method = chosen_strategy(self.training(cell, order[0]))
-        found, seen = {}, 0
+        again = None if self.config.reference(cell.strategy) else chosen_strategy(self.training(cell, order[0]))
+        found: dict[str, int] = {}
+        seen: list[int] = []
         for task in order:
             own = len(self.tasks[task].data.train)
-            found[task] = own + method.replayed(seen)
-            seen += own
+            found[task] = own + (again.in_epoch(seen) if again else 0)
+            seen.append(own)
         return found
 
     def work(self, cell: Cell) -> dict[str, float]:
@@ -119,17 +133,40 @@ def prepare_sequence(
         training = config.training(task, strategy)
         check_tracker(training.report_to)
         with named_tables(config, tables_of(config, task, strategy)):
-            chosen_strategy(training)
+            _check_method(config, strategy, training)
     for number, composition in enumerate(config.compositions, start=1):
         with named_tables(config, {f"[[compositions]] {number}": composition.set}):
             checked_mode(composition)
     base = described(config.init, observer, form=_form(config))
+    for reference in filter(None, map(config.reference, known)):
+        check_reference(OpenBase(base), reference)
     tasks = read_tasks(config, OpenBase(base), dev=dev)
     folder = SequenceFolder(Path(out) if out is not None else Path(f"{config.name}-dev" if dev else config.name))
     cells = tuple(cell for cell in config.cells if not only or cell.strategy in only)
     job = SequenceJob(config, base, tasks, folder, cells, dev)
     folder.check(job.manifest)
     return job
+
+
+def _check_method(config: SequenceConfig, strategy: str, training: TrainConfig) -> None:
+    """Refuse settings of methods that the strategy, or the reference, does not have."""
+    reference = config.reference(strategy)
+    if reference is None:
+        chosen_strategy(training)
+        return
+    with_settings([(REFERENCES, reference.name), (OPTIMIZERS, training.optimizer)], of_training(training.set))
+    if training.eval_every is not None or training.early_stopping is not None:
+        raise ConfigError(
+            f"{config.file}: {strategy} holds no rows out of a training, and eval_every or early_stopping is given",
+            hint="leave them or this strategy out",
+            unchanged="nothing was changed",
+        )
+    if training.head != TrainConfig.head:
+        raise ConfigError(
+            f"{config.file}: {strategy} gives each task a head of its own, and head is {training.head!r}",
+            hint="leave head or this strategy out",
+            unchanged="nothing was changed",
+        )
 
 
 def _form(config: SequenceConfig) -> str:

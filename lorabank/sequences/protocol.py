@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.config import TrainConfig
 from lorabank.core.machine.packages import package_versions
-from lorabank.core.records import AdapterRecord, BaseModelRecord
+from lorabank.core.records import BaseModelRecord
 from lorabank.data.methods import of_training
 from lorabank.sequences.config import ROW_KEYS, Cell, SequenceConfig
 from lorabank.sequences.folder import digest_of
+from lorabank.sequences.references.base import NOT_STORABLE, OF_ADAPTERS
 from lorabank.sequences.rows import SequenceTask
+from lorabank.training.methods import filled_in
 from lorabank.workflows.results import MatrixReport
 
 _SHOWN = (
@@ -33,13 +35,43 @@ _DEFAULTS = asdict(TrainConfig())
 _UNKNOWN = "not known before the training"
 
 
+class Training(NamedTuple):
+    """What the card tells of the training of a task.
+
+    Attributes:
+        task: The task.
+        device: Where it was trained.
+        versions: Of the packages that decide its outcome.
+        penalties: The weight of each penalty.
+        cut: Training rows that were truncated; None where it is not known.
+        dropped: Training rows that were left out.
+    """
+
+    task: str
+    device: str
+    versions: Mapping[str, str]
+    penalties: Mapping[str, float]
+    cut: int | None
+    dropped: int | None
+
+
 @dataclass(frozen=True)
 class Measured:
-    """A bank of the sequence as it is now; without reports where it is not measured yet."""
+    """A cell of the sequence as it is now; without reports where it is not measured yet."""
 
     cell: Cell
-    snapshot: Snapshot
+    trainings: tuple[Training, ...]
     reports: tuple[MatrixReport, ...] = ()
+
+
+def trainings_of(snapshot: Snapshot) -> tuple[Training, ...]:
+    """Those whose adapters are in a bank."""
+    found = []
+    for task in snapshot.tasks:
+        adapter, rows = snapshot.adapter_of(task.name), snapshot.dataset(task.name, "train")
+        fates = (rows.rows_cut, rows.rows_dropped) if rows else (None, None)
+        found.append(Training(task.name, adapter.device, adapter.versions, adapter.penalties, *fates))
+    return tuple(found)
 
 
 def protocol_card(
@@ -60,7 +92,7 @@ def protocol_card(
         dev: Whether the rows that settings are chosen on were scored.
     """
     settings = config.settings
-    adapters = [adapter for one in measured for adapter in one.snapshot.adapters.values()]
+    trainings = [training for one in measured for training in one.trainings]
     reports = [report for one in measured for report in one.reports]
     return {
         "sequence": config.name,
@@ -79,10 +111,10 @@ def protocol_card(
         "rows": {name: _rows(task, measured) for name, task in tasks.items()},
         "sample_seed": settings.sample_seed,
         "devices": {
-            "training": sorted({adapter.device for adapter in adapters}),
+            "training": sorted({training.device for training in trainings}),
             "scoring": sorted({f"{report.settings['device']}, {report.settings['dtype']}" for report in reports}),
         },
-        "versions": _versions(adapters),
+        "versions": _versions(trainings),
         "banks": {"measured": sum(bool(one.reports) for one in measured), "of": len(config.cells)},
         "notes": [*_notes(config, tasks)],
     }
@@ -122,19 +154,27 @@ def _training(
 ) -> dict[str, Any]:
     """A strategy's settings; tasks with equal ones stand together."""
     groups: list[dict[str, Any]] = []
+    reference = config.reference(strategy)
+    unseen = {*_UNSEEN, *(OF_ADAPTERS if reference else ())}
     for task in tasks:
-        training = config.training(task, strategy)
+        training = filled_in(config.training(task, strategy))
         settings = asdict(replace(training, set=of_training(training.set)))
-        values = {key: value for key, value in settings.items() if key not in _UNSEEN}
+        values = {key: value for key, value in settings.items() if key not in unseen}
         twin = next((group for group in groups if group["settings"] == values), None)
         if twin:
             twin["tasks"].append(task)
         else:
             groups.append({"tasks": [task], "settings": values})
-    adapters = [a for one in measured if one.cell.strategy == strategy for a in one.snapshot.adapters.values()]
-    penalties = {name: weight for adapter in adapters for name, weight in adapter.penalties.items()}
-    method = config.training(config.task_names[0], strategy).strategy
-    return {"name": strategy, "strategy": method, "groups": groups, "penalties": penalties}
+    trainings = [training for one in measured if one.cell.strategy == strategy for training in one.trainings]
+    penalties = {name: weight for training in trainings for name, weight in training.penalties.items()}
+    trained = {"trained": reference.trained} if reference else {}
+    return {
+        "name": strategy,
+        "strategy": config.method(strategy),
+        "groups": groups,
+        "penalties": penalties,
+        **trained,
+    }
 
 
 def _training_lines(strategy: Mapping[str, Any]) -> Iterator[str]:
@@ -145,12 +185,16 @@ def _training_lines(strategy: Mapping[str, Any]) -> Iterator[str]:
         s = group["settings"]
         rate = f"learning rate {s['learning_rate']:g} ({s['lr_scheduler_type']})"
         rows = s["batch_size"] * s["gradient_accumulation_steps"]
-        scaling = f"alpha {s['lora_alpha']:g}{' (rslora)' if s['use_rslora'] else ''}"
-        adapter = f"r {s['r']}, {scaling}, {s['target_modules']}, {s['max_length']} tokens"
+        what = f"{strategy['trained']}, {NOT_STORABLE}" if "trained" in strategy else _adapter(s)
         others = [(key, value) for key, value in s.items() if key not in _SHOWN and value != _DEFAULTS[key]]
         more = "".join(f", {key} {value}" for key, value in others)
-        whole = f"{s['epochs']:g} epochs, {rate}, batch {rows}, {adapter}"
+        whole = f"{s['epochs']:g} epochs, {rate}, batch {rows}, {what}, {s['max_length']} tokens"
         yield f"{strategy['name']}{variant}{whom}: {whole}{penalties}{more}"
+
+
+def _adapter(settings: Mapping[str, Any]) -> str:
+    scaling = f"alpha {settings['lora_alpha']:g}{' (rslora)' if settings['use_rslora'] else ''}"
+    return f"r {settings['r']}, {scaling}, {settings['target_modules']}"
 
 
 def _composition(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,8 +208,8 @@ def _composition_line(table: Mapping[str, Any]) -> str:
 
 
 def _rows(task: SequenceTask, measured: Iterable[Measured]) -> dict[str, Any]:
-    kept = [one.snapshot.dataset(task.name, "train") for one in measured]
-    fates = [(record.rows_cut, record.rows_dropped) for record in kept if record]
+    own = [training for one in measured for training in one.trainings if training.task == task.name]
+    fates = [(one.cut, one.dropped) for one in own if one.cut is not None and one.dropped is not None]
     train, evaluation = task.data.train, task.data.eval
     return {
         "train": len(train),
@@ -192,9 +236,9 @@ def _rows_line(row: Mapping[str, Any]) -> str:
     return f"{train}, {', '.join(fates)}; {evaluation}{left}"
 
 
-def _versions(adapters: Sequence[AdapterRecord]) -> dict[str, list[str]]:
+def _versions(trainings: Sequence[Training]) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
-    for versions in [adapter.versions for adapter in adapters] or [package_versions()]:
+    for versions in [training.versions for training in trainings] or [package_versions()]:
         for name, version in versions.items():
             found.setdefault(name, set()).add(version)
     return {name: sorted(versions) for name, versions in found.items()}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorabank.core.errors import ConfigError
 from lorabank.core.showing import data_frame
+from lorabank.sequences.references.base import NOT_STORABLE
 from lorabank.workflows.results import MatrixReport
 
 if TYPE_CHECKING:
-    from lorabank.evaluation.plots import Plot
+    from lorabank.evaluation.plots.heatmap import Plot
+    from lorabank.evaluation.plots.tradeoff import Point
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,21 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class OrderEffect:
+    """How a score depends on the order of the tasks.
+
+    Attributes:
+        means: Order, from 1, to the mean over its seeds.
+        spread: Standard deviation of these means, in which the chance of the seeds is too.
+        due_to_order: Standard deviation that is due to the order alone; None where no order has two seeds.
+    """
+
+    means: dict[int, float]
+    spread: float
+    due_to_order: float | None
+
+
+@dataclass(frozen=True)
 class SequenceRow:
     """What one way to train and to answer reached, over all orders and seeds.
 
@@ -39,6 +56,7 @@ class SequenceRow:
         tasks: Task to its score after the last task.
         judged: Scores of tasks with labels after the last task, over all runs.
         at_chance: How many of them are not clearly above the share of the most frequent label.
+        orders: Metric to how it depends on the order; none with a single order.
     """
 
     strategy: str
@@ -50,11 +68,28 @@ class SequenceRow:
     tasks: dict[str, Interval | None]
     judged: int = 0
     at_chance: int = 0
+    orders: dict[str, OrderEffect] = field(default_factory=dict)
+
+    @property
+    def answered(self) -> str:
+        """The subject, and of one that no bank can hold that it cannot."""
+        return f"{self.answers} ({NOT_STORABLE})" if self.mode == NOT_STORABLE else self.answers
 
     @property
     def chance(self) -> str:
         """``3 of 12``; empty where every score is above chance."""
         return f"{self.at_chance} of {self.judged}" if self.at_chance else ""
+
+    @property
+    def point(self) -> Point | None:
+        """What was learnt and what was forgotten; None where either is missing."""
+        from lorabank.evaluation.plots.tradeoff import Point
+
+        learnt, forgotten = self.scalars.get("learning_accuracy"), self.scalars.get("forgetting")
+        if learnt is None or forgotten is None:
+            return None
+        name = f"{self.strategy}, {self.answered}"
+        return Point(name, learnt.mean, forgotten.mean, learnt.half, forgotten.half)
 
 
 @dataclass(frozen=True)
@@ -74,6 +109,7 @@ class SequenceCell:
     Attributes:
         learnt: Tasks that are in the bank.
         to_learn: Tasks that are not.
+        bank: Its folder; of a reference the one with its scores.
         interrupted: The task whose interrupted training is resumed.
         to_compose: Compositions that are not in the bank.
         scores: Stored scores.
@@ -137,14 +173,27 @@ class SequenceResult:
         Raises:
             ConfigError: No row has such a scalar.
         """
-        from lorabank.evaluation.interval_plot import interval_plot
+        from lorabank.evaluation.plots.intervals import interval_plot
 
-        measured = {f"{row.strategy}, {row.answers}": row.scalars.get(scalar) for row in self.rows}
+        measured = {f"{row.strategy}, {row.answered}": row.scalars.get(scalar) for row in self.rows}
         means = {name: (one.mean, one.half) for name, one in measured.items() if one is not None}
         if not means:
             known = dict.fromkeys(name for row in self.rows for name, one in row.scalars.items() if one)
             raise ConfigError(f"no row of the table has {scalar!r}", hint=f"one of: {', '.join(known)}")
         return interval_plot(means, scalar.replace("_", " "))
+
+    def tradeoff(self) -> Plot:
+        """Learning against forgetting, a point for each row of the table that has both.
+
+        Raises:
+            ConfigError: No row has both.
+        """
+        from lorabank.evaluation.plots.tradeoff import tradeoff_plot
+
+        points = [point for row in self.rows if (point := row.point)]
+        if not points:
+            raise ConfigError("no row of the table says what was learnt and forgotten", hint="learn two tasks or more")
+        return tradeoff_plot(points)
 
     def to_pandas(self) -> Any:
         """The table as a ``pandas.DataFrame``: a row for each way to train and to answer.

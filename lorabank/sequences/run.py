@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
@@ -16,7 +17,8 @@ from lorabank.sequences.clock import Clock
 from lorabank.sequences.config import Cell
 from lorabank.sequences.folder import document_of
 from lorabank.sequences.job import SequenceJob
-from lorabank.sequences.protocol import Measured, card_lines
+from lorabank.sequences.protocol import Measured, Training, card_lines, trainings_of
+from lorabank.sequences.references.measuring import Progress, ReferenceJob, WholeTraining, measure_reference
 from lorabank.sequences.results import SequenceCell, SequencePlan, SequenceResult, SequenceRun
 from lorabank.sequences.rows import write_tasks
 from lorabank.sequences.table import chance_warning, table_rows, write_results
@@ -48,13 +50,15 @@ def plan_sequence(job: SequenceJob) -> SequencePlan:
     for cell, state in zip(job.cells, cells, strict=True):
         rows = job.rows_trained(cell)
         steps += sum(planned_steps(rows[task], job.training(cell, task)) for task in state.to_learn)
-    there = [cell for cell in job.cells if Bank.exists(job.folder.bank(cell))]
-    card = job.card([Measured(cell, Bank.open(job.folder.bank(cell)).snapshot()) for cell in there])
+    card = job.card([Measured(cell, trainings) for cell in job.cells if (trainings := _trained(job, cell))])
     return SequencePlan(job.config.name, str(job.folder.path), cells, steps, card, tuple(card_lines(card)))
 
 
 def _measured(job: SequenceJob, cell: Cell, head: str, clock: Clock, observer: Observer) -> Measured:
-    """Learn, compose and measure one bank."""
+    """Learn, compose and measure one bank, or a reference."""
+    reference = job.reference(cell)
+    if reference is not None:
+        return _reference(reference, cell, job.work(cell), head, clock, observer)
     path = job.folder.bank(cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     work = job.work(cell)
@@ -73,7 +77,34 @@ def _measured(job: SequenceJob, cell: Cell, head: str, clock: Clock, observer: O
     (clock.done if computed else clock.skip)(work[""])
     snapshot = Bank.open(path).snapshot()
     _check_rows(job, cell, snapshot)
-    return Measured(cell, snapshot, reports)
+    return Measured(cell, trainings_of(snapshot), reports)
+
+
+def _reference(
+    reference: ReferenceJob, cell: Cell, work: Mapping[str, float], head: str, clock: Clock, observer: Observer
+) -> Measured:
+    """Train and score a reference, of which the scores alone stay."""
+    learning: list[str] = []
+
+    def about(task: str) -> None:
+        if learning:
+            clock.done(work[learning[-1]])
+        observer.notice(f"{head}: learning {task}{clock.left()}")
+        learning.append(task)
+
+    found = measure_reference(reference, observer, about)
+    for task, _ in reference.tasks:
+        if task not in learning:
+            clock.skip(work[task])
+    if learning:
+        clock.done(work[learning[-1]] + work[""])
+    else:
+        clock.skip(work[""])
+    return Measured(cell, _told(found.trainings), (found.report,))
+
+
+def _told(trainings: Sequence[WholeTraining]) -> tuple[Training, ...]:
+    return tuple(Training(one.task, one.device, one.versions, {}, one.rows_cut, one.rows_dropped) for one in trainings)
 
 
 def _check_rows(job: SequenceJob, cell: Cell, snapshot: Snapshot) -> None:
@@ -109,7 +140,33 @@ def _gathered(job: SequenceJob, measured: Sequence[Measured], seconds: float) ->
     return write_results(job.folder, document_of(job.config), result)
 
 
+def _trained(job: SequenceJob, cell: Cell) -> tuple[Training, ...]:
+    """What was trained in a cell before."""
+    if (reference := job.reference(cell)) is not None:
+        return _told(Progress.read(reference.folder).trainings)
+    path = job.folder.bank(cell)
+    return trainings_of(Bank.open(path).snapshot()) if Bank.exists(path) else ()
+
+
+def _reference_state(cell: Cell, order: Sequence[str], folder: Path) -> SequenceCell:
+    progress = Progress.read(folder)
+    learnt = len(progress.trainings)
+    return SequenceCell(
+        order=cell.order,
+        strategy=cell.strategy,
+        seed=cell.seed,
+        bank=str(folder),
+        learnt=tuple(order[:learnt]),
+        to_learn=tuple(order[learnt:]),
+        interrupted=None,
+        to_compose=(),
+        scores=len(progress.cells),
+    )
+
+
 def _state(job: SequenceJob, cell: Cell) -> SequenceCell:
+    if (reference := job.reference(cell)) is not None:
+        return _reference_state(cell, job.config.order(cell), reference.folder)
     path, order = job.folder.bank(cell), job.config.order(cell)
     there = learnt_tasks(path)
     bank = Bank.open(path) if Bank.exists(path) else None

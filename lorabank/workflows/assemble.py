@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,11 +18,11 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, made_again
 from lorabank.compose.routers.statistics import TaskStatistics
 from lorabank.core.errors import BusyError, DamagedError, NotFoundError, StorageError
+from lorabank.core.machine.sizes import parse_bytes
 from lorabank.core.methods import changed_settings
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, Lineage, TaskRecord
 from lorabank.core.shelves import COMPOSERS, SCORINGS
-from lorabank.core.sizes import parse_bytes
-from lorabank.core.states import needed, own_state
+from lorabank.core.states import grown, needed, own_state
 from lorabank.core.task_kinds import HEAD, task_kind
 from lorabank.core.templates import ChatPrompt
 from lorabank.data.formats.parquet import from_parquet
@@ -106,9 +106,10 @@ def read_members(bank: Bank, snapshot: Snapshot, tasks: Sequence[TaskRecord], *,
                 targets=rows.labels if rows else (),
                 born=task.born,
                 samples=partial(_read_samples, bank, snapshot, task.name),
-                factors=partial(_read_adapter, bank, adapter.digest),
+                factors=partial(_read_adapter, bank),
                 facts=adapter.objects,
                 read_fact=bank.read_blob,
+                grown=grown(adapter),
             )
         )
     return members
@@ -135,8 +136,13 @@ def _read_statistics(bank: Bank, task: TaskRecord) -> TaskStatistics:
 
 def form_of(task: TaskRecord, adapter: AdapterRecord) -> AnswerForm:
     """How a task is asked and answers, from its records."""
-    config, template = adapter.config, task.prompt_template
-    if template is not None and in_chat_template(adapter.config):
+    return answer_form(task, adapter.config)
+
+
+def answer_form(task: TaskRecord, config: Mapping[str, Any]) -> AnswerForm:
+    """The same from the settings that its adapter's record keeps, or would keep."""
+    template = task.prompt_template
+    if template is not None and in_chat_template(config):
         template = ChatPrompt(template)
     head = task_kind(task.task_type).labelled
     scoring = HEAD if head else config["scoring"]
@@ -162,7 +168,6 @@ class RuntimeSettings:
         device: A name for `resolve_device`.
         dtype: A name for `resolve_dtype`.
         batch_size: Texts of a forward pass.
-        untrained_heads: Also the head that each task's training began with, at index ``T + i``.
         asked: Fields of every task's form that are other than recorded (free text instead of a label), with values.
         reuse_prefix: Whether the texts will be answered in several states.
         max_resident: Maximum memory for adapters, as `parse_bytes` takes it; None for no limit.
@@ -171,7 +176,6 @@ class RuntimeSettings:
     device: str
     dtype: str
     batch_size: int
-    untrained_heads: bool = False
     asked: tuple[tuple[str, Any], ...] = ()
     reuse_prefix: bool = False
     max_resident: str | None = None
@@ -185,6 +189,8 @@ def load_runtime(
     notice: Callable[[str], None] = lambda message: None,
 ) -> Runtime:
     """The base with every head of the ready tasks, and their adapters, each read when it is first needed.
+
+    Behind the T heads, at index ``T + i``, are those that the tasks' trainings began with.
 
     Args:
         bank: The bank.
@@ -228,8 +234,7 @@ def load_runtime(
         answerer: Answerer = TextAnswerer(loaded, snapshot.base.task_type, forms, settings.batch_size)
         return runtime(answerer)
     heads = StoredHeads(bank, loaded, adapters, forms, verified, verify)
-    asked = [*forms, *forms] if settings.untrained_heads else forms
-    return runtime(HeadAnswerer(loaded, heads, asked, settings.batch_size, heads.vouch))
+    return runtime(HeadAnswerer(loaded, heads, [*forms, *forms], settings.batch_size, heads.vouch))
 
 
 def _shapes(bank: Bank, digest: str) -> dict[str, FactorShape]:

@@ -15,8 +15,10 @@ from lorabank.core.shelves import TASK_TYPES
 from lorabank.core.task_kinds import generating
 from lorabank.data.forms.base import load_form
 from lorabank.data.loading import detect_form
+from lorabank.models.bases.architecture import check_quantisable, load_config
 from lorabank.models.bases.loading import describe_base
 from lorabank.models.bases.open_base import OpenBase
+from lorabank.models.bases.quantised.recipe import in_full
 from lorabank.models.bases.resolving import default_base, resolve_base
 from lorabank.workflows.open_bank import OpenBank
 
@@ -38,7 +40,10 @@ def described(config: InitConfig, observer: Observer | None = None, *, form: str
         typed=bool(config.base or config.gguf_file),
         notice=observer.notice if observer else None,
     )
-    return describe_base(resolved, task_type)
+    record = describe_base(resolved, task_type, config.quantise)
+    if config.quantise is not None:
+        check_quantisable(load_config(resolved), record.task_type, record.name)
+    return record
 
 
 def open_or_init(opened: OpenBank, config: InitConfig, observer: Observer) -> bool:
@@ -70,15 +75,18 @@ def check_base(path: str | Path, base: BaseModelRecord, config: InitConfig) -> N
     """Refuse a named base model or task type that is not the bank's."""
     named = "/".join(part.rstrip("/") for part in (config.base, config.gguf_file) if part) or None
     if named is not None and base.name not in (named, str(Path(os.path.expanduser(named)).resolve())):
-        difference = f"the base model {base.name!r}, not {named!r}"
+        problem = f"the base model of the bank at {path} is {base.name!r}, not {named!r}"
     elif config.task_type not in ("auto", base.task_type):
-        difference = f"the task type {base.task_type}, not {config.task_type}"
+        problem = f"the task type of the bank at {path} is {base.task_type}, not {config.task_type}"
+    elif config.quantise is not None and in_full(config.quantise) != base.quantisation:
+        kept = f"quantised by {base.quantisation}" if base.quantisation else "without quantisation"
+        problem = f"the bank at {path} keeps its base model {kept}; --quantise asks for {in_full(config.quantise)}"
     else:
         return
     raise IncompatibleError(
-        f"the bank at {path} has {difference}",
+        problem,
         unchanged="nothing was changed",
-        hint="leave out --base and --task-type, or make another bank with --bank",
+        hint="leave out --base, --task-type and --quantise, or make another bank with --bank",
     )
 
 

@@ -56,7 +56,7 @@ def compose(
         stored = operation.commit_composition(record._replace(objects=objects), replace=config.replace)
     bank.add_evaluations(cells)
     report = {**fitted.report, "scores": scores, "imported_adapters": _imported(snapshot, tasks)}
-    return ComposeResult(stored, {name: value for name, value in report.items() if value})
+    return ComposeResult(stored, {name: value for name, value in report.items() if value not in (None, {}, [], ())})
 
 
 def _scores(

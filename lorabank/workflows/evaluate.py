@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from lorabank.bank.snapshot import Snapshot
@@ -18,21 +18,25 @@ from lorabank.core.errors import ConfigError, NotFoundError
 from lorabank.core.observer import Observer
 from lorabank.core.records import AS_TRAINED, CompositionRecord, DatasetRecord, EvaluationRecord, TaskRecord
 from lorabank.core.shelves import COMPOSERS, ROUTERS
-from lorabank.core.states import State
+from lorabank.core.states import State, grown
 from lorabank.data.formats.parquet import from_parquet
 from lorabank.data.rows import Rows
 from lorabank.evaluation.confusion import KEY as LABELS
 from lorabank.evaluation.confusion import LabelScores, label_scores, with_texts
 from lorabank.evaluation.environments import environments_of, this_environment
 from lorabank.evaluation.matrix import ScoreMatrix
+from lorabank.evaluation.paired import RowScores, against
+from lorabank.evaluation.routing.summary import abstaining, routing_summary
+from lorabank.evaluation.row_scores import stored_rows
 from lorabank.evaluation.run import Filled, Subject, fill_cells, wanted_cells
-from lorabank.evaluation.scoring import ACCURACY, INVERSE_PERPLEXITY, measured
+from lorabank.evaluation.scoring import ACCURACY, INVERSE_PERPLEXITY, checked_metric, score_rows
 from lorabank.evaluation.text_samples import KEY as TEXTS
 from lorabank.evaluation.text_samples import TextScores, metric_of, text_scores
 from lorabank.models.bases.loading import resolve_device, resolve_dtype
 from lorabank.models.mixing.runtime import Runtime
 from lorabank.workflows.asking.bare import BARE
 from lorabank.workflows.assemble import RuntimeSettings, evaluation_data, form_of
+from lorabank.workflows.audit import audit_routing, check_routed, with_confidence
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import MatrixReport
 
@@ -41,14 +45,36 @@ def evaluate(opened: OpenBank, config: EvalConfig, observer: Observer) -> tuple[
     """One report for each subject, or one about a single task."""
     _check_question(config)
     evaluation = _Evaluation(opened, config, observer)
+    if grown(evaluation.snapshot.adapter_of(evaluation.tasks[-1].name)):
+        _check_shared_head(config)
     if config.task:
         return (evaluation.report_task(config.task, config.state or "now"),)
     if len(set(evaluation.metrics.values())) > 1:
         named = ", ".join(f"{task} by {metric}" for task, metric in evaluation.metrics.items())
         observer.notice(f"tasks are scored by different metrics ({named}): averages mix them")
+    from lorabank.workflows.asking.general import general_skills
+    from lorabank.workflows.asking.harness import checked_tasks, harness_scores
     from lorabank.workflows.scored import chosen_subjects
 
-    return tuple(evaluation.report(name) for name in chosen_subjects(evaluation.snapshot, config))
+    names = chosen_subjects(evaluation.snapshot, config)
+    manager = checked_tasks(opened, config)
+    general = general_skills(opened, names, config.text, config, observer) if config.text else {}
+    harness = harness_scores(opened, names, config, manager, observer) if config.lm_eval else {}
+    other = _Evaluation(OpenBank(config.against_bank), config, observer) if config.against_bank else evaluation
+    if config.against is not None:
+        other.subject(config.against)  # an unknown name should not cost the evaluation first
+    reports = [
+        replace(evaluation.report(name), general=general.get(name), harness=harness.get(name, ())) for name in names
+    ]
+    if config.against is None:
+        return tuple(reports)
+    baseline = other.row_scores(config.against)
+    return tuple(
+        report
+        if other is evaluation and report.subject == config.against
+        else replace(report, against=against(config.against, evaluation.row_scores(report.subject), baseline))
+        for report in reports
+    )
 
 
 def _check_question(config: EvalConfig) -> None:
@@ -57,13 +83,20 @@ def _check_question(config: EvalConfig) -> None:
     Raises:
         ConfigError: ``--state`` without a task, or a task beside what scores several.
     """
+    if config.abstain is not None and abs(config.abstain * 100 - round(config.abstain * 100)) > 1e-9:
+        raise ConfigError(
+            f"--abstain {config.abstain}: scores are kept for thresholds of two decimals",
+            hint=f"--abstain {min(max(config.abstain, 0.01), 0.99):.2f}",
+            unchanged="nothing was computed",
+        )
     if config.task is None:
         if config.state is not None:
             raise ConfigError(
                 f"--state {config.state} applies to one task", hint="add --task NAME", unchanged="nothing was computed"
             )
         return
-    beside = [name for name in ("all", "forgetting_matrix", "forward_transfer") if getattr(config, name)]
+    others = ("all", "against", "text", "lm_eval", "forgetting_matrix", "forward_transfer", "abstain", "audit")
+    beside = [name for name in others if getattr(config, name)]
     beside += ["composition"] if config.compositions else []
     beside += ["head_from"] if config.head_from in ROUTERS else []
     if beside:
@@ -71,6 +104,21 @@ def _check_question(config: EvalConfig) -> None:
             f"--task scores one task as trained, and --{beside[0].replace('_', '-')} scores something else",
             hint="leave one of them out",
             commands=[Command("eval", "--task", config.task)],
+            unchanged="nothing was computed",
+        )
+
+
+def _check_shared_head(config: EvalConfig) -> None:
+    """Refuse what asks for a choice among heads, or for the head of a task that is not learnt yet.
+
+    Raises:
+        ConfigError: The settings do.
+    """
+    asked = f"--head-from {config.head_from}" if config.head_from in ROUTERS else "--forward-transfer"
+    if config.forward_transfer or config.head_from in ROUTERS:
+        raise ConfigError(
+            f"{asked} needs a head for each task, and the tasks of this bank share one head",
+            hint=f"leave {asked} out",
             unchanged="nothing was computed",
         )
 
@@ -92,6 +140,8 @@ def scores_beside(
     members: Sequence[Member],
     device: str,
     observer: Observer,
+    *,
+    store: bool = True,
 ) -> tuple[list[dict[str, Any]], list[EvaluationRecord]]:
     """Each member's score in its own state and in a composition that is not stored yet, on its evaluation rows.
 
@@ -102,6 +152,7 @@ def scores_beside(
         members: Its members.
         device: Where it answers.
         observer: Gets the progress.
+        store: Keep the scores of the members' own states in the bank.
 
     Returns:
         For each member ``task``, ``metric``, ``before``, ``after`` and ``rows``; and the composition's new cells, to
@@ -117,12 +168,13 @@ def scores_beside(
     cells = [(last, evaluation.snapshot.task(member.task)) for member in members]
     composer = COMPOSERS.load(record.mode).load(record, fitted.objects, members, evaluation.runtime)
     composed = Composed(record, composer, evaluation.bank, evaluation.snapshot, members, evaluation.runtime, None)
-    alone = evaluation.fill(oracle_of(evaluation.bank, evaluation.snapshot, evaluation.runtime), cells)
+    own = oracle_of(evaluation.bank, evaluation.snapshot, evaluation.runtime)
+    alone = evaluation.fill(own, cells, keep=None if store else lambda new: None)
     new: list[EvaluationRecord] = []
     together = evaluation.fill(composed, cells, keep=new.extend)
     told = [
-        {"task": own.task, "metric": own.metric, "before": own.value, "after": shared.value, "rows": own.n}
-        for own, shared in zip(alone.records, together.records, strict=True)
+        {"task": one.task, "metric": one.metric, "before": one.value, "after": shared.value, "rows": one.n}
+        for one, shared in zip(alone.records, together.records, strict=True)
     ]
     return told, new
 
@@ -161,7 +213,6 @@ class _Evaluation:
             device=self.config.device,
             dtype=self.config.dtype,
             batch_size=self.config.batch_size,
-            untrained_heads=self.config.forward_transfer,
             reuse_prefix=True,
             max_resident=self.config.max_resident,
         )
@@ -200,14 +251,7 @@ class _Evaluation:
 
     def _metric(self, task: TaskRecord) -> str:
         """What was chosen to score the task's cells by, if it can be."""
-        scoring, chosen = self._scoring(task), self.config.metric
-        if (chosen == INVERSE_PERPLEXITY) != measured(scoring):
-            raise ConfigError(
-                f"task {task.name!r} is scored by {scoring}, which has no {chosen}",
-                hint=f"--metric auto ({self._usual(task)})",
-                unchanged="nothing was changed",
-            )
-        return chosen
+        return checked_metric(task.name, self._scoring(task), self._usual(task), self.config.metric)
 
     def _rows(self, task: str) -> Rows:
         blob = self.data[task].blob
@@ -219,10 +263,32 @@ class _Evaluation:
         subject = self.subject(name)
         config = self.config
         cells = wanted_cells(self.tasks, matrix=config.forgetting_matrix, forward=config.forward_transfer)
+        check_routed(subject, config)
         filled = self.fill(subject, cells)
+        if config.abstain is not None:
+            filled = with_confidence(subject, self.tasks, filled, partial(self.fill, subject, anew=True))
         oracle = self._oracle() if subject.task_id == "routed" else None
         settings = {**self.settings, "head_from": config.head_from, "average": config.average}
-        return matrix_report(subject, self.tasks, filled, oracle, settings)
+        report = matrix_report(subject, self.tasks, filled, oracle, settings)
+        if config.abstain is not None and report.routing is not None:
+            abstention = abstaining(self.tasks, filled.records, config.abstain)
+            report = replace(report, routing={**report.routing, "abstention": abstention})
+        if config.audit:
+            report = replace(report, audit=audit_routing(subject, self.snapshot, self._rows, self.observer))
+        return report
+
+    def row_scores(self, name: str) -> RowScores:
+        """The score of each row after the last task; the rows of a cell that does not keep them are answered again."""
+        subject, last = self.subject(name), self.tasks[-1].position
+        filled = self.fill(subject, [(last, task) for task in self.tasks])
+        found = {}
+        for task, cell in zip(self.tasks, filled.records, strict=True):
+            if (scores := stored_rows(cell)) is None:
+                rows = self._rows(task.name)
+                scores = score_rows(cell.metric, subject.answer(last, task, rows), rows.labels).rows
+            found[task.name] = scores
+        digests = {task: record.sha256 for task, record in self.data.items()}
+        return RowScores(found, {cell.task: cell for cell in filled.records}, digests)
 
     def report_task(self, name: str, state: State) -> MatrixReport:
         """The one cell of a task in a state: what ``predict --task NAME --state STATE`` says to its rows."""
@@ -292,7 +358,7 @@ def matrix_report(
         scalars={key: _plain(value) for key, value in matrix.scalars(settings["average"]).items()},
         computed=filled.computed + (oracle.computed if oracle else 0),
         cached=filled.cached + (oracle.cached if oracle else 0),
-        routing=_routing(tasks, filled, oracle) if oracle else None,
+        routing=routing_summary(tasks, filled.records, oracle.records) if oracle else None,
         settings=settings,
         metric=matrix.metric,
         environments=environments_of([*filled.records, *(oracle.records if oracle else ())]),
@@ -317,22 +383,6 @@ def _texts(tasks: Sequence[TaskRecord], filled: Filled) -> dict[str, TextScores]
     last = tasks[-1].position
     found = {record.task: text_scores(record) for record in filled.records if record.stage == last}
     return {task: scores for task, scores in found.items() if scores is not None}
-
-
-def _routing(tasks: Sequence[TaskRecord], filled: Filled, oracle: Filled) -> dict[str, Any]:
-    """Routed against oracle accuracy, and where the rows of each task went, at the last stage."""
-    last = tasks[-1].position
-    names = [task.name for task in tasks]
-    cells = {record.task: record for record in filled.records if record.stage == last}
-    confusion = [[int(cells[true].detail["routed"].get(task.born, 0)) for task in tasks] for true in names]
-    total = sum(map(sum, confusion))
-    return {
-        "routed": float(np.mean([cells[name].value for name in names])),
-        "oracle": float(np.mean([record.value for record in oracle.records])),
-        "accuracy": sum(confusion[i][i] for i in range(len(names))) / total,
-        "confusion": confusion,
-        "tasks": names,
-    }
 
 
 def _listed(values: Any) -> list[list[float | None]]:

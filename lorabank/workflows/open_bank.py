@@ -59,6 +59,11 @@ class OpenBank:
         return self._snapshot
 
     @property
+    def revision(self) -> int:
+        """Number of the newest change in the state that was read last; 0 before the first."""
+        return int(self._change[0]) if self._change else 0
+
+    @property
     def base(self) -> OpenBase:
         """The bank's base model, or that of the bank to be; what was loaded of it stays.
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from lorabank.bank.bank import Bank
 from lorabank.bank.failures import reported
 from lorabank.core.errors import LorabankError, NotFoundError
-from lorabank.core.records import EvaluationRecord
-from lorabank.core.shelves import ROUTERS
+from lorabank.core.records import CompositionRecord, EvaluationRecord
+from lorabank.core.shelves import METRICS, ROUTERS
 from lorabank.evaluation import thresholds as gating
+from lorabank.models.facts.curves import LearningCurve
 from lorabank.workflows.results import MatrixReport
 
 if TYPE_CHECKING:
@@ -23,10 +24,20 @@ if TYPE_CHECKING:
     from lorabank.evaluation.run import Filled, Subject
 
 
+MACRO_F1 = "macro_f1"
+"""A metric of gates that no matrix has: it is not a mean over rows."""
+
+
 def check_gates(reports: Sequence[MatrixReport], gates: Sequence[str]) -> tuple[gating.GateResult, ...]:
     """Check every gate on every report; all gates are parsed first."""
-    parsed = [gating.parse_gate(gate) for gate in gates]
-    return tuple(result for report in reports for result in gating.check_gates(parsed, report.scalars))
+    parsed = [gating.parse_gate(gate, (*METRICS, MACRO_F1)) for gate in gates]
+    return tuple(result for report in reports for result in gating.check_gates(parsed, gated(report)))
+
+
+def gated(report: MatrixReport) -> dict[str, float | None]:
+    """What gates are checked on: the scalars, and the mean macro-F1 of the tasks with labels after the last stage."""
+    found = [scores.macro_f1 for scores in report.labels.values()]
+    return {**report.scalars, MACRO_F1: sum(found) / len(found) if found else None}
 
 
 def save_plot(report: MatrixReport, path: Path) -> Path:
@@ -35,9 +46,32 @@ def save_plot(report: MatrixReport, path: Path) -> Path:
         return report.plot().save(path)
 
 
+def save_curve(path: str | Path, name: str, target: Path) -> Path:
+    """Draw how a task was trained as ``.png`` or ``.svg``.
+
+    Raises:
+        NotFoundError: There is no record of a training.
+    """
+    from lorabank.evaluation.plots.learning import learning_plot
+    from lorabank.workflows.show import curve_of, find_named
+
+    bank = Bank.open(path)
+    snapshot = bank.snapshot()
+    record = find_named(snapshot, name)
+    curve = None if isinstance(record, CompositionRecord) else curve_of(bank, snapshot.adapter_of(name))
+    if curve is None or not curve.steps:
+        raise NotFoundError(
+            f"no training of {name!r} is recorded: it is a composition, was imported, or is older than such records",
+            hint="show without --curve has what is known of it",
+            unchanged="nothing was written",
+        )
+    with _writing(target):
+        return learning_plot(curve, name).save(target)
+
+
 def save_csv(report: MatrixReport, path: Path) -> Path:
     """Write a matrix as CSV."""
-    from lorabank.evaluation.plots import write_csv
+    from lorabank.evaluation.plots.heatmap import write_csv
 
     with _writing(path):
         return write_csv(report.matrix(), path)
@@ -52,10 +86,22 @@ def report(path: str | Path, target: Path) -> Path:
     snapshot = bank.snapshot()
     made = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     measured = with_mistakes(bank, snapshot, stored_reports(bank, snapshot))
-    page = render_report(snapshot, measured, created_at=made, version=__version__)
+    page = render_report(snapshot, measured, curves=curves_of(bank, snapshot), created_at=made, version=__version__)
     with _writing(target):
         target.write_text(page, encoding="utf-8")
     return target
+
+
+def curves_of(bank: Bank, snapshot: Snapshot) -> dict[str, LearningCurve]:
+    """Task to how it was trained; a record that cannot be read is left out."""
+    from lorabank.workflows.show import curve_of
+
+    found: dict[str, LearningCurve] = {}
+    for task in snapshot.tasks:
+        with suppress(LorabankError):
+            if (curve := curve_of(bank, snapshot.adapter_of(task.name))) is not None:
+                found[task.name] = curve
+    return found
 
 
 def with_mistakes(bank: Bank, snapshot: Snapshot, reports: Sequence[MatrixReport]) -> list[MatrixReport]:

@@ -11,11 +11,14 @@ from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecor
 from lorabank.core.showing import data_frame, shown, table
 from lorabank.data.bad_rows import LeftOut
 from lorabank.evaluation.confusion import LabelScores
+from lorabank.evaluation.routing.audit import RoutingAudit
 from lorabank.evaluation.text_samples import TextScores
 
 if TYPE_CHECKING:
+    from lorabank.algebra.comparison import Comparison
     from lorabank.evaluation.matrix import ScoreMatrix
-    from lorabank.evaluation.plots import Plot
+    from lorabank.evaluation.paired import Paired, PairedReport
+    from lorabank.evaluation.plots.heatmap import Plot
 
 
 @shown("name", "train_rows", "eval_rows", "labels", "steps", "trainable_parameters", "penalty")
@@ -50,6 +53,8 @@ class TaskPlan:
             else None.
         few_steps: What to type for more steps where they are few; else None.
         poor_fit: What is told where the base's tokenizer hardly knows the rows' script; else None.
+        held_rows: Training rows that are held out for early stopping and not among ``train_rows``; None for none.
+        packs: Sequences of an epoch, where rows are packed; earlier tasks' rows are not counted. Else None.
     """
 
     name: str
@@ -80,6 +85,8 @@ class TaskPlan:
     prompts: str | None = None
     few_steps: str | None = None
     poor_fit: str | None = None
+    held_rows: int | None = None
+    packs: int | None = None
 
 
 @shown("task", "score", "bank", "warnings")
@@ -122,6 +129,54 @@ class ComposeResult:
     report: dict[str, Any]
 
 
+@shown("composition", "rank", "scores")
+@dataclass(frozen=True)
+class HarnessScore:
+    """A metric of a task of the lm-evaluation-harness.
+
+    Attributes:
+        task: The task.
+        metric: Its metric, with what is taken of an answer where that is not all of it.
+        before: Of the untouched base.
+        after: With the adapters that answer after the last task.
+        before_error: Standard error of ``before``, as the harness computes it; None where it has none.
+        after_error: That of ``after``.
+        higher_is_better: Whether a larger value is; None where the harness does not say.
+        rows: Rows that were asked; None of a group of tasks.
+        change: The paired test of the rows; None where a row has no score of its own.
+    """
+
+    task: str
+    metric: str
+    before: float
+    after: float
+    before_error: float | None
+    after_error: float | None
+    higher_is_better: bool | None
+    rows: int | None
+    change: Paired | None
+
+
+@dataclass(frozen=True)
+class GeneralSkills:
+    """The perplexity of held-out text, lower is better.
+
+    Attributes:
+        before: Of the untouched base.
+        after: With the adapters that answer after the last task.
+        change: The paired test of the log-likelihood of a token, in nats, over the pieces of the text; negative where
+            skills were lost.
+        tokens: Tokens that were predicted.
+        left_out: Pieces that do not fit into the model.
+    """
+
+    before: float
+    after: float
+    change: Paired
+    tokens: int
+    left_out: int
+
+
 @shown("subject", "mode", "tasks", "scalars", "computed", "cached")
 @dataclass(frozen=True)
 class MatrixReport:
@@ -138,7 +193,11 @@ class MatrixReport:
         computed: Cells that were computed now.
         cached: Cells that were there.
         routing: For a routed subject at the last stage: ``routed`` and ``oracle`` average accuracy, ``accuracy`` of
-            the routing, ``confusion[true][routed]`` counts and its ``tasks``.
+            the routing, ``confusion[true][routed]`` counts, its ``tasks`` and the share of the rows of each that was
+            routed to it, ``right``. Where the router gives probabilities, their mean ``confidence`` and the
+            ``calibration_error`` (its distance from ``accuracy``), else None. ``abstention`` where it was asked for:
+            ``threshold``, the share of rows that are answered as ``coverage`` (and of each task, ``covered``), and of
+            those the share that was ``routed`` right and the mean ``score``.
         metric: What the values are; several names where tasks are scored by different ones.
         environments: Each environment that cells were computed in: their number ``cells``, versions of packages and
             ``threads``, None where a cell does not say.
@@ -147,6 +206,10 @@ class MatrixReport:
             or whose cell was stored before that was kept. Mistakes have their texts in a report about one task.
         texts: Task to how its rows were answered in free text after the last stage, with samples; none of other
             tasks, or whose cell was stored before that was kept.
+        general: What learning did to the perplexity of the text that was asked for.
+        harness: What it did to the tasks of the lm-evaluation-harness that were asked for.
+        against: The test against the baseline that was asked for, of any other subject.
+        audit: Of a routed subject, which tasks are confused and what the router goes by, where that was asked for.
     """
 
     subject: str
@@ -167,6 +230,10 @@ class MatrixReport:
     state: Literal["now", "learnt"] | None = None
     labels: dict[str, LabelScores] = field(default_factory=dict)
     texts: dict[str, TextScores] = field(default_factory=dict)
+    against: PairedReport | None = None
+    general: GeneralSkills | None = None
+    harness: tuple[HarnessScore, ...] = ()
+    audit: RoutingAudit | None = None
 
     def _repr_html_(self) -> str:
         """The matrix: a row for each stage with a score, a column for each task."""
@@ -189,8 +256,8 @@ class MatrixReport:
 
         A notebook shows it; ``plot().save("matrix.png")`` writes it, and ``plot().figure`` is matplotlib's.
         """
-        from lorabank.evaluation.confusion_plot import confusion_plot
-        from lorabank.evaluation.plots import heatmap
+        from lorabank.evaluation.plots.confusion import confusion_plot
+        from lorabank.evaluation.plots.heatmap import heatmap
 
         if self.state is not None and self.labels:
             ((task, scores),) = self.labels.items()
@@ -198,6 +265,12 @@ class MatrixReport:
             figures = f"accuracy {accuracy:.4f}, macro-F1 {scores.macro_f1:.4f}, {rows} rows"
             return confusion_plot(scores, f"{task}, in its state {self.state}", figures)
         return heatmap(self.matrix(), self.subject if self.mode == self.subject else f"{self.subject} ({self.mode})")
+
+    def curves(self) -> Plot:
+        """The score of each task over the stages, from the one after which it was learnt; many tasks: the worst."""
+        from lorabank.evaluation.plots.tasks import task_plot
+
+        return task_plot(self.matrix(), self.subject if self.mode == self.subject else f"{self.subject} ({self.mode})")
 
     def to_pandas(self) -> Any:
         """The matrix as a ``pandas.DataFrame``: a row for each stage, from ``base`` on, and a column for each task.
@@ -215,7 +288,8 @@ class Prediction:
     """The label of one text (or the text that was generated) and whose head gave it.
 
     Attributes:
-        task: Whose head or form answered; ``"none"`` for the bare base.
+        label: None where no task was likely enough.
+        task: Whose head or form answered; ``"none"`` for the bare base; None where no task was likely enough.
         probability: The label's among its task's labels; None for a generated text.
         adapters: Weight of each task's adapter that answered.
         state: Of a task as trained ``"now"`` or ``"learnt"``, of the bare base ``"base"``, else ``"composition"``.
@@ -223,9 +297,9 @@ class Prediction:
     """
 
     text: str
-    label: str
+    label: str | None
     probability: float | None
-    task: str
+    task: str | None
     task_id: Literal["given", "routed"]
     adapters: dict[str, float]
     state: Literal["now", "learnt", "base", "composition"]
@@ -237,11 +311,14 @@ class RoutedPrediction(Prediction):
     """An answer whose task was found by a router.
 
     Attributes:
-        margin: How far the second best task scored below this one, in squared distances (kmeans) or log-odds
-            (gaussian); None where there is no other task.
+        margin: How far the second best task scored below this one, in squared distances (kmeans), cosines
+            (similarity) or log-odds (gaussian; of layered, times its temperature); None where there is no other task.
+        posterior: Probability of each task that is not very unlikely, the likeliest first; empty where the router
+            gives none.
     """
 
     margin: float | None
+    posterior: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -263,11 +340,42 @@ class AnswersFile:
     bad_rows: LeftOut | None = None
 
 
+@shown("one", "other", "relation", "interference", "input_overlap", "output_overlap")
 @dataclass(frozen=True)
-class ExportResult:
-    """A PEFT folder that was written.
+class CompareResult:
+    """The adapters of two tasks side by side.
 
     Attributes:
+        relation: ``"same factors"``; ``"same delta weights"`` of other factors, as a rotation ``B R`` and ``R^-1 A``
+            leaves them; or ``"different"``.
+        interference: Cosine of the delta weights over all modules: 0 where neither disturbs the other, 1 where they
+            are the same up to a factor, negative where they cancel.
+        input_overlap: Mean over the common modules of the overlap of what both read; None without such a module.
+        output_overlap: The same of what both write.
+        random_input_overlap: What is to be expected of random spaces.
+        random_output_overlap: The same of what is written.
+        only: Task to the modules that its adapter alone changes.
+        details: Every figure, by module.
+    """
+
+    one: str
+    other: str
+    relation: Literal["same factors", "same delta weights", "different"]
+    interference: float
+    input_overlap: float | None
+    output_overlap: float | None
+    random_input_overlap: float | None
+    random_output_overlap: float | None
+    only: dict[str, tuple[str, ...]]
+    details: Comparison
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A folder that was written.
+
+    Attributes:
+        kind: ``"adapter"``, ``"joined"`` or ``"composition"`` of a PEFT folder, ``"model"`` of a whole base.
         state: Which state of the task it is, ``"now"`` or ``"learnt"``; None of a composition or of ``own``.
     """
 

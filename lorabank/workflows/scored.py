@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Literal
 
@@ -15,19 +16,21 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.objects.canonical import Encoded, canonical, encoded, encoded_list
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, known, longest, state_weights
-from lorabank.compose.routed import statistics_digest
-from lorabank.compose.routers.base import Router, RouterMethod
-from lorabank.compose.routers.statistics import StoredStatistics
+from lorabank.compose.known_tasks import KnownTask, MemberRouter, from_samples, kept_or_made
+from lorabank.compose.routers.base import RouterMethod
+from lorabank.core.commands import Command
 from lorabank.core.config import EvalConfig
+from lorabank.core.errors import ConfigError
 from lorabank.core.records import AS_TRAINED, AdapterRecord, CompositionRecord, TaskRecord
 from lorabank.core.shelves import ROUTERS
-from lorabank.core.states import SELECTOR, Deployed, needed, own_state
+from lorabank.core.states import SELECTOR, Deployed, grown, needed, own_state
 from lorabank.data.rows import Rows
 from lorabank.evaluation.run import Subject
 from lorabank.evaluation.scoring import Said, measured
 from lorabank.models.answering.base import AnswerForm
-from lorabank.models.gates.attention import Selector
+from lorabank.models.gates.attention_token import Selector
 from lorabank.models.mixing.runtime import Plan, Runtime
+from lorabank.models.mixing.soft import answer_routed
 from lorabank.workflows.assemble import form_of, load_composer, read_members
 
 
@@ -35,28 +38,40 @@ class HeadRouter:
     """Says which known task's head answers each text, for states that do not route themselves."""
 
     def __init__(self, kind: str, members: Sequence[Member], runtime: Callable[[], Runtime]) -> None:
-        self._kind = kind
+        self._kind, self._runtime = kind, runtime
         self._method: RouterMethod = ROUTERS.load(kind)()
         self._members = members
-        self._runtime = runtime
-        self._router: tuple[int, Router] | None = None  # of one stage: a row of cells asks for the same one
+        self._router = MemberRouter(self._method, runtime)
+
+    @cached_property
+    def _tasks(self) -> list[KnownTask]:
+        """What the router knows of the members; as `compose` does, it makes what an older version did not keep."""
+        tasks, made = kept_or_made(self._members, self._method, self._runtime)
+        if made:
+            self._runtime().notice(from_samples(made))
+            self._method = self._method.fitted({"from_samples": made})
+            self._router = MemberRouter(self._method, self._runtime)
+        return tasks
+
+    @cached_property
+    def _known(self) -> Callable[[int], list[KnownTask]]:
+        """The tasks that a stage knows: a row of cells asks for the same ones."""
+        return lru_cache(maxsize=1)(lambda stage: [task for task in self._tasks if task.member.position <= stage])
 
     def route(self, stage: int, texts: Sequence[str]) -> NDArray[np.int64]:
         """Indices ``[n]`` into the members that the stage knows."""
-        members = known(self._members, stage)
-        if self._router is None or self._router[0] != stage:
-            self._router = stage, self._method.build(StoredStatistics([member.statistics for member in members]))
-        return np.asarray(self._router[1].route(self._runtime().features(texts, longest(members))), np.int64)
+        tasks = self._known(stage)
+        return np.asarray(self._router.rank(tasks, texts).task, np.int64)
 
     def identity(self, stage: int) -> Encoded:
         """What decides the route."""
-        members = known(self._members, stage)
-        digests = encoded_list(self._identities[member.task] for member in members)
+        members, identities = known(self._members, stage), self._identities
+        digests = encoded_list(identities[member.task] for member in members)
         return encoded_list([self._kind, self._method.identity(), longest(members), digests])
 
     @cached_property
     def _identities(self) -> dict[str, Encoded]:
-        return {member.task: encoded_list([member.lasting, statistics_digest(member)]) for member in self._members}
+        return {task.member.task: encoded_list([task.member.lasting, task.digest]) for task in self._tasks}
 
 
 class _Answering(ABC):
@@ -89,15 +104,35 @@ class _Answering(ABC):
         if route is None and self._router and stage:
             route = self._router.route(stage, rows.keys)
         members = known(self._members, stage)
-        routed = () if route is None else tuple(members[k].lasting for k in route)
+        routed = () if route is None else tuple(self._lasting(stage, route))
         form = self.form(task)
         if measured(form.scoring):
             own = self.head(stage, task)
             likelihoods, tokens = self._runtime().log_likelihoods(rows.texts, rows.labels, plan, own)
             return Said((), routed, likelihoods, tokens)
-        heads = self.head(stage, task) if route is None else np.array([member.head for member in members])[route]
-        answers = self._runtime().answer(rows.texts, plan, heads)
-        return Said(answers.said, routed, probabilities=answers.probabilities)
+        if route is None:
+            answers = self._runtime().answer(rows.texts, plan, self.head(stage, task))
+        else:
+            heads = np.array([one.head for one in self._members[: len(members)]], np.int64)
+            answers = answer_routed(self._runtime(), rows.texts, replace(plan, route=route), heads)
+        return Said(answers.said, routed, probabilities=answers.probabilities, confidence=_confidence(plan))
+
+    def routes(self, stage: int, texts: Sequence[str]) -> tuple[list[str], NDArray[np.float64] | None]:
+        """The task that each text is sent to, under the name that it never loses, and how likely that is.
+
+        Args:
+            stage: The last position that is known.
+            texts: n texts.
+
+        Returns:
+            Of a routed subject n names; and float64 ``[n]``, None where the router gives no probabilities.
+        """
+        assert self._router is not None
+        return self._lasting(stage, self._router.route(stage, texts)), None
+
+    def _lasting(self, stage: int, route: NDArray[np.int64]) -> list[str]:
+        members = known(self._members, stage)
+        return [members[k].lasting for k in route]
 
     def form(self, task: TaskRecord) -> AnswerForm:
         """How the task is asked."""
@@ -105,8 +140,13 @@ class _Answering(ABC):
 
     def head(self, stage: int, task: TaskRecord) -> int:
         """The task's head, or before the task is learnt the head that its training begins with."""
-        index = self._index[task.name]
-        return index if self._trained(stage, task) else index + len(self._snapshot.tasks)
+        owner = self._owner(stage, task)
+        index = self._index[owner.name]
+        return index if self._trained(stage, owner) else index + len(self._snapshot.tasks)
+
+    def _owner(self, stage: int, task: TaskRecord) -> TaskRecord:
+        """The task whose head answers: of a shared head, the one that left it as it is in the state that answers."""
+        return self.newest_head(stage, task) if grown(self._snapshot.adapter_of(task.name)) else task
 
     def _trained(self, stage: int, task: TaskRecord) -> bool:
         """Whether the task's own head answers; there is no other one of a language model."""
@@ -120,11 +160,16 @@ class _Answering(ABC):
     def state_identity(self, stage: int, task: TaskRecord) -> str:
         """What decides the state that answers: the same string for all cells that have it in common."""
 
+    @abstractmethod
+    def newest_head(self, stage: int, task: TaskRecord) -> TaskRecord:
+        """The task that left the shared head as it answers for ``task``; the task itself for the untrained base."""
+
     def head_identity(self, stage: int, task: TaskRecord) -> str:
         """Which head answers, and in which form: a router's choice, a trained head, or an untrained one."""
         if self._router and stage:
             return self._routed_text(stage)
-        return self._head_text(task.name, self._trained(stage, task))
+        owner = self._owner(stage, task)
+        return self._head_text(owner.name, self._trained(stage, owner))
 
     def _routed_head(self, stage: int) -> str:
         assert self._router is not None
@@ -143,13 +188,18 @@ class _Answering(ABC):
         return {member.task: Encoded(canonical(member.form.identity())) for member in self._members}
 
 
+def _confidence(plan: Plan) -> NDArray[np.float64] | None:
+    """How likely the likeliest task of each text is."""
+    return None if plan.posterior is None else np.asarray(plan.posterior.max(1))
+
+
 def state_plan(bank: Bank, adapter: AdapterRecord | None, runtime: Runtime) -> Plan:
     """The state that training an adapter left: a sum, or the attention that it was trained with."""
     if adapter and SELECTOR in adapter.objects:
-        members = tuple(needed(adapter))
-        selector = Selector(runtime.stack.select(members)).requires_grad_(False)
+        states = tuple((digest,) for digest in needed(adapter))
+        selector = Selector(runtime.states(states)).requires_grad_(False)
         tensors = load_tensors(bank.read_blob(adapter.objects[SELECTOR]))
-        return Plan(gate=selector.load_tensors(tensors), members=members)
+        return Plan(gate=selector.load_tensors(tensors), states=states)
     state = dict.fromkeys(own_state(adapter), 1.0) if adapter else {}
     return Plan(weights=state_weights(runtime.stack.names, state))
 
@@ -170,6 +220,11 @@ class AsTrained(_Answering):
     def newest(self, stage: int, task: TaskRecord) -> AdapterRecord | None:
         """The adapter whose state answers; None for the untrained base."""
         return self._deployed.after(stage, self._snapshot.adapter_of(task.name))
+
+    def newest_head(self, stage: int, task: TaskRecord) -> TaskRecord:
+        """The task whose adapter answers."""
+        adapter = self.newest(stage, task)
+        return self._snapshot.task(adapter.task) if adapter else task
 
     @cached_property
     def _deployed(self) -> Deployed:
@@ -227,6 +282,11 @@ class Composed(_Answering):
         """The composition's own identity at this stage."""
         return self._state_text(stage)
 
+    def newest_head(self, stage: int, task: TaskRecord) -> TaskRecord:
+        """The last member that the stage knows."""
+        members = known(self._members, stage)
+        return self._snapshot.task(members[-1].task) if members else task
+
     def head_identity(self, stage: int, task: TaskRecord) -> str:
         """The head, or of a composition that routes the forms of all that it may route to."""
         if not self._begun(stage):
@@ -249,6 +309,14 @@ class Composed(_Answering):
             return self.said(0, task, rows, bare)
         return self.said(stage, task, rows, self.composer.plan(stage, rows.keys))
 
+    def routes(self, stage: int, texts: Sequence[str]) -> tuple[list[str], NDArray[np.float64] | None]:
+        """By the composition's own router, or by the one that picks the head; as the base class has it."""
+        if not self.composer.routed:
+            return super().routes(stage, texts)
+        plan = self.composer.plan(stage, texts)
+        assert plan.route is not None
+        return self._lasting(stage, plan.route), _confidence(plan)
+
 
 def all_members(bank: Bank, snapshot: Snapshot) -> list[Member]:
     """Every ready task as a member."""
@@ -267,7 +335,20 @@ def make_subject(bank: Bank, snapshot: Snapshot, name: str, runtime: Callable[[]
 
 
 def chosen_subjects(snapshot: Snapshot, config: EvalConfig) -> list[str]:
-    """Names of what an evaluation scores: the state as trained unless compositions are named."""
+    """Names of what an evaluation scores: the state as trained unless compositions are named.
+
+    Raises:
+        ConfigError: A task is named in the place of a composition.
+    """
+    tasks = {task.name for task in snapshot.tasks}
+    for name in (*config.compositions, None if config.against_bank else config.against):
+        if name in tasks:
+            raise ConfigError(
+                f"{name!r} is a task, not a composition",
+                hint="score one task as trained",
+                commands=[Command("eval", "--task", name)],
+                unchanged="nothing was computed",
+            )
     if config.all:
         return [AsTrained.name, *(composition.name for composition in snapshot.compositions)]
     return list(config.compositions) or [AsTrained.name]

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
+from io import BufferedIOBase
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 from lorabank.core.arguments import checked
-from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
-from lorabank.core.errors import BusyError, ConfigError
-from lorabank.core.observer import BARS, Observer
+from lorabank.core.config import (
+    ComposeConfig,
+    EvalConfig,
+    FoldConfig,
+    GenerateConfig,
+    InitConfig,
+    LoralibConfig,
+    PredictConfig,
+    TrainConfig,
+)
+from lorabank.core.machine.turns import Turns
+from lorabank.core.observer import BARS, Listener, Observer
 
 if TYPE_CHECKING:
     from lorabank.bank.snapshot import Snapshot
-    from lorabank.workflows.results import AddTaskResult, AnswersFile, ComposeResult, MatrixReport, Prediction
+    from lorabank.workflows.learning.folded import FoldPlan, FoldResult
+    from lorabank.workflows.learning.found import StreamResult
+    from lorabank.workflows.results import (
+        AddTaskResult,
+        AnswersFile,
+        CompareResult,
+        ComposeResult,
+        MatrixReport,
+        Prediction,
+    )
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,13 +45,8 @@ def _alone(method: Callable[Concatenate[Session, P], R]) -> Callable[Concatenate
 
     @wraps(method)
     def call(session: Session, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        session._enter()
-        try:
+        with session._turns.taken():
             return method(session, *args, **kwargs)
-        finally:
-            if session._closed:  # by another thread, which left the models to this call
-                session._opened.close()
-            session._lock.release()
 
     return call
 
@@ -58,9 +70,7 @@ class Session:
 
         self.path = path
         self._opened = OpenBank(path)
-        self._process = os.getpid()
-        self._lock = threading.Lock()
-        self._closed = False
+        self._turns = Turns(path, self._opened.close)
 
     def __enter__(self) -> Self:
         return self
@@ -75,10 +85,7 @@ class Session:
 
         If another thread has a call under way, that call finishes first and then releases them.
         """
-        self._closed = True
-        if self._lock.acquire(blocking=False):
-            self._opened.close()
-            self._lock.release()
+        self._turns.end()
 
     @checked
     @_alone
@@ -112,8 +119,7 @@ class Session:
             observer: Gets notices and the losses.
             note: What the task is about, for people.
             tags: Words to find it by, spelt like names.
-            replace: Let a task of this name be superseded in the commit, with the compositions that hold it;
-                `lorabank.api.undo` brings them back.
+            replace: Supersede a task of this name, with the compositions that hold it, until `lorabank.api.undo`.
 
         Raises:
             ExistsError: The name is taken and ``replace`` is off.
@@ -138,6 +144,48 @@ class Session:
 
     @checked
     @_alone
+    def stream(
+        self,
+        config: TrainConfig,
+        *,
+        lines: BufferedIOBase | None = None,
+        init: InitConfig | None = None,
+        prefix: str = "stream",
+        resume: bool = False,
+        found: Listener = lambda task: None,
+        observer: Observer = BARS,
+    ) -> StreamResult:
+        """Learn labelled texts in their order, each once, and find the tasks among them (Online-LoRA).
+
+        Args:
+            config: The settings; strategy and head are those of a stream, and there are no epochs.
+            lines: JSON lines to read in the place of the file ``config.data``.
+            init: Base model of a bank that is made now.
+            prefix: The tasks are called ``PREFIX-1``, ``PREFIX-2``, ...
+            resume: Pass the rows that the bank's stream took before.
+            found: Called with each task when it is in the bank.
+            observer: Gets notices and the losses.
+
+        Raises:
+            ConfigError: The base is a language model, or the bank's tasks have a head each.
+            DataError: A row is bad, or the rows of a resumed stream are others.
+            NotFoundError: There is no such file, or no stream to resume.
+        """
+        from lorabank.workflows.learning.stream import stream
+
+        return stream(
+            self._opened,
+            config,
+            init=init or InitConfig(),
+            lines=lines,
+            prefix=prefix,
+            resume=resume,
+            found=found,
+            observer=observer,
+        )
+
+    @checked
+    @_alone
     def compose(
         self, config: ComposeConfig, observer: Observer = BARS, *, note: str | None = None, tags: Sequence[str] = ()
     ) -> ComposeResult:
@@ -153,6 +201,46 @@ class Session:
 
     @checked
     @_alone
+    def fold(
+        self,
+        tasks: Sequence[str],
+        into: str,
+        config: FoldConfig,
+        observer: Observer = BARS,
+        *,
+        note: str | None = None,
+        tags: Sequence[str] = (),
+    ) -> FoldResult:
+        """Replace the adapters of some tasks by one of bounded rank, once it is measured what that costs each of them.
+
+        Args:
+            tasks: Their names.
+            into: Name of the composition of them that is stored with it.
+            config: Rank, merger and tolerance.
+            observer: Gets notices and progress.
+            note: As in `compose`.
+            tags: As in `compose`.
+
+        Raises:
+            GateError: The score of a task would fall by more than the tolerance.
+            IncompatibleError: A task stands on an adapter that is not folded, or its state is not a sum.
+            NotFoundError: There is no bank, no such task, or a task keeps no evaluation rows.
+            ExistsError: The name is taken.
+        """
+        from lorabank.workflows.learning.fold import fold
+
+        return fold(self._opened, tasks, into, config, observer, note=note, tags=tags)
+
+    @checked
+    @_alone
+    def plan_fold(self, tasks: Sequence[str], into: str, config: FoldConfig, observer: Observer = BARS) -> FoldPlan:
+        """What `fold` would do, with each task's score before and after. Nothing is stored."""
+        from lorabank.workflows.learning.fold import plan_fold
+
+        return plan_fold(self._opened, tasks, into, config, observer)
+
+    @checked
+    @_alone
     def evaluate(self, config: EvalConfig, observer: Observer = BARS) -> tuple[MatrixReport, ...]:
         """Score the state as trained and compositions; cells that were scored before are read, not computed."""
         from lorabank.workflows.evaluate import evaluate
@@ -161,18 +249,26 @@ class Session:
 
     @checked
     @_alone
+    def compare(self, one: str, other: str) -> CompareResult:
+        """Two tasks' own adapters side by side: principal angles, overlap, interference, and whether they are equal.
+
+        Raises:
+            NotFoundError: There is no such task.
+            ConfigError: Both are the same task.
+        """
+        from lorabank.workflows.compare import compare
+
+        return compare(self._opened, one, other)
+
+    @checked
+    @_alone
     def predict(
-        self,
-        texts: Iterable[str] | None = None,
-        config: PredictConfig = PredictConfig(),
-        *,
-        observer: Observer = BARS,
+        self, texts: Iterable[str] | None = None, config: PredictConfig = PredictConfig(), *, observer: Observer = BARS
     ) -> tuple[Prediction, ...]:
         """Label texts with a composition, or with the state as trained for a task that is named.
 
         Args:
-            texts: The texts, in a list or anything else with strings one after the other; those of ``config.data``, a
-                file, come after them.
+            texts: The texts, any iterable of strings; those of ``config.data``, a file, come after them.
             config: What answers.
             observer: Gets notices.
 
@@ -239,9 +335,8 @@ class Session:
         """
         from lorabank.workflows.asking.answer_rows import answer_file
 
-        target = Path(target)
         return answer_file(
-            self._opened, target, texts or (), config, form=format, overwrite=overwrite, observer=observer
+            self._opened, Path(target), texts or (), config, form=format, overwrite=overwrite, observer=observer
         )
 
     @checked
@@ -257,24 +352,24 @@ class Session:
         base_fingerprint: str | None = None,
         part: int | None = None,
         ignore_unknown: bool = False,
+        loralib: LoralibConfig | None = None,
         observer: Observer = BARS,
         note: str | None = None,
         tags: Sequence[str] = (),
         replace: bool = False,
     ) -> AddTaskResult:
-        """Take a PEFT LoRA folder into the bank as a task.
+        """Take a LoRA adapter from elsewhere into the bank as a task.
 
         Args:
-            source: A local PEFT folder with ``adapter_model.safetensors``, or ``OWNER/NAME[@REVISION]`` on the hub.
+            source: A PEFT folder, ``OWNER/NAME[@REVISION]`` on the hub, or a state dict of loralib as safetensors.
             task: Name of the new task.
             config: Its data: rows to measure it on and to route by.
             labels: A classifier's labels in the order of its head's outputs; default: the data's labels in order.
             init: Base model of a bank that is made now.
-            base_fingerprint: First digits of the fingerprint of the weights that it was trained on; needed where its
-                config does not name the bank's base model.
-            part: Number of a task in a folder of O-LoRA's reference implementation, from 1; default: all of them,
-                summed.
+            base_fingerprint: First digits of the fingerprint of its base model, where its config names another name.
+            part: Number of a task in a folder that O-LoRA saved, from 1; default: the sum of all of them.
             ignore_unknown: Skip fields of its config that no version of PEFT is known to write.
+            loralib: What a checkpoint of loralib does not hold.
             observer: Gets notices.
             note: What the task is about, for people.
             tags: Words to find it by, spelt like names.
@@ -282,7 +377,7 @@ class Session:
 
         Raises:
             NotFoundError: There is no such folder, or an earlier part is not in the bank.
-            DataError: The folder's tensors are not exactly those of a LoRA adapter with a head.
+            DataError: Its tensors are not exactly those of a LoRA adapter with a head.
             IncompatibleError: Its shapes do not fit the base, or it was trained on another one.
         """
         from lorabank.workflows.carrying.import_adapter import import_adapter
@@ -297,32 +392,9 @@ class Session:
             base_fingerprint=base_fingerprint,
             part=part,
             ignore_unknown=ignore_unknown,
+            loralib=loralib or LoralibConfig(),
             observer=observer,
             note=note,
             tags=tags,
             replace=replace,
         )
-
-    def _enter(self) -> None:
-        """Begin a call.
-
-        Raises:
-            ConfigError: The session is closed, or belongs to another process: what a fork inherits of it,
-                threads and a GPU's memory, does not work there.
-            BusyError: Another call is under way.
-        """
-        again, unchanged = "lorabank.open(PATH) opens one", "nothing was changed"
-        if self._closed:
-            raise ConfigError(f"the session of {self.path} is closed", hint=again, unchanged=unchanged)
-        if self._process != os.getpid():
-            raise ConfigError(
-                f"the session of {self.path} was opened in process {self._process}, this is process {os.getpid()}",
-                hint=f"{again} in each process",
-                unchanged=unchanged,
-            )
-        if not self._lock.acquire(blocking=False):
-            raise BusyError(
-                f"the session of {self.path} is in the middle of another call, and handles one at a time",
-                hint=f"{again} for each thread, or let the threads wait for each other",
-                unchanged=unchanged,
-            )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
-from lorabank.core.records import BaseModelRecord, CompositionRecord, EvaluationRecord, TaskRecord
+from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRecord, EvaluationRecord, TaskRecord
+from lorabank.evaluation.confusion import KEY
+from lorabank.models.facts.curves import ROLE, LearningCurve
 
 
 def find_named(snapshot: Snapshot, name: str) -> TaskRecord | CompositionRecord:
@@ -69,7 +72,18 @@ def _task(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> dict[str, Any]:
         "overlap": overlap,
         "compositions": [made.name for made in snapshot.compositions if task.name in made.members],
         "scores": _scores(bank.task_scores(task.name)),
+        "curve": None if (curve := curve_of(bank, adapter)) is None else asdict(curve),
     }
+
+
+def curve_of(bank: Bank, adapter: AdapterRecord) -> LearningCurve | None:
+    """How the training of an adapter went; None where that was not recorded.
+
+    Raises:
+        DamagedError: What was recorded cannot be read.
+    """
+    digest = adapter.objects.get(ROLE)
+    return LearningCurve.from_bytes(bank.read_blob(digest)) if digest else None
 
 
 def _base(record: BaseModelRecord) -> dict[str, Any]:
@@ -102,6 +116,11 @@ def _composition(bank: Bank, snapshot: Snapshot, record: CompositionRecord) -> d
 
 
 def _scores(records: Iterable[EvaluationRecord]) -> list[dict[str, Any]]:
-    """Stored cells, oldest first."""
+    """Stored cells, oldest first; of rows with labels also the macro-F1."""
     names = ("subject", "stage", "task", "metric", "value", "low", "high", "n", "task_id", "created_at")
-    return [{name: getattr(record, name) for name in names} for record in records]
+    return [{name: getattr(record, name) for name in names} | _macro_f1(record) for record in records]
+
+
+def _macro_f1(record: EvaluationRecord) -> dict[str, Any]:
+    kept = record.detail.get(KEY)
+    return {"macro_f1": kept["macro_f1"]} if isinstance(kept, Mapping) else {}

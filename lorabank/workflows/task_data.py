@@ -15,14 +15,14 @@ from lorabank.core.errors import ConfigError, DataError, IncompatibleError
 from lorabank.core.records import DatasetRecord
 from lorabank.core.settings import validate
 from lorabank.core.shelves import SCORINGS, TASK_TYPES
-from lorabank.core.task_kinds import HEAD, task_kind
+from lorabank.core.task_kinds import HEAD, TaskKind, task_kind
 from lorabank.core.templates import ChatPrompt, check_template, parted
 from lorabank.data.formats.cells import BadCell
 from lorabank.data.formats.parquet import to_parquet
 from lorabank.data.known import row_digests
 from lorabank.data.loading import TaskData, example_row, load_task_data
 from lorabank.data.methods import CHAT
-from lorabank.data.rows import Rows, sample_rows
+from lorabank.data.rows import Rows, sample_indices, sample_rows
 from lorabank.evaluation.text_metrics import usual_metric
 from lorabank.evaluation.text_samples import FACT
 from lorabank.models.bases.loading import LoadedBase
@@ -60,6 +60,7 @@ def load_data(config: TrainConfig, base: OpenBase) -> TaskData:
     chat = ChatTemplate(base)
     turn = chat.turn if base.record.chat_template_hash else None
     kind = task_kind(base.record.task_type)
+    _check_kind(config, kind)
     data = load_task_data(config, labelled=kind.labelled, render_chat=chat, turn=turn)
     if isinstance(data.prompt_template, ChatPrompt):
         chat.check_turns(data.train)
@@ -67,6 +68,31 @@ def load_data(config: TrainConfig, base: OpenBase) -> TaskData:
     if data.labels and not kind.has_head:  # labels that this model cannot tell apart are refused before anything
         encode_labels(base.tokenizer, data.labels, glued=kind.glued and parted(data.prompt_template))
     return data
+
+
+def _check_kind(config: TrainConfig, kind: TaskKind) -> None:
+    """Refuse settings that mean nothing for this kind of model.
+
+    Raises:
+        ConfigError: Naming the first of them.
+    """
+    wrong = {
+        "head": (
+            config.head == "shared" and not kind.has_head,
+            "--head shared is for classifiers, and a language model has no head",
+        ),
+        "class-weights": (
+            config.class_weights != "none" and not kind.has_head,
+            "--class-weights is for classifiers, and a language model learns tokens",
+        ),
+        "packing": (
+            config.packing and not kind.glued,
+            "--packing is for causal language models, whose prompt and answer are one sequence",
+        ),
+    }
+    for name, (refused, why) in wrong.items():
+        if refused:
+            raise ConfigError(why, hint=f"leave --{name} out", unchanged="nothing was changed")
 
 
 class ChatTemplate:
@@ -195,14 +221,35 @@ def as_asked(data: TaskData) -> str:
     return f"rows of the form {data.form}{chat}, scored by {data.scoring}; the first: {prompt} -> {answer}"
 
 
-def task_statistics(base: LoadedBase, rows: Rows, config: TrainConfig) -> bytes:
-    """Centroids, mean and scatter of training rows under the frozen base (CoLoR fits them before training)."""
-    from lorabank.compose.routers.statistics import MOST_ROWS, fit_statistics
-    from lorabank.models.mixing.features import extract_features
+def task_statistics(base: LoadedBase, rows: Rows, config: TrainConfig) -> tuple[bytes, dict[str, bytes]]:
+    """Statistics of training rows under the frozen base, all from one pass (CoLoR fits them before training).
 
-    texts = sample_rows(rows, MOST_ROWS, config.seed).keys
-    features = extract_features(base.model, base.tokenizer, texts, max_length=config.max_length)
-    return fit_statistics(features, config.clusters_per_task, config.seed).to_bytes()
+    Returns:
+        Those of the last hidden state, which the task keeps, and others by role, which its adapter keeps.
+    """
+    from lorabank.compose.routers.evidence import Evidence
+    from lorabank.compose.routers.query import Query
+    from lorabank.compose.routers.ridge import RandomFeatures
+    from lorabank.compose.routers.statistics import MOST_ROWS, fit_statistics
+    from lorabank.models.mixing.features import LAST, extract_layers, routing_layers
+
+    texts = rows.take(_looked_at(rows, MOST_ROWS, config)).keys
+    layers = routing_layers(base.model, base.tokenizer)
+    wanted = tuple(dict.fromkeys((LAST, *layers)))
+    found = extract_layers(base.model, base.tokenizer, texts, wanted, max_length=config.max_length)
+    features = dict(zip(wanted, found, strict=True))
+    query = Query(texts, lambda layers: [features[layer] for layer in layers])
+    clusters, seed = config.clusters_per_task, config.seed
+    others = Evidence.fit(query, layers, clusters, seed), RandomFeatures.fit(query, layers[-1])
+    last = fit_statistics(features[LAST], clusters, seed)
+    return last.to_bytes(), {one.role: one.to_bytes() for one in others}
+
+
+def _looked_at(rows: Rows, most: int, config: TrainConfig) -> list[int]:
+    """A sample in which the rows that are kept are: they can be taken out of its statistics."""
+    kept = dict.fromkeys(sample_indices(rows, config.keep_samples, config.seed))
+    others = [index for index in sample_indices(rows, most, config.seed) if index not in kept]
+    return sorted([*kept, *others[: max(0, most - len(kept))]])
 
 
 def dataset_records(

@@ -19,7 +19,9 @@ def verify(path: str | Path, *, full: bool, part: tuple[int, int] | None) -> tup
 
 def _of_base(bank: Bank) -> tuple[Finding, ...]:
     """What is wrong with the weights of a bank in which nothing else is."""
+    from lorabank.models.bases.fingerprint import quantised_fingerprint
     from lorabank.models.bases.kept_facts import read_weight_facts
+    from lorabank.models.bases.quantised.recipe import is_ours
     from lorabank.models.bases.resolving import folder_of
 
     base = bank.snapshot().base
@@ -27,7 +29,10 @@ def _of_base(bank: Bank) -> tuple[Finding, ...]:
     if folder is None:
         return ()
     try:
-        message = "" if read_weight_facts(folder).fingerprint == base.fingerprint else f"{folder} holds other weights"
+        found = read_weight_facts(folder).fingerprint
+        if base.quantisation is not None and is_ours(base.quantisation):
+            found = quantised_fingerprint(found, base.quantisation)
+        message = "" if found == base.fingerprint else f"{folder} holds other weights"
     except LorabankError as error:
         message = error.message
     hint, cure = "restore the model that the bank was made with", (Command("-b", "NEW", "init", "--base", "FOLDER"),)

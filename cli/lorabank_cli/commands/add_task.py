@@ -9,11 +9,13 @@ import click
 from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.escaping import safe
+from lorabank.core.settings import old_names
 from lorabank_cli.options import remarked
 from lorabank_cli.render.labels import confusion, summary
 from lorabank_cli.render.output import plain
 from lorabank_cli.render.text import named, pairs, scored, shortened
 from lorabank_cli.render.texts import other_metrics, samples
+from lorabank_cli.sections import train_sections
 from lorabank_cli.settings import show_settings
 from lorabank_cli.verb import Run, verb
 
@@ -23,11 +25,13 @@ if TYPE_CHECKING:
 
 _MOST_LABELS = 8
 """Of a task whose confusion matrix is shown at once; `eval --task` shows larger ones."""
+_SECTIONS = train_sections()
 
 
 @verb(
     "add-task",
-    configs={"Task": TrainConfig, "New bank": InitConfig},
+    configs={**dict.fromkeys(_SECTIONS, TrainConfig), "New bank": InitConfig},
+    fields=_SECTIONS | {"Method": (*_SECTIONS["Method"], *old_names(TrainConfig))},
     dry_run=True,
     several=True,
     examples=(
@@ -104,20 +108,24 @@ def _config(run: Run, name: str, resume: bool, restart: bool) -> TrainConfig | N
 
 
 def _text(run: Run, result: AddTaskResult, names: dict[str, str]) -> str:
+    from lorabank.bank.room import in_words, room_beside
+
     task, adapter, score = result.task, result.adapter, result.score
     largest = sorted(adapter.metrics.get("overlap", {}).items(), key=lambda item: -item[1])
     overlap = [f"{names[digest]} {value:.4f}" for digest, value in largest]
-    left = adapter.metrics.get("capacity_left")
+    left, room = adapter.metrics.get("capacity_left"), room_beside(adapter)
     items: list[tuple[str, object]] = [
         ("adapter", adapter.digest),
         (named(score["metric"]), f"{scored(score)} (95 % interval, task id given)"),
         *summary(score.get("labels")),
         *other_metrics(score.get("texts"), score["metric"]),
         ("strategy", f"{adapter.strategy}, r {adapter.r}, {adapter.steps} steps, {adapter.wall_seconds:.0f} s"),
+        ("kept", kept_step(adapter)),
         ("held", _held(adapter, names)),
         ("overlap", shortened(overlap) or None),
         ("known rows", known(adapter, names)),
         ("capacity left", None if left is None else f"{100 * left:.1f} % of the input space"),
+        ("room", room and in_words(room)),
     ]
     matrix = confusion(score["labels"], _MOST_LABELS) if score.get("labels") else None
     head = f"added task {safe(task.name)} ({numbered(task)}) to {safe(result.bank)}\n{pairs(items)}"
@@ -127,6 +135,17 @@ def _text(run: Run, result: AddTaskResult, names: dict[str, str]) -> str:
     answers = samples(score["texts"]) if score.get("texts") else None
     head = "\n".join([head, follow, *again(run, result)])
     return "\n\n".join(part for part in (head, matrix, answers) if part)
+
+
+def kept_step(adapter: AdapterRecord) -> str | None:
+    """Which step is kept, where held-out rows decided; else None."""
+    facts = adapter.metrics
+    if facts.get("best_step") is None:
+        return None
+    ended = "stopped early" if facts.get("stopped_early") else "trained to the end"
+    return (
+        f"step {facts['best_step']} of {adapter.steps}, best on {facts.get('rows_held_out')} held-out rows ({ended})"
+    )
 
 
 def known(adapter: AdapterRecord, names: dict[str, str]) -> str | None:

@@ -22,8 +22,8 @@ from lorabank_cli.verb import Run, verb
     required=("mode",),
     dry_run=True,
     examples=(
-        "compose --mode prototype",
-        "compose --mode prototype --router gaussian --name routed",
+        "compose --mode routed",
+        "compose --mode prototype --name nearest",
         "compose --mode manual --weights sentiment=0.7,spam=0.3",
         "compose --mode attention --tasks sentiment,spam",
     ),
@@ -33,8 +33,9 @@ def compose(run: Run, note: str | None, tags: tuple[str, ...]) -> None:
     """Make several adapters answer together.
 
     merged makes them one constant state, as the sum of their delta weights with weights of yours; routed finds each
-    text's task by a router and uses that task's adapter and head; gated learns, per module and token, how much of each
-    adapter to use, from the samples kept in the bank. manual, prototype and attention are other names of the three.
+    text's task by a router and uses that task's adapter and head; gated weighs the states of all tasks, per module
+    and text or token, and learns how from the samples kept in the bank. manual, prototype and attention are other
+    names of the three. Take routed first.
     """
     from lorabank import api
 
@@ -54,7 +55,7 @@ def compose(run: Run, note: str | None, tags: tuple[str, ...]) -> None:
         ]
     )
     follow = run.output.next(Command("eval", "--composition", made.name, "--forgetting-matrix"))
-    told = plain(result.report)
+    told = plain(result.report, run.output.bank)
     told |= {name: farthest(told[name]) for name in ("relative_error", "distance") if told.get(name)}
     report = outline(told)
     parts = [f"made composition {safe(made.name)} in {safe(run.bank)}", report, facts, follow]

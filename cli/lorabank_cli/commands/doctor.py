@@ -9,6 +9,7 @@ import click
 from lorabank.core.commands import Command
 from lorabank.core.errors import DamagedError
 from lorabank.core.escaping import safe
+from lorabank_cli.options import Option
 from lorabank_cli.render.findings import findings_text
 from lorabank_cli.render.text import pairs
 from lorabank_cli.verb import Run, verb
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 @verb("doctor", examples=("doctor", "doctor --json", "doctor --repair", "doctor --repair --from ../copy-of-bank"))
 @click.option("--repair", is_flag=True, help="Repair what can be repaired without data loss.")
-@click.option("--from", "source", metavar="DIR", help="With --repair: fetch good copies from a bank or an export.")
+@click.option(
+    "--from", "source", cls=Option, metavar="DIR", help="With --repair: fetch good copies from a bank or an export."
+)
 def doctor(run: Run, repair: bool, source: str | None) -> None:
     """Check the machine and the bank.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,13 @@ import click
 from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, GateError, NotFoundError
 from lorabank.core.escaping import safe
+from lorabank_cli.completion import complete_names
+from lorabank_cli.options import Option
 from lorabank_cli.render.heatmap import heatmap
 from lorabank_cli.render.labels import details
 from lorabank_cli.render.output import plain
+from lorabank_cli.render.paired import general, harness, paired
+from lorabank_cli.render.routing import audit, routing
 from lorabank_cli.render.text import command, named, pairs, table, terminal_width, wants_color
 from lorabank_cli.render.texts import answered
 from lorabank_cli.verb import Run, verb
@@ -32,27 +37,42 @@ PLOTS = (".png", ".svg")
         "eval",
         "eval --forgetting-matrix",
         "eval --task sentiment --state learnt",
+        "eval routed",
+        "eval routed --against as-trained",
+        "eval --text held-out.txt",
+        "eval --lm-eval arc_easy --lm-eval-limit 200",
+        "eval --forgetting-matrix --curves forgetting.png",
         "eval --all --forgetting-matrix --plot matrix.png --csv matrix.csv",
         "eval --composition routed --forward-transfer --json",
+        "eval routed --audit --abstain 0.8",
         "eval --forgetting-matrix --gate 'backward_transfer>=-0.02'",
     ),
+)
+@click.argument(
+    "names", nargs=-1, shell_complete=complete_names, help="Compositions to score, or as-trained; default: as-trained."
 )
 @click.option(
     "--plot", metavar="FILE", help="Write the matrix (with --task, of its labels) as a picture: .png or .svg."
 )
+@click.option("--curves", metavar="FILE", help="Draw the score of each task over the stages: .png or .svg.")
 @click.option("--csv", metavar="FILE", help="Write the matrix as a table.")
-@click.option("--gate", "gates", multiple=True, metavar="EXPR", help="Exit with 12 unless it holds; may be repeated.")
-def evaluate(run: Run, plot: str | None, csv: str | None, gates: tuple[str, ...]) -> None:
+@click.option(
+    "--gate", "gates", cls=Option, multiple=True, metavar="EXPR", help="Exit with 12 unless it holds; may be repeated."
+)
+def evaluate(
+    run: Run, names: tuple[str, ...], plot: str | None, curves: str | None, csv: str | None, gates: tuple[str, ...]
+) -> None:
     """Measure what the bank knows and what it forgot.
 
     A cell [after task i, on task j] is the score on the evaluation rows of j when tasks 1 to i were known. Cells
     are kept in the bank: what was measured before is not computed again. With several subjects the file names of
-    --plot and --csv get the subject's name.
+    --plot, --curves and --csv get the subject's name.
     """
     from lorabank import api
 
-    _check_targets(plot, csv)
+    _check_targets({"--plot": plot, "--curves": curves}, csv)
     config = run.config(EvalConfig)
+    config = replace(config, compositions=tuple(dict.fromkeys((*names, *config.compositions))))
     api.check_gates((), gates)  # a gate that cannot be read should not cost the evaluation first
     with run.observer as observer:
         reports = api.evaluate(run.bank, config, observer)
@@ -61,6 +81,9 @@ def evaluate(run: Run, plot: str | None, csv: str | None, gates: tuple[str, ...]
     for report in reports:
         if plot is not None:
             run.output.notice(f"wrote {api.save_plot(report, _target(plot, report.subject, len(reports) > 1))}")
+        if curves is not None:
+            target = _target(curves, report.subject, len(reports) > 1)
+            run.output.notice(f"wrote {report.curves().save(target)}")
         if csv is not None:
             run.output.notice(f"wrote {api.save_csv(report, _target(csv, report.subject, len(reports) > 1))}")
     checked = [gate for gates in results.values() for gate in gates]
@@ -69,12 +92,13 @@ def evaluate(run: Run, plot: str | None, csv: str | None, gates: tuple[str, ...]
         raise GateError(f"{len(failed)} of {len(checked)} gates failed")
 
 
-def _check_targets(plot: str | None, csv: str | None) -> None:
+def _check_targets(plots: Mapping[str, str | None], csv: str | None) -> None:
     """Refuse a file that cannot be written before anything is computed for it."""
     unchanged = "nothing was computed"
-    if plot is not None and Path(plot).suffix.lower() not in PLOTS:
-        raise ConfigError(f"--plot {plot}: not a .png or .svg file", unchanged=unchanged)
-    for target in (plot, csv):
+    for option, plot in plots.items():
+        if plot is not None and Path(plot).suffix.lower() not in PLOTS:
+            raise ConfigError(f"{option} {plot}: not a .png or .svg file", unchanged=unchanged)
+    for target in (*plots.values(), csv):
         if target is not None and not Path(target).parent.is_dir():
             folder = Path(target).parent
             raise NotFoundError(f"no folder {folder}", unchanged=unchanged, hint=command("mkdir", "-p", str(folder)))
@@ -128,7 +152,15 @@ def _report(report: MatrixReport, color: bool) -> str:
         *_scalars(report),
     ]
     if report.routing:
-        lines += ["", _routing(plain(report.routing))]
+        lines += ["", routing(plain(report.routing))]
+    if report.audit:
+        lines += ["", audit(report.audit)]
+    if report.general:
+        lines += ["", general(report.general)]
+    if report.harness:
+        lines += ["", harness(report.harness)]
+    if report.against:
+        lines += ["", paired(report.against)]
     return "\n".join(lines)
 
 
@@ -169,17 +201,3 @@ def _last_row(report: MatrixReport, title: str = "after the last task") -> str:
         for row in rows:
             row.insert(3, report.labels[str(row[0])].macro_f1 if row[0] in report.labels else None)
     return table(head, rows)
-
-
-def _routing(routing: dict[str, Any]) -> str:
-    facts = [
-        ("score with routed tasks", routing.get("routed")),
-        ("score with known tasks (oracle)", routing.get("oracle")),
-        ("texts routed to their task", routing.get("accuracy")),
-    ]
-    text = pairs(facts)
-    if routing.get("confusion"):
-        names = routing["tasks"]
-        rows = [[name, *row] for name, row in zip(names, routing["confusion"], strict=True)]
-        text += "\n\n" + table(("task \\ routed to", *map(safe, names)), rows, limit=terminal_width())
-    return text

@@ -19,6 +19,7 @@ from lorabank_cli.verb import Run, verb
         "export sentiment ./sentiment-then --state learnt",
         "export spam ./spam-only --own",
         "export chat ./chat-adapter --check vllm --with-tokenizer",
+        "export chat ./chat-4bit --merged",
     ),
 )
 @click.argument("name", shell_complete=complete_names, help="A task or a composition.")
@@ -35,6 +36,9 @@ from lorabank_cli.verb import Run, verb
     help="Check that this server accepts the adapter; write nothing if it does not.",
 )
 @click.option("--with-tokenizer", is_flag=True, help="Also write the base's tokenizer and chat template.")
+@click.option(
+    "--merged", is_flag=True, help="Write the whole quantised base instead, with the adapter in its zero points."
+)
 def export(
     run: Run,
     name: str,
@@ -43,15 +47,20 @@ def export(
     own: bool,
     check: str | None,
     with_tokenizer: bool,
+    merged: bool,
 ) -> None:
     """Write an adapter as a folder that PEFT and vLLM load.
 
     A task's answer needs every adapter of its state; they are joined into one adapter unless --own is given. The
     folder answers as 'lorabank predict --task NAME' does in the same --state; its model card says how to load it.
+    With --merged it is the whole model in few bits: an adapter of qa-lora goes into the zero points of a base that hqq
+    keeps, without another rounding.
     """
     from lorabank import api
 
-    result = api.export(run.bank, name, target, state=state, own=own, check=check, tokenizer=with_tokenizer)
+    result = api.export(
+        run.bank, name, target, state=state, own=own, check=check, tokenizer=with_tokenizer, merged=merged
+    )
     facts = pairs(
         [
             ("kind", result.kind),

@@ -6,23 +6,28 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lorabank.core.config import GenerateConfig
+from lorabank.core.config import GenerateConfig, SamplingConfig
 from lorabank.core.escaping import safe
+from lorabank.core.settings import old_names, setting_names
 from lorabank_cli.answers import Form, answer_options, asked_texts, write_rows
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
     from lorabank.workflows.results import Prediction
 
+SAMPLING = setting_names(SamplingConfig)
+ANSWERING = [name for name in (*setting_names(GenerateConfig), *old_names(GenerateConfig)) if name not in SAMPLING]
+
 
 @verb(
     "generate",
-    configs={"Answering": GenerateConfig},
+    configs={"Answering": GenerateConfig, "Sampling": GenerateConfig},
+    fields={"Answering": ANSWERING, "Sampling": SAMPLING},
     examples=(
         "generate --task summaries 'The council met on Monday ...'",
         "generate --task none 'What is gout?'",
         "generate --composition routed 'What is LoRA?' --max-new-tokens 100",
-        "generate --task summaries --raw 'Once upon a time'",
+        "generate --task summaries --raw 'Once upon a time' --temperature 0.8 --top-p 0.95 --stop '.'",
         "generate --task summaries --data articles.jsonl --output answers.jsonl",
         "generate - < prompts.txt",
     ),
@@ -32,10 +37,10 @@ if TYPE_CHECKING:
 def generate(run: Run, texts: tuple[str, ...], output: str | None, form: Form | None, overwrite: bool) -> None:
     """Generate text from prompts with the bank's language model.
 
-    Greedy decoding in the state of a composition or of one task, with the task's prompt template or, where it was
-    trained in it, the base's chat template. --task none asks the bare base, before and beside every task. Prints the
-    answers to stdout, those to the rows of --data below what was asked, and the state to stderr; --json also says who
-    answered.
+    The likeliest token of each step, or draws with --temperature, in the state of a composition or of one task, with
+    the task's prompt template or, where it was trained in it, the base's chat template. --task none asks the bare
+    base, before and beside every task. Prints the answers to stdout, those to the rows of --data below what was asked,
+    and the state to stderr; --json also says who answered.
     """
     from lorabank import api
 
@@ -49,13 +54,13 @@ def generate(run: Run, texts: tuple[str, ...], output: str | None, form: Form | 
     if run.ctx.params["data"]:
         text = "\n\n".join(map(_pair, answers))
     else:
-        text = "\n".join(_lines(answer.label) for answer in answers)
+        text = "\n".join(_lines(answer.label or "") for answer in answers)
     run.output.data({"answers": answers}, text)
 
 
 def _pair(answer: Prediction) -> str:
     """What was asked and what was answered, told apart at the beginning of their lines."""
-    return f"asked:  {_lines(answer.text, 8)}\nanswer: {_lines(answer.label, 8)}".rstrip()
+    return f"asked:  {_lines(answer.text, 8)}\nanswer: {_lines(answer.label or '', 8)}".rstrip()
 
 
 def _lines(text: str, indent: int = 0) -> str:

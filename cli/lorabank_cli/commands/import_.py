@@ -7,10 +7,10 @@ import json
 import click
 
 from lorabank.core.commands import Command
-from lorabank.core.config import InitConfig, TrainConfig
+from lorabank.core.config import InitConfig, LoralibConfig, TrainConfig
 from lorabank.core.escaping import safe
 from lorabank_cli.commands.add_task import again, numbered
-from lorabank_cli.options import remarked
+from lorabank_cli.options import Option, remarked
 from lorabank_cli.render.labels import summary
 from lorabank_cli.render.text import named, pairs, scored
 from lorabank_cli.render.texts import other_metrics, samples
@@ -28,7 +28,7 @@ KEPT = ("keep_samples", "clusters_per_task", "seed", "device")
 
 @verb(
     "import",
-    configs={"Data": TrainConfig, "New bank": InitConfig},
+    configs={"Data": TrainConfig, "Checkpoint of loralib": LoralibConfig, "New bank": InitConfig},
     fields={"Data": (*DATA, *KEPT, *OLD)},
     required=("data",),
     examples=(
@@ -36,10 +36,13 @@ KEPT = ("keep_samples", "clusters_per_task", "seed", "device")
         "import ./spam-adapter --task spam --data spam.jsonl --labels ham,spam",
         "import ./chat-adapter --task chat --data chats.jsonl --format messages",
         "import someone/spam-adapter@main --as-task spam --data spam.jsonl",
+        "import ./e2e.safetensors --task e2e --data e2e.jsonl --alpha 32 --enable-lora true,false,true",
     ),
 )
-@click.argument("source", help="PEFT folder with adapter_config.json and adapter_model.safetensors, or hub id[@REV].")
-@click.option("--task", "--as-task", "task", required=True, metavar="NAME", help="Name of the task in the bank.")
+@click.argument("source", help="PEFT folder, hub id[@REV], or a checkpoint of loralib (.safetensors).")
+@click.option(
+    "--task", "--as-task", "task", cls=Option, required=True, metavar="NAME", help="Name of the task in the bank."
+)
 @click.option("--labels", metavar="A,B,...", help="Labels in the order of a head's outputs; default: the data's.")
 @click.option("--base-fingerprint", metavar="HEX", help="Fingerprint of the base model that it was trained on.")
 @click.option("--part", type=click.IntRange(min=1), metavar="N", help="One task of a folder that O-LoRA saved.")
@@ -63,7 +66,8 @@ def import_adapter(
     It must fit the bank's base model; its files are checked and copied, nothing in them is executed. The rows of
     --data say what the task looks like: it is measured on a part of them and routed by the others. A language model's
     adapter is asked with --set prompt_template=TEMPLATE, as in its training. Where its config does not name the bank's
-    base model, --base-fingerprint says that it was trained on the same weights.
+    base model, --base-fingerprint says that it was trained on the same weights. The state dict of loralib
+    lacks that name and its scaling: --alpha says the scaling.
     """
     from lorabank import api
 
@@ -78,6 +82,7 @@ def import_adapter(
             base_fingerprint=base_fingerprint,
             part=part,
             ignore_unknown=ignore_unknown,
+            loralib=run.config(LoralibConfig),
             observer=observer,
             note=note,
             tags=tags,

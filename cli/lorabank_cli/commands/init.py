@@ -14,7 +14,12 @@ from lorabank_cli.verb import Run, verb
     "init",
     configs={"Bank": InitConfig},
     dry_run=True,
-    examples=("init", "init --base distilbert/distilbert-base-uncased", "init -b team/bank --base ./encoder"),
+    examples=(
+        "init",
+        "init --base distilbert/distilbert-base-uncased",
+        "init -b team/bank --base ./encoder",
+        "init --base ./my-model --quantise nf4",
+    ),
 )
 def init(run: Run) -> None:
     """Make an empty bank for a base model.
@@ -35,6 +40,7 @@ def init(run: Run) -> None:
             ("base", f"{base.name} ({base.source}{', ' + base.revision if base.revision else ''})"),
             ("parameters", base.parameters),
             ("dtype", base.dtype),
+            *([("quantisation", base.quantisation)] if base.quantisation else []),
             ("fingerprint", base.fingerprint),
         ]
     )

@@ -9,6 +9,7 @@ import click
 
 from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.escaping import safe
+from lorabank_cli.options import Option
 from lorabank_cli.render.text import shortened, size, table, terminal_width
 from lorabank_cli.verb import Run, verb
 
@@ -33,11 +34,12 @@ ORDERS: dict[str, tuple[str, bool]] = {
         "list --all",
         "list --tag production --sort score",
         "list --sort date --limit 10",
+        "list --budget 1GiB",
         "list --json",
         "list --bank team/bank",
     ),
 )
-@click.option("--all", "everything", is_flag=True, help="Also show what was removed or superseded.")
+@click.option("--all", "everything", cls=Option, is_flag=True, help="Also show what was removed or superseded.")
 @click.option("--tag", metavar="TAG", help="Show only what has this tag.")
 @click.option(
     "--sort",
@@ -47,16 +49,29 @@ ORDERS: dict[str, tuple[str, bool]] = {
     help="Order; the best score, the newest and the largest come first.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show at most N tasks and N compositions.")
+@click.option("--budget", metavar="SIZE", help="Maximum size of all adapters, for the room that is left.")
 @click.option("--no-truncate", is_flag=True, help="Show every name and label, however long the lines get.")
-def list_bank(run: Run, everything: bool, tag: str | None, sort: str, limit: int | None, no_truncate: bool) -> None:
+def list_bank(
+    run: Run,
+    everything: bool,
+    tag: str | None,
+    sort: str,
+    limit: int | None,
+    budget: str | None,
+    no_truncate: bool,
+) -> None:
     """List tasks and compositions.
 
-    Of many labels and members the number and the first ones are shown; --json has everything.
+    The line 'room' says how many more tasks like the newest one fit: each takes as many input directions of every
+    module as its rank, and of a --budget as many bytes as the newest adapter. Of many labels and members the number
+    and the first ones are shown; --json has everything.
     """
     # Not through lorabank.api: its settings would take a fifth of the time that this command may cost.
     from lorabank.bank.bank import Bank
+    from lorabank.bank.room import in_words, room_left
 
     snapshot, scores = Bank.open(run.bank).learnt_scores()
+    room = room_left(snapshot, None if budget is None else _bytes(budget))
     removed = snapshot.removed_tasks if everything else ()
     known = (*snapshot.tasks, *snapshot.damaged_tasks, *removed)
     tasks = [_task(snapshot, task, scores.get(task.position)) for task in known]
@@ -73,6 +88,7 @@ def list_bank(run: Run, everything: bool, tag: str | None, sort: str, limit: int
         "format": snapshot.format,
         "base": snapshot.base,
         "tasks": chosen,
+        "room": room,
         "compositions": [one["record"] for one in listed if one["state"] == "ready"],
         "damaged_compositions": [one["record"] for one in listed if one["state"] == "damaged"],
         "removed_compositions": [one["record"] for one in listed if one["state"] == "removed"],
@@ -83,10 +99,17 @@ def list_bank(run: Run, everything: bool, tag: str | None, sort: str, limit: int
     else:
         lines += [
             *_tasks_text(chosen, left, no_truncate),
+            *([f"room: {in_words(room)}"] if room else []),
             "",
             *_compositions_text(run, made, listed, unlisted, no_truncate),
         ]
     run.output.data(document, "\n".join(lines))
+
+
+def _bytes(budget: str) -> int:
+    from lorabank.core.machine.sizes import parse_bytes
+
+    return parse_bytes(budget, option="--budget")
 
 
 def _task(snapshot: Snapshot, task: TaskRecord, cell: EvaluationRecord | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lorabank.core.escaping import safe
+from lorabank.core.shelves import SHELVES
 from lorabank_cli.render.output import plain
 from lorabank_cli.render.text import pairs, table, terminal_width
 from lorabank_cli.verb import Run, verb
@@ -22,8 +23,8 @@ _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 def methods(run: Run, name: str | None) -> None:
     """List all methods.
 
-    Those of installed packages too, each with its family, where it was published, and its own settings for --set. With
-    a name everything about the methods of that name.
+    Those of installed packages too, each with its family, where it was published, and its own settings for --set; then
+    methods that are known and not offered, with the reason. With a name everything about the methods of that name.
     """
     from lorabank.core.methods import methods as known
 
@@ -33,14 +34,24 @@ def methods(run: Run, name: str | None) -> None:
 
 
 def _table(found: tuple[Method, ...]) -> str:
-    rows = [(one.family, one.name, one.paper, ", ".join(s.name for s in one.settings) or None) for one in found]
-    return table(("family", "name", "paper", "settings"), rows, limit=terminal_width())
+    rows = [
+        (one.family, one.name, one.paper, ", ".join(s.name for s in one.settings) or None)
+        for one in found
+        if one.offered
+    ]
+    there = table(("family", "name", "paper", "settings"), rows, limit=terminal_width())
+    refused = [f"{one.name} ({one.family}): {one.refused[0]}" for one in found if not one.offered]
+    return "\n".join([there, "", "Not offered:", *refused])
 
 
 def _whole(one: Method) -> str:
-    facts = [("about", one.about or None), ("paper", one.paper), *(("refused", reason) for reason in one.refused)]
+    facts = [("about", one.about or None), ("paper", one.paper), ("chosen by", one.chosen or None)]
+    facts += [("refused", reason) for reason in one.refused]
     lines = [f"{safe(one.name)} ({one.family})", pairs(facts)]
-    lines += [f"--set {safe(s.name)}={safe(str(s.default))}\n  {safe(s.help)} ({_allowed(s)})" for s in one.settings]
+    given = next(shelf.given for shelf in SHELVES if shelf.kind == one.family)
+    for s in one.settings:
+        written = given.format(name=one.name, key=s.name, value=s.default)
+        lines.append(f"{safe(written)}\n  {safe(s.help)} ({_allowed(s)})")
     return "\n".join(line for line in lines if line)
 
 

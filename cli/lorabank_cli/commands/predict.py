@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         "predict --task spam --state learnt 'You have won a prize'",
         "predict --composition routed --data texts.csv --text-column body --json",
         "predict --composition routed --data texts.csv --text-column body --output labelled.csv",
+        "predict --composition routed --abstain 0.8 'What time is it?'",
         "predict - < lines.txt",
     ),
 )
@@ -49,12 +50,20 @@ def predict(run: Run, texts: tuple[str, ...], output: str | None, form: Form | N
 
 def _text(predictions: Sequence[Prediction]) -> str:
     rows = [
-        (p.label, p.probability, p.task, p.task_id, p.composition or p.state, _adapters(p.adapters), p.text)
+        (_label(p), p.probability, p.task, p.task_id, p.composition or p.state, _adapters(p.adapters), p.text)
         for p in predictions
     ]
     return table(
         ("label", "probability", "task", "task id", "state", "adapters", "text"), rows, limit=terminal_width()
     )
+
+
+def _label(prediction: Prediction) -> str:
+    """The label; of a text that was set aside, the tasks that it resembles most."""
+    if prediction.label is not None:
+        return prediction.label
+    nearest = [f"{task} {share:.2f}" for task, share in getattr(prediction, "posterior", {}).items()]
+    return f"none of these tasks ({', '.join(nearest[:3])})" if nearest else "none of these tasks"
 
 
 def _adapters(weights: dict[str, float]) -> str:

@@ -86,7 +86,7 @@ def _text(run: Run, result: SequenceResult) -> str:
     scalars = [name for name in (rows[0].scalars if rows else ()) if any(row.scalars[name] for row in rows)]
     header = ["trained by", "answered by", "task id", "runs", *(TITLES.get(name, named(name)) for name in scalars)]
     lines = [
-        [row.strategy, row.answers, row.task_id, row.runs, *(_mean(row.scalars[name]) for name in scalars)]
+        [row.strategy, row.answered, row.task_id, row.runs, *(_mean(row.scalars[name]) for name in scalars)]
         for row in rows
     ]
     if any(row.at_chance for row in rows):
@@ -98,11 +98,27 @@ def _text(run: Run, result: SequenceResult) -> str:
         table(header, lines, limit=terminal_width()),
         "± is half of the 95 % t-interval over orders and seeds; task id routed: a router found the\n"
         "task of each text; oracle: the same with perfect routing; routed right: texts that went to their task",
+        *_orders(result),
         f"written to {safe(result.folder)} ({result.seconds:.0f} s):\n"
         + "\n".join(f"  {safe(path)}" for path in result.paths),
-        run.output.next(Command("report", "--bank", _first_bank(result), "report.html")),
+        *(run.output.next(Command("report", "--bank", bank, "report.html")) for bank in _banks(result)[:1]),
     ]
     return "\n\n".join(parts)
+
+
+def _orders(result: SequenceResult) -> list[str]:
+    """How the average depends on the order, where there are several."""
+    from lorabank.sequences.table import order_cells
+
+    some = [(row, effect) for row in result.rows if (effect := row.orders.get("average_accuracy"))]
+    if not some:
+        return []
+    header = ("trained by", "answered by", "mean over orders", "spread", "due to the order", "worst", "best")
+    lines = [[row.strategy, row.answered, *order_cells(effect)] for row, effect in some]
+    return [
+        "average accuracy by order; spread: standard deviation of the orders' means; due to the order: without the\n"
+        "chance of the seeds, of which it takes two or more\n\n" + table(header, lines, limit=terminal_width())
+    ]
 
 
 def _card(lines: Sequence[tuple[str, str]]) -> str:
@@ -115,6 +131,10 @@ def _mean(value: Interval | None) -> str:
     return f"{value.mean:.4f}" if value.half is None else f"{value.mean:.4f} ± {value.half:.4f}"
 
 
-def _first_bank(result: SequenceResult) -> str:
-    run = result.runs[0]
-    return f"{result.folder}/banks/order{run.order}/{run.strategy}/seed{run.seed}"
+def _banks(result: SequenceResult) -> list[str]:
+    """The banks in the order of the runs; a reference has none."""
+    from lorabank.sequences.references.base import NOT_STORABLE
+
+    whole = {row.strategy for row in result.rows if row.mode == NOT_STORABLE}
+    stored = (run for run in result.runs if run.strategy not in whole)
+    return [f"{result.folder}/banks/order{run.order}/{run.strategy}/seed{run.seed}" for run in stored]

@@ -10,36 +10,65 @@ from typing import Any
 import click
 
 from lorabank.core.commands import Command
+from lorabank.core.config import TrainConfig
 from lorabank.core.escaping import safe
 from lorabank.core.task_kinds import task_kind
 from lorabank_cli.completion import complete_names
+from lorabank_cli.options import spellings
+from lorabank_cli.render.curves import course
 from lorabank_cli.render.output import plain
-from lorabank_cli.render.text import farthest, named, outline, pairs
+from lorabank_cli.render.text import farthest, named, outline, pairs, shortened
 from lorabank_cli.verb import Run, verb
 
 
-@verb("show", examples=("show sentiment", "show routed --json"))
+@verb("show", examples=("show sentiment", "show sentiment --curve training.png", "show routed --json"))
 @click.argument("name", shell_complete=complete_names, help="A task or a composition.")
-def show(run: Run, name: str) -> None:
+@click.option("--curve", metavar="FILE", help="Draw the training of a task: .png or .svg.")
+def show(run: Run, name: str, curve: str | None) -> None:
     """Show everything recorded about a task or composition."""
     from lorabank import api
 
     document = api.show(run.bank, name)
+    if curve is not None:
+        run.output.notice(f"wrote {api.save_curve(run.bank, name, curve)}")
     chosen = ("--composition", name) if "composition" in document else ("--task", name)
     task = document.get("task", {})
     free = bool(task) and task_kind(task["task_type"]).generates and not task.get("labels")
     ready = [Command("generate", *chosen, "TEXT") if free else Command("predict", *chosen, "TEXT")]
     if chosen[0] == "--task":
         ready.append(Command("export", name, "FOLDER"))
-    shown = plain(document)
-    left = shown.get("adapter", {}).get("metrics", {}).pop("capacity_by_module", None)
+    shown = plain({key: value for key, value in document.items() if key != "curve"})
+    metrics = shown.get("adapter", {}).get("metrics", {})
+    left, ranks = metrics.pop("capacity_by_module", None), metrics.pop("rank_by_module", None)
+    if config := shown.get("adapter", {}).get("config"):
+        names = spellings(TrainConfig)
+        shown["adapter"]["config"] = {names.get(key, key).replace("-", "_"): value for key, value in config.items()}
     made = shown.get("composition", {}).get("parameters", {})
     made |= {name: farthest(made[name]) for name in ("relative_error", "distance") if made.get(name)}
-    blocks = {"how it is asked": _asked(document), "room for later tasks": _room(left or {})}
+    blocks = {
+        "training": course(document.get("curve")),
+        "how it is asked": _asked(document),
+        "ranks by module": _ranks(ranks or {}),
+        "room for later tasks": _room(left or {}),
+    }
     parts = [f"{safe(name)} in {safe(run.bank)}\n{outline(shown)}"]
     parts += [f"{title}\n{pairs(items)}" for title, items in blocks.items() if items]
     parts.append(run.output.next(*ready, title="ready to type"))
     run.output.data(document, "\n\n".join(parts))
+
+
+def _ranks(ranks: Mapping[str, int]) -> list[tuple[str, object]]:
+    """The mean, and the modules of each rank, the highest first; empty where all modules have one."""
+    if not ranks:
+        return []
+    of: dict[int, list[str]] = {}
+    for module, rank in sorted(ranks.items()):
+        of.setdefault(rank, []).append(module)
+    mean = sum(ranks.values()) / len(ranks)
+    return [
+        (f"mean of {len(ranks)} modules", f"{mean:.1f}"),
+        *((f"rank {rank}", shortened(modules)) for rank, modules in sorted(of.items(), reverse=True)),
+    ]
 
 
 def _room(left: Mapping[str, float]) -> list[tuple[str, object]]:

@@ -6,13 +6,14 @@ import click
 
 from lorabank.core.escaping import safe
 from lorabank_cli.completion import complete_names
+from lorabank_cli.options import Option
 from lorabank_cli.verb import Run, verb
 
 
 @verb("tag", examples=("tag spam mail production", "tag spam --remove production", "tag spam archived --remove mail"))
 @click.argument("name", shell_complete=complete_names, help="A task or a composition.")
 @click.argument("words", nargs=-1, metavar="[TAG]...", help="Tags to add; they are spelt like names.")
-@click.option("--remove", "less", multiple=True, metavar="TAG", help="Remove this tag; may be repeated.")
+@click.option("--remove", "less", cls=Option, multiple=True, metavar="TAG", help="Remove this tag; may be repeated.")
 def tag(run: Run, name: str, words: tuple[str, ...], less: tuple[str, ...]) -> None:
     """Tag a task or composition.
 

@@ -82,6 +82,15 @@ class Output:
         if written and not self.silent:
             click.echo(written, color=color)
 
+    def item(self, document: Any, text: str) -> None:
+        """Write one of several results: with ``--json`` the ``document`` on one line, else ``text``."""
+        import json
+
+        self.written = True
+        written = json.dumps(plain(document, self.bank), allow_nan=False) if self.json else shown(text, color=False)
+        if not self.silent:
+            click.echo(written.replace("\x7f", "\\u007f") if self.json else written)
+
     def line(self, command: Command) -> str:
         """A command that is proposed, as it can be pasted: about the bank of this call."""
         return safe(command.line(self.bank))

@@ -11,7 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 STDIN = "standard input"
 
@@ -100,13 +100,15 @@ def given_texts(words: Sequence[str]) -> tuple[str, ...]:
     if tuple(words) == ("-",):
         from lorabank.data.formats.lines import read_texts
 
-        return read_texts(_bytes_of(sys.stdin), STDIN)
+        return read_texts(cast(BinaryIO, bytes_of(sys.stdin)), STDIN)
     return tuple(_utf8(word, place) for place, word in enumerate(words, start=1))
 
 
-def _bytes_of(stream: Any) -> BinaryIO:
+def bytes_of(stream: Any) -> io.BufferedIOBase:
     """The bytes of a text stream, whatever the locale took them for."""
-    binary: BinaryIO = getattr(stream, "buffer", None) or io.BytesIO(stream.read().encode("utf-8", "surrogatepass"))
+    binary: io.BufferedIOBase = getattr(stream, "buffer", None) or io.BytesIO(
+        stream.read().encode("utf-8", "surrogatepass")
+    )
     return binary
 
 

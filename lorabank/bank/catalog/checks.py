@@ -186,11 +186,16 @@ SETTINGS = mapping(
 )
 FACTS = mapping(
     continued_from=optional(DIGEST),
+    folded=optional(DIGEST),
+    folded_into=optional(DIGEST),
     answers=one_of("own", "newest"),
     overlap=each(is_number),
     known_rows=each(COUNT),
     capacity_left=optional(is_number),
+    directions_left=optional(COUNT),
     part=optional(COUNT),
+    rows_held_out=optional(COUNT),
+    best_step=optional(COUNT),
     source_digest=optional(is_text),
     text_metric=_is_method,
 )

@@ -10,8 +10,6 @@ Where a name, a note, tags or ``removed_at`` changes, the row is sealed anew. St
 the digest is over the very bytes that are stored.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from functools import cached_property

@@ -30,6 +30,52 @@ def insert_task(
     replaces: int | None = None,
 ) -> TaskRecord:
     """Insert a task with its adapter and data sets, in the place of an older version; returns the task as stored."""
+    stored, change = _put_task(transaction, objects, stage, task, adapter, splits, replaces)
+    log_event(transaction, "replace" if change.tasks_removed else kind, stored.name, change)
+    return stored
+
+
+Version = tuple[TaskRecord, AdapterRecord, Sequence[DatasetRecord]]
+"""A new version of a task, which says what it ``replaces``, with its adapter and data sets."""
+
+
+def insert_fold(
+    transaction: Transaction,
+    objects: Objects,
+    stage: Staging,
+    versions: Sequence[Version],
+    composition: CompositionRecord,
+) -> CompositionRecord:
+    """Insert new versions of several tasks and a composition of them as one change; returns the composition.
+
+    A version may have the adapters of those before it in its context.
+    """
+    changes = [
+        _put_task(transaction, objects, stage, task, adapter, splits, task.replaces)[1]
+        for task, adapter, splits in versions
+    ]
+    stored, made = _put_composition(transaction, objects, stage, composition)
+    gone = tuple(row for change in changes for row in change.compositions_removed)
+    whole = Change(
+        tuple(row for change in changes for row in change.tasks_added),
+        tuple(row for change in changes for row in change.tasks_removed),
+        made.compositions_added,
+        gone,
+    )
+    log_event(transaction, "fold", stored.name, whole)
+    return stored
+
+
+def _put_task(
+    transaction: Transaction,
+    objects: Objects,
+    stage: Staging,
+    task: TaskRecord,
+    adapter: AdapterRecord,
+    splits: Sequence[DatasetRecord],
+    replaces: int | None,
+) -> tuple[TaskRecord, Change]:
+    """The rows of a task; the task as stored, and what came and went."""
     task = _as_noted(transaction, task, replaces)
     old = _supersede(transaction, task.name, replaces)
     refuse_taken(transaction, task.name)
@@ -59,9 +105,7 @@ def insert_task(
     _insert(transaction, "adapter_objects", roles)
     for number, data in enumerate(splits, start=next_number(transaction, "datasets")):
         transaction.insert("datasets", row_of("datasets", data, id=number, task=position))
-    change = Change((position,), old.tasks_removed, (), old.compositions_removed)
-    log_event(transaction, "replace" if old.tasks_removed else kind, stored.name, change)
-    return stored
+    return stored, Change((position,), old.tasks_removed, (), old.compositions_removed)
 
 
 def _as_noted(view: View, task: TaskRecord, replaces: int | None) -> TaskRecord:
@@ -106,6 +150,15 @@ def insert_composition(
     """Insert a composition with its members and objects; returns it as stored."""
     old = in_use(transaction, "compositions", composition.name) if replace else None
     gone = mark_removed(transaction, "compositions", [old["id"]]) if old else ()
+    stored, made = _put_composition(transaction, objects, stage, composition)
+    log_event(transaction, "compose", stored.name, made._replace(compositions_removed=gone))
+    return stored
+
+
+def _put_composition(
+    transaction: Transaction, objects: Objects, stage: Staging, composition: CompositionRecord
+) -> tuple[CompositionRecord, Change]:
+    """The rows of a composition; the composition as stored, and that it came."""
     refuse_taken(transaction, composition.name)
     stored = composition._replace(state="ready", created_at=composition.created_at or now())
     pairs = zip(composition.members, composition.adapters, strict=True)
@@ -121,8 +174,7 @@ def insert_composition(
     roles = sorted(composition.objects.items())
     parts = ({"composition": identifier, "role": role, "blob": blob} for role, blob in roles)
     _insert(transaction, "composition_objects", parts)
-    log_event(transaction, "compose", stored.name, Change(compositions_added=(identifier,), compositions_removed=gone))
-    return stored
+    return stored, Change(compositions_added=(identifier,))
 
 
 def insert_composition_object(

@@ -14,7 +14,7 @@ from lorabank.bank.catalog.rows import next_number, row_of
 if TYPE_CHECKING:
     from lorabank.bank.catalog.base import Transaction
 
-UNDOABLE = ("add-task", "import", "compose", "replace", "remove", "rename", "note", "tag")
+UNDOABLE = ("add-task", "import", "compose", "replace", "fold", "remove", "rename", "note", "tag")
 """Kinds of changes that can be taken back, when nothing came after them."""
 
 
@@ -23,8 +23,8 @@ class EventRecord(NamedTuple):
 
     Attributes:
         id: Its number, from 1, without gaps.
-        kind: ``"add-task"``, ``"import"``, ``"compose"``, ``"replace"``, ``"remove"``, ``"rename"``, ``"note"``,
-            ``"tag"``, ``"undo"``, ``"repair"``, ``"init"``, ``"upgrade"`` or ``"derive"``.
+        kind: ``"add-task"``, ``"import"``, ``"compose"``, ``"replace"``, ``"fold"``, ``"remove"``, ``"rename"``,
+            ``"note"``, ``"tag"``, ``"undo"``, ``"repair"``, ``"init"``, ``"upgrade"`` or ``"derive"``.
         name: The task or composition, as it was called then; empty where it is about the whole bank.
         detail: What came, what went and what became other: see `Change`.
         undoes: Number of the change that this one took back.

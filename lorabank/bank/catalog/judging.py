@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from struct import unpack
 
 from lorabank.bank.objects.open_regular import open_plain
 from lorabank.core.commands import VERIFY, Command
@@ -117,7 +116,7 @@ def _foreign(database: Path, journal: Path) -> str | None:
                 return "it names another file, which SQLite would delete"
             if len(start) < _HEADER or not start.startswith(_MAGIC):
                 return None  # SQLite takes nothing from it
-            sector, page = unpack(">2I", start[20:])
+            sector, page = int.from_bytes(start[20:24]), int.from_bytes(start[24:28])
             file.seek(sector)
             first = file.read(4)
         with open_plain(database) as file:

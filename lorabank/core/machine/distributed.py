@@ -141,6 +141,17 @@ def weighed(loss: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return loss * (count() * terms / sums[1]), sums[0] / sums[1]
 
 
+def averaged(tensor: Tensor) -> Tensor:
+    """The mean over the processes of a tensor of one shape, the same in each of them to the bit."""
+    if count() == 1:
+        return tensor
+    from torch.distributed import all_reduce
+
+    total = tensor.clone()
+    all_reduce(total)
+    return total / count()
+
+
 def failed_before(exit_code: int) -> int | None:
     """Tell the others that this process has failed.
 

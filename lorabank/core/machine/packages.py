@@ -14,17 +14,21 @@ EXTRAS = {
     "xlsx": "openpyxl>=3.1",
     "pandas": "pandas>=2.2.2",
     "cma": "cma>=4",
+    "lm-eval": "lm-eval>=0.4.13",
     "tracking": "tensorboard>=2.18",
+    "8bit": "bitsandbytes>=0.45",
+    "serve": "fastapi>=0.115 uvicorn>=0.30 prometheus-client>=0.20",
     "fuzz": "atheris>=2.3",
 }
-"""The packages of pyproject's extras that a message may propose."""
+"""The packages of pyproject's extras that a message may propose; several are separated by blanks."""
 
 UPDATE = "update lorabank: git pull && pip install -e . in its folder"
 
 
 def install(extra: str) -> str:
     """The command that installs what an extra stands for."""
-    return f'pip install "{EXTRAS[extra]}"'
+    packages = " ".join(f'"{package}"' for package in EXTRAS[extra].split())
+    return f"pip install {packages}"
 
 
 def package_versions() -> dict[str, str]:

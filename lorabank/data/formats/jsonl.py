@@ -69,7 +69,7 @@ class JsonLinesFile:
     def _records(self) -> Generator[tuple[int, dict[str, Any] | BadRow]]:
         with self._text.open() as file:
             for number, line in text_lines(file, self.path, self._text.undecodable):
-                yield number, line if isinstance(line, BadRow) else _parse(self.path, number, line)
+                yield number, line if isinstance(line, BadRow) else parse_line(self.path, number, line)
 
 
 def first_keys(source: str, records: Iterable[tuple[int, dict[str, Any] | BadRow]]) -> tuple[str, ...]:
@@ -123,7 +123,8 @@ def fill_table(table: Table, records: Iterable[tuple[int, dict[str, Any] | BadRo
     return table
 
 
-def _parse(path: Path, number: int, line: str) -> dict[str, Any] | BadRow:
+def parse_line(path: Path, number: int, line: str) -> dict[str, Any] | BadRow:
+    """The object of a line, or what is wrong with the line."""
     where = f"line {number}"
     try:
         record = DECODER.decode(line)

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
 from lorabank.core.methods import own_settings, with_settings
-from lorabank.core.shelves import FORMATS, Shelf
+from lorabank.core.shelf import Shelf
+from lorabank.core.shelves import FORMATS
 from lorabank.data.bad_rows import UNCHANGED
 from lorabank.data.formats.base import Reader
 from lorabank.data.formats.hub import HubDataset

@@ -17,7 +17,7 @@ by rows (relative positions, tokens sorted by expert) is passed row by row inste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,10 +28,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors
+from lorabank.models.bases.sites import answer_rows, kind_of, rows_of, wrapped_by
 
 
 class Adapted(Protocol):
-    """A layer ``y = W x + s B A x`` whose factors require gradients."""
+    """A layer ``y = W x + s B A x``, in which some parameter requires gradients."""
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
@@ -40,9 +41,21 @@ class Adapted(Protocol):
     def register_forward_hook(self, hook: Any) -> Any:
         """As of any module."""
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of any module."""
+
 
 SummedLoss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
-"""The sum of l_n over the rows of a batch: a mean loss times the number of terms in the mean."""
+"""The sum of l_n over the rows of a batch."""
+
+
+def summed(mean: Callable[[nn.Module, dict[str, Tensor]], Tensor]) -> SummedLoss:
+    """A mean loss times the number of its terms: the rows of a classifier, the labelled tokens of a language model."""
+
+    def loss(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        return mean(model, inputs) * (inputs["labels"] != -100).sum()
+
+    return loss
 
 
 @dataclass(frozen=True)
@@ -67,20 +80,25 @@ class Anchor:
 
 
 def diagonal_fisher(
-    model: nn.Module, layers: Mapping[str, Adapted], batches: Iterable[dict[str, Tensor]], loss: SummedLoss
+    model: nn.Module,
+    layers: Mapping[str, Adapted],
+    batches: Iterable[dict[str, Tensor]],
+    loss: SummedLoss,
+    size: Callable[[Tensor], Tensor] = torch.square,
 ) -> Importance:
     """The diagonal empirical Fisher of ``lora_A`` and ``lora_B``, without dropout.
 
     Args:
         model: Holds the layers; its mode and gradients are as before afterwards.
-        layers: The adapter by module name; their parameters must require gradients.
+        layers: The adapter by module name; each must have a parameter that requires gradients.
         batches: Tensors whose first dimension counts the rows, one row for each example.
         loss: The sum over the rows; see `SummedLoss`.
+        size: What of each example's gradient is averaged, entry by entry: by default its square.
 
     Returns:
         Means over all rows, float32, on the CPU.
     """
-    squares = _Squares(layers)
+    squares = _Squares(layers, size)
     hooks = [layer.register_forward_hook(squares.watch(name)) for name, layer in layers.items()]
     training = model.training
     model.eval()
@@ -126,11 +144,12 @@ class _NotByRows(Exception):
 
 
 class _Squares:
-    """Sums of squared gradients per example."""
+    """Sums of squared gradients per example, or of another size of theirs."""
 
-    def __init__(self, layers: Mapping[str, Adapted]) -> None:
+    def __init__(self, layers: Mapping[str, Adapted], size: Callable[[Tensor], Tensor]) -> None:
         self._layers = layers
-        self._parameters = [p for layer in layers.values() for p in (layer.lora_A, layer.lora_B)]
+        self._size = size
+        self._parameters = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
         self._A = {name: torch.zeros_like(layer.lora_A, requires_grad=False) for name, layer in layers.items()}
         self._B = {name: torch.zeros_like(layer.lora_B, requires_grad=False) for name, layer in layers.items()}
         self._calls: dict[str, int] = {}
@@ -162,6 +181,7 @@ class _Squares:
             x = args[0].detach()
             if self._rows != 1 and x.shape[0] != self._rows:
                 raise _NotByRows
+            x = rows_of(module, x)
             self._calls[name] = self._calls.get(name, 0) + 1
             out.register_hook(lambda gradient: self._take(name, x, gradient))
 
@@ -179,10 +199,18 @@ class _Squares:
     def _take(self, name: str, x: Tensor, gradient: Tensor) -> None:
         layer = self._layers[name]
         with torch.no_grad():
-            x = x.reshape(self._rows, -1, x.shape[-1]).to(layer.lora_A.dtype)
+            x = x.reshape(self._rows, -1, x.shape[-1])
+            module: Any = layer
+            gradient = answer_rows(module, gradient)
             g = layer.scaling * gradient.reshape(self._rows, -1, gradient.shape[-1]).to(layer.lora_B.dtype)
-            of_A = (g @ layer.lora_B).mT @ x
-            of_B = g.mT @ F.linear(x, layer.lora_A)
+            kind, base = kind_of(module), wrapped_by(module)
+            if kind is None or kind.plain:
+                x = x.to(layer.lora_A.dtype)
+                of_A, h = (g @ layer.lora_B).mT @ x, F.linear(x, layer.lora_A)
+            else:
+                x = x if kind.indexed else x.to(layer.lora_A.dtype)
+                of_A, h = kind.outer(base, g @ layer.lora_B, x), kind.read(base, x, layer.lora_A)
+            of_B = g.mT @ h
             if name in self._pending:
                 of_A, of_B = self._pending[name][0] + of_A, self._pending[name][1] + of_B
             self._pending[name] = of_A, of_B
@@ -192,5 +220,5 @@ class _Squares:
 
     def _square(self, name: str) -> None:
         of_A, of_B = self._pending.pop(name)
-        self._A[name] += of_A.square().sum(0)
-        self._B[name] += of_B.square().sum(0)
+        self._A[name] += self._size(of_A).sum(0)
+        self._B[name] += self._size(of_B).sum(0)

@@ -11,6 +11,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from lorabank.core.errors import ConfigError
+from lorabank.models.bases.sites import kind_of, rows_of
+
 _REMEMBERED = 8
 """Distinct inputs that are compared with a module's input to see that it is the same tensor."""
 
@@ -79,6 +82,9 @@ def collect_inputs(
 
     Returns:
         Sums on the CPU.
+
+    Raises:
+        ConfigError: A module is a table of embeddings.
     """
     sums = _Sums(model, modules)
     hooks = [model.get_submodule(name).register_forward_pre_hook(sums.watch(name)) for name in modules]
@@ -94,6 +100,14 @@ def collect_inputs(
         for hook in hooks:
             hook.remove()
     return sums.result()
+
+
+def _no_covariance(name: str) -> ConfigError:
+    return ConfigError(
+        f"{name} is a table of embeddings, whose inputs have a covariance of tokens by tokens, which is not kept",
+        hint="--target-modules without it, or a method that keeps no covariances",
+        unchanged="nothing was changed",
+    )
 
 
 def _square(triangle: Tensor) -> Tensor:
@@ -139,12 +153,16 @@ class _Sums:
 
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0]
+            kind = kind_of(module)
+            if kind is not None and kind.indexed:
+                raise _no_covariance(name)
             self._calls[name] = self._calls.get(name, 0) + 1
             source = next((source for tensor, source in self._recent if tensor is x), None)
             if source is None:
                 source = f"{name} {self._calls[name]}"
                 self._recent = [*self._recent[1 - _REMEMBERED :], (x, source)]
-                self._add(source, x, self._real(name, x))
+                rows = rows_of(module, x)
+                self._add(source, rows, self._real(name, rows))
             self._seen[name][source] = None
 
         return hook

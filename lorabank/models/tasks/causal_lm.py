@@ -75,7 +75,7 @@ class CausalLM:
         return mean_over_passes(self._loss, model, inputs)
 
     def predictions(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits ``[tokens, vocabulary]`` and the token that follows, of every place of one row's answer."""
+        """Logits ``[tokens, vocabulary]`` and the token that follows, of every place of the rows' answers."""
         return labelled(*self._logits(model, inputs))
 
     def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

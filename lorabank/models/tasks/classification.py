@@ -48,7 +48,7 @@ class Classification:
         return mean_over_passes(self._loss, model, inputs)
 
     def predictions(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits ``[1, labels]`` and label of one row."""
+        """Logits ``[n, labels]`` and label of each row."""
         return self._logits(model, inputs), inputs["labels"]
 
     def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

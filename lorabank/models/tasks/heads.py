@@ -206,6 +206,25 @@ def load_head(
     return _finish(model, modules, num_labels, dtype)
 
 
+def grow_head(head: Head, earlier: Mapping[str, Tensor]) -> None:
+    """Give a head, in place, the weights of one that has its first labels; the rows of new labels stay as drawn.
+
+    Args:
+        head: The head of n labels.
+        earlier: Tensors of the head of the first m <= n labels, as ``Head.state`` names them. Tensors that make the
+            labels have one row for each label; all others have equal shapes in both heads.
+
+    Raises:
+        IncompatibleError: A tensor is missing, too many, or of another shape.
+    """
+    own = head.state()
+    for name in sorted(own.keys() | earlier.keys()):
+        new, old = own.get(name), earlier.get(name)
+        if new is None or old is None or new.shape[1:] != old.shape[1:] or old.shape[:1] > new.shape[:1]:
+            raise IncompatibleError(f"head tensor {name!r} is not one that the earlier head could grow into")
+        (new[: len(old)] if old.dim() else new).copy_(old)
+
+
 def head_state(model: nn.Module, head_modules: Sequence[str]) -> dict[str, Tensor]:
     """The tensors of the model's present head under their names in the model."""
     return Head({name: model.get_submodule(name) for name in head_modules}, 0).state()

@@ -62,7 +62,7 @@ class Seq2SeqLM:
         return mean_over_passes(self._loss, model, inputs)
 
     def predictions(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits ``[tokens, vocabulary]`` and token of every place of one row's answer."""
+        """Logits ``[tokens, vocabulary]`` and token of every place of the rows' answers."""
         return labelled(*self._logits(model, inputs))
 
     def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -69,4 +69,8 @@ class TaskType(Protocol):
         """Mean loss over the batch's labelled tokens (over its rows for a classifier), a float32 scalar."""
 
     def predictions(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What is predicted for one row: float32 logits ``[n, choices]`` with their graph, and the labels ``[n]``."""
+        """What is predicted for rows that may share a pass, row by row.
+
+        Returns:
+            float32 logits ``[n, choices]`` with their graph, and the labels ``[n]``, of every labelled place.
+        """

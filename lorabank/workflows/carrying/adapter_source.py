@@ -1,4 +1,4 @@
-"""Where an adapter to be imported comes from: a local PEFT folder or one on the hub; its files and what they hold."""
+"""Where an adapter to be imported comes from: a PEFT folder, here or on the hub, or a checkpoint; what it holds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import NoReturn
 
 from lorabank.bank.objects.base import StoredFile, adapter_digest
 from lorabank.bank.objects.safetensors import check_tensor_bytes
-from lorabank.core.errors import DataError, IncompatibleError, NotFoundError
+from lorabank.core.config import LoralibConfig
+from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError
 from lorabank.core.files.safetensors_header import judge_header
 from lorabank.core.limits import MAX_CONFIG, MAX_FILE
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE
+from lorabank.exchange.placed.loralib_checkpoint import read_loralib
 from lorabank.exchange.safe_folders import read_regular
 from lorabank.exchange.untrusted_adapter import ForeignAdapter, read_foreign
 from lorabank.models.bases.hub import cached_file, download_file
@@ -28,26 +30,26 @@ _SHOWN_DIGITS = 16
 
 @dataclass(frozen=True)
 class Source:
-    """The two files of an adapter that is not the bank's.
+    """The files of an adapter that is not the bank's.
 
     Attributes:
         name: What the user called it.
-        config: ``adapter_config.json``.
-        weights: ``adapter_model.safetensors``.
+        config: ``adapter_config.json``; None for a checkpoint of loralib, which is one file.
+        weights: ``adapter_model.safetensors``, or the checkpoint.
         revision: Commit of one on the hub.
     """
 
     name: str
-    config: Path
+    config: Path | None
     weights: Path
     revision: str | None = None
 
 
 def find_source(name: str, observer: Observer) -> Source:
-    """A local folder, else the hub's cache, else the hub; of the hub only the two files are fetched.
+    """A local folder or file, else the hub's cache, else the hub; of the hub only the two files are fetched.
 
     Args:
-        name: A folder, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` on the hub. A folder of that name wins.
+        name: A folder, a file, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` on the hub. What is here wins.
         observer: Is told before a download.
 
     Raises:
@@ -57,11 +59,13 @@ def find_source(name: str, observer: Observer) -> Source:
     folder = Path(name)
     if folder.is_dir():
         return Source(name, folder / CONFIG_FILE, folder / WEIGHTS_FILE)
+    if folder.is_file():
+        return Source(name, None, folder)
     match = _HUB_ID.fullmatch(name)
     if match is None:
         raise NotFoundError(
-            f"there is no folder {name!r}",
-            hint="name a PEFT folder, or OWNER/NAME[@REVISION] on the hub",
+            f"there is no folder or file {name!r}",
+            hint="name a PEFT folder, OWNER/NAME[@REVISION] on the hub, or a checkpoint of loralib",
             unchanged=_UNCHANGED,
         )
     hub_id, revision = match["name"], match["revision"]
@@ -77,9 +81,13 @@ def find_source(name: str, observer: Observer) -> Source:
 
 
 def read_source(
-    source: Source | Path, *, part: int | None = None, ignore_unknown: bool = False
+    source: Source | Path,
+    *,
+    part: int | None = None,
+    ignore_unknown: bool = False,
+    loralib: LoralibConfig = LoralibConfig(),
 ) -> tuple[ForeignAdapter, str]:
-    """The adapter of a PEFT folder, and a digest of its two files.
+    """The adapter of a PEFT folder or a checkpoint of loralib, and a digest of its files.
 
     The bytes that are judged are the ones that were read: the files are not looked at again. Nothing but the two files
     counts; a link to the folder is followed, links in it are not.
@@ -88,13 +96,23 @@ def read_source(
         source: Its files, or the folder that holds them.
         part: Of several tasks in one file the number of the one that is wanted.
         ignore_unknown: Pass over unknown fields of the config.
+        loralib: What a checkpoint of loralib does not hold.
 
     Raises:
         DataError: A file is missing, no regular file, too large, or not what a LoRA adapter consists of.
-        ConfigError: There is no such part.
+        ConfigError: There is no such part, or a setting is missing or does not belong to this form.
     """
     if isinstance(source, Path):
         source = Source(str(source), source / CONFIG_FILE, source / WEIGHTS_FILE)
+    if source.config is None:
+        return _read_checkpoint(source, part, loralib)
+    if loralib != LoralibConfig():
+        option = "--alpha" if loralib.alpha is not None else "--enable-lora"
+        raise ConfigError(
+            f"{option} is for checkpoints of loralib, and {source.name!r} is a PEFT folder, whose config says it",
+            hint=f"leave {option} out",
+            unchanged=_UNCHANGED,
+        )
     config = read_regular(source.config, MAX_CONFIG, unchanged=_UNCHANGED)
     weights = read_regular(source.weights, MAX_FILE, unchanged=_UNCHANGED, judge=judge_header)
     if config is None:
@@ -110,6 +128,26 @@ def read_source(
         for name, data in ((CONFIG_FILE, config), (WEIGHTS_FILE, weights))
     ]
     return read_foreign(config, weights, part=part, ignore_unknown=ignore_unknown), adapter_digest(files)
+
+
+def _read_checkpoint(source: Source, part: int | None, loralib: LoralibConfig) -> tuple[ForeignAdapter, str]:
+    """As `read_source`, of one file with the state dict of loralib."""
+    path = source.weights
+    if path.suffix != ".safetensors":
+        _refuse(
+            f"{path} is not a safetensors file; pickles (.pt, .bin), which could run code, are never read",
+            "save it as safetensors: safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW_FILE)",
+        )
+    if part is not None:
+        raise ConfigError(
+            f"--part {part}: a checkpoint of loralib holds one adapter", hint="leave --part out", unchanged=_UNCHANGED
+        )
+    weights = read_regular(path, MAX_FILE, unchanged=_UNCHANGED, judge=judge_header)
+    if weights is None:
+        _refuse(f"{path} is not there any more")
+    check_tensor_bytes(weights, path.name)
+    file = StoredFile(path.name, hashlib.sha256(weights).hexdigest(), len(weights))
+    return read_loralib(weights, path.name, loralib), adapter_digest([file])
 
 
 def check_source_base(adapter: ForeignAdapter, base: BaseModelRecord, fingerprint: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -14,23 +14,28 @@ import torch
 from lorabank.algebra.factors import LoraFactors
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
-from lorabank.compose.base import Composer, with_its_settings
+from lorabank.compose.base import Composer, Member, with_its_settings
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.methods import has_setting
 from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRecord, TaskRecord
 from lorabank.core.shelves import SUMMING
-from lorabank.core.states import SELECTOR, State, answering_in, own_state
+from lorabank.core.states import SELECTOR, State, answering_in, own_state, whose_head
 from lorabank.core.task_kinds import task_kind
 from lorabank.data.methods import in_chat_template, recorded_scoring
 from lorabank.exchange.peft_check import plain_files
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE, combined_files, read_adapter, with_fields
 from lorabank.exchange.safe_folders import check_target, write_folder
 from lorabank.exchange.servers import SERVERS
+from lorabank.models.bases.architecture import load_config, without_weights
 from lorabank.models.bases.fingerprint import tokenizer_files
-from lorabank.models.bases.loading import recorded_weights
+from lorabank.models.bases.loading import find_head_modules, recorded_weights
+from lorabank.models.bases.quantised.recipe import is_ours
 from lorabank.models.bases.resolving import locate_base, plain_name
+from lorabank.models.bases.targets import as_skipped
 from lorabank.workflows.assemble import adapters_in_order, load_composer, stack_of
+from lorabank.workflows.carrying.corrected import is_corrected, with_correction
+from lorabank.workflows.carrying.merged import merged_card, merged_files
 from lorabank.workflows.carrying.model_card import CARD_FILE, LABELS_FILE, Facts, card, labels_file, scores_of
 from lorabank.workflows.publish import stored_reports
 from lorabank.workflows.results import ExportResult
@@ -62,11 +67,21 @@ class _Draft:
 
 
 def export(
-    path: str | Path, name: str, target: Path, *, state: State | None, own: bool, check: str | None, tokenizer: bool
+    path: str | Path,
+    name: str,
+    target: Path,
+    *,
+    state: State | None,
+    own: bool,
+    check: str | None,
+    tokenizer: bool,
+    merged: bool,
 ) -> ExportResult:
-    """Write a task or a manual composition as one PEFT folder, whole or not at all."""
+    """Write a task or a manual composition as one PEFT folder, or merged into its base, whole or not at all."""
     if check is not None and check not in SERVERS:
         raise ConfigError(f"--check {check!r} is unknown; there is {listed(list(SERVERS))}", unchanged=_UNCHANGED)
+    if check is not None and merged:
+        raise ConfigError("--check is for adapters, and --merged writes a whole model", unchanged=_UNCHANGED)
     bank = Bank.open(path)
     snapshot = bank.snapshot()
     record = find_named(snapshot, name)
@@ -85,6 +100,19 @@ def export(
     else:
         state = state or "now"
         draft = _export_state(bank, snapshot, record, state)
+    if merged:
+        labels = draft.task.labels if draft.task else ()
+        files = merged_files(draft.files, snapshot.base, labels)
+        files |= {CARD_FILE: merged_card(name, draft.note, snapshot.base, target.name)}
+        write_folder(target, files)
+        note = f"{draft.note}; merged into the zero points of the base"
+        return ExportResult(str(target), tuple(sorted(files)), "model", note, state)
+    if is_corrected(snapshot.base):
+        draft = replace(
+            draft,
+            files=with_correction(draft.files, snapshot.base),
+            note=f"{draft.note}; the correction of the quantised base is in it",
+        )
     files = _plain(draft, snapshot.base)
     beside = _beside(bank, snapshot, name, draft, target.name, tokenizer)
     note = draft.note if check is None else f"{draft.note}; {_accepted(name, check, files)}"
@@ -117,6 +145,7 @@ def _beside(
         scores=_scores(bank, snapshot, name, draft),
         dora=json.loads(draft.files[CONFIG_FILE])["use_dora"],
         tokenizer=tokenizer,
+        not_quantised=_not_quantised(base),
     )
     files = tokenizer_files(locate_base(base).path) if tokenizer else {}
     if task is None:
@@ -135,6 +164,15 @@ def _beside(
     if facts.labels:
         files[LABELS_FILE] = labels_file(facts.labels)
     return files | {CARD_FILE: card(facts)}
+
+
+def _not_quantised(base: BaseModelRecord) -> tuple[str, ...]:
+    """Linear layers that a base which lorabank quantises keeps as they are."""
+    if not is_ours(base.quantisation):
+        return ()
+    model = without_weights(load_config(locate_base(base)), base.task_type)
+    heads = find_head_modules(model, set(), base.name) if task_kind(base.task_type).has_head else ()
+    return as_skipped(model, heads)
 
 
 def _answer_length(task: TaskRecord, adapter: AdapterRecord) -> int:
@@ -194,9 +232,11 @@ def _export_own(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> _Draft:
 
 
 def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State) -> _Draft:
-    """What ``predict --task --state`` answers with: every adapter of the state in one, and the task's own head."""
+    """What ``predict --task --state`` answers with: every adapter of the state in one, and the head that answers."""
     own = snapshot.adapter_of(task.name)
     answers = answering_in(state, adapters_in_order(snapshot), own)
+    own = whose_head(own, answers)
+    task = snapshot.task(own.task)
     stage = task.position if state == "learnt" else snapshot.tasks[-1].position
     said = f"state {state}"
     if answers == own and not own.context:
@@ -226,12 +266,17 @@ def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State
     return _Draft(files, "joined", note, task, stage)
 
 
+def _in_states(members: Sequence[Member]) -> Iterable[str]:
+    """Digests of the adapters of the members' states, each once, their own ones first."""
+    return dict.fromkeys([*(member.adapter for member in members), *(one for own in members for one in own.state)])
+
+
 def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecord) -> _Draft:
     composer, members = load_composer(bank, snapshot, record, _no_runtime)
     if composer.routed and len(members) == 1:
         return _export_state(bank, snapshot, snapshot.task(members[0].task), "learnt")
     weight = recorded_weights(snapshot.base)
-    factors = composer.as_adapter(members[-1].position, stack_of(bank, record.adapters), weight)
+    factors = composer.as_adapter(members[-1].position, stack_of(bank, _in_states(members)), weight)
     if factors is None:
         raise _no_single_adapter(record, composer)
     if not factors.A:

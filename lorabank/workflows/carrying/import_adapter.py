@@ -1,4 +1,4 @@
-"""``import``: a PEFT folder from elsewhere, judged and made a task of the bank."""
+"""``import``: an adapter from elsewhere, judged and made a task of the bank."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lorabank.bank.failures import taken
 from lorabank.bank.objects.layout import check_name
 from lorabank.bank.operations import Operation
 from lorabank.bank.upkeep.remarks import remarks
-from lorabank.core.config import InitConfig, TrainConfig
+from lorabank.core.config import InitConfig, LoralibConfig, TrainConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError
 from lorabank.core.machine.packages import package_versions
 from lorabank.core.methods import with_settings
@@ -29,6 +29,9 @@ from lorabank.data.methods import CHAT
 from lorabank.exchange.dora import from_dora
 from lorabank.exchange.fit_check import check_effect, check_fits, largest_update
 from lorabank.exchange.peft_folder import adapter_files
+from lorabank.exchange.placed.fused_attention import with_attention
+from lorabank.exchange.placed.loralib_checkpoint import with_loralib
+from lorabank.exchange.placed.stacked_experts import with_experts
 from lorabank.exchange.untrusted_adapter import ForeignAdapter
 from lorabank.models.bases.loading import LoadedBase, resolve_device, weights_of
 from lorabank.models.bases.open_base import OpenBase
@@ -40,8 +43,10 @@ from lorabank.workflows.assemble import adapters_in_order, read_stack
 from lorabank.workflows.bases import future_base, open_or_init
 from lorabank.workflows.carrying.adapter_source import check_source_base, find_source, read_source
 from lorabank.workflows.compose import superseded_by
+from lorabank.workflows.learning.folders import stored_files
 from lorabank.workflows.learning.known_rows import known_rows
-from lorabank.workflows.learning.train import commit_and_score, stored_files
+from lorabank.workflows.learning.one_head import head_before
+from lorabank.workflows.learning.train import commit_and_score
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import AddTaskResult
 from lorabank.workflows.show import listed
@@ -82,7 +87,8 @@ class _Judged:
         files: It in the bank's own form, whatever else its folder held.
         unread: Why its config was not asked which modules are adapted, None where it was.
         config: The settings, what the data and the base decided filled in.
-        statistics: The router's input.
+        statistics: What routing keeps of the last hidden state.
+        others: What else it keeps, by role.
         rows_cut: Training rows that are longer.
         rows_dropped: Training rows whose answer does not fit.
         largest_update: See `largest_update`.
@@ -93,6 +99,7 @@ class _Judged:
     unread: str | None
     config: TrainConfig
     statistics: bytes
+    others: Mapping[str, bytes]
     rows_cut: int
     rows_dropped: int
     largest_update: float
@@ -109,17 +116,18 @@ def import_adapter(
     base_fingerprint: str | None,
     part: int | None,
     ignore_unknown: bool,
+    loralib: LoralibConfig,
     observer: Observer,
     note: str | None = None,
     tags: Sequence[str] = (),
     replace: bool = False,
 ) -> AddTaskResult:
-    """Judge a PEFT folder and put it into the bank as a task, whole or not at all."""
+    """Judge an adapter and put it into the bank as a task, whole or not at all."""
     check_name(name)
     written = remarks(note, tags)
     with_settings([], config.set, among=ROWS, besides=ROWS)
     found = find_source(str(source), observer)
-    adapter, digest = read_source(found, part=part, ignore_unknown=ignore_unknown)
+    adapter, digest = read_source(found, part=part, ignore_unknown=ignore_unknown, loralib=loralib)
     if not opened.exists:
         init = _as_trained(adapter, init)
     base = _future_base(opened, name, config, init, observer, replace=replace)
@@ -181,6 +189,7 @@ def _future_base(
         for kind, records in (("task", snapshot.tasks), ("composition", snapshot.compositions)):
             if any(record.name == name for record in records) and not (replace and kind == "task"):
                 raise taken(kind, name, kind="import")
+        head_before(snapshot.without(snapshot.position_of(name) if replace else None), config.head)
     return base
 
 
@@ -212,6 +221,8 @@ def _judge(
 ) -> _Judged:
     """Put the adapter on the base and look at it; nothing is written."""
     base, record = opened.load(device=config.device), opened.record
+    adapter = with_attention(with_experts(adapter, base.model), base.model)
+    adapter = with_loralib(adapter, base)
     unread = check_fits(adapter, base, record.task_type)
     if adapter.magnitude:
         adapter = replace(adapter, factors=from_dora(adapter.factors, adapter.magnitude, weights_of(base)))
@@ -222,7 +233,7 @@ def _judge(
         put_head(base.model, head)
     task_type: TaskType = TASK_TYPES.load(record.task_type)()
     try_base(base, task_type, examples, record.name, training=False)
-    statistics = task_statistics(base, data.train, config)
+    statistics, others = task_statistics(base, data.train, config)
     check_effect(base, record.task_type, adapter.factors, head, examples.rows[:_PROBED])
     return _Judged(
         adapter=adapter,
@@ -230,6 +241,7 @@ def _judge(
         unread=unread,
         config=config,
         statistics=statistics,
+        others=others,
         rows_cut=examples.cut,
         rows_dropped=examples.dropped,
         largest_update=largest_update(adapter.factors, base.model),
@@ -270,6 +282,7 @@ def _commit(
         versions=package_versions(),
         config={name: settings[name] for name in _USED},
         metrics={ANSWERS: "own", **facts, **overlap, **text_facts(data)},
+        objects={role: operation.stage_blob(value) for role, value in judged.others.items()},
     )
     task = TaskRecord(
         name=operation.name,

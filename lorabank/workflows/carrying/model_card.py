@@ -12,6 +12,7 @@ from lorabank.core.config import GenerateConfig
 from lorabank.core.escaping import safe
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.task_kinds import task_kind
+from lorabank.models.bases.quantised.recipe import is_ours, read_recipe
 from lorabank.workflows.results import MatrixReport
 from lorabank.workflows.show import listed
 
@@ -19,6 +20,7 @@ CARD_FILE = "README.md"
 LABELS_FILE = "labels.json"
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+_OTHERWISE = "# The adapter belongs to quantised weights that transformers does not make; this loads the float ones:"
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|&~#$])")
 
 
@@ -41,6 +43,8 @@ class Facts:
         strategy: How it was trained; of a sum None.
         scores: Task to what the exported state was measured to score.
         tokenizer: Whether the tokenizer lies in the folder.
+        dora: Whether the folder is DoRA's.
+        not_quantised: Linear layers that a quantised base keeps as they are, as `as_skipped` names them.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Facts:
     scores: dict[str, str] = field(default_factory=dict)
     tokenizer: bool = False
     dora: bool = False
+    not_quantised: Sequence[str] = ()
 
 
 def card(facts: Facts) -> bytes:
@@ -66,6 +71,7 @@ def card(facts: Facts) -> bytes:
     rows = [
         ("base model", facts.loads_as if base.revision is None else f"{facts.loads_as} at {base.revision}"),
         ("its weights", f"SHA-256 {base.fingerprint} over names and values, as lorabank computes it"),
+        ("quantised by", base.quantisation),
         ("task type", base.task_type),
         (
             "labels, in the order of the outputs" if task_kind(base.task_type).has_head else "answers",
@@ -134,19 +140,28 @@ def _snippet(facts: Facts) -> str:
     heads = classifies and not facts.headless
     revision = f", revision={facts.base.revision!r}" if facts.base.source == "hub" and facts.base.revision else ""
     named = ", id2label=dict(enumerate(labels))" if heads else ""
+    ours = is_ours(facts.base.quantisation)
+    quantised = _quantised(facts) if ours else None
+    packed = f", quantization_config={quantised}" if quantised else ""
     lines = [
         *(["import json", "from pathlib import Path", ""] if heads else []),
         "from peft import PeftModel",
-        f"from transformers import {kind}, AutoTokenizer",
+        f"from transformers import {kind}, AutoTokenizer{', BitsAndBytesConfig' * bool(quantised)}",
         "",
         f"adapter = {facts.folder!r}  # this folder",
         f"base = {facts.loads_as!r}",
+        *([_OTHERWISE, f"# {safe(facts.base.quantisation)}"] if ours and not quantised else []),
         *(['labels = json.loads(Path(adapter, "labels.json").read_text(encoding="utf-8"))'] if heads else []),
-        f"model = {kind}.from_pretrained(base{named}{revision})",
+        f"model = {kind}.from_pretrained(base{named}{revision}{packed})",
         "model = PeftModel.from_pretrained(model, adapter).eval()",
         f"tokenizer = AutoTokenizer.from_pretrained({'adapter' if facts.tokenizer else f'base{revision}'})",
     ]
     return "\n".join(lines + (_classify(facts) if classifies else _answer(facts)))
+
+
+def _quantised(facts: Facts) -> str | None:
+    """How transformers quantises the base as the bank does; None if it cannot."""
+    return read_recipe(str(facts.base.quantisation)).quantiser.elsewhere(facts.not_quantised)
 
 
 def _classify(facts: Facts) -> list[str]:

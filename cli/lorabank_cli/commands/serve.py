@@ -1,0 +1,54 @@
+"""``lorabank serve``."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from lorabank.core.errors import MissingExtraError
+from lorabank.core.escaping import safe
+from lorabank.core.machine.packages import install
+from lorabank.serving.config import ServeConfig
+from lorabank_cli.verb import Run, verb
+
+if TYPE_CHECKING:
+    from lorabank.serving.run import Listening
+
+_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+
+
+@verb(
+    "serve",
+    configs={"Server": ServeConfig},
+    examples=(
+        "serve",
+        "serve --port 9000 --max-new-tokens 256",
+        "serve --uds /run/user/1000/lorabank.sock",
+        "serve --host 0.0.0.0 --token-file token.txt",
+    ),
+)
+def serve(run: Run) -> None:
+    """Answer over HTTP, as OpenAI's API does.
+
+    Every task and composition is a model of /v1/models. /v1/chat/completions and /v1/completions answer with a label
+    or with free text, which can be streamed; /v1/classify labels texts and /v1/route says which task would answer.
+    Texts of different tasks share a batch. What other processes add to the bank is served within seconds. SIGTERM and
+    Ctrl-C finish the calls under way.
+    """
+    config = run.config(ServeConfig)
+    if missing := [name.replace("_", "-") for name in _PACKAGES if find_spec(name) is None]:
+        raise MissingExtraError(
+            f"serve needs the package {missing[0]}, which is not installed",
+            hint=install("serve"),
+            unchanged="nothing was started",
+        )
+    from lorabank.serving.run import serve as start
+
+    with run.observer as observer:
+        start(run.bank, config, observer, lambda listening: run.output.item(listening, _line(listening)))
+
+
+def _line(listening: Listening) -> str:
+    counts = {"task": len(listening.tasks), "composition": len(listening.compositions)}
+    said = " and ".join(f"{count} {what}{'' if count == 1 else 's'}" for what, count in counts.items())
+    return f"serving {said} at {safe(listening.address)}"
