@@ -17,7 +17,8 @@ from pathlib import Path
 
 from lorabank.core import config
 from lorabank.core.methods import Method, MethodSetting, described, settings
-from lorabank.core.shelves import SHELVES, Shelf
+from lorabank.core.shelf import Shelf
+from lorabank.core.shelves import SHELVES, VARIANTS
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -52,10 +53,16 @@ def facts(shelf: Shelf, name: str) -> str:
     entry, method = shelf.load(name), described(shelf, name)
     lines = ["| | |", "| --- | --- |", f"| in short | {_cell(_sentence(method.about or 'none'))} |"]
     lines.append(f"| paper | {_cell(method.paper or 'none')} |")
+    if (rate := getattr(entry, "learning_rate", None)) is not None and shelf is VARIANTS:
+        lines.append(f"| default of `--learning-rate` | `{rate:g}` |")
     if (weight := getattr(entry, "default_weight", None)) is not None:
         lines.append(f"| default of `--penalty-weight` | `{weight:g}` |")
     lines.append(f"| code | `{_home(entry, shelf, name)}` |")
-    own = _settings(method.settings, "`--set`") if method.settings else "It has no settings of its own."
+    own = (
+        _settings(method.settings, f"`{shelf.given.split()[0]}`")
+        if method.settings
+        else "It has no settings of its own."
+    )
     return "\n".join([*lines, "", own, "", *_refused(method)])
 
 
@@ -68,7 +75,10 @@ def table(shelf: Shelf) -> str:
         shown = f"[`{name}`]({page})" if (DOCS / page).exists() else f"`{name}`"
         settings = ", ".join(f"`{one.name}`" for one in method.settings)
         rows.append(f"| {shown} | {_cell(_sentence(method.about))} | {_cell(method.paper or '')} | {settings} |")
-    return "\n".join(["| name | what it does | paper | settings |", "| --- | --- | --- | --- |", *rows])
+    refused = [f"| `{name}` | {_cell(_sentence(reason))} |" for name, reason in shelf.refused.items()]
+    if refused:
+        refused = ["", "Not offered:", "", "| name | reason |", "| --- | --- |", *refused]
+    return "\n".join(["| name | what it does | paper | settings |", "| --- | --- | --- | --- |", *rows, *refused])
 
 
 def rows(document: Path) -> str:

@@ -68,7 +68,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 # ----------------------------------------------------------------------------------------------- tiny base models
 
 _WORDS = ["<s>", "<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
-_DECODERS = ("llama", "qwen2", "gpt_neox")
+_DECODERS = ("llama", "qwen2", "gpt_neox", "mixtral")
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
@@ -148,9 +148,12 @@ def _tiny_config(kind: str, **changes: object) -> PreTrainedConfig:
         sizes = {names.get(key, key): value for key, value in sizes.items()}
     classes = {
         "bert": transformers.BertConfig,
+        "convbert": transformers.ConvBertConfig,
+        "squeezebert": transformers.SqueezeBertConfig,
         "roberta": transformers.RobertaConfig,
         "distilbert": transformers.DistilBertConfig,
         "llama": transformers.LlamaConfig,
+        "mixtral": transformers.MixtralConfig,
         "qwen2": transformers.Qwen2Config,
         "gpt_neox": transformers.GPTNeoXConfig,
         "gpt2": transformers.GPT2Config,

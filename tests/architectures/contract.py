@@ -29,9 +29,11 @@ from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.head_answers import HeadAnswerer
 from lorabank.models.answering.text_answers import TextAnswerer
 from lorabank.models.bases.architecture import check_able
+from lorabank.models.bases.blocks import of_modules
 from lorabank.models.bases.loading import LoadedBase, describe_base, load_base
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.resolving import resolve_base
+from lorabank.models.bases.sites import Site
 from lorabank.models.bases.targets import find_targets
 from lorabank.models.mixing.runtime import Plan, Runtime
 from lorabank.models.tasks.heads import build_head
@@ -167,8 +169,13 @@ class Case:
         return self.load()
 
     @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        return find_targets(self.base.model, self.spec, self.base.head_modules).sites
+
+    @cached_property
     def targets(self) -> tuple[str, ...]:
-        return find_targets(self.base.model, self.spec, self.base.head_modules).names
+        """The modules that hold the sites."""
+        return tuple(dict.fromkeys(site.module_name for site in self.sites))
 
     @cached_property
     def plain(self) -> Plain:
@@ -187,10 +194,9 @@ class Case:
         torch.manual_seed(1)
         made = []
         for _ in range(ADAPTERS):
-            weights = {name: self.plain.matrix(name) for name in self.targets}
-            A = {name: torch.randn(RANK, w.shape[1]) / w.shape[1] ** 0.5 for name, w in weights.items()}
-            B = {name: torch.randn(w.shape[0], RANK) * 0.15 for name, w in weights.items()}
-            made.append(LoraFactors(A, B, dict.fromkeys(weights, 2.0)))
+            A = {site.name: torch.randn(RANK, site.d_in) / site.d_in**0.5 for site in self.sites}
+            B = {site.name: torch.randn(site.d_out, RANK) * 0.15 for site in self.sites}
+            made.append(of_modules(LoraFactors(A, B, dict.fromkeys(A, 2.0)), self.sites))
         return made
 
     @cached_property
@@ -244,18 +250,19 @@ def trained_step(case: Case) -> None:
         raise Wrong(f"{trained.steps} steps")
     model = case.plain.model
     model.requires_grad_(False)
-    weights = {name: model.get_parameter(f"{name}.weight").requires_grad_(True) for name in case.targets}
+    places = {name: case.plain.parameter(name) for name in case.targets}
+    weights = {id(weight): weight.requires_grad_(True) for weight, _ in places.values()}
     counts = [1 if case.head else len(case.plain.words(label)) for label in TARGETS]
     loss = sum(case.plain.loss(t, y) * n for t, y, n in zip(TEXTS, TARGETS, counts, strict=True)) / sum(counts)
-    grads = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    of = dict(zip(weights, torch.autograd.grad(loss, list(weights.values()), allow_unused=True), strict=True))
     model.requires_grad_(False)
     loss = loss.detach()
     if abs(trained.metrics["final_loss"] - float(loss)) > TOLERANCE:
         raise Wrong(f"loss {trained.metrics['final_loss']:.5f}, of single rows {float(loss):.5f}")
     A, B = trained.factors.A, trained.factors.B
     found = {
-        name: None if grad is None else case.plain.as_matrix(name, grad)
-        for name, grad in zip(weights, grads, strict=True)
+        name: None if (grad := of[id(weight)]) is None else case.plain.as_matrix(name, grad[where])
+        for name, (weight, where) in places.items()
     }
     every = {name: torch.zeros_like(B[name]) if grad is None else grad @ A[name].T for name, grad in found.items()}
     noise = 1e-6 * max(float(wanted.abs().max()) for wanted in every.values())

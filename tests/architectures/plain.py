@@ -20,6 +20,10 @@ from tests.architectures import zoo
 TEMPLATE = "{text} Answer :"
 
 
+_PARTS = ("q_proj", "k_proj", "v_proj")
+"""Of torch's attention, in the order in which its weight holds them."""
+
+
 class Plain:
     """A tiny model in plain transformers.
 
@@ -92,22 +96,51 @@ class Plain:
             return False
         return True
 
-    def matrix(self, name: str) -> Tensor:
-        """The weight of a module, ``[d_out, d_in]``, in its own memory."""
-        return self.as_matrix(name, self.model.get_parameter(f"{name}.weight"))
+    def parameter(self, name: str) -> tuple[nn.Parameter, int | slice]:
+        """The parameter of a weight, and where: an expert's number, a part of torch's attention, or all."""
+        stacked, _, last = name.rpartition(".")
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        if last.isdecimal() and stacked in parameters:
+            return parameters[stacked], int(last)
+        if last in _PARTS and f"{stacked}.in_proj_weight" in parameters:
+            fused = parameters[f"{stacked}.in_proj_weight"]
+            d, number = len(fused) // 3, _PARTS.index(last)
+            return fused, slice(number * d, (number + 1) * d)
+        return parameters[f"{name}.weight"], slice(None)
 
     def as_matrix(self, name: str, kept: Tensor) -> Tensor:
-        """What has a weight's layout, turned where the module keeps it transposed."""
-        return kept.T if isinstance(self.model.get_submodule(name), Conv1D) else kept
+        """What has a weight's layout as a matrix: turned or flattened, and of groups in blocks on the diagonal."""
+        module = self._module(name)
+        if isinstance(module, nn.Conv1d):
+            return torch.block_diag(*kept.flatten(1).chunk(module.groups))
+        return kept.T if _transposed(module) else kept
+
+    def _as_kept(self, name: str, matrix: Tensor) -> Tensor:
+        """A matrix in its weight's layout."""
+        module = self._module(name)
+        if isinstance(module, nn.Conv1d):
+            rows = zip(matrix.chunk(module.groups), range(module.groups), strict=True)
+            blocks = [part.chunk(module.groups, 1)[g] for part, g in rows]
+            return torch.cat(blocks).view(module.weight.shape)
+        return matrix.T if _transposed(module) else matrix
+
+    def _module(self, name: str) -> nn.Module:
+        """A module, or the experts of one of whose matrices it is the name."""
+        parent = self.model.get_submodule(name.rpartition(".")[0]) if name.endswith(_PARTS) else None
+        if isinstance(parent, nn.MultiheadAttention):
+            return parent
+        own = self.parameter(name)[1]
+        return self.model.get_submodule(name if isinstance(own, slice) else name.rpartition(".")[0].rpartition(".")[0])
 
     @contextmanager
     def merged(self, adapter: LoraFactors) -> Iterator[None]:
         """The model with an adapter added to its weights."""
-        weights = {name: self.matrix(name) for name in adapter.A}
+        places = {name: self.parameter(name) for name in adapter.A}
+        weights = {name: parameter[where] for name, (parameter, where) in places.items()}
         kept = {name: weight.detach().clone() for name, weight in weights.items()}
         with torch.no_grad():
             for name, weight in weights.items():
-                weight += adapter.scaling[name] * adapter.B[name] @ adapter.A[name]
+                weight += self._as_kept(name, adapter.scaling[name] * adapter.B[name] @ adapter.A[name])
             try:
                 yield
             finally:
@@ -129,3 +162,8 @@ class Plain:
             own = self.model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([words]))
             return [int(token) for token in own[0]]
         return [self.model.config.decoder_start_token_id, *words[:-1]]
+
+
+def _transposed(module: nn.Module) -> bool:
+    """Whether it keeps ``[d_in, d_out]``."""
+    return isinstance(module, Conv1D) or bool(getattr(module, "is_transposed", False))

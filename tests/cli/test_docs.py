@@ -42,15 +42,21 @@ def test_every_verb_of_the_contract_is_there() -> None:
         "doctor",
         "db upgrade",
         "sequence run",
+        "sequence tradeoff",
         "limits",
         "methods",
+        "compare",
         "log",
         "note",
         "rename",
         "tag",
         "undo",
+        "fold",
+        "advise",
+        "stream",
         "backup",
         "restore",
+        "serve",
     }
     assert {path.removeprefix("lorabank ") for path in VERBS} == promised
 

@@ -129,3 +129,24 @@ def test_an_error_is_one_line(run: Any, api: Any) -> None:
     shown = run("generate", "x")
     assert (shown.code, shown.out) == (5, "")
     assert shown.err == "error: the bank's base 'x' is a classifier\n  hint:\n    lorabank predict TEXT\n"
+
+
+def test_sampling_is_a_section_of_its_own(run: Any, api: Any) -> None:
+    api["generate"] = _says("yes")
+    words = "--temperature 0.5 --top-p 0.9 --repetition-penalty 1.2 --seed 7 --stop . --stop END --max-new-tokens 9"
+    assert run("generate", "x", *words.split()).code == 0
+    config = api.called("generate")["config"]
+    assert (config.temperature, config.top_p, config.repetition_penalty, config.seed) == (0.5, 0.9, 1.2, 7)
+    assert (config.stop, config.max_new_tokens) == ((".", "END"), 9)
+    help = run("generate", "--help").out
+    assert help.index("\nAnswering:\n") < help.index("--raw") < help.index("\nSampling:\n") < help.index("--top-p")
+
+
+@pytest.mark.parametrize(
+    "words", ["--temperature -0.1", "--temperature 2.1", "--top-p 0", "--top-p 1.1", "--repetition-penalty 0"]
+)
+def test_sampling_has_bounds(run: Any, api: Any, words: str) -> None:
+    api["generate"] = _says("never")
+    shown = run("generate", "x", *words.split())
+    assert shown.code == 2
+    assert words.split()[0] in shown.err

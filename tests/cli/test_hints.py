@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,16 @@ def problem(words: list[str], *, whole: bool = True) -> str | None:
         if command is None:
             return f"there is no command {name}"
     assert command is not None
+    for option in command.params:
+        known = None  # what stands for a value that is known at run time alone
+        if isinstance(option.type, click.Choice):
+            known = option.type.choices[0]
+        elif isinstance(option.type, click.FloatRange) and option.type.min is not None:
+            known = str(option.type.min + 0.5)
+        if known is not None:
+            words = [
+                known if word == FILLED and last in option.opts else word for last, word in pairwise(["", *words])
+            ]
     try:
         command.make_context(str(command.name), list(words), parent=ctx, resilient_parsing=not whole)
     except click.exceptions.Exit:

@@ -319,7 +319,7 @@ def test_cells_of_a_table_are_no_formulas(payload: str, tmp_path: Path) -> None:
     import numpy as np
 
     from lorabank.evaluation.matrix import ScoreMatrix
-    from lorabank.evaluation.plots import write_csv
+    from lorabank.evaluation.plots.heatmap import write_csv
 
     names = tuple(start + payload for start in ("", "=", "+", "-", "@", "\t", "\r"))
     matrix = ScoreMatrix(names, np.full((len(names) + 1, len(names)), -0.5), np.ones(len(names)))

@@ -136,7 +136,7 @@ def test_labels_and_texts_do_nothing(run: Any, api: Any, records: Any, payload: 
     api["add_task"], api["overview"] = added, NOTHING
     result = run("add-task", "spam", "--data", "s.jsonl")
     assert_harmless(result.out + result.err)
-    from lorabank.evaluation.confusion_plot import confusion_plot
+    from lorabank.evaluation.plots.confusion import confusion_plot
 
     written = confusion_plot(found, payload).save(Path("c.svg")).read_text(encoding="utf-8")
     assert "<script" not in written

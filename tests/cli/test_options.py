@@ -6,13 +6,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from lorabank_cli.commands.add_task import add_task
+from lorabank_cli.commands.advise import advise
 from lorabank_cli.commands.compose import compose
 from lorabank_cli.commands.eval import evaluate
 from lorabank_cli.commands.generate import generate
 from lorabank_cli.commands.init import init
 from lorabank_cli.commands.predict import predict
+from lorabank_cli.docs import commands
 
 from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.errors import ConfigError
@@ -318,3 +321,68 @@ def test_an_unknown_option_is_answered_with_the_nearest(run: Any) -> None:
     shown = run("add-task", "spam", "--learning-rat", "1")
     assert shown.code == 2
     assert "--learning-rate" in shown.err
+
+
+def options() -> list[tuple[str, click.Option]]:
+    """The words that call a command, with each option of it."""
+    return [(path, one) for path, command in commands() for one in command.params if isinstance(one, click.Option)]
+
+
+@pytest.mark.parametrize(
+    ("path", "option"), [pytest.param(p, o, id=f"{p} {max(o.opts, key=len)}") for p, o in options() if o.multiple]
+)
+def test_an_option_that_may_be_repeated_is_read_from_the_variable_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, path: str, option: click.Option
+) -> None:
+    """The values stand behind blanks; the plural, which the field has, counts too."""
+    prefix = path.upper().replace(" ", "_").replace("-", "_")
+    ctx = click.Context(click.Command("any"), auto_envvar_prefix=prefix)
+    written = max(option.opts, key=len).lstrip("-").upper().replace("-", "_")
+    for name in {written, str(option.name).upper()}:
+        monkeypatch.setenv(f"{prefix}_{name}", "one two")
+        assert list(option.value_from_envvar(ctx)) == ["one", "two"]
+        monkeypatch.delenv(f"{prefix}_{name}")
+        assert option.value_from_envvar(ctx) is None
+
+
+@pytest.mark.parametrize(("path", "option"), options())
+def test_every_option_is_read_from_the_variable_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, path: str, option: click.Option
+) -> None:
+    prefix = path.upper().replace(" ", "_").replace("-", "_")
+    ctx = click.Context(click.Command("any"), auto_envvar_prefix=prefix)
+    written = max(option.opts, key=len).lstrip("-").upper().replace("-", "_")
+    monkeypatch.setenv(f"{prefix}_{written}", "1")
+    assert option.is_eager or option.resolve_envvar_value(ctx) == "1"
+
+
+@pytest.mark.parametrize("name", ["LORABANK_ADD_TASK_SAVING", "LORABANK_ADD_TASK_SAVINGS"])
+def test_a_dry_run_calls_a_list_as_its_option_is_called(
+    run: Any, api: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    api["plan_task"] = PLAN
+    monkeypatch.setenv(name, "dropbp gradient-checkpointing")
+    shown = run("add-task", "spam", "--data", "s.jsonl", "--dry-run", "-v")
+    assert api.called("plan_task")["config"].savings == ("dropbp", "gradient-checkpointing")
+    row = next(line for line in shown.out.splitlines() if line.startswith("saving"))
+    assert row.split() == ["saving", "dropbp,", "gradient-checkpointing", "env", name]
+    assert any(line.startswith("saving ") for line in shown.err.splitlines())
+
+
+@pytest.mark.parametrize("command", [add_task, advise])
+def test_the_settings_of_a_training_stand_in_sections(command: Any) -> None:
+    sections: dict[str, list[str]] = {}
+    for param in command.params:
+        sections.setdefault(getattr(param, "section", ""), []).append(param.name)
+    together = {
+        "Rows": {"data", "text_column", "max_length"},
+        "Method": {"strategy", "penalty", "set"},
+        "Adapter": {"r", "target_modules"},
+        "Training": {"epochs", "optimizer", "warmup", "class_weights", "packing", "seed"},
+    }
+    for title, names in together.items():
+        assert names <= set(sections[title])
+
+
+def test_advise_offers_nothing_that_its_rounds_decide() -> None:
+    assert {param.name for param in advise.params}.isdisjoint({"max_steps", "eval_every", "early_stopping"})

@@ -13,7 +13,15 @@ import pytest
 from lorabank_cli.main import main
 
 from lorabank.core.errors import ConfigError
-from lorabank.sequences.results import Interval, SequenceCell, SequencePlan, SequenceResult, SequenceRow, SequenceRun
+from lorabank.sequences.results import (
+    Interval,
+    OrderEffect,
+    SequenceCell,
+    SequencePlan,
+    SequenceResult,
+    SequenceRow,
+    SequenceRun,
+)
 
 LINES = (("sequence", "letters"), ("order 1", "one → two"), ("settings chosen", "on rows cut from train"))
 
@@ -67,6 +75,31 @@ def test_a_table_at_chance_says_so_once_and_counts(run: Callable[..., Any], api:
     header, *lines = (line for line in found.out.splitlines() if line.startswith(("trained by", "olora")))
     assert header.endswith("at chance")
     assert [line.split()[-3:] for line in lines] == [["4", "of", "4"], ["3", "of", "4"]]
+
+
+def test_what_is_due_to_the_order_is_a_table_of_its_own(
+    run: Callable[..., Any], api: Any, result: SequenceResult
+) -> None:
+    api["run_sequence"] = result
+    assert "by order" not in run("sequence", "run", "x.toml").out, "there is one order"
+    effect = OrderEffect({1: 0.5, 2: 0.75}, 0.1768, 0.17)
+    rows = (replace(result.rows[0], orders={"average_accuracy": effect}), result.rows[1])
+    api["run_sequence"] = replace(result, rows=rows)
+    out = run("sequence", "run", "x.toml").out
+    assert "average accuracy by order" in out
+    lines = [line.split() for line in out.splitlines()]
+    assert next(line for line in lines if "±" in line and "(order" in line)[:10] == [
+        "olora",
+        "as-trained",
+        "0.625",
+        "±",
+        "1.588",
+        "0.177",
+        "0.170",
+        "0.500",
+        "(order",
+        "1)",
+    ]
 
 
 def test_one_json_document(run: Callable[..., Any], api: Any, result: SequenceResult) -> None:

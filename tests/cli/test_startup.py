@@ -13,10 +13,12 @@ from lorabank.bank.bank import Bank
 HEAVY = {
     "accelerate",
     "alembic",
+    "fastapi",
     "jinja2",
     "matplotlib",
     "numpy",
     "peft",
+    "prometheus_client",
     "psutil",
     "pyarrow",
     "pydantic",
@@ -27,6 +29,7 @@ HEAVY = {
     "tokenizers",
     "torch",
     "transformers",
+    "uvicorn",
 }
 PROBE = """
 import sys
@@ -39,7 +42,8 @@ sys.exit(code)
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["list", "--help"], ["add-task", "--help"], ["list"], ["list", "--json"]]
+    "words",
+    [["--help"], ["list", "--help"], ["add-task", "--help"], ["serve", "--help"], ["list"], ["list", "--json"]],
 )
 def test_no_heavy_package_is_imported(words: list[str], bank: Bank) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -233,7 +233,7 @@ def test_a_hub_name_where_there_is_no_hub(refused: Any, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("bank", ["llama", "bert"])
-@pytest.mark.parametrize("strategy", ["replay", "joint", "ewc", "inflora"])
+@pytest.mark.parametrize("strategy", ["replay", "joint", "ewc", "inflora", "der", "slao"])
 def test_a_strategy_that_needs_what_earlier_tasks_did_not_keep(refused: Any, bank: str, strategy: str) -> None:
     data = write("d.jsonl", PAIRS if bank == "llama" else LABELLED)
     said = refused(2, *add(data, "--strategy", strategy), bank=bank)

@@ -41,7 +41,7 @@ def test_init(run: Any, api: Any) -> None:
 
 
 def test_add_task_says_what_was_held_and_what_to_do_next(run: Any, api: Any, records: Any) -> None:
-    metrics = {"overlap": {"b" * 64: 0.0021}, "capacity_left": 0.958333}
+    metrics = {"overlap": {"b" * 64: 0.0021}, "capacity_left": 0.958333, "directions_left": 375}
     api["add_task"] = _added(records, context=("b" * 64,), metrics=metrics)
     api["overview"] = SimpleNamespace(adapters={"b" * 64: records("sentiment")})
     shown = run("add-task", "spam", "--data", "s.jsonl", "--base", "./tiny")
@@ -53,6 +53,7 @@ def test_add_task_says_what_was_held_and_what_to_do_next(run: Any, api: Any, rec
         "  held           sentiment (active, frozen; orthogonal 0.5)",
         "  overlap        sentiment 0.0021",
         "  capacity left  95.8 % of the input space",
+        "  room           46 more tasks of rank 8 fit",
         "next:",
         "  lorabank predict --task spam TEXT",
         "  lorabank eval --forgetting-matrix",

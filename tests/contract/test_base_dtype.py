@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from lorabank.bank.bank import Bank
 from lorabank.core.shelves import STARTS, STRATEGIES, VARIANTS
 from tests.contract.conftest import KINDS, Lab
 from tests.contract.test_training import Stop
+from tests.contract.test_variants import usual
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -23,17 +25,17 @@ def lab(request: pytest.FixtureRequest, make_lab) -> Lab:
 
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"joint"}))
 def test_every_strategy_learns(lab, tmp_path: Path, strategy: str) -> None:
-    found = {}
-    for dtype in ("bfloat16", "float32"):
-        bank = Path(shutil.copytree(lab.bank(strategy, 1), tmp_path / dtype))
-        added = lab.add(bank, "two", strategy=strategy, base_dtype=dtype)
-        tensors = load_file(bank / "adapters" / added.adapter.digest / "adapter_model.safetensors")
-        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    found, scores = {}, dict.fromkeys(("bfloat16", "float32"), 0.0)
+    for dtype, seed in itertools.product(scores, (0, 1)):
+        bank = Path(shutil.copytree(lab.bank(strategy, 1), tmp_path / f"{dtype}-{seed}"))
+        added = lab.add(bank, "two", strategy=strategy, base_dtype=dtype, seed=seed)
+        found[dtype] = load_file(bank / "adapters" / added.adapter.digest / "adapter_model.safetensors")
+        assert {tensor.dtype for tensor in found[dtype].values()} == {torch.float32}
         assert added.adapter.config["base_dtype"] == dtype
         assert Bank.open(bank).verify(full=True) == []
-        found[dtype] = tensors, added.score["value"]
-    assert any(not torch.equal(found["bfloat16"][0][name], tensor) for name, tensor in found["float32"][0].items())
-    assert found["bfloat16"][1] == pytest.approx(found["float32"][1], abs=0.25)  # 12 rows
+        scores[dtype] += added.score["value"] / 2
+    assert any(not torch.equal(found["bfloat16"][name], tensor) for name, tensor in found["float32"].items())
+    assert scores["bfloat16"] == pytest.approx(scores["float32"], abs=0.25)  # 12 rows
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,9 @@ def test_every_strategy_learns(lab, tmp_path: Path, strategy: str) -> None:
 def test_every_variant_and_start_learns(make_lab, tmp_path: Path, method: dict[str, str]) -> None:
     lab = make_lab("llama")
     bank = Path(shutil.copytree(lab.bank("olora", 1), tmp_path / "bank"))
-    added = lab.add(bank, "two", base_dtype="bfloat16", target_modules="all-linear", **method)
+    strategy = usual(**{"variant": "lora"} | method)
+    given = method | ({"set": ("group=16",)} if method.get("variant") == "qa-lora" else {})  # 48 inputs
+    added = lab.add(bank, "two", base_dtype="bfloat16", target_modules="all-linear", strategy=strategy, **given)
     tensors = load_file(bank / "adapters" / added.adapter.digest / "adapter_model.safetensors")
     assert all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values())
 

@@ -110,7 +110,9 @@ def test_a_batch_of_any_size_gives_the_same_answers(copy, texts, mode: str) -> N
         api.predict(bank, texts, PredictConfig(composition=mode, device="cpu", batch_size=size)) for size in (1, 7)
     ]
     for one, other in zip(*every, strict=True):
-        assert (one.label, one.task, one.adapters) == (other.label, other.task, other.adapters)
+        assert (one.label, one.task) == (other.label, other.task)
+        expected = pytest.approx(other.adapters, abs=1e-5) if mode == "gated" else other.adapters
+        assert one.adapters == expected
         assert one.probability == pytest.approx(other.probability, abs=1e-5)
 
 

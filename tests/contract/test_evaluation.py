@@ -118,6 +118,16 @@ def test_forward_transfer_fills_the_upper_triangle_and_the_untrained_row(copy) -
         assert r[stage][0] == lower.values[stage][0]
 
 
+@pytest.mark.parametrize("mode", ["manual", "routed"])
+def test_before_its_first_member_the_untrained_base_answers_for_a_composition(copy, mode) -> None:
+    bank = copy("olora", 2)
+    api.compose(bank, ComposeConfig(mode=mode, name="late", tasks="two", scores=False, device="cpu"))
+    (late,) = api.evaluate(bank, EvalConfig(compositions=("late",), forgetting_matrix=True, device="cpu"))
+    (whole,) = api.evaluate(bank, FORWARD)
+    assert late.values[1][0] == whole.values[0][0]
+    assert None not in late.values[2]
+
+
 def test_tasks_with_the_same_rows_share_routed_cells(copy, lab) -> None:
     bank = copy("olora", 1)
     api.add_task(bank, "again", lab.settings("one"), init=InitConfig(base=str(lab.base)))

@@ -11,20 +11,21 @@ import numpy as np
 import pytest
 import torch
 from lorabank_cli.main import main
+from safetensors.torch import load_file
 
 from lorabank import api
 from lorabank.algebra.factors import DenseDelta
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.mergers.base import Merger, Sources
-from lorabank.core.config import ComposeConfig, EvalConfig
+from lorabank.core.config import ComposeConfig, EvalConfig, PredictConfig
 from lorabank.core.errors import NotFoundError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.shelves import MERGERS
 from lorabank.models.facts.inputs import InputCovariance
 from lorabank.workflows.assemble import stack_of
 from lorabank.workflows.results import ComposeResult
-from tests.contract.conftest import Lab
+from tests.contract.conftest import TASKS, Lab
 
 
 @pytest.fixture(scope="session", params=["bert", "llama"])
@@ -56,6 +57,28 @@ def test_each_member_is_scored_alone_and_in_the_merge(copy) -> None:
         (told["task"], told["after"]) for told in result.report["scores"]
     ]
     assert shown["composition"]["parameters"]["distance"] == result.report["distance"]
+
+
+def test_states_are_weighed_as_the_sums_that_they_are(copy, adapters, by_hand, texts, tmp_path) -> None:
+    bank = copy("olora", 3)
+    merge(bank, over="states", set=("weights=one=0.25,two=0.25,three=0.25",), scores=False)
+    told = merge(bank, name="each", set=("weights=one=0.25,two=0.25,three=0.25",), scores=False).report
+    again = told["untrained_state"]["command"].line()
+    assert again.endswith("--set weights=one=0.25,two=0.25,three=0.25 --over states --replace")
+    digests = [adapter.digest for adapter in adapters(bank)]
+    weights = dict(zip(digests, (0.75, 0.5, 0.25), strict=True))
+    expected = {task: by_hand(bank, weights, own, texts) for task, own in zip(TASKS, digests, strict=True)}
+    found = api.predict(bank, texts, PredictConfig(composition="sum", device="cpu", batch_size=5))
+    best = [float(expected[one.task][row].max()) for row, one in enumerate(found)]
+    assert [one.probability for one in found] == pytest.approx(best, abs=1e-5)
+    api.export(bank, "sum", tmp_path / "exported")
+    A = load_file(tmp_path / "exported" / "adapter_model.safetensors")
+    stack = stack_of(Bank.open(bank), digests)
+    for module, factors in stack.modules.items():
+        key = f"base_model.model.{module}.lora_"
+        whole = factors.delta(torch.tensor([0.75, 0.5, 0.25])).double()
+        got = A[f"{key}B.weight"].double() @ A[f"{key}A.weight"].double()
+        torch.testing.assert_close(got, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_scores_can_be_left_out(copy) -> None:

@@ -28,9 +28,12 @@ TRAIN = [
 ]  # fmt: skip
 OURS = {
     "strategy": ("windowed", "window", 2),
+    "reference": ("biases", None, None),
     "variant": ("triple", "weight", 1.0),
-    "start": ("gaussian", "deviation", 0.02),
+    "start": ("narrow", "deviation", 0.02),
+    "saving": ("thinned", "kept", 0.5),
     "penalty": ("away", "power", 2.0),
+    "optimizer": ("descent", "momentum", 0.9),
     "merger": ("shares", "share", 1.0),
     "router": ("shrunken", "threshold", 0.0),
     "gate": ("constant", "decay", 0.0),
@@ -40,6 +43,8 @@ OURS = {
     "mode": ("soft", None, None),
     "task type": ("FEATURE_EXTRACTION", None, None),
     "site": ("dense", None, None),
+    "quantiser": ("rounded", "levels", 127),
+    "correction": ("means", "share", 1.0),
     "metric": ("worst_task", None, None),
     "text metric": ("contained", None, None),
 }
@@ -105,8 +110,21 @@ def test_a_classifiers_bank(run, lab: Lab, data, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     files = {name: data(name, labels) for name, labels in (("one", 2), ("two", 3), ("three", 2))}
     run("init", "--base", lab.base, "--task-type", "FEATURE_EXTRACTION")
-    own = ["window=1", "power=1.5", "weight=0.5", "deviation=0.1", "mark==>"]
-    methods = ["--strategy", "windowed", "--penalty", "away", "--variant", "triple", "--start", "gaussian"]
+    own = ["window=1", "power=1.5", "weight=0.5", "deviation=0.1", "kept=0.75", "momentum=0.5", "mark==>"]
+    methods = [
+        "--strategy",
+        "windowed",
+        "--penalty",
+        "away",
+        "--variant",
+        "triple",
+        "--start",
+        "narrow",
+        "--saving",
+        "thinned",
+        "--optimizer",
+        "descent",
+    ]
     chosen = [*TRAIN, *methods, *(word for one in own for word in ("--set", one))]
     plan = run("add-task", "one", "--data", files["one"], *chosen, "--dry-run")
     assert plan["settings"]["set"]["value"] == own
@@ -121,7 +139,7 @@ def test_a_classifiers_bank(run, lab: Lab, data, tmp_path: Path, monkeypatch: py
         "halved": ("merged", "--merger", "shares", "--set", "share=0.5", "--set", "max_rank=3"),
         "nearest": ("routed", "--router", "shrunken", "--set", "threshold=0.001"),
         "weighed": ("gated", "--gate", "constant", "--set", "decay=0.5", "--set", "epochs=1"),
-        "soft": ("soft", "--set", "clusters_per_task=2"),
+        "soft": ("soft", "--router", "kmeans", "--set", "clusters_per_task=2"),
     }
     for name, words in made.items():
         stored = run("compose", "--name", name, "--mode", *words)["composition"]["parameters"]
@@ -189,12 +207,19 @@ def test_a_sequence(run, lab: Lab, data, tmp_path: Path, monkeypatch: pytest.Mon
     train = "".join(f"{name} = {json.dumps(value)}\n" for name, value in (SETTINGS | {"epochs": 1}).items())
     (tmp_path / "ours.toml").write_text(
         f"name = 'ours'\nselection = 'none'\nbase = '{lab.base}'\norders = [['one', 'two']]\n"
-        "strategies = ['windowed']\n"
+        "strategies = ['windowed', 'biases']\n"
         f"[train]\npenalty = 'away'\nset = ['.records.mark==>', 'power=1.5']\n{train}"
         f"[strategy.windowed]\nset = ['window=1']\n{''.join(tables)}"
         "[[compositions]]\nmode = 'merged'\nmerger = 'shares'\nset = ['share=0.5']\n[evaluation]\ndevice = 'cpu'\n"
     )
-    run("sequence", "run", "ours.toml")
+    rows = run("sequence", "run", "ours.toml")["rows"]
+    assert [(row["strategy"], row["answers"], row["mode"]) for row in rows] == [
+        ("windowed", "as-trained", "as-trained"),
+        ("windowed", "merged", "merged"),
+        ("biases", "as-trained", "not storable"),
+    ]
+    refused = run("add-task", "x", "--data", tmp_path / "one.records", "--strategy", "biases", code=2)
+    assert "'biases' is not offered: it trains weights of the base itself" in refused
     (bank,) = (tmp_path / "ours" / "banks").glob("*/windowed/*")
     config = run("show", "two", "--bank", bank)["adapter"]["config"]
     assert config["set"] == ["power=1.5", "window=1"], "the copies of the rows are no records"

@@ -163,6 +163,7 @@ def test_the_plan_is_what_happens(lab, copy) -> None:
     assert plan.settings == recorded | {
         "map": (),
         "set": (),
+        "savings": (),
         "base": base.name,
         "revision": None,
         "task_type": "SEQ_CLS",

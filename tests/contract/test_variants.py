@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import ComposeConfig, InitConfig, PredictConfig, TrainConfig
-from lorabank.core.errors import ConfigError
+from lorabank.core.errors import ConfigError, DivergedError
 from lorabank.core.methods import methods
 from lorabank.core.observer import SilentObserver
-from lorabank.core.shelves import STARTS, STRATEGIES, VARIANTS
-from lorabank.training.methods import chosen_methods
+from lorabank.core.shelves import SAVINGS, STARTS, STRATEGIES, VARIANTS
+from lorabank.training.methods import chosen_methods, filled_in
+from lorabank.workflows.learning.past import restart_command
 from tests.contract.conftest import Lab
 
 
@@ -32,13 +33,25 @@ def reason(**config: Any) -> str | None:
     return None
 
 
-PAIRS = [(v, s) for v in VARIANTS for s in STARTS if (v, s) != ("lora", "kaiming") and not reason(variant=v, start=s)]
+def usual(variant: str, start: str = "kaiming") -> str | None:
+    """The default strategy, or the first one that takes them; None where none does."""
+    names = [TrainConfig.strategy, *STRATEGIES]
+    return next((name for name in names if not reason(strategy=name, variant=variant, start=start)), None)
+
+
+SMALL = {"qa-lora": ("qa-lora.group=8",)}
+"""Settings of a method whose default is not for a base of 32 inputs: their mean is 0 behind a normalisation."""
+
+PAIRS = [(v, s) for v in VARIANTS for s in STARTS if (v, s) != ("lora", "kaiming") and usual(v, s)]
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
 def method(request: pytest.FixtureRequest) -> dict[str, str]:
     variant, start = request.param
-    return {"variant": variant, "start": start, "learning_rate": 1e-2}
+    strategy = usual(variant, start)
+    assert strategy is not None
+    settings = {"learning_rate": 1e-2, "set": SMALL.get(variant, ())}
+    return {"variant": variant, "start": start, "strategy": strategy, **settings}
 
 
 def deltas(folder: Path, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -158,6 +171,10 @@ def test_a_resumed_training_gives_the_same_bytes(lab: Lab, copy, method: dict[st
         ({"strategy": "seqlora", "variant": "dora"}, "and the bank has only its A and B"),
         ({"strategy": "ewc", "start": "pissa"}, "the start would have no effect"),
         ({"variant": "dora", "start": "pissa"}, "takes no start that is taken out of the weight"),
+        ({"strategy": "inflora", "start": "lora-ga"}, "which the start's part reads too"),
+        ({"strategy": "seqlora", "start": "corda"}, "the start would have no effect"),
+        ({"variant": "dora", "start": "milora"}, "takes no start that is taken out of the weight"),
+        ({"start": "corda", "set": ("mode=kpm",)}, "keeps the knowledge of a text, and none is given"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_changed(
@@ -199,23 +216,90 @@ def test_a_rank_that_the_start_has_not_is_refused_before_a_bank_is_made(lab: Lab
 def test_a_dry_run_tells_the_size_of_what_is_stored(
     make_lab, tmp_path: Path, method: dict[str, str], kind: str, targets: str
 ) -> None:
-    """Of PiSSA both halves, of DoRA magnitudes and gains, of a block the columns of the whole matrix."""
+    """Of PiSSA both halves, of DoRA magnitudes and gains, of a block the columns of the whole matrix.
+
+    Where a variant prunes, the size is what is stored at most.
+    """
     lab = make_lab(kind)
     settings = {"r": 8, "target_modules": targets, **method}
     plan = api.plan_task(tmp_path / "bank", "one", lab.settings("one", **settings), InitConfig(base=str(lab.base)))
     stored = lab.add(tmp_path / "bank", "one", **settings).adapter
     files = (tmp_path / "bank" / "adapters" / stored.digest).glob("*.safetensors")
     tensors = sum(tensor.numel() for file in files for tensor in load_file(file).values())
-    assert plan.adapter_bytes == 4 * tensors
+    prunes = VARIANTS.load(method["variant"]).prunes
+    assert plan.adapter_bytes >= 4 * tensors if prunes else plan.adapter_bytes == 4 * tensors
+
+
+@pytest.mark.parametrize("saving", sorted(SAVINGS))
+def test_a_saving_trains_what_is_stored_and_resumed(make_lab, texts: list[str], saving: str, tmp_path: Path) -> None:
+    """Behind an earlier task; a killed training goes on, and of a classifier plain PEFT answers as the bank does."""
+    kind = "llama" if saving == "s2-attention" else "bert"
+    lab: Lab = make_lab(kind)
+    bank, other = (Path(shutil.copytree(lab.bank("olora", 1), tmp_path / name)) for name in ("one", "other"))
+    settings: dict[str, Any] = {"savings": (saving,), "save_steps": 2, "target_modules": "all-linear"}
+    if kind == "llama":
+        settings["set"] = ("shortest=4",)
+    with pytest.raises(KeyboardInterrupt):
+        lab.add(bank, "two", Stop(), **settings)
+    resumed = api.add_task(bank, "two", None, resume=True).adapter
+    whole = lab.add(other, "two", **settings).adapter
+    assert (resumed.digest, resumed.head_digest) == (whole.digest, whole.head_digest)
+    assert tuple(whole.config["savings"]) == (saving,)
+    if kind == "bert":
+        model = plain(lab, bank, dict.fromkeys((*whole.context, whole.digest), 1.0), whole.digest)
+        assert answers(bank, texts, task="two", state="learnt") == pytest.approx(probabilities(model, texts), abs=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
+def test_the_knowledge_of_a_text_is_kept_in_every_kind_of_base(make_lab, kind: str, tmp_path: Path) -> None:
+    """Of a classifier, a language model and an encoder-decoder; another text gives another adapter."""
+    lab: Lab = make_lab(kind)
+    digests = []
+    for name, lines in (("one", "a b c\nd e f g\n"), ("same", "a b c\n\nd e f g"), ("other", "x y z\nv w\n")):
+        text = tmp_path / f"{name}.txt"
+        text.write_text(lines, encoding="utf-8")
+        bank = Path(shutil.copytree(lab.bank("olora", 0), tmp_path / name))
+        trained = lab.add(bank, "one", start="corda", set=("mode=kpm", f"text={text}")).adapter
+        assert Bank.open(bank).verify(full=True) == []
+        digests.append(trained.digest)
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_what_methods_lists_as_refused_is_what_is_refused() -> None:
-    """Of each variant and start, beside the defaults of everything else."""
+    """Of each variant and start, beside the defaults of everything else, and the strategy that a variant goes with.
+
+    A variant also lists its savings.
+    """
     for family, shelf in (("variant", VARIANTS), ("start", STARTS)):
         other, names = ("start", STARTS) if family == "variant" else ("variant", VARIANTS)
         for name in shelf:
             (found,) = (one for one in methods(name) if one.family == family)
-            pairs = [("strategy", one) for one in STRATEGIES] + [(other, one) for one in names]
-            told = {f"{kind} {one}": reason(**{family: name, kind: one}) for kind, one in pairs}
+            told = {f"strategy {one}": reason(**{family: name, "strategy": one}) for one in STRATEGIES}
+            for one in names:
+                strategy = usual(name if family == "variant" else one) or TrainConfig.strategy
+                told[f"{other} {one}"] = reason(**{family: name, other: one, "strategy": strategy})
+            for one in SAVINGS if family == "variant" else ():
+                told[f"saving {one}"] = reason(variant=name, strategy=usual(name), savings=(one,))
             expected = [f"{what}: {why.partition('go together: ')[2]}" for what, why in told.items() if why]
             assert list(found.refused) == expected
+
+
+def test_the_rate_that_a_variant_has_by_default_is_planned_and_recorded(lab: Lab, copy) -> None:
+    """And a run without one is resumed without one, or with the same."""
+    bank, settings = copy("olora", 1), {"variant": "lora-fa", "learning_rate": None, "save_steps": 2}
+    assert api.plan_task(bank, "two", lab.settings("two", **settings)).settings["learning_rate"] == 4e-3
+    with pytest.raises(KeyboardInterrupt):
+        lab.add(bank, "two", Stop(), **settings)
+    with pytest.raises(ConfigError, match="learning_rate differ"):
+        api.add_task(bank, "two", lab.settings("two", **settings | {"learning_rate": 1e-3}), resume=True)
+    resumed = api.add_task(bank, "two", lab.settings("two", **settings), resume=True).adapter
+    assert resumed.config["learning_rate"] == 4e-3
+    with pytest.raises(DivergedError, match="with the learning rate 1e-30 every"):
+        lab.add(bank, "three", **settings | {"learning_rate": 1e-30})
+
+
+def test_a_command_to_start_again_names_the_rate_that_was_given() -> None:
+    for given in (None, 4e-3, 3e-5):
+        config = filled_in(TrainConfig(data="d.jsonl", variant="lora-fa", learning_rate=given))
+        words = restart_command("two", config, restart=True)
+        assert ("--learning-rate" in words) == (given == 3e-5)

@@ -8,10 +8,26 @@ from pathlib import Path
 import pytest
 
 from lorabank.core.methods import described
-from lorabank.core.shelves import GATES, MERGERS, PENALTIES, ROUTERS, STARTS, STRATEGIES, VARIANTS
+from lorabank.core.shelves import (
+    CORRECTIONS,
+    GATES,
+    MERGERS,
+    OPTIMIZERS,
+    PENALTIES,
+    QUANTISERS,
+    REFERENCES,
+    ROUTERS,
+    SAVINGS,
+    STARTS,
+    STRATEGIES,
+    VARIANTS,
+)
 
 PAGES = Path(__file__).parents[2] / "docs/methods"
-SHELVES = (STRATEGIES, VARIANTS, STARTS, PENALTIES, MERGERS, ROUTERS, GATES)
+SHELVES = (
+    STRATEGIES, REFERENCES, VARIANTS, STARTS, SAVINGS, PENALTIES, OPTIMIZERS, MERGERS, ROUTERS, GATES, QUANTISERS,
+    CORRECTIONS,
+)  # fmt: skip
 METHODS = [(shelf, name) for shelf in SHELVES for name in shelf.table]
 SECTIONS = ["Equation", "When to use it", "Settings", "Differences", "Reference"]
 

@@ -41,12 +41,14 @@ def test_a_method_has_the_facts_of_its_shelf(pages: ModuleType) -> None:
     replay = read(pages, "docs/methods/strategies/replay")
     assert re.search(r"^\| `replay_rows` \| int \| `200` \| ≥ 1 \| .+ \|$", replay, re.M)
     assert "It is refused with:" in replay
+    assert "| default of `--learning-rate` | `0.004` |" in read(pages, "docs/methods/variants/lora-fa")
 
 
 def test_a_table_links_to_the_pages_that_exist(pages: ModuleType) -> None:
     text = read(pages, "docs/methods")
     assert "| [`olora`](methods/strategies/olora.md) |" in text
     assert "| `.csv` |" in text
+    assert "| `loraprune` | it removes heads and units of the base" in text
 
 
 def test_the_navigation_has_every_page_once(pages: ModuleType) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import InitConfig, TrainConfig
+from lorabank.models.facts.curves import LearningCurve
 from lorabank.workflows.assemble import read_stack
 
 pytestmark = pytest.mark.end_to_end
@@ -28,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "r": 2,
     "device": "cpu",
     "lora_dropout": 0.0,
-    "set": ["replay.replay_rows=6"],
+    "set": [f"{name}.replay_rows=6" for name in ("replay", "der", "gem", "agem", "olora-distil")],
 }
 WORDS = [
     word
@@ -36,6 +38,8 @@ WORDS = [
     for one in (value if isinstance(value, list) else [value])
     for word in (f"--{name.replace('_', '-')}", str(one))
 ]
+
+REHEARSED = ("olora-distil", "der", "lwf", "gem", "agem", "si", "mas", "slao")
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,40 @@ def test_two_processes_train_the_adapter_of_one(launch, still: Path, data: Path,
     assert_same_adapters(one, two)
 
 
+def test_two_processes_keep_the_step_that_one_keeps(launch, still: Path, data: Path, tmp_path: Path) -> None:
+    """Held-out rows, weights of labels, and an optimizer whose memory is more than tensors."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    chosen = {"eval_every": 1, "early_stopping": 1, "held_fraction": 0.3, "class_weights": "balanced"}
+    chosen |= {"optimizer": "adafactor", "warmup": 2.0, "epochs": 6, "learning_rate": 0.05}
+    add(one, "first", data, still, **chosen)
+    given = [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    done = launch(2, *words(two, "first", "--data", str(data), "--base", str(still), *WORDS, *given))
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert_same_adapters(one, two)
+    ours, theirs = (LearningCurve.of(api.show(bank, "first")["curve"]) for bank in (one, two))
+    assert (ours.held.best, ours.held.stopped, ours.held.steps) == (
+        theirs.held.best,
+        theirs.held.stopped,
+        theirs.held.steps,
+    )
+    assert theirs.held.losses == pytest.approx(ours.held.losses, abs=1e-5)
+    assert theirs.losses == pytest.approx(ours.losses, abs=1e-4)
+
+
+def test_two_processes_share_packed_sequences(launch, save_language_model, tmp_path: Path) -> None:
+    base = save_language_model(tmp_path / "base")
+    file = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"prompt": f"{i} plus {i}", "completion": str(2 * i)}) for i in range(30)]
+    file.write_text("\n".join(lines) + "\n")
+    one, two = tmp_path / "one", tmp_path / "two"
+    chosen = {"packing": True, "max_length": 64, "batch_size": 3}
+    add(one, "sums", file, base, **chosen)
+    given = ("--packing", "--max-length", "64", "--batch-size", "3")
+    done = launch(2, *words(two, "sums", "--data", str(file), "--base", str(base), *WORDS, *given))
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert_same_adapters(one, two)
+
+
 def test_an_error_is_told_once_and_ends_all_with_its_code(launch, still: Path, tmp_path: Path) -> None:
     missing = launch(2, *words(tmp_path / "bank", "spam", "--data", "nothing.jsonl", "--base", str(still)))
     assert [process.returncode for process in missing] == [3, 3]
@@ -101,7 +139,7 @@ def test_other_commands_are_the_work_of_one_process(launch, tmp_path: Path, comm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["amlora", "inflora", "ewc", "replay", "joint"])
+@pytest.mark.parametrize("strategy", ["amlora", "inflora", "ewc", "replay", "joint", *REHEARSED])
 def test_every_method_is_the_same_in_two_processes(launch, still: Path, data: Path, tmp_path: Path, strategy) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for bank in (one, two):
@@ -114,12 +152,29 @@ def test_every_method_is_the_same_in_two_processes(launch, still: Path, data: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [("--variant", "dora"), ("--strategy", "olora-projected"), ("--start", "pissa")])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--variant", "dora"),
+        ("--variant", "adalora"),
+        ("--variant", "lora-fa"),
+        ("--variant", "vb-lora"),
+        ("--variant", "lora-drop"),
+        ("--strategy", "olora-projected"),
+        ("--start", "pissa"),
+        ("--start", "eva"),
+        ("--start", "corda"),
+        ("--start", "lora-ga"),
+        ("--saving", "gradient-checkpointing"),
+        *(("--variant", name) for name in ("relora", "xgblora", "delta-lora", "galore", "flora", "bilora")),
+    ],
+)
 def test_so_is_what_is_trained_beside_the_factors(launch, still: Path, data: Path, tmp_path: Path, more) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for bank in (one, two):
         add(bank, "first", data, still)
-    add(one, "second", data, still, seed=1, **{more[0].removeprefix("--"): more[1]})
+    name, value = more[0].removeprefix("--"), more[1]
+    add(one, "second", data, still, seed=1, **{"savings": (value,)} if name == "saving" else {name: value})
     done = launch(2, *words(two, "second", "--data", str(data), "--seed", "1", *more, *WORDS))
     assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
     assert_same_adapters(one, two)

@@ -26,7 +26,7 @@ import pytest
 from lorabank_cli.docs import commands
 from lorabank_cli.main import main
 
-from lorabank import ComposeConfig, InitConfig, TrainConfig, api
+from lorabank import ComposeConfig, EvalConfig, InitConfig, TrainConfig, api
 from lorabank.core.observer import SilentObserver
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(300)]
@@ -38,7 +38,11 @@ DOCUMENTS = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")} - GUIDES
 SEQUENCE = (ROOT / "docs/sequences.md").read_text(encoding="utf-8")
 ELSEWHERE = {
     "demo": ".ci/run runs the demo whole, tests/end_to_end/test_demo.py looks at what it left",
+    "serve": "tests/contract/test_serving.py asks a server",
+    "--lm-eval": "tests/unit/workflows/asking/test_harness.py asks the harness",
     "--gguf-file": "tests/end_to_end/test_language_model.py converts the real file",
+    "--enable-lora": "tests/unit/workflows/importing/test_import_loralib.py imports such a file on GPT-2",
+    "--merged": "tests/contract/test_merged_zeros.py writes such a base from a bank that hqq keeps",
 }
 """What is run by another test, and by which."""
 QUICK = TrainConfig(epochs=1, batch_size=8, r=2, keep_samples=8, clusters_per_task=2, max_length=64, device="cpu")
@@ -84,14 +88,16 @@ def letters(path: Path, columns: tuple[str, str], labels: tuple[str, ...], count
 def write_files(folder: Path) -> None:
     """The data files that the commands name, one form each."""
     both = ("text", "label")
-    for name in ("s.jsonl", "sentiment.jsonl", "reviews/train.jsonl", "reviews/test.jsonl"):
+    for name in ("s.jsonl", "sentiment.jsonl", "products.jsonl", "reviews/train.jsonl", "reviews/test.jsonl"):
         letters(folder / name, both, ("negative", "positive"))
+    letters(folder / "messages.jsonl", both, ("ham", "spam"), count=200)
     for name in ("spam.jsonl", "spam.parquet", "spam-test.parquet"):
         letters(folder / name, both, ("ham", "spam"))
     letters(folder / "p.parquet", both, ("negative", "positive"))
     letters(folder / "reviews.parquet", ("text", "stars"), ("one", "five"))
     letters(folder / "held-out.parquet", ("text", "stars"), ("one", "five"))
     letters(folder / "topics.csv", ("body", "section"), ("sport", "trade"))
+    (folder / "held-out.txt").write_text("a b c d\n\ne f g h\n", encoding="utf-8")
     for name in ("news.jsonl", "articles.jsonl"):
         letters(folder / name, both, ("sport", "trade"))
     rows = letters(folder / "spam.csv", ("body", "folder"), ("ham", "spam"))
@@ -163,9 +169,16 @@ def worlds(tmp_path_factory: pytest.TempPathFactory, save_base: Any, save_langua
     api.export(tasks / "bank", "spam", tasks / "spam-adapter")
     shutil.copytree(tasks / "spam-adapter", made["one task"] / "spam-adapter")
 
+    three = made["three tasks"] = Path(shutil.copytree(tasks, root / "three tasks"))
+    train(three, "products", "products.jsonl", str(tasks / "encoder"))
+    streamed = world("streamed")
+    settings = TrainConfig(data=str(streamed / "messages.jsonl"))
+    api.stream(streamed / "bank", settings, init=InitConfig(base=str(streamed / "encoder")))
+
     encoder = made["encoder"] = Path(shutil.copytree(tasks, root / "encoder"))
-    for name, router in (("prototype", "kmeans"), ("routed", "gaussian")):
-        api.compose(encoder / "bank", ComposeConfig(mode="prototype", router=router, name=name))
+    for mode in ("prototype", "routed"):
+        api.compose(encoder / "bank", ComposeConfig(mode=mode))
+    api.evaluate(encoder / "bank", EvalConfig(forgetting_matrix=True, device="cpu"))
     api.change_tags(encoder / "bank", "spam", add=["mail", "production"])
     shutil.copytree(encoder / "bank", encoder / "team/bank")
     for copy in ("copy-of-bank", "other-disk/bank"):
@@ -179,8 +192,8 @@ def worlds(tmp_path_factory: pytest.TempPathFactory, save_base: Any, save_langua
     chats = made["chats"] = Path(shutil.copytree(language, root / "chats"))
     train(language, "chat", "chats.jsonl", "my-model")
     api.export(language / "bank", "chat", chats / "chat-adapter")
-    for name in ("prototype", "routed"):
-        api.compose(language / "bank", ComposeConfig(mode="prototype", name=name))
+    for mode in ("prototype", "routed"):
+        api.compose(language / "bank", ComposeConfig(mode=mode))
 
     stopped = world("stopped")
     train(stopped, "sentiment", "sentiment.jsonl", "encoder")
@@ -194,15 +207,19 @@ def worlds(tmp_path_factory: pytest.TempPathFactory, save_base: Any, save_langua
 
 def world_of(words: list[str]) -> str:
     """The world in which a command finds what it names."""
+    if words[0] == "stream":
+        return "streamed" if "--resume" in words else "empty"
+    if words[0] == "fold":
+        return "three tasks"
     if "--resume" in words:
         return "resumed" if "reviews" in words else "stopped"
     if words[0] == "import":
         return "chats" if "chat" in words else "one task"
-    if words[0] in ("init", "add-task", "sequence"):
+    if words[0] in ("init", "add-task") or words[:2] == ["sequence", "run"]:
         return "empty"
     if words[0] == "compose":
         return "tasks"
-    return "language" if words[0] == "generate" or {"chat", "agnews"} & {*words} else "encoder"
+    return "language" if words[0] == "generate" or "--text" in words or {"chat", "agnews"} & {*words} else "encoder"
 
 
 @pytest.fixture
@@ -241,8 +258,8 @@ def test_the_command_works_as_it_is_shown(
         (folder / "copy-of-bank").rename(tmp_path / "copy-of-bank")
     monkeypatch.chdir(folder)
     base = "my-model" if {"news", "support", "medical"} & {*words} else "encoder"
-    if words[0] == "add-task":
-        monkeypatch.setenv("LORABANK_ADD_TASK_BASE", base)
+    if words[0] in ("add-task", "stream") and "--resume" not in words:
+        monkeypatch.setenv(f"LORABANK_{words[0].replace('-', '_').upper()}_BASE", base)
     monkeypatch.setenv("DATA", ".")
     text = Path(parts[parts.index("<") + 1]).read_text(encoding="utf-8") if "<" in parts else "y\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(text))

@@ -48,6 +48,7 @@ class World:
         self.fingerprint = Bank.open(self.bank).snapshot().base.fingerprint
         shutil.copytree(self.bank, self._pristine)
         self._base_before = digest_of(self.base)
+        self._cache = fingerprint_cache()
 
     def try_out(self, case: Case, *, process: bool = False) -> list[Finding]:
         """Import one adapter and look at what it left.
@@ -63,7 +64,7 @@ class World:
         source = case.spoil(source) or source
         before, files = rows_of(self.bank), listing(self.bank)
         words = self._words(case, source)
-        watch = Watch([self.bank])
+        watch = Watch([self.bank, self._cache])
         if process:
             code, out, err = as_process(words)
         else:
@@ -89,6 +90,18 @@ class World:
         words = ["import", str(source), "--bank", str(self.bank), "--as-task", case.task, "--data", str(self.data)]
         words += ["--device", "cpu", "--max-length", "16", "--clusters-per-task", "2"]
         return [*words, *(word.format(fingerprint=self.fingerprint) for word in case.words)]
+
+
+def fingerprint_cache() -> Path:
+    """The user's cache of fingerprints: the only folder beside the bank in which an import may write.
+
+    An import writes there when the base has been unchanged for two seconds for the first time.
+    """
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HOME) / "lorabank" / "fingerprints"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
 
 
 def make_base(folder: Path) -> Path:

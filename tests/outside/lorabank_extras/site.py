@@ -38,10 +38,10 @@ class ByColumns(SiteKind):
         d_in, d_out = module.weight.shape
         return d_out, d_in
 
-    def matrix(self, kept: Tensor) -> Tensor:
+    def matrix(self, module: nn.Module, kept: Tensor) -> Tensor:
         """Transposed."""
         return kept.T
 
-    def kept(self, matrix: Tensor) -> Tensor:
+    def kept(self, module: nn.Module, matrix: Tensor) -> Tensor:
         """Transposed again."""
         return matrix.T

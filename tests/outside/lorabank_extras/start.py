@@ -1,4 +1,4 @@
-"""A start: A is drawn from a normal distribution."""
+"""A start: A is drawn from a narrow normal distribution."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Gaussian(FactorStart):
-    """A is drawn from a normal distribution, B is 0."""
+class Narrow(FactorStart):
+    """A is drawn from a narrow normal distribution, B is 0."""
 
     deviation: float = setting(0.02, "Standard deviation of the entries of A.", gt=0)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from lorabank.algebra.factors import lora_scaling
+from lorabank.algebra.factors import LoraFactors, lora_scaling, without_zeros
 
 
 @pytest.mark.parametrize(
@@ -12,3 +13,26 @@ from lorabank.algebra.factors import lora_scaling
 )
 def test_scaling(r: int, alpha: float, rslora: bool, s: float) -> None:
     assert lora_scaling(r, alpha, use_rslora=rslora) == s
+
+
+def test_components_that_are_zero_are_left_out() -> None:
+    """The delta weight stays; a module of which nothing is left goes, unless it has a gain."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    A = {name: drawn(4, 6) for name in "abcd"}
+    B = {name: drawn(5, 4) for name in "abcd"}
+    A["a"][1], B["a"][:, 2] = 0, 0
+    B["b"].zero_()
+    A["c"].zero_()
+    whole = LoraFactors(A, B, dict.fromkeys("abcd", 0.5), {"c": drawn(5)})
+    left = without_zeros(whole)
+    assert {name: (*left.A[name].shape, *left.B[name].shape) for name in left.A} == {
+        "a": (2, 6, 5, 2), "c": (1, 6, 5, 1), "d": (4, 6, 5, 4),
+    }  # fmt: skip
+    assert left.scaling == dict.fromkeys("acd", 0.5)
+    weight = drawn(5, 6)
+    for name in left.A:
+        torch.testing.assert_close(left.delta(name, weight), whole.delta(name, weight))

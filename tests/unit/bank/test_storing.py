@@ -116,8 +116,9 @@ def test_names_are_looked_up_with_a_suggestion(bank, kit):
     kit.add_task(bank, "sentiment")
     with pytest.raises(NotFoundError, match="Did you mean 'sentiment'"):
         bank.snapshot().task("sentimnt")
-    with pytest.raises(NotFoundError, match="no composition yet"):
+    with pytest.raises(NotFoundError, match="no composition yet") as caught:
         bank.snapshot().composition("mix")
+    assert [command.line() for command in caught.value.commands] == ["lorabank compose --mode routed"]
 
 
 def test_a_composition_can_be_superseded(bank, kit):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,17 @@ import pytest
 
 from lorabank import api
 from lorabank.core.arguments import by_path, checked
-from lorabank.core.config import ComposeConfig, EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
+from lorabank.core.config import (
+    AdviseConfig,
+    ComposeConfig,
+    EvalConfig,
+    FoldConfig,
+    GenerateConfig,
+    InitConfig,
+    LoralibConfig,
+    PredictConfig,
+    TrainConfig,
+)
 from lorabank.core.errors import ConfigError
 from lorabank.core.observer import SilentObserver
 from lorabank.workflows.open_bank import OpenBank
@@ -45,14 +56,20 @@ CASES: dict[str, tuple[Any, list[Any]]] = {
     "Iterable[str] | None": (None, NO_TEXTS),
     "Sequence[str] | None": (None, NO_TEXTS),
     "Sequence[str]": (["spam"], [None, *NO_TEXTS]),
+    "Sequence[str | Path]": (["bank"], [None, "a", {}, [1], [None]]),
     "MatrixReport": (REPORT, [None, "a", {}, [REPORT], MatrixReport]),
     "Sequence[MatrixReport]": ([REPORT], [None, REPORT, "a", {}, ["a"], [REPORT, None]]),
+    "Listener": (print, [None, "a", {}, 5, ["a"]]),
+    "BufferedIOBase | None": (None, ["a", b"a", 5, io.StringIO("a"), Path("a")]),
     "Observer": (SilentObserver(), [None, "a", {}, print, SilentObserver]),
     "InitConfig": (InitConfig(), [None, TrainConfig(), *NO_CONFIG]),
     "InitConfig | None": (None, [TrainConfig(), *NO_CONFIG]),
+    "LoralibConfig | None": (LoralibConfig(), [InitConfig(), *NO_CONFIG]),
     "TrainConfig": (TrainConfig(), [None, InitConfig(), *NO_CONFIG]),
     "TrainConfig | None": (None, [InitConfig(), *NO_CONFIG]),
     "ComposeConfig": (ComposeConfig(), [None, EvalConfig(), *NO_CONFIG]),
+    "FoldConfig": (FoldConfig(), [None, EvalConfig(), *NO_CONFIG]),
+    "AdviseConfig": (AdviseConfig(), [None, EvalConfig(), *NO_CONFIG]),
     "EvalConfig": (EvalConfig(), [None, ComposeConfig(), *NO_CONFIG]),
     "PredictConfig": (PredictConfig(), [None, GenerateConfig(), *NO_CONFIG]),
     "PredictConfig | GenerateConfig": (PredictConfig(), [None, EvalConfig(), *NO_CONFIG]),

@@ -14,8 +14,8 @@ from lorabank import api
 from lorabank.core import config
 from lorabank.core.config import ComposeConfig, EvalConfig, TrainConfig
 from lorabank.core.errors import ConfigError
+from lorabank.core.machine.sizes import parse_bytes
 from lorabank.core.settings import validate
-from lorabank.core.sizes import parse_bytes
 from lorabank.evaluation.thresholds import parse_gate
 from lorabank.sequences import config as sequence_config
 from lorabank.sequences.file import read_sequence

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import pytest
 
 from lorabank.compose.base import chosen_method
 from lorabank.compose.routers.kmeans import KMeans
-from lorabank.core import shelves
+from lorabank.core import methods as core_methods
+from lorabank.core import shelf, shelves
 from lorabank.core.config import ComposeConfig, TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.methods import methods, own_settings, with_settings
 from lorabank.core.settings import setting
-from lorabank.core.shelves import PENALTIES, ROUTERS, STARTS, STRATEGIES, VARIANTS, Shelf
+from lorabank.core.shelf import Shelf
+from lorabank.core.shelves import OPTIMIZERS, PENALTIES, ROUTERS, STARTS, STRATEGIES, VARIANTS
 from lorabank.training.methods import chosen_methods, chosen_strategy
 
 
@@ -45,13 +48,22 @@ BOTH = [(PULL, "pulled"), (NAMED, "named")]
 
 @pytest.fixture(autouse=True)
 def on_shelves(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = shelves.resolve_name
-    monkeypatch.setattr(shelves, "resolve_name", lambda path: ENTRIES[path] if path in ENTRIES else found(path))
+    found = shelf.resolve_name
+    monkeypatch.setattr(shelf, "resolve_name", lambda path: ENTRIES[path] if path in ENTRIES else found(path))
     monkeypatch.setattr("lorabank.core.methods.SHELVES", (*shelves.SHELVES, PULL, NAMED))
 
 
 def test_without_values_the_defaults_stand() -> None:
     assert with_settings(BOTH, ()) == [Pulled(2.0, None, False), Named("inside", 3.0)]
+
+
+def test_defaults_are_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is given is: a check is a thousand times slower than a method."""
+    checked: list[dict[str, Any]] = []
+    examine = core_methods.examine
+    monkeypatch.setattr(core_methods, "examine", lambda entry, given: checked.append(given) or examine(entry, given))
+    with_settings(BOTH, ("steps=3",))
+    assert checked == [{"steps": "3"}]
 
 
 def test_a_value_goes_to_every_chosen_method_that_has_the_setting_and_is_converted() -> None:
@@ -127,9 +139,12 @@ def test_methods_are_described_with_their_settings() -> None:
 
 
 def test_every_entry_of_every_shelf_is_listed_once() -> None:
-    found = [(one.family, one.name) for one in methods()]
+    known = methods()
+    found = [(one.family, one.name) for one in known if one.offered]
     assert len(set(found)) == len(found) == sum(len(shelf) for shelf in shelves.SHELVES) + 2
     assert {one.kind for one in shelves.SHELVES} >= {shelf.kind for shelf in (STRATEGIES, PENALTIES)}
+    refused = {(shelf.kind, name) for shelf in shelves.SHELVES for name in shelf.refused}
+    assert {(one.family, one.name) for one in known if not one.offered} == refused
 
 
 def test_an_unknown_method_is_answered_with_the_nearest() -> None:
@@ -140,19 +155,33 @@ def test_an_unknown_method_is_answered_with_the_nearest() -> None:
 def test_a_training_chooses_its_methods_with_their_settings() -> None:
     given = ("replay_rows=6", "ratio=4")
     config = TrainConfig(strategy="replay", penalty="l1", variant="lora-plus", set=given)
-    strategy, variant, start, name, penalty = chosen_methods(config)
+    strategy, variant, start, optimizer, name, penalty, savings = chosen_methods(config)
     assert (strategy.name, strategy.kept(50), strategy.replayed(4), strategy.replayed(50)) == ("replay", 6, 4, 6)
     assert variant == VARIANTS.load("lora-plus")(ratio=4.0)
     assert start == STARTS.load("kaiming")()
+    assert optimizer == OPTIMIZERS.load("adamw")()
     assert name == "l1"
     assert type(penalty).__name__ == "L1"
+    assert savings == ()
     assert STRATEGIES.load("replay").kept(50) == 200
+
+
+def test_an_optimizer_without_the_moments_that_a_variant_changes_is_refused() -> None:
+    changing = [name for name, variant in VARIANTS.items() if variant.moments]
+    without = [name for name, optimizer in OPTIMIZERS.items() if not optimizer.moments]
+    assert "relora" in changing
+    assert "adafactor" in without
+    for variant, optimizer in product(changing, without):
+        with pytest.raises(ConfigError, match=f"^variant '{variant}' changes .* optimizer '{optimizer}' does not$"):
+            chosen_methods(TrainConfig(variant=variant, optimizer=optimizer))
+    assert chosen_methods(TrainConfig(variant="relora")).optimizer.moments
 
 
 def test_a_setting_that_no_chosen_method_has_is_refused() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"strategy olora, variant lora, start kaiming and penalty orthogonal: there is no setting 'replay_rows'",
+        match=r"strategy olora, variant lora, start kaiming, optimizer adamw and penalty orthogonal: "
+        r"there is no setting 'replay_rows'",
     ):
         chosen_strategy(TrainConfig(set=("replay_rows=6",)))
 
@@ -160,7 +189,8 @@ def test_a_setting_that_no_chosen_method_has_is_refused() -> None:
 @pytest.mark.parametrize("text", ["replay.replay_row=6", "kmeans.clusters_per_task=6", ".jsonl.rows=6"])
 def test_a_setting_is_refused_where_its_method_is_not_chosen_and_has_none_such(text: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"replay: there is no setting|there is no strategy, variant, start or penalty"
+        ConfigError,
+        match=r"replay: there is no setting|there is no strategy, variant, start, saving, penalty or optimizer",
     ):
         chosen_strategy(TrainConfig(set=(text,)))
     assert chosen_strategy(TrainConfig(set=("replay.replay_rows=6",))).name == "olora"
@@ -168,8 +198,8 @@ def test_a_setting_is_refused_where_its_method_is_not_chosen_and_has_none_such(t
 
 def test_so_is_a_strategys_setting_for_a_composition() -> None:
     with pytest.raises(ConfigError, match=r"there is no merger, router or gate 'replay'"):
-        chosen_method(ROUTERS, ComposeConfig(set=("replay.replay_rows=6",)))
-    assert chosen_method(ROUTERS, ComposeConfig(set=("gaussian.shrinkage=0.5",))) == KMeans()
+        chosen_method(ROUTERS, ComposeConfig(mode="prototype", set=("replay.replay_rows=6",)))
+    assert chosen_method(ROUTERS, ComposeConfig(mode="prototype", set=("gaussian.shrinkage=0.5",))) == KMeans()
 
 
 def test_a_refused_key_of_any_length_stays_a_line() -> None:

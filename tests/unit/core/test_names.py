@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lorabank.core.shelves import SHELVES, Shelf
+from lorabank.core.shelf import Shelf
+from lorabank.core.shelves import SHELVES
 
 ROOT = Path(__file__).parents[3]
 OTHER = {
@@ -23,26 +24,34 @@ OTHER = {
     "lorabank/sequences": "which metrics a table shows, and how copies of rows are written",
     "lorabank/models/answering/scorings": "which metric is a scoring's default",
     "lorabank/data/forms/plain.py": "which scoring is a form's default",
+    "lorabank/compose/routed.py": "which router is a mode's default, and which one picks heads",
 }
 """Where names may stand beside the entries' own files."""
 
 WORDS = {
     "replay": {"lorabank/core/records.py", "lorabank/workflows", "lorabank/bank/catalog/columns.py"},
+    "full": {"cli/lorabank_cli/commands/verify.py", "lorabank/workflows/doctor.py"},
+    "embedding": {"lorabank/models/gates", "lorabank/models/mixing/first_pass.py"},
     "perplexity": {"lorabank/evaluation/scoring.py"},
+    "messages": {"lorabank/serving"},
     "text": {"lorabank", "cli"},
     ".json": {"lorabank"},
+    "average_accuracy": {"cli/lorabank_cli/commands/sequence_run.py"},
+    "forgetting": {"cli/lorabank_cli/commands/sequence_tradeoff.py"},
     "forward_transfer": {"lorabank/workflows/evaluate.py"},
-    "attention": {"lorabank/workflows/scored.py", "lorabank/compose/gated.py"},
+    "attention": {"lorabank/workflows/scored.py", "lorabank/compose/gated.py", "lorabank/compose/gate_fitting.py"},
     "routed": {
         "cli/lorabank_cli/commands/eval.py",
+        "cli/lorabank_cli/render/routing.py",
         "lorabank/bank/catalog/columns.py",
+        "lorabank/compose/posterior.py",
         "lorabank/core/records.py",
         "lorabank/evaluation",
         "lorabank/sequences/results.py",
         "lorabank/workflows",
     },
 }
-"""Names that mean something else there, as a split or a column of the data, or a state under a gate and its key."""
+"""Names that mean something else there: a split or a column of the data, a state under a gate, a field of a call."""
 
 
 def literals(file: Path) -> Iterator[tuple[int, str]]:

@@ -9,7 +9,9 @@ import pytest
 
 from lorabank.core import shelves
 from lorabank.core.errors import ConfigError
-from lorabank.core.shelves import PENALTIES, STRATEGIES, Shelf
+from lorabank.core.methods import methods
+from lorabank.core.shelf import Shelf
+from lorabank.core.shelves import PENALTIES, STRATEGIES, VARIANTS
 
 SHELVES = [shelf for shelf in vars(shelves).values() if isinstance(shelf, Shelf)]
 
@@ -51,6 +53,36 @@ def test_an_unknown_name_is_answered_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"no strategy 'olara'\. Did you mean 'olora'\?") as error:
         STRATEGIES.load("olara")
     assert error.value.hint == f"choose one of: {', '.join(STRATEGIES)}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "why"),
+    [
+        ("loraprune", "makes another base model"),
+        ("LoRAPrune", "makes another base model"),
+        ("lorapprune", "makes another base model"),
+        ("LoRETTA_adp", "no delta weight as loretta is"),
+        ("prompt_tuning", "trains inputs of the model"),
+        ("activated-lora", "depends on the place of a token"),
+    ],
+)
+def test_a_method_that_is_known_and_not_offered_is_answered_with_the_reason(typed: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why) as error:
+        VARIANTS.load(typed)
+    assert error.value.message.startswith(f"there is no variant {typed!r}: ")
+    with pytest.raises(ConfigError, match=rf"there is no method '{typed}': .*{why}"):
+        methods(typed)
+
+
+@pytest.mark.parametrize("typed", ["lorett", "melor", "lora-fb", "prune", "tuning"])
+def test_a_slip_of_an_offered_name_is_none_of_those(typed: str) -> None:
+    assert VARIANTS.reason(typed) is None
+    assert "there is no variant" in VARIANTS.unknown(typed)
+
+
+def test_what_is_not_offered_is_on_no_shelf() -> None:
+    for shelf in SHELVES:
+        assert not set(shelf.refused) & {name for other in SHELVES for name in other}
 
 
 def test_an_empty_shelf_says_where_entries_come_from() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lorabank.core.errors import ConfigError
-from lorabank.core.sizes import parse_bytes
+from lorabank.core.machine.sizes import parse_bytes
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,18 @@ def test_weights_named_as_parameters_are_their_modules() -> None:
     linear = ["a.query", "a.mlp.gate_proj", "b.gate_proj", "a.mlp.up_proj"]
     assert targets.among(linear) == {"a.query", "a.mlp.gate_proj"}
     with pytest.raises(DataError, match="target_parameters"):
-        read_targets({"target_parameters": ["mlp.experts.gate_up_proj"]})
+        read_targets({"target_parameters": ["gate_up_proj"]})
+
+
+def test_parameters_of_experts_are_kept_apart() -> None:
+    targets = read_targets({"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]})
+    assert targets.experts == {"mlp.experts.gate_up_proj"}
+    assert targets.has_experts("model.layers.0.mlp.experts.gate_up_proj")
+    assert not targets.has_experts("model.layers.0.mlp.experts.down_proj")
+    for inner in ("", ".base_layer"):
+        assert targets.wraps(f"model.layers.0.mlp.experts{inner}")
+    assert not targets.wraps("model.layers.0.self_attn.q_proj")
+    assert targets.among(["a.q_proj", "a.mlp.experts.gate_up_proj.0"]) == {"a.q_proj"}
 
 
 def test_a_pattern_has_a_bound() -> None:

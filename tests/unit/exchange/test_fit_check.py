@@ -60,7 +60,7 @@ def test_an_adapter_that_fits_is_let_in(base) -> None:
             {f"{QUERY.replace('0', '5')}.lora_A.weight": torch.ones(2, 32)}
             | {f"{QUERY.replace('0', '5')}.lora_B.weight": torch.ones(32, 2)},
             IncompatibleError,
-            "layer.5.attention.self.query', and the base has no linear module",
+            "layer.5.attention.self.query', and the base has no module",
         ),
         (
             {},

@@ -13,12 +13,12 @@ from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import DataError
 from lorabank.exchange.peft_folder import (
     adapter_files,
-    by_pattern,
     combined_files,
     read_adapter,
     read_head,
     read_stack,
 )
+from lorabank.exchange.stored_factors import by_pattern
 
 MODULES = {f"bert.encoder.layer.{i}.attention.self.{part}": (32, 32) for i in range(2) for part in ("query", "value")}
 HEAD = {"classifier.weight": torch.arange(64.0).reshape(2, 32) / 64, "classifier.bias": torch.tensor([1.0, -1.0])}

@@ -202,7 +202,10 @@ def without(*names: str) -> dict[str, torch.Tensor]:
         (lambda: good_tensors() | {f"{QUERY}.weight": torch.ones(32, 32)}, "neither a LoRA factor"),
         (lambda: good_tensors() | {f"{QUERY}.base_layer.weight": torch.ones(32, 32)}, "neither a LoRA factor"),
         (lambda: good_tensors() | {"bert.pooler.dense.bias": torch.ones(32)}, "neither a LoRA factor"),
-        (lambda: good_tensors() | {f"{QUERY}.lora_embedding_A": torch.ones(2, 32)}, "neither a LoRA factor"),
+        (
+            lambda: good_tensors() | {f"{QUERY}.lora_embedding_A": torch.ones(2, 32)},
+            "is a second factor of its module",
+        ),
         (lambda: good_tensors() | {f"{PREFIX}bert.pooler.dense.bias": torch.ones(32)}, "neither a LoRA factor"),
         (lambda: without(f"{QUERY}.lora_A.weight"), "only one of lora_A and lora_B"),
         (lambda: without(f"{QUERY}.lora_B.weight"), "only one of lora_A and lora_B"),
@@ -241,3 +244,21 @@ def test_half_precision_is_read_exactly() -> None:
     adapter = read(tensors=exact)
     assert adapter.factors.A[f"{ATTENTION}.query"].dtype == torch.float32
     assert torch.equal(adapter.factors.A[f"{ATTENTION}.query"].bfloat16(), exact[f"{QUERY}.lora_A.weight"])
+
+
+@pytest.mark.parametrize("on_experts", [True, False])
+def test_the_factors_of_many_experts_have_more_rows_than_a_rank_may_have(on_experts: bool) -> None:
+    """128 experts of rank 16 are 2048 rows, which as a rank would be too high."""
+    rows = 128 * 16
+    module = "model.layers.0.mlp.experts" if on_experts else "model.layers.0.mlp.gate_proj"
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 16, "lora_alpha": 16}
+    targets = {"target_parameters": ["mlp.experts.down_proj"]} if on_experts else {"target_modules": ["gate_proj"]}
+    factors = {"lora_A": torch.randn(rows, 4), "lora_B": torch.randn(4, rows)}
+    tensors = {f"{PREFIX}{module}.{name}.weight": tensor for name, tensor in factors.items()}
+    if on_experts:
+        (a, b) = read(config | targets, tensors).stacked[module]
+        assert torch.equal(a, factors["lora_A"])
+        assert torch.equal(b, factors["lora_B"])
+    else:
+        with pytest.raises(DataError, match="with r from 1 to 1024"):
+            read(config | targets, tensors)

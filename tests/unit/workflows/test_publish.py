@@ -13,6 +13,7 @@ from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, NotFoundError, StorageError
+from lorabank.evaluation.confusion import LabelScores
 from lorabank.models.bases import open_base
 from lorabank.workflows.publish import stored_reports
 from lorabank.workflows.results import MatrixReport
@@ -204,3 +205,14 @@ def test_the_plot_of_a_task_is_its_confusion_matrix(bank, tmp_path) -> None:
     # matplotlib draws text as shapes and names it in a comment, each line of a title by itself
     for word in ("wanted", "answered", "no", "yes", found, "first, in its state now"):
         assert any(word in said for said in words), word
+
+
+def test_a_gate_on_macro_f1_is_about_the_tasks_with_labels() -> None:
+    def scores(macro_f1: float) -> LabelScores:
+        return LabelScores(macro_f1, 0.5, 0.5, "above", (), (), 0, ())
+
+    both = make_report(labels={"first": scores(0.6), "second": scores(0.9)})
+    (high, low) = api.check_gates([both], ["macro_f1>=0.75", "macro_f1>0.75"])
+    assert (high.metric, high.value, high.passed, low.passed) == ("macro_f1", pytest.approx(0.75), True, False)
+    (none,) = api.check_gates([make_report(labels={})], ["macro_f1>=0"])
+    assert not none.passed

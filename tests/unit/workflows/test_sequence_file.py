@@ -374,3 +374,13 @@ def test_every_missing_file_is_named(write: Callable[..., Path]) -> None:
         "[tasks.two] data: no such",
     ):
         assert caught.value.message.count(named) == 1
+
+
+def test_random_orders_are_recorded_as_they_were_drawn(write) -> None:
+    orders = 'orders = [["one", "two"], ["two", "one"]]\n'
+    drawn = read_sequence(write((orders, 'orders = [["two", "one"]]\nrandom_orders = 3\n')))
+    assert drawn.settings.orders == (("two", "one"), ("one", "two")), "two tasks have no third order"
+    assert drawn.document["orders"] == [["two", "one"], ["one", "two"]]
+    assert "random_orders" not in drawn.document, "more of them are more orders, not other settings"
+    alone = read_sequence(write((orders, "random_orders = 1\n")))
+    assert alone.settings.orders == (("one", "two"), ("two", "one")), "the first is that of the tables"

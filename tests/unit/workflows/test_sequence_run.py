@@ -160,7 +160,8 @@ def test_results_hold_card_matrices_and_pictures(lab: Path) -> None:
     assert matrix[1][1] is None
     assert all(isinstance(value, float) for value in matrix[2])
     names = sorted(path.relative_to(lab / "letters" / "plots") for path in (lab / "letters").rglob("*.png"))
-    assert names == [Path("olora/as-trained.png"), Path("olora/prototype.png"), Path("seqlora/as-trained.png")]
+    matrices = [Path("olora/as-trained.png"), Path("olora/prototype.png"), Path("seqlora/as-trained.png")]
+    assert names == [Path("learning-forgetting.png"), *matrices]
 
 
 def test_the_card_tells_the_protocol_and_stands_above_the_numbers(lab: Path) -> None:
@@ -268,8 +269,16 @@ def test_other_settings_in_the_same_folder_are_refused(copy: Path) -> None:
     [
         ("[[compositions]]", 'router = "gaussian"\nset = ["shrinkage=2"]', "router gaussian: shrinkage = '2'"),
         ("[[compositions]]", "clusters_per_task = 0", "router kmeans: clusters_per_task = '0'"),
-        ("[train]", 'set = ["replay_row=6"]', "strategy seqlora, variant lora and start kaiming: there is no setting"),
-        ("[tasks.one]", 'set = ["replay_row=6"]', "strategy seqlora, variant lora and start kaiming: there is no"),
+        (
+            "[train]",
+            'set = ["replay_row=6"]',
+            "strategy seqlora, variant lora, start kaiming and optimizer adamw: there is no setting",
+        ),
+        (
+            "[tasks.one]",
+            'set = ["replay_row=6"]',
+            "strategy seqlora, variant lora, start kaiming and optimizer adamw: there is no",
+        ),
         ("[tasks.two]", 'set = ["sheet=4"]', "format .jsonl: there is no setting 'sheet'"),
         ("[train]", 'set = ["sheet"]', "'sheet' is not KEY=VALUE"),
     ],

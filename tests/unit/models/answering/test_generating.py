@@ -11,8 +11,10 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from lorabank.core.config import SamplingConfig
 from lorabank.core.errors import DataError
-from lorabank.models.answering.generating import end_tokens, generate
+from lorabank.models.answering.generating import end_tokens, generate, write
+from lorabank.models.answering.replies import GenerationRequest
 
 PAD, END, VOCABULARY = 1, 2, 64
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -282,3 +284,66 @@ def test_no_prompts_and_a_prompt_without_tokens(tokenizer: Any) -> None:
     assert generate(tiny("llama"), tokenizer, [], max_new_tokens=2, batch_size=1, enter=nothing) == []
     with pytest.raises(DataError, match="prompt of row 2 has no tokens"):
         generate(tiny("llama"), tokenizer, [[5], []], max_new_tokens=2, batch_size=1, enter=nothing)
+
+
+@torch.no_grad()
+def drawn_by_hand(model: Any, prompt: list[int], settings: SamplingConfig) -> list[int]:
+    """Draws from the nucleus, one row, no cache: Python's loops over sorted probabilities in float64."""
+    generator, said = torch.Generator().manual_seed(settings.seed), []
+    while len(said) < settings.max_new_tokens:
+        if model.config.is_encoder_decoder:
+            start = torch.tensor([[model.config.decoder_start_token_id, *said]])
+            logits = model(input_ids=torch.tensor([prompt]), decoder_input_ids=start, use_cache=False).logits
+            seen = set(said)
+        else:
+            logits = model(input_ids=torch.tensor([prompt + said]), use_cache=False).logits
+            seen = {*prompt, *said}
+        row = logits[0, -1].float()
+        for token in seen:
+            row[token] = row[token] / settings.repetition_penalty if row[token] > 0 else (
+                row[token] * settings.repetition_penalty
+            )  # fmt: skip
+        shares = (row.double() / settings.temperature).softmax(-1).tolist()
+        kept, total = [], 0.0
+        for token in sorted(range(len(shares)), key=lambda k: -shares[k]):
+            if total >= settings.top_p:
+                break
+            kept.append(token)
+            total += shares[token]
+        point = float(torch.rand((), generator=generator, dtype=torch.float64)) * total
+        for token in kept:
+            point -= shares[token]
+            if point < 0:
+                break
+        said.append(token)
+        if token == END:
+            break
+    return said
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "t5", "bart"])
+def test_each_row_draws_by_its_own_settings(name: str, tokenizer: Any) -> None:
+    """Rows of one batch with other temperatures, nuclei, penalties, seeds and lengths, one of them greedy."""
+    model = tiny(name)
+    settings = [
+        SamplingConfig(max_new_tokens=5, temperature=0.7, top_p=0.9, seed=1),
+        SamplingConfig(max_new_tokens=7, temperature=1.3, repetition_penalty=1.5, seed=2),
+        SamplingConfig(max_new_tokens=7),
+        SamplingConfig(max_new_tokens=3, temperature=2.0, top_p=0.5, seed=3),
+        SamplingConfig(max_new_tokens=6, temperature=1.0, seed=2),
+    ]
+    found = write(model, tokenizer, PROMPTS, [GenerationRequest(one) for one in settings], batch_size=5, enter=nothing)
+    for prompt, one, written in zip(PROMPTS, settings, found, strict=True):
+        tokens = drawn_by_hand(model, prompt, one) if one.temperature else argmax_tokens(model, prompt, [END])
+        assert written.text == words(tokens, [END])
+        assert written.prompt_tokens == len(prompt)
+        assert written.finish == ("stop" if tokens[-1] == END else "length")
+        assert written.tokens == len(tokens) - (tokens[-1] == END)
+
+
+def test_a_row_that_has_ended_is_told_before_its_batch(tokenizer: Any) -> None:
+    order: list[int] = []
+    sizes = [SamplingConfig(max_new_tokens=1 + i) for i in range(5)]
+    requests = [GenerationRequest(size, done=lambda one: order.append(one.tokens)) for size in sizes]
+    found = write(tiny("llama"), Renamed(tokenizer, eos_token_id=None), PROMPTS, requests, batch_size=5, enter=nothing)
+    assert order == [1, 2, 3, 4, 5] == [one.tokens for one in found]

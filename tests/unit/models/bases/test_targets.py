@@ -87,7 +87,7 @@ def test_all_linear_are_the_layers_that_peft_adapts(make_language_model, kind: s
 def test_the_layer_that_makes_the_words_is_never_adapted(make_language_model, kind: str) -> None:
     base = load_base(describe_base(resolve_base(str(make_language_model(kind)))))
     assert isinstance(base.model.lm_head, nn.Linear)
-    with pytest.raises(ConfigError, match="target_modules 'lm_head': no linear layer has that name"):
+    with pytest.raises(ConfigError, match="target_modules 'lm_head': no module that can be adapted has that name"):
         find_targets(base.model, "lm_head", ())
 
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from lorabank.core.errors import IncompatibleError
 from lorabank.models.bases.loading import LoadedBase, describe_base, load_base
 from lorabank.models.bases.resolving import resolve_base
-from lorabank.models.mixing.features import extract_features
+from lorabank.models.mixing.features import extract_features, extract_layers, routing_layers
+from tests.unit.models.mixing.test_prefix import count
 
 TEXTS = ["a b c d e f", "g", "h i j", "k l", "m n o p q r s t u v", "w x"]
 
@@ -65,3 +67,28 @@ def test_the_features_of_sentence_transformers() -> None:
     texts = ["A film that I shall not forget.", "Win a prize now!!", "It broke after two days, and nobody answers."]
     theirs = sentence_transformers.SentenceTransformer(str(resolved.path), device="cpu").encode(texts)
     np.testing.assert_allclose(extract_features(base.model, base.tokenizer, texts, max_length=128), theirs, atol=1e-6)
+
+
+def test_features_of_lower_layers_end_the_pass_behind_the_deepest(base: LoadedBase) -> None:
+    assert routing_layers(base.model, base.tokenizer) == (1,)
+    last, lower = extract_layers(base.model, base.tokenizer, TEXTS, (0, 1), max_length=8)
+    np.testing.assert_array_equal(last, extract_features(base.model, base.tokenizer, TEXTS, max_length=8))
+    with torch.no_grad():
+        ids = [base.tokenizer(text, truncation=True, max_length=8, return_tensors="pt")["input_ids"] for text in TEXTS]
+        means = [base.model(input_ids=one, output_hidden_states=True).hidden_states[1][0].mean(0) for one in ids]
+    expected = np.stack([(mean / mean.norm()).numpy() for mean in means])
+    np.testing.assert_allclose(lower, expected, atol=2e-6)
+    stack = next(m for m in base.model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 2)
+    passes = [count(layer) for layer in stack]
+    (alone,) = extract_layers(base.model, base.tokenizer, TEXTS, (1,), max_length=8, batch_size=64)
+    np.testing.assert_array_equal(alone, lower)
+    assert [one["passes"] > 0 for one in passes] == [True, False]
+    with pytest.raises(IncompatibleError, match="has 2 layers, so features of layer 3 cannot be computed"):
+        extract_layers(base.model, base.tokenizer, TEXTS, (3,), max_length=8)
+
+
+def test_layers_that_cannot_be_told_apart_leave_the_last_hidden_state(make_base) -> None:
+    base = load_base(describe_base(resolve_base(str(make_base("bert")))))
+    layers = base.model.bert.encoder.layer
+    layers[1] = layers[0]  # each runs twice, as in ALBERT
+    assert routing_layers(base.model, base.tokenizer) == (0,)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from lorabank.algebra.compress import compress
 from lorabank.algebra.factors import FactorShape, LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.models.gates.attention import Selector
+from lorabank.algebra.states import StateStack
+from lorabank.models.gates.attention_token import Selector
 from lorabank.models.mixing.mixture import Mixture
 from lorabank.models.mixing.per_sample import Routes
 from lorabank.models.mixing.resident_stack import ResidentStack
@@ -145,8 +146,9 @@ def shaken(selector: Selector) -> Selector:
 @pytest.mark.parametrize("learns", [False, True])
 def test_attention_is_the_loop_over_tokens(adapters, x: Tensor, learns: bool) -> None:
     model, stack = Network().requires_grad_(False), AdapterStack.build(adapters)
-    selector = shaken(Selector(stack)).requires_grad_(learns)
-    Mixture(model, stack).attend(selector, stack)
+    members = StateStack.apart(stack)
+    selector = shaken(Selector(members)).requires_grad_(learns)
+    Mixture(model, stack).attend(selector, members)
     found = model(x)
     close(found.detach(), attended(adapters, selector, x))
     if learns:  # u is reached through the gain too: the gradient equals a difference quotient

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
+from lorabank.algebra.states import StateStack
 from lorabank.models.bases.sites import site_of
-from lorabank.models.gates.attention import Selector
+from lorabank.models.gates.attention_token import Selector
 from lorabank.models.mixing.mixture import MixedLoraLinear, Mixture
 
 SHAPES = {"0": (6, 8), "2": (5, 6)}
@@ -126,10 +127,10 @@ def test_a_sample_without_adapters_is_the_base_in_a_mixed_batch(adapters, x: Ten
 def test_attention_is_the_loop_over_tokens(adapters, x: Tensor) -> None:
     model, stack = network(), AdapterStack.build(adapters)
     torch.manual_seed(4)
-    selector = Selector(stack)
+    selector = Selector(StateStack.apart(stack))
     for parameter in selector.parameters():
         parameter.normal_()
-    Mixture(model, stack).attend(selector, stack)
+    Mixture(model, stack).attend(selector, StateStack.apart(stack))
     plain, expected = network(), torch.zeros(4, 3, 5)
     for n in range(4):
         for t in range(3):
@@ -152,12 +153,12 @@ def test_attention_over_some_members_ignores_the_others(adapters, x: Tensor) -> 
     some = {name: adapters[name] for name in ("a", "c")}
     whole, part = AdapterStack.build(adapters), AdapterStack.build(some)
     torch.manual_seed(4)
-    selector = Selector(part)
+    selector = Selector(StateStack.apart(part))
     for parameter in selector.parameters():
         parameter.normal_()
     model, other = network(), network()
-    Mixture(model, whole).attend(selector, whole.select(["a", "c"]))
-    Mixture(other, part).attend(selector, part)
+    Mixture(model, whole).attend(selector, StateStack.apart(whole.select(["a", "c"])))
+    Mixture(other, part).attend(selector, StateStack.apart(part))
     assert torch.equal(model(x), other(x))
 
 
@@ -183,7 +184,7 @@ def test_off_is_the_base_bit_for_bit_after_a_hundred_merges(adapters, x: Tensor,
     model, x = network(dtype), x.to(dtype)
     expected = network(dtype)(x)
     stack = AdapterStack.build(adapters, dtype=dtype)
-    mixture, selector = Mixture(model, stack), Selector(stack)
+    mixture, selector = Mixture(model, stack), Selector(StateStack.apart(stack))
     assert torch.equal(model(x), expected)
     for i in range(100):
         mixture.merge(torch.tensor([1.0 + i, -0.5, 1e-3 * i]))
@@ -191,7 +192,7 @@ def test_off_is_the_base_bit_for_bit_after_a_hundred_merges(adapters, x: Tensor,
         mixture.off()
         assert torch.equal(model(x), expected)
     mixture.per_sample(WEIGHTS)
-    mixture.attend(selector, stack)
+    mixture.attend(selector, StateStack.apart(stack))
     mixture.merge_adapter(adapters["a"])
     mixture.merge(torch.zeros(3))
     assert torch.equal(model(x), expected)

@@ -15,8 +15,8 @@ from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.head_answers import HeadAnswerer
 from lorabank.models.bases.loading import describe_base, load_base
 from lorabank.models.bases.resolving import resolve_base
-from lorabank.models.gates.attention import Selector
-from lorabank.models.mixing import runtime as mixing_runtime
+from lorabank.models.gates.attention_token import Selector
+from lorabank.models.mixing import kept_features
 from lorabank.models.mixing.resident_stack import ResidentStack
 from lorabank.models.mixing.runtime import Plan, Runtime
 from lorabank.models.mixing.slot_filling import SlotFiller
@@ -122,8 +122,8 @@ def test_one_adapter_of_its_own(folder, runtime, adapters, make_adapter) -> None
 
 def test_a_selector_whose_attention_is_known(folder, runtime, adapters) -> None:
     """All scores zero: every adapter gets 1 / (K + 1), on every module that it has."""
-    everywhere = runtime.stack.select(["a"])
-    found = runtime.answer(TEXTS, Plan(gate=Selector(everywhere), members=("a",)), 0)
+    states = (("a",),)
+    found = runtime.answer(TEXTS, Plan(gate=Selector(runtime.states(states)), states=states), 0)
     check(found, [plainly(folder, runtime, adapters, (0.5, 0.0), 0, text) for text in TEXTS])
 
 
@@ -151,7 +151,8 @@ def test_states_do_not_leak_into_each_other(runtime) -> None:
     base = Plan(weights=np.zeros(2, np.float32))
     before = runtime.answer(TEXTS, base, 0)
     runtime.answer(TEXTS, Plan(weights=np.ones((6, 2), np.float32)), np.ones(6, np.int64))
-    runtime.answer(TEXTS, Plan(gate=Selector(runtime.stack), members=("a", "b")), 1)
+    states = (("a",), ("b",))
+    runtime.answer(TEXTS, Plan(gate=Selector(runtime.states(states)), states=states), 1)
     after = runtime.answer(TEXTS, base, 0)
     assert np.array_equal(after.probabilities, before.probabilities)
     assert after.said == before.said
@@ -193,7 +194,7 @@ def test_features_are_kept_up_to_a_limit(runtime, monkeypatch) -> None:
     """Those of the first three texts fit: the others pass through the base at each call, and no result is another."""
     body, run, passed = runtime.base.model.base_model, runtime.base.model.base_model.forward, []
     expected = runtime.features(TEXTS, 66)
-    monkeypatch.setattr(mixing_runtime, "FEATURE_BYTES", 3 * (expected[0].nbytes + mixing_runtime._ENTRY) + 8)
+    monkeypatch.setattr(kept_features, "FEATURE_BYTES", 3 * (expected[0].nbytes + kept_features._ENTRY) + 8)
     runtime.forget_features()
     monkeypatch.setattr(body, "forward", lambda **inputs: passed.append(len(inputs["input_ids"])) or run(**inputs))
     totals = []
