@@ -23,7 +23,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Result, environment
+from benchmarks.harness import Result, environment, write_whole
 from benchmarks.part import in_own_process
 
 BENCHMARKS = (
@@ -105,12 +105,12 @@ def _write(path: Path, where: dict[str, Any], finished: Mapping[str, list[Result
     results = [{"part": part} | asdict(result) | {"holds": result.holds} for part, result in measured]
     nothing = [part for part, found in finished.items() if not found]
     record = {"environment": where, "results": results, "without_results": nothing}
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(page(where, [result for _, result in measured]), encoding="utf-8")
+    write_whole(path, json.dumps(record, indent=2) + "\n")
+    write_whole(path.with_suffix(".md"), page(where, [result for _, result in measured]))
 
 
 def _finished(path: Path | None, where: dict[str, Any]) -> dict[str, list[Result]]:
-    """The parts in a file that was written on such a machine with such libraries; the date may be another."""
+    """The parts in a file that such a machine wrote with this commit and such libraries; the date may be another."""
     if path is None or not path.exists():
         return {}
     record = json.loads(path.read_text(encoding="utf-8"))
@@ -155,10 +155,12 @@ def _shown(number: float) -> str:
 def page(where: dict[str, Any], results: list[Result]) -> str:
     """The table with the circumstances."""
     versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
+    made = f" at commit {where['commit']}" if where["commit"] else ""
     return (
         f"# Benchmarks of {where['date']}\n\n"
         f"{where['processor']}, {where['cores']} cores, {where['memory_gib']} GiB, {where['system']}; "
-        f"Python {where['python']}, {versions}; {where['clock']}. Made by `python -m benchmarks --json FILE`.\n\n"
+        f"Python {where['python']}, {versions}; {where['clock']}. "
+        f"Made by `python -m benchmarks --json FILE`{made}.\n\n"
         f"{table(results)}\n"
     )
 

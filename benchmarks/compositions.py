@@ -24,9 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import environment
 from benchmarks.sequences import Told
-from benchmarks.task_orders import Asked, earlier, learn_all, prepare, read_arguments, spread, write_rows
+from benchmarks.task_orders import Asked, earlier, learn_all, made, prepare, read_arguments, spread, write_rows
 from lorabank.core.records import AS_TRAINED
 from lorabank.core.shelves import GATES, MERGERS, ROUTERS
 
@@ -85,7 +84,7 @@ def row(strategy: str, seed: int, family: str, name: str, report: Any, seconds: 
         "oracle": routing.get("oracle"),
         "routed": routing.get("accuracy"),
         "seconds": round(seconds, 1),
-        "date": environment()["date"],
+        **made(),
     }
 
 
@@ -115,6 +114,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def command(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The module and the options that choose these rows."""
+    strategies, families, methods = (
+        " ".join(dict.fromkeys(one[name] for one in rows if one["family"] or name == "strategy"))
+        for name in ("strategy", "family", "method")
+    )
+    chosen = f" --families {families} --methods {methods}" if methods else ""
+    return f"benchmarks.compositions --strategies {strategies}{chosen}"
+
+
 def _mean_average(by_strategy: Mapping[str, Sequence[Mapping[str, Any]]]) -> float:
     return statistics.mean(one["average"] for group in by_strategy.values() for one in group)
 
@@ -124,8 +133,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compositions", description=__doc__)
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    found, asked = read_arguments(parser, "compositions")
-    prepare(found.folder / "data", asked)
+    found, asked = read_arguments(parser, "compositions", [name for _, shelf in FAMILIES.values() for name in shelf])
+    offered = {name for family in found.families for name in FAMILIES[family][1]}
+    if unlike := [name for name in found.methods if name not in offered]:
+        parser.error(f"--methods: {unlike[0]!r} is not a {' or '.join(found.families)}")
+    folder = asked.folder(found.folder)
+    prepare(folder / "data", asked)
     rows = earlier(found.json, asked)
     for seed in found.seeds:
         for strategy in found.strategies:
@@ -133,12 +146,12 @@ def main() -> int:
                 (one["family"], one["method"]) for one in rows if (one["strategy"], one["seed"]) == (strategy, seed)
             ]
             left = missing(found.families, found.methods, done)
-            for one in rows_of(found.folder, asked, strategy, seed, left) if left else ():
+            for one in rows_of(folder, asked, strategy, seed, left) if left else ():
                 print(json.dumps(one), file=sys.stderr, flush=True)
                 rows.append(one)
                 if found.json:
                     note = '"to own" is the distance to each task\'s own adapter'
-                    write_rows(found.json, "Compositions", "benchmarks.compositions", asked, rows, note, table(rows))
+                    write_rows(found.json, "Compositions", command(rows), asked, rows, note, table(rows))
     print(table(rows))
     return 0
 

@@ -12,16 +12,20 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import lorabank
 
 _LIBRARIES = ("torch", "transformers", "peft", "click")
+_ROOT = Path(__file__).parents[1]
+_CODE = ("lorabank", "cli", "migrations", "benchmarks", ":!benchmarks/results")
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ def environment(device: str | None = None) -> dict[str, Any]:
     """When and on what kind of machine this ran: nothing that names the machine itself."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
         "processor": _processor() if device in (None, "cpu") else _gpu(str(device)),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
@@ -133,6 +138,27 @@ def environment(device: str | None = None) -> dict[str, Any]:
         "threads": 1,
         "clock": "one thread, CPU time" if device in (None, "cpu") else "synchronised wall time",
     }
+
+
+def commit(root: Path = _ROOT) -> str | None:
+    """The commit of the code that runs, with ``+changes`` where its files are not as committed.
+
+    None where it is not known: outside a git checkout, or without git.
+    """
+    git = ("git", "-C", str(root))
+    try:
+        found = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *_CODE], capture_output=True).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip() + ("+changes" if changed else "")
+
+
+def write_whole(target: Path, text: str) -> None:
+    """Write a file at once: whoever stops the program finds the old text or the new one, never a part."""
+    part = target.with_name(f"{target.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(target)
 
 
 def _gpu(device: str) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.sequences import Told
-from benchmarks.task_orders import Asked, earlier, learn_all, prepare, read_arguments, spread, write_rows
+from benchmarks.task_orders import Asked, earlier, learn_all, made, prepare, read_arguments, spread, write_rows
 from lorabank.core.shelves import STARTS, VARIANTS
 
 PLAIN = "lora", "kaiming"
@@ -79,7 +79,7 @@ def measured(folder: Path, asked: Asked, method: Method, strategy: str, seed: in
     settings = {"strategy": strategy, "seed": seed, "variant": method.variant, "start": method.start}
     rate = learning_rate(TrainConfig(data="", **settings)) * (FASTER if method.faster else 1.0)
     settings["learning_rate"] = rate
-    begun = time.process_time()
+    resumed, begun = bank.exists(), time.process_time()
     learn_all(bank, folder / "data", asked, settings, observer)
     seconds = time.process_time() - begun
     report = compose_and_measure(bank, (), EvalConfig(), observer)[0]
@@ -92,10 +92,11 @@ def measured(folder: Path, asked: Asked, method: Method, strategy: str, seed: in
         "learning_rate": rate,
         **{name: report.scalars[name] for name in _METRICS},
         "scores": dict(zip(report.tasks, report.values[-1], strict=True)),
-        "seconds": round(seconds / len(adapters), 2),
+        "seconds": None if resumed else round(seconds / len(adapters), 2),
         "bytes": statistics.mean(one.bytes for one in adapters),
         "capacity_left": adapters[-1].metrics["capacity_left"],
         "overlap": max(overlaps, default=None),
+        **made(),
     }
 
 
@@ -110,26 +111,43 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "| capacity left | overlap |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    plain = statistics.mean(one["seconds"] for one in groups[Method(*PLAIN)]) if Method(*PLAIN) in groups else None
-    for method, group in sorted(groups.items(), key=lambda item: -_mean(item[1], "average_accuracy")):
+    plain = _mean(groups.get(Method(*PLAIN), []), "seconds")
+    for method, group in sorted(groups.items(), key=lambda item: -_average(item[1])):
         took = _mean(group, "seconds")
+        times = f" ({took / plain:.2f} x)" if took and plain else ""
         cells = [
             f"`{method.variant}`",
             f"`{method.start}`",
             group[0]["strategy"],
             f"{group[0]['learning_rate']:g}" + (" (doubled)" if method.faster else ""),
             *(spread([one[name] for one in group], seeds) for name in _METRICS),
-            f"{took:.1f}" + (f" ({took / plain:.2f} x)" if plain else ""),
-            f"{_mean(group, 'bytes') / 1e3:.0f}",
-            f"{_mean(group, 'capacity_left'):.3f}",
-            f"{_mean(group, 'overlap'):.3f}",
+            _shown(took, ".1f") + times,
+            _shown(statistics.mean(one["bytes"] for one in group) / 1e3, ".0f"),
+            _shown(_mean(group, "capacity_left"), ".3f"),
+            _shown(_mean(group, "overlap"), ".3f"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _mean(group: Sequence[Mapping[str, Any]], name: str) -> float:
-    return statistics.mean(one[name] for one in group if one[name] is not None)
+def command(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The module and the options that choose these rows."""
+    named = dict.fromkeys(str(Method(one["variant"], one["start"], one["faster"])) for one in rows)
+    return f"benchmarks.learning --methods {' '.join(named)}"
+
+
+def _average(group: Sequence[Mapping[str, Any]]) -> float:
+    return statistics.mean(one["average_accuracy"] for one in group)
+
+
+def _mean(group: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Over the rows that have it; None where none has."""
+    there = [one[name] for one in group if one[name] is not None]
+    return statistics.mean(there) if there else None
+
+
+def _shown(number: float | None, form: str) -> str:
+    return "" if number is None else format(number, form)
 
 
 def main() -> int:
@@ -137,26 +155,31 @@ def main() -> int:
     from lorabank.core.errors import LorabankError
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
-    found, asked = read_arguments(parser, "learning")
-    prepare(found.folder / "data", asked)
+    names = {name for one in methods(()) for name in (one.variant, one.start, str(one))} - set(PLAIN)
+    found, asked = read_arguments(parser, "learning", sorted(names))
+    folder = asked.folder(found.folder)
+    prepare(folder / "data", asked)
     rows = earlier(found.json, asked)
     done = {(Method(one["variant"], one["start"], one["faster"]), one["seed"]) for one in rows}
     for seed in found.seeds:
         for method in methods(found.methods):
+            if (method, seed) in done:
+                continue
             strategy = strategy_for(method)
-            if strategy is None or (method, seed) in done:
+            if strategy is None:
+                print(f"{method} is left out: {' and '.join(STRATEGIES)} refuse it", file=sys.stderr, flush=True)
                 continue
             try:
-                row = measured(found.folder, asked, method, strategy, seed)
+                row = measured(folder, asked, method, strategy, seed)
             except LorabankError as error:
                 print(f"{method}, seed {seed}, is left out: {error}", file=sys.stderr, flush=True)
                 continue
             print(json.dumps(row), file=sys.stderr, flush=True)
             rows.append(row)
-            shutil.rmtree(found.folder / f"{method}-{seed}")
             if found.json:
                 note = "scored as trained, with the task id; capacity is the share of input directions that stay free"
-                write_rows(found.json, "Variants and starts", "benchmarks.learning", asked, rows, note, table(rows))
+                write_rows(found.json, "Variants and starts", command(rows), asked, rows, note, table(rows))
+                shutil.rmtree(folder / f"{method}-{seed}")
     print(table(rows))
     return 0
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.harness import environment
+from benchmarks.harness import environment, write_whole
 from lorabank.demo.run import TASKS
 from lorabank.models.bases.loading import describe_base, load_base
 from lorabank.models.bases.resolving import resolve_base
@@ -70,15 +70,15 @@ def save(target: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The rows as JSON, and the table beside them."""
     where = environment()
     written = {"environment": where, "model": MODEL, "rows": rows}
-    target.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    write_whole(target, json.dumps(written, indent=1) + "\n")
     page = (
         f"# SmolLM2-135M-Instruct in few bits, {where['date']}\n\n"
         f"Weights with what stays a float in bfloat16; mean negative log-likelihood in nats per token of {PIECES} "
         f"times {TOKENS} tokens of the demo's test texts. {where['processor']}. "
-        "Made by `python -m benchmarks.quantised --json FILE`.\n\n"
+        f"Made by `python -m benchmarks.quantised {' '.join(row['base'] for row in rows)} --json FILE`.\n\n"
         f"{_HEADER}\n" + "\n".join(map(line, rows)) + "\n"
     )
-    target.with_suffix(".md").write_text(page, encoding="utf-8")
+    write_whole(target.with_suffix(".md"), page)
 
 
 def main() -> int:

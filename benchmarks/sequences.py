@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import environment
+from benchmarks.harness import environment, write_whole
 
 STRATEGIES = ("seqlora", "inclora", "olora", "isolated")
 COMPOSED = ("olora", "isolated")
@@ -133,14 +133,14 @@ def main() -> int:
     print(table(rows))
     if arguments.json:
         where = environment()
-        arguments.json.write_text(json.dumps({"environment": where, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+        write_whole(arguments.json, json.dumps({"environment": where, "rows": rows}, indent=2) + "\n")
         page = (
             f"# Strategies and compositions on the demo's tasks, {where['date']}\n\n"
             f"sentiment → spam → products → tweets, 480 training and 240 test rows each, all-MiniLM-L6-v2, mean ± "
             f"standard deviation of seeds {', '.join(map(str, arguments.seeds))}. {where['processor']}. Made by "
             f"`python -m benchmarks.sequences --json FILE`.\n\n{table(rows)}\n"
         )
-        arguments.json.with_suffix(".md").write_text(page, encoding="utf-8")
+        write_whole(arguments.json.with_suffix(".md"), page)
     return 0
 
 

@@ -7,12 +7,12 @@ import os
 import statistics
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.harness import environment
+from benchmarks.harness import environment, write_whole
 from benchmarks.sequences import prepare as prepare_demo
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ ORDERS = {
 """Tasks in the order in which they are learnt: the demo's, or those of the folder ``CL_BENCHMARK``."""
 BASES = {"minilm": "all-MiniLM-L6-v2", "smollm2": "SmolLM2-135M-Instruct"}
 _FILES = {"data": "train.jsonl", "eval_data": "test.jsonl"}
-
-
 _ROWS = {"minilm": (480, 240), "smollm2": (96, 48)}
 """Default numbers of training and test rows of a task, by base."""
 
@@ -51,18 +49,38 @@ class Asked(NamedTuple):
         """As they are typed."""
         return f"--data {self.data} --base {self.base} --rows {self.train} {self.test}"
 
+    def folder(self, place: Path) -> Path:
+        """Where its banks and data lie: banks of other data, another base or other rows are not its own."""
+        return place / f"{self.data}-{self.base}-{self.train}-{self.test}"
 
-def read_arguments(parser: ArgumentParser, folder: str) -> tuple[Namespace, Asked]:
-    """Add what every such table is asked for, and read it."""
+
+def read_arguments(parser: ArgumentParser, folder: str, methods: Collection[str]) -> tuple[Namespace, Asked]:
+    """Add what every such table is asked for, and read it.
+
+    Args:
+        parser: Of the program.
+        folder: Default of ``--folder``.
+        methods: The names that ``--methods`` takes.
+    """
     parser.add_argument("--data", choices=ORDERS, default="demo", help="the demo's tasks, or an order of CL_BENCHMARK")
     parser.add_argument("--base", choices=BASES, default="minilm")
     parser.add_argument("--rows", type=int, nargs=2, metavar="N", help="training and test rows of each task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="these only; default: all")
-    parser.add_argument("--folder", type=Path, default=Path(folder), help="banks and data")
+    parser.add_argument(
+        "--methods", nargs="+", default=[], choices=methods, metavar="NAME", help="these only; default: all"
+    )
+    parser.add_argument("--folder", type=Path, default=Path(folder), help="banks and data, in a folder for each table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write rows here, and the table to FILE.md")
     found = parser.parse_args()
+    if found.data != "demo" and "CL_BENCHMARK" not in os.environ:
+        parser.error(f"--data {found.data}: set CL_BENCHMARK to the folder of its tasks")
     return found, Asked(found.data, found.base, *(found.rows or _ROWS[found.base]))
+
+
+def made() -> dict[str, Any]:
+    """When, and by which commit, a row was measured: a later run may add rows to a file."""
+    where = environment()
+    return {name: where[name] for name in ("date", "commit")}
 
 
 def prepare(target: Path, asked: Asked) -> None:
@@ -104,22 +122,38 @@ def earlier(target: Path | None, asked: Asked) -> list[dict[str, Any]]:
 
 
 def write_rows(
-    target: Path, title: str, module: str, asked: Asked, rows: Sequence[Mapping[str, Any]], note: str, table: str
+    target: Path,
+    title: str,
+    command: str,
+    asked: Asked,
+    rows: Sequence[Mapping[str, Any]],
+    note: str,
+    table: str,
 ) -> None:
-    """The rows as JSON, and a page with the table beside them."""
+    """The rows as JSON, and a page with the table beside them.
+
+    Args:
+        target: The JSON file.
+        title: Of the page.
+        command: The module that makes these rows, and its own options.
+        asked: What they are made on.
+        rows: All of them.
+        note: For the reader of the table.
+        table: As Markdown.
+    """
     where = environment()
     content = {"environment": where, "asked": asked._asdict(), "rows": rows}
-    target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    seeds = sorted({one["seed"] for one in rows})
-    named = ", ".join(map(str, seeds))
+    write_whole(target, json.dumps(content, indent=1) + "\n")
+    seeds = [str(seed) for seed in sorted({one["seed"] for one in rows})]
+    named = ", ".join(seeds)
     over = f"seed {named}" if len(seeds) == 1 else f"mean ± standard deviation of seeds {named}"
     page = (
         f"# {title} on {' → '.join(ORDERS[asked.data])}, {where['date']}\n\n"
         f"{asked.train} training and {asked.test} test rows of each task, {BASES[asked.base]}, "
         f"default settings, {over}; {note}. {where['processor']}. "
-        f"Made by `python -m {module} {asked.arguments()} --json FILE`.\n\n{table}\n"
+        f"Made by `python -m {command} {asked.arguments()} --seeds {' '.join(seeds)} --json FILE`.\n\n{table}\n"
     )
-    target.with_suffix(".md").write_text(page, encoding="utf-8")
+    write_whole(target.with_suffix(".md"), page)
 
 
 def spread(values: Iterable[float | None], seeds: int = 0) -> str:
