@@ -38,6 +38,7 @@ from lorabank.core.config import (
     FoldConfig,
     GenerateConfig,
     InitConfig,
+    LoralibConfig,
     PredictConfig,
     TrainConfig,
 )
@@ -51,6 +52,7 @@ T = TypeVar("T")
 
 _CONFIGS: dict[Any, str] = {
     InitConfig: 'InitConfig(base="FOLDER")',
+    LoralibConfig: "LoralibConfig(alpha=16)",
     TrainConfig: 'TrainConfig(data="rows.jsonl")',
     ComposeConfig: 'ComposeConfig(mode="routed")',
     FoldConfig: "FoldConfig(max_rank=8)",

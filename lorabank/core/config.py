@@ -364,17 +364,15 @@ class SamplingConfig:
     """How the tokens of a generated answer are chosen, and where it ends."""
 
     max_new_tokens: int = setting(50, "Maximum number of new tokens.", ge=1, le=32768)
-    temperature: float = setting(
-        0.0, "Draw tokens from softmax(logits / temperature); 0 takes the likeliest token of each step.", ge=0, le=2
-    )
-    top_p: float = setting(
-        1.0, "Draw only among the likeliest tokens whose probabilities come to this sum.", gt=0, le=1
-    )
+    temperature: float = setting(0.0, "Draw from softmax(logits / temperature); 0: the likeliest token.", ge=0, le=2)
+    top_p: float = setting(1.0, "Draw among the likeliest tokens whose probabilities come to this sum.", gt=0, le=1)
     repetition_penalty: float = setting(
-        1.0, "Make tokens that stand in the prompt or the answer less likely (above 1) or likelier.", gt=0, le=10
+        1.0, "Make tokens of the answer, and of a causal prompt, less likely (above 1) or likelier.", ge=0.1, le=10
     )
-    seed: int = setting(0, "Seed of the draws; text i of a call, from 0, draws with seed + i.", ge=0, lt=2**32)
-    stop: tuple[str, ...] = setting((), "End the answer before this text; may be repeated.")
+    seed: int = setting(
+        0, "Seed of the draws; text i of a call or row i of a file, from 0, draws with seed + i.", ge=0, lt=2**32
+    )
+    stop: tuple[str, ...] = setting((), "End the answer before this text; may be repeated.", filled=True)
 
 
 @renamed(**_OF_FORMATS)

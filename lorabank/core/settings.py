@@ -43,7 +43,13 @@ class Names(Protocol):
 
 
 def setting(
-    default: Any, help: str, *, among: Names | None = None, besides: tuple[str, ...] = (), **bounds: Any
+    default: Any,
+    help: str,
+    *,
+    among: Names | None = None,
+    besides: tuple[str, ...] = (),
+    filled: bool = False,
+    **bounds: Any,
 ) -> Any:
     """A dataclass field that is a setting.
 
@@ -52,9 +58,11 @@ def setting(
         help: One sentence for the command line and the documentation.
         among: The shelf on which a text must be a name.
         besides: Words that are allowed beside the names; the default always is.
+        filled: Whether a text, or each of several, must have a character.
         bounds: Of a number: ``ge``, ``gt``, ``le``, ``lt``.
     """
-    return field(default=default, metadata={"help": help, "among": among, "besides": besides, "bounds": bounds})
+    metadata = {"help": help, "among": among, "besides": besides, "filled": filled, "bounds": bounds}
+    return field(default=default, metadata=metadata)
 
 
 def choices(field: Field[Any]) -> list[str] | None:
@@ -144,7 +152,7 @@ def examine(config: Any, values: Mapping[str, Any]) -> Examined[Any]:
     wrong = {name for name, hint in hints.items() if _truth_for_number(values.get(name), hint)}
     problems += [f"{name} = {shown(values[name])}: true and false are not numbers" for name in known if name in wrong]
     for name, one in known.items():
-        if name in values and (problem := _not_among(one, values[name])) is not None:
+        if name in values and (problem := _unfit_text(one, values[name])) is not None:
             problems.append(problem)
             wrong.add(name)
     adapter = TypeAdapter(model)
@@ -160,12 +168,14 @@ def examine(config: Any, values: Mapping[str, Any]) -> Examined[Any]:
     return Examined(built, frozenset(wrong), tuple(problems))
 
 
-def _not_among(field: Field[Any], value: Any) -> str | None:
-    """What is wrong with a text, or one of several, that must be a name on a shelf."""
+def _unfit_text(field: Field[Any], value: Any) -> str | None:
+    """What is wrong with a text, or one of several, that must be a name on a shelf or must not be empty."""
     among, free = field.metadata["among"], (field.default, *field.metadata["besides"])
+    names = value if isinstance(value, list | tuple) else (value,)
+    if field.metadata["filled"] and "" in names:
+        return f"{field.name} = '': the text is empty"
     if among is None:
         return None
-    names = value if isinstance(value, list | tuple) else (value,)
     wrong = [one for one in names if isinstance(one, str) and one not in free and one not in among]
     return str(among.unknown(wrong[0])) if wrong else None
 

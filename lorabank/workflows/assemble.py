@@ -168,7 +168,7 @@ class RuntimeSettings:
         device: A name for `resolve_device`.
         dtype: A name for `resolve_dtype`.
         batch_size: Texts of a forward pass.
-        asked: Fields of every task's form that are other than recorded (free text instead of a label), with values.
+        asked: Fields of every task's form that are other than recorded, with values: no template for raw texts.
         reuse_prefix: Whether the texts will be answered in several states.
         max_resident: Maximum memory for adapters, as `parse_bytes` takes it; None for no limit.
     """

@@ -143,10 +143,27 @@ def test_sampling_is_a_section_of_its_own(run: Any, api: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["--temperature -0.1", "--temperature 2.1", "--top-p 0", "--top-p 1.1", "--repetition-penalty 0"]
+    "words",
+    [
+        "--temperature -0.1",
+        "--temperature 2.1",
+        "--top-p 0",
+        "--top-p 1.1",
+        "--repetition-penalty 0",
+        "--repetition-penalty 1e-39",
+    ],
 )
 def test_sampling_has_bounds(run: Any, api: Any, words: str) -> None:
     api["generate"] = _says("never")
     shown = run("generate", "x", *words.split())
     assert shown.code == 2
     assert words.split()[0] in shown.err
+
+
+@pytest.mark.parametrize("stops", [[""], [".", ""]])
+def test_an_empty_stop_text_is_refused(run: Any, api: Any, stops: list[str]) -> None:
+    api["generate"] = _says("never")
+    shown = run("generate", "x", *(word for stop in stops for word in ("--stop", stop)))
+    assert (shown.code, shown.out) == (2, "")
+    assert shown.err == "error: generate: stop = '': the text is empty\n  nothing was changed\n"
+    assert api.calls == []

@@ -133,13 +133,13 @@ class Reply:
 
     def _tell(self, hear: Callable[[str], None]) -> None:
         """Pass on what is certain: neither the beginning of a stop text nor blanks that may be the last ones."""
-        text = self._text.lstrip() if self._strip else self._text
-        end = len(text) if self.finish is not None else len(text) - _begun(text, self._request.sampling.stop)
+        begun = 0 if self.finish is not None else _begun(self._text, self._request.sampling.stop)
+        text = self._text[: len(self._text) - begun]
         if self._strip:
-            end = len(text[:end].rstrip())
-        if end > self._heard:
-            hear(text[self._heard : end])
-            self._heard = end
+            text = text.strip()
+        if len(text) > self._heard:
+            hear(text[self._heard :])
+            self._heard = len(text)
 
 
 def _begun(text: str, stops: Sequence[str]) -> int:

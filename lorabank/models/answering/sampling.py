@@ -9,8 +9,9 @@ With logits l of a row, its repetition penalty c, temperature T and top_p:
 
 The penalty is CTRL's (Keskar et al. 2019, arXiv 1909.05858), the restriction is nucleus sampling (Holtzman et al.
 2020, arXiv 1904.09751). T = 0 takes the largest l. Every row draws from a generator of its own seed, by the inverse
-of its cumulative distribution in float64: what a row says depends neither on the rows beside it nor on the generator
-of its device.
+of its cumulative distribution in float64: equal logits give equal tokens, whatever rows are beside it and whatever
+generator its device has. The logits themselves are rounded otherwise in another batch, so a token between which and
+the next one the point just lies may be another one there.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class Choice:
     def _drawn(self, logits: Tensor) -> Tensor:
         points = torch.stack([torch.rand((), generator=one, dtype=torch.float64) for one in self._generators])
         at = [one.to(logits.device) for one in (self._temperatures, self._top_p, points[:, None])]
-        return drawn_tokens(logits.double() / at[0], at[1], at[2])
+        logits = logits.double()
+        return drawn_tokens((logits - logits.amax(-1, keepdim=True)) / at[0], at[1], at[2])  # finite at any T > 0
 
 
 def penalised(logits: Tensor, penalty: float) -> Tensor:

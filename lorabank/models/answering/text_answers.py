@@ -176,17 +176,21 @@ class TextAnswerer:
     def write(
         self, texts: Sequence[str], forms: Sequence[AnswerForm], enter: Enter, requests: Sequence[GenerationRequest]
     ) -> list[Written]:
-        """Free text behind each text, in batches that forms and requests do not part.
+        """Free text behind each text; texts of different forms and requests share a batch.
 
         Args:
             texts: n texts.
             forms: How each is asked; its scoring means nothing here.
-            enter: As `Answerer` has it.
+            enter: Called before every forward pass with the numbers of its texts.
             requests: How each is answered.
+
+        Returns:
+            n answers.
 
         Raises:
             ConfigError: An answer leaves no room for a prompt.
             DataError: A prompt has no tokens, or there is no room for its template.
+            DivergedError: The model gives no finite probabilities.
         """
         limit = self.base.max_length
         for most in {one.sampling.max_new_tokens for one in requests}:

@@ -11,7 +11,7 @@ whose gate is the router). Only the tasks that matter are asked: see `task_share
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,20 +111,26 @@ def answer_routed(runtime: Runtime, texts: Sequence[str], plan: Plan, heads: NDA
         labels = [runtime.answerer.forms[head].labels for head in heads[tasks].tolist()]
         for pairs in np.split(np.arange(len(asked)), np.flatnonzero(np.diff(asked)) + 1):
             i = int(asked[pairs[0]])
-            said[i], probabilities[i] = likeliest([(shares[i, tasks[k]], labels[k], found[k]) for k in pairs])
+            totals = label_totals([(shares[i, tasks[k]], labels[k], found[k]) for k in pairs])
+            said[i] = likeliest(totals)
+            probabilities[i] = totals[said[i]]
     return Answers(tuple(said), probabilities)
 
 
-def likeliest(parts: Sequence[tuple[float, Sequence[str], NDArray[np.float64]]]) -> tuple[str, float]:
-    """The likeliest label over some tasks and its probability; the first in the alphabet where two are equal.
+def label_totals(parts: Sequence[tuple[float, Sequence[str], NDArray[np.float64]]]) -> dict[str, float]:
+    """The probability of each label over some tasks: of one task in the order of its labels, else in the alphabet's.
 
     Args:
-        parts: Of each task its share, its labels and their probabilities.
+        parts: Of each task its share, its labels and their probabilities, float64 ``[labels]``.
     """
     terms: dict[str, list[float]] = {}
     for share, labels, probabilities in parts:
         for label, probability in zip(labels, probabilities.tolist(), strict=True):
             terms.setdefault(label, []).append(share * probability)
-    totals = {label: math.fsum(terms[label]) for label in sorted(terms)}  # exact: the order of tasks changes nothing
-    best = max(totals, key=totals.__getitem__)
-    return best, totals[best]
+    order = terms if len(parts) == 1 else sorted(terms)
+    return {label: math.fsum(terms[label]) for label in order}  # exact: the order of tasks changes nothing
+
+
+def likeliest(totals: Mapping[str, float]) -> str:
+    """The likeliest label; the first where two are equal."""
+    return max(totals, key=totals.__getitem__)

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lorabank.core.config import SamplingConfig
 from lorabank.core.errors import DataError, IncompatibleError
 from lorabank.models.answering.continuations import continuation_log_likelihoods
-from lorabank.models.answering.generating import generate
+from lorabank.models.answering.generating import write
+from lorabank.models.answering.replies import GenerationRequest, Written
 from lorabank.models.mixing.runtime import Plan, Runtime
 from lorabank.models.tasks.batches import Enter
 
@@ -111,19 +113,29 @@ class BankModel(TemplateLM):  # type: ignore[misc]  # it is an extra, and may no
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         """The greedy continuation of each context, up to the first of its stops."""
-        asked = [(context, dict(settings)) for context, settings in (request.args for request in requests)]
-        found = [""] * len(asked)
-        lengths = [self._length(settings) for _, settings in asked]
-        for length in sorted(set(lengths)):
-            rows = [i for i, own in enumerate(lengths) if own == length]
-            contexts = [asked[i][0] for i in rows]
-            prompts = [self.tok_encode(context)[-(self.max_length - length) :] for context in contexts]
-            for i, text in zip(rows, self._generated(contexts, prompts, length), strict=True):
-                found[i] = _cut(text, asked[i][1].get("until"))
-        return found
+        asked = [(context, self._sampling(dict(settings))) for context, settings in (one.args for one in requests)]
+        said = [""] * len(asked)
+        prompts = [self.tok_encode(text)[-(self.max_length - own.max_new_tokens) :] for text, own in asked]
 
-    def _length(self, settings: dict[str, Any]) -> int:
-        """How many tokens a request wants.
+        def ask(rows: NDArray[np.int64], enter: Enter) -> list[Written]:
+            return write(
+                self._runtime.base.model,
+                self.tokenizer,
+                [prompts[i] for i in rows],
+                [GenerationRequest(asked[i][1]) for i in rows],
+                batch_size=self._runtime.batch_size,
+                enter=enter,
+                strip=False,
+            )
+
+        plan = self._plan([context for context, _ in asked])
+        for rows, found in self._runtime.passes(plan, len(asked), ask):
+            for i, one in zip(rows.tolist(), found, strict=True):
+                said[i] = one.text
+        return said
+
+    def _sampling(self, settings: dict[str, Any]) -> SamplingConfig:
+        """How many tokens a request wants, and the texts that end it.
 
         Raises:
             IncompatibleError: It wants another decoding than the greedy one, or leaves no room for a prompt.
@@ -142,7 +154,9 @@ class BankModel(TemplateLM):  # type: ignore[misc]  # it is an extra, and may no
                 hint="leave the task out",
                 unchanged="nothing was computed",
             )
-        return length
+        until = settings.get("until") or ()
+        stops = (until,) if isinstance(until, str) else until
+        return SamplingConfig(max_new_tokens=length, stop=tuple(stop for stop in stops if stop))
 
     def _scored(
         self, texts: Sequence[str], prompts: Sequence[list[int]], continuations: Sequence[list[int]]
@@ -162,30 +176,3 @@ class BankModel(TemplateLM):  # type: ignore[misc]  # it is an extra, and may no
         for rows, found in self._runtime.passes(self._plan(texts), len(prompts), ask):
             sums[rows], greedy[rows] = found
         return sums, greedy
-
-    def _generated(self, texts: Sequence[str], prompts: Sequence[list[int]], length: int) -> list[str]:
-        said = [""] * len(prompts)
-
-        def ask(rows: NDArray[np.int64], enter: Enter) -> list[str]:
-            return generate(
-                self._runtime.base.model,
-                self.tokenizer,
-                [prompts[i] for i in rows],
-                max_new_tokens=length,
-                batch_size=self._runtime.batch_size,
-                enter=enter,
-                strip=False,
-            )
-
-        for rows, found in self._runtime.passes(self._plan(texts), len(prompts), ask):
-            for i, text in zip(rows.tolist(), found, strict=True):
-                said[i] = text
-        return said
-
-
-def _cut(text: str, stops: str | Sequence[str] | None) -> str:
-    """A text up to the first of its stops."""
-    for stop in (stops,) if isinstance(stops, str) else stops or ():
-        if stop:
-            text = text.split(stop)[0]
-    return text

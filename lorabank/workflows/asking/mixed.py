@@ -10,7 +10,6 @@ a compressed adapter, a dense merge) is answered in a pass of its own. Nothing i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,7 @@ from lorabank.core.errors import LorabankError
 from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.replies import Written
 from lorabank.models.mixing.runtime import Plan
-from lorabank.models.mixing.soft import labelled
+from lorabank.models.mixing.soft import label_totals, labelled, likeliest
 from lorabank.workflows.asking.questions import Answered, Prompts, Question, Who
 from lorabank.workflows.asking.responders import Part, Responder, responder_of
 from lorabank.workflows.asking.writing import write
@@ -127,17 +126,15 @@ class MixedAnswers:
         self, parts: Sequence[Part], questions: Sequence[Question], whose: dict[int, Who], deliver: Deliver
     ) -> None:
         """Labels: the likeliest over the tasks that a text may belong to, each by its share (`soft`)."""
-        terms: dict[int, dict[str, list[float]]] = {}
+        terms: dict[int, list[tuple[float, Sequence[str], NDArray[np.float64]]]] = {}
         for plan, group in _together(self._askable(parts, questions, deliver)):
             heads = np.array([asked.part.member.head for asked in group], np.int64)
             found = self._runtime.label_shares([asked.text for asked in group], plan, heads)
             for asked, shares in zip(group, found, strict=True):
-                own = terms.setdefault(asked.part.text, {})
-                for label, share in zip(asked.form.labels, shares.tolist(), strict=True):
-                    own.setdefault(label, []).append(asked.part.share * share)
+                terms.setdefault(asked.part.text, []).append((asked.part.share, asked.form.labels, shares))
         for i, own in terms.items():
-            totals = {label: math.fsum(shares) for label, shares in own.items()}
-            deliver(i, Answered(whose[i], max(totals, key=totals.__getitem__), totals))
+            totals = label_totals(own)
+            deliver(i, Answered(whose[i], likeliest(totals), totals))
 
     def _askable(self, parts: Sequence[Part], questions: Sequence[Question], deliver: Deliver) -> list[_Asked]:
         """The parts whose task takes the question."""

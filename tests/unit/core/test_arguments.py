@@ -185,6 +185,8 @@ def test_the_message_says_what_was_given_and_what_is_wanted(call: Any, message: 
 def test_values_of_settings_are_checked_too() -> None:
     with pytest.raises(ConfigError, match=r"batch_size = 0: .*; max_resident = 5: "):
         api.predict("nowhere", ["a"], PredictConfig(batch_size=0, max_resident=5))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"alpha = -1: "):
+        api.import_adapter("nowhere", "lora", "spam", config=TrainConfig(), loralib=LoralibConfig(alpha=-1))
 
 
 def test_what_fits_arrives_as_pythons_own() -> None:

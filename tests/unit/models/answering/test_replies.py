@@ -54,6 +54,9 @@ def test_the_pieces_are_the_text(text: str, stop: tuple[str, ...]) -> None:
         ("xyxz", ("xz", "yx"), "x"),
         ("never", ("STOP",), "never"),
         ("aaab", ("aab",), "a"),
+        (" STOP two", (" STOP",), ""),
+        ("\n\nUser: b", ("\n\nUser:",), ""),
+        (" one  STOP two", (" STOP",), "one"),
     ],
 )
 @pytest.mark.parametrize("heard", [False, True])

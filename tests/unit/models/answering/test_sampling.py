@@ -72,6 +72,13 @@ def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
     assert chosen([SamplingConfig(temperature=1.0, seed=6)], scores, ids, [0]) != first[0]
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-40, 1e-9])
+def test_next_to_no_temperature_takes_the_likeliest_token(temperature: float) -> None:
+    settings = [SamplingConfig(temperature=temperature, top_p=0.9, seed=seed) for seed in range(3)]
+    scores = torch.tensor([[2.0, 9e4, -torch.inf], [-3e38, -1e38, -2e38], [1.0, -2.0, 0.5]])
+    assert chosen(settings, scores, [[0]] * 3, [0] * 3) == [1, 1, 0]
+
+
 def test_the_penalty_is_ctrl_s() -> None:
     logits = torch.tensor([2.0, -2.0, 0.0])
     assert penalised(logits, 1.5).tolist() == pytest.approx([2 / 1.5, -3.0, 0.0])

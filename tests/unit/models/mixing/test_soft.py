@@ -7,7 +7,7 @@ import pytest
 
 from lorabank.models.answering.base import AnswerForm, Answers
 from lorabank.models.mixing.runtime import Plan
-from lorabank.models.mixing.soft import answer_routed, likeliest, shares_of, task_shares
+from lorabank.models.mixing.soft import answer_routed, label_totals, likeliest, shares_of, task_shares
 
 ALL = np.ones(4, np.bool_)
 
@@ -41,9 +41,18 @@ def test_equal_labels_of_two_tasks_add_up() -> None:
         (0.4, ("yes", "no"), np.array([0.9, 0.1])),
         (0.1, ("spam",), np.array([1.0])),
     ]
-    label, probability = likeliest(parts)
-    assert (label, probability) == ("yes", pytest.approx(0.5 * 0.2 + 0.4 * 0.9, abs=1e-15))
-    assert likeliest(parts[::-1]) == (label, probability)
+    totals = label_totals(parts)
+    expected = {"no": 0.5 * 0.3 + 0.4 * 0.1, "other": 0.25, "spam": 0.1, "yes": 0.5 * 0.2 + 0.4 * 0.9}
+    assert totals == pytest.approx(expected, abs=1e-15)
+    assert likeliest(totals) == "yes"
+    assert label_totals(parts[::-1]) == totals
+
+
+def test_of_equal_labels_the_first_answers() -> None:
+    """Of one task the first of its labels, as where it is asked alone; of several the first in the alphabet."""
+    tied = (0.5, ("b", "a"), np.array([0.5, 0.5]))
+    assert likeliest(label_totals([tied])) == "b"
+    assert likeliest(label_totals([tied, tied])) == likeliest(label_totals([(0.5, ("c", "a"), tied[2]), tied])) == "a"
 
 
 def test_the_order_of_tasks_changes_no_bit() -> None:
@@ -51,7 +60,7 @@ def test_the_order_of_tasks_changes_no_bit() -> None:
     parts = [
         (p, ("a", "b"), q) for p, q in zip(chance.dirichlet(np.ones(9)), chance.dirichlet(np.ones(2), 9), strict=True)
     ]
-    told = {likeliest([parts[k] for k in chance.permutation(9)]) for _ in range(20)}
+    told = {tuple(label_totals([parts[k] for k in chance.permutation(9)]).items()) for _ in range(20)}
     assert len(told) == 1
 
 

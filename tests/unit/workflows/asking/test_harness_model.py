@@ -80,3 +80,9 @@ def test_a_generation_reads_the_end_of_a_context_that_leaves_no_room(bank_model,
     stop = said[0][2]
     (cut,) = model.generate_until([SimpleNamespace(args=(texts[0], {"max_gen_toks": 4, "until": ["never", stop]}))])
     assert cut == said[0][: said[0].index(stop)]
+    passes: list[int] = []
+    base.model.register_forward_hook(lambda *_: passes.append(1))
+    asks = [{"max_gen_toks": 4, "until": ["", said[0][0]]}, {"max_gen_toks": 2, "until": "never"}]
+    found = model.generate_until([SimpleNamespace(args=one) for one in zip(texts, asks, strict=True)])
+    assert (found[0], said[1].startswith(found[1])) == ("", True)
+    assert len(passes) <= 2, "a batch of several lengths, whose first text ends at its stop"
