@@ -45,14 +45,36 @@ class Feed(NamedTuple):
 
 
 def encoded_rows(job: TrainJob, base: LoadedBase, max_length: int, observer: Observer) -> Examples:
-    """The task's own rows, on which the base is tried, then the replayed ones."""
+    """The task's own rows, on which the base is tried, then the replayed ones.
+
+    Raises:
+        DataError: As of `_own_rows`.
+    """
     task_type: TaskType = TASK_TYPES.load(job.base.record.task_type)()
-    examples = task_type.encode(
-        base.tokenizer, job.texts, job.targets, labels=job.labels, template=job.template, max_length=max_length
-    )
+    examples = _own_rows(task_type, job, base, max_length, observer)
+    try_base(base, task_type, examples, job.base.record.name, training=True)
+    return add_replayed(task_type, base.tokenizer, examples, job.replayed) if job.replayed else examples
+
+
+def _own_rows(
+    task_type: TaskType, job: TrainJob, base: LoadedBase, max_length: int, observer: Observer, *, held: bool = False
+) -> Examples:
+    """The task's rows as tokens, those for training or those that are held out; the observer hears what is cut.
+
+    Raises:
+        DataError: A label does not fit beside its prompt, or no row is left.
+    """
+    texts, targets = (job.held_texts, job.held_targets) if held else (job.texts, job.targets)
+    what = "held-out" if held else "training"
+    try:
+        examples = task_type.encode(
+            base.tokenizer, texts, targets, labels=job.labels, template=job.template, max_length=max_length
+        )
+    except DataError as error:
+        raise error.saying(f"held-out rows: {error.message}") if held else error from None
     if job.labels and examples.dropped:
         raise DataError(
-            f"{examples.dropped} of {len(job.texts)} training texts have a label that does not fit into {max_length} "
+            f"{examples.dropped} of {len(texts)} {what} texts have a label that does not fit into {max_length} "
             "tokens beside its prompt",
             hint="raise --max-length, or --scoring generation for completions that are not labels",
             unchanged="nothing was changed",
@@ -60,9 +82,8 @@ def encoded_rows(job: TrainJob, base: LoadedBase, max_length: int, observer: Obs
     fates = ((examples.cut, "truncated to"), (examples.dropped, "dropped: their answers do not fit into"))
     for count, fate in fates:
         if count:
-            observer.notice(f"{count} of {len(job.texts)} training texts are {fate} {max_length} tokens")
-    try_base(base, task_type, examples, job.base.record.name, training=True)
-    return add_replayed(task_type, base.tokenizer, examples, job.replayed) if job.replayed else examples
+            observer.notice(f"{count} of {len(texts)} {what} texts are {fate} {max_length} tokens")
+    return examples
 
 
 def feed(
@@ -125,26 +146,21 @@ def held_out(
         task: Asks it.
         entries: Entries of the data set that make an epoch.
         max_length: Tokens of a row.
-        observer: Is told how many rows they are.
+        observer: Gets notices of how many rows they are, and of those that do not fit.
+
+    Raises:
+        DataError: As of `_own_rows`.
     """
     config = job.config
     if not job.held_texts:
         return None
-    task_type: TaskType = TASK_TYPES.load(job.base.record.task_type)()
-    found = task_type.encode(
-        base.tokenizer,
-        job.held_texts,
-        job.held_targets,
-        labels=job.labels,
-        template=job.template,
-        max_length=max_length,
-    )
-    rows = found.rows
-    every = config.eval_every or steps_per_epoch(entries, config)
+    every, held = config.eval_every or steps_per_epoch(entries, config), len(job.held_texts)
     observer.notice(
-        f"{len(rows)} of {len(rows) + len(job.texts)} training rows are held out (seed {config.seed}) and measured "
-        f"every {every} steps; the evaluation rows are not looked at"
+        f"{held} of {held + len(job.texts)} training rows are held out (seed {config.seed}) and measured "
+        f"every {every} step{'s' * (every > 1)}; the evaluation rows are not looked at"
     )
+    task_type: TaskType = TASK_TYPES.load(job.base.record.task_type)()
+    rows = _own_rows(task_type, job, base, max_length, observer, held=True).rows
     size = config.batch_size
 
     def of_batches() -> Iterator[dict[str, Tensor]]:

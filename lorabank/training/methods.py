@@ -11,6 +11,7 @@ from lorabank.core.errors import ConfigError
 from lorabank.core.machine import distributed as processes
 from lorabank.core.methods import with_settings
 from lorabank.core.shelves import OPTIMIZERS, PENALTIES, ROWS, SAVINGS, STARTS, STRATEGIES, TRAINING, VARIANTS
+from lorabank.training.trackers import check_tracker
 
 if TYPE_CHECKING:
     from lorabank.training.optimizers.base import Optimizer
@@ -92,6 +93,22 @@ def chosen_methods(config: TrainConfig) -> TrainMethods:
                 unchanged="nothing was changed",
             )
     return found
+
+
+def check_here(config: TrainConfig) -> None:
+    """Refuse what could not be trained in this environment, on this device, by these processes.
+
+    Raises:
+        ConfigError, MissingExtraError: As `check_tracker` and `check_optimizer`, or where a process would have no row
+            of a batch.
+    """
+    check_tracker(config.report_to)
+    check_optimizer(config)
+    if config.batch_size < processes.count():
+        raise ConfigError(
+            f"--batch-size {config.batch_size} leaves some of {processes.count()} processes without rows",
+            unchanged="nothing was changed",
+        )
 
 
 def check_optimizer(config: TrainConfig) -> None:

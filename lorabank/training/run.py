@@ -333,9 +333,9 @@ def arguments_of(job: TrainJob, device: torch.device) -> TrackedArguments:
 def _train(trainer: AdapterTrainer, model: nn.Module, job: TrainJob) -> None:
     """All steps, or those behind the newest checkpoint of an interrupted training."""
     checkpoint = newest_checkpoint(job.work) if job.resume else None
-    if checkpoint and (lacking := trainer.lacking(checkpoint)):
+    if checkpoint and (why := trainer.differs_from(checkpoint)):
         raise IncompatibleError(
-            f"{checkpoint.name} of the interrupted run does not hold {lacking}, which this version trains",
+            f"{checkpoint.name} of the interrupted run {why}",
             hint="resume with the version that wrote it, or train from the first step on",
             commands=[job.restart] if job.restart else [],
             unchanged="the interrupted run is still there",

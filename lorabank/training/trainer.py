@@ -29,7 +29,7 @@ from lorabank.training.loop.curve import CurveRecorder
 from lorabank.training.loop.holding import Holding
 from lorabank.training.loop.loss_terms import LossTerms
 from lorabank.training.loop.sampling import LengthPools, Shares
-from lorabank.training.optimizers.base import Optimizer
+from lorabank.training.optimizers.base import Optimizer, described
 from lorabank.training.optimizers.state import joined, parted
 from lorabank.training.penalties.base import FactorGroup, Penalty
 from lorabank.training.variants.base import Step
@@ -222,6 +222,7 @@ class AdapterTrainer(Trainer):
             {
                 "optimizer": optimizer["param_groups"],
                 "optimizer_state": plain,
+                _OPTIMIZER: described(self._optimize),
                 "scheduler": self.lr_scheduler.state_dict(),
                 "trainer_state": json.loads(trainer_state),
                 _COURSE: {
@@ -264,10 +265,19 @@ class AdapterTrainer(Trainer):
         """What a checkpoint holds of the model: what is trained, and what else changes between steps."""
         return dict(self._trained()) | dict(self.live.parametrization.named_buffers(SUBMODULE))
 
-    def lacking(self, checkpoint: Path) -> str | None:
-        """The first tensor in training that a checkpoint does not hold in its shape; None where it holds all."""
+    def differs_from(self, checkpoint: Path) -> str | None:
+        """Why training cannot continue from a checkpoint of another version, in words; None where it can."""
         stored = {name: tensor.shape for name, tensor in read_tensors(checkpoint, "trainable").items()}
-        return next((name for name, tensor in self._trainable().items() if stored.get(name) != tensor.shape), None)
+        for name, tensor in self._trainable().items():
+            if stored.get(name) != tensor.shape:
+                return f"does not hold {name}, which this version trains"
+        if not (checkpoint / f"{_OPTIMIZER}.json").exists():  # an older version wrote it
+            return None
+        own, made = described(self._optimize), read_facts(checkpoint, _OPTIMIZER)
+        others = [
+            f"{key} = {value!r} and not {own.get(key)!r}" for key, value in made.items() if own.get(key) != value
+        ]
+        return f"was written by another optimizer: {', '.join(others)}" if others else None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -374,7 +384,8 @@ class _AroundSteps(TrainerCallback):
 
 _COURSE = "course"
 _BEST = "best"
-"""Files of a checkpoint: how the training went so far, and what was trained at the best step."""
+_OPTIMIZER = "optimizer_settings"
+"""Files of a checkpoint: how the training went so far, what was trained at the best step, and what made its steps."""
 
 
 def _rng(rank: int) -> str:

@@ -63,8 +63,9 @@ def load_data(config: TrainConfig, base: OpenBase) -> TaskData:
     _check_kind(config, kind)
     data = load_task_data(config, labelled=kind.labelled, render_chat=chat, turn=turn)
     if isinstance(data.prompt_template, ChatPrompt):
-        chat.check_turns(data.train)
-        chat.check_turns(data.eval)
+        for rows in (data.train, data.eval, data.held):
+            if rows is not None:
+                chat.check_turns(rows)
     if data.labels and not kind.has_head:  # labels that this model cannot tell apart are refused before anything
         encode_labels(base.tokenizer, data.labels, glued=kind.glued and parted(data.prompt_template))
     return data

@@ -14,6 +14,7 @@ from lorabank.bank.bank import Bank
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
 from lorabank.core.observer import SilentObserver
+from lorabank.data.loading import load_task_data
 from lorabank.models.facts.curves import ROLE, LearningCurve
 from tests.contract.conftest import Lab, write_task
 
@@ -115,6 +116,30 @@ def test_too_few_rows_to_hold_some_out_are_refused(make_lab: Any, tmp_path: Path
         lab.add(tmp_path / "bank", "one", data=str(file), **STOPPING)
     assert caught.value.hint == "leave out --eval-every and --early-stopping"
     assert not (tmp_path / "bank").exists()
+
+
+def test_the_held_out_rows_are_part_of_the_same_run(make_lab: Any, tmp_path: Path) -> None:
+    lab, bank = make_lab("bert"), tmp_path / "bank"
+    file = write_task(tmp_path / "rows.jsonl", 2, seed=5)
+    settings = lab.settings("one", data=str(file), **STOPPING)
+    with pytest.raises(KeyboardInterrupt):
+        lab.add(bank, "one", Told(stop_after=3), data=str(file), **STOPPING)
+    before, whole = load_task_data(settings, labelled=True), file.read_text()
+    assert before.held is not None
+    for letter in "abcdefghijklmnopqrstuvwxyz":  # until the changed row is held out again
+        file.write_text(
+            whole.replace(json.dumps(before.held.texts[0]), json.dumps(f"{before.held.texts[0]} {letter}"))
+        )
+        now = load_task_data(settings, labelled=True)
+        if (now.train.sha256, now.eval.sha256) == (before.train.sha256, before.eval.sha256):
+            break
+    else:
+        pytest.fail("no such row")
+    with pytest.raises(DataError, match="no longer what the interrupted run was trained on") as caught:
+        api.add_task(bank, "one", None, resume=True)
+    assert caught.value.unchanged == "the interrupted run is still there"
+    file.write_text(whole)
+    assert api.add_task(bank, "one", None, resume=True).adapter.metrics["rows_held_out"] == len(before.held)
 
 
 # ------------------------------------------------------------------------------------------- packing and weights

@@ -15,11 +15,12 @@ from safetensors.torch import save as save_tensors
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import TrainConfig
-from lorabank.core.errors import DamagedError, IncompatibleError
+from lorabank.core.errors import ConfigError, DamagedError, IncompatibleError, MissingExtraError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.records import AdapterRecord
 from lorabank.core.shelves import STRATEGIES
 from lorabank.training.checkpoints import read_tensors
+from lorabank.training.optimizers.adamw import AdamW
 from lorabank.workflows.learning import train
 from tests.contract.conftest import Lab
 
@@ -135,6 +136,23 @@ def test_a_reservation_without_settings_is_damage(lab, copy, monkeypatch: pytest
     bank = stop(lab, copy("olora", 0), "one", "olora")
     with pytest.raises(DamagedError, match="lacks 'config'"):
         api.add_task(bank, "one", None, resume=True)
+
+
+def test_a_machine_that_cannot_make_its_steps_refuses_to_resume(lab, copy, monkeypatch) -> None:
+    """The settings of the interrupted run are checked as given ones are."""
+    bank = stop(lab, copy("olora", 0), "one", "olora")
+    gpu = ConfigError("this --optimizer works on a GPU alone", hint="leave --optimizer out")
+    monkeypatch.setattr(AdamW, "refusal", lambda self, device: gpu)
+    with pytest.raises(ConfigError, match="works on a GPU alone") as caught:
+        api.add_task(bank, "one", None, resume=True)
+    assert caught.value.unchanged == "the interrupted run is still there"
+    assert caught.value.hint == "resume it where it was begun, or begin again with --restart and other settings"
+    extra = MissingExtraError("the package is not installed", hint="pip install it")
+    monkeypatch.setattr(AdamW, "refusal", lambda self, device: extra)
+    with pytest.raises(MissingExtraError) as missing:
+        api.add_task(bank, "one", None, resume=True)
+    assert missing.value.hint == "pip install it"
+    assert api.resumable(bank) == ("one",)
 
 
 @pytest.mark.parametrize("now", ["renamed", "longer"])

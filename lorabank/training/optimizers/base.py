@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -41,3 +42,9 @@ class Optimizer(ABC):
     def refusal(self, device: str) -> LorabankError | None:
         """Why it cannot work on a device (``"cpu"`` or ``"cuda"``), known before anything is trained; else None."""
         return None
+
+
+def described(optimizer: Optimizer) -> dict[str, Any]:
+    """The class and the settings of an optimizer as a checkpoint holds them, with lists for tuples."""
+    found: dict[str, Any] = json.loads(json.dumps({"class": type(optimizer).__name__, **asdict(optimizer)}))
+    return found

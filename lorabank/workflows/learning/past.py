@@ -19,6 +19,7 @@ from lorabank.core.errors import DamagedError
 from lorabank.core.records import AdapterRecord
 from lorabank.core.settings import validate
 from lorabank.core.states import needed
+from lorabank.data.loading import TaskData
 from lorabank.training.methods import filled_in
 from lorabank.training.strategies.base import Strategy
 from lorabank.workflows.learning.replayed import rows_before
@@ -81,14 +82,21 @@ def _in_short(past: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def recorded_run(name: str, stored: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, str]]:
-    """Settings of an interrupted run, and the digests of its rows for training and evaluation.
+def digests_of(data: TaskData) -> dict[str, str]:
+    """The digests of a run's rows by split: those for training and evaluation, and those that are held out."""
+    held = {} if data.held is None else {"held": data.held.sha256}
+    return {"train": data.train.sha256, "eval": data.eval.sha256, **held}
+
+
+def recorded_run(name: str, stored: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings of an interrupted run, and the digests of its rows by split, as far as its version recorded them.
 
     Raises:
-        DamagedError: Its reservation does not hold them.
+        DamagedError: Its reservation lacks the settings, or the rows for training or evaluation.
     """
     try:
-        return recorded_config(stored["config"]), (stored["train"], stored["eval"])
+        held = {"held": stored["held"]} if "held" in stored else {}
+        return recorded_config(stored["config"]), {"train": stored["train"], "eval": stored["eval"], **held}
     except KeyError as error:
         raise DamagedError(
             f"the reservation of add-task {name!r} lacks {error.args[0]!r}, so it cannot be resumed",

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.observer import SilentObserver
 from lorabank.data.loading import TaskData, example_row
-from lorabank.training.trackers import check_tracker
 from lorabank.workflows.bases import future_base
 from lorabank.workflows.learning.known_rows import known_rows
 from lorabank.workflows.learning.one_head import grown_labels, head_before
@@ -30,13 +29,12 @@ def plan_task(
 ) -> TaskPlan:
     """What ``add_task`` would do; nothing is trained, written or loaded but the tokenizer and the base's shapes."""
     from lorabank.training.loop.packing import packs
-    from lorabank.training.methods import check_optimizer, chosen_methods, filled_in
+    from lorabank.training.methods import check_here, chosen_methods, filled_in
     from lorabank.training.planning import check_fit, plan_adapter, planned_steps, resolve_penalties, rows_apart
     from lorabank.workflows.learning.advice import characters_per_token, few_steps, poor_fit
     from lorabank.workflows.learning.replayed import rows_before
 
-    check_tracker(config.report_to)
-    check_optimizer(config)
+    check_here(config)
     exists = opened.exists
     found = opened.refresh() if exists else None
     old = found.position_of(name) if found and replace else None

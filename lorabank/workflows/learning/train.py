@@ -14,7 +14,7 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.bank.upkeep.remarks import remarks
 from lorabank.core.commands import Command
 from lorabank.core.config import InitConfig, TrainConfig
-from lorabank.core.errors import BusyError, ConfigError, DataError, IncompatibleError
+from lorabank.core.errors import BusyError, ConfigError, DataError, IncompatibleError, LorabankError, MissingExtraError
 from lorabank.core.machine import distributed as processes
 from lorabank.core.machine.packages import package_versions
 from lorabank.core.observer import Observer, SilentObserver
@@ -25,8 +25,7 @@ from lorabank.core.task_kinds import task_kind
 from lorabank.data.loading import TaskData
 from lorabank.data.methods import chosen_form
 from lorabank.models.facts.curves import ROLE
-from lorabank.training.methods import check_optimizer, chosen_strategy, filled_in
-from lorabank.training.trackers import check_tracker
+from lorabank.training.methods import check_here, chosen_strategy, filled_in
 from lorabank.workflows.bases import future_base, open_or_init
 from lorabank.workflows.compose import superseded_by
 from lorabank.workflows.learning.folders import stored_files, trained_files
@@ -34,6 +33,7 @@ from lorabank.workflows.learning.known_rows import known_rows
 from lorabank.workflows.learning.one_head import grown_labels, head_before, under_one_head
 from lorabank.workflows.learning.past import (
     KEY,
+    digests_of,
     earlier_adapters,
     moved_on,
     past_of,
@@ -326,7 +326,7 @@ def _past(snapshot: Snapshot, config: TrainConfig) -> dict[str, Any]:
 
 def _stored(config: TrainConfig, data: TaskData, past: dict[str, Any]) -> dict[str, Any]:
     """What a resumed run must find again: settings, the rows they led to, and what it was begun on top of."""
-    return {"config": asdict(config), "train": data.train.sha256, "eval": data.eval.sha256, KEY: past}
+    return {"config": asdict(config), **digests_of(data), KEY: past}
 
 
 def _given(
@@ -340,14 +340,8 @@ def _given(
         return None
     from lorabank.training.planning import check_fit, plan_adapter
 
-    check_tracker(config.report_to)
-    check_optimizer(config)
+    check_here(config)
     config = filled_in(config)
-    if config.batch_size < processes.count():
-        raise ConfigError(
-            f"--batch-size {config.batch_size} leaves some of {processes.count()} processes without rows",
-            unchanged="nothing was changed",
-        )
     base = future_base(opened, config, init, observer)
     check_fit(base, config, len(earlier_adapters(before)))
     data = load_data(config, base)
@@ -371,8 +365,16 @@ def _same_run(
                 hint="resume with its own settings, or add --restart to start again with the new ones",
                 commands=[Command("add-task", operation.name, "--resume")],
             )
+    try:
+        check_here(stored)
+    except LorabankError as error:
+        error.unchanged = "the interrupted run is still there"
+        if not isinstance(error, MissingExtraError):  # whose hint says what to install
+            error.hint = "resume it where it was begun, or begin again with --restart and other settings"
+        raise
     data = load_data(stored, opened.base)
-    if (data.train.sha256, data.eval.sha256) != rows:
+    found = digests_of(data)
+    if any(found.get(split) != digest for split, digest in rows.items()):
         raise DataError(
             f"{stored.data} is no longer what the interrupted run was trained on",
             unchanged="the interrupted run is still there",

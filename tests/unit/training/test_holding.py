@@ -183,6 +183,15 @@ def test_a_run_that_was_killed_after_it_stopped_stops_there_again(learn, recorde
     assert len(again.values) == whole.steps - max(checkpoints)
 
 
+def test_held_out_rows_that_are_too_long_are_told_as_those_of_the_training(learn, recorder) -> None:
+    observer = recorder()
+    kept = learn(observer, eval_every=6, max_length=6)
+    cut = sum(len(text.split()) + 2 > 6 for text in letters(9, seed=5)[0])
+    assert 0 < cut < 9
+    assert f"{cut} of 9 held-out texts are truncated to 6 tokens" in observer.notices
+    assert kept.metrics["rows_held_out"] == 9
+
+
 def test_by_default_an_epoch_lies_between_two_measurements(learn, recorder) -> None:
     observer = recorder()
     trained = learn(observer, early_stopping=50, **FAST)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lorabank.core.config import TrainConfig
-from lorabank.core.errors import ConfigError, MissingExtraError
+from lorabank.core.errors import ConfigError, IncompatibleError, MissingExtraError
 from lorabank.core.shelves import OPTIMIZERS
 from lorabank.training.methods import check_optimizer, chosen_methods
 from lorabank.training.optimizers.state import joined, parted
@@ -98,6 +98,18 @@ def test_a_resumed_training_takes_the_steps_of_an_uninterrupted_one(train, facto
     assert resumed.curve == whole.curve
     plain = train(work="plain", **(settings | {"optimizer": "adamw"}))
     assert (plain.head_digest == whole.head_digest) == (name == "adamw")
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(train, recorder, tmp_path) -> None:
+    """An installed optimizer may have other defaults in another version; older checkpoints do not say."""
+    with pytest.raises(KeyboardInterrupt):
+        train(recorder(stop_after=3), save_steps=2)
+    with pytest.raises(IncompatibleError, match=r"^checkpoint-2 .* another optimizer: beta1 = 0\.9 and not 0\.5$"):
+        train(save_steps=2, resume=True, set=("adamw.beta1=0.5",))
+    with pytest.raises(IncompatibleError, match="another optimizer: class = 'AdamW' and not 'Adafactor'") as caught:
+        train(save_steps=2, resume=True, optimizer="adafactor")
+    assert caught.value.unchanged == "the interrupted run is still there"
+    assert train(save_steps=2, resume=True, max_steps=4).steps == 4
 
 
 def test_settings_reach_the_optimizer_and_no_other_method() -> None:

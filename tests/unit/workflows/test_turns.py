@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,42 @@ def test_a_prompt_that_brings_its_own_turns_is_refused(make_language_model: Any,
         load_data(TrainConfig(data=data), OpenBase(record))
     assert error.value.hint == "--set chat_template=none takes the prompts as they are"
     assert load_data(TrainConfig(data=data, set=("chat_template=none",)), OpenBase(record)).prompt_template is None
+
+
+def test_one_that_is_held_out_is_refused_too(make_language_model: Any, tmp_path: Path) -> None:
+    base = OpenBase(described(InitConfig(base=str(make_language_model()))))
+    forged = "<s><|user|>\nhi</s>\n<|assistant|>\n"
+    data = write(tmp_path / "rows.jsonl", [FORMS["alpaca"](*pair) for pair in [*PAIRS, (forged, "hello")]])
+    for seed in range(50):  # until the forged prompt is held out
+        bare = TrainConfig(data=data, eval_every=1, held_fraction=0.3, seed=seed, set=("chat_template=none",))
+        held = load_data(bare, base).held
+        if held is not None and forged in held.texts:
+            break
+    with pytest.raises(DataError, match="line 7: the prompt spells"):
+        load_data(replace(bare, set=()), base)
+
+
+def test_held_out_answers_that_do_not_fit_are_dropped_as_others_are(make_language_model: Any, tmp_path: Path) -> None:
+    init, more = (
+        InitConfig(base=str(make_language_model())),
+        {"eval_every": 1, "max_steps": 1, "held_fraction": 0.4, "max_length": 40},
+    )
+    given = config(tmp_path, "alpaca", **more)
+    held = load_data(given, OpenBase(described(init))).held
+    assert held is not None
+    assert len(held) == 2
+
+    def add(longer: Sequence[str], told: Told) -> Any:
+        rows = [FORMS["alpaca"](asked, "so " * 60 if asked in longer else answer) for asked, answer in PAIRS]
+        changed = replace(given, data=write(tmp_path / "rows.jsonl", rows))
+        return api.add_task(tmp_path / "bank", "t", changed, init=init, observer=told)
+
+    none = "held-out rows: no training row is left: no answer fits into 40 tokens beside its prompt"
+    with pytest.raises(DataError, match=f"^{none}$"):
+        add(held.texts, Told())
+    told = Told()
+    assert add(held.texts[:1], told).adapter.metrics["rows_held_out"] == 1
+    assert "1 of 2 held-out texts are dropped: their answers do not fit into 40 tokens" in told.notices
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no system') }}", "{{ bos_token }}nothing of it"])

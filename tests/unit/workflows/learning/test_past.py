@@ -28,7 +28,7 @@ def test_settings_of_an_older_run_are_read_under_their_new_names() -> None:
         set=("replay.replay_rows=6", "*.chat_template=none"),
     )
     assert validate(TrainConfig, settings) == expected
-    assert rows == ("a", "b")
+    assert rows == {"train": "a", "eval": "b"}
 
 
 def test_settings_of_a_run_of_this_version_are_read_as_they_are() -> None:
