@@ -90,9 +90,10 @@ tiny model.
 *Default modules* are the query and value projections (`--target-modules auto`). If a class has none of a known name,
 name them with `--target-modules`, or adapt every linear layer with `all-linear`, each matrix of each expert of a
 mixture among them. Tables of embeddings and convolutions are adapted where `--target-modules` names them; each group
-of a convolution has an adapter of its own. torch's `nn.MultiheadAttention`, in classes from other packages, is adapted
-as four linear layers, `q_proj`, `k_proj`, `v_proj` and `out_proj`. A class has several rows if its checkpoints run
-different code; the form follows the name."""
+of a convolution has an adapter of its own. torch's `nn.MultiheadAttention`, which parts for images of some classes
+have, and classes from other packages, is adapted as four linear layers, `q_proj`, `k_proj`, `v_proj` and `out_proj`;
+a quantised base keeps only the last in few bits. A class has several rows if its checkpoints run different code; the
+form follows the name."""
     ]
     for task_type, group in groupby(verdicts, key=lambda verdict: verdict.pair.task_type):
         lines = [row(pair, list(own)) for pair, own in groupby(group, key=lambda verdict: verdict.pair)]

@@ -161,6 +161,7 @@ def load_base(
     if fresh and not kind.has_head:
         raise IncompatibleError(f"base model {record.name!r} has no weights of the right shape for {min(fresh)}")
     model.requires_grad_(False).eval()
+    unroll_attention(model)  # a correction measures what its layers read, which torch's kernel does not call
     if ours:
         from lorabank.models.bases.quantised.replacing import quantise_model
         from lorabank.models.bases.targets import to_quantise
@@ -169,7 +170,6 @@ def load_base(
         quantise_model(model, tokenizer, recipe, to_quantise(model, head_modules), dtype=dtype, record=record)
     model.to(device)
     unroll_experts(model)
-    unroll_attention(model)
     return LoadedBase(model, tokenizer, head_modules, input_limit(model, tokenizer))
 
 

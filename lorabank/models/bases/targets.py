@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorabank.core.errors import ConfigError, IncompatibleError
+from lorabank.models.bases.kinds.attention import INPUTS, attention_in
 from lorabank.models.bases.kinds.base import Parts
 from lorabank.models.bases.passed_by import passed_by
 from lorabank.models.bases.sites import Site, computes, lacking, layer_of, packed_because, sites_in
@@ -158,10 +159,12 @@ def to_quantise(model: nn.Module, head_modules: tuple[str, ...]) -> list[Site]:
     """The linear layers of the body that a quantised base keeps in few bits, whole matrices all of them.
 
     As they are stay embeddings, convolutions, norms, the head, the layer that makes the logits, matrices of which a
-    part can be adapted by itself (query, key and value in one), and what an adapter cannot stand on.
+    part can be adapted by itself (query, key and value in one, torch's attention included), and what an adapter cannot
+    stand on.
     """
     able, blocks, _ = adaptable_modules(model, head_modules)
     fused = {part.module_name for part in blocks.values()}
+    fused |= {f"{stem}.{part}" for stem in attention_in(model) for part in INPUTS}
     return [site for name, site in able.items() if site.plain and name not in fused]
 
 

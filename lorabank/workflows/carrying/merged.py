@@ -29,6 +29,7 @@ from lorabank.core.task_kinds import task_kind
 from lorabank.exchange.peft_folder import read_adapter, saved
 from lorabank.models.bases.architecture import load_config
 from lorabank.models.bases.fingerprint import WEIGHTS, tokenizer_files
+from lorabank.models.bases.kinds.attention import INPUTS, Attention
 from lorabank.models.bases.loading import load_base
 from lorabank.models.bases.quantised.linear import QuantisedLinear
 from lorabank.models.bases.quantised.recipe import is_ours, read_recipe
@@ -108,8 +109,11 @@ for name in dict.fromkeys(key.partition(".kept_")[0] for key in tensors if ".kep
     matrix = numbers.flatten()[: rows[0] * rows[1]].view(rows)
     tensors[f"{{name}}.weight"] = matrix.T if transposed else matrix
 missing, unexpected = model.load_state_dict(tensors, strict=False)
-assert not unexpected
 model.tie_weights()
+state = model.state_dict()
+loaded = {{state[name].data_ptr() for name in tensors if name in state}}
+assert not unexpected, unexpected
+assert all(state[name].data_ptr() in loaded for name in missing), missing
 model.eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 """
@@ -122,6 +126,8 @@ def _merge(model: nn.Module, module: str, factors: LoraFactors) -> None:
     if not isinstance(layer, QuantisedLinear):
         site = site_of(model, module)
         weight: nn.Parameter = site.module.weight  # type: ignore[assignment]
+        if sharing := [name for name, one in model.named_modules() if one is not site.module and _holds(one, weight)]:
+            raise _unmergeable(f"{sharing[0]!r} shares the weight of {module!r}, which alone the adapter changes")
         weight.copy_(site.of_kind.kept(site.module, site.merged(factors.delta(module))))
         return
     group = constant_within(A)
@@ -134,6 +140,10 @@ def _merge(model: nn.Module, module: str, factors: LoraFactors) -> None:
     layer.keep(layer.quantiser.shifted(layer.kept, delta, group))
 
 
+def _holds(module: nn.Module, weight: nn.Parameter) -> bool:
+    return any(own is weight for own in module.parameters(recurse=False))
+
+
 def constant_within(A: Tensor) -> int:
     """The largest size of groups of neighbouring columns in which all columns of A ``[r, d_in]`` are equal."""
     changes = 1 + (A[:, 1:] != A[:, :-1]).any(0).nonzero().flatten()
@@ -142,9 +152,16 @@ def constant_within(A: Tensor) -> int:
 
 def _parameters(model: nn.Module, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """By the names of transformers; of names that share a tensor the first, as the model ties them again."""
+    state = model.state_dict()
+    for stem, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Attention):
+            for part in INPUTS:
+                state.pop(f"{stem}.{part}.weight")
+                state.pop(f"{stem}.{part}.bias", None)
+            state |= {f"{stem}.{name}": tensor for name, tensor in module.as_torch().items()}
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         own = head.get(name, tensor)
         if own.data_ptr() not in seen:
             seen.add(own.data_ptr())

@@ -125,6 +125,17 @@ class Attention(nn.Module):
             return out[0], weights
         return (out if self.batch_first else out.transpose(0, 1)), weights
 
+    def as_torch(self) -> dict[str, Tensor]:
+        """What query, key and value have, by the names of torch's parameters; `OUTPUT` is a submodule there too."""
+        layers: list[Any] = [self.get_submodule(name) for name in INPUTS]
+        if self.fused:
+            found = {"in_proj_weight": torch.cat([layer.weight for layer in layers])}
+        else:
+            found = {f"{name}_weight": layer.weight for name, layer in zip(INPUTS, layers, strict=True)}
+        if layers[0].bias is not None:
+            found["in_proj_bias"] = torch.cat([layer.bias for layer in layers])
+        return found
+
     def _batch_first(self, x: Tensor, batched: bool) -> Tensor:
         """``[N, L, d]``."""
         if not batched:

@@ -36,6 +36,7 @@ from lorabank.models.bases.quantised.base import Quantiser
 
 _POWER, _BETA, _KAPPA, _TURNS = 0.7, 10.0, 1.01, 20
 _BYTE = 8
+_SIZES = (256, 128, 64, 32)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class HQQ(Quantiser):
             raise IncompatibleError(
                 f"an adapter that is constant in groups of {group} of {d_in} inputs does not fit zero points of "
                 f"groups of {own}: one size must be a multiple of the other, and the number of inputs of both",
-                hint=f"train with --variant qa-lora --set group={own}, or export without --merged",
+                hint=f"{self._fitting(d_in)}export without --merged",
                 unchanged="nothing was written",
             )
         smaller = min(own, group)
@@ -94,6 +95,15 @@ class HQQ(Quantiser):
             f"codes = (kept['codes'][:, None].int() >> {shifts} & {self._most}).view(len(kept['steps']), -1)\n"
             "numbers = (codes - kept['zeros'][:, None]) * (kept['steps'].float() * kept['largest'])[:, None]\n"
         )
+
+    def _fitting(self, d_in: int) -> str:
+        """What makes adapters that fit this number of inputs; nothing where no size of a group divides it."""
+        own = int(self.group_size)
+        size = own if d_in % own == 0 else next((one for one in _SIZES if d_in % one == 0), None)
+        if size is None:
+            return ""
+        where = "" if size == own else f" in a bank of init --quantise hqq:bits={self.bits},group_size={size}"
+        return f"train with --variant qa-lora --set group={size}{where}, or "
 
     @property
     def _most(self) -> int:

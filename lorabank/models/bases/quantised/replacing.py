@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _KEPT = "kept "
 """With which the names of what a quantiser keeps begin in the cache."""
 
-_VERSION = 1
+_VERSION = 2
 """Of how a correction is computed: what was kept under another one is not read."""
 
 _STALE = 24 * 3600

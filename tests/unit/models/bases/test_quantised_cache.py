@@ -11,15 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoTokenizer
 
 from lorabank.core.config import InitConfig
 from lorabank.core.errors import IncompatibleError
 from lorabank.models.bases.loading import describe_base, load_base
+from lorabank.models.bases.quantised.corrections.inputs import TEXT
 from lorabank.models.bases.quantised.linear import QuantisedLinear
+from lorabank.models.bases.quantised.recipe import read_recipe
 from lorabank.models.bases.resolving import resolve_base
 from lorabank.workflows.bases import described
+from tests.unit.models import torch_encoder
 
 RECIPE = "int8+lqer:rank=4"
 
@@ -122,3 +127,30 @@ def test_the_layers_that_stay_as_they_are_are_told_to_others(make_language_model
     }
     assert theirs == ours
     assert skipped == [".c_attn", "lm_head"]
+
+
+@torch.no_grad()
+def test_a_correction_knows_what_the_output_of_torchs_attention_reads(
+    make_base: Callable[..., Path], corrected: Path, tmp_path: Path
+) -> None:
+    """torch computes with the weight of ``out_proj`` and never calls it; what it reads is computed here by hand."""
+    letters = AutoTokenizer.from_pretrained(make_base("bert", name="letters"))
+    folder = torch_encoder.save(tmp_path / "torch", letters)
+    made = weights(folder, "SEQ_CLS")
+    blocks = [f"body.encoder.layers.{i}" for i in range(2)]
+    assert made.keys() == {f"{one}.{part}" for one in blocks for part in ("self_attn.out_proj", "linear1", "linear2")}
+
+    model = torch_encoder.TorchModel.from_pretrained(folder)
+    attention, means = model.encoder.layers[0].self_attn, []
+    ids = letters(TEXT.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
+    for part in torch.tensor(ids).split(64):
+        q, k, v = F.linear(model.embeddings(part), attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1)
+        heads = (F.softmax(q[:, i] @ k[:, i].T / 4, -1) @ v[:, i] for i in (slice(0, 16), slice(16, 32)))
+        means.append(torch.cat([*heads], -1).abs().mean(0))
+    largest = torch.stack(means).amax(0).clamp_min(1e-4).double()
+    scale = largest / (largest.min() * largest.max()).sqrt()
+    W, quantiser = attention.out_proj.weight, read_recipe("int8").quantiser
+    Q = quantiser.dequantise(quantiser.quantise(W), (32, 32), torch.float32)
+    U, S, V = torch.linalg.svd((W - Q).double() * scale)
+    expected = Q + (U[:, :4] * S[:4]) @ V[:4] / scale
+    torch.testing.assert_close(made[f"{blocks[0]}.self_attn.out_proj"].double(), expected, rtol=0, atol=1e-6)

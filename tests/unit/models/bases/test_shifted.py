@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -45,11 +47,27 @@ def test_equal_weights_take_a_change_too() -> None:
     assert (after - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
-@pytest.mark.parametrize(("d_in", "group"), [(96, 96), (96, 24), (80, 16)])
-def test_other_groups_are_refused(d_in: int, group: int) -> None:
-    quantiser = read_recipe("hqq:group_size=64").quantiser
-    with pytest.raises(IncompatibleError, match="one size must be a multiple of the other"):
+@pytest.mark.parametrize(
+    ("d_in", "own", "group", "fitting"),
+    [(96, 64, 96, 32), (96, 64, 24, 32), (192, 64, 48, 64), (384, 256, 1, 128), (640, 64, 80, 64), (80, 64, 16, None)],
+)
+def test_other_groups_are_refused_with_what_fits(d_in: int, own: int, group: int, fitting: int | None) -> None:
+    """The group of the hint fits the zero points of the bank that it names, where there is such a size."""
+    quantiser = read_recipe(f"hqq:group_size={own},bits=2").quantiser
+    with pytest.raises(IncompatibleError, match="one size must be a multiple of the other") as caught:
         quantiser.shifted(quantiser.quantise(random(4, d_in)), random(4, d_in // group).double(), group)
+    hint = str(caught.value.hint)
+    assert hint.endswith("export without --merged")
+    found = re.search(r"--set group=(\d+)(?: in a bank of init --quantise (\S+),)?", hint)
+    if fitting is None:
+        assert found is None
+        return
+    assert found is not None
+    assert int(found[1]) == fitting
+    recipe = found[2] or f"hqq:bits=2,group_size={own}"
+    assert recipe == f"hqq:bits=2,group_size={own if d_in % own == 0 else fitting}"
+    other = read_recipe(recipe).quantiser
+    other.shifted(other.quantise(random(4, d_in)), random(4, d_in // fitting).double(), fitting)
 
 
 @pytest.mark.parametrize("name", ["nf4", "int8"])
