@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from lorabank.serving import about, generation, labels
 from lorabank.serving.limits import Gate
-from lorabank.serving.served import Served, tell_errors
+from lorabank.serving.served import Served, answer_errors
 
 
 def make_app(served: Served, *, token: str | None = None, local: bool = False) -> Gate:
@@ -21,5 +21,5 @@ def make_app(served: Served, *, token: str | None = None, local: bool = False) -
     app.state.served = served
     for part in (about, labels, generation):
         app.include_router(part.router)
-    tell_errors(app)
+    answer_errors(app, served.engine.report)
     return Gate(app, served.config, token, local=local, meter=served.meter)

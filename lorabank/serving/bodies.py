@@ -1,7 +1,7 @@
 """What callers send: OpenAI's fields, with the bounds of lorabank's settings, and a few of lorabank's own.
 
-A field that would change the answer and that the server does not know is refused, unless it says what is done anyway;
-any other unknown field is left aside, since clients send many.
+The server refuses a field that it does not follow and that would change the answer, unless its value asks for nothing.
+It ignores any other unknown field, since clients send many.
 """
 
 from __future__ import annotations

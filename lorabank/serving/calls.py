@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 
 from fastapi import Request
 
-from lorabank.serving.engine import Engine, Event, Job
+from lorabank.serving.engine import Check, Engine, Event, Job
 from lorabank.serving.errors import call_error
 from lorabank.workflows.asking.questions import Answered, Question, Who
 
@@ -29,19 +29,27 @@ class Call:
         questions: At least one.
         pieces: Whether pieces of free text are wanted; of a single question.
         routing: Whether only what would answer is wanted.
+        check: Raises a `CallError` for what may not answer; it is called in the model's thread before the answer is
+            computed.
 
     Raises:
         CallError: When it is entered: the queue has no room, or the model is not there.
     """
 
     def __init__(
-        self, engine: Engine, questions: Sequence[Question], *, pieces: bool = False, routing: bool = False
+        self,
+        engine: Engine,
+        questions: Sequence[Question],
+        *,
+        pieces: bool = False,
+        routing: bool = False,
+        check: Check | None = None,
     ) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._jobs = [
-            Job(question, partial(self._tell, i), pieces=pieces, routing=routing)
+            Job(question, partial(self._tell, i), pieces=pieces, routing=routing, check=check)
             for i, question in enumerate(questions)
         ]
 

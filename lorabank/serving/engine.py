@@ -3,12 +3,11 @@
 The thread takes whatever waits, up to a batch, so a lone text starts at once and texts that come while the model works
 share the next pass. Every `POLL` seconds, and when it is asked for a name that it does not know, it looks whether
 another process has changed the bank. If so, the new state is loaded over the same base weights while the queue grows,
-and answers the next batch.
+and answers the next batch. If it cannot be loaded, the earlier state answers, and loading is tried again.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -18,12 +17,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorabank.bank.snapshot import Snapshot
-from lorabank.core.errors import LorabankError
-from lorabank.core.machine.exhaustion import exhausted
+from lorabank.core.errors import DataError, LorabankError
 from lorabank.models.answering.replies import GenerationRequest
 from lorabank.serving.catalogue import names_of
 from lorabank.serving.config import ServeConfig
-from lorabank.serving.errors import not_serving, queue_full, too_late
+from lorabank.serving.errors import (
+    CallError,
+    Report,
+    call_error,
+    not_loaded,
+    not_serving,
+    queue_full,
+    too_late,
+    unknown_model,
+)
 from lorabank.serving.metrics import Meter
 from lorabank.workflows.asking.mixed import MixedAnswers
 from lorabank.workflows.asking.questions import Answered, Question, Who
@@ -33,10 +40,14 @@ from lorabank.workflows.open_bank import OpenBank
 POLL = 0.5
 """Seconds between two looks at the bank."""
 
-_log = logging.getLogger(__name__)
+_LATEST_RETRY = 30.0
+"""Maximum number of seconds until a state that could not be loaded is tried again."""
 
 Event = Who | str | Answered | Exception
 """What becomes of a question: what answers it, pieces of free text, and at the end the answer or an error."""
+
+Check = Callable[[Who], None]
+"""Raises a `CallError` where a question must not be answered by what would answer it."""
 
 
 @dataclass(eq=False)
@@ -48,30 +59,44 @@ class Job:
         tell: Called in the model's thread with each event; it must not wait.
         pieces: Whether pieces of free text are wanted.
         routing: Whether only what would answer is wanted: the event `Who` is then the last one.
+        check: Looks at what would answer before the answer is computed.
         born: When it came, of the monotonic clock.
-        ended: Whether the last event was told.
+        ended: Whether `tell` was called with the last event.
         gone: Whether nobody waits for it any longer.
+        heard: Whether `tell` was called with a piece of text.
     """
 
     question: Question
     tell: Callable[[Event], None]
     pieces: bool = False
     routing: bool = False
+    check: Check | None = None
     born: float = field(default_factory=time.monotonic)
     ended: bool = False
     gone: bool = False
     heard: bool = False
 
     def end(self, event: Event) -> None:
-        """Tell the last event; a second one is dropped."""
+        """Call `tell` with the last event; a second one is dropped."""
         if not self.ended:
             self.ended = True
             self.tell(event)
 
     def hear(self, piece: str) -> None:
-        """Tell a piece of text."""
-        self.heard = True
-        self.tell(piece)
+        """Call `tell` with a piece of text."""
+        if not self.ended:
+            self.heard = True
+            self.tell(piece)
+
+
+@dataclass(frozen=True)
+class _State:
+    """A state of the bank that is loaded; ``mixed`` is None where it has no task."""
+
+    snapshot: Snapshot | None = None
+    mixed: MixedAnswers | None = None
+    names: frozenset[str] = frozenset()
+    revision: int = 0
 
 
 class Engine:
@@ -89,6 +114,7 @@ class Engine:
 
     def __init__(self, path: str | Path, config: ServeConfig, meter: Meter, notice: Callable[[str], None]) -> None:
         self.failure: BaseException | None = None
+        self.report = Report(path)
         self._path, self._config, self._meter, self._notice = path, config, meter, notice
         self._settings = RuntimeSettings(
             device=config.device,
@@ -97,15 +123,16 @@ class Engine:
             max_resident=config.max_resident,
         )
         self._waiting: deque[Job] = deque()
+        self._answering: list[Job] = []
         self._condition = threading.Condition()
         self._stopping = False
         self._loaded = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lorabank-model", daemon=True)
-        self._snapshot: Snapshot | None = None
-        self._mixed: MixedAnswers | None = None
-        self._names: set[str] = set()
+        self._state = _State()
         self._looked = 0.0
-        self._revision = 0
+        self._behind = False
+        self._unloaded: Snapshot | None = None
+        self._retry_at = self._retry_in = 0.0
         self._batch_seconds = 0.1
         self.failed: Callable[[], None] = lambda: None
 
@@ -115,13 +142,25 @@ class Engine:
         """Start the thread, which loads the model."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread; texts that still wait are refused, and free text ends where it is."""
+    def refuse(self) -> None:
+        """Refuse everything that waits or is being answered, and whatever comes; the thread ends by itself."""
         with self._condition:
             self._stopping = True
+            left = [*self._answering, *self._waiting]
+            self._waiting.clear()
             self._condition.notify_all()
+        for job in left:
+            job.end(not_serving("stopping"))
+
+    def stop(self, seconds: float | None = None) -> None:
+        """Refuse everything, and wait until the thread has ended.
+
+        Args:
+            seconds: How long at most: a model that is being loaded cannot be interrupted.
+        """
+        self.refuse()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(seconds)
 
     @property
     def ready(self) -> bool:
@@ -131,12 +170,12 @@ class Engine:
     @property
     def revision(self) -> int:
         """Number of the bank's newest change in the state that answers."""
-        return self._revision
+        return self._state.revision
 
     @property
     def max_new_tokens(self) -> int:
         """Maximum number of new tokens: the setting, or half of what the base model takes."""
-        mixed = self._mixed
+        mixed = self._state.mixed
         limit = None if mixed is None else mixed.max_length
         return self._config.max_new_tokens if limit is None else max(1, min(self._config.max_new_tokens, limit // 2))
 
@@ -166,21 +205,17 @@ class Engine:
             self._loaded.set()
             while not self._stopping:
                 jobs = self._next()
-                unknown = any(job.question.model not in self._names for job in jobs)
+                unknown = any(job.question.model not in self._state.names for job in jobs)
                 if unknown or time.monotonic() - self._looked > POLL:
                     self._follow(opened)
                 if jobs:
                     self._serve(jobs)
+                self._answering = []
         except BaseException as error:  # the server ends with it
             self.failure = error
             self.failed()
         finally:
-            with self._condition:
-                self._stopping = True
-                left = list(self._waiting)
-                self._waiting.clear()
-            for job in left:
-                job.end(not_serving("stopping"))
+            self.refuse()
             opened.close()
 
     def _next(self) -> list[Job]:
@@ -189,36 +224,43 @@ class Engine:
             if not self._waiting and not self._stopping:
                 self._condition.wait(POLL)
             jobs = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._config.batch_size))]
+            self._answering = jobs
             self._meter.waiting.set(len(self._waiting))
         return jobs
 
     def _follow(self, opened: OpenBank) -> None:
-        """Load the bank's state if it has changed; if that fails, the state that is loaded stays."""
-        self._looked = time.monotonic()
+        """Load the bank's state if it has changed; where that fails, the state that is loaded stays."""
+        self._looked = now = time.monotonic()
         try:
             snapshot = opened.refresh()
-            if snapshot is self._snapshot:
+            if snapshot is self._state.snapshot or (snapshot is self._unloaded and now < self._retry_at):
                 return
-            first, self._snapshot = self._snapshot is None, snapshot
-            self._mixed = MixedAnswers(opened, self._settings, self._notice) if snapshot.tasks else None
-            self._names = names_of(snapshot)
-            self._revision = opened.revision
-            self._meter.revision.set(self._revision)
-            self._meter.loads.inc()
-            if not first:
-                self._notice(f"the bank has changed: revision {self._revision} answers")
-        except LorabankError as error:
+            if snapshot is not self._unloaded:
+                self._unloaded, self._retry_in = snapshot, POLL
+            self._load(opened, snapshot)
+        except Exception as error:
             if not self._loaded.is_set():
                 raise
-            self._notice(f"the bank's new state cannot be loaded, the earlier one answers: {error.message}")
+            self._behind = True
+            self.report("the bank's new state cannot be loaded, so the earlier one answers", error)
+            self._retry_at = time.monotonic() + self._retry_in
+            self._retry_in = min(2 * self._retry_in, _LATEST_RETRY)
+
+    def _load(self, opened: OpenBank, snapshot: Snapshot) -> None:
+        first = self._state.snapshot is None
+        mixed = MixedAnswers(opened, self._settings, self._notice) if snapshot.tasks else None
+        self._state = _State(snapshot, mixed, frozenset(names_of(snapshot)), opened.revision)
+        self._behind, self._unloaded = False, None
+        self.report.forget()
+        self._meter.revision.set(opened.revision)
+        self._meter.loads.inc()
+        if not first:
+            self._notice(f"the bank has changed: revision {opened.revision} answers")
 
     def _serve(self, jobs: Sequence[Job]) -> None:
         """Answer the jobs that somebody still waits for."""
         begun = time.monotonic()
-        for job in jobs:
-            if job.gone or begun - job.born > self._config.seconds:
-                job.end(too_late(self._config.seconds))
-        live = [job for job in jobs if not job.ended]
+        live = [job for job in jobs if self._wanted(job)]
         if not live:
             return
         self._meter.batches.observe(len(live))
@@ -227,45 +269,72 @@ class Engine:
         self._meter.batch_seconds.observe(seconds)
         self._batch_seconds += 0.2 * (seconds - self._batch_seconds)
 
+    def _wanted(self, job: Job) -> bool:
+        """Whether an answer is still wanted; a job that has waited for too long is refused."""
+        if not job.ended and (job.gone or time.monotonic() - job.born > self._config.seconds):
+            job.end(too_late(self._config.seconds))
+        return not job.ended
+
     def _answer(self, jobs: Sequence[Job]) -> None:
+        """Answer a batch; if it fails, each text by itself, so that only the one that is the reason fails."""
         try:
             self._ask([job for job in jobs if job.routing])
             self._ask([job for job in jobs if not job.routing])
-        except LorabankError as error:
+            return
+        except Exception as error:
             left = [job for job in jobs if not job.ended]
             for job in left:
-                if len(left) == 1 or job.heard:
-                    job.end(error)
-            for job in left:  # one of them is the reason, which is the others' no longer
-                if not job.ended:
-                    self._answer([job])
-        except Exception as error:
-            _log.exception("a batch of %d texts failed", len(jobs))
-            for job in jobs:
-                job.end(exhausted(error) or error)
+                if len(left) == 1 or job.heard:  # a text that was heard cannot begin again
+                    self._fail(job, error)
+        for job in left:  # behind the handler, which keeps what the failed pass had in memory
+            if self._wanted(job):
+                self._answer([job])
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """End a job with an error, which is reported unless its text is the reason."""
+        if not isinstance(error, CallError | DataError):
+            self.report(f"a text to {job.question.model!r} was not answered", error)
+        job.end(call_error(error))
 
     def _ask(self, jobs: Sequence[Job]) -> None:
         if not jobs:
             return
-        mixed = self._mixed
-        if mixed is None:
-            for job in jobs:
-                job.end(not_serving("without a task to answer: its bank has none yet"))
+        mixed, known = self._state.mixed, []
+        for job in jobs:
+            if job.question.model in self._state.names:
+                known.append(job)
+            else:  # it was removed since, or it belongs to a state that cannot be loaded
+                job.end(not_loaded(job.question.model) if self._behind else unknown_model(job.question.model))
+        if mixed is None or not known:
             return
 
-        def deliver(i: int, event: Who | Answered | LorabankError) -> None:
-            if isinstance(event, Answered) and not jobs[i].ended:
-                self._meter.answered(jobs[i].question.model, event)
-            jobs[i].end(event)
+        def begin(i: int, who: Who) -> bool:
+            job = known[i]
+            try:
+                if job.check is not None:
+                    job.check(who)
+            except CallError as error:
+                job.end(error)
+            if not job.ended:
+                job.tell(who)
+            return not job.ended
 
-        questions = [self._heard(job) for job in jobs]
-        if jobs[0].routing:
+        def deliver(i: int, event: Who | Answered | LorabankError) -> None:
+            if isinstance(event, Exception):
+                self._fail(known[i], event)
+                return
+            if isinstance(event, Answered) and not known[i].ended:
+                self._meter.answered(known[i].question.model, event)
+            known[i].end(event)
+
+        questions = [self._heard(job) for job in known]
+        if known[0].routing:
             mixed.route(questions, deliver)
         else:
-            mixed.answer(questions, lambda i, who: jobs[i].tell(who), deliver)
+            mixed.answer(questions, begin, deliver)
 
     def _heard(self, job: Job) -> Question:
-        """The question, whose free text is told as it comes and ends when nobody waits for it."""
+        """The question, whose free text is passed on as it comes and ends when nobody waits for it."""
         last = job.born + self._config.seconds
 
         def over() -> bool:

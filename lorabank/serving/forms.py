@@ -17,14 +17,14 @@ _SHOWN = 32
 _FINISH = {"stop": "stop", "length": "length", "ended": "length"}
 
 
-def routing_headers(who: Who, probability: float | None, revision: int) -> dict[str, str]:
+def routing_headers(who: Who, probability: float | None) -> dict[str, str]:
     """What answered, for a caller who reads no body."""
     adapters = [f"{task}={weight:.4g}" for task, weight in list(who.adapters.items())[:_SHOWN]]
     found = {
         "x-lorabank-task": who.task,
         "x-lorabank-task-id": who.task_id,
         "x-lorabank-adapters": ",".join([*adapters, *(["..."] if len(who.adapters) > _SHOWN else [])]),
-        "x-lorabank-bank-revision": str(revision),
+        "x-lorabank-bank-revision": str(who.revision),
     }
     if who.margin is not None:
         found["x-lorabank-margin"] = f"{who.margin:.6g}"
@@ -33,7 +33,7 @@ def routing_headers(who: Who, probability: float | None, revision: int) -> dict[
     return found
 
 
-def told(who: Who, revision: int) -> dict[str, Any]:
+def told(who: Who) -> dict[str, Any]:
     """What answered, as the field ``lorabank`` has it."""
     return {
         "task": who.task,
@@ -42,7 +42,7 @@ def told(who: Who, revision: int) -> dict[str, Any]:
         "margin": who.margin,
         "posterior": dict(who.posterior),
         "adapters": dict(who.adapters),
-        "bank_revision": revision,
+        "bank_revision": who.revision,
     }
 
 

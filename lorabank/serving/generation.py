@@ -11,8 +11,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from lorabank.serving import forms
 from lorabank.serving.bodies import ChatBody, CompletionBody
 from lorabank.serving.calls import Call
+from lorabank.serving.engine import Check
 from lorabank.serving.errors import CallError, call_error
-from lorabank.serving.served import Served, served_by
+from lorabank.serving.served import served_by
 from lorabank.workflows.asking.questions import Answered, Who
 
 router = APIRouter()
@@ -26,18 +27,17 @@ async def chat(body: ChatBody, request: Request) -> Response:
     served = served_by(request)
     asked = body.questions(served.engine.max_new_tokens)
     top = (body.top_logprobs or 0) if body.logprobs else None
-    call = await served.call(asked, param="messages", pieces=bool(body.stream))
+    call = await served.call(asked, param="messages", pieces=bool(body.stream), check=_logprobs_check(top))
     if body.stream:
-        return await _streamed(served, call, body, request, ChatChunks(body.model, top))
+        return await _streamed(call, body, request, ChatChunks(body.model, top))
     with call:
         (one,) = await call.answers(request)
-    _check_logprobs(one.who, top)
     document = forms.head("chat.completion", body.model) | {
         "choices": [forms.chat_choice(one, top)],
         "usage": forms.usage([one]),
-        "lorabank": forms.told(one.who, served.engine.revision) | {"probability": one.probability},
+        "lorabank": forms.told(one.who) | {"probability": one.probability},
     }
-    return JSONResponse(document, headers=forms.routing_headers(one.who, one.probability, served.engine.revision))
+    return JSONResponse(document, headers=forms.routing_headers(one.who, one.probability))
 
 
 @router.post("/v1/completions")
@@ -47,17 +47,15 @@ async def complete(body: CompletionBody, request: Request) -> Response:
     asked = body.questions(served.engine.max_new_tokens)
     if body.stream and len(asked) > 1:
         raise CallError(422, "a stream answers one prompt", param="prompt")
-    call = await served.call(asked, param="prompt", pieces=bool(body.stream))
+    call = await served.call(asked, param="prompt", pieces=bool(body.stream), check=_logprobs_check(body.logprobs))
     if body.stream:
-        return await _streamed(served, call, body, request, CompletionChunks(body.model, body.logprobs))
+        return await _streamed(call, body, request, CompletionChunks(body.model, body.logprobs))
     with call:
         answers = await call.answers(request)
-    for one in answers:
-        _check_logprobs(one.who, body.logprobs)
-    first, revision = answers[0], served.engine.revision
+    first = answers[0]
     choices = [
         forms.completion_choice(i, one, body.logprobs)
-        | {"lorabank": forms.told(one.who, revision) | {"probability": one.probability}}
+        | {"lorabank": forms.told(one.who) | {"probability": one.probability}}
         for i, one in enumerate(answers)
     ]
     document = forms.head("text_completion", body.model) | {
@@ -65,7 +63,7 @@ async def complete(body: CompletionBody, request: Request) -> Response:
         "usage": forms.usage(answers),
         "lorabank": choices[0]["lorabank"],
     }
-    return JSONResponse(document, headers=forms.routing_headers(first.who, first.probability, revision))
+    return JSONResponse(document, headers=forms.routing_headers(first.who, first.probability))
 
 
 class ChatChunks:
@@ -134,21 +132,19 @@ Chunks = ChatChunks | CompletionChunks
 
 
 async def _streamed(
-    served: Served, call: Call, body: ChatBody | CompletionBody, request: Request, chunks: Chunks
+    call: Call, body: ChatBody | CompletionBody, request: Request, chunks: Chunks
 ) -> StreamingResponse:
     """The answer as server-sent events, once it is known what answers."""
     call.__enter__()
     try:
         who = await call.begun(request)
-        _check_logprobs(who, chunks.top)
     except BaseException:
         call.__exit__()
         raise
-    revision = served.engine.revision
     return StreamingResponse(
-        _events(call, chunks, forms.told(who, revision), usage=body.usage_in_stream),
+        _events(call, chunks, forms.told(who), usage=body.usage_in_stream),
         media_type="text/event-stream",
-        headers=forms.routing_headers(who, None, revision) | {"cache-control": "no-store"},
+        headers=forms.routing_headers(who, None) | {"cache-control": "no-store"},
     )
 
 
@@ -174,11 +170,11 @@ async def _events(call: Call, chunks: Chunks, told: Mapping[str, Any], *, usage:
         call.__exit__()
 
 
-def _check_logprobs(who: Who, top: int | None) -> None:
-    """Refuse probabilities of what has none.
+def _logprobs_check(top: int | None) -> Check | None:
+    """What refuses, with a `CallError`, logprobs of free text; None if none are asked for."""
+    return None if top is None else _has_logprobs
 
-    Raises:
-        CallError: The task has no labels.
-    """
-    if top is not None and not who.labels:
+
+def _has_logprobs(who: Who) -> None:
+    if not who.labels:
         raise CallError(422, _NO_LABELS.format(task=who.task), param="logprobs")

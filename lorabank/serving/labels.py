@@ -11,6 +11,7 @@ from lorabank.serving import forms
 from lorabank.serving.bodies import ClassifyBody
 from lorabank.serving.errors import CallError
 from lorabank.serving.served import served_by
+from lorabank.workflows.asking.questions import Who
 
 router = APIRouter()
 
@@ -19,18 +20,14 @@ router = APIRouter()
 async def classify(body: ClassifyBody, request: Request) -> JSONResponse:
     """Label texts: the label of each, its probability and what answered; with ``all_labels`` every label's."""
     served = served_by(request)
-    with await served.call(body.questions(), param="input") as call:
+    with await served.call(body.questions(), param="input", check=_has_labels) as call:
         answers = await call.answers(request)
-    for one in answers:
-        if not one.who.labels:
-            raise CallError(422, f"task {one.who.task!r} answers in free text: POST /v1/completions", param="model")
-    revision = served.engine.revision
     data = [
-        forms.label_of(i, one, every=bool(body.all_labels)) | {"lorabank": forms.told(one.who, revision)}
+        forms.label_of(i, one, every=bool(body.all_labels)) | {"lorabank": forms.told(one.who)}
         for i, one in enumerate(answers)
     ]
     document = {"object": "list", "model": body.model, "data": data}
-    return JSONResponse(document, headers=forms.routing_headers(answers[0].who, answers[0].probability, revision))
+    return JSONResponse(document, headers=forms.routing_headers(answers[0].who, answers[0].probability))
 
 
 @router.post("/v1/route")
@@ -39,7 +36,16 @@ async def route(body: ClassifyBody, request: Request) -> JSONResponse:
     served = served_by(request)
     with await served.call(body.questions(), param="input", routing=True) as call:
         found = await call.routes(request)
-    revision = served.engine.revision
-    data: list[dict[str, Any]] = [{"index": i} | forms.told(who, revision) for i, who in enumerate(found)]
+    data: list[dict[str, Any]] = [{"index": i} | forms.told(who) for i, who in enumerate(found)]
     document = {"object": "list", "model": body.model, "data": data}
-    return JSONResponse(document, headers=forms.routing_headers(found[0], None, revision))
+    return JSONResponse(document, headers=forms.routing_headers(found[0], None))
+
+
+def _has_labels(who: Who) -> None:
+    """Refuse a text that no label answers.
+
+    Raises:
+        CallError: The task answers in free text.
+    """
+    if not who.labels:
+        raise CallError(422, f"task {who.task!r} answers in free text: POST /v1/completions", param="model")

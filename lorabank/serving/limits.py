@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import ipaddress
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -37,8 +37,7 @@ class Gate:
         app: The application.
         config: Limits.
         token: What callers must bring; None for nothing.
-        local: Whether only calls to this machine by a loopback name are taken, so that no web page can make a browser
-            ask under a name of its own.
+        local: Whether only calls to a loopback name are taken, and none that a browser makes for another site's page.
         meter: Counts.
 
     Attributes:
@@ -49,8 +48,16 @@ class Gate:
     def __init__(self, app: App, config: ServeConfig, token: str | None, *, local: bool, meter: Meter) -> None:
         self.closing = False
         self.open_calls = 0
+        self._over = False
+        self._unanswered: set[asyncio.Task[Any]] = set()
         self._app, self._config, self._local, self._meter = app, config, local, meter
         self._bearer = None if token is None else f"Bearer {token}".encode()
+
+    def end(self) -> None:
+        """Refuse what is under way and has no answer yet, and whatever comes."""
+        self.closing = self._over = True
+        for call in self._unanswered:
+            call.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a call on, or refuse it."""
@@ -62,22 +69,36 @@ class Gate:
             return
         status, begun = 500, time.monotonic()
         name = scope["path"] if scope["path"] in ENDPOINTS else "other"
+        call = asyncio.current_task()
+        assert call is not None
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                self._unanswered.discard(call)
             await send(message)
 
+        async def refuse(error: CallError) -> None:
+            await JSONResponse(error.body, error.status, error.headers | {"connection": "close"})(
+                scope, receive, sending
+            )
+
         self.open_calls += 1
+        self._unanswered.add(call)
         try:
             self._check(scope)
             await self._app(scope, await self._read(scope, receive), sending)
         except CallError as error:
-            refusal = JSONResponse(error.body, error.status, error.headers | {"connection": "close"})
-            await refusal(scope, receive, sending)
+            await refuse(error)
+        except asyncio.CancelledError:
+            if not self._over:
+                raise
+            if call in self._unanswered:
+                await refuse(not_serving("stopping"))
         finally:
             self.open_calls -= 1
+            self._unanswered.discard(call)
             self._meter.requests.labels(name, str(status)).inc()
             self._meter.seconds.labels(name).observe(time.monotonic() - begun)
 
@@ -85,6 +106,8 @@ class Gate:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if self._local and not _is_local(headers.get(b"host", b"").decode("latin-1")):
             raise CallError(403, "without a token the server answers only calls to localhost", code="host")
+        if self._local and _from_elsewhere(headers):
+            raise CallError(403, "without a token the server answers no page of another site", code="origin")
         if scope["path"] in OPEN:
             return
         if self._bearer is not None and not hmac.compare_digest(headers.get(b"authorization", b""), self._bearer):
@@ -127,6 +150,14 @@ class Gate:
 
 def _too_large(most: int) -> CallError:
     return CallError(413, f"the body has more than {most} bytes", code="body_too_large")
+
+
+def _from_elsewhere(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a browser asks for a page of another site: it says so, whatever the page wants."""
+    origin = headers.get(b"origin")
+    if origin is not None and not _is_local(origin.decode("latin-1").partition("://")[2]):
+        return True
+    return headers.get(b"sec-fetch-site") == b"cross-site"
 
 
 def _is_local(host: str) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
+from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, DataError, ExistsError, NotFoundError, StorageError
 from lorabank.core.observer import Observer
 from lorabank.serving.app import make_app
@@ -24,6 +26,11 @@ from lorabank.serving.metrics import Meter
 from lorabank.serving.served import Served
 
 _UNCHANGED = "nothing was started"
+_HELP = Command("serve", "--help")
+_ELSEWHERE = Command("serve", "--port", "0")
+_OTHER_PATH = Command("serve", "--uds", "PATH")
+_LAST_SECOND = 1.0
+"""Seconds that the model's thread and the last answers have at the end."""
 _KEEP_ALIVE = 75
 """Seconds that an idle connection stays open; clients that keep connections close them earlier."""
 
@@ -47,7 +54,7 @@ def serve(path: str | Path, config: ServeConfig, observer: Observer, started: Ca
     """Serve a bank until SIGTERM or SIGINT.
 
     At the first signal new calls are refused with 503 and those under way are finished, for `ServeConfig.grace`
-    seconds; a second signal ends the server at once.
+    seconds. Then, or at a second signal, those that are left are refused with 503 too, and the server ends.
 
     Args:
         path: The bank's folder.
@@ -58,7 +65,9 @@ def serve(path: str | Path, config: ServeConfig, observer: Observer, started: Ca
     Raises:
         ConfigError: The address is not a loopback one and there is no token; or it is taken, or not of this machine.
         NotFoundError: There is no bank, or no file with the token.
+        DataError: The token cannot be used.
         ExistsError: There is something at the path of the Unix socket.
+        StorageError: The file with the token, or the Unix socket, cannot be used.
         LorabankError: The model cannot be loaded.
     """
     token = read_token(config)
@@ -66,29 +75,23 @@ def serve(path: str | Path, config: ServeConfig, observer: Observer, started: Ca
         raise ConfigError(
             f"--host {config.host} can be reached from other machines, and there is no token",
             hint=f"set {TOKEN}, name a file with --token-file, or leave --host out",
+            commands=[Command("serve", "--host", config.host, "--token-file", "FILE")],
             unchanged=_UNCHANGED,
         )
     catalogue, meter = Catalogue(path), Meter()
-    listener = listen(config)
-    try:
-        engine = Engine(path, config, meter, observer.notice)
-        local = config.uds is None and token is None
-        gate = make_app(Served(engine, catalogue, config, meter), token=token, local=local)
-        server = _Server(gate, config)
-        engine.failed = server.end
-        engine.start()
-        snapshot = catalogue.look()
-        names = tuple(task.name for task in snapshot.tasks), tuple(made.name for made in snapshot.compositions)
-        started(Listening(_address(listener, config), *names))
+    snapshot = catalogue.look()
+    names = tuple(task.name for task in snapshot.tasks), tuple(made.name for made in snapshot.compositions)
+    engine = Engine(path, config, meter, observer.notice)
+    local = config.uds is None and token is None
+    gate = make_app(Served(engine, catalogue, config, meter), token=token, local=local)
+    server = _Server(gate, engine, config)
+    with _listening(config) as listener, server.capture_signals():
         try:
+            engine.start()
+            started(Listening(_address(listener, config), *names))
             server.run(sockets=[listener])
         finally:
-            engine.stop()
-    finally:
-        listener.close()
-        if config.uds is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(config.uds)
+            engine.stop(_LAST_SECOND)
     if engine.failure is not None:
         raise engine.failure
 
@@ -96,7 +99,7 @@ def serve(path: str | Path, config: ServeConfig, observer: Observer, started: Ca
 class _Server(uvicorn.Server):
     """uvicorn, which at a signal first refuses new calls and finishes those under way."""
 
-    def __init__(self, gate: Gate, config: ServeConfig) -> None:
+    def __init__(self, gate: Gate, engine: Engine, config: ServeConfig) -> None:
         super().__init__(
             uvicorn.Config(
                 gate,
@@ -109,24 +112,29 @@ class _Server(uvicorn.Server):
                 timeout_graceful_shutdown=1,  # `on_tick` has waited for those under way
             )
         )
-        self._gate = gate
-        self._grace = config.grace
+        self._gate, self._engine, self._grace = gate, engine, config.grace
+        self._last: float | None = None
+        engine.failed = self.end
 
     def end(self) -> None:
-        """Stop at once."""
-        self.should_exit = self.force_exit = True
+        """Refuse all calls and stop; from any thread."""
+        self._gate.closing, self._last = True, 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal."""
         if self._gate.closing:
             self.end()
-        self._gate.closing = True
+        else:
+            self._gate.closing, self._last = True, time.monotonic() + self._grace
 
     async def on_tick(self, counter: int) -> bool:
-        """Stop when the last call has ended after a signal, or the time for it is over."""
-        if self._gate.closing and not self.should_exit:
-            self._grace -= 0.1  # uvicorn ticks ten times a second
-            self.should_exit = self._gate.open_calls == 0 or self._grace <= 0
+        """Stop when the last call has ended after a signal; refuse those that are left when the time is over."""
+        if self._last is not None and not self.should_exit:
+            if time.monotonic() >= self._last:
+                self._engine.refuse()
+                self._gate.end()
+                self.should_exit = True
+            self.should_exit |= self._gate.open_calls == 0
         return await super().on_tick(counter)
 
 
@@ -146,18 +154,41 @@ def read_token(config: ServeConfig) -> str | None:
         try:
             token = Path(config.token_file).read_text(encoding="utf-8")
         except OSError as error:
-            message = f"--token-file {config.token_file} cannot be read: {error.strerror}"
-            raise NotFoundError(message, unchanged=_UNCHANGED) from error
+            kind = NotFoundError if isinstance(error, FileNotFoundError | NotADirectoryError) else StorageError
+            raise kind(
+                f"--token-file {config.token_file} cannot be read: {error.strerror}",
+                hint="name a file that holds the token and that you may read",
+                commands=[Command("serve", "--token-file", "FILE")],
+                unchanged=_UNCHANGED,
+            ) from error
         except UnicodeDecodeError as error:
-            raise DataError(f"{where} is not UTF-8", unchanged=_UNCHANGED) from error
+            raise _no_token(f"--token-file {where} is not UTF-8") from error
     token = token.strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise DataError(
-            f"{where} holds no token: printable ASCII characters without blanks",
-            hint="for example: python -c 'import secrets; print(secrets.token_urlsafe(32))'",
-            unchanged=_UNCHANGED,
-        )
+        raise _no_token(f"{where} holds no token: printable ASCII characters without blanks")
     return token
+
+
+def _no_token(message: str) -> DataError:
+    return DataError(
+        message,
+        hint="make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'",
+        commands=[Command("serve", "--token-file", "FILE")],
+        unchanged=_UNCHANGED,
+    )
+
+
+@contextmanager
+def _listening(config: ServeConfig) -> Iterator[socket.socket]:
+    """A block with the socket that connections come to; the path of a Unix socket goes with it."""
+    listener = listen(config)
+    own = None if config.uds is None else _file(config.uds)
+    try:
+        yield listener
+    finally:
+        listener.close()
+        if config.uds is not None and own is not None and _file(config.uds) == own:
+            os.unlink(config.uds)
 
 
 def listen(config: ServeConfig) -> socket.socket:
@@ -172,8 +203,14 @@ def listen(config: ServeConfig) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError(f"--host {config.host}: {error.strerror}", unchanged=_UNCHANGED) from error
+    except (OSError, UnicodeError) as error:  # a part of the name is empty or too long
+        said = error.strerror if isinstance(error, OSError) else "not a name of a host"
+        raise ConfigError(
+            f"--host {config.host}: {said}",
+            hint="give an address of this machine",
+            commands=[_HELP],
+            unchanged=_UNCHANGED,
+        ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -183,6 +220,7 @@ def listen(config: ServeConfig) -> socket.socket:
         raise ConfigError(
             f"{config.host} port {config.port} cannot be listened on: {error.strerror}",
             hint="choose another --port; --port 0 takes a free one",
+            commands=[_ELSEWHERE],
             unchanged=_UNCHANGED,
         ) from error
     return listener
@@ -192,14 +230,7 @@ def _listen_locally(path: str) -> socket.socket:
     """A Unix socket for this user alone; one that a dead server left is replaced."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if os.path.lexists(path):
-            if not stat.S_ISSOCK(os.lstat(path).st_mode) or _answers(path):
-                raise ExistsError(
-                    f"--uds {path}: there is something already",
-                    hint="choose another path, or stop the server that listens there",
-                    unchanged=_UNCHANGED,
-                )
-            os.unlink(path)
+        _make_room(path)
         before = os.umask(0o177)
         try:
             listener.bind(path)
@@ -208,22 +239,54 @@ def _listen_locally(path: str) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        said = error.strerror or str(error)
-        raise StorageError(f"--uds {path} cannot be listened on: {said}", unchanged=_UNCHANGED) from error
-    except ExistsError:
+        raise StorageError(
+            f"--uds {path} cannot be listened on: {error.strerror or error}",
+            hint="choose a path of at most 100 bytes, in a folder that you may write",
+            commands=[_OTHER_PATH],
+            unchanged=_UNCHANGED,
+        ) from error
+    except BaseException:
         listener.close()
         raise
     return listener
 
 
-def _answers(path: str) -> bool:
-    """Whether a server listens at a Unix socket."""
+def _make_room(path: str) -> None:
+    """Delete the socket of a dead server, which refuses connections; anything else stays.
+
+    Raises:
+        ExistsError: There is something else.
+        OSError: The socket does not say, or cannot be deleted.
+    """
+    if not path:
+        raise ConfigError("--uds '' is not a path", commands=[_OTHER_PATH], unchanged=_UNCHANGED)
+    if not os.path.lexists(path):
+        return
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise _in_use(f"--uds {path} is there already, and it is not a socket", "choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+        caller.settimeout(1)
         try:
             caller.connect(path)
-        except OSError:
-            return False
-    return True
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except (TimeoutError, BlockingIOError):  # its queue of connections is full
+            pass
+    raise _in_use(f"--uds {path}: a server listens there already", "choose another path, or stop that server")
+
+
+def _in_use(message: str, hint: str) -> ExistsError:
+    return ExistsError(message, hint=hint, commands=[_OTHER_PATH], unchanged=_UNCHANGED)
+
+
+def _file(path: str) -> tuple[int, int] | None:
+    """Which file is at a path; None for none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _address(listener: socket.socket, config: ServeConfig) -> str:

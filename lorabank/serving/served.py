@@ -1,4 +1,4 @@
-"""What the endpoints share: the engine, the catalogue, the limits, and how questions are asked and errors are told."""
+"""What the endpoints share: the engine, the catalogue, the limits, how questions are asked and errors answered."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from lorabank.core.errors import LorabankError
 from lorabank.serving.calls import Call, CallerGone
 from lorabank.serving.catalogue import Catalogue
 from lorabank.serving.config import ServeConfig
-from lorabank.serving.engine import Engine
-from lorabank.serving.errors import CallError, call_error, unknown_model
+from lorabank.serving.engine import Check, Engine
+from lorabank.serving.errors import CallError, Report, call_error, unknown_model
 from lorabank.serving.metrics import Meter
 from lorabank.workflows.asking.questions import Question
 
 _SHOWN = 200
+_METHOD = "the path does not take this method: GET what is read, POST what is asked"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,13 @@ class Served:
     meter: Meter
 
     async def call(
-        self, questions: Sequence[Question], *, param: str, pieces: bool = False, routing: bool = False
+        self,
+        questions: Sequence[Question],
+        *,
+        param: str,
+        pieces: bool = False,
+        routing: bool = False,
+        check: Check | None = None,
     ) -> Call:
         """Questions of one call, which may be asked.
 
@@ -41,6 +48,7 @@ class Served:
             param: The field of the body that holds their texts.
             pieces: As of `Call`.
             routing: As of `Call`.
+            check: As of `Call`.
 
         Raises:
             CallError: There are too many of them, or there is no such model.
@@ -51,7 +59,7 @@ class Served:
         model = questions[0].model
         if not await run_in_threadpool(self.catalogue.has, model):
             raise unknown_model(model)
-        return Call(self.engine, questions, pieces=pieces, routing=routing)
+        return Call(self.engine, questions, pieces=pieces, routing=routing, check=check)
 
 
 def served_by(request: Request) -> Served:
@@ -61,14 +69,19 @@ def served_by(request: Request) -> Served:
     return found
 
 
-def tell_errors(app: FastAPI) -> None:
-    """Answer every error in OpenAI's form."""
+def answer_errors(app: FastAPI, report: Report) -> None:
+    """Answer every error in OpenAI's form; those of the server itself are reported too."""
+
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        report(f"a call to {request.url.path[:_SHOWN]} failed", error)
+        return _answer(call_error(error))
+
     app.add_exception_handler(CallError, _known)
-    app.add_exception_handler(LorabankError, _known)
+    app.add_exception_handler(LorabankError, failed)
     app.add_exception_handler(CallerGone, _gone)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _known)
-    for status, message in ((400, "the body is not JSON"), (404, "there is no such path"), (405, "not this method")):
+    for status, message in ((400, "the body is not JSON"), (404, "there is no such path"), (405, _METHOD)):
         app.add_exception_handler(status, _answering(CallError(status, message)))
 
 

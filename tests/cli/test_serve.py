@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -42,4 +43,24 @@ def test_a_socket_s_path_that_is_taken(run: Any, bank: Any, empty_folder: Any) -
     (empty_folder / "s").write_text("mine")
     shown = run("serve", "--uds", "s")
     assert shown.code == 4
+    assert "--uds s is there already, and it is not a socket" in shown.err
+    assert "lorabank serve --uds PATH" in shown.err
     assert (empty_folder / "s").read_text() == "mine"
+
+
+def test_a_token_file_that_cannot_be_read(run: Any, bank: Any, empty_folder: Any) -> None:
+    shown = run("serve", "--token-file", ".")
+    assert shown.code == 10
+    assert "--token-file . cannot be read: Is a directory" in shown.err
+    assert "nothing was started" in shown.err
+    assert "lorabank serve --token-file FILE" in shown.err
+    assert run("serve", "--token-file", "nowhere").code == 3
+
+
+def test_a_host_that_cannot_be_a_name(run: Any, bank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORABANK_TOKEN", "a-token")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: host.encode("idna"))
+    shown = run("serve", "--host", "a..b")
+    assert shown.code == 2
+    assert "--host a..b: not a name of a host" in shown.err
+    assert "lorabank serve --help" in shown.err

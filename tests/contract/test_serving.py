@@ -197,7 +197,7 @@ def test_health_ready_and_metrics(here: Here) -> None:
         ("/v1/classify", {"model": "one", "input": ["a"] * 65}, 422, "at most 64 texts"),
         ("/v1/completions", {"model": "one", "prompt": ["a", "b"], "stream": True}, 422, "a stream answers one"),
         ("/v1/nowhere", {}, 404, "no such path"),
-        ("/health", {}, 405, "not this method"),
+        ("/health", {}, 405, "does not take this method"),
     ],
 )
 def test_an_error_has_openai_s_form(here: Here, path: str, body: Any, status: int, message: str) -> None:
@@ -410,7 +410,7 @@ def test_a_unix_socket_is_for_this_user_alone(tmp_path: Path) -> None:
     config = ServeConfig(uds=str(path))
     with listen(config):
         assert path.stat().st_mode & 0o777 == 0o600
-        with pytest.raises(ExistsError, match="there is something already"):
+        with pytest.raises(ExistsError, match="a server listens there already"):
             listen(config)
     with listen(config):  # the first one has died and left its path
         pass

@@ -1,12 +1,14 @@
-"""``lorabank serve`` as a process on a Unix socket, asked by OpenAI's own client."""
+"""A served language model: as a process on a Unix socket, asked by OpenAI's own client, and in this process."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,11 @@ import pytest
 
 from lorabank import api
 from lorabank.core.config import ComposeConfig, GenerateConfig, PredictConfig
-from tests.contract.serving import HOST, Process, listens, serving, until
+from lorabank.serving.engine import Engine, Job
+from lorabank.workflows.asking import mixed
+from lorabank.workflows.asking.questions import Question
+from tests.contract.serving import HOST, Here, Process, listens, serving, until
+from tests.contract.test_serving_fuzz import ask_all
 from tests.contract.test_text_to_text import Place
 
 TOKEN = "a-token-for-tests"
@@ -27,6 +33,8 @@ def place(tmp_path_factory: Any, save_language_model: Any) -> Place:
     folder = tmp_path_factory.mktemp("served")
     made = Place("llama", folder, save_language_model(folder / "base", "llama"))
     api.compose(made.bank, ComposeConfig(mode="routed", router="kmeans", device="cpu"))
+    free = ComposeConfig(mode="merged", name="free", tasks="chat,pairs", scores=False, device="cpu")
+    api.compose(made.bank, free)
     return made
 
 
@@ -124,20 +132,6 @@ def test_errors_are_those_of_the_client(client: openai.OpenAI) -> None:
         client.with_options(api_key="wrong").models.list()
 
 
-def test_a_caller_that_hangs_up_frees_the_model(server: Process) -> None:
-    """What nobody waits for is not generated: the next call does not wait for a thousand tokens."""
-    headers = {"authorization": f"Bearer {TOKEN}"}
-    long = {"model": "plain", "prompt": "The fog", "max_tokens": 250, "temperature": 2.0, "stream": True}
-    with server.client(headers=headers) as http:
-        before = float(http.get("/metrics").text.split('lorabank_tokens_total{kind="generated"} ')[1].split()[0])
-        for _ in range(3):
-            with http.stream("POST", "/v1/completions", json=long) as answer:
-                next(answer.iter_lines())
-        assert http.post("/v1/completions", json={**long, "stream": False, "max_tokens": 1}).status_code == 200
-        after = float(http.get("/metrics").text.split('lorabank_tokens_total{kind="generated"} ')[1].split()[0])
-    assert after - before < 3 * 250
-
-
 def test_sigterm_refuses_new_calls_and_finishes_what_is_under_way(place: Place, tmp_path: Path) -> None:
     long = {"model": "plain", "prompt": "The fog", "max_tokens": 250, "temperature": 2.0, "seed": 1, "stream": True}
     with serving(place.bank, tmp_path, "--json") as server, server.client() as http, server.client() as other:
@@ -180,9 +174,107 @@ def test_what_another_process_adds_answers_within_seconds(place: Place, server: 
         api.compose(place.bank, ComposeConfig(mode="merged", name="sum", scores=False, device="cpu"))
         added = time.monotonic()
         body = {"model": "sum", "input": "sun 0"}
-        until(lambda: http.post("/v1/classify", json=body).status_code != 404, 20)
+        until(lambda: http.post("/v1/classify", json=body).status_code == 200, 20)
         took = time.monotonic() - added
         done.set()
         asker.join()
     assert took < 5  # two seconds where nothing else computes
     assert set(codes) == {200}
+
+
+def test_ctrl_c_while_the_model_is_loaded(place: Place, tmp_path: Path) -> None:
+    server = Process(place.bank, tmp_path / "s", "--json")
+    try:
+        assert server.process.stdout is not None
+        started = json.loads(server.process.stdout.readline())
+        assert started["address"] == f"unix:{server.socket}"
+        code, _, err = server.end(signal.SIGINT)
+    finally:
+        server.process.kill()
+    assert (code, err) == (0, "")
+    assert not server.socket.exists()
+
+
+# ----------------------------------------------------------------------------------------------------- in this process
+
+
+@pytest.fixture(scope="module")
+def here(place: Place) -> Iterator[Here]:
+    with Here(place.bank, max_new_tokens=250) as server:
+        yield server
+
+
+def chat(model: str, **more: Any) -> dict[str, Any]:
+    return {"model": model, "messages": user("Tell me about snow"), "max_tokens": 3, **more}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/classify", {"model": "chat", "input": ["Tell me about snow", "b"]}, "model"),
+        ("/v1/classify", {"model": "free", "input": "What of ice?"}, "model"),
+        ("/v1/chat/completions", chat("chat", logprobs=True), "logprobs"),
+        ("/v1/chat/completions", chat("chat", logprobs=True, stream=True), "logprobs"),
+        ("/v1/completions", {"model": "pairs", "prompt": ["What of ice?", "b"], "logprobs": 1}, "logprobs"),
+        ("/v1/completions", {"model": "free", "prompt": "What of ice?", "logprobs": 1, "stream": True}, "logprobs"),
+    ],
+)
+def test_labels_of_free_text_are_refused_before_anything_is_generated(
+    here: Here, path: str, body: dict[str, Any], param: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generated = []
+    monkeypatch.setattr(mixed, "write", lambda *asked: generated.append(asked))
+    answer = here.post(path, body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, param)
+    assert "free text" in answer.json()["error"]["message"]
+    assert generated == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_nothing_is_generated_for_a_caller_that_hangs_up(
+    here: Here, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller hangs up after the first token, and the model waits with the second one until that is known."""
+    begun, ends, heard = threading.Event(), [], Engine._heard
+
+    def slowly(self: Engine, job: Job) -> Question:
+        question = heard(self, job)
+        over = question.generation.over
+        assert over is not None
+
+        def after_each_token() -> bool:
+            begun.set()
+            until(lambda: job.gone, 20)
+            return over()
+
+        return replace(question, generation=replace(question.generation, over=after_each_token))
+
+    monkeypatch.setattr(Engine, "_heard", slowly)
+    monkeypatch.setattr(here.meter, "answered", lambda model, one: ends.append(one.written))
+    body = json.dumps({"model": "plain", "prompt": "The fog", "max_tokens": 250, "stream": stream}).encode()
+
+    async def ask() -> None:
+        given = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Any:
+            if given:
+                return given.pop()
+            await asyncio.to_thread(begun.wait, 60)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            pass
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "query_string": b""}
+        await here.gate(scope, receive, send)
+
+    asyncio.run(ask())
+    until(lambda: ends)
+    assert [(end.finish, end.tokens) for end in ends] == [("ended", 1)]
+
+
+def test_no_input_makes_a_language_model_s_server_fail(here: Here) -> None:
+    before = here.post("/v1/chat/completions", chat("chat")).json()["choices"]
+    ask_all(here, ("chat", "labelled", "pairs", "plain", "routed", "free"), 300)
+    assert here.post("/v1/chat/completions", chat("chat")).json()["choices"] == before

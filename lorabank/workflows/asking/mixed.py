@@ -30,8 +30,8 @@ from lorabank.workflows.assemble import RuntimeSettings
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.scored import all_members
 
-Begun = Callable[[int, Who], None]
-"""Called with a question's number and what answers it, before it does."""
+Begun = Callable[[int, Who], bool]
+"""Called with a question's number and what answers it, before it does; gives whether the answer is wanted."""
 
 Deliver = Callable[[int, Answered | LorabankError], None]
 """Called once with each question's number and its answer, or why it has none; labels come before free text."""
@@ -47,7 +47,7 @@ class MixedAnswers:
     """
 
     def __init__(self, opened: OpenBank, settings: RuntimeSettings, notice: Callable[[str], None]) -> None:
-        self._opened, self._snapshot = opened, opened.snapshot
+        self._opened, self._snapshot, self._revision = opened, opened.snapshot, opened.revision
         self._runtime = opened.runtime(settings, notice)
         self._every = all_members(opened.bank, self._snapshot)
         self._prompts = Prompts(opened.base, self._snapshot)
@@ -60,8 +60,15 @@ class MixedAnswers:
 
     def route(self, questions: Sequence[Question], deliver: Callable[[int, Who | LorabankError], None]) -> None:
         """Find what would answer; a router reads features of the texts, and no answer is computed."""
-        self._planned(questions, deliver, deliver)
-        self._runtime.forget_features()
+
+        def begin(i: int, who: Who) -> bool:
+            deliver(i, who)
+            return False
+
+        try:
+            self._planned(questions, begin, deliver)
+        finally:
+            self._runtime.forget_features()
 
     def answer(self, questions: Sequence[Question], begun: Begun, deliver: Deliver) -> None:
         """Answer questions; one that cannot be answered spoils no other, unless what the model computes is broken.
@@ -71,12 +78,12 @@ class MixedAnswers:
         """
         whose: dict[int, Who] = {}
 
-        def begin(i: int, who: Who) -> None:
+        def begin(i: int, who: Who) -> bool:
             whose[i] = who
-            begun(i, who)
+            return begun(i, who)
 
-        parts = self._planned(questions, begin, deliver)
         try:
+            parts = self._planned(questions, begin, deliver)
             self._label([part for part in parts if self._has_labels(part)], questions, whose, deliver)
             self._write([part for part in parts if not self._has_labels(part)], questions, whose, deliver)
         finally:
@@ -91,7 +98,7 @@ class MixedAnswers:
     def _planned(
         self, questions: Sequence[Question], begun: Begun, refuse: Callable[[int, LorabankError], None]
     ) -> list[Part]:
-        """The states in which the questions are asked; ``text`` of each part is the question's number."""
+        """The states in which wanted answers are computed; ``text`` of each part is the question's number."""
         by_model: dict[str, list[int]] = {}
         for i, question in enumerate(questions):
             by_model.setdefault(question.model, []).append(i)
@@ -110,10 +117,10 @@ class MixedAnswers:
                 for i in texts or numbers:
                     refuse(i, error)
                 continue
-            for i, who in zip(texts, whose, strict=True):
-                begun(i, who)
             order = list(texts)
-            found += [replace(part, text=order[part.text]) for part in parts]
+            told = zip(order, (replace(who, revision=self._revision) for who in whose), strict=True)
+            wanted = {i for i, who in told if begun(i, who)}
+            found += [replace(part, text=order[part.text]) for part in parts if order[part.text] in wanted]
         return found
 
     def _responder(self, model: str) -> Responder:

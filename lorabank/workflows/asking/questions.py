@@ -57,6 +57,7 @@ class Who:
         margin: Of a routed text, as of `lorabank.RoutedPrediction`.
         posterior: The same.
         labels: What the task may answer; empty for free text.
+        revision: Number of the bank's newest change in the state that answers.
     """
 
     task: str
@@ -66,6 +67,7 @@ class Who:
     margin: float | None = None
     posterior: Mapping[str, float] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
+    revision: int = 0
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Responder:
         Args:
             texts: The texts; only a router reads them.
             runtime: The model.
-            every: Every task of the bank, by whose names adapters are told.
+            every: Every task of the bank; their names are those of the adapters in `Who`.
         """
         plan, forms = self.states(texts), runtime.answerer.forms
         route = plan.route
