@@ -199,9 +199,10 @@ def export(
     own: bool = False,
     check: str | None = None,
     tokenizer: bool = False,
-    merged: bool = False,
+    merged: bool | Literal["gguf"] = False,
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None,
 ) -> ExportResult:
-    """Write a task or a manual composition as one PEFT folder, or as its quantised base with it merged.
+    """Write a task or a manual composition as one PEFT folder, or as a whole model with it merged.
 
     Args:
         path: The bank's folder.
@@ -209,9 +210,10 @@ def export(
         target: A folder that does not exist or is empty.
         state: For a task ``"now"`` (default: what `predict` answers with) or ``"learnt"`` (right after its training).
         own: For a task, only its own adapter, without the adapters that were active while it was trained.
-        check: A server (``"vllm"``) that must take it.
+        check: A server (``"vllm"``, ``"sglang"``, ``"lorax"``) that must take it; the result says how to start it.
         tokenizer: Also write the base's tokenizer and chat template.
-        merged: Write the whole base instead, kept in few bits, with the adapter in its zero points (QA-LoRA).
+        merged: Write a checkpoint of transformers instead, or ``"gguf"``: llama.cpp's file with a Modelfile of Ollama.
+        dtype: Of that model's weights; default: the base's.
 
     Raises:
         ConfigError: The composition is not a single adapter.
@@ -220,7 +222,9 @@ def export(
     """
     from lorabank.workflows.carrying.export import export as run
 
-    return run(path, name, Path(target), state=state, own=own, check=check, tokenizer=tokenizer, merged=merged)
+    return run(
+        path, name, Path(target), state=state, own=own, check=check, tokenizer=tokenizer, merged=merged, dtype=dtype
+    )
 
 
 @checked
@@ -264,9 +268,7 @@ def run_sequence(
     only: Sequence[str] = (),
     observer: Observer = BARS,
 ) -> SequenceResult:
-    """Run an experiment: every strategy on every order and seed, composed and measured, and one table of it all.
-
-    An interrupted run resumes where it stopped, even in the middle of a training.
+    """Run an experiment: every strategy on every order and seed, composed and measured; interrupted, it resumes.
 
     Args:
         file: The TOML file: docs/sequences.md.
@@ -280,7 +282,6 @@ def run_sequence(
         ConfigError: Keys or values of the file do not fit; all of them are named.
         DataError: A row is wrong, or a text that is scored on is trained on.
         ExistsError: The folder was started with other settings.
-        LorabankError: As `add_task`, `compose` and `evaluate`.
     """
     from lorabank.sequences.job import prepare_sequence
     from lorabank.sequences.run import run_sequence as run

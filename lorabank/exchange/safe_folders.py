@@ -40,7 +40,7 @@ def check_target(target: Path, bank: Path) -> None:
 
 
 def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder: into a hidden one beside it, synced, then renamed.
+    """Write a folder, as `new_folder` does.
 
     Args:
         target: An absolute path that does not exist or is an empty folder.
@@ -49,15 +49,32 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         StorageError: No space, no permission, or an input/output error.
     """
+    with new_folder(target) as temporary:
+        for name, data in files.items():
+            (temporary / name).write_bytes(data)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder that appears whole when the block ends: it is written beside its place, synced, then renamed.
+
+    Args:
+        target: An absolute path that does not exist or is an empty folder.
+
+    Raises:
+        StorageError: No space, no permission, or an input/output error.
+    """
     with reported(target, unchanged=_UNWRITTEN):
-        temporary = target.with_name(f".{target.name}.{os.urandom(6).hex()}")
+        temporary = target.with_name(f".{target.name[:200]}.{os.urandom(6).hex()}")
         temporary.mkdir()
         try:
-            for name, data in files.items():
-                with (temporary / name).open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+            yield temporary
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    with path.open("rb+") as file:
+                        os.fsync(file.fileno())
+                else:
+                    sync_folder(path)
             sync_folder(temporary)
             os.rename(temporary, target)
         except BaseException:

@@ -377,6 +377,7 @@ class ExportResult:
     Attributes:
         kind: ``"adapter"``, ``"joined"`` or ``"composition"`` of a PEFT folder, ``"model"`` of a whole base.
         state: Which state of the task it is, ``"now"`` or ``"learnt"``; None of a composition or of ``own``.
+        serve: The shell command that serves it; None unless a server was checked for.
     """
 
     path: str
@@ -384,6 +385,7 @@ class ExportResult:
     kind: str
     note: str
     state: Literal["now", "learnt"] | None = None
+    serve: str | None = None
 
 
 @dataclass(frozen=True)

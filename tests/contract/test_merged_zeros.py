@@ -94,7 +94,6 @@ def test_it_is_as_small_as_the_base(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("quantise", "variant", "said"),
     [
-        (None, "qa-lora", "not quantised by lorabank"),
         ("nf4", "qa-lora", "NF4 keeps no zero points"),
         ("hqq:group_size=32+lqer:rank=2", "qa-lora", "is corrected"),
         ("hqq:group_size=32", "lora", "differs from input to input"),

@@ -42,7 +42,7 @@ ELSEWHERE = {
     "--lm-eval": "tests/unit/workflows/asking/test_harness.py asks the harness",
     "--gguf-file": "tests/end_to_end/test_language_model.py converts the real file",
     "--enable-lora": "tests/unit/workflows/importing/test_import_loralib.py imports such a file on GPT-2",
-    "--merged": "tests/contract/test_merged_zeros.py writes such a base from a bank that hqq keeps",
+    "--merged": "tests/unit/workflows/carrying/test_export_whole.py loads such folders",
 }
 """What is run by another test, and by which."""
 QUICK = TrainConfig(epochs=1, batch_size=8, r=2, keep_samples=8, clusters_per_task=2, max_length=64, device="cpu")

@@ -19,7 +19,7 @@ from lorabank_cli.verb import Run, verb
         "export sentiment ./sentiment-then --state learnt",
         "export spam ./spam-only --own",
         "export chat ./chat-adapter --check vllm --with-tokenizer",
-        "export chat ./chat-4bit --merged",
+        "export chat ./chat-model --merged --dtype bfloat16",
     ),
 )
 @click.argument("name", shell_complete=complete_names, help="A task or a composition.")
@@ -32,12 +32,16 @@ from lorabank_cli.verb import Run, verb
 @click.option("--own", is_flag=True, help="Only the adapter itself, without those that were active beneath it.")
 @click.option(
     "--check",
-    type=click.Choice(["vllm"]),
-    help="Check that this server accepts the adapter; write nothing if it does not.",
+    type=click.Choice(["vllm", "sglang", "lorax"]),
+    help="Check that this server computes the adapter as it is, and say how to start it; else write nothing.",
 )
 @click.option("--with-tokenizer", is_flag=True, help="Also write the base's tokenizer and chat template.")
+@click.option("--merged", is_flag=True, help="Write the whole model instead, with the adapter in its weights.")
+@click.option("--gguf", is_flag=True, help="As --merged, but a GGUF file of llama.cpp and a Modelfile of Ollama.")
 @click.option(
-    "--merged", is_flag=True, help="Write the whole quantised base instead, with the adapter in its zero points."
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Of the weights of a whole model; default: the base's.",
 )
 def export(
     run: Run,
@@ -48,18 +52,28 @@ def export(
     check: str | None,
     with_tokenizer: bool,
     merged: bool,
+    gguf: bool,
+    dtype: Literal["float32", "float16", "bfloat16"] | None,
 ) -> None:
     """Write an adapter as a folder that PEFT and vLLM load.
 
     A task's answer needs every adapter of its state; they are joined into one adapter unless --own is given. The
     folder answers as 'lorabank predict --task NAME' does in the same --state; its model card says how to load it.
-    With --merged it is the whole model in few bits: an adapter of qa-lora goes into the zero points of a base that hqq
-    keeps, without another rounding.
+    With --merged it is a whole model, which transformers and every server load; in a base that hqq keeps, an adapter
+    of qa-lora goes into the zero points, without another rounding.
     """
     from lorabank import api
 
     result = api.export(
-        run.bank, name, target, state=state, own=own, check=check, tokenizer=with_tokenizer, merged=merged
+        run.bank,
+        name,
+        target,
+        state=state,
+        own=own,
+        check=check,
+        tokenizer=with_tokenizer,
+        merged="gguf" if gguf else merged,
+        dtype=dtype,
     )
     facts = pairs(
         [
@@ -69,4 +83,5 @@ def export(
             ("note", result.note or None),
         ]
     )
-    run.output.data(result, f"exported {safe(name)} to {safe(result.path)}\n{facts}")
+    serve = f"\nto serve it:\n  {safe(result.serve)}" if result.serve else ""
+    run.output.data(result, f"exported {safe(name)} to {safe(result.path)}\n{facts}{serve}")

@@ -109,6 +109,7 @@ def load_base(
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = "float32",
+    unrolled: bool = True,
 ) -> LoadedBase:
     """Load a bank's base model for its task type, after checking that it is the recorded one.
 
@@ -120,6 +121,7 @@ def load_base(
         tokenizer: The base's, where it is loaded already.
         device: A torch device, or a name for ``resolve_device``.
         dtype: A torch dtype, or a name for ``resolve_dtype``.
+        unrolled: Take experts and torch's attention apart into linear layers, as adapters on them need it.
 
     Raises:
         IncompatibleError: The files are not the recorded ones, or hold no weights for a part of a classifier's body
@@ -161,7 +163,8 @@ def load_base(
     if fresh and not kind.has_head:
         raise IncompatibleError(f"base model {record.name!r} has no weights of the right shape for {min(fresh)}")
     model.requires_grad_(False).eval()
-    unroll_attention(model)  # a correction measures what its layers read, which torch's kernel does not call
+    if unrolled:
+        unroll_attention(model)  # a correction measures what its layers read, which torch's kernel does not call
     if ours:
         from lorabank.models.bases.quantised.replacing import quantise_model
         from lorabank.models.bases.targets import to_quantise
@@ -169,7 +172,8 @@ def load_base(
         recipe = read_recipe(str(ours))
         quantise_model(model, tokenizer, recipe, to_quantise(model, head_modules), dtype=dtype, record=record)
     model.to(device)
-    unroll_experts(model)
+    if unrolled:
+        unroll_experts(model)
     return LoadedBase(model, tokenizer, head_modules, input_limit(model, tokenizer))
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import torch
 
@@ -26,7 +27,7 @@ from lorabank.data.methods import in_chat_template, recorded_scoring
 from lorabank.exchange.peft_check import plain_files
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE, combined_files, read_adapter, with_fields
 from lorabank.exchange.safe_folders import check_target, write_folder
-from lorabank.exchange.servers import SERVERS
+from lorabank.exchange.servers import SERVERS, Served
 from lorabank.models.bases.architecture import load_config, without_weights
 from lorabank.models.bases.fingerprint import tokenizer_files
 from lorabank.models.bases.loading import find_head_modules, recorded_weights
@@ -35,8 +36,8 @@ from lorabank.models.bases.resolving import locate_base, plain_name
 from lorabank.models.bases.targets import as_skipped
 from lorabank.workflows.assemble import adapters_in_order, load_composer, stack_of
 from lorabank.workflows.carrying.corrected import is_corrected, with_correction
-from lorabank.workflows.carrying.merged import merged_card, merged_files
 from lorabank.workflows.carrying.model_card import CARD_FILE, LABELS_FILE, Facts, card, labels_file, scores_of
+from lorabank.workflows.carrying.whole_model import write_whole
 from lorabank.workflows.publish import stored_reports
 from lorabank.workflows.results import ExportResult
 from lorabank.workflows.scored import AsTrained
@@ -75,13 +76,17 @@ def export(
     own: bool,
     check: str | None,
     tokenizer: bool,
-    merged: bool,
+    merged: bool | Literal["gguf"],
+    dtype: str | None,
 ) -> ExportResult:
     """Write a task or a manual composition as one PEFT folder, or merged into its base, whole or not at all."""
+    whole: Literal["--merged", "--gguf"] | None = ("--gguf" if merged == "gguf" else "--merged") if merged else None
     if check is not None and check not in SERVERS:
         raise ConfigError(f"--check {check!r} is unknown; there is {listed(list(SERVERS))}", unchanged=_UNCHANGED)
-    if check is not None and merged:
-        raise ConfigError("--check is for adapters, and --merged writes a whole model", unchanged=_UNCHANGED)
+    if check is not None and whole:
+        raise ConfigError(f"--check is for adapters, and {whole} writes a whole model", unchanged=_UNCHANGED)
+    if dtype is not None and not whole:
+        raise ConfigError("--dtype is that of a whole model", hint="add --merged", unchanged=_UNCHANGED)
     bank = Bank.open(path)
     snapshot = bank.snapshot()
     record = find_named(snapshot, name)
@@ -100,24 +105,24 @@ def export(
     else:
         state = state or "now"
         draft = _export_state(bank, snapshot, record, state)
-    if merged:
-        labels = draft.task.labels if draft.task else ()
-        files = merged_files(draft.files, snapshot.base, labels)
-        files |= {CARD_FILE: merged_card(name, draft.note, snapshot.base, target.name)}
-        write_folder(target, files)
-        note = f"{draft.note}; merged into the zero points of the base"
-        return ExportResult(str(target), tuple(sorted(files)), "model", note, state)
+    facts = _facts(bank, snapshot, name, draft, target.name, tokenizer)
+    if whole:
+        names, said = write_whole(target, draft.files, replace(facts, whole=whole), dtype=dtype)
+        return ExportResult(str(target), names, "model", f"{draft.note}; {said}", state)
     if is_corrected(snapshot.base):
-        draft = replace(
-            draft,
-            files=with_correction(draft.files, snapshot.base),
-            note=f"{draft.note}; the correction of the quantised base is in it",
-        )
+        note = f"{draft.note}; the correction of the quantised base is in it"
+        draft = replace(draft, files=with_correction(draft.files, snapshot.base), note=note)
+        facts = replace(facts, note=note, dora=_is_dora(draft))
     files = _plain(draft, snapshot.base)
-    beside = _beside(bank, snapshot, name, draft, target.name, tokenizer)
-    note = draft.note if check is None else f"{draft.note}; {_accepted(name, check, files)}"
+    beside = _beside(facts)
+    revision = snapshot.base.revision if snapshot.base.source == "hub" else None
+    serve = (
+        None
+        if check is None
+        else _serving(check, Served(name, str(target), files, revision), snapshot.base, alone=draft.task is not None)
+    )
     write_folder(target, files | beside)
-    return ExportResult(str(target), tuple(sorted(files | beside)), draft.kind, note, state)
+    return ExportResult(str(target), tuple(sorted(files | beside)), draft.kind, draft.note, state, serve)
 
 
 def _plain(draft: _Draft, base: BaseModelRecord) -> dict[str, bytes]:
@@ -131,10 +136,8 @@ def _plain(draft: _Draft, base: BaseModelRecord) -> dict[str, bytes]:
     return plain_files({CONFIG_FILE: config, WEIGHTS_FILE: draft.files[WEIGHTS_FILE]}, base, labels)
 
 
-def _beside(
-    bank: Bank, snapshot: Snapshot, name: str, draft: _Draft, folder: str, tokenizer: bool
-) -> dict[str, bytes]:
-    """The files that PEFT does not read: the model card, the labels' names, and the tokenizer's files if wanted."""
+def _facts(bank: Bank, snapshot: Snapshot, name: str, draft: _Draft, folder: str, tokenizer: bool) -> Facts:
+    """What the card says."""
     base, task = snapshot.base, draft.task
     facts = Facts(
         name,
@@ -143,27 +146,34 @@ def _beside(
         plain_name(base),
         folder,
         scores=_scores(bank, snapshot, name, draft),
-        dora=json.loads(draft.files[CONFIG_FILE])["use_dora"],
+        dora=_is_dora(draft),
         tokenizer=tokenizer,
         not_quantised=_not_quantised(base),
     )
-    files = tokenizer_files(locate_base(base).path) if tokenizer else {}
     if task is None:
-        facts = replace(facts, headless=task_kind(base.task_type).has_head)
-    else:
-        adapter = snapshot.adapter_of(task.name)
-        facts = replace(
-            facts,
-            labels=task.labels,
-            template=task.prompt_template,
-            chat=in_chat_template(adapter.config),
-            max_length=adapter.config["max_length"],
-            max_new_tokens=_answer_length(task, adapter),
-            strategy=adapter.strategy,
-        )
+        return replace(facts, headless=task_kind(base.task_type).has_head)
+    adapter = snapshot.adapter_of(task.name)
+    return replace(
+        facts,
+        labels=task.labels,
+        template=task.prompt_template,
+        chat=in_chat_template(adapter.config),
+        max_length=adapter.config["max_length"],
+        max_new_tokens=_answer_length(task, adapter),
+        strategy=adapter.strategy,
+    )
+
+
+def _beside(facts: Facts) -> dict[str, bytes]:
+    """The files that PEFT does not read: the model card, the labels' names, and the tokenizer's files if wanted."""
+    files = tokenizer_files(locate_base(facts.base).path) if facts.tokenizer else {}
     if facts.labels:
         files[LABELS_FILE] = labels_file(facts.labels)
     return files | {CARD_FILE: card(facts)}
+
+
+def _is_dora(draft: _Draft) -> bool:
+    return bool(json.loads(draft.files[CONFIG_FILE])["use_dora"])
 
 
 def _not_quantised(base: BaseModelRecord) -> tuple[str, ...]:
@@ -196,27 +206,34 @@ def _scores(bank: Bank, snapshot: Snapshot, name: str, draft: _Draft) -> dict[st
     return scores_of(reports[0], row, tasks) if reports else {}
 
 
-def _accepted(name: str, server: str, files: Mapping[str, bytes]) -> str:
-    """With what a server takes the adapter.
+def _serving(server: str, served: Served, base: BaseModelRecord, *, alone: bool) -> str:
+    """The shell command with which a server serves an adapter.
+
+    Args:
+        server: Its name.
+        served: The folder.
+        base: The bank's base.
+        alone: Whether it is a task, of which a sum of one can be made.
 
     Raises:
-        IncompatibleError: It does not.
+        IncompatibleError: It would refuse the adapter, or compute something else.
     """
-    verdict = SERVERS[server](files)
-    if verdict.problems:
-        refused = f"{server} would not serve {name!r}: {'; '.join(verdict.problems)}"
-        if json.loads(files[CONFIG_FILE])["use_dora"]:
-            raise IncompatibleError(refused, hint="merge it into the base with plain PEFT", unchanged=_UNCHANGED)
-        raise IncompatibleError(
-            refused,
-            hint="export a composition of it, which has neither head nor patterns; its setting max_rank caps the rank",
-            commands=[
-                Command("compose", "--mode", SUMMING, "--tasks", name, "--name", f"{name}-served"),
-                Command("export", f"{name}-served", "FOLDER"),
-            ],
-            unchanged=_UNCHANGED,
-        )
-    return f"{server} takes it with {verdict.needs}"
+    verdict = SERVERS[server](served)
+    if not verdict.problems:
+        return shlex.join(verdict.command)
+    name = served.name
+    commands = [Command("export", name, "FOLDER", "--merged")] if base.quantisation is None else []
+    if alone and not served.config["use_dora"]:
+        commands += [
+            Command("compose", "--mode", SUMMING, "--tasks", name, "--name", f"{name}-served"),
+            Command("export", f"{name}-served", "FOLDER"),
+        ]
+    raise IncompatibleError(
+        f"{server} would not serve {name!r}: {'; '.join(verdict.problems)}",
+        hint="a whole model needs no adapter; a sum of one task has no head, its scaling is 1, and max_rank caps it",
+        commands=commands,
+        unchanged=_UNCHANGED,
+    )
 
 
 def _export_own(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> _Draft:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lorabank import __version__
 from lorabank.core.config import GenerateConfig
@@ -45,6 +46,7 @@ class Facts:
         tokenizer: Whether the tokenizer lies in the folder.
         dora: Whether the folder is DoRA's.
         not_quantised: Linear layers that a quantised base keeps as they are, as `as_skipped` names them.
+        whole: The option by which the folder holds the base with the adapter in it; None of an adapter.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Facts:
     tokenizer: bool = False
     dora: bool = False
     not_quantised: Sequence[str] = ()
+    whole: Literal["--merged", "--gguf"] | None = None
 
 
 def card(facts: Facts) -> bytes:
@@ -85,12 +88,12 @@ def card(facts: Facts) -> bytes:
     code = _snippet(facts)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", code)), default=0))
     parts = [
-        _front_matter(base),
+        _front_matter(facts),
         f"# {_markdown(facts.name)}",
-        f"A {'DoRA' if facts.dora else 'LoRA'} adapter, written by lorabank {__version__}: {_markdown(facts.note)}.",
+        f"{_what(facts)}, written by lorabank {__version__}: {_markdown(facts.note)}.",
         "\n".join(["| | |", "| --- | --- |", *table]),
         "## How to load it",
-        f"{fence}python\n{code}\n{fence}",
+        f"{fence}{'shell' if facts.whole == '--gguf' else 'python'}\n{code}\n{fence}",
     ]
     return ("\n\n".join(parts) + "\n").encode("utf-8", "backslashreplace")
 
@@ -111,17 +114,24 @@ def scores_of(report: MatrixReport, row: int, tasks: Sequence[str]) -> dict[str,
     return found
 
 
-def _front_matter(base: BaseModelRecord) -> str:
+def _what(facts: Facts) -> str:
+    kind = "DoRA" if facts.dora else "LoRA"
+    return f"A model with a {kind} adapter merged into its weights" if facts.whole else f"A {kind} adapter"
+
+
+def _front_matter(facts: Facts) -> str:
     """What the hub reads; values in quotes, which YAML reads as JSON does."""
+    base = facts.base
     name = "/".join(base.name.split("/")[:2]) if base.source == "gguf" else base.name
     known = base.source != "local" and _HUB_ID.fullmatch(name) is not None
     lines = [f"base_model: {json.dumps(name)}"] if known else []
-    lines.append("library_name: peft")
+    lines.append(f"library_name: {'gguf' if facts.whole == '--gguf' else 'transformers' if facts.whole else 'peft'}")
     if (pipeline := task_kind(base.task_type).pipeline) is not None:
         lines.append(f"pipeline_tag: {pipeline}")
-    lines += ["tags:", "- lora", "- lorabank"]
+    lines += ["tags:", *([] if facts.whole else ["- lora"]), "- lorabank"]
     if known:
-        lines.append(f"- {json.dumps(f'base_model:adapter:{name}')}")
+        relation = "finetune" if facts.whole else "adapter"
+        lines.append(f"- {json.dumps(f'base_model:{relation}:{name}')}")
     return "\n".join(["---", *lines, "---"])
 
 
@@ -134,12 +144,24 @@ def _prompt(facts: Facts) -> str | None:
 
 
 def _snippet(facts: Facts) -> str:
-    """Python that needs PEFT and transformers alone; what came from outside stands in it as literals."""
+    """Code that needs PEFT and transformers alone; what came from outside stands in it as literals."""
+    if facts.whole == "--gguf":
+        return f"ollama create {facts.name} -f Modelfile\nollama run {facts.name}"
     task_type = task_kind(facts.base.task_type)
     classifies, kind = task_type.has_head, task_type.auto_class
     heads = classifies and not facts.headless
     revision = f", revision={facts.base.revision!r}" if facts.base.source == "hub" and facts.base.revision else ""
     named = ", id2label=dict(enumerate(labels))" if heads else ""
+    if facts.whole:
+        lines = [
+            f"from transformers import {kind}, AutoTokenizer",
+            "",
+            f"folder = {facts.folder!r}  # this folder",
+            f"model = {kind}.from_pretrained(folder).eval()",
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            *(["labels = model.config.id2label"] if classifies else []),
+        ]
+        return "\n".join(lines + (_classify(facts) if classifies else _answer(facts)))
     ours = is_ours(facts.base.quantisation)
     quantised = _quantised(facts) if ours else None
     packed = f", quantization_config={quantised}" if quantised else ""

@@ -53,6 +53,8 @@ CASES: dict[str, tuple[Any, list[Any]]] = {
     "float | None": (None, ["1", True, [1.0], float("nan")]),
     "tuple[int, int] | None": (None, [1, (1,), (1, 2, 3), "12", (1, "2"), {1: 2}]),
     "Literal['now', 'learnt'] | None": (None, ["NOW", 1, ["now"], {}]),
+    "bool | Literal['gguf']": (False, ["merged", 2, ["gguf"], {}]),
+    "Literal['float32', 'float16', 'bfloat16'] | None": (None, ["int8", 1, ["float32"], {}]),
     "Iterable[str] | None": (None, NO_TEXTS),
     "Sequence[str] | None": (None, NO_TEXTS),
     "Sequence[str]": (["spam"], [None, *NO_TEXTS]),

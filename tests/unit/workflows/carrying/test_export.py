@@ -207,17 +207,28 @@ def test_a_routed_composition_of_one_task_is_that_task(bank, compose, tmp_path) 
 
 
 def test_what_a_server_would_refuse_is_not_written(bank, compose, tmp_path) -> None:
-    with pytest.raises(
-        IncompatibleError, match=r"vllm would not serve 'second': modules_to_save \(classifier"
-    ) as refused:
-        api.export(bank, "second", tmp_path / "out", check="vllm")
-    assert refused.value.commands[1] == ("export", "second-served", "FOLDER")
+    with pytest.raises(IncompatibleError, match=r"sglang would not serve 'second': modules_to_save") as refused:
+        api.export(bank, "second", tmp_path / "out", check="sglang")
+    assert refused.value.commands == (
+        ("export", "second", "FOLDER", "--merged"),
+        ("compose", "--mode", "manual", "--tasks", "second", "--name", "second-served"),
+        ("export", "second-served", "FOLDER"),
+    )
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError, match="there is vllm"):
+    with pytest.raises(ConfigError, match="there is vllm, sglang, lorax"):
         api.export(bank, "second", tmp_path / "out", check="llama.cpp")
     compose("manual", name="both")
-    assert api.export(bank, "both", tmp_path / "out", check="vllm").note.endswith(
-        "vllm takes it with --max-lora-rank 8"
+    with pytest.raises(IncompatibleError, match="lorax would not serve 'both'") as refused:
+        api.export(bank, "both", tmp_path / "out", check="lorax")
+    assert refused.value.commands == (("export", "both", "FOLDER", "--merged"),)
+
+
+def test_a_server_that_takes_it_is_started_by_one_command(bank, tmp_path) -> None:
+    target = tmp_path / "my out"
+    base = Bank.open(bank).snapshot().base.name
+    flags = "--enable-lora --max-loras 1 --max-lora-rank 8 --lora-modules"
+    assert api.export(bank, "second", target, check="vllm").serve == (
+        f"vllm serve {base} --runner pooling --convert classify --max-lora-cls-labels 3 {flags} 'second={target}'"
     )
 
 
