@@ -70,9 +70,9 @@ class InitConfig:
 class LoralibConfig:
     """What a checkpoint of loralib does not hold."""
 
-    alpha: float | None = setting(None, "Numerator of the scaling alpha / r of its layers.", gt=0)
+    alpha: float | None = setting(None, "Numerator of the scaling alpha / r of the checkpoint's layers.", gt=0)
     enable_lora: str | None = setting(
-        None, "Parts of fused matrices that are adapted, such as true,false,true for query and value."
+        None, "Which parts of fused matrices are adapted; true,false,true is query and value."
     )
 
 

@@ -1,8 +1,9 @@
 """Stored facts: immutable, plain Python values that every package may pass around.
 
-Digests are lower-case SHA-256 hex strings, times are UTC ISO 8601 strings, durations are seconds. They are named
-tuples because `lorabank list` pays for creating these classes: as dataclasses they cost it four times as much. Nor are
-annotations postponed here and in other modules that it loads: a named tuple compiles each postponed one.
+Digests are lower-case SHA-256 hex strings, times are UTC ISO 8601 strings, durations are seconds. The records are
+named tuples because `lorabank list` creates these classes each time it starts, and dataclasses take four times as
+long. Annotations are not postponed in this module and in the others that `list` loads, because a named tuple compiles
+each postponed annotation.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -79,10 +79,10 @@ def check_fits(adapter: ForeignAdapter, base: LoadedBase, task_type: str) -> str
     try:
         asked = {name for name in experts if adapter.targets.has_experts(name.rpartition(".")[0])}
         asked |= {name for name in layers.keys() & adapter.factors.A if adapter.targets.among([layers[name]])}
-        _check_same("LoRA tensors of module", set(adapter.factors.A), asked | adapter.targets.among(named))
+        _check_same(adapter, "LoRA tensors of module", set(adapter.factors.A), asked | adapter.targets.among(named))
     except Unreadable as error:
         unread = str(error)
-    _check_same("head tensor", set(adapter.head), set(head_state(base.model, base.head_modules)))
+    _check_same(adapter, "head tensor", set(adapter.head), set(head_state(base.model, base.head_modules)))
     return unread
 
 
@@ -111,7 +111,12 @@ def _cancels(b: Tensor, a: Tensor) -> bool:
 
 @torch.inference_mode()
 def check_effect(
-    base: LoadedBase, task_type: str, factors: LoraFactors, head: Head | None, rows: Sequence[Mapping[str, Any]]
+    base: LoadedBase,
+    task_type: str,
+    factors: LoraFactors,
+    head: Head | None,
+    rows: Sequence[Mapping[str, Any]],
+    file: str = WEIGHTS_FILE,
 ) -> None:
     """Pass some rows through the base with and without the adapter; the model keeps the head afterwards.
 
@@ -122,19 +127,18 @@ def check_effect(
         head: A classifier's head, None for a language model.
         rows: Some of `Examples.rows`, encoded by the task type: in text to text rendered prompts with their answers,
             of which the logits that predict the answers are looked at.
+        file: Its name, for messages.
 
     Raises:
         DataError: The adapter changes no logit, or makes one (or a weight) that is not finite.
     """
     if not factors.gain and all(_cancels(factors.B[module], a) for module, a in factors.A.items()):
-        _refuse(
-            f"{WEIGHTS_FILE}: the adapter changes no logit: in every module lora_B lora_A is zero apart from rounding"
-        )
+        _refuse(f"{file}: the adapter changes no logit: in every module lora_B lora_A is zero apart from rounding")
     # Some attention kernels turn NaN into 0, so that the logits alone would not tell.
     for module in factors.A:
         weight = site_of(base.model, module).weight()
         if not bool(factors.delta(module, weight).isfinite().all()):
-            _refuse(f"{WEIGHTS_FILE}: the delta weight of {module!r} is not finite")
+            _refuse(f"{file}: the delta weight of {module!r} is not finite")
     kind: TaskType = TASK_TYPES.load(task_type)()
     if head is not None:
         put_head(base.model, head)
@@ -148,14 +152,14 @@ def check_effect(
             }
             logits = _logits(kind, base.model, inputs)
             if not bool(logits.isfinite().all()):
-                _refuse(f"{WEIGHTS_FILE}: with this adapter the base's logits are not finite")
+                _refuse(f"{file}: with this adapter the base's logits are not finite")
             if not changed:
                 with mixture.bare():
                     changed = not torch.equal(_logits(kind, base.model, inputs), logits)
     finally:
         mixture.detach()
     if not changed:
-        _refuse(f"{WEIGHTS_FILE}: the adapter changes no logit of {len(rows)} texts")
+        _refuse(f"{file}: the adapter changes no logit of {len(rows)} texts")
 
 
 def _logits(kind: TaskType, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -170,12 +174,12 @@ def _logits(kind: TaskType, model: nn.Module, inputs: dict[str, Tensor]) -> Tens
     return seen[-1] if labels.dim() == 1 else seen[-1][:, -labels.shape[1] :][labels != IGNORED]
 
 
-def _check_same(what: str, found: set[str], wanted: set[str]) -> None:
+def _check_same(adapter: ForeignAdapter, what: str, found: set[str], wanted: set[str]) -> None:
     for name in sorted(found - wanted):
-        _refuse(f"{WEIGHTS_FILE}: {what} {name!r} is present, but is not part of what {CONFIG_FILE} and base ask for")
+        _refuse(f"{adapter.file}: {what} {name!r} is present, but is not part of what {CONFIG_FILE} and base ask for")
     for name in sorted(wanted - found):
         missing = f"{len(wanted - found)} of {len(wanted)}"
-        _refuse(f"{WEIGHTS_FILE}: {what} {name!r} is missing ({missing})")
+        _refuse(f"{adapter.file}: {what} {name!r} is missing ({missing})")
 
 
 def _refuse(message: str, hint: str | None = None) -> NoReturn:

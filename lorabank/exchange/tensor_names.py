@@ -25,8 +25,12 @@ _ADAPTER = re.compile(
 _REPLACED = ".original_module."
 
 
-def plain_keys(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def plain_keys(tensors: Mapping[str, Tensor], file: str = WEIGHTS_FILE) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors by the names that PEFT saves, and what was taken out of their names.
+
+    Args:
+        tensors: By the names in the file.
+        file: Its name, for messages.
 
     Raises:
         DataError: Two tensors get one name, or they belong to several adapters.
@@ -41,11 +45,11 @@ def plain_keys(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[
             continue
         name = _plain(key, bare, taken, adapters)
         if name in found:
-            refuse(f"{WEIGHTS_FILE}: two tensors are named {name[:200]!r} after the prefixes of wrappers are removed")
+            refuse(f"{file}: two tensors are named {name[:200]!r} after the prefixes of wrappers are removed")
         found[name] = tensor
     if len(adapters) > 1:
         refuse(
-            f"{WEIGHTS_FILE}: it holds the tensors of {len(adapters)} adapters: {', '.join(sorted(adapters))[:200]}",
+            f"{file}: it holds the tensors of {len(adapters)} adapters: {', '.join(sorted(adapters))[:200]}",
             hint="save one of them: model.save_pretrained(FOLDER, selected_adapters=[NAME])",
         )
     return found, tuple(taken)

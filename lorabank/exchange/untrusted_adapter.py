@@ -60,6 +60,7 @@ class ForeignAdapter:
         tasks: How many tasks the folder holds: more than one only in those of O-LoRA's reference implementation.
         ignored: Unknown fields that were passed over.
         taken: What was taken out of the tensors' names.
+        file: The name of the file with its tensors, for messages.
     """
 
     factors: LoraFactors
@@ -84,6 +85,7 @@ class ForeignAdapter:
     tasks: int = 1
     ignored: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
+    file: str = WEIGHTS_FILE
 
 
 def read_foreign(

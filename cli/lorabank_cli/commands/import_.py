@@ -39,14 +39,14 @@ KEPT = ("keep_samples", "clusters_per_task", "seed", "device")
         "import ./e2e.safetensors --task e2e --data e2e.jsonl --alpha 32 --enable-lora true,false,true",
     ),
 )
-@click.argument("source", help="PEFT folder, hub id[@REV], or a checkpoint of loralib (.safetensors).")
+@click.argument("source", help="A PEFT folder, a hub id[@REV], or a checkpoint of loralib (.safetensors).")
 @click.option(
     "--task", "--as-task", "task", cls=Option, required=True, metavar="NAME", help="Name of the task in the bank."
 )
 @click.option("--labels", metavar="A,B,...", help="Labels in the order of a head's outputs; default: the data's.")
-@click.option("--base-fingerprint", metavar="HEX", help="Fingerprint of the base model that it was trained on.")
-@click.option("--part", type=click.IntRange(min=1), metavar="N", help="One task of a folder that O-LoRA saved.")
-@click.option("--ignore-unknown", is_flag=True, help="Ignore unknown fields of its config, and list them.")
+@click.option("--base-fingerprint", metavar="HEX", help="Fingerprint of the base model under the adapter.")
+@click.option("--part", type=click.IntRange(min=1), metavar="N", help="Import one task of a folder that O-LoRA saved.")
+@click.option("--ignore-unknown", is_flag=True, help="Ignore unknown fields of a PEFT config, and list them.")
 @click.option("--replace", is_flag=True, help="Make a new version of a task of this name; 'lorabank undo' reverts it.")
 @remarked
 def import_adapter(
@@ -63,11 +63,11 @@ def import_adapter(
 ) -> None:
     """Add a LoRA adapter that was trained elsewhere.
 
-    It must fit the bank's base model; its files are checked and copied, nothing in them is executed. The rows of
-    --data say what the task looks like: it is measured on a part of them and routed by the others. A language model's
-    adapter is asked with --set prompt_template=TEMPLATE, as in its training. Where its config does not name the bank's
-    base model, --base-fingerprint says that it was trained on the same weights. The state dict of loralib
-    lacks that name and its scaling: --alpha says the scaling.
+    The adapter must fit the bank's base model. Its files are checked and copied, and nothing in them is executed. The
+    rows of --data are examples of the task: a part of them measures the adapter, and routing learns from the others.
+    For a language model, give the prompt of the training with --set prompt_template=TEMPLATE. If the adapter's config
+    does not name the bank's base model, confirm with --base-fingerprint that the adapter was trained on the same
+    weights. A checkpoint of loralib names neither the base model nor its scaling: give --base-fingerprint and --alpha.
     """
     from lorabank import api
 

@@ -39,7 +39,8 @@ from lorabank.core.config import LoralibConfig
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError
 from lorabank.core.limits import MAX_RANK
 from lorabank.exchange.adapted_modules import Targets
-from lorabank.exchange.stored_factors import PREFIX
+from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE
+from lorabank.exchange.stored_factors import ENDINGS, PREFIX
 from lorabank.exchange.tensor_names import plain_keys
 from lorabank.exchange.untrusted_adapter import ForeignAdapter
 from lorabank.models.bases.loading import LoadedBase
@@ -48,6 +49,7 @@ from lorabank.models.tasks.heads import head_state
 
 _UNCHANGED = "nothing was changed"
 _ENDINGS = (".lora_A", ".lora_B")
+_OF_PEFT = tuple(ending for pair in ENDINGS for ending in pair)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _WORDS = {"true": True, "false": False}
 
@@ -65,15 +67,9 @@ def read_loralib(data: bytes, name: str, config: LoralibConfig) -> ForeignAdapte
 
     Raises:
         ConfigError: ``alpha`` is missing, or ``enable_lora`` is not a list of true and false.
-        DataError: A tensor is neither a factor nor of a head, or lacks its partner.
+        DataError: It is a file of PEFT's, or a tensor is neither a factor nor of a head, or lacks its partner.
     """
-    if config.alpha is None:
-        raise ConfigError(
-            f"{name} is a checkpoint of loralib, which does not hold the numerator of its scaling alpha / r",
-            hint="--alpha N, the lora_alpha that its layers were made with",
-            unchanged=_UNCHANGED,
-        )
-    tensors, taken = plain_keys({f"{PREFIX}{key}": tensor for key, tensor in load_tensors(data).items()})
+    tensors, taken = plain_keys({f"{PREFIX}{key}": tensor for key, tensor in load_tensors(data).items()}, name)
     parts: tuple[dict[str, Tensor], ...] = ({}, {})
     head: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -87,13 +83,21 @@ def read_loralib(data: bytes, name: str, config: LoralibConfig) -> ForeignAdapte
         else:
             head[own] = tensor.float()
     A, B = parts
-    if not A and not B:
+    if of_peft := [own for own in head if own.endswith(_OF_PEFT)]:
         _refuse(
-            f"{name}: no tensor of it is named NAME.lora_A or NAME.lora_B, as those of loralib are",
-            hint="of an adapter that PEFT saved, name the folder",
+            f"{name} has tensors of PEFT, such as {of_peft[0][:200]!r}, whose config lies beside it in a folder",
+            hint=f"name the folder with both, {CONFIG_FILE} and {WEIGHTS_FILE}",
         )
+    if not A and not B:
+        _refuse(f"{name}: no tensor of it is named NAME.lora_A or NAME.lora_B, as those of loralib are")
     for module in sorted(A.keys() ^ B.keys()):
         _refuse(f"{name}: {module[:200]!r} has only one of lora_A and lora_B")
+    if config.alpha is None:
+        raise ConfigError(
+            f"{name} is a checkpoint of loralib, which does not hold the numerator of its scaling alpha / r",
+            hint="--alpha N, the lora_alpha that its layers were made with",
+            unchanged=_UNCHANGED,
+        )
     return ForeignAdapter(
         factors=LoraFactors({}, {}, {}),
         head=head,
@@ -109,6 +113,7 @@ def read_loralib(data: bytes, name: str, config: LoralibConfig) -> ForeignAdapte
         loralib={module: (a, B[module]) for module, a in A.items()},
         enabled=_enabled(config.enable_lora),
         taken=taken,
+        file=name,
     )
 
 
@@ -122,7 +127,7 @@ def with_loralib(adapter: ForeignAdapter, base: LoadedBase) -> ForeignAdapter:
     Raises:
         DataError: The checkpoint lacks the base's head, or brings what is neither that nor a factor.
         IncompatibleError: The base has no such module, or one of another shape.
-        ConfigError: A part of a fused matrix is adapted, and ``enable_lora`` does not say which.
+        ConfigError: ``enable_lora`` does not say which parts of a fused matrix are adapted, or says it of none.
     """
     if not adapter.loralib:
         return adapter
@@ -135,9 +140,15 @@ def with_loralib(adapter: ForeignAdapter, base: LoadedBase) -> ForeignAdapter:
         if module not in sites:
             _misfit(f"it adapts {module!r}, and the base has no module of that name that can be adapted")
         A[module], B[module], r = _placed(sites[module], a, b, adapter.enabled)
-        if not 1 <= r <= len(A[module]) <= MAX_RANK:
+        if len(A[module]) > MAX_RANK:
             _misfit(f"its delta weight of {module!r} has the rank {len(A[module])}, above {MAX_RANK}")
         scaling[module] = adapter.lora_alpha / r
+    if adapter.enabled and not any(_in_part(sites[module], b) for module, (_, b) in adapter.loralib.items()):
+        raise ConfigError(
+            "--enable-lora: the checkpoint adapts no matrix in a part of its rows, so there is nothing to choose",
+            hint="leave --enable-lora out",
+            unchanged=_UNCHANGED,
+        )
     ranks = {module: len(a) for module, a in A.items()}
     (most, _), *_ = Counter(ranks.values()).most_common()
     alphas = {module: scaling[module] * rank for module, rank in ranks.items()}
@@ -172,6 +183,11 @@ def _placed(site: Site, a: Tensor, b: Tensor, enabled: tuple[bool, ...]) -> tupl
     for j, part in enumerate(_parts(site, adapted, site.d_out // size, enabled)):
         whole[part * size : (part + 1) * size, j * r : (j + 1) * r] = b[j * size : (j + 1) * size]
     return a, whole, r
+
+
+def _in_part(site: Site, b: Tensor) -> bool:
+    """Whether B has fewer rows than a linear layer's matrix."""
+    return site.plain and len(b) < site.d_out
 
 
 def _parts(site: Site, adapted: int, parts: int, enabled: tuple[bool, ...]) -> list[int]:
@@ -225,7 +241,7 @@ def _check_head(found: Mapping[str, Tensor], wanted: set[str]) -> None:
 
 
 def _enabled(text: str | None) -> tuple[bool, ...]:
-    words = [word.strip().lower() for word in text.split(",")] if text else []
+    words = [] if text is None else [word.strip().lower() for word in text.split(",")]
     if any(word not in _WORDS for word in words):
         raise ConfigError(
             f"--enable-lora {str(text)[:80]!r} is not a list of true and false",

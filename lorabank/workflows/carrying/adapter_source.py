@@ -105,6 +105,12 @@ def read_source(
     if isinstance(source, Path):
         source = Source(str(source), source / CONFIG_FILE, source / WEIGHTS_FILE)
     if source.config is None:
+        if ignore_unknown:
+            raise ConfigError(
+                "--ignore-unknown: a checkpoint of loralib has no config, whose fields could be unknown",
+                hint="leave --ignore-unknown out",
+                unchanged=_UNCHANGED,
+            )
         return _read_checkpoint(source, part, loralib)
     if loralib != LoralibConfig():
         option = "--alpha" if loralib.alpha is not None else "--enable-lora"

@@ -234,7 +234,7 @@ def _judge(
     task_type: TaskType = TASK_TYPES.load(record.task_type)()
     try_base(base, task_type, examples, record.name, training=False)
     statistics, others = task_statistics(base, data.train, config)
-    check_effect(base, record.task_type, adapter.factors, head, examples.rows[:_PROBED])
+    check_effect(base, record.task_type, adapter.factors, head, examples.rows[:_PROBED], adapter.file)
     return _Judged(
         adapter=adapter,
         files=_files(record, adapter, base),

@@ -34,6 +34,7 @@ class Body(nn.Module):
         self.qkv = nn.Linear(10, 12)
         self.pixels = nn.Conv2d(4, 6, 3)
         self.grouped = nn.Conv2d(4, 6, 2, groups=2)
+        self.depthwise = nn.Conv2d(2, 2, 1, groups=2)  # its ranks come to less than r
         self.line = nn.Conv1d(4, 6, 1)
         self.rows = nn.Conv1d(4, 6, 3)
         self.oblong = nn.Conv2d(4, 6, (1, 3))
@@ -70,6 +71,7 @@ CASES: dict[str, tuple[tuple[int, int], tuple[int, int], Any]] = {
     "qkv": ((3 * R, 10), (12, R), lambda A, B, body: merged(A, B, (True, True, True), 12)),
     "pixels": ((3 * R, 12), (18, 3 * R), lambda A, B, body: kernel(A, B, body.pixels)),
     "grouped": ((2 * R, 8), (6, 2 * R), lambda A, B, body: kernel(A, B, body.grouped)),
+    "depthwise": ((R, 2), (1, R), lambda A, B, body: kernel(A, B, body.depthwise)),
     "line": ((R, 4), (6, R), lambda A, B, body: kernel(A, B, body.line)),
 }
 """Module to the shapes of A and B, and the change of its matrix ``[d_out, d_in]`` apart from the scaling."""
@@ -79,7 +81,8 @@ CASES: dict[str, tuple[tuple[int, int], tuple[int, int], Any]] = {
 def test_every_layer_changes_its_matrix_as_loralib_does(module: str) -> None:
     body, (of_A, of_B, change) = Body(), CASES[module]
     A, B = random(*of_A, seed=1), random(*of_B, seed=2)
-    found = placed(body, {f"{module}.lora_A": A, f"{module}.lora_B": B}, "true,false,true")
+    enabled = "true,false,true" if module == "c_attn" else None
+    found = placed(body, {f"{module}.lora_A": A, f"{module}.lora_B": B}, enabled)
     expected = ALPHA / R * change(A.double(), B.double(), body)
     delta = found.factors.delta(module)
     assert (delta.double() - expected).abs().max() < ROUNDING * expected.abs().max()
@@ -116,7 +119,14 @@ def test_ranks_and_scalings_of_their_own_stay() -> None:
     [
         ({"query.lora_A": (R, 10)}, None, DataError, "'query' has only one of lora_A and lora_B"),
         ({"query.lora_A": (R, 10), "query.lora_B": (8, R), "query.bias": (8,)}, None, DataError, "'query.bias'"),
-        ({"query.lora_A.weight": (R, 10)}, None, DataError, "no tensor of it is named NAME.lora_A"),
+        ({"query.weight": (8, 10)}, None, DataError, r"lora\.safetensors: no tensor of it is named NAME\.lora_A"),
+        ({"query.lora_A.weight": (R, 10)}, None, DataError, r"lora\.safetensors has tensors of PEFT, such as 'query"),
+        ({"base_model.model.words.lora_embedding_A": (R, 20)}, None, DataError, "has tensors of PEFT, such as 'words"),
+        ({"query.lora_B.default.weight": (8, R)}, None, DataError, "has tensors of PEFT"),
+        ({"module.query.bias": (8,), "query.bias": (8,)}, None, DataError, r"^lora\.safetensors: two tensors"),
+        ({"query.lora_A": (R, 10), "query.lora_B": (8, R)}, "true,false,true", ConfigError, "in a part of its rows"),
+        ({"query.lora_A": (R, 10), "query.lora_B": (8, R)}, "", ConfigError, "'' is not a list of true and false"),
+        ({"qkv.lora_A": (3 * R, 10), "qkv.lora_B": (12, R)}, "true,true,true", ConfigError, "in a part of its rows"),
         ({"other.lora_A": (R, 10), "other.lora_B": (8, R)}, None, IncompatibleError, "no module of that name"),
         ({"query.lora_A": (R, 9), "query.lora_B": (8, R)}, None, IncompatibleError, "are not those of a layer"),
         ({"query.lora_A": (R, 10), "query.lora_B": (7, R)}, None, IncompatibleError, "are not those of a layer"),

@@ -96,6 +96,13 @@ def test_what_it_does_not_hold_must_be_given(tmp_path: Path, bring_in, fingerpri
         bring_in(file, loralib=LoralibConfig(alpha=8.0, enable_lora="true,false,true"))
     with pytest.raises(ConfigError, match="--part 1: a checkpoint of loralib holds one adapter"):
         bring_in(file, part=1, loralib=LoralibConfig(alpha=8.0))
+    with pytest.raises(ConfigError, match="--ignore-unknown: a checkpoint of loralib has no config"):
+        bring_in(file, ignore_unknown=True, loralib=LoralibConfig(alpha=8.0))
+    # two equal rows of A beside b and -b: no factor is zero, and the product is
+    name, b = "transformer.h.1.attn.c_proj", torch.ones(D, 2) * torch.tensor([1.0, -1.0])
+    save_file({f"{name}.lora_A": torch.ones(2, D), f"{name}.lora_B": b}, tmp_path / "mine.safetensors")
+    with pytest.raises(DataError, match=r"^mine\.safetensors: the adapter changes no logit"):
+        bring_in(tmp_path / "mine.safetensors", base_fingerprint=fingerprint, loralib=LoralibConfig(alpha=8.0))
     assert len(Bank.open(tmp_path / "bank").snapshot().tasks) == 1
 
 
@@ -112,3 +119,6 @@ def test_a_folder_of_peft_says_its_scaling_itself(base: Path, tmp_path: Path, br
     api.export(tmp_path / "bank", "own", tmp_path / "out")
     with pytest.raises(ConfigError, match="--alpha is for checkpoints of loralib"):
         bring_in(tmp_path / "out", loralib=LoralibConfig(alpha=8.0))
+    with pytest.raises(DataError, match=r"^adapter_model\.safetensors has tensors of PEFT") as caught:
+        bring_in(tmp_path / "out/adapter_model.safetensors")
+    assert "name the folder" in str(caught.value.hint)
