@@ -206,6 +206,7 @@ OPTIMIZERS = Shelf(
         "adamw-8bit": "lorabank.training.optimizers.bitsandbytes:AdamW8bit",
         "adamw-paged": "lorabank.training.optimizers.bitsandbytes:PagedAdamW",
     },
+    chosen="add-task --optimizer {name}",
 )
 
 # ---------------------------------------------------------------------------------------------------- composition

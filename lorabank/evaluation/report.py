@@ -35,7 +35,7 @@ _MOST_LABELS = 50
 """Of a task whose labels are listed; the scores of the others are in ``eval --json``."""
 _MOST_COLUMNS = 12
 """Labels of a confusion matrix that is shown whole."""
-_MOST_CURVES = 24
+MOST_CURVES = 24
 """Trainings that are drawn, the last ones; `show` draws each."""
 _SUMMARY = ("average_accuracy", "learning_accuracy", "backward_transfer", "forward_transfer", "forgetting")
 
@@ -105,6 +105,7 @@ def render_report(
     measured: Sequence[Measured],
     *,
     curves: Mapping[str, LearningCurve] = MappingProxyType({}),
+    more_curves: bool = False,
     created_at: str,
     version: str,
 ) -> str:
@@ -113,7 +114,8 @@ def render_report(
     Args:
         snapshot: The bank.
         measured: Evaluated subjects, each shown as a heat-map with its scalars.
-        curves: Task to how it was trained.
+        curves: Task to how it was trained, of the trainings that are drawn.
+        more_curves: Whether there are others.
         created_at: When the report was made.
         version: The version of lorabank that made it.
 
@@ -140,7 +142,7 @@ def render_report(
         warnings=[note for one in measured if (note := _chance(one))],
         settings=sorted({name for row in tasks for name in row["adapter"].config}),
         trained=_trained(snapshot, curves),
-        not_drawn=max(0, len(curves) - _MOST_CURVES),
+        more_curves=more_curves,
         most_labels=_MOST_LABELS,
         most_columns=_MOST_COLUMNS,
         created_at=created_at,
@@ -149,10 +151,10 @@ def render_report(
 
 
 def _trained(snapshot: Snapshot, curves: Mapping[str, LearningCurve]) -> list[Any]:
-    """The drawings of the last trainings."""
+    """The drawings of the trainings, in sequence order."""
     from markupsafe import Markup
 
-    names = [task.name for task in snapshot.tasks if task.name in curves][-_MOST_CURVES:]
+    names = [task.name for task in snapshot.tasks if task.name in curves]
     drawings = (learning_svg(curves[name], name) for name in names)
     return [Markup(svg) for svg in drawings if svg]  # the makers of drawings have escaped every text in them
 

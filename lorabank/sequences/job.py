@@ -25,7 +25,7 @@ from lorabank.sequences.folder import SequenceFolder, digest_of, document_of
 from lorabank.sequences.protocol import Measured, protocol_card
 from lorabank.sequences.references.measuring import ReferenceJob, check_reference
 from lorabank.sequences.rows import SequenceTask, read_tasks
-from lorabank.training.methods import chosen_strategy
+from lorabank.training.methods import check_packing, chosen_strategy
 from lorabank.training.trackers import check_tracker
 from lorabank.workflows.bases import described
 
@@ -129,11 +129,11 @@ def prepare_sequence(
                 unchanged="nothing was changed",
             )
     check_data(config)
-    for task, strategy in product(config.task_names, known):
+    for (number, task), strategy in product(enumerate(config.task_names), known):
         training = config.training(task, strategy)
         check_tracker(training.report_to)
         with named_tables(config, tables_of(config, task, strategy)):
-            _check_method(config, strategy, training)
+            _check_method(config, strategy, training, earlier=number)
     for number, composition in enumerate(config.compositions, start=1):
         with named_tables(config, {f"[[compositions]] {number}": composition.set}):
             checked_mode(composition)
@@ -148,11 +148,11 @@ def prepare_sequence(
     return job
 
 
-def _check_method(config: SequenceConfig, strategy: str, training: TrainConfig) -> None:
-    """Refuse settings of methods that the strategy, or the reference, does not have."""
+def _check_method(config: SequenceConfig, strategy: str, training: TrainConfig, *, earlier: int) -> None:
+    """Refuse settings that the strategy or the reference does not have, or not after so many earlier tasks."""
     reference = config.reference(strategy)
     if reference is None:
-        chosen_strategy(training)
+        check_packing(chosen_strategy(training), training, earlier)
         return
     with_settings([(REFERENCES, reference.name), (OPTIMIZERS, training.optimizer)], of_training(training.set))
     if training.eval_every is not None or training.early_stopping is not None:

@@ -96,6 +96,7 @@ class TrainContext:
         texts: Gives texts that are of no task as inputs on the model's device, padded on the right; None where there
             is no tokenizer.
         apart: Numbers of the own rows that are in no epoch, since the variant passes them itself.
+        unweighted: The mean loss of a batch without class weights; None where ``loss`` has none.
     """
 
     model: PreTrainedModel
@@ -115,10 +116,18 @@ class TrainContext:
     texts: Texts | None = None
     weight: Callable[[Tensor, Tensor], Tensor | float] = _equal
     apart: Sequence[int] = ()
+    unweighted: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None
 
     def without_past(self) -> TrainContext:
         """What there is during and after training: ``earlier``, ``initial`` and ``objects`` are let go."""
         return replace(self, earlier=None, initial=None, objects={})
+
+    def negative_log_likelihood(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """The mean of -log p over a batch's labelled terms, whatever their labels weigh in the loss.
+
+        The Fisher information is of this. A class weight w would count w² in its squared gradients.
+        """
+        return (self.unweighted or self.loss)(model, inputs)
 
     @property
     def targets(self) -> tuple[str, ...]:

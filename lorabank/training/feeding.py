@@ -49,7 +49,10 @@ def encoded_rows(job: TrainJob, base: LoadedBase, max_length: int, observer: Obs
 
     Raises:
         DataError: As of `_own_rows`.
+        IncompatibleError: They are to be packed, and the model cannot keep the rows of a pack apart.
     """
+    if job.config.packing:
+        check_packable(base.model, job.base.record.name)
     task_type: TaskType = TASK_TYPES.load(job.base.record.task_type)()
     examples = _own_rows(task_type, job, base, max_length, observer)
     try_base(base, task_type, examples, job.base.record.name, training=True)
@@ -105,8 +108,7 @@ def feed(
         apart: Numbers of the rows that are in no epoch.
 
     Raises:
-        ConfigError: They are to be packed, and the strategy computes the loss of single rows, or a saving is chosen.
-        IncompatibleError: They are to be packed, and the model cannot keep the rows of a pack apart.
+        ConfigError: They are to be packed, and the strategy computes the loss of single rows.
     """
     config, one = job.config, partial(pass_one, task, base, examples.rows)
     count = len(examples.lengths) - (0 if job.strategy.mixed else examples.replayed)
@@ -116,19 +118,12 @@ def feed(
     if not config.packing:
         rows: Any = Subset(examples.rows, passed) if apart else examples.rows  # type: ignore[arg-type]
         return Feed(rows, lengths, partial(task.collate, base.tokenizer), loss or task.loss, one)
-    if loss is not None:
+    if loss is not None:  # of a strategy that does not say so beforehand
         raise ConfigError(
-            f"strategy {job.strategy.name!r} computes the loss of single rows, which --packing puts together",
+            f"strategy {job.strategy.name!r} computes the loss of single rows, and --packing joins rows",
             hint="leave --packing out, or use another --strategy",
             unchanged="nothing was changed",
         )
-    if config.savings:
-        raise ConfigError(
-            "--packing is exact, and a saving may change how the tokens of one sequence see each other",
-            hint="leave --packing or --saving out",
-            unchanged="nothing was changed",
-        )
-    check_packable(base.model, job.base.record.name)
     found = packs(lengths, min(config.max_length, base.max_length or config.max_length))
     sums = [sum(lengths[i] for i in pack) for pack in found]
     numbers = [[passed[i] for i in pack] for pack in found]

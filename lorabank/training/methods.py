@@ -47,8 +47,8 @@ def chosen_methods(config: TrainConfig) -> TrainMethods:
 
     Raises:
         ConfigError: A name is on no shelf, ``--set`` does not fit the methods (names all that is wrong), the variant
-            cannot be trained with the strategy and the start, with a saving or with other settings, or two savings do
-            not go together.
+            cannot be trained with the strategy and the start, with a saving or with other settings, or two savings, or
+            a saving and packed rows, do not go together.
     """
     chosen = [(STRATEGIES, config.strategy), (VARIANTS, config.variant), (STARTS, config.start)]
     chosen.append((OPTIMIZERS, config.optimizer))
@@ -63,9 +63,9 @@ def chosen_methods(config: TrainConfig) -> TrainMethods:
     found = TrainMethods(strategy, variant, start, optimizer, named, penalty, tuple(rest[: len(savings)]))
     if found.variant.moments and not optimizer.moments:
         raise ConfigError(
-            f"variant {config.variant!r} changes the means of gradients that Adam keeps, and optimizer "
-            f"{config.optimizer!r} does not",
-            hint=f"leave --optimizer out ({TrainConfig.optimizer}), or use another --variant",
+            f"variant {config.variant!r} resets the moments that AdamW keeps of each number, and optimizer "
+            f"{config.optimizer!r} does not keep them",
+            hint=f"use --optimizer {TrainConfig.optimizer}, which is the default, or another --variant",
             unchanged="nothing was changed",
         )
     if reason := found.variant.refuses(replace(found.strategy, penalty=named), found.start):
@@ -82,6 +82,13 @@ def chosen_methods(config: TrainConfig) -> TrainMethods:
         raise ConfigError(
             f"savings {' and '.join(map(repr, attending))} do not go together: each replaces the attention",
             hint="choose one of them",
+            unchanged="nothing was changed",
+        )
+    if config.packing and savings:
+        raise ConfigError(
+            "--packing keeps the loss of each row as it is, and a saving may change which tokens of a sequence see "
+            "each other",
+            hint="leave --packing or --saving out",
             unchanged="nothing was changed",
         )
     for saving, own in zip(savings, found.savings, strict=True):
@@ -107,6 +114,26 @@ def check_here(config: TrainConfig) -> None:
     if config.batch_size < processes.count():
         raise ConfigError(
             f"--batch-size {config.batch_size} leaves some of {processes.count()} processes without rows",
+            unchanged="nothing was changed",
+        )
+
+
+def check_packing(strategy: Strategy, config: TrainConfig, earlier: int) -> None:
+    """Refuse packed rows where the strategy computes the loss of single ones: after the first task.
+
+    Args:
+        strategy: The strategy.
+        config: The settings.
+        earlier: How many tasks come before.
+
+    Raises:
+        ConfigError: The rows would be packed.
+    """
+    if config.packing and strategy.single_rows and earlier:
+        raise ConfigError(
+            f"strategy {strategy.name!r} computes the loss of single rows after the first task, and --packing joins "
+            "rows",
+            hint="leave --packing out, or use another --strategy",
             unchanged="nothing was changed",
         )
 

@@ -1,10 +1,10 @@
-"""What can be told of an adapter before it is trained: penalties, sizes, steps."""
+"""What is known of a training before it begins: penalties, sizes, steps, and whether they are enough."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,9 +16,12 @@ from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.sites import Site, sizes_of
 from lorabank.models.bases.targets import Targets, find_targets
 from lorabank.models.tasks.heads import build_head
-from lorabank.training.methods import TrainMethods, chosen_methods
+from lorabank.training.methods import TrainMethods, check_packing, chosen_methods
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.strategies.base import Strategy
+
+FEW_STEPS = 50
+"""Fewer optimizer steps are seldom enough to learn a task."""
 
 
 def resolve_penalties(config: TrainConfig, strategy: Strategy) -> list[tuple[str, float, Penalty]]:
@@ -96,7 +99,8 @@ def check_fit(base: OpenBase, config: TrainConfig, earlier: int = 0) -> None:
         earlier: How many adapters the bank was given before.
 
     Raises:
-        ConfigError: There is nothing to adapt, or a weight has the wrong shape for the start or the variant.
+        ConfigError: There is nothing to adapt, a weight has the wrong shape for the start or the variant, or the
+            strategy takes no packed rows.
         IncompatibleError: A saving does not fit the model.
     """
     _fitting(base, config, earlier)
@@ -108,6 +112,7 @@ def _fitting(base: OpenBase, config: TrainConfig, earlier: int) -> tuple[TrainMe
     head_modules = find_head_modules(model, set(), base.record.name) if has_head else ()
     targets = find_targets(model, config.target_modules, head_modules, config.first_layer)
     methods = chosen_methods(config)
+    check_packing(methods.strategy, config, earlier)
     for site in targets.sites:
         for method in (methods.start, methods.variant):
             if refusal := method.refusal(site, config.r, earlier):
@@ -147,6 +152,44 @@ def planned_steps(rows: int, config: TrainConfig) -> int:
 def steps_per_epoch(rows: int, config: TrainConfig) -> int:
     """Optimizer steps of one pass over so many rows."""
     return math.ceil(math.ceil(rows / config.batch_size) / config.gradient_accumulation_steps)
+
+
+def few_steps(rows: int, config: TrainConfig) -> str | None:
+    """What to type where a run over so many rows, or packs of them, has too few optimizer steps; else None."""
+    steps = planned_steps(rows, config)
+    if steps >= FEW_STEPS:
+        return None
+    counted = "1 optimizer step is very little" if steps == 1 else f"{steps} optimizer steps are few"
+    told = f"{counted}, and a task is seldom learnt in fewer than {FEW_STEPS}"
+    if config.max_steps is not None:
+        return f"{told}: --max-steps {FEW_STEPS} or more"
+    epochs = -(-FEW_STEPS // planned_steps(rows, replace(config, epochs=1.0)))
+    longer = planned_steps(rows, replace(config, epochs=float(epochs)))
+    smaller = {size: planned_steps(rows, replace(config, batch_size=size)) for size in range(1, config.batch_size)}
+    enough = max((size for size, found in smaller.items() if found >= FEW_STEPS), default=None)
+    batch = f", --batch-size {enough} gives {smaller[enough]}" if enough else ""
+    return f"{told}: --epochs {epochs} gives {longer} steps{batch}"
+
+
+def warmup_steps(steps: int, warmup: float) -> int:
+    """Steps of a warm-up that is a number of steps or, below 1, a share of them."""
+    return int(warmup) if warmup >= 1 else math.ceil(steps * warmup)
+
+
+def check_warmup(steps: int, config: TrainConfig) -> None:
+    """Refuse a warm-up that is not shorter than a training of so many steps.
+
+    Raises:
+        ConfigError: The learning rate would never reach its value.
+    """
+    warmup = warmup_steps(steps, config.warmup)
+    if 0 < warmup >= steps:
+        raise ConfigError(
+            f"--warmup {config.warmup:g} takes {warmup} step{'s' * (warmup > 1)}, and the training has {steps}: the "
+            "learning rate would never reach its value",
+            hint="lower --warmup, or raise --epochs or --max-steps",
+            unchanged="nothing was changed",
+        )
 
 
 def schedule_of(config: TrainConfig) -> str:

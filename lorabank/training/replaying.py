@@ -61,6 +61,10 @@ class MixedTask:
         """The task type's loss, each row under its own head; with class weights, the weighted cross entropy."""
         if self._weights is not None:
             return self.mean(self._weighed, model, inputs)
+        return self.unweighted(model, inputs)
+
+    def unweighted(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """The task type's loss, each row under its own head and every label counted the same."""
         if self._selection is None:
             return self._type.loss(model, without_address(inputs))
         return mean_over_passes(partial(self._under_heads, self._type.loss), model, inputs)

@@ -48,7 +48,14 @@ from lorabank.training.loop.finished import check_finite, check_left, ranks_by_m
 from lorabank.training.loop.holding import Holding
 from lorabank.training.methods import chosen_methods, learning_rate
 from lorabank.training.penalties.base import Penalty
-from lorabank.training.planning import planned_steps, resolve_penalties, rows_apart, schedule_of
+from lorabank.training.planning import (
+    check_warmup,
+    few_steps,
+    planned_steps,
+    resolve_penalties,
+    rows_apart,
+    schedule_of,
+)
 from lorabank.training.replaying import MixedTask, keep_heads, kept_rows, memory_of
 from lorabank.training.tracking import TrackedArguments
 from lorabank.training.trainer import AdapterTrainer
@@ -102,6 +109,9 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     del earlier
     started = time.monotonic()
     fed = feed(job, base, task, rows, saved.loss, context.apart)
+    check_warmup(planned_steps(len(fed.lengths), config), config)
+    if told := few_steps(len(fed.lengths), config):
+        observer.notice(told)
     holding = held_out(job, base, task, len(fed.lengths), max_length, observer)
     trainer = _trainer(job, base, fed, penalties, groups, saved, live, holding, observer)
     observer.start(f"training ({config.strategy})", planned_steps(len(trainer.lengths), config))
@@ -155,6 +165,7 @@ def _context(
         objects=job.objects,
         batches=partial(batches, task, base, examples.rows, own, job.config.batch_size),
         loss=task.loss,
+        unweighted=task.unweighted,
         inputs=partial(inputs, task, base, examples.rows),
         mean=task.mean,
         weight=task.weight,

@@ -16,7 +16,7 @@ from lorabank.core.errors import LorabankError, NotFoundError
 from lorabank.core.records import CompositionRecord, EvaluationRecord
 from lorabank.core.shelves import METRICS, ROUTERS
 from lorabank.evaluation import thresholds as gating
-from lorabank.models.facts.curves import LearningCurve
+from lorabank.models.facts.curves import ROLE, LearningCurve
 from lorabank.workflows.results import MatrixReport
 
 if TYPE_CHECKING:
@@ -80,28 +80,35 @@ def save_csv(report: MatrixReport, path: Path) -> Path:
 def report(path: str | Path, target: Path) -> Path:
     """Write the HTML report of a bank; what was not measured is not in it."""
     from lorabank import __version__
-    from lorabank.evaluation.report import render_report
+    from lorabank.evaluation.report import MOST_CURVES, render_report
 
     bank = Bank.open(path)
     snapshot = bank.snapshot()
     made = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     measured = with_mistakes(bank, snapshot, stored_reports(bank, snapshot))
-    page = render_report(snapshot, measured, curves=curves_of(bank, snapshot), created_at=made, version=__version__)
+    curves, more = newest_curves(bank, snapshot, MOST_CURVES)
+    page = render_report(snapshot, measured, curves=curves, more_curves=more, created_at=made, version=__version__)
     with _writing(target):
         target.write_text(page, encoding="utf-8")
     return target
 
 
-def curves_of(bank: Bank, snapshot: Snapshot) -> dict[str, LearningCurve]:
-    """Task to how it was trained; a record that cannot be read is left out."""
+def newest_curves(bank: Bank, snapshot: Snapshot, most: int) -> tuple[dict[str, LearningCurve], bool]:
+    """Task to how it was trained, of the last tasks of which that is recorded, and whether it is of others too.
+
+    A record that cannot be read is left out; no more are read than are given.
+    """
     from lorabank.workflows.show import curve_of
 
     found: dict[str, LearningCurve] = {}
-    for task in snapshot.tasks:
+    for task in reversed(snapshot.tasks):
+        adapter = snapshot.adapter_of(task.name)
+        if len(found) == most and ROLE in adapter.objects:
+            return found, True
         with suppress(LorabankError):
-            if (curve := curve_of(bank, snapshot.adapter_of(task.name))) is not None:
+            if len(found) < most and (curve := curve_of(bank, adapter)) is not None:
                 found[task.name] = curve
-    return found
+    return found, False
 
 
 def with_mistakes(bank: Bank, snapshot: Snapshot, reports: Sequence[MatrixReport]) -> list[MatrixReport]:

@@ -37,6 +37,7 @@ def test_a_method_is_shown_with_the_command_that_chooses_it(run: Any) -> None:
     for name, chosen in (
         ("full", "sequence run, which measures it if full is among the strategies of the file"),
         ("dora", "add-task --variant dora"),
+        ("adafactor", "add-task --optimizer adafactor"),
         ("nf4", "init --quantise nf4"),
         ("lqer", "init --quantise QUANTISER+lqer"),
         ("layered", "compose --mode routed --router layered"),

@@ -14,7 +14,7 @@ from lorabank_cli.main import main
 
 from lorabank import api
 from lorabank.core.config import AdviseConfig, InitConfig
-from lorabank.core.errors import ConfigError, DivergedError
+from lorabank.core.errors import ConfigError, DivergedError, NotFoundError
 from lorabank.core.observer import SilentObserver
 from lorabank.workflows.learning import advise as advising
 from tests.contract.conftest import Lab
@@ -162,6 +162,48 @@ def test_the_time_is_kept_though_the_first_candidate_fails(lab: Lab, copy, monke
     advice = api.advise(copy("olora", 1), lab.settings("two", epochs=6.0, learning_rate=1e-3), how)
     assert advice.left_out == {"lora from kaiming": "training diverged"}
     assert all(one.epochs < 1 for one in advice.trials)
+
+
+def test_a_candidate_that_fails_is_not_trained_again(lab: Lab, copy, monkeypatch) -> None:
+    train, failed = advising.add_task, []
+
+    def diverging(opened, name, config, **more):
+        if (config.variant, config.learning_rate) == ("lora", 1e-3):
+            failed.append(config.epochs)
+            raise DivergedError("training diverged")
+        return train(opened, name, config, **more)
+
+    monkeypatch.setattr(advising, "add_task", diverging)
+    how = AdviseConfig(variants=("lora",), starts=("kaiming",))
+    advice = api.advise(copy("olora", 1), lab.settings("two", epochs=2.0, learning_rate=1e-3), how)
+    assert len(failed) == 1
+    assert [one.learning_rate for one in advice.trials] == [2e-3]
+    assert advice.left_out == {"lora from kaiming": "training diverged"}
+
+
+def test_a_trial_has_its_share_of_the_warm_up(lab: Lab, copy, monkeypatch) -> None:
+    trained, train = [], advising.add_task
+
+    def noting(opened, name, config, **more):
+        trained.append((config.warmup, train(opened, name, config, **more)))
+        return trained[-1][1]
+
+    monkeypatch.setattr(advising, "add_task", noting)
+    how, bank = AdviseConfig(variants=("lora",), starts=("kaiming",)), copy("olora", 1)
+    advice = api.advise(bank, lab.settings("two", epochs=4.0, warmup=6.0), how)  # half of 12 steps
+    assert len(trained) == 3
+    assert all(warmup == added.adapter.steps // 2 for warmup, added in trained)
+    words = list(advice.again)
+    assert words[words.index("--warmup") + 1] == "6.0"
+    with pytest.raises(ConfigError, match=r"^--warmup 12 takes 12 steps, and the training has 12: the learning rate"):
+        api.advise(bank, lab.settings("two", epochs=4.0, warmup=12.0), how)
+    assert len(trained) == 3
+
+
+def test_rows_that_cannot_be_read_are_refused_as_such(lab: Lab, copy, tmp_path: Path) -> None:
+    how = AdviseConfig(variants=("lora",), starts=("kaiming",))
+    with pytest.raises(NotFoundError, match="no such file"):
+        api.advise(copy("olora", 1), lab.settings("two", data=str(tmp_path / "nowhere.jsonl")), how)
 
 
 def test_test_rows_are_never_read(lab: Lab, copy, tmp_path: Path) -> None:

@@ -156,6 +156,38 @@ def test_a_packed_task_is_learnt_in_fewer_sequences(make_lab: Any, tmp_path: Pat
     assert again.adapter.digest == added.adapter.digest
 
 
+def test_the_dry_run_packs_the_rows_that_are_trained_on_again(make_lab: Any, tmp_path: Path) -> None:
+    lab, bank, told = make_lab("llama"), tmp_path / "bank", Told()
+    settings = {"strategy": "replay", "packing": True, "max_length": 64}
+    lab.add(bank, "one", max_steps=1, **settings)
+    plan = api.plan_task(bank, "two", lab.settings("two", **settings))
+    added = lab.add(bank, "two", told, **settings)
+    assert added.adapter.metrics["rows_replayed"] > 0
+    assert (added.adapter.metrics["packs"], added.adapter.steps) == (plan.packs, plan.steps)
+    assert plan.few_steps in told.notices
+    alone = api.plan_task(bank, "two", lab.settings("two", **(settings | {"strategy": "olora"})))
+    assert alone.packs < plan.packs
+
+
+def test_a_saving_is_not_packed_with(make_lab: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--packing keeps the loss of each row") as caught:
+        make_lab("llama").add(tmp_path / "bank", "one", packing=True, savings=("gradient-checkpointing",), data="none")
+    assert caught.value.hint == "leave --packing or --saving out"
+    assert not (tmp_path / "bank").exists()
+
+
+def test_a_warm_up_as_long_as_the_training_is_refused(make_lab: Any, tmp_path: Path) -> None:
+    lab, bank = make_lab("bert"), tmp_path / "bank"
+    for act in (
+        lab.add,
+        lambda path, name, **more: api.plan_task(path, name, lab.settings(name, **more), api_init(lab)),
+    ):
+        with pytest.raises(ConfigError, match=r"^--warmup 100 takes 100 steps, and the training has 6:") as caught:
+            act(bank, "one", warmup=100)
+        assert caught.value.unchanged == "nothing was changed"
+    assert not bank.exists()
+
+
 def api_init(lab: Lab) -> Any:
     from lorabank.core.config import InitConfig
 
@@ -179,9 +211,13 @@ def test_what_means_nothing_for_the_model_is_refused(make_lab, tmp_path, kind, s
 @pytest.mark.parametrize("strategy", ["lwf", "der", "olora-distil"])
 def test_a_loss_of_single_rows_is_not_packed(make_lab, tmp_path, strategy: str) -> None:
     lab, bank = make_lab("llama"), tmp_path / "bank"
-    lab.add(bank, "one", strategy=strategy)
-    with pytest.raises(ConfigError, match=f"strategy '{strategy}' computes the loss of single rows"):
-        lab.add(bank, "two", strategy=strategy, packing=True)
+    lab.add(bank, "one", strategy=strategy, packing=True, max_steps=1)  # there is nothing to compare with yet
+    nowhere = {"strategy": strategy, "packing": True, "data": str(tmp_path / "nowhere.jsonl")}  # no row is read
+    refused = f"strategy '{strategy}' computes the loss of single rows"
+    with pytest.raises(ConfigError, match=refused):
+        lab.add(bank, "two", **nowhere)
+    with pytest.raises(ConfigError, match=refused):
+        api.plan_task(bank, "two", lab.settings("two", **nowhere))
     assert [task.name for task in Bank.open(bank).snapshot().tasks] == ["one"]
 
 

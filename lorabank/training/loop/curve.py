@@ -12,9 +12,9 @@ _MOST = 256
 
 
 class CurveRecorder:
-    """Records a training while it runs; what it holds is a pure function of what it was told.
+    """Records a training while it runs; what it holds is a pure function of what it was given.
 
-    A step's loss may be told after the rate of later steps: a GPU's numbers are read late.
+    A step's loss may arrive after the rates of later steps, since a GPU's numbers are read late.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class CurveRecorder:
         self._rates[step] = learning_rate
 
     def loss(self, step: int, loss: float) -> None:
-        """The loss of a step; of one that was told already nothing is kept."""
+        """The loss of a step; a step that is recorded already keeps its first loss."""
         if step <= self._last or step not in self._rates:
             return
         self._last, rate = step, self._rates[step]
@@ -54,7 +54,7 @@ class CurveRecorder:
         }
 
     def resume(self, facts: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self._every, self._last = facts["every"], facts["last"]
         self._points, self._open = [list(point) for point in facts["points"]], list(facts["open"])
         self._rates = {int(step): rate for step, rate in facts["rates"].items()}

@@ -126,12 +126,12 @@ class Holding:
         return {"found": self._found, "best_step": self.best_step, "waited": self._waited}
 
     def resume(self, facts: Mapping[str, Any], best: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self._found = [(step, loss, accuracy) for step, loss, accuracy in facts["found"]]
         self.best_step, self._waited, self.best = facts["best_step"], facts["waited"], best
 
     def told(self) -> HeldOut | None:
-        """What was found; None where nothing was measured. Of very many measurements, the last ones and the best."""
+        """The measurements, of very many only the last ones and the best; None where nothing was measured."""
         kept = self._found[-MOST_POINTS + 1 :]
         kept = [one for one in self._found if one[0] == self.best_step and one not in kept] + kept
         if not kept:

@@ -24,13 +24,14 @@ class LossTerms:
         late: Whether the terms of a step are read when the next one ends.
 
     Attributes:
-        read: Name to value, of the last batch of the newest step that was read; empty before the first.
+        read: Name to value, the mean over the batches of the newest step that was read; empty before the first.
         step: The number of that step; 0 before the first.
     """
 
     def __init__(self, *, late: bool) -> None:
         self.read: dict[str, float] = {}
         self.step = 0
+        self._batches: dict[str, int] = {}
         self._late = late
         self._open: list[tuple[str, Tensor]] = []
         self._closed: tuple[int, Sequence[str], Tensor, torch.cuda.Event | None] | None = None
@@ -44,8 +45,6 @@ class LossTerms:
         if self._late:
             self._open.append((name, value.detach().float()))
             return
-        if name in self.read:
-            self.read = {}
         self._keep(step, name, float(value.detach()))
 
     def close(self, step: int) -> None:
@@ -76,12 +75,15 @@ class LossTerms:
         (step, names, values, ready), self._closed = self._closed, None
         if ready is not None:
             ready.synchronize()
-        self.read = {}
         for name, value in zip(names, values.tolist(), strict=True):
             self._keep(step, name, value)
 
     def _keep(self, step: int, name: str, value: float) -> None:
-        self.read[name], self.step = value, step
+        if step != self.step:
+            self.read, self._batches, self.step = {}, {}, step
+        batch = self._batches[name] = self._batches.get(name, 0) + 1
+        before = self.read.get(name, 0.0)
+        self.read[name] = before + (value - before) / batch
         if not math.isfinite(value):
             raise DivergedError(
                 f"training diverged at step {step}: "

@@ -142,7 +142,7 @@ def _logits(model: nn.Module, ids: Tensor, positions: Tensor, columns: Tensor) -
 
 
 def check_packable(model: Any, name: str) -> None:
-    """Refuse a model in which rows of a pack would change each other, or that cannot be told where they begin.
+    """Refuse a model in which rows of a pack would change each other, or that takes no positions of tokens.
 
     Args:
         model: The base.

@@ -71,7 +71,7 @@ def fixed_attention(model: PreTrainedModel) -> IncompatibleError | None:
         return None
     return IncompatibleError(
         f"{type(model).__name__} computes its attention by itself ({own}), where nothing can be changed",
-        hint="another --saving, or none",
+        hint="choose another --saving, or none",
         unchanged="nothing was changed",
     )
 

@@ -34,8 +34,8 @@ class Branch(NamedTuple):
     Attributes:
         name: Full name of its last linear layer.
         end: That layer.
-        attention: Whether it is an attention, and no feed-forward network.
-        weights: Numbers in the matrices of its linear layers, so its work for a token but for a factor.
+        attention: Whether it is an attention and not a feed-forward network.
+        weights: Numbers in the matrices of its linear layers, to which its work for a token is proportional.
         adapted: Whether it holds a layer of the adapter.
     """
 
@@ -47,7 +47,7 @@ class Branch(NamedTuple):
 
 
 def unknown_branches(model: nn.Module, adapted: Collection[str] = ()) -> IncompatibleError | None:
-    """Why the branches of a model cannot be told: none is known, or none of them is adapted. None where they can.
+    """Why no branch of a model can be used: none is known, or none is adapted. None where one can be used.
 
     Args:
         model: With or without an adapter's layers.
@@ -56,8 +56,9 @@ def unknown_branches(model: nn.Module, adapted: Collection[str] = ()) -> Incompa
     if any(branch.adapted for branch in branches_of(model, adapted)):
         return None
     return IncompatibleError(
-        f"it is not known where the layers of {type(model).__name__} add to their inputs, or nothing there is adapted",
-        hint="another --saving, or none",
+        f"lorabank does not know where the layers of {type(model).__name__} add to their inputs, or nothing there is "
+        "adapted",
+        hint="choose another --saving, or none",
         unchanged="nothing was changed",
     )
 

@@ -28,6 +28,7 @@ class Strategy:
             strategy), or all.
         mixed: Whether these rows are part of each epoch; else the strategy passes them itself (`TrainContext.memory`).
         heads: Whether it asks the heads of all earlier tasks, also where no row of theirs is trained on again.
+        single_rows: Whether its loss is one of single rows after the first task; packed rows are refused then.
         answers: What answers for a task that later tasks follow: ``"own"``, its own adapter, or ``"newest"``, the last
             one that was trained on top of it. By default its own where each task is trained alone: earlier adapters
             are off, and no rows of earlier tasks are trained on again.
@@ -45,6 +46,7 @@ class Strategy:
     replay: Literal["none", "reservoir", "all"] = "none"
     mixed: bool = True
     heads: bool = False
+    single_rows: bool = False
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     answers: Literal["own", "newest"] | None = None

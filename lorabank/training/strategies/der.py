@@ -63,6 +63,7 @@ DER = _DER(
     "continued",
     replay="reservoir",
     mixed=False,
+    single_rows=True,
     needs=(ROLE,),
     about="A single adapter is trained on every task in turn, held at stored logits and labels of earlier rows.",
     paper="DER++, arXiv 2004.07211",

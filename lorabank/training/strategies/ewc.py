@@ -56,7 +56,8 @@ class Consolidated(Strategy, ABC):
 class _EWC(Consolidated):
     def importance(self, context: TrainContext, attached: Attached) -> Importance:
         """The diagonal of the empirical Fisher information."""
-        return diagonal_fisher(context.model, attached.layers, context.batches(), summed(context.loss))
+        loss = summed(context.negative_log_likelihood)
+        return diagonal_fisher(context.model, attached.layers, context.batches(), loss)
 
 
 def _rescaled(anchor: Anchor, layers: Mapping[str, LoraLinear]) -> Importance:

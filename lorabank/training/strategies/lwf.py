@@ -71,6 +71,7 @@ LWF = _LwF(
     "lwf",
     "continued",
     heads=True,
+    single_rows=True,
     about="A single adapter is trained on every task in turn, and keeps the old heads' answers on the new rows.",
     paper="LwF, arXiv 1606.09282",
 )

@@ -71,6 +71,7 @@ OLORA_DISTIL = _OLoraDistil(
     "active",
     "orthogonal",
     replay="reservoir",
+    single_rows=True,
     needs=(ROLE,),
     about="O-LoRA, and earlier rows are trained towards the answers that the model gave when it had learnt them.",
     paper="O-LoRA, arXiv 2310.14152; distillation on kept rows as in DER, arXiv 2004.07211",

@@ -156,13 +156,13 @@ class OnlineLora(Strategy):
 
     def record(self, context: TrainContext, attached: Attached) -> dict[str, bytes]:
         """The importance of the entries so far, on the hard ones of the context's rows."""
-        rows = list(_rows(context.batches(), _LOOKED_AT))
+        rows, loss = list(_rows(context.batches(), _LOOKED_AT)), context.negative_log_likelihood
         training = context.model.training
         context.model.eval()
         with torch.no_grad():
-            losses = [float(context.loss(context.model, row)) for row in rows]
+            losses = [float(loss(context.model, row)) for row in rows]
         hard = [rows[i] for i in hardest(losses, self.hard_rows)]
-        own = importance(context.model, attached.layers, hard, context.loss)
+        own = importance(context.model, attached.layers, hard, loss)
         context.model.train(training)
         if isinstance(attached, _Held) and attached.anchor:
             own = averaged(attached.anchor.importance, own, attached.plateaus + 1)

@@ -21,12 +21,13 @@ from lorabank.bank.objects.layout import Layout
 from lorabank.bank.upkeep.backup import copy_bank
 from lorabank.core.commands import Command
 from lorabank.core.config import AdviseConfig, InitConfig, TrainConfig
-from lorabank.core.errors import ConfigError, LorabankError
+from lorabank.core.errors import ConfigError, IncompatibleError, LorabankError
 from lorabank.core.machine.memory import PeakMemory
 from lorabank.core.observer import Observer, SilentObserver
 from lorabank.core.shelves import STARTS, VARIANTS
 from lorabank.core.showing import shown
 from lorabank.training.methods import chosen_strategy
+from lorabank.training.planning import check_warmup, warmup_steps
 from lorabank.workflows.learning.halving import Pace, Schedule, fitted, round_sizes, successive_halving
 from lorabank.workflows.learning.past import restart_command, typed
 from lorabank.workflows.learning.plan import plan_task
@@ -119,16 +120,15 @@ def advise(
     Args:
         opened: The bank; where there is none, the task would be its first.
         config: How the task would be trained. Its variant and start are not looked at, nor its evaluation rows, and
-            every trial takes the epochs of its round, without early stopping.
+            every trial takes the epochs of its round, without early stopping and with its share of the warm-up.
         how: The candidates and the time.
         init: Makes the bank where there is none.
         observer: Gets notices and the progress of each training.
 
     Raises:
-        ConfigError: No candidate can be trained.
+        ConfigError: No candidate can be trained, or the warm-up is not shorter than the training.
         DataError: The rows cannot be read.
     """
-    asked, config = config, replace(config, **_NOT_IN_TRIALS)
     candidates, left_out = _candidates(config, how)
     _sweep()
     with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as folder:
@@ -138,7 +138,7 @@ def advise(
     if not found:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:1])
         raise ConfigError(f"no candidate can be trained; {why}", unchanged="nothing was changed")
-    again = _again(asked, None if opened.exists else init, found[0])
+    again = _again(config, None if opened.exists else init, found[0])
     return Advice(trials.metric, trials.rows, tuple(found), again, left_out)
 
 
@@ -167,18 +167,21 @@ class _Trials:
     def __init__(
         self, opened: OpenBank, folder: Path, config: TrainConfig, init: InitConfig | None, observer: Observer
     ) -> None:
-        self._config, self._init, self._observer = config, init, observer
+        self._asked, self._config = config, replace(config, **_NOT_IN_TRIALS)
+        self._opened, self._init, self._observer = opened, init, observer
         self._folder, self._past = folder, folder / "past"
         if opened.exists:
             copy_bank(Layout(Path(opened.path)), self._past)
         self.left_out: dict[str, str] = {}
-        self.metric, self.rows, self._epoch = "", 0, 1
+        self.metric, self.rows, self._epoch, self._warmup = "", 0, 1, 0.0
 
     def run_all(self, candidates: Sequence[_Candidate], how: AdviseConfig) -> list[Trial]:
         """Successive halving within the time; the first candidate that trains shows how long a step takes."""
+        self._measure(candidates)
         warm = next((found for one in candidates if (found := self.run(one)) is not None), None)
         if warm is None:
             return []
+        candidates = [one for one in candidates if str(one) not in self.left_out]
         known = dict[tuple[_Candidate, float], Trial | None]()
         pace = Pace(self._epoch, warm.seconds / warm.steps, 0.0)
         schedule = self._fitting(len(candidates), pace, how)
@@ -197,6 +200,24 @@ class _Trials:
             return known[key] if key in known else self.run(*key)
 
         return successive_halving(candidates, schedule.reduction, run, _rank)
+
+    def _measure(self, candidates: Sequence[_Candidate]) -> None:
+        """The steps of an epoch, and the part of a training in which the learning rate rises.
+
+        Raises:
+            ConfigError: That part is the whole training.
+        """
+        for one in candidates:
+            planned = replace(self._config, variant=one.variant, start=one.start, epochs=1.0, warmup=0.0)
+            try:
+                self._epoch = plan_task(self._opened, _NAME, planned, self._init).steps
+            except (ConfigError, IncompatibleError) as error:
+                self.left_out[str(one)] = error.message
+                continue
+            steps = self._asked.max_steps or math.ceil(self._epoch * self._asked.epochs)
+            check_warmup(steps, self._asked)
+            self._warmup = warmup_steps(steps, self._asked.warmup) / steps
+            return
 
     def _fitting(self, candidates: int, pace: Pace, how: AdviseConfig) -> Schedule:
         return fitted(candidates, how.reduction, pace, seconds=60 * how.minutes, most=self._config.epochs)
@@ -218,19 +239,23 @@ class _Trials:
             self._observer.notice(f"--minutes {needed} would do for all {self._config.epochs:g} epochs")
 
     def run(self, one: _Candidate, epochs: float | None = None) -> Trial | None:
-        """Train one candidate; None where it cannot be trained, with the reason in ``left_out``.
+        """Train one candidate; None where it cannot be trained, with the reason in ``left_out``, or could not before.
 
         Args:
             one: The candidate.
             epochs: None for a few steps, which are not counted: the first training of a process also loads libraries,
                 and memory stays with the process that later trainings use again.
         """
-        config = replace(self._config, variant=one.variant, start=one.start, epochs=epochs or 1.0)
+        if str(one) in self.left_out:
+            return None
+        warming, epochs = epochs is None, epochs or min(self._config.epochs, _WARM / self._epoch)
+        # rounded down, so that every trial has a step at the whole rate
+        warmup = float(int(self._warmup * math.ceil(self._epoch * epochs)))
+        config = replace(self._config, variant=one.variant, start=one.start, epochs=epochs, warmup=warmup)
         with self._copy() as bank:
             try:
                 plan = plan_task(OpenBank(bank), _NAME, config, self._init)
-                if epochs is None:
-                    self._epoch, epochs = plan.steps, min(self._config.epochs, _WARM / plan.steps)
+                if warming:
                     self._observer.notice(f"warming up with a few steps of {one}, which are not counted")
                 else:
                     self._observer.notice(f"training {one}, {epochs:.2g} epochs")
@@ -239,7 +264,7 @@ class _Trials:
                 added = add_task(
                     OpenBank(bank),
                     _NAME,
-                    replace(config, learning_rate=rate, epochs=epochs),
+                    replace(config, learning_rate=rate),
                     init=self._init,
                     resume=False,
                     restart=False,

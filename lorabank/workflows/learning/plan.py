@@ -30,9 +30,17 @@ def plan_task(
     """What ``add_task`` would do; nothing is trained, written or loaded but the tokenizer and the base's shapes."""
     from lorabank.training.loop.packing import packs
     from lorabank.training.methods import check_here, chosen_methods, filled_in
-    from lorabank.training.planning import check_fit, plan_adapter, planned_steps, resolve_penalties, rows_apart
-    from lorabank.workflows.learning.advice import characters_per_token, few_steps, poor_fit
-    from lorabank.workflows.learning.replayed import rows_before
+    from lorabank.training.planning import (
+        check_fit,
+        check_warmup,
+        few_steps,
+        plan_adapter,
+        planned_steps,
+        resolve_penalties,
+        rows_apart,
+    )
+    from lorabank.workflows.learning.advice import characters_per_token, poor_fit
+    from lorabank.workflows.learning.replayed import read_replayed, replayed_lengths, rows_before
 
     check_here(config)
     exists = opened.exists
@@ -53,8 +61,13 @@ def plan_task(
     lengths = sorted(examples.lengths)
     left_out = frozenset(rows_apart(len(examples.rows), config, len(snapshot.by_position) if snapshot else 0))
     passed = [length for i, length in enumerate(examples.lengths) if i not in left_out]
-    packed = packs(passed, adapter.max_length) if config.packing else None
-    entries = len(passed) + strategy.in_epoch(rows_before(snapshot)) if packed is None else len(packed)
+    again, packed = strategy.in_epoch(rows_before(snapshot)), None
+    if config.packing:
+        replayed = read_replayed(opened.bank, snapshot, strategy) if snapshot and again else ()
+        passed += [min(length, config.max_length) for length in replayed_lengths(base, replayed)]
+        packed = packs(passed, adapter.max_length)
+    entries = len(passed) + again if packed is None else len(packed)
+    check_warmup(planned_steps(entries, config), config)
     per_token = characters_per_token(base, data)
     known = known_rows(opened.bank, snapshot, data.eval, SilentObserver()) if snapshot else {}
     penalties = {penalty: weight for penalty, weight, _ in resolve_penalties(config, strategy)}

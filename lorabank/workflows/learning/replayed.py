@@ -9,7 +9,9 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.errors import ConfigError
 from lorabank.core.records import AdapterRecord
+from lorabank.core.shelves import TASK_TYPES
 from lorabank.data.rows import Rows
+from lorabank.models.bases.open_base import OpenBase
 
 if TYPE_CHECKING:
     from lorabank.training.context import TaskFact
@@ -60,6 +62,15 @@ def read_replayed(bank: Bank, snapshot: Snapshot, strategy: Strategy) -> tuple[R
             said = rows.texts, rows.labels, form.labels, form.template, form.max_length, head
             replayed.append(Replayed(*said, place=place))
     return tuple(replayed)
+
+
+def replayed_lengths(base: OpenBase, replayed: Sequence[Replayed]) -> list[int]:
+    """Tokens of each row that is trained on again, in the order of a training."""
+    from lorabank.models.tasks.task_types import Examples
+    from lorabank.training.replaying import add_replayed
+
+    task_type = TASK_TYPES.load(base.record.task_type)()
+    return list(add_replayed(task_type, base.tokenizer, Examples((), (), 0), replayed).lengths)
 
 
 def read_objects(bank: Bank, earlier: Sequence[AdapterRecord], strategy: Strategy) -> Mapping[str, Sequence[TaskFact]]:

@@ -201,19 +201,16 @@ def _train(
     from lorabank.training.reservoir import kept_numbers
     from lorabank.training.run import train_adapter
     from lorabank.workflows.assemble import read_stack
-    from lorabank.workflows.learning.advice import characters_per_token, few_steps, poor_fit
-    from lorabank.workflows.learning.replayed import read_objects, read_replayed, rows_before
+    from lorabank.workflows.learning.advice import characters_per_token, poor_fit
+    from lorabank.workflows.learning.replayed import read_objects, read_replayed
 
     if not task_kind(snapshot.base.task_type).labelled:
         observer.notice(as_asked(data))
     bank, earlier, strategy = opened.bank, earlier_adapters(snapshot), chosen_strategy(config)
-    rows = len(data.train) + strategy.in_epoch(rows_before(snapshot))
     before = head_before(snapshot, config.head)
     labels, replayed = grown_labels(before, data.labels), read_replayed(bank, snapshot, strategy)
-    few = None if config.packing else few_steps(rows, config)  # the number of packs is not known yet
-    for advice in (few, poor_fit(characters_per_token(opened.base, data))):
-        if advice:
-            observer.notice(advice)
+    if advice := poor_fit(characters_per_token(opened.base, data)):
+        observer.notice(advice)
     job = TrainJob(
         base=opened.base,
         config=config,
@@ -338,13 +335,16 @@ def _given(
     """
     if config is None:
         return None
-    from lorabank.training.planning import check_fit, plan_adapter
+    from lorabank.training.planning import check_fit, check_warmup, plan_adapter, planned_steps
+    from lorabank.workflows.learning.replayed import rows_before
 
     check_here(config)
     config = filled_in(config)
     base = future_base(opened, config, init, observer)
     check_fit(base, config, len(earlier_adapters(before)))
     data = load_data(config, base)
+    most = len(data.train) + chosen_strategy(config).in_epoch(rows_before(before))  # packs are fewer than their rows
+    check_warmup(planned_steps(most, config), config)
     if before is None:  # no bank is made on a base that cannot be trained
         plan_adapter(base, config, len(data.labels))
     return config, data

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from lorabank.core import shelves
+from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.methods import methods
 from lorabank.core.shelf import Shelf
@@ -40,6 +42,23 @@ def test_other_packages_add_by_entry_points(shelf: Shelf) -> None:
 @pytest.mark.parametrize("shelf", SHELVES, ids=lambda shelf: shelf.plural)
 def test_every_entry_can_be_imported(shelf: Shelf) -> None:
     assert [name for name, entry in shelf.items() if entry is None] == []
+
+
+@pytest.mark.parametrize("config", [InitConfig, TrainConfig, ComposeConfig, EvalConfig], ids=lambda one: one.__name__)
+def test_a_shelf_says_which_option_chooses_its_entries(config: type) -> None:
+    commands = {InitConfig: "init", TrainConfig: "add-task", ComposeConfig: "compose", EvalConfig: "eval"}
+    chosen = {field.name: field.metadata["among"] for field in fields(config) if field.metadata["among"] is not None}
+    assert chosen
+    for name, shelf in chosen.items():
+        if isinstance(shelf, Shelf) and name != "head_from":  # a router is chosen by compose
+            command, words = shelf.chosen.split(" ", 1)
+            assert command == commands[config]
+            option = name.removesuffix("s") if name in ("savings",) else name
+            assert words.endswith(f"--{option.replace('_', '-')} {{name}}")
+
+
+def test_every_other_shelf_needs_no_words_or_has_them() -> None:
+    assert {shelf.plural for shelf in SHELVES if not shelf.chosen} == {"sites", "formats", "metrics"}
 
 
 @pytest.mark.usefixtures("installed")

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.models.bases.resolving import folder_of
+from lorabank.models.facts.fisher import fisher_from_bytes
 from lorabank.training.loop.class_weights import balanced
 from lorabank.training.replaying import MixedTask
 from lorabank.training.run import train_adapter
@@ -101,6 +102,21 @@ def test_a_saving_with_a_loss_of_its_own_weighs_too(job, recorder, quiet, alpha:
         train_adapter(made, observer)
         losses.append(observer.values[0]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(("strategy", "role"), [("ewc", "importance"), ("online-lora", "importance in the stream")])
+def test_importances_are_of_the_likelihood_whatever_the_weights(
+    job, recorder, quiet, strategy: str, role: str
+) -> None:
+    """Of a model that does not move; the hard rows of a stream are the same ones too."""
+    found = []
+    for weights in ("none", "balanced"):
+        settings = {"strategy": strategy, "class_weights": weights, "set": ("online-lora.hard_rows=4",)}
+        made = rare(job, weights, on=quiet, batch_size=22, **(settings | STILL))
+        found.append(fisher_from_bytes(train_adapter(made, recorder()).objects[role]))
+    assert any(bool(value.any()) for value in found[0].B.values())
+    for name, value in found[0].B.items():
+        torch.testing.assert_close(found[1].B[name], value, rtol=1e-4, atol=0)
 
 
 def test_rows_of_earlier_tasks_count_one() -> None:

@@ -36,7 +36,7 @@ def test_a_step_is_read_when_the_next_one_ends() -> None:
     tell(terms, 1, ("loss", 1.0), ("loss", 2.0), ("norm", 0.5))
     assert terms.read == {}
     tell(terms, 2, ("loss", 3.0))
-    assert terms.read == {"loss": 2.0, "norm": 0.5}
+    assert terms.read == {"loss": 1.5, "norm": 0.5}
     terms.settle()
     terms.settle()
     assert terms.read == {"loss": 3.0}
@@ -58,6 +58,31 @@ def test_read_at_once_each_batch_begins_anew() -> None:
     assert terms.read == {"loss": 3.0}
     with pytest.raises(DivergedError, match=r"diverged at step 3: loss = 2\.0, norm = nan"):
         tell(terms, 3, ("loss", 2.0), ("norm", math.nan))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_loss_of_a_step_is_the_mean_over_its_batches(late: bool) -> None:
+    terms = LossTerms(late=late)
+    for step, losses in ((1, (4.0, 1.0, 1.0)), (2, (0.25, 0.75))):
+        tell(terms, step, *(("loss", loss) for loss in losses), ("norm", 0.5))
+        terms.settle()
+        assert terms.read == {"loss": sum(losses) / len(losses), "norm": 0.5}
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_curve_has_the_mean_of_accumulated_batches(train, recorder, late_terms, monkeypatch, late: bool) -> None:
+    """Of a model that does not move, 11 and 11 rows have the mean loss of all 22."""
+    if late:
+        late_terms()
+    still = {"learning_rate": 1e-30, "epochs": 1, "lora_dropout": 0.0}
+    whole = train(work="whole", batch_size=22, **still)
+    observer, loss, batches = recorder(), Classification.loss, []
+    monkeypatch.setattr(Classification, "loss", lambda *given: batches.append(loss(*given)) or batches[-1])
+    halves = train(observer, work="halves", batch_size=11, gradient_accumulation_steps=2, **still)
+    assert len(halves.curve.losses) == len(whole.curve.losses) == 1
+    assert halves.curve.losses == pytest.approx(whole.curve.losses, rel=1e-5)
+    assert halves.metrics["final_loss"] == halves.curve.losses[0]
+    assert abs(float(batches[-1].detach()) - halves.curve.losses[0]) > 1e-4, "the last batch alone would not be seen"
 
 
 def test_a_training_ends_with_the_same_bytes_and_terms(train, recorder, factors_of, monkeypatch) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from transformers import get_scheduler
 
 from lorabank.core.config import TrainConfig
-from lorabank.training.planning import planned_steps
-from lorabank.workflows.learning.advice import few_steps
+from lorabank.core.errors import ConfigError
+from lorabank.training.planning import check_warmup, few_steps, planned_steps
 
 STEPS = 18
 
@@ -69,3 +70,25 @@ def test_what_is_planned_is_what_is_trained() -> None:
     told = few_steps(100, TrainConfig(batch_size=8, max_steps=7))
     assert told == "7 optimizer steps are few, and a task is seldom learnt in fewer than 50: --max-steps 50 or more"
     assert few_steps(100, TrainConfig(batch_size=8, max_steps=50)) is None
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(18, 18), (400.0, 18), (0.9, 9), (0.1, 1), (1.0, 1)])
+def test_a_warm_up_that_is_the_whole_training_is_refused(warmup: float, steps: int) -> None:
+    """As transformers counts it, and one step more is enough."""
+    arguments = transformers.TrainingArguments("-", warmup_steps=warmup, report_to="none")
+    taken = arguments.get_warmup_steps(steps)
+    assert taken >= steps
+    with pytest.raises(
+        ConfigError, match=rf"^--warmup {warmup:g} takes {taken} steps?, and the training has {steps}:"
+    ):
+        check_warmup(steps, TrainConfig(warmup=warmup))
+    more = next(one for one in range(steps, 500) if arguments.get_warmup_steps(one) < one)
+    check_warmup(more, TrainConfig(warmup=warmup))
+    check_warmup(1, TrainConfig())
+
+
+def test_a_training_is_refused_whose_warm_up_is_as_long(train, recorder, tmp_path) -> None:
+    observer = recorder()
+    with pytest.raises(ConfigError, match="the learning rate would never reach its value"):
+        train(observer, warmup=18)
+    assert observer.started == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, NotFoundError, StorageError
 from lorabank.evaluation.confusion import LabelScores
 from lorabank.models.bases import open_base
-from lorabank.workflows.publish import stored_reports
+from lorabank.models.facts.curves import ROLE, LearningCurve
+from lorabank.workflows.publish import newest_curves, stored_reports
 from lorabank.workflows.results import MatrixReport
 
 
@@ -47,6 +49,28 @@ def test_every_gate_is_checked_on_every_report() -> None:
         ("backward_transfer", 0.0, True),
         ("average_accuracy", 0.5, False),
     ]
+
+
+def test_the_report_reads_the_curves_that_it_draws() -> None:
+    """Eight trainings, of which the sixth cannot be read and the seventh was not recorded."""
+    objects: list[dict[str, str]] = [{ROLE: f"{number}"} for number in range(8)]
+    objects[6] = {}
+    adapters = {f"t{number}": SimpleNamespace(objects=held) for number, held in enumerate(objects)}
+    snapshot: Any = SimpleNamespace(tasks=[SimpleNamespace(name=name) for name in adapters], adapter_of=adapters.get)
+    read: list[str] = []
+
+    def read_blob(digest: str) -> bytes:
+        read.append(digest)
+        curve = LearningCurve(every=1, steps=(1,), losses=(float(digest),), learning_rates=(0.1,))
+        return b"not a curve" if digest == "5" else curve.to_bytes()
+
+    bank: Any = SimpleNamespace(read_blob=read_blob)
+    found, more = newest_curves(bank, snapshot, 2)
+    assert {name: curve.losses for name, curve in found.items()} == {"t7": (7.0,), "t4": (4.0,)}
+    assert more
+    assert read == ["7", "5", "4"]
+    found, more = newest_curves(bank, snapshot, 6)
+    assert (sorted(found), more) == (["t0", "t1", "t2", "t3", "t4", "t7"], False)
 
 
 def test_what_was_not_measured_fails_its_gate() -> None:

@@ -258,7 +258,7 @@ def test_a_resumed_training_leaves_out_the_same(train, factors_of, recorder, var
 def test_a_model_whose_branches_are_not_known_is_refused(bases, monkeypatch: pytest.MonkeyPatch) -> None:
     for names in ("ATTENTIONS", "NETWORKS"):
         monkeypatch.setattr(f"lorabank.training.savings.branches.{names}", ("nothing",))
-    with pytest.raises(IncompatibleError, match=r"it is not known where the layers of .* add to their inputs"):
+    with pytest.raises(IncompatibleError, match=r"lorabank does not know where the layers of .* add to their inputs"):
         attached_to(load(bases, "bert"), "dropbp")
 
 

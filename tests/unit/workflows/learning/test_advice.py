@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from lorabank import api
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.observer import SilentObserver
-from lorabank.training.planning import planned_steps
-from lorabank.workflows.learning.advice import FEW_STEPS, few_steps, poor_fit
+from lorabank.training.planning import FEW_STEPS, few_steps, planned_steps
+from lorabank.workflows.learning.advice import poor_fit
 
 
 def test_sixty_rows_and_the_defaults() -> None:
