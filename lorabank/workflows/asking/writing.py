@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ def write(
 ) -> list[Written]:
     """Let a language model answer texts, each in its own state, form and manner.
 
+    A pass that fails where the model keeps no rows apart is made again, one state after the other. What was delivered
+    before is not asked again, and nothing is before the adapters are known to be called.
+
     Args:
         runtime: The model, a language model's.
         texts: n texts.
@@ -43,15 +47,59 @@ def write(
     if len(texts) > 1:
         with runtime.mixture.bare():  # measured in no state: the adapters of a batch would not fit its rows
             reads_on(runtime.base.model)
-    found: dict[int, Written] = {}
+    deliveries = [_Delivery(request) for request in requests]
 
-    def ask(rows: NDArray[np.int64], enter: Enter) -> list[Written]:
-        own = rows.tolist()
-        return answerer.write([texts[i] for i in own], [forms[i] for i in own], enter, [requests[i] for i in own])
+    def ask(rows: NDArray[np.int64], enter: Enter) -> None:
+        left = [place for place, i in enumerate(rows.tolist()) if deliveries[i].written is None]
+        own = rows[left].tolist()
+        check = cache(runtime.mixture.check_called)
+        asked = [deliveries[i].request(check) for i in own]
+        answerer.write(
+            [texts[i] for i in own],
+            [forms[i] for i in own],
+            lambda batch: enter([left[place] for place in batch]),
+            asked,
+        )
 
-    for rows, written in runtime.passes(plan, len(texts), ask):
-        found |= dict(zip(rows.tolist(), written, strict=True))
-    return [found[i] for i in range(len(texts))]
+    runtime.passes(plan, len(texts), ask)
+    return [one.written for one in deliveries if one.written is not None]
+
+
+class _Delivery:
+    """What was delivered of one answer.
+
+    Args:
+        asked: How the answer is generated, and who hears it.
+
+    Attributes:
+        written: The answer; None where it has not ended.
+    """
+
+    def __init__(self, asked: GenerationRequest) -> None:
+        self.written: Written | None = None
+        self._asked = asked
+        self._heard = 0
+
+    def request(self, check: Callable[[], None]) -> GenerationRequest:
+        """The request for a pass, which may not be the first; ``check`` is called before anything is delivered."""
+        begun, said = self._heard, 0
+
+        def hear(piece: str) -> None:
+            nonlocal said
+            check()
+            new = piece[max(0, begun - said) :]
+            said += len(piece)
+            if new and self._asked.hear is not None:
+                self._heard += len(new)
+                self._asked.hear(new)
+
+        def done(written: Written) -> None:
+            check()
+            self.written = written
+            if self._asked.done is not None:
+                self._asked.done(written)
+
+        return replace(self._asked, hear=hear if self._asked.hear else None, done=done)
 
 
 def requests_of(config: SamplingConfig, count: int) -> list[GenerationRequest]:
