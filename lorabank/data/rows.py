@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Rows:
         unit: What ``lines`` counts: ``"line"``, ``"entry"`` (of a JSON list) or ``"row"``.
         free: Whether ``labels`` are free completions, not labels of a list; no share of theirs is kept in a sample.
         left_out: The bad rows that are not among these; of all rows of a file.
+        bad_lines: Where these start.
         notes: How the file was read, where that is not plain; of all rows of a file.
     """
 
@@ -40,12 +42,19 @@ class Rows:
     unit: str = "row"
     free: bool = False
     left_out: LeftOut | None = None
+    bad_lines: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def told(self) -> tuple[str, ...]:
         """What its user should know about the file."""
         return (*self.notes, *([str(self.left_out)] if self.left_out else []))
+
+    @property
+    def numbers(self) -> list[int]:
+        """Which row of the file each is, from 0, bad ones counted; of all rows of a file."""
+        bad = sorted(self.bad_lines)
+        return [i + bisect(bad, line) for i, line in enumerate(self.lines)]
 
     def __len__(self) -> int:
         return len(self.texts)

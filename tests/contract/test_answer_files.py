@@ -20,7 +20,7 @@ from lorabank import api
 from lorabank.core.config import ComposeConfig, GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, DataError, ExistsError, NotFoundError
 from lorabank.workflows.asking import answer_rows
-from lorabank.workflows.asking import predict as predicting
+from lorabank.workflows.asking.questions import Prompts, Question
 
 TEXTS = ["a b c", "x, y; z", 'say "q"\nr s', "tab\there", "m n", "p q r s t"]
 ROWS = [{"id": f"00{i}", "text": text, "label": "mine", "row": i} for i, text in enumerate(TEXTS)]
@@ -187,15 +187,14 @@ def test_a_text_that_cannot_be_asked_is_named_by_its_row(
 ) -> None:
     """Also behind the first part; a chat template refuses texts that spell its control tokens."""
     monkeypatch.setattr(answer_rows, "PART", 4)
-    render = predicting._prompts
+    read = Prompts.routed
 
-    def refusing(base: Any, snapshot: Any, texts: list[str], tasks: Any) -> list[str]:
-        for place, text in enumerate(texts, start=1):
-            if text in ("m n", TEXTS[0]):
-                raise predicting.BadText(place, "a control token")
-        return render(base, snapshot, texts, tasks)
+    def refusing(prompts: Prompts, question: Question, tasks: Any) -> str:
+        if question.text in ("m n", TEXTS[0]):
+            raise DataError("a control token")
+        return read(prompts, question, tasks)
 
-    monkeypatch.setattr(predicting, "_prompts", refusing)
+    monkeypatch.setattr(Prompts, "routed", refusing)
     data = write(tmp_path / "in.csv", ROWS[1:])
     with pytest.raises(DataError, match=r"^row 4: a control token"):
         api.answer_file(routed, tmp_path / "out.csv", config=PredictConfig(data=str(data), task="one"))

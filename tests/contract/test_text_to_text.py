@@ -6,7 +6,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +92,15 @@ class Place:
         self.scores[name], self.notices[name] = result.score, told.notices
         return result
 
-    def merged(self) -> Any:
-        """Plain transformers with all adapters added, and its tokenizer."""
+    def merged(self, tasks: Collection[str] = tuple(TASKS)) -> Any:
+        """Plain transformers with all adapters added, or those of some tasks, and its tokenizer."""
         from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
         auto = AutoModelForSeq2SeqLM if self.kind == "t5" else AutoModelForCausalLM
         model = auto.from_pretrained(self.base).eval()
         snapshot = Bank.open(self.bank).snapshot()
         with torch.no_grad():
-            for task in snapshot.tasks:
+            for task in [one for one in snapshot.tasks if one.name in tasks]:
                 tensors = load_file(self.bank / "adapters" / task.adapter / "adapter_model.safetensors")
                 for key, a in tensors.items():
                     if ".lora_A." in key:
@@ -134,8 +134,8 @@ def encoded(place: Place, tokenizer: Any, prompt: str) -> list[int]:
     return ids if ids[:1] == [0] else [0, *ids]
 
 
-def plainly_generated(place: Place, prompt: str, tokens: int = 4) -> str:
-    model, tokenizer = place.merged()
+def plainly_generated(place: Place, prompt: str, tokens: int = 4, adapters: Collection[str] = tuple(TASKS)) -> str:
+    model, tokenizer = place.merged(adapters)
     ids = torch.tensor([encoded(place, tokenizer, prompt)])
     out = model.generate(ids, do_sample=False, max_new_tokens=tokens, eos_token_id=2, pad_token_id=1)[0]
     return str(tokenizer.decode(out[1 if place.kind == "t5" else ids.shape[1] :], skip_special_tokens=True).strip())

@@ -149,5 +149,6 @@ def read_cells(
         unit=table.unit,
         free=free,
         left_out=left_out,
+        bad_lines=tuple(line for line, _ in table.bad.rows),
         notes=sheet.notes,
     )

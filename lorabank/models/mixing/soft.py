@@ -11,7 +11,7 @@ whose gate is the router). Only the tasks that matter are asked: see `task_share
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +77,13 @@ def labelled(form: AnswerForm) -> bool:
     return form.scoring == HEAD or bool(SCORINGS.load(form.scoring).labelled)
 
 
-def answer_routed(runtime: Runtime, texts: Sequence[str], plan: Plan, heads: NDArray[np.int64]) -> Answers:
+def answer_routed(
+    runtime: Runtime,
+    texts: Sequence[str],
+    plan: Plan,
+    heads: NDArray[np.int64],
+    read: Callable[[int, int], str] | None = None,
+) -> Answers:
     """Answer texts that were routed.
 
     Args:
@@ -85,29 +91,33 @@ def answer_routed(runtime: Runtime, texts: Sequence[str], plan: Plan, heads: NDA
         texts: n texts.
         plan: Its route chooses the head of each text; with ``own_states`` the answers are soft.
         heads: Of each member the index of its head and form, ``[K]``.
+        read: Gives what member k reads of text i; where there is none, the text.
 
     Returns:
         The likeliest label of each text and its probability p(y|x).
     """
     assert plan.route is not None
+
+    def asked_of(rows: NDArray[np.int64], members: NDArray[np.int64]) -> list[str]:
+        pairs = zip(rows.tolist(), members.tolist(), strict=True)
+        return [read(i, k) if read else texts[i] for i, k in pairs]
+
     if plan.own_states is None:
-        return runtime.answer(texts, plan, heads[plan.route])
+        return runtime.answer(asked_of(np.arange(len(texts)), plan.route), plan, heads[plan.route])
     assert plan.weights is not None
     shares = shares_of(plan, heads, runtime.answerer.forms)
     several = (shares > 0).sum(1) > 1
     said, probabilities = [""] * len(texts), np.zeros(len(texts), np.float32)
     if (rows := np.flatnonzero(~several)).size:
         alone = runtime.answer(
-            [texts[i] for i in rows.tolist()], Plan(weights=plan.weights[rows]), heads[plan.route[rows]]
+            asked_of(rows, plan.route[rows]), Plan(weights=plan.weights[rows]), heads[plan.route[rows]]
         )
         probabilities[rows] = alone.probabilities
         for i, answer in zip(rows.tolist(), alone.said, strict=True):
             said[i] = answer
     asked, tasks = np.nonzero(shares * several[:, None])
     if asked.size:
-        found = runtime.label_shares(
-            [texts[i] for i in asked.tolist()], Plan(weights=plan.own_states[tasks]), heads[tasks]
-        )
+        found = runtime.label_shares(asked_of(asked, tasks), Plan(weights=plan.own_states[tasks]), heads[tasks])
         labels = [runtime.answerer.forms[head].labels for head in heads[tasks].tolist()]
         for pairs in np.split(np.arange(len(asked)), np.flatnonzero(np.diff(asked)) + 1):
             i = int(asked[pairs[0]])

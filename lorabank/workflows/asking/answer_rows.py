@@ -13,7 +13,8 @@ from lorabank.data.asked import AskedRows, given_rows, read_asked
 from lorabank.data.formats.readers import Reading
 from lorabank.data.row_files import form_of, row_writer
 from lorabank.exchange.safe_folders import check_new_file, new_file
-from lorabank.workflows.asking.predict import Answerer, BadText, answerer, checked_texts
+from lorabank.workflows.asking.predict import Answerer, answerer, checked_texts
+from lorabank.workflows.asking.questions import BadText
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import AnswersFile, Prediction
 
@@ -136,7 +137,8 @@ def _answers(
     good = [(row, text) for row in rows if (text := asked.texts[row]) is not None]
     while good:
         try:
-            return dict(zip((row for row, _ in good), ask([text for _, text in good]), strict=True))
+            numbers, texts = [row for row, _ in good], [text for _, text in good]
+            return dict(zip(numbers, ask(texts, numbers), strict=True))
         except BadText as error:
             row, _ = good.pop(error.place - 1)
             if not skip_bad:

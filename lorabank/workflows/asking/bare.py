@@ -28,8 +28,8 @@ _MOST = 131072
 
 def bare_answerer(
     opened: OpenBase, config: PredictConfig | GenerateConfig, observer: Observer
-) -> Callable[[Sequence[str]], tuple[Prediction, ...]]:
-    """What the base says to texts, each a user's turn in its chat template where it has one.
+) -> Callable[[Sequence[str], Sequence[int]], tuple[Prediction, ...]]:
+    """What the base says to texts of some numbers, each a user's turn in its chat template where it has one.
 
     The base is loaded with the first texts and stays.
 
@@ -71,10 +71,10 @@ def bare_answerer(
         )
         return TextAnswerer(loaded, base.task_type, (form,), config.batch_size)
 
-    def answer(texts: Sequence[str]) -> tuple[Prediction, ...]:
+    def answer(texts: Sequence[str], numbers: Sequence[int]) -> tuple[Prediction, ...]:
         with at_work("the bare base"), explained(answerer().base.model):
             (form,) = answerer().forms
-            requests = requests_of(config, len(texts))
+            requests = requests_of(config, numbers)
             written = answerer().write(texts, [form] * len(texts), lambda rows: None, requests)
         return tuple(_told(text, one.text) for text, one in zip(texts, written, strict=True))
 

@@ -17,7 +17,7 @@ from lorabank.compose.routed import known_for_heads
 from lorabank.compose.routers.ranking import Ranked
 from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import GenerateConfig, PredictConfig
-from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError, at_work
+from lorabank.core.errors import ConfigError, IncompatibleError, NotFoundError, at_work
 from lorabank.core.methods import with_settings
 from lorabank.core.observer import Observer
 from lorabank.core.records import AdapterRecord, CompositionRecord
@@ -28,35 +28,18 @@ from lorabank.data.formats.cells import BadCell, check_characters
 from lorabank.data.formats.readers import Reading
 from lorabank.data.loading import read_rows
 from lorabank.models.answering.base import Answers
-from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.mixing.runtime import Plan, Runtime
 from lorabank.workflows.asking.bare import BARE, bare_answerer
 from lorabank.workflows.asking.predictions import Say, found_tasks, given_task
+from lorabank.workflows.asking.questions import Prompts, UserTexts
 from lorabank.workflows.asking.writing import requests_of, write
-from lorabank.workflows.assemble import RuntimeSettings, adapters_in_order, holds_conversations, load_composer
+from lorabank.workflows.assemble import RuntimeSettings, adapters_in_order, load_composer
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import Prediction
 from lorabank.workflows.scored import all_members, state_plan
-from lorabank.workflows.task_data import ChatTemplate
 
-Answerer = Callable[[Sequence[str]], tuple[Prediction, ...]]
-"""Gives one answer for each text, in order."""
-
-
-class BadText(DataError):
-    """A text that no prompt can be made of.
-
-    Attributes:
-        place: Which of the texts, from 1.
-        problem: What is wrong with it.
-    """
-
-    def __init__(self, place: int, problem: str) -> None:
-        super().__init__(
-            f"text {place}: {problem}", hint="write it with a space inside", unchanged="nothing was changed"
-        )
-        self.place = place
-        self.problem = problem
+Answerer = Callable[[Sequence[str], Sequence[int]], tuple[Prediction, ...]]
+"""Gives one answer for each text, in order; the numbers of the texts in their call or file say how each draws."""
 
 
 def predict(
@@ -105,16 +88,18 @@ def _answer(
     """Answer the texts given and those of the file."""
     _check_base(opened.refresh(), config)
     texts = checked_texts(given)
+    numbers = list(range(len(texts)))
     if config.data:
         rows = read_rows(config.data, text_column=config.text_column, label_column=None, reading=Reading.of(config))
         for line in rows.told:
             observer.notice(line)
+        numbers += [len(texts) + number for number in rows.numbers]
         texts += rows.texts
     if not texts:
         generates = isinstance(config, GenerateConfig)
         command = Command("generate", "TEXT") if generates else Command("predict", "TEXT")
         raise ConfigError("there is no text to answer", hint="give texts, or --data FILE", commands=[command])
-    return answerer(opened, config, observer)(texts)
+    return answerer(opened, config, observer)(texts, numbers)
 
 
 def _check_base(snapshot: Snapshot, config: PredictConfig | GenerateConfig) -> None:
@@ -175,17 +160,21 @@ class _Asked:
         self._composition = composition
         self.notice: Callable[[str], None] = lambda message: None
 
-    def __call__(self, texts: Sequence[str]) -> tuple[Prediction, ...]:
+    def __call__(self, texts: Sequence[str], numbers: Sequence[int]) -> tuple[Prediction, ...]:
         """One answer for each text, in order."""
-        config, name, prompts = self._config, self._composition, list(texts)
-        if not getattr(config, "raw", False):
-            tasks = [config.task] if config.task else _tasks(self._snapshot, name)
-            prompts = _prompts(self._opened.base, self._snapshot, prompts, tasks)
+        config, name = self._config, self._composition
+        asked = UserTexts(self._prompts, texts, raw=getattr(config, "raw", False))
+        routed = asked.routed([config.task] if config.task else _tasks(self._snapshot, name))
+        say = partial(self._write, numbers) if isinstance(config, GenerateConfig) else None
         with at_work(f"composition {name!r}" if name else f"task {config.task!r}"):
             self._runtime.notice = self.notice
-            found = self._composed(prompts) if name else self._as_trained(prompts)
+            found = self._composed(asked, routed, say) if name else self._as_trained(asked, say)
         self._runtime.forget_features()  # the next texts are others, and there may be no end of them
-        return _with_texts(found, texts)
+        return found
+
+    @cached_property
+    def _prompts(self) -> Prompts:
+        return Prompts(self._opened.base, self._snapshot)
 
     @cached_property
     def _runtime(self) -> Runtime:
@@ -235,37 +224,32 @@ class _Asked:
         """The task's state as trained."""
         return state_plan(self._opened.bank, self._answering, self._runtime)
 
-    @property
-    def _say(self) -> Say | None:
-        """What answers in the place of the runtime."""
-        return None if isinstance(self._config, PredictConfig) else self._write
-
-    def _write(self, texts: Sequence[str], plan: Plan, heads: NDArray[np.int64]) -> Answers:
-        """Free text, whatever the scoring of the tasks."""
+    def _write(self, numbers: Sequence[int], texts: Sequence[str], plan: Plan, heads: NDArray[np.int64]) -> Answers:
+        """Free text in the place of what the runtime answers, whatever the scoring of the tasks."""
         assert isinstance(self._config, GenerateConfig)
         forms = [self._runtime.answerer.forms[head] for head in heads.tolist()]
-        written = write(self._runtime, texts, plan, forms, requests_of(self._config, len(texts)))
+        written = write(self._runtime, texts, plan, forms, requests_of(self._config, numbers))
         return Answers(tuple(one.text for one in written), np.full(len(texts), np.nan, np.float32))
 
-    def _as_trained(self, texts: Sequence[str]) -> tuple[Prediction, ...]:
+    def _as_trained(self, texts: UserTexts, say: Say | None) -> tuple[Prediction, ...]:
         owner = self._member(whose_head(self._own, self._answering).task)
         state = self._config.state or "now"
-        return given_task(self._runtime, texts, self._state, owner, self._members, state=state, say=self._say)
+        return given_task(self._runtime, texts, self._state, owner, self._members, state=state, say=say)
 
-    def _composed(self, texts: Sequence[str]) -> tuple[Prediction, ...]:
+    def _composed(self, texts: UserTexts, routed: Sequence[str], say: Say | None) -> tuple[Prediction, ...]:
         composer, own = self._loaded
         runtime, task, last = self._runtime, self._config.task, self._snapshot.tasks[-1].position
-        name, say = self._composition, self._say
+        name = self._composition
         if own[-1].grown and not composer.routed:
-            plan = composer.plan(last, texts)
+            plan = composer.plan(last, routed)
             return given_task(runtime, texts, plan, own[-1], self._members, composition=name, say=say)
         if task:
             chosen = self._member(task)
-            plan = _routed_to(chosen, runtime) if composer.routed else composer.plan(last, texts)
+            plan = _routed_to(chosen, runtime) if composer.routed else composer.plan(last, routed)
             return given_task(runtime, texts, plan, chosen, self._members, composition=name, say=say)
-        plan = composer.plan(last, texts)
+        plan = composer.plan(last, routed)
         if plan.route is None:
-            ranked = self._head_router(texts)
+            ranked = self._head_router(routed)
             plan = replace(plan, route=ranked.task, margin=ranked.margin)
         abstain = getattr(self._config, "abstain", None)
         return found_tasks(runtime, texts, plan, own, self._members, composition=name, abstain=abstain, say=say)
@@ -337,27 +321,8 @@ def _routed_to(member: Member, runtime: Runtime) -> Plan:
     return Plan(weights=state_weights(runtime.stack.names, dict.fromkeys(member.state, 1.0)))
 
 
-def _with_texts(predictions: Sequence[Prediction], texts: Sequence[str]) -> tuple[Prediction, ...]:
-    """The answers beside the texts as they were given, before a chat template was put around them."""
-    return tuple(replace(one, text=text) for one, text in zip(predictions, texts, strict=True))
-
-
 def _tasks(snapshot: Snapshot, composition: str | None) -> Sequence[str]:
     return snapshot.composition(composition).members if composition else [task.name for task in snapshot.tasks]
-
-
-def _prompts(base: OpenBase, snapshot: Snapshot, texts: list[str], tasks: Sequence[str]) -> list[str]:
-    """Texts as these tasks' rows were: a user's message in the chat template where all were conversations."""
-    if not all(holds_conversations(snapshot.task(task), snapshot.adapter_of(task)) for task in tasks):
-        return texts
-    render = ChatTemplate(base)
-    prompts = []
-    for place, text in enumerate(texts, start=1):
-        try:
-            prompts.append(render([{"role": "user", "content": text}]))
-        except BadCell as error:
-            raise BadText(place, error.problem) from error
-    return prompts
 
 
 def _routed(snapshot: Snapshot) -> list[CompositionRecord]:

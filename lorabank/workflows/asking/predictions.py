@@ -16,6 +16,7 @@ from lorabank.core.states import State
 from lorabank.models.answering.base import Answers
 from lorabank.models.mixing.runtime import Plan, Runtime
 from lorabank.models.mixing.soft import LEAST, answer_routed, shares_of
+from lorabank.workflows.asking.questions import UserTexts
 from lorabank.workflows.results import Prediction, RoutedPrediction
 
 Say = Callable[[Sequence[str], Plan, NDArray[np.int64]], Answers]
@@ -24,7 +25,7 @@ Say = Callable[[Sequence[str], Plan, NDArray[np.int64]], Answers]
 
 def given_task(
     runtime: Runtime,
-    texts: Sequence[str],
+    texts: UserTexts,
     plan: Plan,
     chosen: Member,
     members: Sequence[Member],
@@ -37,7 +38,7 @@ def given_task(
 
     Args:
         runtime: The model.
-        texts: n texts.
+        texts: n texts, of which each task reads what it learnt to read.
         plan: The state that answers.
         chosen: The task.
         members: Every task of the bank, by whose names adapters are told.
@@ -45,17 +46,18 @@ def given_task(
         composition: The composition that answers, if one does.
         say: What answers in the place of the runtime: by default each text gets a label, where its task has labels.
     """
-    answers = (say or runtime.answer)(texts, plan, np.full(len(texts), chosen.head, np.int64))
+    prompts = [texts.read_by(chosen, i) for i in range(len(texts))]
+    answers = (say or runtime.answer)(prompts, plan, np.full(len(texts), chosen.head, np.int64))
     adapters = adapters_of(plan, len(texts), runtime, members)
     return tuple(
         Prediction(text, *_said(answers, i), chosen.task, "given", adapters[i], state, composition)
-        for i, text in enumerate(texts)
+        for i, text in enumerate(texts.given)
     )
 
 
 def found_tasks(
     runtime: Runtime,
-    texts: Sequence[str],
+    texts: UserTexts,
     plan: Plan,
     own: Sequence[Member],
     members: Sequence[Member],
@@ -88,13 +90,20 @@ def found_tasks(
     heads, route = np.array([member.head for member in own], np.int64), plan.route.tolist()
     if say is not None:
         plan = replace(plan, own_states=None)
-    answers = say(texts, plan, heads[plan.route]) if say else answer_routed(runtime, texts, plan, heads)
+
+    def read(i: int, k: int) -> str:
+        return texts.read_by(own[k], i)
+
+    if say is None:
+        answers = answer_routed(runtime, texts.given, plan, heads, read)
+    else:
+        answers = say([read(i, k) for i, k in enumerate(route)], plan, heads[plan.route])
     if plan.own_states is not None:
         shares = shares_of(plan, heads, runtime.answerer.forms)
         plan = replace(plan, weights=(shares @ plan.own_states).astype(np.float32))
     adapters = adapters_of(plan, len(texts), runtime, members)
     found: list[Prediction] = []
-    for i, (text, k) in enumerate(zip(texts, route, strict=True)):
+    for i, (text, k) in enumerate(zip(texts.given, route, strict=True)):
         one = Prediction(text, *_said(answers, i), own[k].task, "routed", adapters[i], "composition", composition)
         found.append(one if plan.margin is None else _routed(one, float(plan.margin[i]), likely_tasks(plan, i, own)))
     if abstain is None or plan.posterior is None:

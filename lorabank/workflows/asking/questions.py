@@ -1,14 +1,17 @@
-"""Single questions to tasks and compositions of a bank, and what becomes of each: for callers that mix them."""
+"""Questions to tasks and compositions of a bank, what is read of each, and what becomes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from functools import cache, partial
+from typing import Literal, TypeVar
 
 from jinja2 import TemplateError
 
 from lorabank.bank.snapshot import Snapshot
+from lorabank.compose.base import Member
+from lorabank.core.config import SamplingConfig
 from lorabank.core.errors import DataError
 from lorabank.core.templates import ChatPrompt
 from lorabank.data.formats.cells import BadCell, check_characters
@@ -17,6 +20,8 @@ from lorabank.models.answering.replies import GenerationRequest, Written
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.workflows.assemble import holds_conversations
 from lorabank.workflows.task_data import ChatTemplate
+
+T = TypeVar("T")
 
 Message = Mapping[str, str]
 """``role`` (system, user or assistant) and ``content``."""
@@ -103,6 +108,7 @@ class Prompts:
     def __init__(self, base: OpenBase, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self._render = ChatTemplate(base)
+        self._conversations = cache(self._learnt_conversations)
 
     def routed(self, question: Question, tasks: Sequence[str]) -> str:
         """The text by which one of some tasks is found: the conversation where their rows were conversations.
@@ -114,7 +120,7 @@ class Prompts:
             try:
                 check_characters(message["content"])
             except BadCell as error:
-                raise _bad(error) from error
+                raise _bad(error, question) from error
         if not question.raw and all(self._conversations(task) for task in tasks):
             return self._rendered(question)
         return question.text
@@ -138,19 +144,81 @@ class Prompts:
             hint="send the user's message alone; a task that learns conversations takes them",
         )
 
-    def _conversations(self, task: str) -> bool:
+    def _learnt_conversations(self, task: str) -> bool:
         return holds_conversations(self._snapshot.task(task), self._snapshot.adapter_of(task))
 
     def _rendered(self, question: Question) -> str:
         try:
             return self._render(question.messages)
         except BadCell as error:
-            raise _bad(error) from error
+            raise _bad(error, question) from error
         except TemplateError as error:
             reason = " ".join(str(error).split())
-            raise DataError(f"the base's chat template does not take this conversation: {reason}") from error
+            raise DataError(
+                f"the base's chat template does not take this conversation: {reason}",
+                hint="a raw text passes the template by: generate --raw, or 'raw' of a completion",
+            ) from error
 
 
-def _bad(error: BadCell) -> DataError:
-    place = f"{error.place}: " if error.place else ""
+def _bad(error: BadCell, question: Question) -> DataError:
+    place = f"{error.place}: " if error.place and len(question.messages) > 1 else ""
     return DataError(f"{place}{error.problem}", hint=error.hint)
+
+
+class BadText(DataError):
+    """A text that no prompt can be made of.
+
+    Attributes:
+        place: Which of the texts, from 1.
+        problem: What is wrong with it.
+    """
+
+    def __init__(self, place: int, problem: str, hint: str | None) -> None:
+        super().__init__(f"text {place}: {problem}", hint=hint, unchanged="nothing was changed")
+        self.place = place
+        self.problem = problem
+
+
+class UserTexts:
+    """The texts of one call, each a message of the user.
+
+    Args:
+        prompts: What is read of a question.
+        texts: n texts.
+        raw: Whether each is a whole prompt, without a template.
+
+    Attributes:
+        given: The texts.
+    """
+
+    def __init__(self, prompts: Prompts, texts: Sequence[str], *, raw: bool) -> None:
+        self.given = tuple(texts)
+        self._prompts = prompts
+        request = GenerationRequest(SamplingConfig())
+        self._questions = [Question("", ({"role": "user", "content": text},), request, raw) for text in texts]
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def routed(self, tasks: Sequence[str]) -> list[str]:
+        """What a router reads of each, which finds one of some tasks.
+
+        Raises:
+            BadText: No prompt can be made of one.
+        """
+        return [_placed(i, partial(self._prompts.routed, one, tasks)) for i, one in enumerate(self._questions)]
+
+    def read_by(self, member: Member, i: int) -> str:
+        """What a task reads of text i, before the prompt template of its form is put around it.
+
+        Raises:
+            BadText: No prompt can be made of it.
+        """
+        return _placed(i, partial(self._prompts.prompt, self._questions[i], member.task, member.form))[0]
+
+
+def _placed(i: int, make: Callable[[], T]) -> T:
+    try:
+        return make()
+    except DataError as error:
+        raise BadText(i + 1, error.message, error.hint) from error

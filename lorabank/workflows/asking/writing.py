@@ -102,6 +102,6 @@ class _Delivery:
         return replace(self._asked, hear=hear if self._asked.hear else None, done=done)
 
 
-def requests_of(config: SamplingConfig, count: int) -> list[GenerationRequest]:
-    """How each of some answers of one call is generated: alike, but that each draws from a seed of its own."""
-    return [GenerationRequest(replace(config, seed=config.seed + i)) for i in range(count)]
+def requests_of(config: SamplingConfig, numbers: Sequence[int]) -> list[GenerationRequest]:
+    """How texts of some numbers in their call or file, from 0, are answered: each draws from a seed of its own."""
+    return [GenerationRequest(replace(config, seed=config.seed + number)) for number in numbers]

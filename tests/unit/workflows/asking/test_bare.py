@@ -12,10 +12,12 @@ import torch
 from lorabank import api
 from lorabank.bank.objects.layout import check_name
 from lorabank.core.commands import ADD_TASK, Command
-from lorabank.core.config import EvalConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
+from lorabank.core.config import EvalConfig, GenerateConfig, InitConfig, PredictConfig, SamplingConfig, TrainConfig
 from lorabank.core.errors import ConfigError, IncompatibleError, NotFoundError
 from lorabank.core.observer import SilentObserver
+from lorabank.workflows.asking import answer_rows
 from lorabank.workflows.asking.bare import BARE
+from tests.unit.models.answering.test_generating import drawn_by_hand
 
 TEXTS = ("What of rain?", "a", "And </s> of snow, hail and ice?")
 
@@ -146,3 +148,34 @@ def test_a_file_of_rows_gets_its_answers(make_language_model: Any, tmp_path: Pat
     answers = api.generate(bank, config=config)
     assert [one.text for one in answers] == list(TEXTS)
     assert answers == ask(bank, *TEXTS)
+
+
+def test_a_row_draws_by_its_seed_and_its_number_alone(
+    make_language_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever part or batch it is answered, and where a bad row before it is skipped; as by hand."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    bank, base = tmp_path / "bank", make_language_model()
+    api.init_bank(bank, InitConfig(base=str(base)))
+    texts = ["a", "What of rain?", "", "a", "ice", "a"]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base).eval(), AutoTokenizer.from_pretrained(base)
+    drawing = {"max_new_tokens": 6, "temperature": 1.5, "top_p": 0.9, "repetition_penalty": 1.2}
+    expected: list[str | None] = []
+    for number, text in enumerate(texts):
+        settings = SamplingConfig(**drawing, seed=5 + number)
+        prompt = tokenizer(f"<s><|user|>\n{text}</s>\n<|assistant|>\n", add_special_tokens=False)["input_ids"]
+        said = tokenizer.decode(drawn_by_hand(model, prompt, settings), skip_special_tokens=True).strip()
+        expected.append(said if text else None)
+    assert len({expected[0], expected[3], expected[5]}) == 3, "one prompt, three draws"
+    monkeypatch.setattr(answer_rows, "PART", 2)
+    for size in (1, 16):
+        config = GenerateConfig(
+            data=str(data), task="none", device="cpu", skip_bad=True, batch_size=size, seed=5, **drawing
+        )
+        api.answer_file(bank, tmp_path / "out.jsonl", config=config, overwrite=True)
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert [row["answer"] for row in rows] == expected
+    assert [one.label for one in api.generate(bank, config=config)] == [text for text in expected if text is not None]
