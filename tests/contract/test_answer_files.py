@@ -187,12 +187,12 @@ def test_a_text_that_cannot_be_asked_is_named_by_its_row(
 ) -> None:
     """Also behind the first part; a chat template refuses texts that spell its control tokens."""
     monkeypatch.setattr(answer_rows, "PART", 4)
-    read = Prompts.routed
+    routed_text = Prompts.routed
 
     def refusing(prompts: Prompts, question: Question, tasks: Any) -> str:
         if question.text in ("m n", TEXTS[0]):
             raise DataError("a control token")
-        return read(prompts, question, tasks)
+        return routed_text(prompts, question, tasks)
 
     monkeypatch.setattr(Prompts, "routed", refusing)
     data = write(tmp_path / "in.csv", ROWS[1:])

@@ -246,9 +246,7 @@ def test_generate_ends_before_a_stop_text(place: Place) -> None:
 def test_each_task_of_a_composition_reads_what_it_learnt_to_read(place: Place, tmp_path: Path) -> None:
     """A text that is sent to conversations stands in the chat template, one that is sent to pairs does not."""
     bank = Path(shutil.copytree(place.bank, tmp_path / "bank"))
-    api.compose(
-        bank, ComposeConfig(mode="routed", name="both", tasks="pairs,chat", router="kmeans", device="cpu")
-    )
+    api.compose(bank, ComposeConfig(mode="routed", name="both", tasks="pairs,chat", router="kmeans", device="cpu"))
     texts = ["What of sun?", "What of hail?", "Be short.\n\nTell me about rain", "user\nTell me about dew\nassistant"]
     config = GenerateConfig(composition="both", max_new_tokens=4, device="cpu")
     found = api.generate(bank, texts, config)
