@@ -8,15 +8,14 @@ y = W (x - m_t), the eigenvalues f_1 >= f_2 >= ... and eigenvectors u_j of W N_t
 
 (Woodbury; the directions behind the first k count as if each had the largest g_j among them). So k products of width d
 bound the score of a task, where the score itself takes about d of them. With k = 8 of 384 all tasks of a text take one
-small product, which rules out most of hundreds of tasks; with k = 96 all but a few of the others are. What a text by
-itself takes is the time in which the directions of all tasks are read, so the eight are held in 16 bits. Products are
-in float32. What they and the 16 bits round is bounded and added.
+small product, which rules out most of hundreds of tasks; with k = 96 all but a few of the others are. Products are in
+float32. What they round is bounded and added.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +25,6 @@ _DIRECTIONS = 96
 _FEW_DIRECTIONS = 8
 _BLOCK = 1 << 20  # numbers of a block of products
 _EPS = float(np.finfo(np.float32).eps)
-_SHORT_EPS = float(np.finfo(np.float16).eps)  # two roundings
-_TINY = float(np.finfo(np.float32).tiny)
 
 
 class Whitened(NamedTuple):
@@ -70,7 +67,7 @@ class Shortlist:
         self._squares = (centred**2).sum(1)
         self._longest = float(np.sqrt(self._squares.max()))
         self._many = _Directions(tasks, min(_DIRECTIONS, d // 2), d)
-        self._few = _ShortDirections(tasks, min(_FEW_DIRECTIONS, d // 2), d)
+        self._few = _Directions(tasks, min(_FEW_DIRECTIONS, d // 2), d)
         self._halves, self._rounding = np.empty(tasks), np.empty(tasks)
         for t, (covariance, half) in enumerate(covariances):
             above = self._whiten.T @ (covariance - shared) @ self._whiten
@@ -84,12 +81,11 @@ class Shortlist:
 
     def rough_bounds(self, texts: Whitened) -> NDArray[np.float64]:
         """[n, T] numbers that no score of n texts lies above, from few directions."""
-        return self._bounds(texts, self._few.share, self._few.along(texts, self._longest), slice(None))
+        return self._bounds(texts, self._few, slice(None))
 
     def bounds(self, texts: Whitened, task: int) -> NDArray[np.float64]:
         """[n] numbers that no score of one task lies above, from many directions."""
-        along = self._many.along(texts, task)[:, None]
-        return self._bounds(texts, self._many.share, along, slice(task, task + 1))[:, 0]
+        return self._bounds(texts, self._many, slice(task, task + 1))[:, 0]
 
     def whitened(self, rows: NDArray[np.float64]) -> Whitened:
         """What the bounds need of features [n, d], computed once for all tasks."""
@@ -98,13 +94,11 @@ class Shortlist:
         y[:, :-1] = whole
         return Whitened(y, (whole**2).sum(1))
 
-    def _bounds(
-        self, texts: Whitened, share: NDArray[np.float64], along: NDArray[np.floating[Any]], of: slice
-    ) -> NDArray[np.float64]:
+    def _bounds(self, texts: Whitened, directions: _Directions, of: slice) -> NDArray[np.float64]:
         y, squares = texts
         apart = 2 * (y[:, :-1] @ self._means[of].T) - self._squares[of] - squares[:, None]
         length = np.sqrt(squares) + self._longest
-        found = (share[of] * apart + along) / 2 - self._halves[of]
+        found = (directions.share[of] * apart + directions.along(texts, of)) / 2 - self._halves[of]
         return np.asarray(found + self._rounding[of] * (length**2)[:, None])
 
 
@@ -123,73 +117,19 @@ class _Directions:
 
     def put(self, task: int, g: NDArray[np.float64], u: NDArray[np.float32], mean: NDArray[np.float64]) -> None:
         """The directions of a task from all of them, the strongest last."""
-        directions, self.share[task] = _strongest(self.k, g, u)
+        beyond = g[-self.k - 1]
+        directions = (u[:, -self.k :] * np.sqrt(g[-self.k :] - beyond)).T
+        self.share[task] = 1 - beyond
         self._vectors[task, :, :-1] = directions
         self._vectors[task, :, -1] = -(directions @ mean)
 
-    def along(self, texts: Whitened, task: int) -> NDArray[np.float32]:
-        """Of n texts [n] the sum_j (g_j - g_{k+1}) (u_j . (y - m_t))^2 of a task."""
-        parts = texts.y @ self._vectors[task].T
-        return np.asarray(np.einsum("nk,nk->n", parts, parts))
-
-
-class _ShortDirections:
-    """The same in float16, of all tasks at once; what is lost by that is bounded.
-
-    With U the rows sqrt(g_j - g_{k+1}) u_j of a task, V what float16 makes of them and z = y - m_t,
-
-        |U z| <= |V y - V m_t| + |U - V| |z|,
-
-    and a product of V with y / |y|, rounded to float16 before and after it and summed in float32, is off by less than
-    (2 units of rounding + d of float32's) |V|, with Frobenius norms.
-
-    Attributes:
-        k: Their number.
-        share: float64 [T], 1 - g_{k+1}.
-    """
-
-    def __init__(self, tasks: int, k: int, d: int) -> None:
-        self.k = k
-        self.share = np.empty(tasks)
-        self._vectors = torch.empty((tasks * k, d), dtype=torch.float16)
-        self._shifts = torch.empty((tasks, k))  # V m_t
-        self._off = np.empty(tasks)  # by which |V z| may be off, for |y| + |m_t| = 1
-
-    def put(self, task: int, g: NDArray[np.float64], u: NDArray[np.float32], mean: NDArray[np.float64]) -> None:
-        """The directions of a task from all of them, the strongest last."""
-        directions, self.share[task] = _strongest(self.k, g, u)
-        short = torch.from_numpy(directions).half()
-        held, d = short.double().numpy(), len(mean)
-        self._vectors[task * self.k : (task + 1) * self.k] = short
-        self._shifts[task] = torch.from_numpy(held @ mean)
-        lost = np.linalg.norm(directions - held)
-        self._off[task] = lost + np.linalg.norm(held) * (_SHORT_EPS + 2 * (d + 4) * _EPS) + self.k * _EPS
-
-    def along(self, texts: Whitened, longest: float) -> NDArray[np.float64]:
-        """Of n texts [n, T] numbers that no sum_j (g_j - g_{k+1}) (u_j . (y - m_t))^2 lies above.
-
-        Args:
-            texts: n texts.
-            longest: The largest |m_t|.
-        """
-        lengths = np.sqrt(texts.squares)
-        y = torch.from_numpy(texts.y[:, :-1])
-        norms = torch.empty((len(y), len(self._shifts)), dtype=torch.float64)
-        several = max(1, _BLOCK // (self.k * max(y.shape)))
-        if len(y) == 1:  # reading 16 bits and multiplying them is one step
-            length = max(float(lengths[0]), _TINY)
-            parts = torch.mv(self._vectors, (y[0] / length).half()).float() * length
-            norms[0] = torch.linalg.vector_norm(parts.view_as(self._shifts) - self._shifts, dim=1)
-        else:
-            for first in range(0, len(self._shifts), several):
-                of = slice(first, first + several)
-                vectors = self._vectors[first * self.k : (first + several) * self.k].float()
-                parts = (y @ vectors.T).view(len(y), -1, self.k) - self._shifts[of]
-                norms[:, of] = torch.linalg.vector_norm(parts, dim=2)
-        return np.asarray((norms.numpy() + self._off * (lengths + longest)[:, None]) ** 2)
-
-
-def _strongest(k: int, g: NDArray[np.float64], u: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
-    """The rows sqrt(g_j - g_{k+1}) u_j of the k strongest directions, [k, d], and 1 - g_{k+1}."""
-    beyond = g[-k - 1]
-    return (u[:, -k:] * np.sqrt(g[-k:] - beyond)).T, float(1 - beyond)
+    def along(self, texts: Whitened, of: slice) -> NDArray[np.float32]:
+        """Of n texts [n, tasks] the sum_j (g_j - g_{k+1}) (u_j . (y - m_t))^2 of some tasks, in blocks."""
+        chosen, (n, width) = self._vectors[of], texts.y.shape
+        found = np.empty((n, len(chosen)), np.float32)
+        several = max(1, _BLOCK // (self.k * max(n, width)))
+        for first in range(0, len(chosen), several):
+            block = chosen[first : first + several]
+            parts = (texts.y @ block.reshape(-1, width).T).reshape(n, -1, self.k)
+            found[:, first : first + several] = np.einsum("ntk,ntk->nt", parts, parts)
+        return found

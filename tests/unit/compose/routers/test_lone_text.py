@@ -6,6 +6,8 @@ whose rows are all alike. Some texts lie far from all of them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ from lorabank.compose.routers.grams import BUCKETS, dense, of_text
 from lorabank.compose.routers.layered import Layered, LayeredRouter
 from lorabank.compose.routers.query import Query
 from lorabank.compose.routers.ranking import TIE
-from tests.unit.compose.routers.test_shortlist import all_scores
+from tests.unit.compose.routers.test_shortlist import all_scores, likely, statistics_of
 
 LAYERS, WIDTH, TEMPERATURE = (2, 4), 16, 5.0
 WORDS = ["win cash now", "a fine film", "order id 77", "hello @you", "Tür ändern", "call 0800", "", "x"]
@@ -168,18 +170,27 @@ def test_the_order_of_the_tasks_does_not_matter() -> None:
         np.testing.assert_allclose(found.posterior[:, order], again.posterior, atol=1e-9)
 
 
+def check_bounds(statistics: list[Any], own: float, lone: list[np.ndarray]) -> None:
+    """Also of texts so far away that nothing else counts."""
+    router = GaussianRouter(statistics, 0.1, own)
+    for text in (one.astype(np.float64) * scale for one in lone for scale in (1.0, -3.0, 0.0, 1e6)):
+        router.rank(text)
+        bounds = router._shortlist
+        assert bounds is not None
+        white, scores = bounds.whitened(text), all_scores(statistics, own, text)
+        closer = np.stack([bounds.bounds(white, task) for task in range(len(statistics))], 1)
+        for above in (bounds.rough_bounds(white), closer):
+            assert (above >= scores - 1e-7 * np.abs(scores)).all()
+
+
 @pytest.mark.parametrize("own", [0.02, 0.1, 1.0])
 def test_no_score_of_a_text_by_itself_lies_above_its_bound(own: float) -> None:
-    """Directions of 16 bits: also for texts so far away that 16 bits would not hold their features."""
     rows = hard_tasks()[:-1]  # with the last, nothing lies below every covariance where a task's own counts alone
-    statistics = [evidence(one).layers[2] for one in rows]
-    router = GaussianRouter(statistics, 0.1, own)
-    texts = [one[1][2][:1].astype(np.float64) * scale for one in rows for scale in (1.0, -3.0, 0.0, 1e6)]
-    for text in texts:
-        router.rank(text)
-        assert router._shortlist is not None
-        bounds, scores = (
-            router._shortlist.rough_bounds(router._shortlist.whitened(text)),
-            all_scores(statistics, own, text),
-        )
-        assert (bounds >= scores - 1e-7 * np.abs(scores)).all()
+    check_bounds([evidence(one).layers[2] for one in rows], own, [one[1][2][:1] for one in rows])
+
+
+@pytest.mark.parametrize("own", [0.02, 0.1, 1.0])
+def test_nor_where_tasks_have_fewer_rows_than_features(own: float) -> None:
+    """Most directions of such a task are those that it shares, and the few that are its own are not all kept."""
+    tasks = likely(20, 12, 96, apart=0.3, seed=9)
+    check_bounds([statistics_of(rows) for rows in tasks], own, [rows[:1] for rows in tasks[::2]])
