@@ -294,6 +294,14 @@ def test_settings_of_methods_are_checked_before_anything_is_done(
     assert not (copy / "new").exists()
 
 
+def test_a_strategy_that_takes_no_packed_rows_is_refused_before_the_first_task(copy: Path) -> None:
+    changed(copy / "letters.toml", ("[train]", "[train]\npacking = true"), ('["seqlora", "olora"]', '["der"]'))
+    changed(copy / "letters.toml", ('on = ["olora"]', 'on = ["der"]'))
+    with pytest.raises(ConfigError, match="strategy 'der' computes the loss of single rows after the first task"):
+        api.run_sequence(copy / "letters.toml", out=copy / "new")
+    assert not (copy / "new").exists()
+
+
 def test_more_seeds_strategies_and_compositions_go_on(copy: Path) -> None:
     more = 'mode = "manual"\non = ["olora"]\n\n[evaluation]'
     changed(
