@@ -254,5 +254,3 @@ def test_each_task_of_a_composition_reads_what_it_learnt_to_read(place: Place, t
     for text, one in zip(texts, found, strict=True):
         prompt = rendered(place, ("user", text)) if one.task == "chat" else text
         assert one.label == plainly_generated(place, prompt, adapters=one.adapters)
-    served = Asked(bank)(*(question("both", text) for text in texts))
-    assert [one.label for one in found] == [one.text for one in served if isinstance(one, Answered)]

@@ -108,16 +108,15 @@ def answer_routed(
     shares = shares_of(plan, heads, runtime.answerer.forms)
     several = (shares > 0).sum(1) > 1
     said, probabilities = [""] * len(texts), np.zeros(len(texts), np.float32)
-    if (rows := np.flatnonzero(~several)).size:
-        alone = runtime.answer(
-            asked_of(rows, plan.route[rows]), Plan(weights=plan.weights[rows]), heads[plan.route[rows]]
-        )
+    rows, (asked, tasks) = np.flatnonzero(~several), np.nonzero(shares * several[:, None])
+    prompts, soft = asked_of(rows, plan.route[rows]), asked_of(asked, tasks)  # what cannot be read is refused at once
+    if rows.size:
+        alone = runtime.answer(prompts, Plan(weights=plan.weights[rows]), heads[plan.route[rows]])
         probabilities[rows] = alone.probabilities
         for i, answer in zip(rows.tolist(), alone.said, strict=True):
             said[i] = answer
-    asked, tasks = np.nonzero(shares * several[:, None])
     if asked.size:
-        found = runtime.label_shares(asked_of(asked, tasks), Plan(weights=plan.own_states[tasks]), heads[tasks])
+        found = runtime.label_shares(soft, Plan(weights=plan.own_states[tasks]), heads[tasks])
         labels = [runtime.answerer.forms[head].labels for head in heads[tasks].tolist()]
         for pairs in np.split(np.arange(len(asked)), np.flatnonzero(np.diff(asked)) + 1):
             i = int(asked[pairs[0]])

@@ -22,6 +22,7 @@ from lorabank.models.answering.generating import write
 from lorabank.models.answering.replies import GenerationRequest, Written
 from lorabank.models.mixing.runtime import Plan, Runtime
 from lorabank.models.tasks.batches import Enter
+from lorabank.workflows.asking.writing import measure_reading_on
 
 TemplateLM: Any = import_module("lm_eval.api.model").TemplateLM
 _HARNESS: Any = import_module("lm_eval.utils")
@@ -128,6 +129,7 @@ class BankModel(TemplateLM):  # type: ignore[misc]  # it is an extra, and may no
                 strip=False,
             )
 
+        measure_reading_on(self._runtime, len(asked))
         plan = self._plan([context for context, _ in asked])
         for rows, found in self._runtime.passes(plan, len(asked), ask):
             for i, one in zip(rows.tolist(), found, strict=True):

@@ -44,9 +44,7 @@ def write(
     """
     answerer = runtime.answerer
     assert isinstance(answerer, TextAnswerer)
-    if len(texts) > 1:
-        with runtime.mixture.bare():  # measured in no state: the adapters of a batch would not fit its rows
-            reads_on(runtime.base.model)
+    measure_reading_on(runtime, len(texts))
     deliveries = [_Delivery(request) for request in requests]
 
     def ask(rows: NDArray[np.int64], enter: Enter) -> None:
@@ -63,6 +61,13 @@ def write(
 
     runtime.passes(plan, len(texts), ask)
     return [one.written for one in deliveries if one.written is not None]
+
+
+def measure_reading_on(runtime: Runtime, count: int) -> None:
+    """Find out whether prompts may share a batch, in no state: another batch's adapters would not fit the rows."""
+    if count > 1:
+        with runtime.mixture.bare():
+            reads_on(runtime.base.model)
 
 
 class _Delivery:

@@ -114,3 +114,15 @@ def test_without_states_the_route_answers() -> None:
     )
     assert answers.said == ("a by 2", "b by 0")
     assert runtime.soft == []
+
+
+def test_each_task_is_asked_what_it_reads_of_a_text() -> None:
+    runtime, heads = _Runtime(), np.arange(3)
+    asked = plan([[0.97, 0.03, 0.0], [0.5, 0.4, 0.1]])
+    answers = answer_routed(runtime, ["a", "b"], asked, heads, lambda i, k: f"{'ab'[i]} for {k}")
+    assert (runtime.hard, runtime.soft) == (["a for 0"], [("b for 0", 0), ("b for 1", 1)])
+    assert answers.said[0] == "a for 0 by 0"
+    hard = answer_routed(
+        _Runtime(), ["a", "b"], plan([[0.1, 0.9, 0.0]] * 2, soft=False), heads, lambda i, k: f"{i}{k}"
+    )
+    assert hard.said == ("01 by 1", "11 by 1")

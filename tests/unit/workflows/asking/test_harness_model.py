@@ -34,19 +34,33 @@ def bank_model(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module.BankModel
 
 
+class Bare:
+    """The block in which no adapters answer."""
+
+    within = False
+
+    def __enter__(self) -> None:
+        self.within = True
+
+    def __exit__(self, *_: object) -> None:
+        self.within = False
+
+
 @pytest.fixture
 def base(make_language_model) -> SimpleNamespace:
     folder = make_language_model("llama")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.eos_token
-    return SimpleNamespace(model=model, tokenizer=tokenizer)
+    return SimpleNamespace(model=model, tokenizer=tokenizer, bare=Bare())
 
 
 def asked(bank_model: Any, base: SimpleNamespace, limit: int) -> Any:
     def passes(plan: Any, count: int, ask: Any) -> Any:
         yield np.arange(count), ask(np.arange(count), lambda rows: None)
 
-    return bank_model(SimpleNamespace(base=base, batch_size=2, passes=passes), lambda texts: None, limit)
+    mixture = SimpleNamespace(bare=lambda: base.bare)
+    runtime = SimpleNamespace(base=base, batch_size=2, passes=passes, mixture=mixture)
+    return bank_model(runtime, lambda texts: None, limit)
 
 
 @pytest.mark.parametrize("limit", [4, 6, 9, 64])
@@ -76,13 +90,15 @@ def test_a_generation_reads_the_end_of_a_context_that_leaves_no_room(bank_model,
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, pad_token_id=1
             )
         said.append(base.tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True))
+    within: list[bool] = []
+    base.model.register_forward_hook(lambda *_: within.append(base.bare.within))
     assert model.generate_until([SimpleNamespace(args=(text, {"max_gen_toks": 4})) for text in texts]) == said
+    assert within.count(False) == 4, "what may share a batch is measured in no state"
     stop = said[0][2]
     (cut,) = model.generate_until([SimpleNamespace(args=(texts[0], {"max_gen_toks": 4, "until": ["never", stop]}))])
     assert cut == said[0][: said[0].index(stop)]
-    passes: list[int] = []
-    base.model.register_forward_hook(lambda *_: passes.append(1))
+    within.clear()
     asks = [{"max_gen_toks": 4, "until": ["", said[0][0]]}, {"max_gen_toks": 2, "until": "never"}]
     found = model.generate_until([SimpleNamespace(args=one) for one in zip(texts, asks, strict=True)])
     assert (found[0], said[1].startswith(found[1])) == ("", True)
-    assert len(passes) <= 2, "a batch of several lengths, whose first text ends at its stop"
+    assert len(within) <= 2, "a batch of several lengths, whose first text ends at its stop"
