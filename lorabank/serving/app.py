@@ -14,7 +14,7 @@ def make_app(served: Served, *, token: str | None = None, local: bool = False) -
 
     Args:
         served: The bank that answers.
-        token: What callers must bring.
+        token: What callers must send.
         local: Whether only calls by a loopback name are taken.
     """
     app = FastAPI(title="lorabank", docs_url=None, redoc_url=None, openapi_url=None)

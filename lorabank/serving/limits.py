@@ -36,7 +36,7 @@ class Gate:
     Args:
         app: The application.
         config: Limits.
-        token: What callers must bring; None for nothing.
+        token: What callers must send; None for nothing.
         local: Whether only calls to a loopback name are taken, and none that a browser makes for another site's page.
         meter: Counts.
 

@@ -139,7 +139,7 @@ class _Server(uvicorn.Server):
 
 
 def read_token(config: ServeConfig) -> str | None:
-    """What callers must bring; None for nothing.
+    """What callers must send; None for nothing.
 
     Raises:
         NotFoundError: There is no such file.

@@ -20,7 +20,7 @@ from lorabank.serving.metrics import Meter
 from lorabank.workflows.asking.questions import Question
 
 _SHOWN = 200
-_METHOD = "the path does not take this method: GET what is read, POST what is asked"
+_METHOD = "this path does not accept the method of the call; POST a question, GET anything else"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import threading
@@ -30,6 +31,7 @@ from tests.contract.test_loads import counts
 __all__ = ["counts"]
 
 CHAT = "/v1/chat/completions"
+GUIDE = (Path(__file__).parents[2] / "docs/serving.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,24 @@ def test_health_ready_and_metrics(here: Here) -> None:
     assert "made" not in here.get("/metrics").text
 
 
+def test_the_guide_s_call_and_answer(here: Here) -> None:
+    """The call is taken as it is shown, and the shown answer has the form of the real one."""
+    body = json.loads(re.findall(r"-d '(\{.*\})'", GUIDE)[0])
+    shown = json.loads(re.findall(r"```json\n(.*?)```", GUIDE, re.S)[0])
+    answer = here.post("/v1/classify", body)
+    assert answer.status_code == 200
+    real = answer.json()
+    assert list(shown) == list(real)
+    for one, other in zip(shown["data"], real["data"], strict=True):
+        assert list(one) == list(other)
+        assert list(one["lorabank"]) == list(other["lorabank"])
+    first, headers = shown["data"][0], dict(re.findall(r"^(x-lorabank-\S+): (.*)$", GUIDE, re.M))
+    assert set(headers) == {name for name in answer.headers if name.startswith("x-lorabank")}
+    assert headers["x-lorabank-task"] == first["lorabank"]["task"]
+    assert headers["x-lorabank-probability"] == f"{first['probability']:.6g}"
+    assert headers["x-lorabank-margin"] == f"{first['lorabank']['margin']:.6g}"
+
+
 # ----------------------------------------------------------------------------------------------------------- errors
 
 
@@ -197,7 +217,7 @@ def test_health_ready_and_metrics(here: Here) -> None:
         ("/v1/classify", {"model": "one", "input": ["a"] * 65}, 422, "at most 64 texts"),
         ("/v1/completions", {"model": "one", "prompt": ["a", "b"], "stream": True}, 422, "a stream answers one"),
         ("/v1/nowhere", {}, 404, "no such path"),
-        ("/health", {}, 405, "does not take this method"),
+        ("/health", {}, 405, "does not accept the method"),
     ],
 )
 def test_an_error_has_openai_s_form(here: Here, path: str, body: Any, status: int, message: str) -> None:

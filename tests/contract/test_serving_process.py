@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import threading
 import time
@@ -119,6 +120,19 @@ def test_a_conversation_with_every_endpoint(place: Place, client: openai.OpenAI)
     routed = client.post("/route", body={"model": "routed", "input": "What of ice?"}, cast_to=httpx.Response)
     assert routed.json()["data"][0]["task_id"] == "routed"
     assert client.get("/bank", cast_to=httpx.Response).json()["base"]["task_type"] == "CAUSAL_LM"
+
+
+def test_the_guide_s_program(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide = (Path(__file__).parents[2] / "docs/serving.md").read_text(encoding="utf-8")
+    program, shown = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", guide, re.S)[0]
+    monkeypatch.setattr(openai, "OpenAI", lambda base_url, api_key: client)
+    exec(program, {})
+    models, said = capsys.readouterr().out.split("\n", 1)
+    assert json.loads(models.replace("'", '"'))[:2] == ["labelled", "pairs"]
+    assert said.split()[-1] in models
+    assert [len(line.split()) for line in shown.splitlines()] == [3, 2]
 
 
 def test_errors_are_those_of_the_client(client: openai.OpenAI) -> None:

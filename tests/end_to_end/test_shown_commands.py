@@ -38,7 +38,7 @@ DOCUMENTS = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")} - GUIDES
 SEQUENCE = (ROOT / "docs/sequences.md").read_text(encoding="utf-8")
 ELSEWHERE = {
     "demo": ".ci/run runs the demo whole, tests/end_to_end/test_demo.py looks at what it left",
-    "serve": "tests/contract/test_serving.py asks a server",
+    "serve": "tests/contract/test_serving.py asks a server, and as docs/serving.md does",
     "--lm-eval": "tests/unit/workflows/asking/test_harness.py asks the harness",
     "--gguf-file": "tests/end_to_end/test_language_model.py converts the real file",
     "--enable-lora": "tests/unit/workflows/importing/test_import_loralib.py imports such a file on GPT-2",

@@ -72,6 +72,19 @@ def test_one_state_for_all_texts(folder, runtime, adapters, weights) -> None:
     check(found, [plainly(folder, runtime, adapters, weights, 1, text) for text in TEXTS])
 
 
+def test_the_mode_is_set_only_where_it_is_another(folder, runtime, adapters, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, model = Plan(weights=np.ones(2, np.float32)), runtime.base.model
+    assert not any(module.training for module in model.modules())
+    model.train()
+    found = runtime.answer(TEXTS, plan, 1)
+    expected = [plainly(folder, runtime, adapters, (1, 1), 1, text) for text in TEXTS]
+    check(found, expected)
+    assert any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    monkeypatch.setattr(model, "train", Mock())
+    check(runtime.answer(TEXTS, plan, 1), expected)
+    model.train.assert_not_called()
+
+
 def test_a_state_and_a_head_for_each_text(folder, runtime, adapters) -> None:
     weights = np.array([[1, 0], [0, 1], [1, 1], [0, 0], [0.5, -1], [0, 1]], np.float32)
     heads = np.array([0, 1, 1, 0, 1, 0])
