@@ -15,6 +15,7 @@ from lorabank.core.arguments import by_path, checked, texts_in_settings
 from lorabank.core.config import AdviseConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.observer import BARS, Observer
 from lorabank.workflows import publish
+from lorabank.workflows.carrying import hub
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import MatrixReport
 from lorabank.workflows.session import Session
@@ -82,13 +83,7 @@ def advise(
 
 @checked
 def open(path: str | Path) -> Session:
-    """Open a bank that stays open: the base model is loaded once for all that is done with it.
-
-    Raises:
-        NotFoundError: There is no bank.
-        IncompatibleError: Its schema is newer, or older and must be upgraded.
-        DamagedError: It cannot be read.
-    """
+    """Open a bank that stays open: the base model is loaded once for all that is done. Errors as of `Bank.open`."""
     session = Session(path)
     session.refresh()
     return session
@@ -105,6 +100,9 @@ compare = by_path(Session, Session.compare)
 predict = texts_in_settings(by_path(Session, Session.predict))
 generate = texts_in_settings(by_path(Session, Session.generate))
 answer_file = by_path(Session, Session.answer_file)
+
+push = by_path(OpenBank, hub.push)
+pull = by_path(Path, hub.pull)
 
 remove = by_path(Bank.open, Bank.remove)
 rename = by_path(Bank.open, Bank.rename)

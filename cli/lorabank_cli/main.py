@@ -45,6 +45,8 @@ COMMANDS = {
     "undo": ("undo:undo", "Undo the last change."),
     "export": ("export:export", "Write an adapter as a folder that PEFT and vLLM load."),
     "import": ("import_:import_adapter", "Add a LoRA adapter that was trained elsewhere."),
+    "push": ("push:push", "Send the bank, a task or a composition to a repository on the hub."),
+    "pull": ("pull:pull", "Fetch a bank from a repository on the hub."),
     "verify": ("verify:verify", "Check the bank's records and files."),
     "gc": ("gc:gc", "Delete files that nothing refers to."),
     "report": ("report:report", "Write one HTML file about the bank."),
@@ -67,7 +69,8 @@ SYNONYMS = {
     "rm": "remove",
     "delete": "remove",
     "infer": "predict",
-    "push": "export",
+    "upload": "push",
+    "download": "pull",
     "merge": "compose",
 }
 """What users of neighbouring tools type; the error names the verb."""

@@ -57,6 +57,8 @@ def test_every_verb_of_the_contract_is_there() -> None:
         "backup",
         "restore",
         "serve",
+        "push",
+        "pull",
     }
     assert {path.removeprefix("lorabank ") for path in VERBS} == promised
 

@@ -42,6 +42,8 @@ ELSEWHERE = {
     "--lm-eval": "tests/unit/workflows/asking/test_harness.py asks the harness",
     "--gguf-file": "tests/end_to_end/test_language_model.py converts the real file",
     "--enable-lora": "tests/unit/workflows/importing/test_import_loralib.py imports such a file on GPT-2",
+    "push": "tests/unit/workflows/carrying/test_hub.py sends to a hub in memory",
+    "pull": "tests/unit/workflows/carrying/test_hub.py fetches from it",
     "--merged": "tests/unit/workflows/carrying/test_export_whole.py loads such folders",
 }
 """What is run by another test, and by which."""

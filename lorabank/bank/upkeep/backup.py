@@ -23,7 +23,7 @@ from lorabank.bank.failures import database_error, reported
 from lorabank.bank.locks import bank_lock
 from lorabank.bank.objects.layout import ENTRIES, Layout
 from lorabank.bank.objects.manifest import read_manifest
-from lorabank.bank.objects.store import check_space
+from lorabank.bank.objects.store import adapter_problems, blob_problems, check_space
 from lorabank.bank.objects.sync import sync_folder
 from lorabank.bank.upkeep.copies import next_copy, rotate
 from lorabank.bank.upkeep.copy_in import Brought, bring
@@ -116,6 +116,38 @@ def copy_bank(source: Layout, folder: Path) -> BackupResult:
         install(draft, target)
         mended += put_manifest(target, source)
     return BackupResult(str(folder), brought.copied, len(tasks), (*brought.mended, *mended))
+
+
+@contextmanager
+def files_of_copy(source: Layout) -> Iterator[dict[str, Path]]:
+    """The files of which a copy of a whole bank consists, each checked: path in the bank to the file.
+
+    Nothing is copied but the database; no gc takes a file away before the block ends.
+
+    Raises:
+        DamagedError: A row or a file of the bank is damaged.
+    """
+    read_manifest(source)
+    with (
+        bank_lock(source.lock, exclusive=False),
+        reported(source.root, unchanged="the bank was not changed"),
+        draft_of(source, source.database) as draft,
+    ):
+        with closing(connect_to_write(draft)) as copy:
+            copy.execute("DELETE FROM operations")
+            live = live_files(SqliteView(copy))
+        lost, found = list[str](), {"bank.json": source.manifest, "bank.db": draft}
+        for digest, (task, files) in live.adapters.items():
+            folder = source.adapter(digest)
+            lost += [f"adapter {digest[:12]} of task {task}: {one}" for one in adapter_problems(folder, files)]
+            found |= {f"adapters/{digest}/{file.name}": folder / file.name for file in files}
+        for digest, file in live.blobs.items():
+            path = source.blob(digest)
+            lost += [f"{live.owners[digest]}: {one}" for one in blob_problems(path, file)]
+            found[f"blobs/{digest[:2]}/{digest}"] = path
+        if lost:
+            raise not_whole(source, Brought(0, (), tuple(lost)), unchanged="the bank", commands=[VERIFY])
+        yield found
 
 
 def not_whole(

@@ -153,7 +153,7 @@ def _asking(
     if notice is not None:
         notice(f"downloading {kind} {name}{f' ({file})' if file else ''} from {constants.ENDPOINT}")
     try:
-        with _no_hub_bars():
+        with no_hub_bars():
             yield
     except GatedRepoError as error:
         raise NotFoundError(f"{kind} {name!r} is gated on the hub", hint="hf auth login") from error
@@ -168,7 +168,8 @@ def _asking(
 
 
 @contextmanager
-def _no_hub_bars() -> Iterator[None]:
+def no_hub_bars() -> Iterator[None]:
+    """The hub's client shows no progress bars; they are put back at the end."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     shown = not are_progress_bars_disabled()

@@ -78,8 +78,12 @@ def export(
     tokenizer: bool,
     merged: bool | Literal["gguf"],
     dtype: str | None,
+    repository: str | None = None,
 ) -> ExportResult:
-    """Write a task or a manual composition as one PEFT folder, or merged into its base, whole or not at all."""
+    """Write a task or a manual composition as one PEFT folder, or merged into its base, whole or not at all.
+
+    With ``repository`` the folder's card is that of a repository on the hub.
+    """
     whole: Literal["--merged", "--gguf"] | None = ("--gguf" if merged == "gguf" else "--merged") if merged else None
     if check is not None and check not in SERVERS:
         raise ConfigError(f"--check {check!r} is unknown; there is {listed(list(SERVERS))}", unchanged=_UNCHANGED)
@@ -105,7 +109,8 @@ def export(
     else:
         state = state or "now"
         draft = _export_state(bank, snapshot, record, state)
-    facts = _facts(bank, snapshot, name, draft, target.name, tokenizer)
+    facts = _facts(bank, snapshot, name, draft, repository or target.name, tokenizer)
+    facts = replace(facts, repository=repository is not None)
     if whole:
         names, said = write_whole(target, draft.files, replace(facts, whole=whole), dtype=dtype)
         return ExportResult(str(target), names, "model", f"{draft.note}; {said}", state)

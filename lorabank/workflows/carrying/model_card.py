@@ -34,7 +34,7 @@ class Facts:
         note: What the folder holds, in one line.
         base: The base model.
         loads_as: What plain transformers loads it by.
-        folder: Name of the exported folder.
+        folder: Name of the exported folder; of a ``repository``, that on the hub.
         labels: In the order of a head's outputs; the answers of a language model's task.
         headless: Whether it is a classifier's adapter without a head.
         template: Prompt of a text, None where the text is the prompt.
@@ -46,6 +46,7 @@ class Facts:
         tokenizer: Whether the tokenizer lies in the folder.
         dora: Whether the folder is DoRA's.
         not_quantised: Linear layers that a quantised base keeps as they are, as `as_skipped` names them.
+        repository: Whether the folder is one on the hub.
         whole: The option by which the folder holds the base with the adapter in it; None of an adapter.
     """
 
@@ -65,6 +66,7 @@ class Facts:
     tokenizer: bool = False
     dora: bool = False
     not_quantised: Sequence[str] = ()
+    repository: bool = False
     whole: Literal["--merged", "--gguf"] | None = None
 
 
@@ -84,13 +86,13 @@ def card(facts: Facts) -> bytes:
         ("trained by", facts.strategy),
         *((f"score on {task}", score) for task, score in facts.scores.items()),
     ]
-    table = [f"| {_markdown(name)} | {_markdown(value)} |" for name, value in rows if value]
+    table = [f"| {as_markdown(name)} | {as_markdown(value)} |" for name, value in rows if value]
     code = _snippet(facts)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", code)), default=0))
     parts = [
         _front_matter(facts),
-        f"# {_markdown(facts.name)}",
-        f"{_what(facts)}, written by lorabank {__version__}: {_markdown(facts.note)}.",
+        f"# {as_markdown(facts.name)}",
+        f"{_what(facts)}, written by lorabank {__version__}: {as_markdown(facts.note)}.",
         "\n".join(["| | |", "| --- | --- |", *table]),
         "## How to load it",
         f"{fence}{'shell' if facts.whole == '--gguf' else 'python'}\n{code}\n{fence}",
@@ -114,6 +116,12 @@ def scores_of(report: MatrixReport, row: int, tasks: Sequence[str]) -> dict[str,
     return found
 
 
+def name_on_hub(base: BaseModelRecord) -> str | None:
+    """The hub's name of a base model; None of one that is not known to be there."""
+    name = "/".join(base.name.split("/")[:2]) if base.source == "gguf" else base.name
+    return name if base.source != "local" and _HUB_ID.fullmatch(name) else None
+
+
 def _what(facts: Facts) -> str:
     kind = "DoRA" if facts.dora else "LoRA"
     return f"A model with a {kind} adapter merged into its weights" if facts.whole else f"A {kind} adapter"
@@ -121,15 +129,13 @@ def _what(facts: Facts) -> str:
 
 def _front_matter(facts: Facts) -> str:
     """What the hub reads; values in quotes, which YAML reads as JSON does."""
-    base = facts.base
-    name = "/".join(base.name.split("/")[:2]) if base.source == "gguf" else base.name
-    known = base.source != "local" and _HUB_ID.fullmatch(name) is not None
-    lines = [f"base_model: {json.dumps(name)}"] if known else []
+    name = name_on_hub(facts.base)
+    lines = [f"base_model: {json.dumps(name)}"] if name else []
     lines.append(f"library_name: {'gguf' if facts.whole == '--gguf' else 'transformers' if facts.whole else 'peft'}")
-    if (pipeline := task_kind(base.task_type).pipeline) is not None:
+    if (pipeline := task_kind(facts.base.task_type).pipeline) is not None:
         lines.append(f"pipeline_tag: {pipeline}")
     lines += ["tags:", *([] if facts.whole else ["- lora"]), "- lorabank"]
-    if known:
+    if name:
         relation = "finetune" if facts.whole else "adapter"
         lines.append(f"- {json.dumps(f'base_model:{relation}:{name}')}")
     return "\n".join(["---", *lines, "---"])
@@ -167,10 +173,13 @@ def _snippet(facts: Facts) -> str:
     packed = f", quantization_config={quantised}" if quantised else ""
     lines = [
         *(["import json", "from pathlib import Path", ""] if heads else []),
+        *(["from huggingface_hub import snapshot_download"] if facts.repository else []),
         "from peft import PeftModel",
         f"from transformers import {kind}, AutoTokenizer{', BitsAndBytesConfig' * bool(quantised)}",
         "",
-        f"adapter = {facts.folder!r}  # this folder",
+        f"adapter = snapshot_download({facts.folder!r})"
+        if facts.repository
+        else f"adapter = {facts.folder!r}  # this folder",
         f"base = {facts.loads_as!r}",
         *([_OTHERWISE, f"# {safe(facts.base.quantisation)}"] if ours and not quantised else []),
         *(['labels = json.loads(Path(adapter, "labels.json").read_text(encoding="utf-8"))'] if heads else []),
@@ -214,6 +223,6 @@ def _answer(facts: Facts) -> list[str]:
     ]
 
 
-def _markdown(text: object) -> str:
+def as_markdown(text: object) -> str:
     """Text from outside as plain text of a cell: no mark-up, no HTML, no line end."""
     return _MARKDOWN.sub(r"\\\1", safe(text))
