@@ -31,6 +31,28 @@ for name in [name for name in os.environ if name.startswith("LORABANK_") or name
     del os.environ[name]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked ``covering``, each value of its largest parameter is tried once; the rest is slow.
+
+    The values of its other parameters take turns.
+    """
+    tests: dict[str, list[pytest.Function]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("covering"):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for product in tests.values():
+        names = product[0].callspec.params
+        largest = max(names, key=lambda name: len({str(item.callspec.params[name]) for item in product}))
+        rows: dict[str, list[pytest.Function]] = {}
+        for item in product:
+            rows.setdefault(str(item.callspec.params[largest]), []).append(item)
+        for number, row in enumerate(rows.values()):
+            for item in row:
+                if item is not row[number % len(row)]:
+                    item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish() -> None:
     """Spare the collector libraries and tests: accelerate calls it after each training, a third of a small one."""
     gc.collect()

@@ -57,6 +57,7 @@ def test_one_adapter_is_itself(copy, adapters, by_hand, texts, merger: str) -> N
     assert answered(bank, texts, "merge") == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.covering
 def test_it_is_made_measured_and_exported(copy, adapters, by_hand, texts, merger: str, tmp_path: Path) -> None:
     bank = copy("isolated", 2)
     if merger in SHARED_A:

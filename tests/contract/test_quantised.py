@@ -77,7 +77,6 @@ def deltas(bank: Path, digest: str) -> dict[str, torch.Tensor]:
 
 METHODS = [
     {"strategy": "amlora"},
-    {"variant": "dora"},
     {"variant": "relora"},
     {"start": "pissa"},
     {"target_modules": "all-linear"},
@@ -86,7 +85,11 @@ METHODS = [
 
 @pytest.mark.parametrize(
     ("quantiser", "method"),
-    [*((name, {}) for name in QUANTISERS.table), *(("nf4", method) for method in METHODS)],
+    [
+        *((name, {}) for name in QUANTISERS.table),
+        ("nf4", {"variant": "dora"}),
+        *(pytest.param("nf4", method, marks=pytest.mark.slow) for method in METHODS),
+    ],
     ids=lambda one: one if isinstance(one, str) else "-".join(one.values()) or "olora",
 )
 def test_three_tasks_are_learnt_as_on_the_float_twin(lab: Lab, quantiser: str, method: Any, tmp_path: Path) -> None:

@@ -45,7 +45,13 @@ SMALL = {"qa-lora": ("qa-lora.group=8",)}
 PAIRS = [(v, s) for v in VARIANTS for s in STARTS if (v, s) != ("lora", "kaiming") and usual(v, s)]
 
 
-@pytest.fixture(params=PAIRS, ids="-".join)
+def _once(variant: str, start: str) -> Any:
+    """Every variant with the first start it takes, and every start with plain LoRA; all other pairs are slow tests."""
+    often = variant == "lora" or start == next(s for v, s in PAIRS if v == variant)
+    return pytest.param((variant, start), id=f"{variant}-{start}", marks=() if often else pytest.mark.slow)
+
+
+@pytest.fixture(params=[_once(*pair) for pair in PAIRS])
 def method(request: pytest.FixtureRequest) -> dict[str, str]:
     variant, start = request.param
     strategy = usual(variant, start)
@@ -212,6 +218,7 @@ def test_a_rank_that_the_start_has_not_is_refused_before_a_bank_is_made(lab: Lab
             run(old, "two", start="pissa", r=20, set=("pissa.components=next",))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("kind", "targets"), [("bert", "auto"), ("gpt2", "c_attn.q,c_attn.v")])
 def test_a_dry_run_tells_the_size_of_what_is_stored(
     make_lab, tmp_path: Path, method: dict[str, str], kind: str, targets: str

@@ -243,7 +243,12 @@ def hub(worlds: dict[str, Path]) -> Iterator[None]:
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("line", SHOWN)
+def _tried(line: str) -> object:
+    """``advise`` takes the time it is given; its own tests give it less."""
+    return pytest.param(line, marks=pytest.mark.slow) if line.startswith("advise ") else line
+
+
+@pytest.mark.parametrize("line", [_tried(line) for line in SHOWN])
 def test_the_command_works_as_it_is_shown(
     line: str, worlds: dict[str, Path], hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -33,6 +33,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"benchmarks.{name}.clock", lambda device: lambda: float(next(readings)))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("shape", ["tiny", "tiny-t5"])
 @pytest.mark.parametrize("name", RESULTS)
 def test_a_part_runs_on_the_cpu(name: str, shape: str, tmp_path: Path) -> None:

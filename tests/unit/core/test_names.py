@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,10 +54,13 @@ WORDS = {
 """Names that mean something else there: a split or a column of the data, a state under a gate, a field of a call."""
 
 
-def literals(file: Path) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.lineno, node.value
+@cache
+def literals(file: Path) -> tuple[tuple[int, str], ...]:
+    """Lines and values of its strings."""
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    return tuple(
+        (node.lineno, node.value) for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
 
 
 def own_files(shelf: Shelf) -> set[str]:
