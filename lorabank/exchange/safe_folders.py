@@ -30,13 +30,7 @@ def check_target(target: Path, bank: Path) -> None:
         if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
             what = "a link" if target.is_symlink() else "a folder with files" if target.is_dir() else "a file"
             raise ExistsError(f"{target} is {what}", hint="name a folder that does not exist", unchanged=_UNWRITTEN)
-        parent = target.parent
-        if not parent.is_dir():
-            raise NotFoundError(
-                f"there is no folder {parent}", hint=shlex.join(["mkdir", "-p", str(parent)]), unchanged=_UNWRITTEN
-            )
-        if target.resolve().is_relative_to(bank.resolve()):
-            raise ConfigError(f"{target} is inside the bank", hint="name a folder elsewhere", unchanged=_UNWRITTEN)
+        _check_around(target, bank, "folder")
 
 
 def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
@@ -105,13 +99,7 @@ def check_new_file(target: Path, bank: Path, *, overwrite: bool, read: str | Non
             raise ConfigError(f"{target} is the file that is read", hint="name another file", unchanged=_UNWRITTEN)
         if target.exists() and not overwrite:
             raise ExistsError(f"{target} already exists", hint="--overwrite replaces it", unchanged=_UNWRITTEN)
-        parent = target.parent
-        if not parent.is_dir():
-            raise NotFoundError(
-                f"there is no folder {parent}", hint=shlex.join(["mkdir", "-p", str(parent)]), unchanged=_UNWRITTEN
-            )
-        if target.resolve().is_relative_to(bank.resolve()):
-            raise ConfigError(f"{target} is inside the bank", hint="name a file elsewhere", unchanged=_UNWRITTEN)
+        _check_around(target, bank, "file")
 
 
 @contextmanager
@@ -184,3 +172,13 @@ def read_regular(
     if len(data) != status.st_size or after.st_mtime_ns != status.st_mtime_ns:
         refuse("was changed while it was read", "copy it when nothing writes to it any more")
     return data
+
+
+def _check_around(target: Path, bank: Path, what: str) -> None:
+    parent = target.parent
+    if not parent.is_dir():
+        raise NotFoundError(
+            f"there is no folder {parent}", hint=shlex.join(["mkdir", "-p", str(parent)]), unchanged=_UNWRITTEN
+        )
+    if target.resolve().is_relative_to(bank.resolve()):
+        raise ConfigError(f"{target} is inside the bank", hint=f"name a {what} elsewhere", unchanged=_UNWRITTEN)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from lorabank.algebra.stack import StackedFactors
-from lorabank.models.mixing.places import FIRST, Place, UnplacedError
+from lorabank.models.mixing.places import FIRST, ByRows, Place
 from lorabank.models.mixing.reading import LINEAR, Reads
 
 LAUNCH = 0.6e6
@@ -206,11 +206,8 @@ class PerSample:
         if not len(self.used):
             return out
         n, A, B = self._routes.rows.shape[0], self._factors.A, self._factors.B.T
-        place = self._place if n > 1 else FIRST
-        if place is None:
-            raise UnplacedError("adapters were chosen for each row, and the rows of a module are unknown")
-        whole = out if n > 1 else out[None]
-        inputs, sums = place.by_rows(x if n > 1 else x[None], n), place.by_rows(whole, n)
+        batch = ByRows(self._place, x, out, n, "adapters were chosen for each row")
+        inputs, sums = batch.inputs, batch.sums
         if self._shift is not None:
             add_gain(sums, self._shift.to(sums.dtype).unsqueeze(1), self._reads.bias)
         reads = self._reads
@@ -227,6 +224,5 @@ class PerSample:
         else:
             h = torch.bmm(inputs, A[form.index].mT).mul_(form.rows.unsqueeze(1))
             sums.baddbmm_(h, B[form.index])
-        if sums.data_ptr() != out.data_ptr():  # the samples are no neighbours
-            place.put_back(sums, whole)
+        batch.put_back()
         return out

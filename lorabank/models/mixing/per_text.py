@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lorabank.algebra.stack import StackedFactors
 from lorabank.models.gates.texts import TextWeights
-from lorabank.models.mixing.places import FIRST, Place, UnplacedError
+from lorabank.models.mixing.places import ByRows, Place
 from lorabank.models.mixing.reading import LINEAR, Reads
 
 
@@ -49,18 +49,13 @@ class PerText:
         Raises:
             UnplacedError: There are several texts, and the input is not known to be made of n parts.
         """
-        n = len(self._rows)
-        place = self._place if n > 1 else FIRST
-        if place is None:
-            raise UnplacedError("weights were chosen for each text, and the rows of a module are unknown")
-        whole = out if n > 1 else out[None]
-        inputs, sums = place.by_rows(x if n > 1 else x[None], n), place.by_rows(whole, n)
+        batch = ByRows(self._place, x, out, len(self._rows), "weights were chosen for each text")
+        inputs, sums = batch.inputs, batch.sums
         added = F.linear(self._reads.down(inputs, self._factors.A) * self._rows, self._factors.B)
         if self._shift is not None:
             bias = self._reads.bias
             plain = sums if bias is None else sums - bias
             added = added + self._shift.to(sums.dtype).unsqueeze(1) * plain
         sums.add_(added)
-        if sums.data_ptr() != out.data_ptr():  # the texts are no neighbours
-            place.put_back(sums, whole)
+        batch.put_back()
         return out

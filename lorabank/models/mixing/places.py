@@ -60,6 +60,38 @@ class UnplacedError(Exception):
     """A module's input does not show which part of it is which row's."""
 
 
+class ByRows:
+    """What a module reads and answers, row by row of a batch.
+
+    Args:
+        place: Where the rows are; None where that is unknown.
+        x: ``[..., d_in]``.
+        out: ``[..., d_out]``.
+        n: How many rows the batch has.
+        chosen: What was chosen for each of them, for the message.
+
+    Attributes:
+        inputs: ``[n, tokens, d_in]``.
+        sums: ``[n, tokens, d_out]``, to be changed in place; `put_back` writes it into ``out``.
+
+    Raises:
+        UnplacedError: There are several rows, and the input is not known to be made of n parts.
+    """
+
+    def __init__(self, place: Place | None, x: Tensor, out: Tensor, n: int, chosen: str) -> None:
+        place = place if n > 1 else FIRST
+        if place is None:
+            raise UnplacedError(f"{chosen}, and the rows of a module are unknown")
+        self._place, self._whole = place, out if n > 1 else out[None]
+        self.inputs = place.by_rows(x if n > 1 else x[None], n)
+        self.sums = place.by_rows(self._whole, n)
+
+    def put_back(self) -> None:
+        """Write the sums to where they came from, if they are a copy: the rows are no neighbours there."""
+        if self.sums.data_ptr() != self._whole.data_ptr():
+            self._place.put_back(self.sums, self._whole)
+
+
 def find_places(model: Any, layers: Mapping[str, nn.Module]) -> dict[str, Place] | None:
     """The place of the rows in the input of each module; None where a module's input is not made of rows.
 

@@ -65,10 +65,9 @@ class Asymmetric(Variant):
         Raises:
             ConfigError: See `refusal`.
         """
+        self.check_sites(context)
         r, A, B = context.config.r, {}, {}
         for site in context.sites:
-            if refusal := self.refusal(site, r, context.number):
-                raise refusal
             A[site.name] = self._rows(site, r)
             B[site.name] = torch.zeros(site.d_out, r, device=site.device)
         return FixedRows(LoraFactors(A, B, dict.fromkeys(context.targets, context.scaling)))

@@ -241,6 +241,12 @@ class Variant(ABC):
         """
         return None
 
+    def check_sites(self, context: TrainContext) -> None:
+        """Raise the `refusal` of the first site that has one."""
+        for site in context.sites:
+            if refusal := self.refusal(site, context.config.r, context.number):
+                raise refusal
+
     def rank(self, r: int) -> int:
         """The rank of the stored adapter at most, without what a start adds."""
         return r

@@ -62,12 +62,11 @@ class LoraXS(Variant):
         Raises:
             ConfigError: See `refusal`.
         """
+        self.check_sites(context)
         r, A, U = context.config.r, {}, {}
         skipped = self._skipped(r, context.number)
         taken = slice(skipped, skipped + r)
         for site in context.sites:
-            if refusal := self.refusal(site, r, context.number):
-                raise refusal
             left, S, right = torch.linalg.svd(site.weight(), full_matrices=False)
             A[site.name] = S[taken, None] * right[taken]
             U[site.name] = left[:, taken].contiguous()

@@ -60,10 +60,8 @@ class MELora(Variant):
         Raises:
             ConfigError: See `refusal`.
         """
+        self.check_sites(context)
         config = context.config
-        for site in context.sites:
-            if refusal := self.refusal(site, config.r, context.number):
-                raise refusal
         ranks = self.ranks(config.r)
         own = [lora_scaling(rank, config.lora_alpha, use_rslora=config.use_rslora) for rank in ranks]
         return _SideBySide(context.sites, ranks, [each / context.scaling for each in own], context.scaling)

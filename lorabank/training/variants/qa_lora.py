@@ -44,9 +44,7 @@ class QaLora(Variant):
         Raises:
             ConfigError: See `refusal`.
         """
-        for site in context.sites:
-            if refusal := self.refusal(site, context.config.r, context.number):
-                raise refusal
+        self.check_sites(context)
         begun, L = start.begin(context), self.group
         pooled = {site: a.view(len(a), -1, L).sum(-1) for site, a in begun.A.items()}
         return _Pooled(replace(begun, A=pooled), L)

@@ -48,10 +48,9 @@ class TriLora(Variant):
         Raises:
             ConfigError: See `refusal`.
         """
+        self.check_sites(context)
         r, A, B = context.config.r, {}, {}
         for site in context.sites:
-            if refusal := self.refusal(site, r, context.number):
-                raise refusal
             A[site.name] = nn.init.orthogonal_(torch.empty(r, site.d_in, device=site.device))
             B[site.name] = nn.init.orthogonal_(torch.empty(site.d_out, r, device=site.device))
         return SingularForm(LoraFactors(A, B, dict.fromkeys(context.targets, context.scaling)))

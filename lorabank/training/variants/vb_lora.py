@@ -75,9 +75,7 @@ class VBLora(Variant):
         Raises:
             ConfigError: See `refusal`.
         """
-        for site in context.sites:
-            if refusal := self.refusal(site, context.config.r, context.number):
-                raise refusal
+        self.check_sites(context)
         return VectorBank(context.sites, context.config.r, self)
 
     def rank(self, r: int) -> int:
