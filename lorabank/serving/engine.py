@@ -63,7 +63,8 @@ class Job:
         born: When it came, of the monotonic clock.
         ended: Whether `tell` was called with the last event.
         gone: Whether nobody waits for it any longer.
-        heard: Whether `tell` was called with a piece of text.
+        again: The text that was generated since the answer began, or began again.
+        heard: The text whose pieces `tell` was called with.
     """
 
     question: Question
@@ -74,7 +75,8 @@ class Job:
     born: float = field(default_factory=time.monotonic)
     ended: bool = False
     gone: bool = False
-    heard: bool = False
+    heard: str = ""
+    again: str = ""
 
     def end(self, event: Event) -> None:
         """Call `tell` with the last event; a second one is dropped."""
@@ -83,10 +85,18 @@ class Job:
             self.tell(event)
 
     def hear(self, piece: str) -> None:
-        """Call `tell` with a piece of text."""
-        if not self.ended:
-            self.heard = True
-            self.tell(piece)
+        """Call `tell` with a piece of text, of an answer that began again only with what is new.
+
+        Raises:
+            RuntimeError: The answer that began again is another one.
+        """
+        self.again += piece
+        new = self.again[len(self.heard) :]
+        if not self.again.startswith(self.heard) and not self.heard.startswith(self.again):
+            raise RuntimeError("an answer that was passed on in part came out differently when it began again")
+        if new and not self.ended:
+            self.heard = self.again
+            self.tell(new)
 
 
 @dataclass(frozen=True)
@@ -283,9 +293,8 @@ class Engine:
             return
         except Exception as error:
             left = [job for job in jobs if not job.ended]
-            for job in left:
-                if len(left) == 1 or job.heard:  # a text that was heard cannot begin again
-                    self._fail(job, error)
+            if len(left) == 1:
+                self._fail(left[0], error)
         for job in left:  # behind the handler, which keeps what the failed pass had in memory
             if self._wanted(job):
                 self._answer([job])
@@ -335,7 +344,7 @@ class Engine:
 
     def _heard(self, job: Job) -> Question:
         """The question, whose free text is passed on as it comes and ends when nobody waits for it."""
-        last = job.born + self._config.seconds
+        last, job.again = job.born + self._config.seconds, ""
 
         def over() -> bool:
             return job.gone or self._stopping or time.monotonic() > last

@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,12 @@ import openai
 import pytest
 
 from lorabank import api
-from lorabank.core.config import ComposeConfig, GenerateConfig, PredictConfig
+from lorabank.core.config import ComposeConfig, GenerateConfig, PredictConfig, SamplingConfig
+from lorabank.models.answering.replies import GenerationRequest
 from lorabank.serving.engine import Engine, Job
+from lorabank.serving.errors import CallError
 from lorabank.workflows.asking import mixed
-from lorabank.workflows.asking.questions import Question
+from lorabank.workflows.asking.questions import Answered, Question
 from tests.contract.serving import HOST, Here, Process, listens, serving, until
 from tests.contract.test_serving_fuzz import ask_all
 from tests.contract.test_text_to_text import Place
@@ -286,6 +289,38 @@ def test_nothing_is_generated_for_a_caller_that_hangs_up(
     asyncio.run(ask())
     until(lambda: ends)
     assert [(end.finish, end.tokens) for end in ends] == [("ended", 1)]
+
+
+def test_a_stream_goes_through_the_failure_of_another_text(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are in one batch, which fails after some pieces; the good one's pieces come once each."""
+    events: dict[str, list[Any]] = {"The fog": [], "bad": []}
+    tokens, heard = Counter[str](), Engine._heard
+
+    def broken(self: Engine, job: Job) -> Question:
+        question = heard(self, job)
+
+        def after_each_token() -> bool:
+            tokens[question.text] += 1
+            if question.text == "bad" and tokens["The fog"] > 4:
+                raise RuntimeError("a bug")
+            return False
+
+        return replace(question, generation=replace(question.generation, over=after_each_token))
+
+    def job(text: str) -> Job:
+        asked = GenerationRequest(SamplingConfig(max_new_tokens=12, temperature=2.0, seed=5))
+        return Job(Question("plain", ({"role": "user", "content": text},), asked), events[text].append, pieces=True)
+
+    alone = {"model": "plain", "prompt": "The fog", "max_tokens": 12, "temperature": 2.0, "seed": 5}
+    expected = here.post("/v1/completions", alone).json()["choices"][0]["text"]
+    monkeypatch.setattr(Engine, "_heard", broken)
+    here.engine.submit([job("The fog"), job("bad")])
+    until(lambda: all(any(isinstance(one, Answered | Exception) for one in found) for found in events.values()))
+    good = events["The fog"]
+    assert good[-1].text == expected
+    assert "".join(one for one in good if isinstance(one, str)) == expected
+    assert isinstance(events["bad"][-1], CallError)
+    assert tokens["The fog"] > 12
 
 
 def test_no_input_makes_a_language_model_s_server_fail(here: Here) -> None:
