@@ -62,7 +62,7 @@ def encoded_rows(job: TrainJob, base: LoadedBase, max_length: int, observer: Obs
 def _own_rows(
     task_type: TaskType, job: TrainJob, base: LoadedBase, max_length: int, observer: Observer, *, held: bool = False
 ) -> Examples:
-    """The task's rows as tokens, those for training or those that are held out; the observer hears what is cut.
+    """The task's rows as tokens, those for training or those that are held out; notices say how many do not fit.
 
     Raises:
         DataError: A label does not fit beside its prompt, or no row is left.

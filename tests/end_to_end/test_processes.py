@@ -168,6 +168,7 @@ def test_every_method_is_the_same_in_two_processes(launch, still: Path, data: Pa
         ("--saving", "gradient-checkpointing"),
         *(("--variant", name) for name in ("relora", "xgblora", "delta-lora", "galore", "flora", "bilora")),
     ],
+    ids=lambda more: more[1],
 )
 def test_so_is_what_is_trained_beside_the_factors(launch, still: Path, data: Path, tmp_path: Path, more) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
