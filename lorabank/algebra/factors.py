@@ -86,6 +86,15 @@ class DenseDelta:
         """The same with float64 rounded to float32."""
         return DenseDelta(_single(self.delta))
 
+    def factors(self) -> LoraFactors:
+        """The same as ``B A`` of full rank: one of the two is the identity of the smaller side."""
+        A, B = {}, {}
+        for name, delta in self.delta.items():
+            d_out, d_in = delta.shape
+            one = torch.eye(min(d_out, d_in), dtype=delta.dtype, device=delta.device)
+            A[name], B[name] = (delta, one) if d_out < d_in else (one, delta)
+        return LoraFactors(A, B, dict.fromkeys(A, 1.0))
+
 
 def _single(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.float() if tensor.dtype == torch.float64 else tensor for name, tensor in tensors.items()}

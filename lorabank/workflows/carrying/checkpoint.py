@@ -72,6 +72,8 @@ def write_checkpoint(
         expected = _logits(loaded.model, ids)
         model: Any = loaded.model
         model.to(kept).save_pretrained(folder)
+        for path in folder.glob("*.safetensors"):  # which are written for their owner alone
+            path.chmod((folder / "config.json").stat().st_mode)
         for name, data in tokenizer_files(locate_base(base).path).items():
             (folder / name).write_bytes(data)
         del loaded, model

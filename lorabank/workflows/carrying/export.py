@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, with_its_settings
 from lorabank.core.commands import Command
-from lorabank.core.errors import ConfigError, IncompatibleError
+from lorabank.core.errors import ConfigError
 from lorabank.core.methods import has_setting
 from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRecord, TaskRecord
 from lorabank.core.shelves import SUMMING
@@ -31,12 +30,14 @@ from lorabank.exchange.servers import SERVERS, Served
 from lorabank.models.bases.architecture import load_config, without_weights
 from lorabank.models.bases.fingerprint import tokenizer_files
 from lorabank.models.bases.loading import find_head_modules, recorded_weights
+from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.quantised.recipe import is_ours
 from lorabank.models.bases.resolving import locate_base, plain_name
 from lorabank.models.bases.targets import as_skipped
-from lorabank.workflows.assemble import adapters_in_order, load_composer, stack_of
+from lorabank.workflows.assemble import RuntimeSettings, adapters_in_order, load_composer, load_runtime, stack_of
 from lorabank.workflows.carrying.corrected import is_corrected, with_correction
 from lorabank.workflows.carrying.model_card import CARD_FILE, LABELS_FILE, Facts, card, labels_file, scores_of
+from lorabank.workflows.carrying.server_check import serve_command
 from lorabank.workflows.carrying.whole_model import write_whole
 from lorabank.workflows.publish import stored_reports
 from lorabank.workflows.results import ExportResult
@@ -101,7 +102,7 @@ def export(
             option = "--own" if own else "--state"
             commands = [Command("export", name, str(given))]
             raise ConfigError(f"{option} is for tasks", commands=commands, unchanged=_UNCHANGED)
-        draft = _export_composition(bank, snapshot, record)
+        draft = _export_composition(bank, snapshot, record, full_rank=whole is not None)
     elif own:
         if state:
             raise ConfigError("--own and --state exclude each other", unchanged=_UNCHANGED)
@@ -121,11 +122,8 @@ def export(
     files = _plain(draft, snapshot.base)
     beside = _beside(facts)
     revision = snapshot.base.revision if snapshot.base.source == "hub" else None
-    serve = (
-        None
-        if check is None
-        else _serving(check, Served(name, str(target), files, revision), snapshot.base, alone=draft.task is not None)
-    )
+    served = Served(name, str(target), files, revision)
+    serve = serve_command(check, served, snapshot.base, alone=draft.task is not None) if check else None
     write_folder(target, files | beside)
     return ExportResult(str(target), tuple(sorted(files | beside)), draft.kind, draft.note, state, serve)
 
@@ -211,36 +209,6 @@ def _scores(bank: Bank, snapshot: Snapshot, name: str, draft: _Draft) -> dict[st
     return scores_of(reports[0], row, tasks) if reports else {}
 
 
-def _serving(server: str, served: Served, base: BaseModelRecord, *, alone: bool) -> str:
-    """The shell command with which a server serves an adapter.
-
-    Args:
-        server: Its name.
-        served: The folder.
-        base: The bank's base.
-        alone: Whether it is a task, of which a sum of one can be made.
-
-    Raises:
-        IncompatibleError: It would refuse the adapter, or compute something else.
-    """
-    verdict = SERVERS[server](served)
-    if not verdict.problems:
-        return shlex.join(verdict.command)
-    name = served.name
-    commands = [Command("export", name, "FOLDER", "--merged")] if base.quantisation is None else []
-    if alone and not served.config["use_dora"]:
-        commands += [
-            Command("compose", "--mode", SUMMING, "--tasks", name, "--name", f"{name}-served"),
-            Command("export", f"{name}-served", "FOLDER"),
-        ]
-    raise IncompatibleError(
-        f"{server} would not serve {name!r}: {'; '.join(verdict.problems)}",
-        hint="a whole model needs no adapter; a sum of one task has no head, its scaling is 1, and max_rank caps it",
-        commands=commands,
-        unchanged=_UNCHANGED,
-    )
-
-
 def _export_own(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> _Draft:
     """The stored files: they need nothing but a copy, and a copy keeps r, lora_alpha and every bit."""
     adapter = snapshot.adapter_of(task.name)
@@ -293,14 +261,18 @@ def _in_states(members: Sequence[Member]) -> Iterable[str]:
     return dict.fromkeys([*(member.adapter for member in members), *(one for own in members for one in own.state)])
 
 
-def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecord) -> _Draft:
+def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecord, *, full_rank: bool) -> _Draft:
+    """A composition as one adapter; with ``full_rank`` also one whose delta weights have full rank."""
     composer, members = load_composer(bank, snapshot, record, _no_runtime)
     if composer.routed and len(members) == 1:
         return _export_state(bank, snapshot, snapshot.task(members[0].task), "learnt")
     weight = recorded_weights(snapshot.base)
     factors = composer.as_adapter(members[-1].position, stack_of(bank, _in_states(members)), weight)
+    rank = "full rank" if factors is None else f"r {_rank(factors)}"
+    if factors is None and full_rank and _can_be_cut(record, composer):
+        factors = _of_full_rank(bank, snapshot, record, members[-1].position)
     if factors is None:
-        raise _no_single_adapter(record, composer)
+        raise _no_single_adapter(record, composer, snapshot.base)
     if not factors.A:
         raise ConfigError(
             f"composition {record.name!r} has the weight 0 for every member: that is the bare base model",
@@ -320,7 +292,7 @@ def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecor
     merged = f"{', '.join(shares or record.members)} in one adapter"
     if merger := record.parameters.get("merger"):
         merged += f" by {merger}"
-    note = f"{merged}, r {_rank(factors)} on {snapshot.base.name}"
+    note = f"{merged}, {rank} on {snapshot.base.name}"
     if headless:
         note += (
             " as a sequence classifier; it holds no head, as a sum of adapters has none of its own: "
@@ -341,11 +313,21 @@ def _form(task: TaskRecord, adapter: AdapterRecord) -> str:
     return f"{asked}; answers {listed(task.labels)}" if task.labels else asked
 
 
+def _of_full_rank(bank: Bank, snapshot: Snapshot, record: CompositionRecord, stage: int) -> LoraFactors:
+    """The delta weights that a composition answers with, in two factors of full rank."""
+    settings = RuntimeSettings(device="cpu", dtype="float32", batch_size=1)
+    runtime = load_runtime(bank, snapshot, OpenBase(snapshot.base), settings)
+    composer, _ = load_composer(bank, snapshot, record, lambda: runtime)
+    dense = composer.plan(stage, ()).dense
+    assert dense is not None
+    return dense.factors()
+
+
 def _no_runtime() -> NoReturn:
     raise AssertionError("an export asks no model")
 
 
-def _no_single_adapter(record: CompositionRecord, composer: Composer) -> ConfigError:
+def _no_single_adapter(record: CompositionRecord, composer: Composer, base: BaseModelRecord) -> ConfigError:
     """Why a composition is no PEFT folder, and what is nearest to it."""
     summed = Command("compose", "--mode", SUMMING, "--tasks", ",".join(record.members))
     if composer.routed:
@@ -356,6 +338,9 @@ def _no_single_adapter(record: CompositionRecord, composer: Composer) -> ConfigE
         why = "its delta weights have full rank"
         hint = "the same cut to a rank N can be exported, and so can fixed weights"
         commands = [Command(*with_its_settings(record), "--set", "max_rank=N", "--replace"), summed]
+        if base.quantisation is None and not task_kind(base.task_type).has_head:
+            hint += ", or the whole model"
+            commands.append(Command("export", record.name, "FOLDER", "--merged"))
     else:
         why = "its weights depend on the input"
         hint = "fixed weights can be exported"
@@ -376,7 +361,7 @@ def _can_be_cut(record: CompositionRecord, composer: Composer) -> bool:
 
 
 def _rank(factors: LoraFactors) -> int:
-    return max(a.shape[0] for a in factors.A.values())
+    return max((a.shape[0] for a in factors.A.values()), default=0)
 
 
 def _names(snapshot: Snapshot, digests: Sequence[str]) -> list[str]:

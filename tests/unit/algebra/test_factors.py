@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorabank.algebra.factors import LoraFactors, lora_scaling, without_zeros
+from lorabank.algebra.factors import DenseDelta, LoraFactors, lora_scaling, without_zeros
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,11 @@ def test_components_that_are_zero_are_left_out() -> None:
     weight = drawn(5, 6)
     for name in left.A:
         torch.testing.assert_close(left.delta(name, weight), whole.delta(name, weight))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
+def test_a_dense_delta_in_factors_is_itself(shape: tuple[int, int]) -> None:
+    delta = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    factors = DenseDelta({"layer": delta}).factors()
+    assert factors.A["layer"].shape == (min(shape), shape[1])
+    assert torch.equal(factors.delta("layer"), delta)

@@ -16,9 +16,11 @@ from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import ComposeConfig, PredictConfig
 from lorabank.core.errors import ConfigError, IncompatibleError, MissingExtraError
+from lorabank.models.bases.open_base import OpenBase
+from lorabank.workflows.assemble import RuntimeSettings, load_composer, load_runtime
 from tests.unit.workflows.carrying.test_model_card import parts, run
 from tests.unit.workflows.conftest import TEXTS
-from tests.unit.workflows.language_models import CLOSE, add, bank_logits, own_state, peft_logits
+from tests.unit.workflows.language_models import CLOSE, PROMPTS, add, bank_logits, own_state, peft_logits
 
 
 def test_a_classifier_answers_as_in_the_bank(
@@ -76,6 +78,28 @@ def test_a_composition_and_a_dtype(tmp_path: Path, make_language_model: Callable
     for folder, dtype in (("out", torch.float32), ("half", torch.bfloat16)):
         with safe_open(tmp_path / folder / "model.safetensors", "pt") as file:
             assert {file.get_tensor(name).dtype for name in file.keys()} == {dtype}  # noqa: SIM118
+
+
+def test_a_merge_of_full_rank_is_a_whole_model(tmp_path: Path, make_language_model: Callable[..., Path]) -> None:
+    base, bank = make_language_model(), tmp_path / "bank"
+    for seed, name in enumerate(("one", "two")):
+        add(bank, base, name, ("no", "yes"), seed, r=2, strategy="isolated", target_modules="all-linear")
+    config = ComposeConfig(mode="merged", merger="ties", name="trimmed", device="cpu", set=("density=0.5",))
+    api.compose(bank, config)
+    with pytest.raises(ConfigError, match="its delta weights have full rank") as refused:
+        api.export(bank, "trimmed", tmp_path / "out")
+    assert refused.value.commands[-1] == ("export", "trimmed", "FOLDER", "--merged")
+    assert "in one adapter by ties, full rank on" in api.export(bank, "trimmed", tmp_path / "out", merged=True).note
+    opened = Bank.open(bank)
+    snapshot = opened.snapshot()
+    settings = RuntimeSettings(device="cpu", dtype="float32", batch_size=1)
+    runtime = load_runtime(opened, snapshot, OpenBase(snapshot.base), settings)
+    composer, members = load_composer(opened, snapshot, snapshot.composition("trimmed"), lambda: runtime)
+    runtime.enter(composer.plan(members[-1].position, ()))
+    for ours, prompt in zip(peft_logits(tmp_path / "out", None), PROMPTS, strict=True):
+        with torch.inference_mode():
+            theirs = runtime.base.model(torch.tensor([runtime.base.tokenizer(prompt)["input_ids"]])).logits[0]
+        torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
 def test_the_card_of_a_whole_model_names_no_peft(tmp_path: Path, make_language_model: Callable[..., Path]) -> None:
