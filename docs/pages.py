@@ -37,7 +37,7 @@ def read(docname: str, text: str) -> str:
         docname: Its path below the repository, without the ending.
         text: Its Markdown.
     """
-    if method := re.fullmatch(r"docs/methods/(\w+)/(.+)", docname):
+    if (method := re.fullmatch(r"docs/methods/(\w+)/(.+)", docname)) and "<!-- facts -->" in text:
         family, name = method.groups()
         text = text.replace("<!-- facts -->", facts(FAMILIES[family], name))
     text = re.sub(r"<!-- table (\w+) -->", lambda found: table(FAMILIES[found[1]]), text)

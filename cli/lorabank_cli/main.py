@@ -44,7 +44,7 @@ COMMANDS = {
     "log": ("log:log", "Show what was changed and when."),
     "undo": ("undo:undo", "Undo the last change."),
     "export": ("export:export", "Write an adapter as a folder that PEFT and vLLM load."),
-    "import": ("import_:import_adapter", "Add a LoRA adapter that was trained elsewhere."),
+    "import": ("import_:import_adapter", "Add an adapter that was trained elsewhere."),
     "push": ("push:push", "Send the bank, a task or a composition to a repository on the hub."),
     "pull": ("pull:pull", "Fetch a bank from a repository on the hub."),
     "verify": ("verify:verify", "Check the bank's records and files."),

@@ -14,6 +14,7 @@ from lorabank.core.limits import MAX_RANK
 from lorabank.core.settings import renamed, setting
 from lorabank.core.shelves import (
     COMPOSERS,
+    EVERY_VARIANT,
     FORMS,
     GATES,
     MERGERS,
@@ -27,7 +28,6 @@ from lorabank.core.shelves import (
     STRATEGIES,
     TASK_TYPES,
     TEXT_METRICS,
-    VARIANTS,
 )
 from lorabank.core.task_kinds import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL
 
@@ -127,7 +127,7 @@ class TrainConfig:
         "olora", "What happens to the earlier adapters while this one is trained.", among=STRATEGIES
     )
     variant: str = setting(
-        "lora", "How the adapter's factors are computed from the trained parameters.", among=VARIANTS
+        "lora", "How the adapter's factors are computed from the trained parameters.", among=EVERY_VARIANT
     )
     start: str = setting("kaiming", "Initialisation of its factors.", among=STARTS)
     savings: tuple[str, ...] = setting(

@@ -130,7 +130,7 @@ def _not_taken(key: str, chosen: Sequence[tuple[Shelf, str]], shelves: Sequence[
         return [f"no chosen method has a setting {shown(own)}"]
     if not meant:
         elsewhere = any(owner in shelf for shelf in SHELVES)
-        kinds = _listed([shelf.kind for shelf in shelves], "or") if elsewhere else "method"
+        kinds = _listed(list(dict.fromkeys(shelf.kind for shelf in shelves)), "or") if elsewhere else "method"
         return [f"{shown(key)[1:-1]}: there is no {kinds} {shown(owner)}"]
     known = [one for shelf, name in meant for one in _own(shelf.load(name))]
     if own in known:

@@ -118,6 +118,42 @@ class Shelf:
         return self.refused.get(meant[0]) if meant else None
 
 
+class Shelves:
+    """The names of several shelves, one of which a setting may be.
+
+    Args:
+        shelves: Those of one kind.
+    """
+
+    def __init__(self, *shelves: Shelf) -> None:
+        self._shelves = shelves
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for shelf in self._shelves for name in shelf)
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in shelf for shelf in self._shelves)
+
+    def of(self, name: str) -> Shelf:
+        """The shelf that has a name; the first one for a name that none has."""
+        return next((shelf for shelf in self._shelves if name in shelf), self._shelves[0])
+
+    def load(self, name: str) -> Any:
+        """Import the entry of this name; see `Shelf.load`."""
+        return self.of(name).load(name)
+
+    def unknown(self, name: str) -> str:
+        """See `Shelf.unknown`; a name without what stands before its colon is proposed in full."""
+        own = next((known for known in self if known.partition(":")[2] == name.lower()), None)
+        if own is not None:
+            return f"there is no {self._shelves[0].kind} {name[:80]!r}. Did you mean {own!r}?"
+        return self._shelves[0].unknown(name)
+
+    def reason(self, name: str) -> str | None:
+        """See `Shelf.reason`."""
+        return self._shelves[0].reason(name)
+
+
 @lru_cache(maxsize=1)
 def _installed(path: tuple[str, ...]) -> SelectableGroups:
     """The entry points of every package on the import path; reading them costs as much for one group as for all."""

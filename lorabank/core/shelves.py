@@ -6,7 +6,7 @@ Other packages add to a shelf by an entry point in its group, ``lorabank.strateg
 
 from __future__ import annotations
 
-from lorabank.core.shelf import Shelf
+from lorabank.core.shelf import Shelf, Shelves
 
 TASK_TYPES = Shelf(
     "task type",
@@ -151,6 +151,23 @@ VARIANTS = Shelf(
     },
     chosen="add-task --variant {name}",
 )
+
+TUNERS = Shelf(
+    "variant",
+    "tuners",
+    {
+        f"peft:{name.lower()}": f"lorabank.training.variants.peft:{name}"
+        for name in (
+            "LOHA", "LOKR", "OFT", "BOFT", "HRA", "FOURIERFT", "WAVEFT", "MISS", "RANDLORA", "C3A", "SHIRA", "ROAD",
+            "DELORA",
+        )
+    },
+    chosen="add-task --variant {name} --strategy isolated",
+)  # fmt: skip
+"""Variants that PEFT trains and loads: what they train has no factors, so that such a task answers alone."""
+
+EVERY_VARIANT = Shelves(VARIANTS, TUNERS)
+"""What ``--variant`` may name."""
 
 STARTS = Shelf(
     "start",
@@ -369,12 +386,12 @@ TEXT_METRICS = Shelf(
 )
 
 SHELVES = (
-    STRATEGIES, REFERENCES, VARIANTS, STARTS, SAVINGS, PENALTIES, OPTIMIZERS, COMPOSERS, MERGERS, ROUTERS, GATES,
-    TASK_TYPES, SITES, QUANTISERS, CORRECTIONS, FORMS, FORMATS, SCORINGS, METRICS, TEXT_METRICS,
+    STRATEGIES, REFERENCES, VARIANTS, TUNERS, STARTS, SAVINGS, PENALTIES, OPTIMIZERS, COMPOSERS, MERGERS, ROUTERS,
+    GATES, TASK_TYPES, SITES, QUANTISERS, CORRECTIONS, FORMS, FORMATS, SCORINGS, METRICS, TEXT_METRICS,
 )  # fmt: skip
 """Every shelf, in the order in which methods are listed."""
 
-TRAINING = (STRATEGIES, VARIANTS, STARTS, SAVINGS, PENALTIES, OPTIMIZERS)
+TRAINING = (STRATEGIES, VARIANTS, STARTS, SAVINGS, PENALTIES, OPTIMIZERS, TUNERS)
 """Those whose methods train an adapter; ``add-task --set`` reaches them and those of `ROWS`."""
 
 ROWS = (FORMS, FORMATS, SCORINGS)

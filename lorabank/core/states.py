@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Literal
 
+from lorabank.core.commands import Command
+from lorabank.core.errors import IncompatibleError
 from lorabank.core.records import AdapterRecord, Lineage
 from lorabank.core.shelves import STRATEGIES
 
@@ -30,6 +32,33 @@ SELECTOR = "selector"
 
 ANSWERS = "answers"
 """Where ``AdapterRecord.metrics`` holds who answers for the task, ``"own"`` or ``"newest"``: ``Strategy.answers``."""
+
+
+TUNER = "tuner"
+"""Where ``AdapterRecord.metrics`` names the tuner of PEFT that it is of: it has no factors, and answers alone."""
+
+
+def refuse_tuners(adapters: Iterable[AdapterRecord], what: str, *commands: Command, hint: str | None = None) -> None:
+    """Refuse what needs factors A and B of every adapter.
+
+    Args:
+        adapters: They.
+        what: What needs them, as the message begins.
+        commands: What can be typed instead.
+        hint: The same in words.
+
+    Raises:
+        IncompatibleError: One is a tuner of PEFT's.
+    """
+    for adapter in adapters:
+        if TUNER in adapter.metrics:
+            raise IncompatibleError(
+                f"{what}, and task {adapter.task!r} has none: it is a {adapter.metrics[TUNER]} of PEFT, which answers "
+                "alone or routed",
+                hint=hint,
+                commands=commands,
+                unchanged="nothing was changed",
+            )
 
 
 def grown(adapter: AdapterRecord) -> bool:

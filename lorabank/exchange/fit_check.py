@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from lorabank.algebra.factors import LoraFactors
+from lorabank.algebra.factors import DenseDelta, FactorShape, LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import DataError, IncompatibleError
 from lorabank.core.shelves import TASK_TYPES
@@ -86,9 +86,13 @@ def check_fits(adapter: ForeignAdapter, base: LoadedBase, task_type: str) -> str
     return unread
 
 
-def largest_update(factors: LoraFactors, model: nn.Module) -> float:
+def largest_update(made: LoraFactors | DenseDelta, model: nn.Module) -> float:
     """The largest ``||delta W||_F / ||W||_F`` of a module: far above 1 the adapter drowns the base model."""
     ratios = []
+    if isinstance(made, DenseDelta):
+        norms = {name: (float(delta.double().norm()), site_of(model, name)) for name, delta in made.delta.items()}
+        return max(norm / max(float(site.weight().double().norm()), 1e-30) for norm, site in norms.values())
+    factors = made
     for name, a in factors.A.items():
         weight = site_of(model, name).weight()
         if name in factors.gain:
@@ -113,7 +117,7 @@ def _cancels(b: Tensor, a: Tensor) -> bool:
 def check_effect(
     base: LoadedBase,
     task_type: str,
-    factors: LoraFactors,
+    made: LoraFactors | DenseDelta,
     head: Head | None,
     rows: Sequence[Mapping[str, Any]],
     file: str = WEIGHTS_FILE,
@@ -123,7 +127,7 @@ def check_effect(
     Args:
         base: The base.
         task_type: PEFT's name of its task type.
-        factors: The adapter.
+        made: The adapter: factors, or delta weights that are not all 0.
         head: A classifier's head, None for a language model.
         rows: Some of `Examples.rows`, encoded by the task type: in text to text rendered prompts with their answers,
             of which the logits that predict the answers are looked at.
@@ -132,20 +136,25 @@ def check_effect(
     Raises:
         DataError: The adapter changes no logit, or makes one (or a weight) that is not finite.
     """
-    if not factors.gain and all(_cancels(factors.B[module], a) for module, a in factors.A.items()):
+    factors = made if isinstance(made, LoraFactors) else LoraFactors({}, {}, {})
+    if factors is made and not made.gain and all(_cancels(made.B[module], a) for module, a in made.A.items()):
         _refuse(f"{file}: the adapter changes no logit: in every module lora_B lora_A is zero apart from rounding")
     # Some attention kernels turn NaN into 0, so that the logits alone would not tell.
-    for module in factors.A:
-        weight = site_of(base.model, module).weight()
-        if not bool(factors.delta(module, weight).isfinite().all()):
+    deltas = made.delta if isinstance(made, DenseDelta) else None
+    for module in deltas or factors.A:
+        delta = deltas[module] if deltas else factors.delta(module, site_of(base.model, module).weight())
+        if not bool(delta.isfinite().all()):
             _refuse(f"{file}: the delta weight of {module!r} is not finite")
     kind: TaskType = TASK_TYPES.load(task_type)()
     if head is not None:
         put_head(base.model, head)
-    mixture = Mixture(base.model, AdapterStack.build({"adapter": factors}, device=base.model.device))
+    mixture = Mixture(base.model, _stack(made, base.model.device))
     changed = False
     try:
-        mixture.merge(torch.ones(1))
+        if isinstance(made, DenseDelta):
+            mixture.merge_dense(made)
+        else:
+            mixture.merge(torch.ones(1))
         for row in rows:  # one by one: the logits of a batch of plain texts would fill the memory
             inputs = {
                 name: tensor.to(base.model.device) for name, tensor in kind.collate(base.tokenizer, [row]).items()
@@ -160,6 +169,14 @@ def check_effect(
         mixture.detach()
     if not changed:
         _refuse(f"{file}: the adapter changes no logit of {len(rows)} texts")
+
+
+def _stack(made: LoraFactors | DenseDelta, device: torch.device) -> AdapterStack:
+    """The modules of an adapter: with its factors, or with no rows."""
+    if isinstance(made, LoraFactors):
+        return AdapterStack.build({"adapter": made}, device=device)
+    shapes = {name: FactorShape(0, delta.shape[1], delta.shape[0], 1.0) for name, delta in made.delta.items()}
+    return AdapterStack.reserve({"adapter": shapes}, device=device, dtype=torch.float32)
 
 
 def _logits(kind: TaskType, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

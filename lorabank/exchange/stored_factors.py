@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -97,11 +97,13 @@ def sorted_keys(where: object, keys: Mapping[str, Shaped], config: Mapping[str, 
         where: Named in a message.
         keys: The names, with the tensors or what a header says of them.
         config: Of a folder that lorabank wrote: says which tensors are those of experts, and names these; without it
-            the modules are as the file names them.
+            the modules are as the file names them. Of a tuner of PEFT, which has no factors, the head alone is found.
 
     Raises:
         DataError: A key is neither a LoRA factor nor part of a saved module, or a factor lacks its partner.
     """
+    if config and config.get("peft_type", "LORA") != "LORA":  # what is its own, PEFT alone can read
+        return Keys({}, in_modules(keys, config.get("modules_to_save") or ()), {})
     A: dict[str, str] = {}
     B: dict[str, str] = {}
     head: dict[str, str] = {}
@@ -126,6 +128,12 @@ def sorted_keys(where: object, keys: Mapping[str, Shaped], config: Mapping[str, 
     if config:
         named = _of_attention(_of_experts(named, keys, config), config)
     return Keys(named, head, magnitude)
+
+
+def in_modules(keys: Iterable[str], modules: Sequence[str]) -> dict[str, str]:
+    """The tensors of modules that are stored whole: full parameter name to key."""
+    names = {key.removeprefix(PREFIX): key for key in keys}
+    return {name: key for name, key in names.items() if name.startswith(tuple(f"{module}." for module in modules))}
 
 
 def _of_experts(

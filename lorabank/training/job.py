@@ -16,6 +16,7 @@ from lorabank.core.config import TrainConfig
 from lorabank.models.answering.scorings.base import Scoring
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.facts.curves import LearningCurve
+from lorabank.models.tuners.library import TunerState
 from lorabank.training.context import TaskFact
 from lorabank.training.strategies.base import Strategy
 from lorabank.training.tracking import Tracking
@@ -110,7 +111,7 @@ class TrainedAdapter:
     """What training gives; tensors are float32 on the CPU.
 
     Attributes:
-        factors: The new adapter.
+        factors: The new adapter; empty where it is none of factors.
         head: State of the head modules by full parameter name.
         head_modules: Names of the modules that are stored whole.
         penalties: The weight of each penalty that was used.
@@ -119,6 +120,7 @@ class TrainedAdapter:
         objects: Role to the bytes of what later tasks need.
         metrics: Last losses, overlap with each earlier adapter, capacity, rows cut and dropped.
         curve: How the training went; None where its steps were not recorded.
+        tuned: The adapter of a tuner of PEFT, which stands in the place of factors.
     """
 
     factors: LoraFactors
@@ -134,3 +136,4 @@ class TrainedAdapter:
     metrics: dict[str, Any]
     objects: dict[str, bytes]
     curve: LearningCurve | None = None
+    tuned: TunerState | None = None

@@ -10,7 +10,7 @@ from lorabank.core.config import LEARNING_RATE, TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.machine import distributed as processes
 from lorabank.core.methods import with_settings
-from lorabank.core.shelves import OPTIMIZERS, PENALTIES, ROWS, SAVINGS, STARTS, STRATEGIES, TRAINING, VARIANTS
+from lorabank.core.shelves import EVERY_VARIANT, OPTIMIZERS, PENALTIES, ROWS, SAVINGS, STARTS, STRATEGIES, TRAINING
 from lorabank.training.trackers import check_tracker
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def chosen_methods(config: TrainConfig) -> TrainMethods:
             cannot be trained with the strategy and the start, with a saving or with other settings, or two savings, or
             a saving and packed rows, do not go together.
     """
-    chosen = [(STRATEGIES, config.strategy), (VARIANTS, config.variant), (STARTS, config.start)]
-    chosen.append((OPTIMIZERS, config.optimizer))
+    chosen = [(STRATEGIES, config.strategy), (EVERY_VARIANT.of(config.variant), config.variant)]
+    chosen += [(STARTS, config.start), (OPTIMIZERS, config.optimizer)]
     savings = tuple(dict.fromkeys(config.savings))
     chosen += [(SAVINGS, saving) for saving in savings]
     name = config.penalty or STRATEGIES.load(config.strategy).penalty
@@ -160,7 +160,7 @@ def learning_rate(config: TrainConfig) -> float:
     """The learning rate of the settings; where they give none the variant's own, or the one of most variants."""
     if config.learning_rate is not None:
         return config.learning_rate
-    own: float | None = VARIANTS.load(config.variant).learning_rate
+    own: float | None = EVERY_VARIANT.load(config.variant).learning_rate
     return LEARNING_RATE if own is None else own
 
 

@@ -125,6 +125,8 @@ def _fitting(base: OpenBase, config: TrainConfig, earlier: int) -> tuple[TrainMe
 
 def _stored(sites: Sequence[Site], r: int, methods: TrainMethods) -> int:
     """Numbers of the whole form: the start's share beside the trained one, gains with the magnitudes for PEFT."""
+    if methods.variant.alone:
+        return methods.variant.trained(sites, r)
     rank = methods.variant.rank(r) + r * methods.start.shifts
     rows = {site.module_name: sizes_of(site.module)[0] for site in sites}
     low = sum(rank * sum(sizes_of(site.module)) for site in sites)

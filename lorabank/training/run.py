@@ -44,7 +44,14 @@ from lorabank.training.layers.movement import Movement
 from lorabank.training.layers.shadows import Shadows
 from lorabank.training.layers.shared_input import share_inputs
 from lorabank.training.loop.class_weights import balanced
-from lorabank.training.loop.finished import check_finite, check_left, ranks_by_module, still, still_factors
+from lorabank.training.loop.finished import (
+    check_finite,
+    check_left,
+    check_trained,
+    ranks_by_module,
+    still,
+    still_factors,
+)
 from lorabank.training.loop.holding import Holding
 from lorabank.training.methods import chosen_methods, learning_rate
 from lorabank.training.penalties.base import Penalty
@@ -99,7 +106,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     attached = _attach(job, context)
     saved = _save(job, context.without_past(), attached)
     live = Live(base.model, attached.layers, saved.parametrization)
-    movement = Movement(attached.layers, attached.parametrization.moved)
+    movement, untrained = Movement(attached.layers, attached.parametrization.moved), attached.parametrization.tuned()
     context = context.without_past()  # what training needs of it is in the layers
     penalties += attached.penalties
     with_basis = any(penalty.needs_basis for _, _, penalty in penalties)
@@ -124,8 +131,13 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     factors = still_factors(attached.parametrization.fold(), context.scaling)
     head = {name: still(value) for name, value in own.state().items()} if own else {}
     check_finite(factors, head)
-    check_left(factors, config.variant)
-    movement.check(int(trainer.state.global_step), learning_rate(config))
+    tuned, steps, report = attached.parametrization.tuned(), int(trainer.state.global_step), {}
+    if tuned and untrained:
+        check_trained(untrained, tuned, steps, learning_rate(config))
+    else:
+        check_left(factors, config.variant)
+        movement.check(steps, learning_rate(config))
+        report = groups.report(factors) | ranks_by_module(factors, found.sites)
     if untouched := movement.untouched():
         observer.notice(untouched)
     return TrainedAdapter(
@@ -136,12 +148,13 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
         penalties={name: weight for name, weight, _ in penalties},
         head_digest=hashlib.sha256(save_tensors(head)).hexdigest() if head else None,
         max_length=max_length,
-        steps=int(trainer.state.global_step),
+        steps=steps,
         wall_seconds=time.monotonic() - started,
         device=str(device),
-        metrics=_metrics(job, rows, trainer) | groups.report(factors) | ranks_by_module(factors, found.sites),
+        metrics=_metrics(job, rows, trainer) | report,
         curve=trainer.recorder.curve(holding.told() if holding else None),
         objects=job.strategy.record(context, attached),
+        tuned=tuned,
     )
 
 

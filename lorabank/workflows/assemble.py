@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from lorabank.algebra.factors import FactorShape, LoraFactors
+from lorabank.algebra.factors import DenseDelta, FactorShape, LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
@@ -22,7 +23,7 @@ from lorabank.core.machine.sizes import parse_bytes
 from lorabank.core.methods import changed_settings
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, Lineage, TaskRecord
 from lorabank.core.shelves import COMPOSERS, SCORINGS
-from lorabank.core.states import grown, needed, own_state
+from lorabank.core.states import TUNER, grown, needed, own_state
 from lorabank.core.task_kinds import HEAD, task_kind
 from lorabank.core.templates import ChatPrompt
 from lorabank.data.formats.parquet import from_parquet
@@ -35,6 +36,7 @@ from lorabank.models.answering.head_answers import HeadAnswerer
 from lorabank.models.answering.text_answers import TextAnswerer
 from lorabank.models.bases.loading import resolve_device
 from lorabank.models.bases.open_base import OpenBase
+from lorabank.models.bases.sites import site_of
 from lorabank.models.mixing.resident_stack import ResidentStack
 from lorabank.models.mixing.runtime import Runtime
 from lorabank.workflows.stored_heads import UNREADABLE, StoredHeads
@@ -51,8 +53,8 @@ def stack_of(bank: Bank, digests: Iterable[str]) -> AdapterStack:
 
 
 def read_stack(bank: Bank, adapters: Sequence[AdapterRecord]) -> AdapterStack | None:
-    """The adapters and all that they were trained on top of; None when there are none."""
-    digests = Lineage.union(map(needed, adapters))
+    """The adapters and all that they were trained on top of, without those of no factors; None when there are none."""
+    digests = Lineage.union(needed(adapter) for adapter in adapters if TUNER not in adapter.metrics)
     return stack_of(bank, digests) if digests else None
 
 
@@ -209,6 +211,8 @@ def load_runtime(
     model = loaded.model
     adapters = adapters_in_order(snapshot)
     shapes = {digest: _shapes(bank, digest) for digest in Lineage.union(map(needed, adapters))}
+    tuners = {one.digest: one.target_modules for one in adapters if TUNER in one.metrics}
+    shapes |= {digest: _rows_of_none(model, modules) for digest, modules in tuners.items()}
     verified: set[str] = set()
 
     def verify(digest: str) -> Path:
@@ -228,7 +232,8 @@ def load_runtime(
 
     def runtime(answerer: Answerer) -> Runtime:
         size, reuse = settings.batch_size, settings.reuse_prefix
-        return Runtime(loaded, stack, answerer, batch_size=size, reuse_prefix=reuse, notice=notice)
+        alone = {digest: partial(_read_alone, partial(verify, digest)) for digest in tuners}
+        return Runtime(loaded, stack, answerer, batch_size=size, reuse_prefix=reuse, alone=alone, notice=notice)
 
     if not task_kind(snapshot.base.task_type).has_head:
         answerer: Answerer = TextAnswerer(loaded, snapshot.base.task_type, forms, settings.batch_size)
@@ -243,6 +248,20 @@ def _shapes(bank: Bank, digest: str) -> dict[str, FactorShape]:
         return read_shapes(bank.adapter_path(digest))
     except UNREADABLE:
         return {}
+
+
+def _rows_of_none(model: nn.Module, modules: Iterable[str]) -> dict[str, FactorShape]:
+    """The modules of an adapter that has no factors: they are mixed, and it has no rows there."""
+    sites = ((name, site_of(model, name)) for name in modules)
+    return {name: FactorShape(0, site.d_in, site.d_out, 1.0) for name, site in sites}
+
+
+def _read_alone(verify: Callable[[], Path], weight: Callable[[str], Tensor]) -> DenseDelta:
+    """The delta weights of an adapter of a tuner."""
+    from lorabank.exchange.tuners.folder import read_tuner
+    from lorabank.models.tuners.library import delta_weights
+
+    return delta_weights(read_tuner(verify())[0], weight)
 
 
 class _Objects(MutableMapping[str, bytes]):

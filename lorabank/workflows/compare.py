@@ -10,6 +10,7 @@ from lorabank.algebra.comparison import Comparison, compare_adapters
 from lorabank.algebra.factors import LoraFactors
 from lorabank.core.commands import LIST
 from lorabank.core.errors import ConfigError
+from lorabank.core.states import refuse_tuners
 from lorabank.exchange.peft_folder import read_factors
 from lorabank.models.bases.loading import recorded_weights
 from lorabank.workflows.open_bank import OpenBank
@@ -22,13 +23,14 @@ _SAME = 1e-5
 def compare(opened: OpenBank, one: str, other: str) -> CompareResult:
     """Compare the own adapters of two tasks; the base is loaded only for adapters with a row gain."""
     bank, snapshot = opened.bank, opened.refresh()
-    digests = [snapshot.adapter_of(snapshot.task(name).name).digest for name in (one, other)]
+    adapters = [snapshot.adapter_of(snapshot.task(name).name) for name in (one, other)]
     if one == other:
         raise ConfigError(
             f"a task cannot be compared with itself: {one!r}", hint="name two tasks", commands=[LIST],
             unchanged="nothing was computed",
         )  # fmt: skip
-    first, second = (read_factors(bank.verified_adapter(digest)) for digest in digests)
+    refuse_tuners(adapters, "compare needs the factors A and B of both adapters", LIST)
+    first, second = (read_factors(bank.verified_adapter(adapter.digest)) for adapter in adapters)
     details = compare_adapters(first, second, recorded_weights(snapshot.base))
     found = details.modules.values()
     return CompareResult(

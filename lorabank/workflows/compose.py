@@ -8,14 +8,14 @@ from typing import Any
 
 from lorabank.bank.snapshot import Snapshot
 from lorabank.bank.upkeep.remarks import remarks
-from lorabank.compose.base import Fitted, Member, checked_mode, with_its_settings
+from lorabank.compose.base import Composer, Fitted, Member, checked_mode, chosen_method, with_its_settings
 from lorabank.core.commands import ADD_TASK, LIST, Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError, NotFoundError, at_work
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord, EvaluationRecord, Lineage, TaskRecord
-from lorabank.core.shelves import COMPOSERS
-from lorabank.core.states import IMPORTED, needed
+from lorabank.core.shelves import COMPOSERS, ROUTING
+from lorabank.core.states import IMPORTED, TUNER, needed, refuse_tuners
 from lorabank.models.mixing.runtime import Runtime
 from lorabank.workflows.assemble import RuntimeSettings, evaluation_data, read_members
 from lorabank.workflows.open_bank import OpenBank
@@ -33,6 +33,7 @@ def compose(
     bank, snapshot = opened.bank, opened.refresh()
     tasks = _members(snapshot.tasks, config.tasks)
     name = config.name or config.mode
+    _check_alone(snapshot, tasks, composer, config)
     settings = RuntimeSettings(device=config.device, dtype="float32", batch_size=config.batch_size)
 
     def runtime() -> Runtime:
@@ -57,6 +58,19 @@ def compose(
     bank.add_evaluations(cells)
     report = {**fitted.report, "scores": scores, "imported_adapters": _imported(snapshot, tasks)}
     return ComposeResult(stored, {name: value for name, value in report.items() if value not in (None, {}, [], ())})
+
+
+def _check_alone(
+    snapshot: Snapshot, tasks: Sequence[TaskRecord], composer: type[Composer], config: ComposeConfig
+) -> None:
+    """Refuse to sum adapters that have no factors; a router that picks one of them may have them."""
+    if composer.routed and not (composer.shelf and chosen_method(composer.shelf, config).soft):
+        return
+    adapters = [snapshot.adapter_of(task.name) for task in tasks]
+    others = ",".join(one.task for one in adapters if TUNER not in one.metrics)
+    rest = [Command("compose", "--mode", config.mode, "--tasks", others)] if others else []
+    what = f"--mode {config.mode} sums adapters by their factors A and B"
+    refuse_tuners(adapters, what, Command("compose", "--mode", ROUTING), *rest)
 
 
 def _scores(

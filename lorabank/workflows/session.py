@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from io import BufferedIOBase
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 from lorabank.core.arguments import checked
@@ -75,9 +74,7 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -353,12 +350,13 @@ class Session:
         part: int | None = None,
         ignore_unknown: bool = False,
         loralib: LoralibConfig | None = None,
+        as_lora: int | None = None,
         observer: Observer = BARS,
         note: str | None = None,
         tags: Sequence[str] = (),
         replace: bool = False,
     ) -> AddTaskResult:
-        """Take a LoRA adapter from elsewhere into the bank as a task.
+        """Take an adapter from elsewhere into the bank as a task: LoRA, DoRA, or another tuner of PEFT.
 
         Args:
             source: A PEFT folder, ``OWNER/NAME[@REVISION]`` on the hub, or a state dict of loralib as safetensors.
@@ -370,6 +368,7 @@ class Session:
             part: Number of a task in a folder that O-LoRA saved, from 1; default: the sum of all of them.
             ignore_unknown: Skip fields of its config that no version of PEFT is known to write.
             loralib: What a checkpoint of loralib does not hold.
+            as_lora: Rank of the LoRA adapter that is made of another tuner of PEFT; default: it stays what it is.
             observer: Gets notices.
             note: What the task is about, for people.
             tags: Words to find it by, spelt like names.
@@ -393,6 +392,7 @@ class Session:
             part=part,
             ignore_unknown=ignore_unknown,
             loralib=loralib or LoralibConfig(),
+            as_lora=as_lora,
             observer=observer,
             note=note,
             tags=tags,

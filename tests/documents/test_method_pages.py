@@ -20,6 +20,7 @@ from lorabank.core.shelves import (
     SAVINGS,
     STARTS,
     STRATEGIES,
+    TUNERS,
     VARIANTS,
 )
 
@@ -61,4 +62,13 @@ def test_a_page_has_the_papers_and_settings_of_the_code(shelf: object, name: str
 
 def test_no_page_is_about_what_is_on_no_shelf() -> None:
     there = {path.relative_to(PAGES).with_suffix("").as_posix() for path in PAGES.rglob("*.md")}
-    assert there == {f"{shelf.plural}/{name}" for shelf, name in METHODS}
+    assert there == {f"{shelf.plural}/{name}" for shelf, name in METHODS} | {"variants/peft"}
+
+
+def test_the_tuners_of_peft_share_a_page_with_the_paper_of_each() -> None:
+    text = page("variants", "peft")
+    assert re.split(r"^## (.+)$", text, flags=re.M)[1::2] == SECTIONS
+    assert text.count("<!-- table tuners -->") == 1
+    for name in TUNERS:
+        (paper,) = re.findall(r"arXiv (\d{4}\.\d{5})", described(TUNERS, name).paper or "")
+        assert f"[arXiv {paper}](https://arxiv.org/abs/{paper})" in text

@@ -44,6 +44,7 @@ ELSEWHERE = {
     "--enable-lora": "tests/unit/workflows/importing/test_import_loralib.py imports such a file on GPT-2",
     "push": "tests/unit/workflows/carrying/test_hub.py sends to a hub in memory",
     "pull": "tests/unit/workflows/carrying/test_hub.py fetches from it",
+    "--as-lora": "tests/contract/test_tuners.py cuts such folders",
     "--merged": "tests/unit/workflows/carrying/test_export_whole.py loads such folders",
 }
 """What is run by another test, and by which."""

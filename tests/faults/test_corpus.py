@@ -50,7 +50,7 @@ def test_the_installed_command_does_the_same(world: World, name: str) -> None:
     ("broken", "instead", "name"),
     [
         ("lorabank.workflows.carrying.import_adapter.check_source_base", lambda *_, **__: (), "C16 another base"),
-        ("lorabank.workflows.carrying.import_adapter.check_effect", lambda *_, **__: (), "B16 factors that cancel"),
+        ("lorabank.workflows.carrying.judging.check_effect", lambda *_, **__: (), "B16 factors that cancel"),
         ("lorabank.core.files.safetensors_header._no_duplicates", dict, "A16 key twice"),
         (
             "lorabank.exchange.untrusted_adapter.check_plain",

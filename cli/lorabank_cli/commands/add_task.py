@@ -10,6 +10,7 @@ from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.escaping import safe
 from lorabank.core.settings import old_names
+from lorabank.core.states import TUNER
 from lorabank_cli.options import remarked
 from lorabank_cli.render.labels import confusion, summary
 from lorabank_cli.render.output import plain
@@ -113,13 +114,14 @@ def _text(run: Run, result: AddTaskResult, names: dict[str, str]) -> str:
     task, adapter, score = result.task, result.adapter, result.score
     largest = sorted(adapter.metrics.get("overlap", {}).items(), key=lambda item: -item[1])
     overlap = [f"{names[digest]} {value:.4f}" for digest, value in largest]
+    size = adapter.metrics.get(TUNER, f"r {adapter.r}")
     left, room = adapter.metrics.get("capacity_left"), room_beside(adapter)
     items: list[tuple[str, object]] = [
         ("adapter", adapter.digest),
         (named(score["metric"]), f"{scored(score)} (95 % interval, task id given)"),
         *summary(score.get("labels")),
         *other_metrics(score.get("texts"), score["metric"]),
-        ("strategy", f"{adapter.strategy}, r {adapter.r}, {adapter.steps} steps, {adapter.wall_seconds:.0f} s"),
+        ("strategy", f"{adapter.strategy}, {size}, {adapter.steps} steps, {adapter.wall_seconds:.0f} s"),
         ("kept", kept_step(adapter)),
         ("held", _held(adapter, names)),
         ("overlap", shortened(overlap) or None),

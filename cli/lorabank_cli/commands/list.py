@@ -9,6 +9,7 @@ import click
 
 from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.escaping import safe
+from lorabank.core.states import TUNER
 from lorabank_cli.options import Option
 from lorabank_cli.render.text import shortened, size, table, terminal_width
 from lorabank_cli.verb import Run, verb
@@ -120,7 +121,7 @@ def _task(snapshot: Snapshot, task: TaskRecord, cell: EvaluationRecord | None) -
         "name": task.name,
         "labels": task.labels,
         "strategy": adapter.strategy if adapter else None,
-        "r": adapter.r if adapter else None,
+        "r": adapter.r if adapter and TUNER not in adapter.metrics else None,
         "rows": train.rows if train else None,
         "score": cell.value if cell else None,
         "metric": cell.metric if cell else None,

@@ -33,6 +33,7 @@ from lorabank.models.mixing.resident_stack import ResidentStack
 from lorabank.models.mixing.row_prefix import RowPrefix
 from lorabank.models.tasks.batches import Enter
 from lorabank.models.tasks.padding import padding_of
+from lorabank.models.tuners.alone import AloneAdapters, BaseWeight
 
 T = TypeVar("T")
 
@@ -87,6 +88,7 @@ class Runtime:
         batch_size: Texts of a forward pass for features.
         reuse_prefix: Keep what the layers below all adapters give, for texts that are answered in several states;
             else it is kept from a text's feature to its answer.
+        alone: Adapter of no factors to what reads its delta weights: see `AloneAdapters`.
         notice: Gets what the user should know of how texts are answered.
     """
 
@@ -98,18 +100,17 @@ class Runtime:
         *,
         batch_size: int,
         reuse_prefix: bool = False,
+        alone: Mapping[str, Callable[[BaseWeight], DenseDelta]] | None = None,
         notice: Callable[[str], None] = lambda message: None,
     ) -> None:
-        self.base = base
+        self.base, self.answerer, self.batch_size = base, answerer, batch_size
         self.stack = ResidentStack.whole(stack) if isinstance(stack, AdapterStack) else stack
-        self.answerer = answerer
-        self.batch_size = batch_size
         self.mixture = Mixture(base.model, self.stack.slots)
-        self.notice, self._told = notice, False
+        self._alone = AloneAdapters(self.stack.names, alone or {}, self.mixture.base_weight)
+        self.notice, self._told, self._features = notice, False, KeptFeatures()
         self._prefix = None if reuse_prefix else RowPrefix(base.model, stack.modules)
         if reuse_prefix:
             FrozenPrefix(base.model, stack.modules)
-        self._features = KeptFeatures()
         base.model.eval()  # also what was put into it above
 
     @property
@@ -195,7 +196,9 @@ class Runtime:
             self.mixture.merge_dense(plan.dense)
         elif plan.weights is not None and plan.weights.ndim == 1:
             weights = torch.from_numpy(plan.weights)
-            if self.stack.all_fit:
+            if self._alone.among(plan.weights):
+                self.mixture.merge_dense(self._alone.delta(plan.weights))
+            elif self.stack.all_fit:
                 self.mixture.merge(self.stack.place(weights))
             else:
                 self.mixture.merge_sum(self.stack.parts(weights))
@@ -218,8 +221,7 @@ class Runtime:
 
         found, order = self._in_states(plan, len(texts), ask)
         said = [word for answers in found for word in answers.said]
-        probabilities = np.concatenate([answers.probabilities for answers in found])
-        return Answers(tuple(said[i] for i in order), probabilities[order])
+        return Answers(tuple(said[i] for i in order), np.concatenate([part.probabilities for part in found])[order])
 
     @_explained
     @torch.inference_mode()
@@ -330,14 +332,16 @@ class Runtime:
             return [(replace(plan, texts=_taken(plan.texts, part.tolist())), rows[part]) for part in parts]
         if plan.weights is None or not _per_text(plan):
             return [(plan, rows)]
-        weights = plan.weights
+        states, weights, rows = self._alone.apart(plan.weights, rows)
+        found = [(Plan(weights=state), own) for state, own in states]
         several = bool((weights != weights[:1]).any())
         if (several or self.mixture.looked) and not self.mixture.mixes:
             if several:
                 self._tell_apart()
-            states, which = np.unique(weights, axis=0, return_inverse=True)
-            return [(Plan(weights=state), rows[which.reshape(-1) == k]) for k, state in enumerate(states)]
-        return [(Plan(weights=weights[wave]), rows[wave]) for wave in self.stack.waves(weights)]
+            sums, which = np.unique(weights, axis=0, return_inverse=True)
+            return [*found, *((Plan(weights=own), rows[which.reshape(-1) == k]) for k, own in enumerate(sums))]
+        waves = self.stack.waves(weights) if len(rows) or not found else ()
+        return [*found, *((Plan(weights=weights[wave]), rows[wave]) for wave in waves)]
 
     def _tell_apart(self) -> None:
         if not self._told:

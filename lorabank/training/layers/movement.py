@@ -36,12 +36,7 @@ class Movement:
         """
         if any(self._moved(name, layer) for name, layer in self._layers.items()):
             return
-        raise DivergedError(
-            f"the training changed nothing: after {steps} steps with the learning rate {learning_rate:g} every "
-            "adapted weight is unchanged",
-            unchanged="the adapter was not added to the bank",
-            hint="raise --learning-rate, or --epochs",
-        )
+        raise unmoved(steps, learning_rate)
 
     def untouched(self) -> str | None:
         """One line about the modules whose factors are what they were, which no text went through; None for none."""
@@ -66,3 +61,13 @@ class Movement:
         pairs = [(adapted(*self._start[name]), adapted(*layer.leaves()))]
         pairs += [(weight, weight + one.scaled(name) @ one.A[name]) for one in self._added()]
         return not all(torch.equal(*pair) for pair in pairs)
+
+
+def unmoved(steps: int, learning_rate: float) -> DivergedError:
+    """The error for a training that changed nothing."""
+    return DivergedError(
+        f"the training changed nothing: after {steps} steps with the learning rate {learning_rate:g} every "
+        "adapted weight is unchanged",
+        unchanged="the adapter was not added to the bank",
+        hint="raise --learning-rate, or --epochs",
+    )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, isfinite
+from torch import Tensor, equal, isfinite
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.core.commands import Command
 from lorabank.core.errors import DivergedError
 from lorabank.models.bases.sites import Site
+from lorabank.models.tuners.library import TunerState
+from lorabank.training.layers.movement import unmoved
 
 
 def still_factors(factors: LoraFactors, scaling: float) -> LoraFactors:
@@ -61,6 +63,17 @@ def check_left(factors: LoraFactors, variant: str) -> None:
             hint="lower what it prunes by with --set",
             commands=[Command("methods", variant)],
         )
+
+
+def check_trained(before: TunerState, after: TunerState, steps: int, learning_rate: float) -> None:
+    """Refuse an adapter of PEFT that is not finite, or that is what it was before the first step.
+
+    Raises:
+        DivergedError: It is.
+    """
+    check_finite(LoraFactors({}, {}, {}), after.tensors)
+    if all(equal(after.tensors[name], tensor) for name, tensor in before.tensors.items()):
+        raise unmoved(steps, learning_rate)
 
 
 def ranks_by_module(factors: LoraFactors, sites: Sequence[Site]) -> dict[str, Any]:

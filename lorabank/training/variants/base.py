@@ -24,6 +24,7 @@ from lorabank.core.shelves import PENALTIES, SAVINGS, STARTS, STRATEGIES
 if TYPE_CHECKING:
     from lorabank.core.errors import ConfigError
     from lorabank.models.bases.sites import Site
+    from lorabank.models.tuners.library import TunerState
     from lorabank.training.context import TrainContext
     from lorabank.training.starts.base import FactorStart
 
@@ -103,6 +104,10 @@ class Parametrization(nn.Module, ABC):
     def after_step(self, step: Step) -> None:
         """Called after the optimizer's step, before the layers get the new factors."""
 
+    def tuned(self) -> TunerState | None:
+        """What is stored in the place of factors, where there are none; None where factors are stored."""
+        return None
+
     @property
     def prunes(self) -> bool:
         """Whether components of rank 1 that are 0 are left out of the fold, and sites that have no others."""
@@ -177,6 +182,10 @@ class PastUse(Protocol):
         """What earlier adapters do."""
 
     @property
+    def answers(self) -> str | None:
+        """Who answers for a task that later tasks follow."""
+
+    @property
     def confined(self) -> bool:
         """Whether nothing of the new adapter may lie outside of A."""
 
@@ -203,6 +212,7 @@ class Variant(ABC):
             no saving may leave a part of them out (`Saving.partial`).
         own_rows: Why no strategy may choose A in its place (`Strategy.confined`); None where one may.
         moments: Whether it changes the two means of gradients that Adam keeps of every number.
+        alone: Whether what it trains has no factors (`Parametrization.tuned`), so that its task answers alone.
     """
 
     paper: ClassVar[str | None] = None
@@ -217,6 +227,7 @@ class Variant(ABC):
     watches: ClassVar[bool] = False
     own_rows: ClassVar[str | None] = None
     moments: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
 
     @abstractmethod
     def parametrize(self, context: TrainContext, start: FactorStart) -> Parametrization:

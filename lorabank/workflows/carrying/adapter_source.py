@@ -16,9 +16,11 @@ from lorabank.core.files.safetensors_header import judge_header
 from lorabank.core.limits import MAX_CONFIG, MAX_FILE
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
+from lorabank.exchange.config_fields import parse
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE
 from lorabank.exchange.placed.loralib_checkpoint import read_loralib
 from lorabank.exchange.safe_folders import read_regular
+from lorabank.exchange.tuners.untrusted import ForeignTuner, read_foreign_tuner, tuner_of
 from lorabank.exchange.untrusted_adapter import ForeignAdapter, read_foreign
 from lorabank.models.bases.hub import cached_file, download_file
 from lorabank.models.bases.resolving import plain_name
@@ -86,7 +88,7 @@ def read_source(
     part: int | None = None,
     ignore_unknown: bool = False,
     loralib: LoralibConfig = LoralibConfig(),
-) -> tuple[ForeignAdapter, str]:
+) -> tuple[ForeignAdapter | ForeignTuner, str]:
     """The adapter of a PEFT folder or a checkpoint of loralib, and a digest of its files.
 
     The bytes that are judged are the ones that were read: the files are not looked at again. Nothing but the two files
@@ -133,6 +135,11 @@ def read_source(
         StoredFile(name, hashlib.sha256(data).hexdigest(), len(data))
         for name, data in ((CONFIG_FILE, config), (WEIGHTS_FILE, weights))
     ]
+    fields = parse(config)
+    if (name := tuner_of(fields)) and part is not None:
+        raise ConfigError(f"--part {part}: a {name} holds one task", hint="leave --part out", unchanged=_UNCHANGED)
+    if name:
+        return read_foreign_tuner(fields, weights, name, ignore_unknown=ignore_unknown), adapter_digest(files)
     return read_foreign(config, weights, part=part, ignore_unknown=ignore_unknown), adapter_digest(files)
 
 
@@ -156,7 +163,7 @@ def _read_checkpoint(source: Source, part: int | None, loralib: LoralibConfig) -
     return read_loralib(weights, path.name, loralib), adapter_digest([file])
 
 
-def check_source_base(adapter: ForeignAdapter, base: BaseModelRecord, fingerprint: str | None) -> None:
+def check_source_base(adapter: ForeignAdapter | ForeignTuner, base: BaseModelRecord, fingerprint: str | None) -> None:
     """Whether the adapter was trained on the bank's base model, as far as anybody can say.
 
     Shapes do not tell: an adapter of another model of the same shape loads and answers nonsense. So the config must

@@ -20,7 +20,7 @@ from lorabank.core.errors import ConfigError
 from lorabank.core.methods import has_setting
 from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRecord, TaskRecord
 from lorabank.core.shelves import SUMMING
-from lorabank.core.states import SELECTOR, State, answering_in, own_state, whose_head
+from lorabank.core.states import SELECTOR, TUNER, State, answering_in, own_state, whose_head
 from lorabank.core.task_kinds import task_kind
 from lorabank.data.methods import in_chat_template, recorded_scoring
 from lorabank.exchange.peft_check import plain_files
@@ -59,6 +59,7 @@ class _Draft:
         note: What its user must know.
         task: The task whose head and form it has, None for a sum of several.
         stage: Position of the task after which ``as-trained`` is this state; None where it never was.
+        tuner: The tuner of PEFT that it is of; None for factors.
     """
 
     files: dict[str, bytes]
@@ -66,6 +67,12 @@ class _Draft:
     note: str
     task: TaskRecord | None
     stage: int | None = None
+    tuner: str | None = None
+
+    @property
+    def form(self) -> str:
+        """What the adapter is called."""
+        return self.tuner or ("DoRA" if json.loads(self.files[CONFIG_FILE])["use_dora"] else "LoRA")
 
 
 def export(
@@ -110,6 +117,8 @@ def export(
     else:
         state = state or "now"
         draft = _export_state(bank, snapshot, record, state)
+    if draft.tuner and (asked := whole or (check and f"--check {check}")):
+        raise _of_factors(name, draft.tuner, asked)
     facts = _facts(bank, snapshot, name, draft, repository or target.name, tokenizer)
     facts = replace(facts, repository=repository is not None)
     if whole:
@@ -118,7 +127,7 @@ def export(
     if is_corrected(snapshot.base):
         note = f"{draft.note}; the correction of the quantised base is in it"
         draft = replace(draft, files=with_correction(draft.files, snapshot.base), note=note)
-        facts = replace(facts, note=note, dora=_is_dora(draft))
+        facts = replace(facts, note=note, kind=draft.form)
     files = _plain(draft, snapshot.base)
     beside = _beside(facts)
     revision = snapshot.base.revision if snapshot.base.source == "hub" else None
@@ -134,6 +143,9 @@ def _plain(draft: _Draft, base: BaseModelRecord) -> dict[str, bytes]:
     Raises:
         IncompatibleError: PEFT would read them otherwise.
     """
+    if draft.tuner:
+        config = with_fields(draft.files[CONFIG_FILE], base_model_name_or_path=plain_name(base))
+        return draft.files | {CONFIG_FILE: config}
     config = with_fields(draft.files[CONFIG_FILE], base_model_name_or_path=plain_name(base), lora_dropout=0.0)
     labels = len(draft.task.labels) if draft.task else _ANY_HEAD
     return plain_files({CONFIG_FILE: config, WEIGHTS_FILE: draft.files[WEIGHTS_FILE]}, base, labels)
@@ -149,7 +161,7 @@ def _facts(bank: Bank, snapshot: Snapshot, name: str, draft: _Draft, folder: str
         plain_name(base),
         folder,
         scores=_scores(bank, snapshot, name, draft),
-        dora=_is_dora(draft),
+        kind=draft.form,
         tokenizer=tokenizer,
         not_quantised=_not_quantised(base),
     )
@@ -173,10 +185,6 @@ def _beside(facts: Facts) -> dict[str, bytes]:
     if facts.labels:
         files[LABELS_FILE] = labels_file(facts.labels)
     return files | {CARD_FILE: card(facts)}
-
-
-def _is_dora(draft: _Draft) -> bool:
-    return bool(json.loads(draft.files[CONFIG_FILE])["use_dora"])
 
 
 def _not_quantised(base: BaseModelRecord) -> tuple[str, ...]:
@@ -216,9 +224,9 @@ def _export_own(bank: Bank, snapshot: Snapshot, task: TaskRecord) -> _Draft:
     beneath = _names(snapshot, adapter.context)
     alone = f"; without {listed(beneath)}, on top of which it was trained" if beneath else ""
     stage = None if beneath else task.position
-    return _Draft(
-        files, "adapter", f"r {adapter.r} on {snapshot.base.name}; {_form(task, adapter)}{alone}", task, stage
-    )
+    tuner = adapter.metrics.get(TUNER)
+    note = f"{tuner or f'r {adapter.r}'} on {snapshot.base.name}; {_form(task, adapter)}{alone}"
+    return _Draft(files, "adapter", note, task, stage, tuner)
 
 
 def _export_state(bank: Bank, snapshot: Snapshot, task: TaskRecord, state: State) -> _Draft:
@@ -351,6 +359,14 @@ def _no_single_adapter(record: CompositionRecord, composer: Composer, base: Base
         commands=commands,
         unchanged=_UNCHANGED,
     )
+
+
+def _of_factors(name: str, tuner: str, option: str) -> ConfigError:
+    """Why a tuner's adapter has no factors, and what makes some of it."""
+    again = Command("import", "FOLDER", "--task", f"{name}-lora", "--data", "FILE", "--as-lora", "8")
+    why = f"{option} takes adapters of factors A and B, and task {name!r} is a {tuner} of PEFT"
+    hint, commands = "import its export as LoRA of some rank", [Command("export", name, "FOLDER"), again]
+    return ConfigError(why, hint=hint, commands=commands, unchanged=_UNCHANGED)
 
 
 def _can_be_cut(record: CompositionRecord, composer: Composer) -> bool:

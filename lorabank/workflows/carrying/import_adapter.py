@@ -4,46 +4,39 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 from safetensors.torch import save as save_tensors
 
+from lorabank.algebra.factors import LoraFactors
 from lorabank.bank.failures import taken
 from lorabank.bank.objects.layout import check_name
 from lorabank.bank.operations import Operation
 from lorabank.bank.upkeep.remarks import remarks
 from lorabank.core.config import InitConfig, LoralibConfig, TrainConfig
-from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError
+from lorabank.core.errors import ConfigError, DataError, NotFoundError
 from lorabank.core.machine.packages import package_versions
 from lorabank.core.methods import with_settings
 from lorabank.core.observer import Observer
-from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
+from lorabank.core.records import AdapterRecord, DatasetRecord, TaskRecord
 from lorabank.core.settings import validate
 from lorabank.core.shelves import ROWS, TASK_TYPES
-from lorabank.core.states import ANSWERS, IMPORTED
+from lorabank.core.states import ANSWERS, IMPORTED, TUNER
 from lorabank.core.task_kinds import HEAD
 from lorabank.data.loading import TaskData
 from lorabank.data.methods import CHAT
-from lorabank.exchange.dora import from_dora
-from lorabank.exchange.fit_check import check_effect, check_fits, largest_update
-from lorabank.exchange.peft_folder import adapter_files
-from lorabank.exchange.placed.fused_attention import with_attention
-from lorabank.exchange.placed.loralib_checkpoint import with_loralib
-from lorabank.exchange.placed.stacked_experts import with_experts
+from lorabank.exchange.tuners.untrusted import ForeignTuner
 from lorabank.exchange.untrusted_adapter import ForeignAdapter
-from lorabank.models.bases.loading import LoadedBase, resolve_device, weights_of
+from lorabank.models.bases.loading import resolve_device
 from lorabank.models.bases.open_base import OpenBase
-from lorabank.models.mixing.trial import try_base
-from lorabank.models.tasks.heads import Head, load_head, put_head
-from lorabank.models.tasks.task_types import TaskType
 from lorabank.training.factor_groups import overlap_report
 from lorabank.workflows.assemble import adapters_in_order, read_stack
 from lorabank.workflows.bases import future_base, open_or_init
 from lorabank.workflows.carrying.adapter_source import check_source_base, find_source, read_source
+from lorabank.workflows.carrying.judging import Judged, judge
 from lorabank.workflows.compose import superseded_by
-from lorabank.workflows.learning.folders import stored_files
 from lorabank.workflows.learning.known_rows import known_rows
 from lorabank.workflows.learning.one_head import head_before
 from lorabank.workflows.learning.train import commit_and_score
@@ -53,13 +46,10 @@ from lorabank.workflows.show import listed
 from lorabank.workflows.task_data import (
     as_asked,
     dataset_records,
-    encode_rows,
     found_in_data,
     load_data,
     recorded_bad_rows,
     recorded_settings,
-    settled,
-    task_statistics,
     text_facts,
 )
 
@@ -74,36 +64,6 @@ _USED = (
 _SHOWN = 300
 """Characters of an example."""
 
-_PROBED = 16
-"""Rows that are passed through the base with and without an imported adapter."""
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """An adapter that fits and works, and what the bank keeps of its data.
-
-    Attributes:
-        adapter: What was read, of DoRA with its gains.
-        files: It in the bank's own form, whatever else its folder held.
-        unread: Why its config was not asked which modules are adapted, None where it was.
-        config: The settings, what the data and the base decided filled in.
-        statistics: What routing keeps of the last hidden state.
-        others: What else it keeps, by role.
-        rows_cut: Training rows that are longer.
-        rows_dropped: Training rows whose answer does not fit.
-        largest_update: See `largest_update`.
-    """
-
-    adapter: ForeignAdapter
-    files: Mapping[str, bytes]
-    unread: str | None
-    config: TrainConfig
-    statistics: bytes
-    others: Mapping[str, bytes]
-    rows_cut: int
-    rows_dropped: int
-    largest_update: float
-
 
 def import_adapter(
     opened: OpenBank,
@@ -117,6 +77,7 @@ def import_adapter(
     part: int | None,
     ignore_unknown: bool,
     loralib: LoralibConfig,
+    as_lora: int | None,
     observer: Observer,
     note: str | None = None,
     tags: Sequence[str] = (),
@@ -135,7 +96,7 @@ def import_adapter(
     context = _earlier_parts(opened, digest, part)
     data = load_data(config, base)
     order = _label_order(data, labels, observer)
-    judged = _judge(adapter, base, data, order, config)
+    judged = judge(adapter, base, data, order, config, as_lora, observer)
     facts: dict[str, Any] = {
         "trusted": False,
         "source": found.name,
@@ -144,13 +105,14 @@ def import_adapter(
         "source_base": adapter.base_model[:256],
         "ignored_fields": [field[:_SHOWN] for field in adapter.ignored],
         "taken_from_names": list(adapter.taken),
-        "targets_unread": judged.unread,
-        "tasks_in_source": adapter.tasks,
+        "targets_unread": judged.adapter.unread,
         "part": part,
         "largest_update": judged.largest_update,
         "rows_cut": judged.rows_cut,
         "rows_dropped": judged.rows_dropped,
         **recorded_bad_rows(data),
+        **judged.adapter.facts,
+        **({TUNER: judged.adapter.tuner} if judged.adapter.tuner else {}),
     }
     _warn(facts, observer)
     for line in data.told:
@@ -168,7 +130,7 @@ def import_adapter(
     return AddTaskResult(*result, bank=str(opened.path), bank_created=created, **told, superseded=superseded)
 
 
-def _as_trained(adapter: ForeignAdapter, init: InitConfig) -> InitConfig:
+def _as_trained(adapter: ForeignAdapter | ForeignTuner, init: InitConfig) -> InitConfig:
     """The settings of a bank that is made now: where they leave the task type open, the adapter's own."""
     if init.task_type != "auto" or adapter.task_type not in TASK_TYPES:
         return init
@@ -216,42 +178,10 @@ def _earlier_parts(opened: OpenBank, digest: str, part: int | None) -> tuple[str
     return tuple(parts[earlier].digest for earlier in range(1, part))
 
 
-def _judge(
-    adapter: ForeignAdapter, opened: OpenBase, data: TaskData, labels: tuple[str, ...], config: TrainConfig
-) -> _Judged:
-    """Put the adapter on the base and look at it; nothing is written."""
-    base, record = opened.load(device=config.device), opened.record
-    adapter = with_attention(with_experts(adapter, base.model), base.model)
-    adapter = with_loralib(adapter, base)
-    unread = check_fits(adapter, base, record.task_type)
-    if adapter.magnitude:
-        adapter = replace(adapter, factors=from_dora(adapter.factors, adapter.magnitude, weights_of(base)))
-    head = _load_head(base, adapter, labels) if base.head_modules else None
-    config = settled(config, data, min(config.max_length, base.max_length or config.max_length))
-    examples = encode_rows(opened, data, config.max_length)
-    if head is not None:
-        put_head(base.model, head)
-    task_type: TaskType = TASK_TYPES.load(record.task_type)()
-    try_base(base, task_type, examples, record.name, training=False)
-    statistics, others = task_statistics(base, data.train, config)
-    check_effect(base, record.task_type, adapter.factors, head, examples.rows[:_PROBED], adapter.file)
-    return _Judged(
-        adapter=adapter,
-        files=_files(record, adapter, base),
-        unread=unread,
-        config=config,
-        statistics=statistics,
-        others=others,
-        rows_cut=examples.cut,
-        rows_dropped=examples.dropped,
-        largest_update=largest_update(adapter.factors, base.model),
-    )
-
-
 def _commit(
     opened: OpenBank,
     operation: Operation,
-    judged: _Judged,
+    judged: Judged,
     data: TaskData,
     labels: tuple[str, ...],
     context: tuple[str, ...],
@@ -260,15 +190,17 @@ def _commit(
 ) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
     bank, snapshot = opened.bank, opened.snapshot.without(operation.config.get("replaces"))
     adapter, config = judged.adapter, judged.config
-    overlap = overlap_report(adapter.factors, read_stack(bank, adapters_in_order(snapshot)))
+    overlap: dict[str, Any] = {}
+    if isinstance(adapter.made, LoraFactors):
+        overlap = overlap_report(adapter.made, read_stack(bank, adapters_in_order(snapshot)))
     settings = recorded_settings(config, data)
     record = AdapterRecord(
-        digest=operation.stage_adapter(stored_files(judged.files, snapshot.base, len(labels), observer)),
+        digest=operation.stage_adapter(judged.files),
         task=operation.name,
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
         use_rslora=adapter.use_rslora,
-        target_modules=tuple(sorted(adapter.factors.A)),
+        target_modules=adapter.modules,
         strategy=IMPORTED,
         penalties={},
         context=context,
@@ -277,7 +209,7 @@ def _commit(
         wall_seconds=0.0,
         device=str(resolve_device(config.device)),
         bytes=0,
-        head_digest=hashlib.sha256(save_tensors(adapter.head)).hexdigest() if adapter.head else None,
+        head_digest=hashlib.sha256(save_tensors(dict(judged.head))).hexdigest() if judged.head else None,
         files={},
         versions=package_versions(),
         config={name: settings[name] for name in _USED},
@@ -327,17 +259,6 @@ def _label_order(data: TaskData, labels: Sequence[str] | None, observer: Observe
     return order
 
 
-def _load_head(base: LoadedBase, adapter: ForeignAdapter, labels: tuple[str, ...]) -> Head:
-    try:
-        return load_head(base.model, base.head_modules, len(labels), adapter.head)
-    except IncompatibleError as error:
-        raise IncompatibleError(
-            error.message,
-            hint="name the labels in the order of the head's outputs: --labels A,B,...",
-            unchanged=_UNCHANGED,
-        ) from error
-
-
 def _warn(facts: Mapping[str, Any], observer: Observer) -> None:
     if facts["ignored_fields"]:
         observer.notice(f"unknown fields of the adapter's config that were skipped: {listed(facts['ignored_fields'])}")
@@ -355,6 +276,12 @@ def _warn(facts: Mapping[str, Any], observer: Observer) -> None:
             f"the adapter is the sum of {facts['tasks_in_source']} tasks of O-LoRA and becomes one task; "
             "--part 1, --part 2, ... takes them one by one"
         )
+    if cut := facts.get("as_lora"):
+        worst = max(cut["by_module"], key=cut["by_module"].__getitem__)
+        observer.notice(
+            f"the {cut['tuner']} of PEFT as a LoRA adapter: relative error {cut['relative_error']:.3g} of its delta "
+            f"weights, at most {cut['by_module'][worst]:.3g} on {worst}"
+        )
     if facts["largest_update"] > 1:
         observer.notice(
             f"the adapter's update is up to {facts['largest_update']:.1f} times as large as the weights it is added to"
@@ -363,22 +290,6 @@ def _warn(facts: Mapping[str, Any], observer: Observer) -> None:
         observer.notice(f"{facts['rows_cut']} training texts are longer than --max-length and are truncated")
     if facts["rows_dropped"]:
         observer.notice(f"{facts['rows_dropped']} training rows are left out: their answer alone exceeds --max-length")
-
-
-def _files(record: BaseModelRecord, adapter: ForeignAdapter, base: LoadedBase) -> dict[str, bytes]:
-    return adapter_files(
-        adapter.factors,
-        adapter.head,
-        base_model=record.name,
-        task_type=record.task_type,
-        r=adapter.r,
-        lora_alpha=adapter.lora_alpha,
-        use_rslora=adapter.use_rslora,
-        head_modules=base.head_modules,
-        rank_pattern=adapter.rank_pattern,
-        alpha_pattern=adapter.alpha_pattern,
-        weight=weights_of(base),
-    )
 
 
 def _refuse(message: str, hint: str | None = None) -> NoReturn:

@@ -44,7 +44,7 @@ class Facts:
         strategy: How it was trained; of a sum None.
         scores: Task to what the exported state was measured to score.
         tokenizer: Whether the tokenizer lies in the folder.
-        dora: Whether the folder is DoRA's.
+        kind: What the adapter is called.
         not_quantised: Linear layers that a quantised base keeps as they are, as `as_skipped` names them.
         repository: Whether the folder is one on the hub.
         whole: The option by which the folder holds the base with the adapter in it; None of an adapter.
@@ -64,7 +64,7 @@ class Facts:
     strategy: str | None = None
     scores: dict[str, str] = field(default_factory=dict)
     tokenizer: bool = False
-    dora: bool = False
+    kind: str = "LoRA"
     not_quantised: Sequence[str] = ()
     repository: bool = False
     whole: Literal["--merged", "--gguf"] | None = None
@@ -123,8 +123,8 @@ def name_on_hub(base: BaseModelRecord) -> str | None:
 
 
 def _what(facts: Facts) -> str:
-    kind = "DoRA" if facts.dora else "LoRA"
-    return f"A model with a {kind} adapter merged into its weights" if facts.whole else f"A {kind} adapter"
+    adapter = f"a {facts.kind} adapter"
+    return f"A model with {adapter} merged into its weights" if facts.whole else f"A{adapter[1:]}"
 
 
 def _front_matter(facts: Facts) -> str:
@@ -134,7 +134,8 @@ def _front_matter(facts: Facts) -> str:
     lines.append(f"library_name: {'gguf' if facts.whole == '--gguf' else 'transformers' if facts.whole else 'peft'}")
     if (pipeline := task_kind(facts.base.task_type).pipeline) is not None:
         lines.append(f"pipeline_tag: {pipeline}")
-    lines += ["tags:", *([] if facts.whole else ["- lora"]), "- lorabank"]
+    lora = facts.kind in ("LoRA", "DoRA") and not facts.whole
+    lines += ["tags:", *(["- lora"] if lora else []), "- lorabank"]
     if name:
         relation = "finetune" if facts.whole else "adapter"
         lines.append(f"- {json.dumps(f'base_model:{relation}:{name}')}")

@@ -30,7 +30,17 @@ from lorabank.core.machine.packages import package_versions
 from lorabank.core.observer import Observer
 from lorabank.core.records import CompositionRecord, TaskRecord
 from lorabank.core.shelves import MERGERS, SUMMING
-from lorabank.core.states import ANSWERS, FOLDED, FOLDED_INTO, SELECTOR, grown, needed, own_state
+from lorabank.core.states import (
+    ANSWERS,
+    FOLDED,
+    FOLDED_INTO,
+    SELECTOR,
+    TUNER,
+    grown,
+    needed,
+    own_state,
+    refuse_tuners,
+)
 from lorabank.exchange.peft_folder import combined_files, read_adapter
 from lorabank.models.bases.loading import recorded_weights, resolve_device
 from lorabank.models.mixing.runtime import Runtime
@@ -126,6 +136,7 @@ def _check(snapshot: Snapshot, tasks: Sequence[TaskRecord], config: FoldConfig, 
             adapter that is not folded.
     """
     adapters = {task.name: snapshot.adapter_of(task.name) for task in tasks}
+    refuse_tuners(adapters.values(), "a fold sums adapters by their factors A and B", hint="leave it out")
     digests = {adapter.digest for adapter in adapters.values()}
     continued = {one.metrics.get("continued_from") for one in snapshot.by_position.values()}
     in_use = {snapshot.adapter_of(task.name).digest: task.name for task in snapshot.tasks}
@@ -234,8 +245,9 @@ def _versions(
     began: float,
 ) -> list[Version]:
     """The new version of each task, its adapter staged."""
-    others = [snapshot.adapter_of(task.name).digest for task in snapshot.tasks if task not in tasks]
-    room = overlap_report(folded, stack_of(opened.bank, others) if others else None)
+    others = [snapshot.adapter_of(task.name) for task in snapshot.tasks if task not in tasks]
+    summed = [adapter.digest for adapter in others if TUNER not in adapter.metrics]
+    room = overlap_report(folded, stack_of(opened.bank, summed) if summed else None)
     versions: list[Version] = []
     for task in tasks:
         below = versions[0][1].digest if versions else None

@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 def trained_files(base: BaseModelRecord, trained: TrainedAdapter, config: TrainConfig) -> dict[str, bytes]:
     """The PEFT folder of an adapter that was trained here."""
     from lorabank.exchange.peft_folder import adapter_files
+    from lorabank.exchange.tuners.folder import tuner_files
     from lorabank.models.bases.loading import recorded_weights
 
+    if trained.tuned:
+        modules = trained.head_modules
+        return tuner_files(
+            trained.tuned, trained.head, base_model=base.name, task_type=base.task_type, head_modules=modules
+        )
     return adapter_files(
         trained.factors,
         trained.head,

@@ -18,7 +18,7 @@ from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.errors import DamagedError
 from lorabank.core.records import AdapterRecord
 from lorabank.core.settings import validate
-from lorabank.core.states import needed
+from lorabank.core.states import needed, refuse_tuners
 from lorabank.data.loading import TaskData
 from lorabank.training.methods import filled_in
 from lorabank.training.strategies.base import Strategy
@@ -31,6 +31,17 @@ KEY = "past"
 def earlier_adapters(snapshot: Snapshot | None) -> list[AdapterRecord]:
     """The adapters of the ready tasks, in sequence order; none where there is no bank."""
     return [snapshot.adapter_of(task.name) for task in snapshot.tasks] if snapshot else []
+
+
+def check_past(snapshot: Snapshot | None, strategy: Strategy) -> None:
+    """Refuse a strategy that needs the factors of earlier adapters where one has none.
+
+    Raises:
+        IncompatibleError: Naming the task.
+    """
+    if strategy.earlier != "off":
+        what = f"strategy {strategy.name!r} needs A and B of every earlier adapter"
+        refuse_tuners(earlier_adapters(snapshot), what, hint="--strategy isolated, or a bank of its own")
 
 
 def past_of(snapshot: Snapshot, strategy: Strategy) -> dict[str, Any]:

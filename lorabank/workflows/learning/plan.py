@@ -14,7 +14,7 @@ from lorabank.data.loading import TaskData, example_row
 from lorabank.workflows.bases import future_base
 from lorabank.workflows.learning.known_rows import known_rows
 from lorabank.workflows.learning.one_head import grown_labels, head_before
-from lorabank.workflows.learning.past import earlier_adapters
+from lorabank.workflows.learning.past import check_past, earlier_adapters
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import TaskPlan
 from lorabank.workflows.task_data import encode_rows, found_in_data, load_data, scoring_setting
@@ -51,6 +51,7 @@ def plan_task(
     record = base.record
     methods, config = chosen_methods(config), filled_in(config)
     strategy = methods.strategy
+    check_past(snapshot, strategy)
     earlier = earlier_adapters(snapshot)
     check_fit(base, config, len(earlier))
     data = load_data(config, base)

@@ -33,7 +33,7 @@ from lorabank.workflows.bases import check_base, described, open_or_init
 from lorabank.workflows.learning.found import FoundTask, StreamResult
 from lorabank.workflows.learning.known_rows import known_rows
 from lorabank.workflows.learning.one_head import head_before
-from lorabank.workflows.learning.past import earlier_adapters
+from lorabank.workflows.learning.past import check_past, earlier_adapters
 from lorabank.workflows.learning.replayed import read_objects
 from lorabank.workflows.learning.stream_rows import StreamRows
 from lorabank.workflows.learning.stream_state import ROLE, StreamState, newest_of_stream
@@ -70,6 +70,7 @@ def stream(
             hint="leave out --saving",
             unchanged="nothing was changed",
         )
+    check_past(opened.snapshot if opened.exists else None, chosen_strategy(config))
     check_fit(opened.base, config, len(earlier_adapters(opened.snapshot if opened.exists else None)))
     state = _state(opened, config, resume=resume)
     rows = StreamRows(read_stream(config, lines), config)

@@ -20,7 +20,7 @@ from lorabank.core.machine.packages import package_versions
 from lorabank.core.observer import Observer, SilentObserver
 from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
 from lorabank.core.settings import validate
-from lorabank.core.states import ANSWERS
+from lorabank.core.states import ANSWERS, TUNER
 from lorabank.core.task_kinds import task_kind
 from lorabank.data.loading import TaskData
 from lorabank.data.methods import chosen_form
@@ -33,6 +33,7 @@ from lorabank.workflows.learning.known_rows import known_rows
 from lorabank.workflows.learning.one_head import grown_labels, head_before, under_one_head
 from lorabank.workflows.learning.past import (
     KEY,
+    check_past,
     digests_of,
     earlier_adapters,
     moved_on,
@@ -254,15 +255,18 @@ def commit_trained(
     loaded = job.base.load(device=config.device, dtype=config.base_dtype)
     statistics, others = task_statistics(loaded, data.train, config)
     others |= {ROLE: trained.curve.to_bytes()} if trained.curve else {}
-    files = stored_files(trained_files(base, trained, config), base, len(job.labels), observer)
+    files: Mapping[str, bytes] = trained_files(base, trained, config)
+    if trained.tuned is None:
+        files = stored_files(files, base, len(job.labels), observer)
     digest = operation.stage_adapter(files)
-    said = ("continued_from", job.continued), ("known_rows", known), (ANSWERS, job.answers)
+    tuner = config.variant if trained.tuned else None
+    said = ("continued_from", job.continued), ("known_rows", known), (ANSWERS, job.answers), (TUNER, tuner)
     facts = {key: value for key, value in said if value}
     adapter = AdapterRecord(
         digest=digest,
         task=operation.name,
-        r=config.r,
-        lora_alpha=config.lora_alpha,
+        r=trained.tuned.r if trained.tuned else config.r,
+        lora_alpha=trained.tuned.r if trained.tuned else config.lora_alpha,
         use_rslora=config.use_rslora,
         target_modules=trained.target_modules,
         strategy=config.strategy,
@@ -340,6 +344,7 @@ def _given(
 
     check_here(config)
     config = filled_in(config)
+    check_past(before, chosen_strategy(config))
     base = future_base(opened, config, init, observer)
     check_fit(base, config, len(earlier_adapters(before)))
     data = load_data(config, base)

@@ -1,0 +1,1 @@
+"""Folders of PEFT's tuners, ours and those of strangers."""

@@ -1,0 +1,1 @@
+"""PEFT's own tuners: adapters without factors, which answer alone."""
