@@ -7,7 +7,7 @@ shapes (`SiteKind.in_peft`), from which `lorabank.exchange.peft_folder` reads th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from safetensors.torch import load as load_tensors
@@ -15,15 +15,18 @@ from torch import Tensor, nn
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.core.errors import IncompatibleError
-from lorabank.exchange.attention_layout import attention_of, not_in_peft, passed_by_kernels, stack_attention
+from lorabank.exchange.attention_layout import TWICE, attention_of, not_in_peft, passed_by_kernels, stack_attention
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE, saved, scaling_of, with_fields
-from lorabank.exchange.stored_factors import INNER, MAGNITUDE, PREFIX, StoredFactors, sorted_keys
+from lorabank.exchange.stored_factors import INNER, MAGNITUDE, PREFIX, Keys, StoredFactors, sorted_keys
+from lorabank.models.bases.kinds.attention import OUTPUT
 from lorabank.models.bases.kinds.experts import matrices_of
 from lorabank.models.bases.sites import Site, sites_in
 
 
 def laid_out(files: Mapping[str, bytes], shell: nn.Module) -> dict[str, bytes]:
     """An adapter's files with the tensors in PEFT's layouts; as they are where all modules are linear layers.
+
+    Layers that PEFT would compute otherwise are left out where their adapter is 0.
 
     Args:
         files: The files of a PEFT folder that lorabank made, in these layouts or by matrices.
@@ -37,8 +40,13 @@ def laid_out(files: Mapping[str, bytes], shell: nn.Module) -> dict[str, bytes]:
     keys = sorted_keys(WEIGHTS_FILE, tensors, config)
     odd = {site.name: site for site, _ in sites_in(shell) if site.name in keys.factors and not site.plain}
     experts, attention = _experts(shell, keys.factors), attention_of(shell, keys.factors)
-    for name in passed_by_kernels(shell, keys.factors):
-        raise _otherwise(name, "in evaluation torch computes the layer around it by one kernel, which asks no adapter")
+    idle: set[str] = set()
+    for shown, names, reason in _not_in_peft(shell, keys, odd, attention):
+        if not all(_is_idle(name, keys, tensors) for name in names):
+            raise _otherwise(shown, reason)
+        idle.update(names)
+    if idle and len(idle) < len(keys.factors):
+        return laid_out(_without(idle, files, tensors, keys), shell)
     if not odd and not experts and not attention:
         return dict(files)
     ranks, alphas = dict(config["rank_pattern"]), dict(config["alpha_pattern"])
@@ -48,8 +56,6 @@ def laid_out(files: Mapping[str, bytes], shell: nn.Module) -> dict[str, bytes]:
     for name, site in odd.items():
         module, kind = site.module, site.of_kind
         magnitude = keys.magnitude.get(name)
-        if reason := kind.not_in_peft(module, gained=magnitude is not None):
-            raise _otherwise(name, reason)
         stored = keys.factors[name]
         A, B = stored.A(tensors), stored.B(tensors)
         del tensors[stored.a], tensors[stored.b]
@@ -63,11 +69,42 @@ def laid_out(files: Mapping[str, bytes], shell: nn.Module) -> dict[str, bytes]:
             ranks[name], alphas[name] = rank, s * (rank**0.5 if config.get("use_rslora") else rank)
     if experts:
         fields |= _stack_experts(experts, keys.factors, tensors, config, fields)
-    for name, module in attention.items():
-        if reason := not_in_peft(name, module, keys.factors, gained=bool(keys.magnitude)):
-            raise _otherwise(name, reason)
+    for name in attention:
         fields |= stack_attention(name, keys.factors, tensors, config, fields)
     return dict(files) | {CONFIG_FILE: with_fields(files[CONFIG_FILE], **fields), WEIGHTS_FILE: saved(tensors)}
+
+
+def _not_in_peft(
+    shell: nn.Module, keys: Keys, odd: Mapping[str, Site], attention: Mapping[str, nn.MultiheadAttention]
+) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """What PEFT would compute otherwise: the name of a module, the adapted layers that cause it, and the reason."""
+    for name in passed_by_kernels(shell, keys.factors):
+        yield name, (name,), "in evaluation torch computes the layer around it by one kernel, which asks no adapter"
+    for name, site in odd.items():
+        if reason := site.of_kind.not_in_peft(site.module, gained=name in keys.magnitude):
+            yield name, (name,), reason
+    for stem, module in attention.items():
+        names = tuple(name for name in keys.factors if name.rpartition(".")[0] == stem)
+        if reason := not_in_peft(stem, module, names, gained=bool(keys.magnitude)):
+            yield stem, (f"{stem}.{OUTPUT}",) if reason is TWICE else names, reason
+
+
+def _is_idle(name: str, keys: Keys, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether an adapter changes nothing: no text reaches the image half of a model, so B is 0 there as it began."""
+    return name not in keys.magnitude and not bool(keys.factors[name].B(tensors).any())
+
+
+def _without(
+    names: Collection[str], files: Mapping[str, bytes], tensors: Mapping[str, Tensor], keys: Keys
+) -> dict[str, bytes]:
+    """The files without the adapters of some layers."""
+    config = json.loads(files[CONFIG_FILE])
+    gone = {key for name in names for key in (keys.factors[name].a, keys.factors[name].b)}
+    fields: dict[str, Any] = {"target_modules": sorted(set(config["target_modules"]) - set(names))}
+    for field in ("rank_pattern", "alpha_pattern"):
+        fields[field] = {name: value for name, value in config[field].items() if name not in names}
+    left = {key: tensor for key, tensor in tensors.items() if key not in gone}
+    return dict(files) | {CONFIG_FILE: with_fields(files[CONFIG_FILE], **fields), WEIGHTS_FILE: saved(left)}
 
 
 def _experts(shell: nn.Module, names: Iterable[str]) -> dict[str, dict[str, int]]:

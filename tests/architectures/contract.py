@@ -7,7 +7,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,7 @@ class Case:
     def __init__(self, pair: Pair, path: Path, targets: str) -> None:
         self.pair, self.path, self.spec = pair, path, targets
         self.head = pair.task_type == "SEQ_CLS"
+        self.unreached: set[str] = set()  # adapted layers that no text passes
 
     @cached_property
     def record(self) -> BaseModelRecord:
@@ -264,6 +265,7 @@ def trained_step(case: Case) -> None:
         name: None if (grad := of[id(weight)]) is None else case.plain.as_matrix(name, grad[where])
         for name, (weight, where) in places.items()
     }
+    case.unreached = {name for name, grad in found.items() if grad is None}
     every = {name: torch.zeros_like(B[name]) if grad is None else grad @ A[name].T for name, grad in found.items()}
     noise = 1e-6 * max(float(wanted.abs().max()) for wanted in every.values())
     for name, wanted in every.items():
@@ -357,8 +359,10 @@ def exported(case: Case) -> None:
     head = case.plain.model.state_dict() if case.head else {}
     modules = case.base.head_modules
     state = {name: value for name, value in head.items() if name.startswith(tuple(f"{m}." for m in modules))}
+    first = case.adapters[0]
+    B = {name: torch.zeros_like(b) if name in case.unreached else b for name, b in first.B.items()}  # as trained
     files = adapter_files(
-        case.adapters[0], state, base_model=str(case.path), task_type=case.pair.task_type, r=RANK, lora_alpha=8.0,
+        replace(first, B=B), state, base_model=str(case.path), task_type=case.pair.task_type, r=RANK, lora_alpha=8.0,
         use_rslora=False, head_modules=modules,
     )  # fmt: skip
     try:

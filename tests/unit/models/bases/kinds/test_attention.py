@@ -346,6 +346,32 @@ def test_what_peft_computes_otherwise_is_not_exported() -> None:
     assert reason(parts()[:3]) == "None"
 
 
+@pytest.mark.parametrize("still", [parts(), parts()[3:], parts()[:1]], ids=["all", "output", "query"])
+def test_what_changes_nothing_is_left_out_where_peft_has_no_form_for_it(still: list[str], tmp_path: Path) -> None:
+    """B is 0 where no text passes, as in the image half of a model."""
+    base = base_of(tmp_path / "base")
+    factors = adapter([*parts(), "body.encoder.layers.1.linear1"], seed=1)
+    B = {name: torch.zeros_like(b) if name in still else b for name, b in factors.B.items()}
+    factors = LoraFactors(factors.A, B, factors.scaling)
+    settings = {"base_model": base.name, "task_type": "SEQ_CLS", "r": R, "lora_alpha": ALPHA, "use_rslora": False}
+    files = adapter_files(factors, HEAD, head_modules=("classifier",), **settings)
+    if f"{STEM}.{OUTPUT}" not in still:
+        with pytest.raises(IncompatibleError, match="twice in each pass"):
+            plain_files(files, base, 2)
+        return
+    (tmp_path / "out").mkdir()
+    for name, data in plain_files(files, base, 2).items():
+        (tmp_path / "out" / name).write_bytes(data)
+    back, _, _ = read_adapter(tmp_path / "out")
+    assert back.A.keys() == factors.A.keys() - {f"{STEM}.{OUTPUT}"}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        theirs = peft.PeftModel.from_pretrained(make(), tmp_path / "out").eval()(IDS, PADDED).logits
+        plain = changed((1.0, factors))
+        plain.classifier.load_state_dict({name.rpartition(".")[2]: value for name, value in HEAD.items()})
+        torch.testing.assert_close(theirs, plain(IDS, PADDED).logits, **CLOSE)
+
+
 @torch.no_grad()
 def test_peft_is_passed_by_where_torch_has_a_kernel() -> None:
     """In evaluation its model answers as the bare base."""
