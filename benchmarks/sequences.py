@@ -2,7 +2,7 @@
 
 Every strategy learns sentiment, spam, products and tweets in this order, once per seed, each in a bank of its own;
 compositions are fitted on the `olora` and `isolated` banks and measured over the whole matrix. A run that is
-interrupted goes on where it stopped: finished tasks, compositions and cells are in the banks.
+interrupted resumes where it stopped: finished tasks, compositions and cells are in the banks.
 """
 
 from __future__ import annotations
