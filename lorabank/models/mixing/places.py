@@ -87,7 +87,7 @@ class ByRows:
         self.sums = place.by_rows(self._whole, n)
 
     def put_back(self) -> None:
-        """Write the sums to where they came from, if they are a copy: the rows are no neighbours there."""
+        """Write the sums to where they came from, if they are a copy: the rows are not neighbours there."""
         if self.sums.data_ptr() != self._whole.data_ptr():
             self._place.put_back(self.sums, self._whole)
 
