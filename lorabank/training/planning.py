@@ -113,6 +113,13 @@ def _fitting(base: OpenBase, config: TrainConfig, earlier: int) -> tuple[TrainMe
     targets = find_targets(model, config.target_modules, head_modules, config.first_layer)
     methods = chosen_methods(config)
     check_packing(methods.strategy, config, earlier)
+    if methods.variant.alone and base.record.quantisation:
+        raise ConfigError(
+            f"variant {config.variant!r} adapts linear layers in floats, and the base is quantised "
+            f"({base.record.quantisation})",
+            hint="another --variant, or a bank on the base in floats",
+            unchanged="nothing was changed",
+        )
     for site in targets.sites:
         for method in (methods.start, methods.variant):
             if refusal := method.refusal(site, config.r, earlier):

@@ -214,6 +214,28 @@ def test_a_router_sends_texts_to_them_and_to_ordinary_tasks(own: Path, texts: li
     refused(IncompatibleError, "answers alone or routed", api.compose, own, soft)
 
 
+def test_modules_that_only_one_of_them_changes_leave_other_texts_alone(own: Path, lab: Lab, texts: list[str]) -> None:
+    lab.add(own, "three", strategy="isolated")
+    wanted = {name: api.predict(own, texts, PredictConfig(task=name, device="cpu")) for name in ("two", "three")}
+    lab.add(own, "one", **settings("peft:hra"), max_steps=3, target_modules="all-linear")
+    members = "one,two,three"
+    api.compose(own, ComposeConfig(mode="routed", tasks=members, router="kmeans", device="cpu"))
+    routed = api.predict(own, texts, PredictConfig(composition="routed", device="cpu"))
+    assert {"two", "three"} <= {one.task for one in routed}
+    for i, one in enumerate(routed):
+        if one.task in wanted:
+            assert one.label == wanted[one.task][i].label
+            assert one.probability == pytest.approx(wanted[one.task][i].probability, abs=1e-6)
+
+
+def test_a_quantised_base_takes_none(lab: Lab, theirs: Callable[[str], Path], tmp_path: Path) -> None:
+    bank = tmp_path / "bank"
+    api.init_bank(bank, InitConfig(base=str(lab.base), quantise="int8"))
+    refused(ConfigError, "the base is quantised", lab.add, bank, "one", **settings("peft:loha"))
+    config = lab.settings("one")
+    refused(IncompatibleError, "base is quantised", api.import_adapter, bank, theirs("peft:loha"), "x", config=config)
+
+
 def test_the_matrix_has_their_scores(own: Path, lab: Lab) -> None:
     (report,) = api.evaluate(own, EvalConfig(device="cpu"))
     snapshot = Bank.open(own).snapshot()

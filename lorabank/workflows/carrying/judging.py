@@ -165,6 +165,13 @@ def _fit_factors(adapter: ForeignAdapter, base: LoadedBase, record: BaseModelRec
 
 def _fit_tuner(adapter: ForeignTuner, base: LoadedBase, record: BaseModelRecord, as_lora: int | None) -> Fitted:
     """A tuner as it is, or cut to a rank."""
+    if record.quantisation:
+        raise IncompatibleError(
+            f"a {adapter.name} of PEFT changes weights in floats, and the bank's base is quantised "
+            f"({record.quantisation})",
+            hint="a bank on the base in floats",
+            unchanged=_UNCHANGED,
+        )
     state, dense, unread = on_base(adapter, base, record.task_type)
     named: dict[str, Any] = {"base_model": record.name, "task_type": record.task_type}
     named["head_modules"] = base.head_modules

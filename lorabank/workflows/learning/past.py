@@ -41,7 +41,8 @@ def check_past(snapshot: Snapshot | None, strategy: Strategy) -> None:
     """
     if strategy.earlier != "off":
         what = f"strategy {strategy.name!r} needs A and B of every earlier adapter"
-        refuse_tuners(earlier_adapters(snapshot), what, hint="--strategy isolated, or a bank of its own")
+        again = Command("add-task", "NAME", "--data", "FILE", "--strategy", "isolated")
+        refuse_tuners(earlier_adapters(snapshot), what, again, hint="--strategy isolated, or a bank of its own")
 
 
 def past_of(snapshot: Snapshot, strategy: Strategy) -> dict[str, Any]:
