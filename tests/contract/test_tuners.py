@@ -265,8 +265,18 @@ def test_what_sums_adapters_names_the_task_and_what_to_type(own: Path, lab: Lab,
     said = refused(IncompatibleError, "strategy 'olora' needs A and B", lab.add, own, "three")
     assert "--strategy isolated" in said.hint
     assert lab.add(own, "three", strategy="isolated").task.position == len(TUNERS.table) + 2
-    for option in ({"check": "vllm"}, {"merged": True}):
-        refused(ConfigError, "'hra' is a peft:hra of PEFT", api.export, own, "hra", tmp_path / "no", **option)
+    refused(ConfigError, "'hra' is a peft:hra of PEFT", api.export, own, "hra", tmp_path / "no", check="vllm")
+
+
+@pytest.mark.parametrize("name", ["oft", "loha"])
+def test_a_whole_model_answers_as_plain_peft_does(bank: Path, lab: Lab, tmp_path: Path, name: str) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    api.export(bank, name, tmp_path / "out", merged=True)
+    adapter = Bank.open(bank).snapshot().adapter_of(name)
+    whole = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    expected = logits(plain(lab.base, bank / "adapters" / adapter.digest))
+    torch.testing.assert_close(logits(whole), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_settings_that_do_not_fit_are_refused_before_training(lab: Lab, tmp_path: Path) -> None:

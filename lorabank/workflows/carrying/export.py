@@ -117,7 +117,8 @@ def export(
     else:
         state = state or "now"
         draft = _export_state(bank, snapshot, record, state)
-    if draft.tuner and (asked := whole or (check and f"--check {check}")):
+    into_weights = whole is not None and snapshot.base.quantisation is None  # any delta weights go there
+    if draft.tuner and not into_weights and (asked := whole or (check and f"--check {check}")):
         raise _of_factors(name, draft.tuner, asked)
     facts = _facts(bank, snapshot, name, draft, repository or target.name, tokenizer)
     facts = replace(facts, repository=repository is not None)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from lorabank.bank.objects.store import check_space
 from lorabank.core.errors import ConfigError, IncompatibleError
+from lorabank.core.records import BaseModelRecord
+from lorabank.exchange.peft_folder import CONFIG_FILE, combined_files
 from lorabank.exchange.safe_folders import new_folder
+from lorabank.exchange.tuners.folder import read_tuner
+from lorabank.models.bases.loading import recorded_weights
 from lorabank.models.bases.quantised.recipe import is_ours
+from lorabank.models.tuners.library import delta_weights
 from lorabank.workflows.carrying.checkpoint import write_checkpoint
 from lorabank.workflows.carrying.gguf_file import MODELFILE, convert, find_converter, modelfile
 from lorabank.workflows.carrying.merged import merged_card, merged_files
 from lorabank.workflows.carrying.model_card import CARD_FILE, Facts, card
+
+_LORA = "LORA"
+"""PEFT's name of adapters of factors."""
 
 _UNCHANGED = "nothing was written"
 
@@ -58,6 +68,9 @@ def write_whole(
     else:
         found, said = {CARD_FILE: card(facts)}, f"merged into the base, {dtype or base.dtype}"
     converter = find_converter(base.task_type) if gguf else None
+    if (kind := json.loads(files[CONFIG_FILE])["peft_type"]) != _LORA:
+        files = _in_factors(files, base)
+        said += f" by the delta weights of {kind}"
     with new_folder(target) as folder:
         if not is_ours(base.quantisation):
             checkpoint = folder / "checkpoint" if converter else folder
@@ -72,3 +85,18 @@ def write_whole(
         for name, data in found.items():
             (folder / name).write_bytes(data)
         return tuple(sorted(path.name for path in folder.iterdir())), said
+
+
+def _in_factors(files: Mapping[str, bytes], base: BaseModelRecord) -> dict[str, bytes]:
+    """PEFT's files of a tuner's adapter as those of an adapter of full rank, which adds the same to the weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+        state, head = read_tuner(Path(folder))
+    return combined_files(
+        delta_weights(state, recorded_weights(base)).factors(),
+        head,
+        base_model=base.name,
+        task_type=base.task_type,
+        head_modules=state.config.get("modules_to_save") or (),
+    )
