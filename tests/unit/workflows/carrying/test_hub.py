@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub import CommitOperationAdd, ModelCard, constants
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelInfo, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from lorabank_cli.main import main
 
@@ -60,8 +61,8 @@ class FakeHub:
 
     def model_info(self, name: str, *, revision: str | None, files_metadata: bool) -> Any:
         assert files_metadata
-        held = [SimpleNamespace(rfilename=path, size=len(data)) for path, data in self._found(name).items()]
-        return SimpleNamespace(sha="c0ffee" * 6, private=self.private[name], siblings=held)
+        held = [{"rfilename": path, "size": len(data)} for path, data in self._found(name).items()]
+        return ModelInfo(id=name, sha="c0ffee" * 6, private=self.private[name], siblings=held)
 
     def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
         if name not in self.files:
@@ -88,10 +89,24 @@ class FakeHub:
         return str(local_dir)
 
 
+class Checked:
+    """What stands for `HfApi`: every call must fit the signature of the real method."""
+
+    def __init__(self, fake: FakeHub) -> None:
+        self._fake = fake
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            inspect.signature(getattr(HfApi, name)).bind(self, *args, **kwargs)
+            return getattr(self._fake, name)(*args, **kwargs)
+
+        return call
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     fake = FakeHub()
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Checked(fake))
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_token")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("lorabank.models.bases.hub.hub_reachable", lambda: True)
