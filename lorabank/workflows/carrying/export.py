@@ -36,7 +36,15 @@ from lorabank.models.bases.resolving import locate_base, plain_name
 from lorabank.models.bases.targets import as_skipped
 from lorabank.workflows.assemble import RuntimeSettings, adapters_in_order, load_composer, load_runtime, stack_of
 from lorabank.workflows.carrying.corrected import is_corrected, with_correction
-from lorabank.workflows.carrying.model_card import CARD_FILE, LABELS_FILE, Facts, card, labels_file, scores_of
+from lorabank.workflows.carrying.model_card import (
+    CARD_FILE,
+    LABELS_FILE,
+    Facts,
+    card,
+    labels_file,
+    name_on_hub,
+    scores_of,
+)
 from lorabank.workflows.carrying.server_check import serve_command
 from lorabank.workflows.carrying.whole_model import write_whole
 from lorabank.workflows.publish import stored_reports
@@ -120,8 +128,9 @@ def export(
     into_weights = whole is not None and snapshot.base.quantisation is None  # any delta weights go there
     if draft.tuner and not into_weights and (asked := whole or (check and f"--check {check}")):
         raise _of_factors(name, draft.tuner, asked)
+    named = (name_on_hub(snapshot.base) if repository else None) or plain_name(snapshot.base)
     facts = _facts(bank, snapshot, name, draft, repository or target.name, tokenizer)
-    facts = replace(facts, repository=repository is not None)
+    facts = replace(facts, repository=repository is not None, loads_as=named)
     if whole:
         names, said = write_whole(target, draft.files, replace(facts, whole=whole), dtype=dtype)
         return ExportResult(str(target), names, "model", f"{draft.note}; {said}", state)
@@ -129,7 +138,7 @@ def export(
         note = f"{draft.note}; the correction of the quantised base is in it"
         draft = replace(draft, files=with_correction(draft.files, snapshot.base), note=note)
         facts = replace(facts, note=note, kind=draft.form)
-    files = _plain(draft, snapshot.base)
+    files = _plain(draft, snapshot.base, named)
     beside = _beside(facts)
     revision = snapshot.base.revision if snapshot.base.source == "hub" else None
     served = Served(name, str(target), files, revision)
@@ -138,16 +147,16 @@ def export(
     return ExportResult(str(target), tuple(sorted(files | beside)), draft.kind, draft.note, state, serve)
 
 
-def _plain(draft: _Draft, base: BaseModelRecord) -> dict[str, bytes]:
-    """PEFT's two files as plain PEFT reads them, on a base that plain transformers finds.
+def _plain(draft: _Draft, base: BaseModelRecord, named: str) -> dict[str, bytes]:
+    """PEFT's two files as plain PEFT reads them, on a base that plain transformers finds by a name.
 
     Raises:
         IncompatibleError: PEFT would read them otherwise.
     """
     if draft.tuner:
-        config = with_fields(draft.files[CONFIG_FILE], base_model_name_or_path=plain_name(base))
+        config = with_fields(draft.files[CONFIG_FILE], base_model_name_or_path=named)
         return draft.files | {CONFIG_FILE: config}
-    config = with_fields(draft.files[CONFIG_FILE], base_model_name_or_path=plain_name(base), lora_dropout=0.0)
+    config = with_fields(draft.files[CONFIG_FILE], base_model_name_or_path=named, lora_dropout=0.0)
     labels = len(draft.task.labels) if draft.task else _ANY_HEAD
     return plain_files({CONFIG_FILE: config, WEIGHTS_FILE: draft.files[WEIGHTS_FILE]}, base, labels)
 

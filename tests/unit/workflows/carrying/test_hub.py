@@ -170,6 +170,18 @@ def test_a_task_is_a_folder_of_peft_whose_card_loads_it(
     assert capsys.readouterr().out.strip() == labels(bank, "second")[0]
 
 
+def test_a_base_of_the_hub_is_named_as_others_find_it(
+    bank: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files may lie in a folder of this machine, as the converted weights of a GGUF file do."""
+    monkeypatch.setattr("lorabank.workflows.carrying.export.name_on_hub", lambda base: "owner/base")
+    api.push(bank, "me/first", task="first")
+    files = hub.files["me/first"]
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "owner/base"
+    assert b"base = 'owner/base'" in files["README.md"]
+    assert b"| base model | owner/base |" in files["README.md"]
+
+
 def test_a_later_push_takes_out_what_the_bank_lacks(
     bank: Path, hub: FakeHub, sent: dict[str, bytes], tmp_path: Path
 ) -> None:
