@@ -71,7 +71,7 @@ def write_checkpoint(
                 tensor.copy_(tensor.to(kept))
         expected = _logits(loaded.model, ids)
         model: Any = loaded.model
-        model.to(kept).save_pretrained(folder)
+        _save(model.to(kept), folder)
         for path in folder.glob("*.safetensors"):  # which are written for their owner alone
             path.chmod((folder / "config.json").stat().st_mode)
         for name, data in tokenizer_files(locate_base(base).path).items():
@@ -87,6 +87,20 @@ def write_checkpoint(
             hint="export it without --merged",
             unchanged="nothing was written",
         )
+
+
+def _save(model: Any, folder: Path) -> None:
+    """As transformers does, with the base's generation config as it is.
+
+    Since its pad token is set, transformers would refuse one that names a temperature without sampling, as that of
+    Llama 2 does.
+    """
+    generation = model.generation_config if model.can_generate() else None
+    if generation is not None:
+        model.generation_config = transformers.GenerationConfig()
+    model.save_pretrained(folder)
+    if generation is not None:
+        generation.to_json_file(folder / transformers.utils.GENERATION_CONFIG_NAME)
 
 
 def merge(model: Any, factors: LoraFactors) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,18 @@ def test_the_card_of_a_whole_model_names_no_peft(tmp_path: Path, make_language_m
     assert front["library_name"] == "transformers"
     assert "A model with a LoRA adapter merged into its weights" in text
     assert "peft" not in code
+
+
+def test_the_generation_config_is_the_bases_also_where_transformers_warns_of_it(
+    tmp_path: Path, make_language_model: Callable[..., Path]
+) -> None:
+    base, bank = make_language_model(), tmp_path / "bank"
+    said = {"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2, "bos_token_id": 0}  # as Llama 2 has it
+    (base / "generation_config.json").write_text(json.dumps(said))
+    add(bank, base, "one", ("no", "yes"), 0)
+    api.export(bank, "one", tmp_path / "out", merged=True)
+    found = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert {key: found[key] for key in said} == said
 
 
 def test_what_cannot_be_merged_is_refused_in_one_line(
