@@ -16,7 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.core.config import ComposeConfig, EvalConfig, FoldConfig, GenerateConfig, InitConfig, PredictConfig
+from lorabank.core.config import (
+    AdviseConfig,
+    ComposeConfig,
+    EvalConfig,
+    FoldConfig,
+    GenerateConfig,
+    InitConfig,
+    PredictConfig,
+)
 from lorabank.core.errors import ConfigError, DataError, IncompatibleError, LorabankError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.shelves import TUNERS
@@ -262,6 +270,8 @@ def test_what_sums_adapters_names_the_task_and_what_to_type(own: Path, lab: Lab,
         assert list(said.commands) == [("compose", "--mode", "routed"), ("compose", "--mode", mode, "--tasks", "two")]
     refused(IncompatibleError, "'loha' has none", api.fold, own, ["loha", "two"], "folded", FoldConfig(device="cpu"))
     refused(IncompatibleError, "'oft' has none", api.compare, own, "two", "oft")
+    with pytest.raises(ConfigError, match="strategy 'olora' needs A and B of every earlier adapter"):
+        api.advise(own, lab.settings("three"), AdviseConfig(variants=("lora-xs",), starts=("kaiming",)))
     said = refused(IncompatibleError, "strategy 'olora' needs A and B", lab.add, own, "three")
     assert "--strategy isolated" in said.hint
     assert lab.add(own, "three", strategy="isolated").task.position == len(TUNERS.table) + 2
@@ -287,6 +297,7 @@ def test_settings_that_do_not_fit_are_refused_before_training(lab: Lab, tmp_path
     refused(ConfigError, "PEFT refuses the settings of variant 'peft:c3a': .*block size", add,
             **settings("peft:c3a") | {"set": ("block_size=7",)})  # fmt: skip
     refused(ConfigError, "--r is of A and B", add, **loha | {"r": 4})
+    refused(ConfigError, "--lora-dropout is of A and B", add, **loha | {"lora_dropout": 0.3})
     refused(ConfigError, "answers alone: use --strategy isolated", add, **loha | {"strategy": "olora"})
     refused(ConfigError, "a penalty is about A and B", add, **loha | {"penalty": "norm"})
     refused(ConfigError, "the start would have no effect", add, **loha | {"start": "pissa"})

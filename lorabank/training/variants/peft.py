@@ -79,6 +79,8 @@ class Tuner(Variant):
     def unfit(self, config: TrainConfig) -> ConfigError | None:
         """Settings of factors, or a head that all tasks share."""
         changed = [name for name in _OF_FACTORS if getattr(config, name) != getattr(TrainConfig, name)]
+        if config.lora_dropout not in (0, TrainConfig.lora_dropout):  # 0 also means no dropout in the base
+            changed.append("lora_dropout")
         if changed:
             option = f"--{changed[0].replace('_', '-')}"
             return self._refused(f"has its own settings, and {option} is of A and B", f"leave {option} out")

@@ -374,7 +374,7 @@ def _no_single_adapter(record: CompositionRecord, composer: Composer, base: Base
 def _of_factors(name: str, tuner: str, option: str) -> ConfigError:
     """Why a tuner's adapter has no factors, and what makes some of it."""
     again = Command("import", "FOLDER", "--task", f"{name}-lora", "--data", "FILE", "--as-lora", "8")
-    why = f"{option} takes adapters of factors A and B, and task {name!r} is a {tuner} of PEFT"
+    why = f"{option} takes adapters of factors A and B, and {name!r} is a {tuner} of PEFT"
     hint, commands = "import its export as LoRA of some rank", [Command("export", name, "FOLDER"), again]
     return ConfigError(why, hint=hint, commands=commands, unchanged=_UNCHANGED)
 

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ from lorabank.workflows.open_bank import OpenBank
 _MANIFEST, _ADAPTER, _CARD = "bank.json", "adapter_config.json", "README.md"
 _OF_A_BANK = (_MANIFEST, "bank.db", "adapters/*", "blobs/*")
 _UNCHANGED = "nothing was sent"
+_AGAIN = "ask its owner to push it again, or pull an earlier --revision"
+_OTHER = "name another repository"
 
 
 class PushResult(NamedTuple):
@@ -117,12 +120,13 @@ def push(
         if dry_run:
             return result
         there: Mapping[str, int] = {}
+        parent: str | None = None
         try:
             held = look(repository, unchanged=_UNCHANGED)
         except NoRepositoryError:
             pass  # it is made
         else:
-            there = held.files
+            there, parent = held.files, held.commit
             _check_held(repository, there, _MANIFEST if name is None else _ADAPTER)
             if not held.private and not public:
                 raise ExistsError(
@@ -132,7 +136,8 @@ def push(
                 _check_same_bank(repository, held.commit, opened.bank.id)
         observer.notice(f"sending {len(files)} files ({sum(sizes.values()) / 2**20:.1f} MiB) to {repository}")
         stale = sorted(there.keys() - files.keys())
-        return result._replace(commit=put(repository, files, stale, private=not public, message=f"Push {what}"))
+        commit = put(repository, files, stale, parent=parent, private=not public, message=f"Push {what}")
+        return result._replace(commit=commit)
 
 
 def pull(target: Path, repository: str, *, revision: str | None = None, observer: Observer = BARS) -> PullResult:
@@ -174,7 +179,7 @@ def pull(target: Path, repository: str, *, revision: str | None = None, observer
     with reported(target, unchanged=unchanged):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name[:200]}.", dir=target.parent) as work:
-            size = sum(held.files.values())
+            size = sum(size for path, size in held.files.items() if any(fnmatch(path, one) for one in _OF_A_BANK))
             check_space(target.parent, size)
             observer.notice(f"fetching {repository} at {held.commit[:12]} ({size / 2**20:.1f} MiB)")
             copy, made = Path(work, "copy"), Path(work, "bank")
@@ -187,7 +192,9 @@ def pull(target: Path, repository: str, *, revision: str | None = None, observer
 
 
 @contextmanager
-def _about(repository: str, commit: str, folders: Sequence[Path], unchanged: str) -> Iterator[None]:
+def _about(
+    repository: str, commit: str, folders: Sequence[Path], unchanged: str, hint: str = _AGAIN
+) -> Iterator[None]:
     """Errors about temporary folders are about what was fetched into them."""
     try:
         yield
@@ -199,7 +206,7 @@ def _about(repository: str, commit: str, folders: Sequence[Path], unchanged: str
             raise type(error)(said, hint=error.hint, unchanged=unchanged) from error
         raise DamagedError(
             f"{repository} at {commit[:12]} is damaged: {said}",
-            hint="ask its owner to push it again, or pull an earlier --revision",
+            hint=hint,
             unchanged=unchanged,
         ) from error
 
@@ -272,9 +279,7 @@ def _check_held(repository: str, there: Mapping[str, int], marker: str) -> None:
     """A repository that holds something else is left alone."""
     if there.keys() - {_CARD} and marker not in there:
         other = min(there.keys() - {_CARD})
-        raise ExistsError(
-            f"{repository} holds something else: {other[:200]!r}", hint="name another repository", unchanged=_UNCHANGED
-        )
+        raise ExistsError(f"{repository} holds something else: {other[:200]!r}", hint=_OTHER, unchanged=_UNCHANGED)
 
 
 def _check_same_bank(repository: str, commit: str, identifier: str) -> None:
@@ -284,11 +289,10 @@ def _check_same_bank(repository: str, commit: str, identifier: str) -> None:
 
     with tempfile.TemporaryDirectory() as work:
         fetch(repository, commit, Path(work), (_MANIFEST,), unchanged=_UNCHANGED)
-        found = read_manifest(Layout(Path(work)))["id"] if Path(work, _MANIFEST).exists() else identifier
+        with _about(repository, commit, (Path(work),), _UNCHANGED, _OTHER):
+            found = read_manifest(Layout(Path(work)))["id"]
     if found != identifier:
-        raise ExistsError(
-            f"{repository} is another bank ({found[:12]})", hint="name another repository", unchanged=_UNCHANGED
-        )
+        raise ExistsError(f"{repository} is another bank ({found[:12]})", hint=_OTHER, unchanged=_UNCHANGED)
 
 
 def _size(content: Path | bytes) -> int:

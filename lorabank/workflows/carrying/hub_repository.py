@@ -65,13 +65,22 @@ def look(name: str, revision: str | None = None, *, unchanged: str) -> Held:
     return Held(str(info.sha), bool(info.private), files)
 
 
-def put(name: str, files: Mapping[str, Path | bytes], remove: Sequence[str], *, private: bool, message: str) -> str:
+def put(
+    name: str,
+    files: Mapping[str, Path | bytes],
+    remove: Sequence[str],
+    *,
+    parent: str | None,
+    private: bool,
+    message: str,
+) -> str:
     """Make a repository where there is none, and put files into it in one commit.
 
     Args:
         name: ``OWNER/NAME``.
         files: Path in the repository to a file or its content.
         remove: Paths in the repository to take out.
+        parent: The commit that was looked at; the hub refuses if another one came meanwhile. None for a new one.
         private: Of a new repository.
         message: Of the commit.
 
@@ -95,7 +104,8 @@ def put(name: str, files: Mapping[str, Path | bytes], remove: Sequence[str], *, 
     removed = [CommitOperationDelete(path, is_folder=False) for path in remove]
     with _asking(name, None, f"what {name} held before is unchanged"):
         HfApi().create_repo(name, private=private, exist_ok=True)
-        return str(HfApi().create_commit(name, [*added, *removed], commit_message=message).oid)
+        commit = HfApi().create_commit(name, [*added, *removed], commit_message=message, parent_commit=parent)
+        return str(commit.oid)
 
 
 def fetch(name: str, commit: str, folder: Path, patterns: Sequence[str], *, unchanged: str) -> None:

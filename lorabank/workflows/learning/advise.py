@@ -134,7 +134,7 @@ def advise(
     with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as folder:
         trials = _Trials(opened, Path(folder), config, init, observer)
         found = trials.run_all(candidates, how) if candidates else []
-    left_out |= trials.left_out
+    left_out = trials.left_out | left_out  # a reason that candidates have in common first
     if not found:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:1])
         raise ConfigError(f"no candidate can be trained; {why}", unchanged="nothing was changed")

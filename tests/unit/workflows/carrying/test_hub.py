@@ -35,6 +35,7 @@ from tests.unit.workflows.carrying.test_model_card import parts
 from tests.unit.workflows.conftest import TEXTS
 
 NAME = "me/my-bank"
+FIRST = "c0ffee" * 6
 
 
 def answer(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
@@ -48,6 +49,7 @@ class FakeHub:
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
+        self.commits: dict[str, str] = {}
         self.asked = 0
         self.failing: Exception | None = None
 
@@ -69,8 +71,12 @@ class FakeHub:
             self.files[name], self.private[name] = {".gitattributes": b"lfs"}, private
         assert exist_ok
 
-    def create_commit(self, name: str, operations: Sequence[Any], *, commit_message: str) -> Any:
+    def create_commit(
+        self, name: str, operations: Sequence[Any], *, commit_message: str, parent_commit: str | None
+    ) -> Any:
         held = self._found(name)
+        if parent_commit not in (None, self.commits.get(name, FIRST)):
+            raise answer(HfHubHTTPError, 412)
         for one in operations:
             if isinstance(one, CommitOperationAdd):
                 with one.as_file() as file:
@@ -218,6 +224,39 @@ def test_repositories_of_something_else_are_left_alone(
     with pytest.raises(ExistsError, match=f"{NAME} holds something else"):
         api.push(bank, NAME, task="first")
     assert hub.files == before
+
+
+def test_a_push_between_two_looks_is_not_overwritten(bank: Path, hub: FakeHub, sent: dict[str, bytes]) -> None:
+    before = dict(sent)
+    hub.commits[NAME] = "f" * 40  # after the look
+    with pytest.raises(StorageError, match=f"^{NAME}: 412 from the hub$"):
+        api.push(bank, NAME)
+    assert sent == before
+
+
+def test_a_manifest_that_cannot_be_read_is_left_alone(bank: Path, hub: FakeHub, sent: dict[str, bytes]) -> None:
+    newer = json.dumps(json.loads(sent["bank.json"]) | {"format": 99}).encode()
+    for content, kind, said in [
+        (b"{", DamagedError, rf"^{NAME} at c0ffeec0ffee is damaged: {NAME}/bank\.json: not the manifest"),
+        (newer, IncompatibleError, rf"^bank {NAME} has format 99"),
+    ]:
+        sent["bank.json"] = content
+        before = dict(sent)
+        with pytest.raises(kind, match=said) as caught:
+            api.push(bank, NAME)
+        assert caught.value.hint
+        assert caught.value.unchanged == "nothing was sent"
+        assert sent == before
+
+
+def test_only_what_is_fetched_needs_room(
+    hub: FakeHub, sent: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("lorabank.bank.objects.store.check_space", lambda folder, size: asked.append(size))
+    sent["model.gguf"] = b"x" * 2**20
+    api.pull(tmp_path / "theirs", NAME)
+    assert asked[0] == sum(len(data) for path, data in sent.items() if path.startswith(("bank.", "adapters", "blobs")))
 
 
 def flip(sent: dict[str, bytes], path: str) -> None:
