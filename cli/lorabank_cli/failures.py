@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import traceback
 
 import click
@@ -11,9 +12,13 @@ from lorabank.core.commands import Command
 from lorabank.core.errors import LorabankError, StorageError
 from lorabank.core.machine.distributed import failed_before
 from lorabank.core.machine.exhaustion import exhausted
+from lorabank.core.settings import nearest
 from lorabank_cli.render.output import Output
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_CHOICE = re.compile(r"'([^']*)' is not one of ('.*')\.")
+_PLAIN = {"a valid integer range": "a whole number", "a valid float range": "a number"}
+"""Click's words for the values of a bounded option, and ours."""
 
 
 class Interrupted(LorabankError):
@@ -79,8 +84,12 @@ def _unwritable(error: UnicodeEncodeError) -> LorabankError:
 
 
 def _usage(error: click.ClickException) -> LorabankError:
-    """What click says on one line, with where to read on."""
+    """What click says on one line, with the nearest of the choices and where to read on."""
     ctx = getattr(error, "ctx", None)
     message = " ".join(error.format_message().replace(",\n\t", ", ").split())
+    for theirs, ours in _PLAIN.items():
+        message = message.replace(f"is not {theirs}.", f"is not {ours}.")
+    if (choice := _CHOICE.search(message)) is not None:
+        message += nearest(choice[1], re.findall(r"'([^']*)'", choice[2]))
     verbs = ctx.command_path.split()[1:] if ctx is not None else ()
     return UsageError(message, commands=[Command(*verbs, "--help")])

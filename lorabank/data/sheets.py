@@ -82,7 +82,7 @@ class Sheet:
         there = [column for column in optional if column not in hidden]
         table = self.reader.read(self._in_file(columns), self._in_file(there))
         if not table.rows and not table.bad.count:
-            raise DataError(f"{self.source!r} has no rows", unchanged=UNCHANGED)
+            raise DataError(f"{self.source!r} has no rows", unchanged=UNCHANGED, hint="name a file that has rows")
         return table
 
     def _in_file(self, columns: Sequence[str]) -> tuple[str, ...]:

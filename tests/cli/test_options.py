@@ -323,6 +323,21 @@ def test_an_unknown_option_is_answered_with_the_nearest(run: Any) -> None:
     assert "--learning-rate" in shown.err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--variant dorra", "Did you mean 'dora'?"),
+        ("--strategy zzzz", "'."),
+        ("--r 2.5", "'2.5' is not a whole number."),
+        ("--learning-rate much", "'much' is not a number."),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_answered_in_plain_words(run: Any, words: str, said: str) -> None:
+    shown = run("add-task", "spam", "--data", "s.jsonl", *words.split())
+    assert shown.code == 2
+    assert shown.err.splitlines()[0].endswith(said)
+
+
 def options() -> list[tuple[str, click.Option]]:
     """The words that call a command, with each option of it."""
     return [(path, one) for path, command in commands() for one in command.params if isinstance(one, click.Option)]

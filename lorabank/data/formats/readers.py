@@ -110,10 +110,10 @@ def open_reader(source: str | Path, reading: Reading = AS_IT_IS) -> Reader:
     # A pipe or a device would block for ever, so only regular files are opened.
     if not file.is_file():
         kind = "a folder" if file.is_dir() else "not a regular file"
-        raise DataError(f"{str(source)!r} is {kind}; a data file is needed", unchanged=UNCHANGED)
+        raise DataError(f"{str(source)!r} is {kind}; a data file is needed", unchanged=UNCHANGED, hint="name a file")
     reader = _format(file, reading)
     if file.stat().st_size == 0:
-        raise DataError(f"{str(source)!r} is empty", unchanged=UNCHANGED)
+        raise DataError(f"{str(source)!r} is empty", unchanged=UNCHANGED, hint="name a file that has rows")
     opened: Reader = reader(file)
     return opened
 

@@ -182,7 +182,11 @@ def no_hub_bars() -> Iterator[None]:
 
 
 def _no_id(name: str) -> NotFoundError:
-    return NotFoundError(f"no base model at {name!r}: no such folder, and not a hub id")
+    return NotFoundError(
+        f"no base model at {name!r}: no such folder, and not a hub id",
+        hint="check the path, or give a hub id of the form OWNER/NAME",
+        unchanged="nothing was changed",
+    )
 
 
 def _unavailable(message: str, kind: str) -> NotFoundError:

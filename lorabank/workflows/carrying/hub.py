@@ -106,7 +106,7 @@ def push(
     """
     from lorabank.workflows.carrying.hub_repository import NoRepositoryError, check_repository, look, put
 
-    check_repository(repository)
+    check_repository(repository, unchanged=_UNCHANGED)
     if task is not None and composition is not None:
         raise ConfigError("--task and --composition exclude each other", unchanged=_UNCHANGED)
     snapshot, name = opened.snapshot, task or composition
@@ -161,9 +161,9 @@ def pull(target: Path, repository: str, *, revision: str | None = None, observer
     from lorabank.bank.upkeep.restore import restore
     from lorabank.workflows.carrying.hub_repository import check_repository, fetch, look
 
-    check_repository(repository)
     target = Path(os.path.abspath(target))
     unchanged = f"{target} was not made"
+    check_repository(repository, unchanged=unchanged)
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise ExistsError(f"{target} is not empty", hint="name another folder with --bank", unchanged=unchanged)
     held = look(repository, revision, unchanged=unchanged)

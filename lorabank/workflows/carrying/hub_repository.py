@@ -34,8 +34,12 @@ class Held(NamedTuple):
     files: dict[str, int]
 
 
-def check_repository(name: str) -> str:
+def check_repository(name: str, *, unchanged: str) -> str:
     """A repository's name, if it can be one.
+
+    Args:
+        name: What was given as a name.
+        unchanged: What the error says stayed as it was.
 
     Raises:
         ConfigError: It does not have the form ``OWNER/NAME``.
@@ -44,7 +48,7 @@ def check_repository(name: str) -> str:
         raise ConfigError(
             f"{name[:200]!r} is not the name of a repository",
             hint="it has the form OWNER/NAME",
-            unchanged="nothing was sent",
+            unchanged=unchanged,
         )
     return name
 

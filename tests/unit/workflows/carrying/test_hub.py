@@ -304,8 +304,9 @@ def test_what_is_not_a_bank_is_not_pulled(bank: Path, hub: FakeHub, tmp_path: Pa
         api.pull(tmp_path / "theirs", "me/other")
     with pytest.raises(NotFoundError, match="there is no repository me/none on the hub that your token may read"):
         api.pull(tmp_path / "theirs", "me/none")
-    with pytest.raises(ConfigError, match=r"'\.\./x' is not the name of a repository"):
+    with pytest.raises(ConfigError, match=r"'\.\./x' is not the name of a repository") as caught:
         api.pull(tmp_path / "theirs", "../x")
+    assert caught.value.unchanged == f"{tmp_path / 'theirs'} was not made"
     with pytest.raises(ExistsError, match="bank is not empty"):
         api.pull(bank, NAME)
     assert not (tmp_path / "theirs").exists()
