@@ -142,7 +142,7 @@ def _report(report: MatrixReport, color: bool) -> str:
         heatmap(report.tasks, report.values, color=color, limit=terminal_width()),
         "",
         f"task id {given if report.task_id == 'given' else routed}",
-        f"{report.computed} cells computed, {report.cached} cached",
+        f"{report.computed} {'cell' if report.computed == 1 else 'cells'} computed, {report.cached} cached",
         *_environments(report),
         "",
         _last_row(report),

@@ -35,7 +35,7 @@ def serve_command(server: str, served: Served, base: BaseModelRecord, *, alone: 
         ]
     raise IncompatibleError(
         f"{server} would not serve {name!r}: {'; '.join(verdict.problems)}",
-        hint="a whole model needs no adapter; a sum of one task has no head, its scaling is 1, and max_rank caps it",
+        hint="export a whole model, or a sum of this task alone; it has no head, its scaling is 1, max_rank caps it",
         commands=commands,
         unchanged="nothing was written",
     )
