@@ -340,6 +340,9 @@ def test_as_lora_is_the_best_approximation_of_its_rank(
             lost, total = lost + float(values[3:].sum()), total + float(values.sum())
     assert cut.metrics["as_lora"]["relative_error"] == pytest.approx((lost / total) ** 0.5, rel=1e-3)
     assert (cut.r, "tuner" in cut.metrics) == (3, False)
+    for rank in (-1, 0, 1025):
+        with pytest.raises(ConfigError, match=f"^--as-lora {rank} is not a rank from 1 to 1024$"):
+            api.import_adapter(own, folder, "no", config=config, as_lora=rank, observer=SilentObserver())
     api.import_adapter(own, folder, "whole", config=config, as_lora=32, observer=SilentObserver())
     api.export(own, "whole", tmp_path / "out")
     wanted = logits(model)
@@ -388,3 +391,15 @@ def test_the_tensors_are_exactly_those_of_the_config(
     save_file(tensors, path)
     with pytest.raises(DataError, match=r"do not agree about the module|the adapter (lacks|has)"):
         api.import_adapter(bank, folder, "guest", config=lab.settings("one"), observer=SilentObserver())
+
+
+@pytest.mark.parametrize("as_lora", [None, 2])
+def test_delta_weights_that_are_not_finite_are_refused(
+    lab: Lab, bank: Path, theirs: Any, tmp_path: Path, as_lora: int | None
+) -> None:
+    folder = Path(shutil.copytree(theirs("peft:oft"), tmp_path / "folder"))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors[next(key for key in tensors if "oft_R" in key)].fill_(1e38)  # finite, and their rotation is not
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(DataError, match=r"the delta weight of .* is not finite"):
+        api.import_adapter(bank, folder, "guest", config=lab.settings("one"), as_lora=as_lora)

@@ -204,6 +204,8 @@ def on_base(adapter: ForeignTuner, base: LoadedBase, task_type: str) -> tuple[Tu
         raise DataError(f"{CONFIG_FILE}: PEFT refuses it: {error}", unchanged=_UNCHANGED) from error
     weight = weights_of(base)
     dense = delta_weights(state, lambda module: weight(module).cpu())  # places out of bounds would end a GPU's process
+    if broken := next((name for name, delta in dense.delta.items() if not bool(delta.isfinite().all())), None):
+        refuse(f"{WEIGHTS_FILE}: the delta weight of {broken!r} is not finite")
     if not any(bool(delta.any()) for delta in dense.delta.values()):
         refuse(f"{WEIGHTS_FILE}: every delta weight is zero: the adapter was never trained and changes nothing")
     return state, dense, unread

@@ -137,7 +137,7 @@ def _separate(model: Any, adapted: Collection[str]) -> None:
 def _put_head(loaded: LoadedBase, head: Mapping[str, Tensor], labels: Sequence[str]) -> None:
     if not head:
         raise IncompatibleError(
-            "it holds no head, as a sum of adapters has none of its own",
+            "a sum of adapters has no head of its own, and a whole classifier needs one",
             hint="export a task --merged",
             unchanged="nothing was written",
         )

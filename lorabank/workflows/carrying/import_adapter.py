@@ -17,6 +17,7 @@ from lorabank.bank.operations import Operation
 from lorabank.bank.upkeep.remarks import remarks
 from lorabank.core.config import InitConfig, LoralibConfig, TrainConfig
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
+from lorabank.core.limits import MAX_RANK
 from lorabank.core.machine.packages import package_versions
 from lorabank.core.methods import with_settings
 from lorabank.core.observer import Observer
@@ -87,6 +88,8 @@ def import_adapter(
     check_name(name)
     written = remarks(note, tags)
     with_settings([], config.set, among=ROWS, besides=ROWS)
+    if as_lora is not None and not 1 <= as_lora <= MAX_RANK:
+        raise ConfigError(f"--as-lora {as_lora} is not a rank from 1 to {MAX_RANK}", unchanged=_UNCHANGED)
     found = find_source(str(source), observer)
     adapter, digest = read_source(found, part=part, ignore_unknown=ignore_unknown, loralib=loralib)
     if not opened.exists:

@@ -65,7 +65,9 @@ def merged_files(files: Mapping[str, bytes], base: BaseModelRecord, labels: Sequ
             (Path(folder) / name).write_bytes(data)
         factors, head, _ = read_adapter(Path(folder))
     if task_kind(base.task_type).has_head and not head:
-        raise _unmergeable("it holds no head, as a sum of adapters has none of its own", "export a task --merged")
+        raise _unmergeable(
+            "a sum of adapters has no head of its own, and a whole classifier needs one", "export a task --merged"
+        )
     model = load_base(base, dtype=base.dtype).model
     with torch.no_grad():
         for module in factors.A:

@@ -129,7 +129,7 @@ def test_what_cannot_be_merged_is_refused_in_one_line(
     bank: Path, compose: Callable[..., None], tmp_path: Path
 ) -> None:
     compose("manual")
-    with pytest.raises(IncompatibleError, match="it holds no head"):
+    with pytest.raises(IncompatibleError, match="a sum of adapters has no head of its own"):
         api.export(bank, "manual", tmp_path / "out", merged=True)
     with pytest.raises(IncompatibleError, match="the bank's base is a classifier"):
         api.export(bank, "second", tmp_path / "out", merged="gguf")
