@@ -87,6 +87,9 @@ STRATEGIES = Shelf(
     chosen="add-task --strategy {name}",
 )
 
+ALONE = "isolated"
+"""The strategy that messages propose where no earlier adapter may take part."""
+
 STREAMING = "online-lora"
 """The strategy by which a stream is learnt whose tasks are not known."""
 
@@ -157,12 +160,10 @@ TUNERS = Shelf(
     "tuners",
     {
         f"peft:{name.lower()}": f"lorabank.training.variants.peft:{name}"
-        for name in (
-            "LOHA", "LOKR", "OFT", "BOFT", "HRA", "FOURIERFT", "WAVEFT", "MISS", "RANDLORA", "C3A", "SHIRA", "ROAD",
-            "DELORA",
-        )
+        for name in ("LOHA", "LOKR", "OFT", "BOFT", "HRA", "FOURIERFT", "WAVEFT", "MISS", "RANDLORA", "C3A", "SHIRA",
+                     "ROAD", "DELORA")
     },
-    chosen="add-task --variant {name} --strategy isolated",
+    chosen=f"add-task --variant {{name}} --strategy {ALONE}",
 )  # fmt: skip
 """Variants that PEFT trains and loads: what they train has no factors, so that such a task answers alone."""
 

@@ -18,6 +18,7 @@ from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.errors import DamagedError
 from lorabank.core.records import AdapterRecord
 from lorabank.core.settings import validate
+from lorabank.core.shelves import ALONE
 from lorabank.core.states import needed, refuse_tuners
 from lorabank.data.loading import TaskData
 from lorabank.training.methods import filled_in
@@ -41,8 +42,8 @@ def check_past(snapshot: Snapshot | None, strategy: Strategy) -> None:
     """
     if strategy.earlier != "off":
         what = f"strategy {strategy.name!r} needs A and B of every earlier adapter"
-        again = Command("add-task", "NAME", "--data", "FILE", "--strategy", "isolated")
-        refuse_tuners(earlier_adapters(snapshot), what, again, hint="--strategy isolated, or a bank of its own")
+        again = Command("add-task", "NAME", "--data", "FILE", "--strategy", ALONE)
+        refuse_tuners(earlier_adapters(snapshot), what, again, hint=f"--strategy {ALONE}, or a bank of its own")
 
 
 def past_of(snapshot: Snapshot, strategy: Strategy) -> dict[str, Any]:
