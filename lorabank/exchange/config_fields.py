@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 from lorabank.core.errors import DataError
 from lorabank.core.limits import MAX_RANK
+from lorabank.core.shelves import TASK_TYPES
+from lorabank.core.task_kinds import task_kind
 from lorabank.exchange.peft_folder import CONFIG_FILE
 
 _UNCHANGED = "nothing was changed"
@@ -37,6 +39,7 @@ _FEATURES = frozenset(
         "use_qalora", "velora_config",
     )
 )  # fmt: skip
+_HEADS = ("classifier", "score")
 _HINTS = {
     "trainable_token_indices": "train it without new tokens: a bank keeps only LoRA factors",
 }
@@ -106,6 +109,13 @@ def names(fields: Mapping[str, Any], field: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(is_name(name) for name in value):
         refuse_field(fields, field, "is not a list of module names")
     return tuple(value)
+
+
+def whole_modules(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules that PEFT saves whole: those that the config names, and a classifier's head without being asked."""
+    task_type = fields.get("task_type")
+    own = _HEADS if task_type in TASK_TYPES and task_kind(str(task_type)).has_head else ()
+    return (*own, *names(fields, "modules_to_save"))
 
 
 def is_name(value: Any) -> bool:

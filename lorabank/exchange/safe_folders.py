@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ _UNWRITTEN = "nothing was written"
 
 
 def check_target(target: Path, bank: Path) -> None:
-    """A folder to be written must not exist or be empty, be no link, have a parent and lie outside the bank.
+    """Refuse a folder to be written that has files, is a link, has no parent, or lies inside the bank.
 
     Raises:
         ExistsError: Something is there.
@@ -46,6 +47,15 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
     with new_folder(target) as temporary:
         for name, data in files.items():
             (temporary / name).write_bytes(data)
+
+
+@contextmanager
+def in_folder(files: Mapping[str, bytes]) -> Iterator[Path]:
+    """A temporary folder with files of these names, for readers of folders; it is gone when the block ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+        yield Path(folder)
 
 
 @contextmanager

@@ -18,17 +18,23 @@ from torch import Tensor
 
 from lorabank.algebra.factors import LoraFactors, lora_scaling
 from lorabank.core.limits import MAX_RANK
-from lorabank.core.shelves import TASK_TYPES
-from lorabank.core.task_kinds import task_kind
 from lorabank.exchange.adapted_modules import Pattern, Targets, read_targets
-from lorabank.exchange.config_fields import check_plain, count, names, number, parse, refuse, refuse_field
+from lorabank.exchange.config_fields import (
+    check_plain,
+    count,
+    names,
+    number,
+    parse,
+    refuse,
+    refuse_field,
+    whole_modules,
+)
 from lorabank.exchange.expressions import Unreadable
 from lorabank.exchange.olora_checkpoint import check_part, join_new, rows_of, tasks_in
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE
 from lorabank.exchange.stored_factors import ENDINGS, MAGNITUDE, OF_ATTENTION, PREFIX, matrix_A, matrix_B
 from lorabank.exchange.tensor_names import plain_keys
 
-_OWN_HEADS = ("classifier", "score")  # PEFT saves them for SEQ_CLS without being asked
 _ORIGINAL = ".base_layer.weight"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -110,12 +116,10 @@ def read_foreign(
     number(fields, "lora_dropout", fields.get("lora_dropout", 0.0), low=0.0, high=1.0)  # training's, and long past
     rslora, dora = (_switch(fields, name) for name in ("use_rslora", "use_dora"))
     targets, saved = read_targets(fields), names(fields, "modules_to_save")
-    named = fields.get("task_type")
-    own = _OWN_HEADS if named in TASK_TYPES and task_kind(str(named)).has_head else ()
     tensors, taken = plain_keys(load_tensors(weights))
     magnitude = _magnitudes(tensors) if dora else {}
     originals = _originals(tensors)
-    A, B, head = _split(tensors if "r_sum" not in fields else join_new(tensors), (*own, *saved))
+    A, B, head = _split(tensors if "r_sum" not in fields else join_new(tensors), whole_modules(fields))
     _check_pairs(A, B, targets)
     windows = {module: tuple(a.shape[1:]) for module, a in A.items()}
     B = {module: matrix_B(b, len(A[module])) for module, b in B.items()}

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from lorabank.algebra.factors import DenseDelta
 from lorabank.core.errors import DataError, IncompatibleError, joined
 from lorabank.core.settings import examine
-from lorabank.core.shelves import TASK_TYPES, TUNERS
-from lorabank.core.task_kinds import task_kind
+from lorabank.core.shelves import TUNERS
 from lorabank.exchange.adapted_modules import Targets, read_targets
-from lorabank.exchange.config_fields import names, refuse, refuse_field
+from lorabank.exchange.config_fields import names, refuse, refuse_field, whole_modules
 from lorabank.exchange.expressions import Unreadable
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE
 from lorabank.exchange.stored_factors import PREFIX, in_modules
@@ -38,7 +37,6 @@ from lorabank.models.tuners.library import (
 )
 
 _UNCHANGED = "nothing was changed"
-_OWN_HEADS = ("classifier", "score")  # PEFT saves them for SEQ_CLS without being asked
 _MEANINGLESS = frozenset(("auto_mapping", "fan_in_fan_out", "inference_mode", "peft_version", "revision"))
 _READ = frozenset(
     (
@@ -97,8 +95,8 @@ def kind_of(name: str) -> str:
 
 def tuner_of(fields: Mapping[str, Any]) -> str | None:
     """The tuner on the shelf that a config is of; None where there is none."""
-    named = str(fields.get("peft_type")).lower()
-    return next((name for name in TUNERS.table if name == f"peft:{named}"), None)
+    name = f"peft:{str(fields.get('peft_type')).lower()}"
+    return name if name in TUNERS.table else None
 
 
 def read_foreign_tuner(fields: Mapping[str, Any], weights: bytes, name: str, *, ignore_unknown: bool) -> ForeignTuner:
@@ -120,20 +118,18 @@ def read_foreign_tuner(fields: Mapping[str, Any], weights: bytes, name: str, *, 
         refuse(f"{CONFIG_FILE}: {joined(problems)}")
     if large := next((key for key, value in settings.items() if type(value) is int and abs(value) > _MOST), None):
         refuse_field(fields, large, f"is above {_MOST}")
-    named, saved = fields.get("task_type"), names(fields, "modules_to_save")
-    own = _OWN_HEADS if named in TASK_TYPES and task_kind(str(named)).has_head else ()
     tensors, taken = plain_keys(load_tensors(weights))
     if stray := next((key for key in tensors if not key.startswith(PREFIX) and key not in _SHARED), None):
         refuse(f"{WEIGHTS_FILE}: tensor {stray[:200]!r} is neither one of {name} nor part of a declared head")
     tensors = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
-    head = in_modules(tensors, (*own, *saved))
+    head = in_modules(tensors, whole_modules(fields))
     return ForeignTuner(
         name=name,
         settings=settings,
         tensors={key: tensor for key, tensor in tensors.items() if key not in head.values()},
         head={parameter: tensors[key] for parameter, key in head.items()},
-        modules_to_save=saved,
-        task_type=named,
+        modules_to_save=names(fields, "modules_to_save"),
+        task_type=fields.get("task_type"),
         base_model=str(fields.get("base_model_name_or_path") or ""),
         targets=read_targets(fields),
         ignored=ignored,

@@ -9,7 +9,6 @@ What was written is loaded by plain transformers before it counts, and must answ
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from lorabank.core.errors import IncompatibleError
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.task_kinds import task_kind
 from lorabank.exchange.peft_folder import read_adapter
+from lorabank.exchange.safe_folders import in_folder
 from lorabank.models.bases.fingerprint import tokenizer_files
 from lorabank.models.bases.kinds.attention import is_attention, unroll_attention
 from lorabank.models.bases.kinds.experts import matrices_of, unroll_experts
@@ -54,10 +54,8 @@ def write_checkpoint(
         IncompatibleError: A classifier's adapter has no head, or plain transformers answers otherwise.
         StorageError: The disk has no room for it.
     """
-    with tempfile.TemporaryDirectory() as adapter:
-        for name, data in files.items():
-            (Path(adapter) / name).write_bytes(data)
-        factors, head, _ = read_adapter(Path(adapter))
+    with in_folder(files) as adapter:
+        factors, head, _ = read_adapter(adapter)
     kept: torch.dtype = getattr(torch, dtype or base.dtype)
     check_space(folder, base.parameters * kept.itemsize)
     loaded = load_base(base, unrolled=False)

@@ -9,9 +9,7 @@ exactly, of the rank of both together, on the adapted modules; on all others it 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,6 +18,7 @@ from lorabank.algebra.factors import LoraFactors
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.records import BaseModelRecord
 from lorabank.exchange.peft_folder import combined_files, read_adapter
+from lorabank.exchange.safe_folders import in_folder
 from lorabank.models.bases.loading import load_base
 from lorabank.models.bases.quantised.linear import QuantisedLinear
 from lorabank.models.bases.quantised.recipe import is_ours, read_recipe
@@ -48,10 +47,8 @@ def with_correction(files: Mapping[str, bytes], base: BaseModelRecord) -> dict[s
             hint="export from a bank whose correction leaves the quantised weights as they are",
             unchanged="nothing was written",
         )
-    with tempfile.TemporaryDirectory() as folder:
-        for name, data in files.items():
-            (Path(folder) / name).write_bytes(data)
-        factors, head, config = read_adapter(Path(folder))
+    with in_folder(files) as folder:
+        factors, head, config = read_adapter(folder)
     model = load_base(base).model
     layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantisedLinear)}
     parts = {name: _beside(layer) for name, layer in layers.items()}

@@ -12,9 +12,7 @@ the matrices with a few lines of torch.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from textwrap import indent
 
 import torch
@@ -27,6 +25,7 @@ from lorabank.core.escaping import safe
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.task_kinds import task_kind
 from lorabank.exchange.peft_folder import read_adapter, saved
+from lorabank.exchange.safe_folders import in_folder
 from lorabank.models.bases.architecture import load_config
 from lorabank.models.bases.fingerprint import WEIGHTS, tokenizer_files
 from lorabank.models.bases.kinds.attention import INPUTS, Attention
@@ -60,10 +59,8 @@ def merged_files(files: Mapping[str, bytes], base: BaseModelRecord, labels: Sequ
             f"the base is corrected ({base.quantisation}), and a correction stays beside the weights as floats",
             "use a bank that was made with --quantise hqq alone",
         )
-    with tempfile.TemporaryDirectory() as folder:
-        for name, data in files.items():
-            (Path(folder) / name).write_bytes(data)
-        factors, head, _ = read_adapter(Path(folder))
+    with in_folder(files) as folder:
+        factors, head, _ = read_adapter(folder)
     if task_kind(base.task_type).has_head and not head:
         raise _unmergeable(
             "a sum of adapters has no head of its own, and a whole classifier needs one", "export a task --merged"

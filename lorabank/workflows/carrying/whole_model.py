@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from lorabank.bank.objects.store import check_space
 from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.records import BaseModelRecord
 from lorabank.exchange.peft_folder import CONFIG_FILE, combined_files
-from lorabank.exchange.safe_folders import new_folder
+from lorabank.exchange.safe_folders import in_folder, new_folder
 from lorabank.exchange.tuners.folder import read_tuner
 from lorabank.models.bases.loading import recorded_weights
 from lorabank.models.bases.quantised.recipe import is_ours
@@ -89,10 +88,8 @@ def write_whole(
 
 def _in_factors(files: Mapping[str, bytes], base: BaseModelRecord) -> dict[str, bytes]:
     """PEFT's files of a tuner's adapter as those of an adapter of full rank, which adds the same to the weights."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, data in files.items():
-            (Path(folder) / name).write_bytes(data)
-        state, head = read_tuner(Path(folder))
+    with in_folder(files) as folder:
+        state, head = read_tuner(folder)
     return combined_files(
         delta_weights(state, recorded_weights(base)).factors(),
         head,
