@@ -129,11 +129,13 @@ def prepare_sequence(
                 unchanged="nothing was changed",
             )
     check_data(config)
-    for (number, task), strategy in product(enumerate(config.task_names), known):
+    for task, strategy in product(config.task_names, known):
         training = config.training(task, strategy)
         check_tracker(training.report_to)
         with named_tables(config, tables_of(config, task, strategy)):
-            _check_method(config, strategy, training, earlier=number)
+            _check_method(
+                config, strategy, training, earlier=max(order.index(task) for order in config.settings.orders)
+            )
     for number, composition in enumerate(config.compositions, start=1):
         with named_tables(config, {f"[[compositions]] {number}": composition.set}):
             checked_mode(composition)

@@ -294,8 +294,10 @@ def test_settings_of_methods_are_checked_before_anything_is_done(
     assert not (copy / "new").exists()
 
 
-def test_a_strategy_that_takes_no_packed_rows_is_refused_before_the_first_task(copy: Path) -> None:
-    changed(copy / "letters.toml", ("[train]", "[train]\npacking = true"), ('["seqlora", "olora"]', '["der"]'))
+@pytest.mark.parametrize("table", ["[train]", "[tasks.one]"])
+def test_a_strategy_that_takes_no_packed_rows_is_refused_before_the_first_task(copy: Path, table: str) -> None:
+    """Also where they are of the task that is the first one in one of the orders alone."""
+    changed(copy / "letters.toml", (table, f"{table}\npacking = true"), ('["seqlora", "olora"]', '["der"]'))
     changed(copy / "letters.toml", ('on = ["olora"]', 'on = ["der"]'))
     with pytest.raises(ConfigError, match="strategy 'der' computes the loss of single rows after the first task"):
         api.run_sequence(copy / "letters.toml", out=copy / "new")
