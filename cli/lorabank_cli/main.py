@@ -43,7 +43,7 @@ COMMANDS = {
     "tag": ("tag:tag", "Tag a task or composition."),
     "log": ("log:log", "Show what was changed and when."),
     "undo": ("undo:undo", "Undo the last change."),
-    "export": ("export:export", "Write an adapter as a folder that PEFT and vLLM load."),
+    "export": ("export:export", "Write an adapter as a PEFT folder, or the whole model with it."),
     "import": ("import_:import_adapter", "Add an adapter that was trained elsewhere."),
     "push": ("push:push", "Send the bank, a task or a composition to a repository on the hub."),
     "pull": ("pull:pull", "Fetch a bank from a repository on the hub."),

@@ -55,7 +55,7 @@ def export(
     gguf: bool,
     dtype: Literal["float32", "float16", "bfloat16"] | None,
 ) -> None:
-    """Write an adapter as a folder that PEFT and vLLM load.
+    """Write an adapter as a PEFT folder, or the whole model with it.
 
     A task's answer needs every adapter of its state; they are joined into one adapter unless --own is given. The
     folder answers as 'lorabank predict --task NAME' does in the same --state; its model card says how to load it.

@@ -16,7 +16,7 @@ from lorabank_cli.verb import Run, verb
 def pull(run: Run, repository: str, revision: str | None) -> None:
     """Fetch a bank from a repository on the hub.
 
-    It goes into the folder of --bank, which must not exist or be empty. Every row and file is checked against its
+    It goes into the folder of --bank, which must be empty or not exist. Every row and file is checked against its
     digest first; the folder appears whole or not at all. The base model is fetched when it is first needed.
     """
     from lorabank import api
