@@ -42,13 +42,13 @@ def refuse_tuners(adapters: Iterable[AdapterRecord], what: str, *commands: Comma
     """Refuse what needs factors A and B of every adapter.
 
     Args:
-        adapters: They.
-        what: What needs them, as the message begins.
+        adapters: Those that are needed.
+        what: What needs their factors: the beginning of the message.
         commands: What can be typed instead.
-        hint: The same in words.
+        hint: What can be done instead, in words.
 
     Raises:
-        IncompatibleError: One is a tuner of PEFT's.
+        IncompatibleError: One has none, since it is of a tuner of PEFT.
     """
     for adapter in adapters:
         if TUNER in adapter.metrics:

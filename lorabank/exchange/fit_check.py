@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -89,18 +89,22 @@ def check_fits(adapter: ForeignAdapter, base: LoadedBase, task_type: str) -> str
 def largest_update(made: LoraFactors | DenseDelta, model: nn.Module) -> float:
     """The largest ``||delta W||_F / ||W||_F`` of a module: far above 1 the adapter drowns the base model."""
     ratios = []
-    if isinstance(made, DenseDelta):
-        norms = {name: (float(delta.double().norm()), site_of(model, name)) for name, delta in made.delta.items()}
-        return max(norm / max(float(site.weight().double().norm()), 1e-30) for norm, site in norms.values())
-    factors = made
-    for name, a in factors.A.items():
+    for name in _modules(made):
         weight = site_of(model, name).weight()
-        if name in factors.gain:
-            update = float(factors.delta(name, weight).double().norm())
+        if isinstance(made, DenseDelta) or name in made.gain:
+            update = float(_delta(made, name, weight).double().norm())
         else:
-            update = abs(factors.scaling[name]) * _product_norm(factors.B[name], a)
+            update = abs(made.scaling[name]) * _product_norm(made.B[name], made.A[name])
         ratios.append(update / max(float(weight.double().norm()), 1e-30))
     return max(ratios)
+
+
+def _modules(made: LoraFactors | DenseDelta) -> Iterable[str]:
+    return made.delta if isinstance(made, DenseDelta) else made.A
+
+
+def _delta(made: LoraFactors | DenseDelta, name: str, weight: Tensor) -> Tensor:
+    return made.delta[name] if isinstance(made, DenseDelta) else made.delta(name, weight)
 
 
 def _product_norm(b: Tensor, a: Tensor) -> float:
@@ -136,14 +140,15 @@ def check_effect(
     Raises:
         DataError: The adapter changes no logit, or makes one (or a weight) that is not finite.
     """
-    factors = made if isinstance(made, LoraFactors) else LoraFactors({}, {}, {})
-    if factors is made and not made.gain and all(_cancels(made.B[module], a) for module, a in made.A.items()):
+    if (
+        isinstance(made, LoraFactors)
+        and not made.gain
+        and all(_cancels(made.B[name], a) for name, a in made.A.items())
+    ):
         _refuse(f"{file}: the adapter changes no logit: in every module lora_B lora_A is zero apart from rounding")
     # Some attention kernels turn NaN into 0, so that the logits alone would not tell.
-    deltas = made.delta if isinstance(made, DenseDelta) else None
-    for module in deltas or factors.A:
-        delta = deltas[module] if deltas else factors.delta(module, site_of(base.model, module).weight())
-        if not bool(delta.isfinite().all()):
+    for module in _modules(made):
+        if not bool(_delta(made, module, site_of(base.model, module).weight()).isfinite().all()):
             _refuse(f"{file}: the delta weight of {module!r} is not finite")
     kind: TaskType = TASK_TYPES.load(task_type)()
     if head is not None:

@@ -86,7 +86,7 @@ def _not_in_peft(
     for stem, module in attention.items():
         names = tuple(name for name in keys.factors if name.rpartition(".")[0] == stem)
         if reason := not_in_peft(stem, module, names, gained=bool(keys.magnitude)):
-            yield stem, (f"{stem}.{OUTPUT}",) if reason is TWICE else names, reason
+            yield stem, (f"{stem}.{OUTPUT}",) if reason == TWICE else names, reason
 
 
 def _is_idle(name: str, keys: Keys, tensors: Mapping[str, Tensor]) -> bool:

@@ -120,6 +120,8 @@ class Engine:
 
     Attributes:
         failure: Why the thread ended, if nobody stopped it.
+        failed: Called in the thread when it ends so.
+        report: Logs errors for the operator.
     """
 
     def __init__(self, path: str | Path, config: ServeConfig, meter: Meter, notice: Callable[[str], None]) -> None:

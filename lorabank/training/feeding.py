@@ -74,7 +74,9 @@ def _own_rows(
             base.tokenizer, texts, targets, labels=job.labels, template=job.template, max_length=max_length
         )
     except DataError as error:
-        raise error.saying(f"held-out rows: {error.message}") if held else error from None
+        if not held:
+            raise
+        raise error.saying(f"held-out rows: {error.message}") from None
     if job.labels and examples.dropped:
         raise DataError(
             f"{examples.dropped} of {len(texts)} {what} texts have a label that does not fit into {max_length} "

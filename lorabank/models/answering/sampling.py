@@ -10,8 +10,8 @@ With logits l of a row, its repetition penalty c, temperature T and top_p:
 The penalty is CTRL's (Keskar et al. 2019, arXiv 1909.05858), the restriction is nucleus sampling (Holtzman et al.
 2020, arXiv 1904.09751). T = 0 takes the largest l. Every row draws from a generator of its own seed, by the inverse
 of its cumulative distribution in float64: equal logits give equal tokens, whatever rows are beside it and whatever
-generator its device has. The logits themselves are rounded otherwise in another batch, so a token between which and
-the next one the point just lies may be another one there.
+generator its device has. The logits themselves are rounded differently in another batch, so that a neighbouring token
+is drawn there if the drawn point lies within this rounding of the border between the two.
 """
 
 from __future__ import annotations

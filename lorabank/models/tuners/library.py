@@ -22,7 +22,7 @@ from lorabank.algebra.factors import DenseDelta
 from lorabank.core.errors import DataError
 
 Settings = Mapping[str, Any]
-"""Fields of the config of a tuner by their names."""
+"""Fields of a tuner's config: name to value."""
 
 _CHOSEN = frozenset(
     (
@@ -86,7 +86,7 @@ def trained_numbers(kind: str, settings: tuple[tuple[str, Any], ...], d_out: int
     """How many numbers a tuner trains of a weight.
 
     Args:
-        kind: As above.
+        kind: Its ``PeftType``.
         settings: Its settings with their names.
         d_out: Rows of the weight.
         d_in: Columns.
@@ -107,8 +107,8 @@ def put_on(model: nn.Module, kind: str, settings: Settings, modules: list[str]) 
 
     Args:
         model: Its modules are replaced.
-        kind: As above.
-        settings: As above.
+        kind: The tuner's ``PeftType``.
+        settings: Its settings.
         modules: Full names of linear layers.
 
     Returns:
@@ -180,7 +180,7 @@ def written(config: Any) -> dict[str, Any]:
 
 
 def written_config(kind: str, settings: Settings, modules: list[str]) -> dict[str, Any]:
-    """The same of settings, before anything is made of them.
+    """A tuner's config of some settings as JSON values, before layers are made.
 
     Raises:
         UnfitError: PEFT refuses them.

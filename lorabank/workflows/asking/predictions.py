@@ -41,7 +41,7 @@ def given_task(
         texts: n texts, of which each task reads what it learnt to read.
         plan: The state that answers.
         chosen: The task.
-        members: Every task of the bank, by whose names adapters are told.
+        members: Every task of the bank; their names are those of the adapters in `Prediction`.
         state: What the state is called.
         composition: The composition that answers, if one does.
         say: What answers in the place of the runtime: by default each text gets a label, where its task has labels.

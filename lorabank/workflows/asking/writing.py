@@ -27,8 +27,8 @@ def write(
 ) -> list[Written]:
     """Let a language model answer texts, each in its own state, form and manner.
 
-    A pass that fails where the model keeps no rows apart is made again, one state after the other. What was delivered
-    before is not asked again, and nothing is before the adapters are known to be called.
+    A pass that fails because the model does not keep rows apart is made again, one state after the other. No answer is
+    delivered twice, and none before it is known that the model calls the adapters.
 
     Args:
         runtime: The model, a language model's.

@@ -173,24 +173,27 @@ def _fit_tuner(adapter: ForeignTuner, base: LoadedBase, record: BaseModelRecord,
             unchanged=_UNCHANGED,
         )
     state, dense, unread = on_base(adapter, base, record.task_type)
-    named: dict[str, Any] = {"base_model": record.name, "task_type": record.task_type}
-    named["head_modules"] = base.head_modules
+    named: dict[str, Any] = {
+        "base_model": record.name,
+        "task_type": record.task_type,
+        "head_modules": base.head_modules,
+    }
     facts: dict[str, Any] = {"tasks_in_source": 1}
     if as_lora is None:
-        files = tuner_files(state, adapter.head, **named)
-        return Fitted(dense, files, state.r, float(state.r), use_rslora=False, unread=unread, facts=facts,
-                      tuner=adapter.name)  # fmt: skip
+        files, rank = tuner_files(state, adapter.head, **named), state.r
+        return Fitted(
+            dense, files, rank, float(rank), use_rslora=False, unread=unread, facts=facts, tuner=adapter.name
+        )
     cut = compress_dense(DenseDelta({name: delta.cpu() for name, delta in dense.delta.items()}), as_lora)
-    weights = {name: float(delta.double().square().sum()) for name, delta in dense.delta.items()}
-    lost = sum(weights[name] * error**2 for name, error in cut.relative_error.items())
+    squares = {name: float(delta.double().square().sum()) for name, delta in dense.delta.items()}
+    lost = sum(squares[name] * error**2 for name, error in cut.relative_error.items())
     facts["as_lora"] = {
         "tuner": adapter.name,
-        "relative_error": (lost / sum(weights.values())) ** 0.5,
+        "relative_error": (lost / sum(squares.values())) ** 0.5,
         "by_module": dict(cut.relative_error),
     }
-    rank = max(len(a) for a in cut.factors.A.values())
-    return Fitted(cut.factors, combined_files(cut.factors, adapter.head, **named), rank, float(rank), use_rslora=False,
-                  unread=unread, facts=facts)  # fmt: skip
+    files, rank = combined_files(cut.factors, adapter.head, **named), max(len(a) for a in cut.factors.A.values())
+    return Fitted(cut.factors, files, rank, float(rank), use_rslora=False, unread=unread, facts=facts)
 
 
 def _load_head(base: LoadedBase, state: Mapping[str, Tensor], labels: tuple[str, ...]) -> Head:
