@@ -30,6 +30,7 @@ OTHER = {
 
 WORDS = {
     "replay": {"lorabank/core/records.py", "lorabank/workflows", "lorabank/bank/catalog/columns.py"},
+    "lora": {"lorabank/workflows/carrying/hub_card.py"},
     "full": {"cli/lorabank_cli/commands/verify.py", "lorabank/workflows/doctor.py"},
     "embedding": {"lorabank/models/gates", "lorabank/models/mixing/first_pass.py"},
     "perplexity": {"lorabank/evaluation/scoring.py"},
@@ -51,7 +52,8 @@ WORDS = {
         "lorabank/workflows",
     },
 }
-"""Names that mean something else there: a split or a column of the data, a state under a gate, a field of a call."""
+"""Names that mean something else there: a split or a column of the data, a state under a gate, a field of a call, or
+a tag on the hub."""
 
 
 @cache
