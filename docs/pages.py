@@ -58,12 +58,8 @@ def facts(shelf: Shelf, name: str) -> str:
     if (weight := getattr(entry, "default_weight", None)) is not None:
         lines.append(f"| default of `--penalty-weight` | `{weight:g}` |")
     lines.append(f"| code | `{_home(entry, shelf, name)}` |")
-    own = (
-        _settings(method.settings, f"`{shelf.given.split()[0]}`")
-        if method.settings
-        else "It has no settings of its own."
-    )
-    return "\n".join([*lines, "", own, "", *_refused(method)])
+    own = [_settings(method.settings, f"`{shelf.given.split()[0]}`"), ""] if method.settings else []
+    return "\n".join([*lines, "", *own, *_refused(method)])
 
 
 def table(shelf: Shelf) -> str:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "lorabank").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
 FILLED = "filled"
 """What stands for a word that is known at run time alone."""
-PLACEHOLDERS = {"BACKUP", "COPY", "FILE", "FOLDER", "NAME", "NEW", "TEXT"}
+PLACEHOLDERS = {"BACKUP", "COPY", "FILE", "FOLDER", "NAME", "NEW", "PATH", "TEXT"}
 """What the user alone can know."""
 SAID = {"ROUTING": shelves.ROUTING, "SUMMING": shelves.SUMMING, "generating().name": generating().name}
 """What other sources say for good."""

@@ -36,7 +36,7 @@ def answered(tasks: Mapping[str, TextScores]) -> list[str]:
 
 
 def samples(scores: TextScores) -> str:
-    """Each sample as three lines; a text of several lines goes on below its beginning."""
+    """Each sample as three lines; a text of several lines continues below its beginning."""
     lines = []
     for sample in scores.samples:
         lines.append(f"evaluation row {sample.row}")

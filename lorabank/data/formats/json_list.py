@@ -26,7 +26,7 @@ _BLANKS = re.compile(r"[ \t\n\r]*")
 _SHAPE = "write a list of objects, [{...}, {...}], or one object a line in a .jsonl file"
 _LENIENT = json.JSONDecoder()
 _CUT = 16
-"""An error so near to the end of what was read may only say that a value goes on behind it."""
+"""An error so near to the end of what was read may only mean that a value continues behind it."""
 
 
 @dataclass(frozen=True)

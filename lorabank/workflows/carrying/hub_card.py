@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lorabank import __version__
 from lorabank.bank.snapshot import Snapshot
+from lorabank.core.commands import Command
 from lorabank.core.task_kinds import task_kind
 from lorabank.workflows.carrying.model_card import as_markdown, name_on_hub
 from lorabank.workflows.show import listed
@@ -71,6 +72,7 @@ def bank_card(snapshot: Snapshot, repository: str) -> bytes:
         f"| {as_markdown(one.name)} | {as_markdown(one.mode)} | {as_markdown(', '.join(one.members))} |"
         for one in snapshot.compositions
     ]
+    commands = Command("pull", repository), Command("predict", "--task", first, "TEXT")
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {repository.partition('/')[2]}",
@@ -79,7 +81,7 @@ def bank_card(snapshot: Snapshot, repository: str) -> bytes:
         "\n".join(["| task | trained by | labels |", "| --- | --- | --- |", *tasks]),
         *(["\n".join(["| composition | mode | of |", "| --- | --- | --- |", *compositions])] if compositions else []),
         "## How to load it",
-        f"```shell\nlorabank -b bank pull {repository}\nlorabank -b bank predict --task {first} TEXT\n```",
+        "\n".join(["```shell", *(command.line("bank") for command in commands), "```"]),
     ]
     return ("\n\n".join(parts) + "\n").encode()
 

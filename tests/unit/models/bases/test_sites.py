@@ -308,7 +308,9 @@ EXCEPTIONS = {
     "models/bases/kinds/attention.py": "makes each part of torch's fused projection a linear layer",
     "training/run.py": "the weight of each class in the loss",
     "training/strategies/olora_distil.py": "the weight of each class in the loss",
+    "models/tuners/library.py": "reads the delta weight that PEFT's own merge leaves",
     "workflows/carrying/merged.py": "writes the tensors of a merged base",
+    "workflows/carrying/checkpoint.py": "merges into a copy that is written as a whole model",
     "models/bases/loading.py": "counts the rows of the embeddings: the words that the model knows",
 }
 
