@@ -103,6 +103,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 gate,
+                log_config=None,  # it would close the handlers of whoever else logs in this process
                 log_level="warning",
                 access_log=False,
                 lifespan="off",

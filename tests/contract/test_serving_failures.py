@@ -285,6 +285,22 @@ def test_what_has_not_ended_in_time_is_refused_in_openai_s_form(
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_log_handlers_of_others_stay_open(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+
+    class Own(logging.Handler):
+        def close(self) -> None:
+            closed.append(True)
+
+    own = Own()
+    server = Started(bank, tmp_path, monkeypatch)
+    server.signal()
+    server.thread.join(30)
+    assert server.result == [None]
+    assert closed == []
+    assert own.level == logging.NOTSET  # it was there until now
+
+
 def test_a_signal_while_the_model_is_loaded_ends_the_server(
     bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
