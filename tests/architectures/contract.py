@@ -359,11 +359,12 @@ def exported(case: Case) -> None:
     head = case.plain.model.state_dict() if case.head else {}
     modules = case.base.head_modules
     state = {name: value for name, value in head.items() if name.startswith(tuple(f"{m}." for m in modules))}
-    first = case.adapters[0]
-    B = {name: torch.zeros_like(b) if name in case.unreached else b for name, b in first.B.items()}
-    first = replace(first, B=B)  # as trained
-    with case.plain.merged(first):  # an expert that the bare base asks nothing is asked by a changed one
-        expected = [case.plain.scores(text) for text in TEXTS[:2]]
+    first, expected = case.adapters[0], [*case.expected[0, :2]]
+    if case.unreached:  # as trained; an expert that the bare base asks nothing is asked by a changed one
+        B = {name: torch.zeros_like(b) if name in case.unreached else b for name, b in first.B.items()}
+        first = replace(first, B=B)
+        with case.plain.merged(first):
+            expected = [case.plain.scores(text) for text in TEXTS[:2]]
     files = adapter_files(
         first, state, base_model=str(case.path), task_type=case.pair.task_type, r=RANK, lora_alpha=8.0,
         use_rslora=False, head_modules=modules,
