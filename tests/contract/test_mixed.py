@@ -46,10 +46,14 @@ class Asked:
     def _count(self, *_: Any) -> None:
         self.passes += 1
 
+    def _begin(self, number: int, who: Who) -> bool:
+        self.begun[number] = who
+        return True
+
     def __call__(self, *questions: Question) -> list[Answered | LorabankError]:
         found: dict[int, Answered | LorabankError] = {}
         self.begun.clear()
-        self.mixed.answer(questions, self.begun.__setitem__, lambda i, one: found.setdefault(i, one) and None)
+        self.mixed.answer(questions, self._begin, lambda i, one: found.setdefault(i, one) and None)
         assert sorted(found) == list(range(len(questions)))
         return [found[i] for i in range(len(questions))]
 
