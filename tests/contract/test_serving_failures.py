@@ -36,9 +36,18 @@ ASKED = {"model": "one", "input": "a b"}
 
 
 @pytest.fixture(autouse=True)
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at the bank more often than a server does."""
+def often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Look at the bank more often than a server does; no model is loaded behind a test's end.
+
+    transformers changes torch's functions while it loads a model, for all threads: what two of them load at once may
+    leave these changed for good.
+    """
     monkeypatch.setattr(engines, "POLL", 0.02)
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "lorabank-model":
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 @pytest.fixture
