@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -22,7 +19,6 @@ from lorabank.core.shelves import QUANTISERS
 from lorabank.models.bases.loading import describe_base, load_base
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.quantised.base import Quantiser
-from lorabank.models.bases.quantised.corrections.inputs import TEXT, input_magnitudes
 from lorabank.models.bases.quantised.linear import QuantisedLinear
 from lorabank.models.bases.quantised.recipe import in_full, is_ours, read_recipe
 from lorabank.models.bases.resolving import resolve_base
@@ -30,16 +26,7 @@ from lorabank.models.bases.sites import set_matrix, site_of, sites_in
 from lorabank.models.mixing.mixture import Mixture
 from lorabank.training.layers.layer import LoraLinear, fold
 
-BNB = importlib.util.find_spec("bitsandbytes") is not None
-needs_bnb = pytest.mark.skipif(not BNB, reason="needs bitsandbytes: pip install bitsandbytes")
 ALL = list(QUANTISERS.table)
-
-LEVELS = np.array([
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-])  # fmt: skip
-"""Of NF4, as appendix E of the QLoRA paper prints them."""
 
 
 def choose_quantiser(text: str) -> Quantiser:
@@ -58,115 +45,6 @@ def kept_and_back(text: str, weight: torch.Tensor) -> tuple[dict[str, torch.Tens
     quantiser = choose_quantiser(text)
     kept = quantiser.quantise(weight)
     return kept, quantiser.dequantise(kept, (len(weight), weight.shape[1]), torch.float32)
-
-
-@pytest.mark.parametrize("shape", [(24, 64), (7, 33)])
-@pytest.mark.parametrize("block", [32, 64, 128])
-def test_nf4_is_the_nearest_level_of_each_block(block: int, shape: tuple[int, int]) -> None:
-    weight = random(*shape)
-    kept, found = kept_and_back(f"nf4:block_size={block},double_quant=false", weight)
-    flat = weight.double().numpy().flatten()
-    blocks = np.pad(flat, (0, -len(flat) % block)).reshape(-1, block)
-    magnitudes = np.abs(blocks).max(1, keepdims=True)
-    nearest = np.abs(blocks[..., None] / magnitudes[..., None] - LEVELS).argmin(-1)
-    expected = (LEVELS[nearest] * magnitudes).flatten()[: len(flat)].reshape(shape)
-    assert np.abs(found.double().numpy() - expected).max() < 1e-6
-    assert kept["codes"].numel() * kept["codes"].element_size() == -(-len(flat) // 2)
-
-
-def test_double_quantisation_keeps_the_magnitudes_in_8_bits() -> None:
-    weight = random(96, 512)
-    kept, found = kept_and_back("nf4", weight)
-    _, single = kept_and_back("nf4:double_quant=false", weight)
-    magnitudes = weight.reshape(-1, 64).abs().amax(1).double()
-    levels, outer = kept["levels"].double(), kept["outer"].double().repeat_interleave(256)
-    left = magnitudes - magnitudes.mean()
-    nearest = levels[(left[:, None] / outer[:, None] - levels).abs().argmin(1)] * outer + magnitudes.mean()
-    scale = (nearest / magnitudes).repeat_interleave(64).reshape(96, 512)
-    assert (found.double() - single.double() * scale).abs().max() < 1e-5
-    constants = sum(t.numel() * t.element_size() for name, t in kept.items() if name not in ("codes", "levels"))
-    assert constants == 96 * 512 / 64 + 4 * 96 * 512 / 64 / 256 + 4
-
-
-@needs_bnb
-def test_nf4_is_what_transformers_loads() -> None:
-    """bitsandbytes' own layer, as ``BitsAndBytesConfig(load_in_4bit=True)`` makes it."""
-    import bitsandbytes
-
-    weight, x = random(48, 64), random(5, 64, seed=1)
-    theirs = bitsandbytes.nn.Linear4bit(64, 48, bias=False, quant_type="nf4", compress_statistics=True)
-    theirs.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True)
-    theirs = theirs.to("cpu")
-    kept, back = kept_and_back("nf4", weight)
-    state = theirs.weight.quant_state
-    assert torch.equal(theirs.weight.data.flatten(), kept["codes"])
-    assert int((state.absmax.int() - kept["magnitudes"].int()).abs().max()) <= 1
-    assert torch.equal(state.state2.absmax, kept["outer"])
-    assert torch.equal(state.state2.code, kept["levels"])
-    assert torch.allclose(bitsandbytes.functional.dequantize_4bit(theirs.weight.data, state), back, atol=0.02)
-    assert torch.allclose(theirs(x), x @ back.T, atol=0.1)
-
-
-def test_the_codes_of_nf4_are_those_of_bitsandbytes() -> None:
-    """Its 0.50.2 gave this digest of numbers that need no generator; it need not be installed."""
-    numbers = (torch.arange(96 * 512) * 7919 + 104729) % 65536
-    kept, _ = kept_and_back("nf4", (numbers.float() / 32768 - 1).view(96, 512))
-    digest = hashlib.sha256(kept["codes"].numpy().tobytes()).hexdigest()
-    assert digest == "f26117592501dce23ee0a198ca965567f285a0c29dfbdb31ca6a6a1eedb2056f"
-
-
-def test_int8_is_the_nearest_multiple_of_each_rows_step() -> None:
-    weight = torch.cat([random(7, 33), torch.zeros(1, 33)])
-    kept, found = kept_and_back("int8", weight)
-    rows = weight.double().numpy()
-    steps = np.abs(rows).max(1, keepdims=True) / 127
-    codes = np.rint(rows / np.where(steps > 0, steps, 1))
-    assert np.array_equal(kept["codes"].numpy(), codes)
-    assert np.abs(found.double().numpy() - codes * steps).max() < 1e-6
-
-
-@pytest.mark.parametrize("bits", [8, 4, 2])
-@pytest.mark.parametrize("group", [32, 64])
-def test_hqq_is_the_fit_of_each_group(bits: int, group: int) -> None:
-    """The same equations in numpy and float64, group by group in each turn."""
-    weight = random(20, 48)
-    kept, found = kept_and_back(f"hqq:bits={bits},group_size={group}", weight)
-    w, most = weight.double().numpy().reshape(-1, group), 2**bits - 1
-    s = (w.max(1, keepdims=True) - w.min(1, keepdims=True)) / most
-    z, beta, errors, zeros = -w.min(1, keepdims=True) / s, 10.0, [], []
-    for _ in range(20):
-        q = np.clip(np.rint(w / s + z), 0, most)
-        d = w - s * (q - z)
-        errors.append(np.abs(d).mean())
-        zeros.append(z)
-        if len(errors) > 1 and errors[-1] >= errors[-2]:
-            break
-        e = np.sign(d) * np.maximum(np.abs(d) - np.maximum(np.abs(d), 1e-12) ** -0.3 / beta, 0)
-        z = (q - (w - e) / s).mean(1, keepdims=True)
-        beta *= 1.01
-    z = zeros[int(np.argmin(errors))]
-    expected = s * (np.clip(np.rint(w / s + z), 0, most) - z)
-    error = np.abs(found.double().numpy().reshape(-1, group) - w).mean()
-    assert error == pytest.approx(np.abs(expected - w).mean(), rel=0.02)
-    assert error < 1.02 * errors[0]
-    assert kept["codes"].numel() == weight.numel() * bits // 8
-
-
-def test_hqq_keeps_a_constant_and_fills_its_last_group() -> None:
-    weight = torch.cat([torch.full((3, 21), 0.25), torch.zeros(2, 21)])
-    _, found = kept_and_back("hqq", weight)
-    assert torch.allclose(found, weight, atol=1e-3)
-
-
-def test_a_constant_group_takes_nothing_from_small_ones() -> None:
-    """Steps are kept relative to the largest, which a group without a step must not be."""
-    small = 1e-6 * random(4, 64)
-    _, alone = kept_and_back("hqq", small)
-    _, found = kept_and_back("hqq", torch.cat([small, torch.zeros(1, 64), torch.full((1, 64), 0.25)]))
-    error, least = float((found[:4] - small).norm()), float((alone - small).norm())
-    assert error < 1.2 * least < 0.2 * float(small.norm())
-    assert torch.equal(found[4], torch.zeros(64))
-    assert torch.allclose(found[5], torch.full((64,), 0.25))
 
 
 def layer_of(text: str, weight: torch.Tensor, bias: torch.Tensor | None = None) -> QuantisedLinear:
@@ -440,91 +318,6 @@ def test_a_layer_is_copied_as_others_are() -> None:
     twin, x = copy.deepcopy(layer), random(3, 64)
     assert torch.equal(twin(x), layer(x))
     assert "int8" in repr(layer).lower()
-
-
-# -------------------------------------------------------------------------------------------------------- corrections
-
-
-def truncated(error: np.ndarray, r: int, scale: np.ndarray) -> np.ndarray:
-    """``U_r Sigma_r V_r^T S^-1`` of ``error S``, by numpy's singular values in float64."""
-    U, S, V = np.linalg.svd(error * scale, full_matrices=False)
-    return (U[:, :r] * S[:r]) @ V[:r] / scale
-
-
-@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
-@pytest.mark.parametrize("weighed", [False, True])
-def test_lqer_is_the_truncated_error(shape: tuple[int, int], weighed: bool) -> None:
-    weight, inputs = random(*shape), random(shape[1], seed=1).abs() + 0.1
-    kept, Q = kept_and_back("int8", weight)
-    correction = read_recipe(f"int8+lqer:rank=3,activations={weighed}").correction
-    found = correction.split(weight, choose_quantiser("int8"), inputs if weighed else None)
-    scale = inputs.double().numpy() if weighed else np.ones(shape[1])
-    expected = truncated((weight - Q).double().numpy(), 3, scale)
-    assert np.abs((found.B.double() @ found.A.double()).numpy() - expected).max() < 1e-6
-    assert torch.equal(found.kept["codes"], kept["codes"])
-    assert (found.A.shape, found.B.shape) == ((3, shape[1]), (shape[0], 3))
-
-
-@pytest.mark.parametrize("name", ["nf4", "int8"])
-def test_loftq_finds_both_in_turn(name: str) -> None:
-    weight, quantiser = random(64, 96), choose_quantiser(name)
-    errors = []
-    for iterations in (1, 2, 5):
-        correction = read_recipe(f"{name}+loftq:rank=8,iterations={iterations}").correction
-        kept, A, B = correction.split(weight, quantiser, None)
-        low = np.zeros(weight.shape)
-        for _ in range(iterations):
-            left = torch.from_numpy(weight.double().numpy() - low).float()
-            Q = quantiser.dequantise(quantiser.quantise(left), (64, 96), torch.float32)
-            low = truncated((weight - Q).double().numpy(), 8, np.ones(96))
-        assert np.linalg.norm((B @ A).double().numpy() - low) < 0.05 * np.linalg.norm(low)
-        back = quantiser.dequantise(kept, (64, 96), torch.float32)
-        errors.append(float((weight - back - B @ A).norm() / weight.norm()))
-    assert errors == sorted(errors, reverse=True)
-
-
-def test_inputs_are_measured_as_the_equation_says(make_language_model: Callable[..., Path]) -> None:
-    """Hooks of the test's own over the same parts of the text."""
-    base = load_base(record(make_language_model(), None))
-    names = [name for name, module in base.model.named_modules() if isinstance(module, nn.Linear) and "layers" in name]
-    found = input_magnitudes(base.model, base.tokenizer, names)
-    assert set(found) == set(names)
-    ids = base.tokenizer(TEXT.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
-    seen: list[torch.Tensor] = []
-    base.model.get_submodule(names[0]).register_forward_hook(lambda module, args, out: seen.append(args[0][0]))
-    for start in range(0, len(ids), 254):
-        base.model(input_ids=torch.tensor([ids[start : start + 254]]))
-    largest = torch.stack([x.abs().mean(0) for x in seen]).amax(0).clamp_min(1e-4).double()
-    expected = largest / (largest.min() * largest.max()).sqrt()
-    assert torch.allclose(found[names[0]].double(), expected, rtol=1e-4)
-
-
-def test_the_text_that_bases_are_made_of_never_changes() -> None:
-    digest = hashlib.sha256(TEXT.read_bytes()).hexdigest()
-    assert digest == "cd2361ad65b18bf044d594c662cb3d2923127826cfbfe1553e046f117f71e2d9"
-
-
-def test_a_correction_belongs_to_the_base(
-    make_language_model: Callable[..., Path], tmp_path: Path, monkeypatch
-) -> None:
-    """Nearer to the float base, part of the fingerprint, and the same from the cache as when it is made."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
-    folder = make_language_model()
-    plain, rough, fine = (record(folder, text) for text in (None, "int8", "int8+lqer:rank=4"))
-    assert fine.quantisation == "int8:+lqer:rank=4,activations=true"
-    assert len({one.fingerprint for one in (plain, rough, fine)}) == 3
-    models = [load_base(one).model for one in (plain, rough, fine, fine)]
-    assert len(list((tmp_path / "home").rglob("*.safetensors"))) == 1
-    name = "model.layers.0.self_attn.q_proj"
-    W, Q, corrected, again = (model.get_submodule(name).weight for model in models)
-    assert float((W - corrected).norm()) < float((W - Q).norm())
-    assert torch.equal(corrected, again)
-
-
-@pytest.mark.parametrize("text", ["int8+lqer+loftq", "int8+", "lqer", "int8+nf4"])
-def test_a_recipe_is_a_quantiser_and_a_correction(text: str) -> None:
-    with pytest.raises(ConfigError):
-        read_recipe(text)
 
 
 @pytest.mark.gpu
