@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
+from lorabank.bank.progress import ProgressFile
 from lorabank.core.commands import Command
 from lorabank.core.config import TrainConfig
 from lorabank.models.answering.scorings.base import Scoring
@@ -75,6 +76,7 @@ class TrainJob:
         resume: Whether to resume from the newest whole checkpoint.
         restart: What a user types to train from the first step on, where a checkpoint cannot be used.
         tracking: The run of an experiment tracker.
+        progress: The file in which other processes follow the steps.
     """
 
     base: OpenBase
@@ -99,6 +101,7 @@ class TrainJob:
     resume: bool = False
     restart: Command | None = None
     tracking: Tracking = field(default_factory=Tracking)
+    progress: ProgressFile = field(default_factory=ProgressFile)
 
     @property
     def answers(self) -> Literal["own", "newest"] | None:

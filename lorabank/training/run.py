@@ -53,6 +53,7 @@ from lorabank.training.loop.finished import (
     still_factors,
 )
 from lorabank.training.loop.holding import Holding
+from lorabank.training.loop.reporting import StepsReported
 from lorabank.training.methods import chosen_methods, learning_rate
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.planning import (
@@ -295,7 +296,7 @@ def _trainer(
     products = torch.bfloat16 if arguments.bf16 else resolve_dtype(config.base_dtype, base.model.device)
     if products.itemsize < 4:
         share_inputs(layers, fed.one)
-    return AdapterTrainer(
+    trainer = AdapterTrainer(
         lengths=fed.lengths,
         model=base.model,
         args=arguments,
@@ -313,6 +314,8 @@ def _trainer(
         observer=observer,
         callbacks=[job.tracking.callback] if job.tracking.callback else [],
     )
+    trainer.add_callback(StepsReported(job.progress, trainer.terms, holding))  # behind what reads the terms of a step
+    return trainer
 
 
 def arguments_of(job: TrainJob, device: torch.device) -> TrackedArguments:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,9 @@ from typing import Any, Self
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from lorabank.core.config import TrainConfig
 from lorabank.core.observer import Observer, SilentObserver
+from lorabank.core.records import BaseModelRecord
 
 _SILENT = SilentObserver()
 _FOLDER = "runs"
@@ -100,6 +102,30 @@ class Tracking:
         """Log what was measured after the training."""
         if self.callback is not None:
             self.callback.log(metrics)
+
+
+def tracked(
+    bank: Path, base: BaseModelRecord, task: str, config: TrainConfig, *, resume: bool, observer: Observer
+) -> Tracking:
+    """The run of the experiment tracker that the settings name.
+
+    Args:
+        bank: The bank's folder, whose name the bank has there.
+        base: Its base model.
+        task: The task.
+        config: The settings, which the run's configuration tells.
+        resume: As of `Tracking`.
+        observer: As of `Tracking`.
+    """
+    settings = {**asdict(config), "base": base.name, "base_fingerprint": base.fingerprint}
+    called = bank.resolve().name
+    return Tracking(config.report_to, bank=called, task=task, settings=settings, resume=resume, observer=observer)
+
+
+def measured(task: str, score: Mapping[str, Any]) -> dict[str, float]:
+    """What a tracker is told of a task's score."""
+    found = {f"eval_{task}_{score['metric']}": float(score["value"])}
+    return found if score["labels"] is None else {**found, f"eval_{task}_macro_f1": score["labels"].macro_f1}
 
 
 class _KeptOpen:

@@ -89,6 +89,11 @@ class Holding:
         """What was measured last."""
         return Measured(*self._found[-1][1:])
 
+    @property
+    def last_step(self) -> int:
+        """The step after which it was measured; 0 before anything was."""
+        return self._found[-1][0] if self._found else 0
+
     def look(self, step: int, total: int, trained: Mapping[str, Tensor]) -> bool:
         """Measure, if it is time.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabank.bank.objects.layout import check_name
 from lorabank.bank.operations import Operation, holds_checkpoint
+from lorabank.bank.progress import SCORING, STORING, ProgressFile
 from lorabank.bank.snapshot import Snapshot
 from lorabank.bank.upkeep.remarks import remarks
 from lorabank.core.commands import Command
@@ -18,7 +19,7 @@ from lorabank.core.errors import BusyError, ConfigError, DataError, Incompatible
 from lorabank.core.machine import distributed as processes
 from lorabank.core.machine.packages import package_versions
 from lorabank.core.observer import Observer, SilentObserver
-from lorabank.core.records import AdapterRecord, BaseModelRecord, DatasetRecord, TaskRecord
+from lorabank.core.records import AdapterRecord, DatasetRecord, TaskRecord
 from lorabank.core.settings import validate
 from lorabank.core.states import ANSWERS, TUNER
 from lorabank.core.task_kinds import task_kind
@@ -77,6 +78,8 @@ def add_task(
 
     Several processes train together; the main one alone changes the bank, scores and is heard. Each returns the same.
     """
+    from lorabank.training.tracking import measured, tracked
+
     check_name(name)
     written = remarks(note, tags)
     processes.join()
@@ -105,16 +108,22 @@ def add_task(
             observer.notice(line)
         opened.release()  # training needs the room of what answered before
         snapshot = opened.refresh().without(replaces)
-        tracking = change.enter_context(_tracking(Path(opened.path), snapshot.base, name, settings, resume, observer))
+        progress = change.enter_context(ProgressFile(work if held else None))
+        tracking = change.enter_context(
+            tracked(Path(opened.path), snapshot.base, name, settings, resume=resume, observer=observer)
+        )
         known = known_rows(opened.bank, snapshot, data.eval, observer)
         again = restart_command(name, settings, restart=True) if resume else None
-        job, trained = _train(opened, snapshot, name, work, settings, data, tracking, again, observer)
+        job, trained = _train(opened, snapshot, name, work, settings, data, tracking, progress, again, observer)
 
         def commit() -> AddTaskResult:
             operation, created = held[0]
             superseded = superseded_by(opened.refresh(), replaces)
-            stored = commit_trained(opened, operation, settings, data, job, trained, known, observer)
-            tracking.log(_measured(name, stored[3]))
+            progress.phase(STORING)
+            stored = commit_trained(
+                opened, operation, settings, data, job, trained, known, observer, lambda: progress.phase(SCORING)
+            )
+            tracking.log(measured(name, stored[3]))
             told = found_in_data(data)
             return AddTaskResult(*stored, bank=str(opened.path), bank_created=created, **told, superseded=superseded)
 
@@ -168,23 +177,6 @@ def _reserve(
     return operation, created, given
 
 
-def _tracking(
-    path: Path, base: BaseModelRecord, name: str, config: TrainConfig, resume: bool, observer: Observer
-) -> Tracking:
-    """The run of the experiment tracker that the settings name."""
-    from lorabank.training.tracking import Tracking
-
-    settings = {**asdict(config), "base": base.name, "base_fingerprint": base.fingerprint}
-    bank = path.resolve().name
-    return Tracking(config.report_to, bank=bank, task=name, settings=settings, resume=resume, observer=observer)
-
-
-def _measured(name: str, score: Mapping[str, Any]) -> dict[str, float]:
-    """What a tracker is told of a task's score."""
-    found = {f"eval_{name}_{score['metric']}": float(score["value"])}
-    return found if score["labels"] is None else {**found, f"eval_{name}_macro_f1": score["labels"].macro_f1}
-
-
 def _train(
     opened: OpenBank,
     snapshot: Snapshot,
@@ -193,6 +185,7 @@ def _train(
     config: TrainConfig,
     data: TaskData,
     tracking: Tracking,
+    progress: ProgressFile,
     restart: Command | None,
     observer: Observer,
 ) -> tuple[TrainJob, TrainedAdapter]:
@@ -235,6 +228,7 @@ def _train(
         resume=restart is not None,
         restart=restart,
         tracking=tracking,
+        progress=progress,
     )
     return job, train_adapter(job, observer)
 
@@ -248,8 +242,9 @@ def commit_trained(
     trained: TrainedAdapter,
     known: dict[str, int],
     observer: Observer,
+    entered: Callable[[], object] = lambda: None,
 ) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
-    """Stage the adapter with its statistics, make the task part of the bank, and score it."""
+    """Stage the adapter with its statistics, make the task part of the bank, and score it; see `commit_and_score`."""
     config = settled(config, data, trained.max_length)
     base = job.base.record
     loaded = job.base.load(device=config.device, dtype=config.base_dtype)
@@ -296,7 +291,7 @@ def commit_trained(
     )
     cut, dropped = trained.metrics["rows_cut"], trained.metrics["rows_dropped"]
     datasets = dataset_records(operation, data, config, cut, dropped, replayable=len(job.kept))
-    return commit_and_score(opened, operation, task, adapter, datasets, observer)
+    return commit_and_score(opened, operation, task, adapter, datasets, observer, entered)
 
 
 def commit_and_score(
@@ -306,8 +301,11 @@ def commit_and_score(
     adapter: AdapterRecord,
     datasets: Sequence[DatasetRecord],
     observer: Observer,
+    entered: Callable[[], object] = lambda: None,
 ) -> tuple[TaskRecord, AdapterRecord, tuple[DatasetRecord, ...], dict[str, Any]]:
     """Make a task part of the bank and compute its own cell the way ``eval`` does, so that ``eval`` finds it.
+
+    ``entered`` is called when the task is in the bank.
 
     Returns:
         What is stored now: the task, its adapter, its data sets; and its score.
@@ -315,6 +313,7 @@ def commit_and_score(
     from lorabank.workflows.evaluate import own_score
 
     stored = operation.commit_task(task, adapter, datasets)
+    entered()
     score = own_score(opened, stored.name, observer)
     after = opened.snapshot
     kept = tuple(dataset for dataset in after.datasets if dataset.task == stored.name)
