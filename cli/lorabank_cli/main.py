@@ -32,6 +32,7 @@ COMMANDS = {
     "predict": ("predict:predict", "Label texts with a composition or one task."),
     "generate": ("generate:generate", "Generate text from prompts with the bank's language model."),
     "serve": ("serve:serve", "Answer over HTTP, as OpenAI's API does."),
+    "ui": ("ui:ui", "Open the bank's page in the browser."),
     "fold": ("fold:fold", "Replace the adapters of several tasks by one of bounded rank."),
     "list": ("list:list_bank", "List tasks and compositions."),
     "show": ("show:show", "Show everything recorded about a task or composition."),

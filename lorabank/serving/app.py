@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 
 from lorabank.serving import about, generation, labels
-from lorabank.serving.limits import Gate
+from lorabank.serving.limits import App, Entrance, Gate
 from lorabank.serving.served import Served, answer_errors
 
 
-def make_app(served: Served, *, token: str | None = None, local: bool = False) -> Gate:
+@dataclass(frozen=True)
+class Part:
+    """A part of the application for browsers.
+
+    Attributes:
+        prefix: Every path of it begins with this one.
+        app: What answers.
+        entrance: What callers without the token get.
+    """
+
+    prefix: str
+    app: App
+    entrance: Entrance
+
+
+def make_app(
+    served: Served,
+    *,
+    token: str | None = None,
+    local: bool = False,
+    page: Callable[[Served, str | None], Part] | None = None,
+) -> Gate:
     """The application of a server.
 
     Args:
         served: The bank that answers.
         token: What callers must send.
         local: Whether only calls by a loopback name are taken.
+        page: Makes the page for browsers of the bank and the token; None for no page.
     """
     app = FastAPI(title="lorabank", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.served = served
     for part in (about, labels, generation):
         app.include_router(part.router)
     answer_errors(app, served.engine.report)
-    return Gate(app, served.config, token, local=local, meter=served.meter)
+    made = None if page is None else page(served, token)
+    if made is not None:
+        app.add_api_route("/", lambda: RedirectResponse(f"{made.prefix}/"), response_class=RedirectResponse)
+        app.mount(made.prefix, made.app)
+    entrance = None if made is None else made.entrance
+    return Gate(app, served.config, token, local=local, meter=served.meter, entrance=entrance)

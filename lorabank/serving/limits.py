@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from lorabank.serving.config import ServeConfig
 from lorabank.serving.errors import CallError, not_serving
@@ -20,6 +20,13 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+Entrance = Callable[[Scope], Response | None]
+"""What a caller without the token gets at a path, for example a form that asks for it; None lets the caller in.
+
+Raises:
+    CallError: The path is closed to it.
+"""
 
 OPEN = ("/health", "/ready")
 """Paths that need no token: a supervisor asks them."""
@@ -39,18 +46,29 @@ class Gate:
         token: What callers must send; None for nothing.
         local: Whether only calls to a loopback name are taken, and none that a browser makes for another site's page.
         meter: Counts.
+        entrance: Decides on callers that do not send the token; None refuses them.
 
     Attributes:
         closing: Whether new calls are refused.
         open_calls: Calls under way.
     """
 
-    def __init__(self, app: App, config: ServeConfig, token: str | None, *, local: bool, meter: Meter) -> None:
+    def __init__(
+        self,
+        app: App,
+        config: ServeConfig,
+        token: str | None,
+        *,
+        local: bool,
+        meter: Meter,
+        entrance: Entrance | None = None,
+    ) -> None:
         self.closing = False
         self.open_calls = 0
         self._over = False
         self._unanswered: set[asyncio.Task[Any]] = set()
         self._app, self._config, self._local, self._meter = app, config, local, meter
+        self._entrance = entrance or refuse
         self._bearer = None if token is None else f"Bearer {token}".encode()
 
     def end(self) -> None:
@@ -87,8 +105,8 @@ class Gate:
         self.open_calls += 1
         self._unanswered.add(call)
         try:
-            self._check(scope)
-            await self._app(scope, await self._read(scope, receive), sending)
+            answering = self._check(scope) or self._app
+            await answering(scope, await self._read(scope, receive), sending)
         except CallError as error:
             await refuse(error)
         except asyncio.CancelledError:
@@ -102,18 +120,21 @@ class Gate:
             self._meter.requests.labels(name, str(status)).inc()
             self._meter.seconds.labels(name).observe(time.monotonic() - begun)
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: Scope) -> Response | None:
+        """Refuse a call; or give what answers in place of the application."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if self._local and not _is_local(headers.get(b"host", b"").decode("latin-1")):
             raise CallError(403, "without a token the server answers only calls to localhost", code="host")
         if self._local and _from_elsewhere(headers):
             raise CallError(403, "without a token the server answers no page of another site", code="origin")
         if scope["path"] in OPEN:
-            return
-        if self._bearer is not None and not hmac.compare_digest(headers.get(b"authorization", b""), self._bearer):
-            raise CallError(401, "the token is missing or wrong: Authorization: Bearer TOKEN", code="invalid_api_key")
+            return None
+        given = headers.get(b"authorization", b"")
+        known = self._bearer is None or hmac.compare_digest(given, self._bearer)
+        answer = None if known else self._entrance(scope)
         if self.closing:
             raise not_serving("stopping")
+        return answer
 
     async def _read(self, scope: Scope, receive: Receive) -> Receive:
         """The whole body, and what gives it again.
@@ -146,6 +167,15 @@ class Gate:
             return given.pop() if given else await receive()
 
         return again
+
+
+def refuse(scope: Scope) -> Response | None:
+    """Let nobody in without the token.
+
+    Raises:
+        CallError: Always.
+    """
+    raise CallError(401, "the token is missing or wrong: Authorization: Bearer TOKEN", code="invalid_api_key")
 
 
 def _too_large(most: int) -> CallError:

@@ -17,7 +17,7 @@ import uvicorn
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, DataError, ExistsError, NotFoundError, StorageError
 from lorabank.core.observer import Observer
-from lorabank.serving.app import make_app
+from lorabank.serving.app import Part, make_app
 from lorabank.serving.catalogue import Catalogue
 from lorabank.serving.config import TOKEN, ServeConfig
 from lorabank.serving.engine import Engine
@@ -50,7 +50,13 @@ class Listening:
     compositions: tuple[str, ...]
 
 
-def serve(path: str | Path, config: ServeConfig, observer: Observer, started: Callable[[Listening], None]) -> None:
+def serve(
+    path: str | Path,
+    config: ServeConfig,
+    observer: Observer,
+    started: Callable[[Listening], None],
+    page: Callable[[Served, str | None], Part] | None = None,
+) -> None:
     """Serve a bank until SIGTERM or SIGINT.
 
     At the first signal new calls are refused with 503 and those under way are finished, for `ServeConfig.grace`
@@ -61,6 +67,7 @@ def serve(path: str | Path, config: ServeConfig, observer: Observer, started: Ca
         config: Where it listens, and its limits.
         observer: Gets notices.
         started: Called when connections are taken; the model is loaded meanwhile.
+        page: As of `make_app`.
 
     Raises:
         ConfigError: The address is not a loopback one and there is no token; or it is taken, or not of this machine.
@@ -83,7 +90,7 @@ def serve(path: str | Path, config: ServeConfig, observer: Observer, started: Ca
     names = tuple(task.name for task in snapshot.tasks), tuple(made.name for made in snapshot.compositions)
     engine = Engine(path, config, meter, observer.notice)
     local = config.uds is None and token is None
-    gate = make_app(Served(engine, catalogue, config, meter), token=token, local=local)
+    gate = make_app(Served(engine, catalogue, config, meter), token=token, local=local, page=page)
     server = _Server(gate, engine, config)
     with _listening(config) as listener, server.capture_signals():
         try:

@@ -57,6 +57,7 @@ def test_every_verb_of_the_contract_is_there() -> None:
         "backup",
         "restore",
         "serve",
+        "ui",
         "push",
         "pull",
     }

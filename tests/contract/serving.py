@@ -16,6 +16,8 @@ from typing import Any
 
 import httpx
 
+from lorabank.page.app import page_of
+from lorabank.page.config import PageConfig
 from lorabank.serving.app import make_app
 from lorabank.serving.catalogue import Catalogue
 from lorabank.serving.config import ServeConfig
@@ -33,16 +35,25 @@ class Here:
         bank: The bank.
         token: What callers must bring.
         local: Whether only calls to localhost are taken.
+        page: What the page may do; None for no page.
         config: Settings of the server.
     """
 
-    def __init__(self, bank: Path, *, token: str | None = None, local: bool = True, **config: Any) -> None:
+    def __init__(
+        self,
+        bank: Path,
+        *,
+        token: str | None = None,
+        local: bool = True,
+        page: PageConfig | None = None,
+        **config: Any,
+    ) -> None:
         self.notices: list[str] = []
         self.config = ServeConfig(device="cpu", **config)
         self.meter = Meter()
         self.engine = Engine(bank, self.config, self.meter, self.notices.append)
         served = Served(self.engine, Catalogue(bank), self.config, self.meter)
-        self.gate = make_app(served, token=token, local=local)
+        self.gate = make_app(served, token=token, local=local, page=page and page_of(bank, page))
 
     def __enter__(self) -> Here:
         self.engine.start()

@@ -39,6 +39,7 @@ SEQUENCE = (ROOT / "docs/sequences.md").read_text(encoding="utf-8")
 ELSEWHERE = {
     "demo": ".ci/run runs the demo whole, tests/end_to_end/test_demo.py looks at what it left",
     "serve": "tests/contract/test_serving.py asks a server, and as docs/serving.md does",
+    "ui": "tests/cli/test_ui.py starts it, and tests/contract/test_page.py asks its page",
     "--lm-eval": "tests/unit/workflows/asking/test_harness.py asks the harness",
     "--gguf-file": "tests/end_to_end/test_language_model.py converts the real file",
     "--enable-lora": "tests/unit/workflows/importing/test_import_loralib.py imports such a file on GPT-2",

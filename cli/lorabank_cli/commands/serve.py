@@ -5,9 +5,11 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from lorabank.core.errors import MissingExtraError
+from lorabank.core.commands import Command
+from lorabank.core.errors import ConfigError, MissingExtraError
 from lorabank.core.escaping import safe
 from lorabank.core.machine.packages import install
+from lorabank.page.config import ServePageConfig
 from lorabank.serving.config import ServeConfig
 from lorabank_cli.verb import Run, verb
 
@@ -19,10 +21,11 @@ _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 @verb(
     "serve",
-    configs={"Server": ServeConfig},
+    configs={"Server": ServeConfig, "Page": ServePageConfig},
     examples=(
         "serve",
         "serve --port 9000 --max-new-tokens 256",
+        "serve --page",
         "serve --uds /run/user/1000/lorabank.sock",
         "serve --host 0.0.0.0 --token-file token.txt",
     ),
@@ -33,19 +36,41 @@ def serve(run: Run) -> None:
     Every task and composition is a model of /v1/models. /v1/chat/completions and /v1/completions answer with a label
     or with free text, which can be streamed; /v1/classify labels texts and /v1/route says which task would answer.
     Texts of different tasks share a batch. What other processes add to the bank is served within seconds. SIGTERM and
-    Ctrl-C finish the calls under way.
+    Ctrl-C finish the calls under way. With --page, browsers find a page at /page/ that shows what the bank knows and
+    forgot, and answers.
     """
-    config = run.config(ServeConfig)
+    config, page = run.config(ServeConfig), run.config(ServePageConfig)
+    if page.allow_changes and not page.page:
+        raise ConfigError(
+            "--allow-changes is about the page, and there is no page",
+            hint="add --page",
+            commands=[Command("serve", "--page", "--allow-changes")],
+            unchanged="nothing was started",
+        )
+    check_packages("serve")
+    from lorabank.serving.run import serve as start
+
+    made = None
+    if page.page:
+        from lorabank.page.app import page_of
+
+        made = page_of(run.bank, page)
+    with run.observer as observer:
+        start(run.bank, config, observer, lambda listening: run.output.item(listening, _line(listening)), made)
+
+
+def check_packages(command: str) -> None:
+    """Refuse to serve without the packages of the extra.
+
+    Raises:
+        MissingExtraError: One of them is not installed.
+    """
     if missing := [name.replace("_", "-") for name in _PACKAGES if find_spec(name) is None]:
         raise MissingExtraError(
-            f"serve needs the package {missing[0]}, which is not installed",
+            f"{command} needs the package {missing[0]}, which is not installed",
             hint=install("serve"),
             unchanged="nothing was started",
         )
-    from lorabank.serving.run import serve as start
-
-    with run.observer as observer:
-        start(run.bank, config, observer, lambda listening: run.output.item(listening, _line(listening)))
 
 
 def _line(listening: Listening) -> str:

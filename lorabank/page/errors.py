@@ -1,0 +1,23 @@
+"""Why the page does not do what was asked."""
+
+from __future__ import annotations
+
+from lorabank.core.commands import Command
+
+
+class PageError(Exception):
+    """An answer that is a page with one sentence.
+
+    Args:
+        status: HTTP status.
+        message: The sentence, without its full stop.
+        hint: What to do.
+        commands: What to type next.
+    """
+
+    def __init__(self, status: int, message: str, *, hint: str = "", commands: tuple[Command, ...] = ()) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.hint = hint
+        self.commands = commands

@@ -1,0 +1,54 @@
+"""Templates made into pages."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment
+
+from lorabank.components.frame import environment
+from lorabank.page.security import PREFIX, Sessions, session_of
+
+
+class Place(NamedTuple):
+    """A page of the navigation."""
+
+    title: str
+    path: str
+
+
+NAVIGATION = (Place("Overview", f"{PREFIX}/"),)
+"""The pages that every page links to, in order."""
+
+
+@cache
+def templates() -> Environment:
+    """The templates of the page."""
+    made = environment("lorabank.page", "templates")
+    made.globals |= {"navigation": NAVIGATION, "prefix": PREFIX}
+    return made
+
+
+def page(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+    """A template as the answer to a request.
+
+    Args:
+        request: The request.
+        template: Name of the template.
+        status: HTTP status.
+        values: What it shows.
+    """
+    state = request.app.state
+    sessions: Sessions = state.sessions
+    session = session_of(request)
+    shared = {
+        "path": request.scope["path"],
+        "form_token": sessions.form_token(session) if session else "",
+        "logged_in": sessions.needs_token and bool(session),
+        "allow_changes": state.config.allow_changes,
+        "ready": state.served.engine.ready,
+    }
+    return HTMLResponse(templates().get_template(template).render(shared | values), status)
