@@ -19,6 +19,7 @@ from lorabank.core import config
 from lorabank.core.methods import Method, MethodSetting, described, settings
 from lorabank.core.shelf import Shelf
 from lorabank.core.shelves import SHELVES, VARIANTS
+from lorabank.workflows.asking.chat_config import ChatConfig
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -41,7 +42,8 @@ def read(docname: str, text: str) -> str:
         family, name = method.groups()
         text = text.replace("<!-- facts -->", facts(FAMILIES[family], name))
     text = re.sub(r"<!-- table (\w+) -->", lambda found: table(FAMILIES[found[1]]), text)
-    text = re.sub(r"<!-- settings (\w+) -->", lambda found: _settings(settings(getattr(config, found[1]))), text)
+    configs = {**vars(config), "ChatConfig": ChatConfig}
+    text = re.sub(r"<!-- settings (\w+) -->", lambda found: _settings(settings(configs[found[1]])), text)
     text = re.sub(r"<!-- rows (\S+) -->", lambda found: rows(ROOT / found[1]), text)
     if not docname.startswith("docs/") and f"(../{docname}.md)" not in (DOCS / "index.md").read_text(encoding="utf-8"):
         return f"---\norphan: true\n---\n{text}"  # linked by other pages, and no part of the navigation

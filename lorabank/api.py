@@ -15,6 +15,7 @@ from lorabank.core.arguments import by_path, checked, texts_in_settings
 from lorabank.core.config import AdviseConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.observer import BARS, Observer
 from lorabank.workflows import publish
+from lorabank.workflows.asking import chat as chatting
 from lorabank.workflows.carrying import hub
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import MatrixReport
@@ -101,6 +102,7 @@ predict = texts_in_settings(by_path(Session, Session.predict))
 generate = texts_in_settings(by_path(Session, Session.generate))
 answer_file = by_path(Session, Session.answer_file)
 
+chat = by_path(OpenBank, chatting.chat)
 push = by_path(OpenBank, hub.push)
 pull = by_path(Path, hub.pull)
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "eval": ("eval:evaluate", "Measure what the bank knows and what it forgot."),
     "predict": ("predict:predict", "Label texts with a composition or one task."),
     "generate": ("generate:generate", "Generate text from prompts with the bank's language model."),
+    "chat": ("chat:chat", "Talk with the bank's language model."),
     "serve": ("serve:serve", "Answer over HTTP, as OpenAI's API does."),
     "ui": ("ui:ui", "Open the bank's page in the browser."),
     "fold": ("fold:fold", "Replace the adapters of several tasks by one of bounded rank."),

@@ -13,7 +13,7 @@ import os
 import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from functools import cache, update_wrapper, wraps
 from io import BufferedIOBase
 from pathlib import Path
@@ -61,7 +61,7 @@ _CONFIGS: dict[Any, str] = {
     PredictConfig: 'PredictConfig(task="spam")',
     GenerateConfig: 'GenerateConfig(task="summaries")',
 }
-"""Classes of settings, whose values are checked too, with an example of each."""
+"""An example of each class of settings; of another one it is the class without values."""
 
 _PLAIN: dict[Any, tuple[str, str]] = {
     str: ("a string", '"a text"'),
@@ -178,7 +178,7 @@ def _fitted(value: Any, hint: Any) -> Any:
         if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
             raise _Unfit(value)
         return tuple(_items(value, inner))
-    elif hint in _CONFIGS:
+    elif _are_settings(hint):
         return _checked_settings(value) if isinstance(value, hint) else _unfit(value)
     elif hint is int:
         fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -204,6 +204,11 @@ def _checked_settings(config: Any) -> Any:
             _CHECKED.clear()
         _CHECKED[key] = validate(type(config), asdict(config))
     return _CHECKED[key]
+
+
+def _are_settings(hint: Any) -> bool:
+    """Whether a type is a class of settings, whose values are checked too."""
+    return is_dataclass(hint) and any("help" in field.metadata for field in fields(hint))
 
 
 def _can_be_path(value: str | os.PathLike[str]) -> bool:
@@ -270,8 +275,8 @@ def _described(hint: Any) -> tuple[str, str]:
     if origin in (Sequence, Iterable):
         name, example = _described(inner[0])
         return f"a list of {name.removeprefix('a ')}s", f"[{example}, ...]"
-    if hint in _CONFIGS:
-        return f"a {hint.__name__}", _CONFIGS[hint]
+    if _are_settings(hint):
+        return f"a {hint.__name__}", _CONFIGS.get(hint, f"{hint.__name__}()")
     return _PLAIN.get(hint) or (f"a {hint.__name__}", f"a {hint.__name__}")
 
 

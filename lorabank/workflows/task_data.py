@@ -112,7 +112,10 @@ class ChatTemplate:
         Raises:
             BadCell: A message spells a control token, which would end its turn or begin another.
             IncompatibleError: The tokenizer has no chat template.
+            TemplateError: The template refuses the conversation, or fails on it in whatever way.
         """
+        from jinja2 import TemplateError, TemplateRuntimeError
+
         for number, message in enumerate(messages, start=1):
             if found := self._control.search(message["content"]):
                 raise BadCell(
@@ -121,7 +124,13 @@ class ChatTemplate:
                     hint="write it with a space inside, or leave the row out",
                 )
         chat = [dict(message) for message in messages]
-        return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        tokenizer = self._tokenizer
+        try:
+            return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        except (TemplateError, MemoryError):
+            raise
+        except Exception as error:  # a template's expressions raise what Python's do
+            raise TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
 
     def turn(self, hint: str = "--set chat_template=none takes the prompts as they are") -> ChatPrompt:
         """The prompt template that puts a text into a user's turn, up to where the assistant answers.

@@ -58,6 +58,7 @@ def test_every_verb_of_the_contract_is_there() -> None:
         "restore",
         "serve",
         "ui",
+        "chat",
         "push",
         "pull",
     }

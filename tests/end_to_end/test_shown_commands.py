@@ -223,7 +223,11 @@ def world_of(words: list[str]) -> str:
         return "empty"
     if words[0] == "compose":
         return "tasks"
-    return "language" if words[0] == "generate" or "--text" in words or {"chat", "agnews"} & {*words} else "encoder"
+    return (
+        "language"
+        if words[0] in ("generate", "chat") or "--text" in words or {"chat", "agnews"} & {*words}
+        else "encoder"
+    )
 
 
 @pytest.fixture

@@ -75,20 +75,34 @@ def read_texts(file: BinaryIO, source: str) -> tuple[str, ...]:
     """One text a line, checked as the cells of a file are.
 
     Raises:
-        DataError: As ``text_lines``, a line holds a NUL character, or there are too many.
+        DataError: As `each_text`, or there are too many.
+    """
+    table = Table(source, ("text",))
+    hint = "give the texts in a file, which may have any encoding: --data"
+    for number, text in each_text(file, source, hint=hint):
+        table.add(number, (text,))
+    return tuple(str(text) for (text,) in table.rows)
+
+
+def each_text(file: BinaryIO, source: str, *, hint: str) -> Iterator[tuple[int, str]]:
+    """Number, from 1, and text of each line that is not blank, as soon as it is there.
+
+    Args:
+        file: The bytes.
+        source: What they are called.
+        hint: What to do if they are not UTF-8.
+
+    Raises:
+        DataError: As ``text_lines``, or a line holds a NUL character.
     """
 
     def undecodable(where: str) -> DataError:
-        return bad_row(
-            source, where, "not UTF-8", hint="give the texts in a file, which may have any encoding: --data"
-        )
+        return bad_row(source, where, "not UTF-8", hint=hint)
 
-    table = Table(source, ("text",))
     for number, line in text_lines(file, source, undecodable):
         if isinstance(line, BadRow):
             raise line
         try:
-            table.add(number, (check_text(line.rstrip("\r\n")),))
+            yield number, check_text(line.rstrip("\r\n"))
         except BadCell as error:
             raise bad_row(source, f"line {number}", error.problem) from error
-    return tuple(str(text) for (text,) in table.rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 
+from lorabank.bank.snapshot import Snapshot
 from lorabank.core.commands import Command
 from lorabank.core.config import GenerateConfig, PredictConfig
 from lorabank.core.errors import ConfigError, at_work
@@ -15,6 +16,7 @@ from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.text_answers import TextAnswerer
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.finite import explained
+from lorabank.workflows.asking.questions import Answered, Prompts, Question, Who
 from lorabank.workflows.asking.writing import requests_of
 from lorabank.workflows.results import Prediction
 from lorabank.workflows.task_data import ChatTemplate
@@ -62,14 +64,7 @@ def bare_answerer(
 
     @cache
     def answerer() -> TextAnswerer:
-        loaded = opened.load(device=config.device, dtype="auto")
-        form = AnswerForm(
-            labels=(),
-            max_length=loaded.max_length or _MOST,
-            scoring=GENERATING,
-            template=template,
-        )
-        return TextAnswerer(loaded, base.task_type, (form,), config.batch_size)
+        return bare_model(opened, config.device, config.batch_size, template)
 
     def answer(texts: Sequence[str], numbers: Sequence[int]) -> tuple[Prediction, ...]:
         with at_work("the bare base"), explained(answerer().base.model):
@@ -79,6 +74,34 @@ def bare_answerer(
         return tuple(_told(text, one.text) for text, one in zip(texts, written, strict=True))
 
     return answer
+
+
+def bare_model(opened: OpenBase, device: str, batch_size: int, template: str | None = None) -> TextAnswerer:
+    """The loaded base without any adapter, which takes texts in one prompt template, or as whole prompts."""
+    loaded = opened.load(device=device, dtype="auto")
+    form = AnswerForm(labels=(), max_length=loaded.max_length or _MOST, scoring=GENERATING, template=template)
+    return TextAnswerer(loaded, opened.record.task_type, (form,), batch_size)
+
+
+def bare_conversation(opened: OpenBase, snapshot: Snapshot, model: TextAnswerer, question: Question) -> Answered:
+    """What the bare base says in a conversation; without a chat template it reads the last message alone.
+
+    Args:
+        opened: The base.
+        snapshot: The bank's state.
+        model: What `bare_model` gave, without a template.
+        question: The conversation.
+
+    Raises:
+        DataError: The chat template does not take it.
+    """
+    (form,) = model.forms
+    text = question.text
+    if opened.record.chat_template_hash is not None:
+        text = Prompts(opened, snapshot, model.base.max_length).conversation(question, form.max_length)
+    with at_work("the bare base"), explained(model.base.model):
+        (written,) = model.write([text], [form], lambda rows: None, [question.generation])
+    return Answered(Who(BARE, "given", {}), written.text, written=written)
 
 
 def _told(text: str, answer: str) -> Prediction:

@@ -50,7 +50,7 @@ class MixedAnswers:
         self._opened, self._snapshot, self._revision = opened, opened.snapshot, opened.revision
         self._runtime = opened.runtime(settings, notice)
         self._every = all_members(opened.bank, self._snapshot)
-        self._prompts = Prompts(opened.base, self._snapshot)
+        self._prompts = Prompts(opened.base, self._snapshot, self.max_length)
         self._responders: dict[str, Responder] = {}
 
     @property

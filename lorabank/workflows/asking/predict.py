@@ -103,8 +103,18 @@ def _answer(
 
 
 def _check_base(snapshot: Snapshot, config: PredictConfig | GenerateConfig) -> None:
+    if isinstance(config, GenerateConfig):
+        check_generates(snapshot)
+
+
+def check_generates(snapshot: Snapshot) -> None:
+    """Refuse to generate with a classifier.
+
+    Raises:
+        IncompatibleError: The bank's base is one.
+    """
     base = snapshot.base
-    if isinstance(config, GenerateConfig) and not task_kind(base.task_type).generates:
+    if not task_kind(base.task_type).generates:
         raise IncompatibleError(
             f"the bank's base {base.name!r} is a classifier, which generates nothing",
             hint="predict labels texts; a language model generates, in a bank of its own",
@@ -134,10 +144,8 @@ def answerer(opened: OpenBank, config: PredictConfig | GenerateConfig, observer:
             hint="the bare base answers under the name 'none'" if bare else None,
             commands=[*bare, ADD_TASK],
         )
-    newest = snapshot.tasks[-1].name
-    alone = len(snapshot.tasks) == 1 or grown(snapshot.adapter_of(newest))
-    if alone and not (config.task or config.composition or snapshot.compositions):
-        config = replace(config, task=newest)
+    if not (config.task or config.composition) and (only := _only_task(snapshot)):
+        config = replace(config, task=only)
     if config.task:
         snapshot.task(config.task)
     name = config.composition or (None if config.task else _default(snapshot))
@@ -327,6 +335,22 @@ def _tasks(snapshot: Snapshot, composition: str | None) -> Sequence[str]:
 
 def _routed(snapshot: Snapshot) -> list[CompositionRecord]:
     return [composition for composition in snapshot.compositions if COMPOSERS.load(composition.mode).routed]
+
+
+def usual(snapshot: Snapshot) -> str:
+    """The task or composition that answers where none is named, in a bank with a task.
+
+    Raises:
+        ConfigError: A task must be named.
+    """
+    return _only_task(snapshot) or _default(snapshot)
+
+
+def _only_task(snapshot: Snapshot) -> str | None:
+    """The task that answers where none is named: the only one, or the one whose head holds all labels."""
+    newest = snapshot.tasks[-1].name
+    alone = len(snapshot.tasks) == 1 or grown(snapshot.adapter_of(newest))
+    return newest if alone and not snapshot.compositions else None
 
 
 def _default(snapshot: Snapshot) -> str:

@@ -37,12 +37,15 @@ class Question:
             user's last one, and a task's prompt template is put around it.
         generation: How free text is generated; an answer with a label does not depend on it.
         raw: Whether the text is the whole prompt of free text, without a template.
+        shortened: Called with how many of the messages are read, the last ones and a system prompt, where a task reads
+            fewer than there are; None to refuse such a conversation, or to truncate its beginning.
     """
 
     model: str
     messages: tuple[Message, ...]
     generation: GenerationRequest
     raw: bool = False
+    shortened: Callable[[int], None] | None = None
 
     @property
     def text(self) -> str:
@@ -103,10 +106,13 @@ class Prompts:
     Args:
         base: The bank's base model, whose chat template conversations are put into.
         snapshot: The bank's state.
+        limit: Tokens that the base model takes; None for any number.
     """
 
-    def __init__(self, base: OpenBase, snapshot: Snapshot) -> None:
+    def __init__(self, base: OpenBase, snapshot: Snapshot, limit: int | None = None) -> None:
         self._snapshot = snapshot
+        self._limit = limit
+        self._base = base
         self._render = ChatTemplate(base)
         self._conversations = cache(self._learnt_conversations)
 
@@ -134,15 +140,42 @@ class Prompts:
         if question.raw:
             return question.text, replace(form, template=None)
         if self._conversations(task):
-            return self._rendered(question), form
+            return self.conversation(question, form.max_length), form
         if len(question.messages) == 1:
             return question.text, form
         if isinstance(form.template, ChatPrompt) and not form.labels:
-            return self._rendered(question), replace(form, template=None)
-        raise DataError(
-            f"task {task!r} answers single messages, and this conversation has {len(question.messages)}",
-            hint="send the user's message alone; a task that learns conversations takes them",
-        )
+            return self.conversation(question, form.max_length), replace(form, template=None)
+        if question.shortened is None:
+            raise DataError(
+                f"task {task!r} answers single messages, and this conversation has {len(question.messages)}",
+                hint="send the user's message alone; a task that learns conversations takes them",
+            )
+        question.shortened(1)
+        return question.text, form
+
+    def conversation(self, question: Question, max_length: int) -> str:
+        """The conversation in the base's chat template; if it is long and may be shortened, it loses its oldest turns.
+
+        Args:
+            question: Holds it.
+            max_length: Maximum number of tokens.
+
+        Raises:
+            DataError: The chat template does not take it.
+        """
+        text = self._rendered(question)
+        if question.shortened is None or len(question.messages) == 1:
+            return text
+        if self._limit is not None:
+            max_length = min(max_length, self._limit - question.generation.sampling.max_new_tokens)
+        system = question.messages[:1] if question.messages[0]["role"] == "system" else ()
+        rest = question.messages[len(system) :]
+        while len(rest) > 1 and len(self._base.tokenizer(text, add_special_tokens=False)["input_ids"]) > max_length:
+            rest = rest[2:]
+            text = self._rendered(replace(question, messages=(*system, *rest)))
+        if len(system) + len(rest) < len(question.messages):
+            question.shortened(len(system) + len(rest))
+        return text
 
     def _learnt_conversations(self, task: str) -> bool:
         return holds_conversations(self._snapshot.task(task), self._snapshot.adapter_of(task))

@@ -26,6 +26,7 @@ from lorabank.core.config import (
 )
 from lorabank.core.errors import ConfigError
 from lorabank.core.observer import SilentObserver
+from lorabank.workflows.asking.chat_config import ChatConfig
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import MatrixReport
 
@@ -77,6 +78,7 @@ CASES: dict[str, tuple[Any, list[Any]]] = {
     "PredictConfig | GenerateConfig": (PredictConfig(), [None, EvalConfig(), *NO_CONFIG]),
     "Literal['jsonl', 'csv', 'tsv', 'parquet'] | None": (None, ["xlsx", 1, ["csv"], {}]),
     "GenerateConfig": (GenerateConfig(), [None, PredictConfig(), *NO_CONFIG]),
+    "ChatConfig": (ChatConfig(), [None, GenerateConfig(), *NO_CONFIG]),
 }
 """Annotation to a value that fits and values that do not."""
 

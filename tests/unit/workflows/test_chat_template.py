@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from lorabank.core.config import TrainConfig
-from lorabank.core.errors import DataError
+from lorabank.core.errors import DataError, IncompatibleError
 from lorabank.data.loading import load_task_data
 from lorabank.workflows.asking.questions import Prompts, UserTexts
 from lorabank.workflows.task_data import ChatTemplate
@@ -71,3 +71,34 @@ def test_a_text_to_answer_is_refused_by_its_number(chat: ChatTemplate) -> None:
     assert UserTexts(prompts, ["hi"], raw=False).routed(["t"]) == ["<|user|>hi</s><|assistant|>"]
     with pytest.raises(DataError, match=r"^text 2: '</s>' is a control token"):
         UserTexts(prompts, ["hi", FORGED], raw=False).routed(["t"])
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ messages[0].content + 1 }}", "TypeError: can only concatenate str"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError: "),
+        ("{{ messages[7].content }}", "has no element 7"),
+        ("{% for m in messages %}", "Unexpected end of template"),
+    ],
+)
+def test_a_template_that_fails_is_named_in_one_line(
+    chat: ChatTemplate, tmp_path: Path, template: str, problem: str
+) -> None:
+    """Whatever it raises: in a row that is learnt, in a question, and around a text."""
+    chat._base.tokenizer.chat_template = template
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns("hi", "hello")}) + "\n")
+    config = TrainConfig(data=str(tmp_path / "rows.jsonl"))
+    with pytest.raises(
+        DataError, match=r"line 1, column 'messages'.* the chat template refuses the conversation"
+    ) as row:
+        load_task_data(config, labelled=False, render_chat=chat)
+    adapter, task = SimpleNamespace(config={"format": "messages"}), SimpleNamespace(prompt_template=None)
+    snapshot: Any = SimpleNamespace(adapter_of=lambda name: adapter, task=lambda name: task)
+    with pytest.raises(DataError, match=r"^text 1: the base's chat template does not take this conversation") as asked:
+        UserTexts(Prompts(chat._base, snapshot), ["hi"], raw=False).routed(["t"])
+    with pytest.raises(IncompatibleError, match="the chat template of 'base' cannot be put around a text") as turn:
+        chat.turn()
+    for error in (row, asked, turn):
+        assert problem in error.value.message
+        assert "\n" not in error.value.message
