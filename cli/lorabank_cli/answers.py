@@ -52,7 +52,7 @@ def asked_texts(run: Run, words: Sequence[str]) -> tuple[str, ...]:
     """
     texts = given_texts(words)
     if not texts and not run.ctx.params["data"]:
-        raise click.UsageError("Missing a TEXT, '-' or '--data'.")
+        raise click.UsageError("Missing a TEXT, '-' or '--data'")
     return texts
 
 
@@ -80,12 +80,12 @@ def write_rows(
     from lorabank import api
 
     if overwrite and output is None:
-        raise click.UsageError("--overwrite is for the file of --output.")
+        raise click.UsageError("--overwrite is for the file of --output")
     if output is None and form is not None:
         if run.output.json:
-            raise click.UsageError("--format and --json exclude each other; --json is one document.")
+            raise click.UsageError("--format and --json exclude each other; --json is one document")
         if form not in LINES:
-            raise click.UsageError(f"--format {form} needs a file: --output FILE.")
+            raise click.UsageError(f"--format {form} needs a file: --output FILE")
     if output is not None:
         with run.observer as observer:
             result = api.answer_file(

@@ -44,14 +44,16 @@ def read_config(
     problems: list[str] = []
     found: dict[str, dict[str, Any]] = {"": {}}
     general = {name: p for p in shared if (name := option_name(p))}
-    missing = NotFoundError(f"no config file {path}", hint="give --config an existing TOML file")
+    missing = NotFoundError(
+        f"no config file {path}", hint="give --config an existing TOML file", unchanged="nothing was changed"
+    )
     for key, value in load_toml(path, missing=missing).items():
         if not isinstance(value, Mapping):
             _take(found[""], general, key, value, "", problems)
             continue
         target = lookup(key)
         if target is None or isinstance(target, click.Group):
-            problems.append(f"unknown table [{key}].{nearest(key, names)}")
+            problems.append(f"unknown table [{key}]{nearest(key, names)}")
             continue
         known = {name: p for p in target.params if (name := option_name(p))}
         found[key] = {}
@@ -105,7 +107,7 @@ def _take(
 ) -> None:
     param = known.get(key.replace("_", "-"))
     if param is None:
-        problems.append(f"unknown key {where}{key}.{nearest(key.replace('_', '-'), list(known))}")
+        problems.append(f"unknown key {where}{key}{nearest(key.replace('_', '-'), list(known))}")
         return
     try:
         found[str(param.name)] = _checked(param, value)

@@ -16,7 +16,7 @@ from lorabank.core.settings import nearest
 from lorabank_cli.render.output import Output
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_CHOICE = re.compile(r"'([^']*)' is not one of ('.*')\.")
+_CHOICE = re.compile(r"'([^']*)' is not one of ('.*')$")
 _PLAIN = {"a valid integer range": "a whole number", "a valid float range": "a number"}
 """Click's words for the values of a bounded option, and ours."""
 
@@ -61,7 +61,9 @@ def as_known(error: BaseException) -> LorabankError:
     if isinstance(error, LorabankError):
         return error
     if isinstance(error, ValueError) and "embedded null" in str(error):  # only a config file can hold one
-        return UsageError("a path holds a NUL character", commands=[Command("--help")])
+        return UsageError(
+            "a path holds a NUL character", commands=[Command("--help")], unchanged="nothing was changed"
+        )
     if isinstance(error, UnicodeEncodeError):
         return _unwritable(error)
     if isinstance(error, OSError):
@@ -76,20 +78,25 @@ def as_known(error: BaseException) -> LorabankError:
 def _unwritable(error: UnicodeEncodeError) -> LorabankError:
     """A file's name in another encoding than UTF-8, or a name that this locale has no letters for."""
     if error.encoding.lower().startswith("utf"):
-        return UsageError(f"{error.object[:80]!r} is not UTF-8", hint="rename the file, or name another one")
+        return UsageError(
+            f"{error.object[:80]!r} is not UTF-8",
+            hint="rename the file, or name another one",
+            unchanged="nothing was changed",
+        )
     return UsageError(
         f"{error.object[:80]!r} cannot be written in {error.encoding}, the encoding of file names in this locale",
         hint="export LC_ALL=C.UTF-8, and the same command again",
+        unchanged="nothing was changed",
     )
 
 
 def _usage(error: click.ClickException) -> LorabankError:
     """What click says on one line, with the nearest of the choices and where to read on."""
     ctx = getattr(error, "ctx", None)
-    message = " ".join(error.format_message().replace(",\n\t", ", ").split())
+    message = " ".join(error.format_message().replace(",\n\t", ", ").split()).removesuffix(".")
     for theirs, ours in _PLAIN.items():
-        message = message.replace(f"is not {theirs}.", f"is not {ours}.")
+        message = message.replace(f"is not {theirs}", f"is not {ours}")
     if (choice := _CHOICE.search(message)) is not None:
         message += nearest(choice[1], re.findall(r"'([^']*)'", choice[2]))
     verbs = ctx.command_path.split()[1:] if ctx is not None else ()
-    return UsageError(message, commands=[Command(*verbs, "--help")])
+    return UsageError(message, commands=[Command(*verbs, "--help")], unchanged="nothing was changed")

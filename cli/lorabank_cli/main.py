@@ -143,8 +143,8 @@ class Lazy(Helped, click.Group):
 
             typed = args[0].lower()
             meant = SYNONYMS.get(typed)
-            guess = f" Did you mean {meant!r}?" if meant in self.table else nearest(typed, list(self.table))
-            raise click.UsageError(f"No such command {args[0]!r}.{guess}", ctx) from None
+            guess = f". Did you mean {meant!r}?" if meant in self.table else nearest(typed, list(self.table))
+            raise click.UsageError(f"No such command {args[0]!r}{guess}", ctx) from None
         return name, command, [*self._given(ctx), *rest]
 
     def _given(self, ctx: click.Context) -> list[str]:

@@ -21,6 +21,8 @@ from lorabank.core.showing import shown
 _SHOWN = 5
 """Names in a message."""
 
+_UNCHANGED = "nothing was changed"
+
 
 class _Content(NamedTuple):
     """The fields of a snapshot, which says what they are."""
@@ -160,12 +162,13 @@ class Snapshot(_Content):
         what = f"no {kind} {name[:80]!r}"
         removed = {task.name for task in self.removed_tasks} | {made.name for made in self.removed_compositions}
         if name in removed:
-            return NotFoundError(f"{what}: it was removed", commands=[Command("list", "--all"), Command("log")])
+            commands = [Command("list", "--all"), Command("log")]
+            return NotFoundError(f"{what}: it was removed", commands=commands, unchanged=_UNCHANGED)
         names = list(known)
         more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
-        there = f" The bank has: {', '.join(names[:_SHOWN])}{more}." if names else f" The bank has no {kind} yet."
+        there = f"The bank has: {', '.join(names[:_SHOWN])}{more}" if names else f"The bank has no {kind} yet"
         follow = LIST if names else Command("compose", "--mode", ROUTING) if self.tasks else ADD_TASK
-        return NotFoundError(f"{what}.{nearest(name, names)}{there}", commands=[follow])
+        return NotFoundError(f"{what}{nearest(name, names) or '.'} {there}", commands=[follow], unchanged=_UNCHANGED)
 
     def refuse_damaged(self, name: str) -> None:
         """Refuse the name of a task or composition that was set aside.
@@ -180,7 +183,7 @@ class Snapshot(_Content):
                 f"{what} {name!r} was set aside: a file that it needs is damaged",
                 hint="fetch a good copy, or remove it",
                 commands=[Command("doctor", "--repair", "--from", "COPY"), Command("remove", name)],
-                unchanged="nothing was changed",
+                unchanged=_UNCHANGED,
             )
 
     def dataset(self, task: str, split: str) -> DatasetRecord | None:

@@ -139,7 +139,7 @@ def _not_taken(key: str, chosen: Sequence[tuple[Shelf, str]], shelves: Sequence[
     problem = f"{whose}: there is no setting {shown(own)}"
     if having := [f"{shelf.kind} {name}" for shelf in shelves for name, entry in shelf.items() if own in _own(entry)]:
         return [f"{problem}, which is one of {_listed(having, 'and')}"]
-    return [f"{problem}.{nearest(own, known)}".removesuffix(".")]
+    return [problem + nearest(own, known)]
 
 
 def _listed(words: Sequence[str], last: str) -> str:
@@ -205,7 +205,7 @@ def methods(name: str | None = None) -> tuple[Method, ...]:
         known = list(dict.fromkeys(entry for shelf in SHELVES for entry in shelf))
         reason = next((found for shelf in SHELVES if (found := shelf.reason(name))), None)
         raise ConfigError(
-            f"there is no method {name[:80]!r}" + (f": {reason}" if reason else f".{nearest(name, known)}"),
+            f"there is no method {name[:80]!r}" + (f": {reason}" if reason else nearest(name, known)),
             commands=[Command("methods")],
             unchanged="nothing was changed",
         )

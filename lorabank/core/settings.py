@@ -82,9 +82,9 @@ def setting_names(holder: Any) -> tuple[str, ...]:
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """``" Did you mean 'x'?"`` for the closest known word, or an empty string."""
+    """``". Did you mean 'x'?"`` for the closest known word, to stand behind a message, or an empty string."""
     close = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    return f". Did you mean {close[0]!r}?" if close else ""
 
 
 def validate(config: type[T], values: Mapping[str, Any], *, where: str = "settings") -> T:
@@ -141,7 +141,7 @@ def examine(config: Any, values: Mapping[str, Any]) -> Examined[Any]:
     kind: Any = config if isinstance(config, type) else type(config)
     values = modern(kind, values)[0]
     known = {one.name: one for one in setting_fields(config)}
-    problems = [f"unknown key {key!r}.{nearest(key, list(known))}" for key in values if key not in known]
+    problems = [f"unknown key {key!r}{nearest(key, list(known))}" for key in values if key not in known]
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name in known}
     defaults = {name: one.default if config is kind else getattr(config, name) for name, one in known.items()}
     definitions: dict[str, Any] = {

@@ -106,7 +106,7 @@ class Shelf:
 
         if reason := self.reason(name):
             return f"there is no {self.kind} {name[:80]!r}: {reason}"
-        return f"there is no {self.kind} {name[:80]!r}.{nearest(name, list(self))}"
+        return f"there is no {self.kind} {name[:80]!r}{nearest(name, list(self))}"
 
     def reason(self, name: str) -> str | None:
         """Why a method is not offered, if it is the nearest one to a name that is not on the shelf; None otherwise."""

@@ -30,7 +30,7 @@ def form_of(target: Path, given: str | None) -> str:
     form = given or ending
     if form not in FORMS:
         raise ConfigError(
-            f"{str(target)!r}: no file format ends in {ending!r}.{nearest(ending, list(FORMS))}"
+            f"{str(target)!r}: no file format ends in {ending!r}{nearest(ending, list(FORMS))}"
             if ending
             else f"{str(target)!r} has no ending that tells its format",
             hint=f"end it in {', '.join(f'.{form}' for form in FORMS)}, or name the format: --format csv",

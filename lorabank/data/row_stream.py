@@ -64,7 +64,11 @@ def read_stream(config: TrainConfig, lines: BufferedIOBase | None) -> Iterator[S
         return
     file = TextFile(Path(config.data))
     if not file.path.is_file():
-        raise NotFoundError(f"there is no file {config.data!r}", hint="--data FILE, or --data - for standard input")
+        raise NotFoundError(
+            f"there is no file {config.data!r}",
+            hint="--data FILE, or --data - for standard input",
+            unchanged="nothing was changed",
+        )
     with file.open() as opened:
         yield from _rows(opened, config, file.undecodable)
 

@@ -62,11 +62,16 @@ def parse_gate(text: str, known: Collection[str] = METRICS) -> Gate:
         raise ConfigError(
             f"gate {text!r} is not a metric, one of {' '.join(_OPERATORS)}, and a number",
             hint="for example --gate 'backward_transfer>=-0.02'",
+            unchanged="nothing was changed",
         )
     metric = match.group(1)
     if metric not in known:
         near = nearest(metric, list(known))
-        raise ConfigError(f"gate {text!r}: unknown metric {metric!r}.{near}", hint=f"metrics: {', '.join(known)}")
+        raise ConfigError(
+            f"gate {text!r}: unknown metric {metric!r}{near}",
+            hint=f"metrics: {', '.join(known)}",
+            unchanged="nothing was changed",
+        )
     return Gate(metric, match.group(2), threshold)
 
 

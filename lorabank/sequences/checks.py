@@ -54,7 +54,7 @@ def _order_problems(orders: Sequence[Sequence[str]], tasks: Collection[str]) -> 
             yield f"order {number} names no task"
         for name in dict.fromkeys(order):
             if name not in tasks:
-                yield f"order {number}: there is no table [tasks.{name}].{nearest(name, list(tasks))}"
+                yield f"order {number}: there is no table [tasks.{name}]{nearest(name, list(tasks))}"
         if len(set(order)) < len(order):
             yield f"order {number} names a task twice"
         if set(order) != set(orders[0]):
@@ -69,7 +69,7 @@ def _strategy_problems(strategies: Sequence[str], variants: Mapping[str, Any]) -
             yield f"strategies: {name!r} cannot be a name: {_NAMES}"
     for name in dict.fromkeys((*strategies, *own)):
         if name not in named and name not in LEARNT:
-            yield f"there is no strategy {name!r}.{nearest(name, [*LEARNT, *own])}"
+            yield f"there is no strategy {name!r}{nearest(name, [*LEARNT, *own])}"
 
 
 def reference_problems(
@@ -127,7 +127,7 @@ def composition_problems(
                 yield f"{where}: the name {table.name!r} appears twice"
         for strategy in table.on:
             if strategies and strategy not in strategies:
-                yield f"{where}: on {strategy!r}, which is not run.{nearest(strategy, list(strategies))}"
+                yield f"{where}: on {strategy!r}, which is not run{nearest(strategy, list(strategies))}"
 
 
 def tables_of(config: SequenceConfig, task: str, strategy: str | None = None) -> dict[str, tuple[str, ...]]:

@@ -48,7 +48,11 @@ def read_sequence(path: str | Path, size: str | None = None) -> SequenceConfig:
         ConfigError: It is not TOML, or keys and values do not fit: all of them are named.
     """
     file = Path(path)
-    missing = NotFoundError(f"no sequence file {file}", hint="name an existing TOML file: docs/sequences.md")
+    missing = NotFoundError(
+        f"no sequence file {file}",
+        hint="name an existing TOML file: docs/sequences.md",
+        unchanged="nothing was changed",
+    )
     document = load_toml(file, missing=missing)
     reader = _Reader(file, size)
     sizes = document.get("sizes", {})
@@ -65,7 +69,7 @@ def _sized(file: Path, document: dict[str, Any], size: str | None) -> dict[str, 
     if not isinstance(sizes, dict) or not isinstance(sizes.get(size), dict):
         known = list(sizes) if isinstance(sizes, dict) else []
         raise ConfigError(
-            f"{file}: there is no table [sizes.{size}].{nearest(size, known)}",
+            f"{file}: there is no table [sizes.{size}]{nearest(size, known)}",
             hint=f"--size {'|'.join(known)}" if known else "leave out --size",
             unchanged=_UNCHANGED,
         )

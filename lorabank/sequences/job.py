@@ -124,7 +124,7 @@ def prepare_sequence(
     for strategy in only:
         if strategy not in known:
             raise ConfigError(
-                f"{file} has no strategy {strategy!r}.{nearest(strategy, list(known))}",
+                f"{file} has no strategy {strategy!r}{nearest(strategy, list(known))}",
                 hint=f"--only {'|'.join(known)}",
                 unchanged="nothing was changed",
             )

@@ -37,7 +37,7 @@ def check_tracker(name: str) -> None:
         return
     if name not in TRACKERS:
         raise ConfigError(
-            f"there is no experiment tracker {name!r}.{nearest(name, [*TRACKERS, 'none'])}",
+            f"there is no experiment tracker {name!r}{nearest(name, [*TRACKERS, 'none'])}",
             hint=f"--report-to none, or one of: {', '.join(TRACKERS)}",
             unchanged="nothing was changed",
         )

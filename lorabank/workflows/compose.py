@@ -9,7 +9,7 @@ from typing import Any
 from lorabank.bank.snapshot import Snapshot
 from lorabank.bank.upkeep.remarks import remarks
 from lorabank.compose.base import Composer, Fitted, Member, checked_mode, chosen_method, with_its_settings
-from lorabank.core.commands import ADD_TASK, LIST, Command
+from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import ComposeConfig
 from lorabank.core.errors import ConfigError, NotFoundError, at_work
 from lorabank.core.observer import Observer
@@ -21,6 +21,8 @@ from lorabank.workflows.assemble import RuntimeSettings, evaluation_data, read_m
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import ComposeResult
 
+_UNCHANGED = "nothing was changed"
+
 
 def compose(
     opened: OpenBank, config: ComposeConfig, observer: Observer, *, note: str | None = None, tags: Sequence[str] = ()
@@ -28,10 +30,10 @@ def compose(
     """Fit a composition and store it."""
     written = remarks(note, tags)
     if not config.mode:
-        raise ConfigError("no mode is given", hint=f"--mode {'|'.join(COMPOSERS)}")
+        raise ConfigError("no mode is given", hint=f"--mode {'|'.join(COMPOSERS)}", unchanged=_UNCHANGED)
     composer = checked_mode(config)
     bank, snapshot = opened.bank, opened.refresh()
-    tasks = _members(snapshot.tasks, config.tasks)
+    tasks = _members(snapshot, config.tasks)
     name = config.name or config.mode
     _check_alone(snapshot, tasks, composer, config)
     settings = RuntimeSettings(device=config.device, dtype="float32", batch_size=config.batch_size)
@@ -106,17 +108,14 @@ def _imported(snapshot: Snapshot, tasks: list[TaskRecord]) -> list[str]:
     return sorted(adapters[digest].task for digest in answering if adapters[digest].strategy == IMPORTED)
 
 
-def _members(tasks: tuple[TaskRecord, ...], chosen: str | None) -> list[TaskRecord]:
+def _members(snapshot: Snapshot, chosen: str | None) -> list[TaskRecord]:
     """The tasks named, in sequence order; all of them by default."""
-    if not tasks:
-        raise NotFoundError("the bank has no task to compose", commands=[ADD_TASK])
+    if not snapshot.tasks:
+        raise NotFoundError("the bank has no task to compose", commands=[ADD_TASK], unchanged=_UNCHANGED)
     if chosen is None:
-        return list(tasks)
+        return list(snapshot.tasks)
     names = [name.strip() for name in chosen.split(",") if name.strip()]
-    known = {task.name for task in tasks}
-    for name in names:
-        if name not in known:
-            raise NotFoundError(f"no task {name!r} to compose; there are {', '.join(sorted(known))}", commands=[LIST])
     if not names:
-        raise ConfigError("--tasks names no task", hint="--tasks a,b")
-    return [task for task in tasks if task.name in names]
+        raise ConfigError("--tasks names no task", hint="--tasks a,b", unchanged=_UNCHANGED)
+    named = {snapshot.task(name).name for name in names}
+    return [task for task in snapshot.tasks if task.name in named]

@@ -188,7 +188,7 @@ class _Evaluation:
         self.observer = observer
         self.snapshot: Snapshot = opened.refresh()
         if not self.snapshot.tasks:
-            raise NotFoundError("the bank has no task to score", commands=[ADD_TASK])
+            raise NotFoundError("the bank has no task to score", commands=[ADD_TASK], unchanged="nothing was changed")
         self.tasks: tuple[TaskRecord, ...] = self.snapshot.tasks
         self.data: dict[str, DatasetRecord] = evaluation_data(self.snapshot)
         where = resolve_device(config.device)

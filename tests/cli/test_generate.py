@@ -112,7 +112,7 @@ def test_without_a_prompt_it_is_a_usage_error(
     monkeypatch.setattr("sys.stdin", io.StringIO("\n \n"))
     shown = run(*words)
     assert shown.code == 2
-    assert "Missing a TEXT, '-' or '--data'." in shown.out + shown.err
+    assert "Missing a TEXT, '-' or '--data'" in shown.out + shown.err
     assert api.calls == []
 
 

@@ -274,6 +274,7 @@ def test_a_proposed_command_names_the_bank(
 
 
 def test_no_bank_at_all(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("list").err.splitlines()[1] == "  nothing was changed"
     assert lines(run("list").err) == ["lorabank add-task NAME --data FILE"]
     expected = ["lorabank", "-b", ODD, "add-task", "NAME", "--data", "FILE"]
     assert shlex.split(lines(run("list", "-b", ODD).err)[0]) == expected
@@ -282,6 +283,36 @@ def test_no_bank_at_all(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LORABANK_BANK")
     Path("c.toml").write_text(f'bank = "{ODD}"\n')
     assert shlex.split(lines(run("list", "--config", "c.toml").err)[0]) == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "show frist",
+        "remove frist",
+        "predict --task frist a",
+        "predict --composition frist a",
+        "compose --mode manual --tasks frist",
+        "eval --composition frist",
+        "export frist folder",
+        "rename frist second",
+        "note frist text",
+        "list --nonsense",
+        "compose --mode uniform",
+        "trane frist",
+        "generate --max-new-tokens x a",
+    ],
+)
+def test_what_is_not_understood_or_not_there_says_what_stayed(run: Any, odd: Path, words: str) -> None:
+    shown = run("-b", ODD, *words.split())
+    first, second, *rest = shown.err.splitlines()
+    assert shown.code in (2, 3)
+    assert not first.endswith(".")
+    assert second in ("  nothing was changed", "  the bank was not changed", "  nothing was written")
+    assert all(
+        line.endswith("--help") or shlex.split(line)[:3] == ["lorabank", "-b", ODD] for line in lines(shown.err)
+    )
+    assert lines("\n".join(rest))
 
 
 def test_json_has_the_same_lines(run: Any, odd: Path) -> None:

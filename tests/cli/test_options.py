@@ -277,9 +277,9 @@ def test_an_unknown_option_is_answered_with_the_nearest(run: Any) -> None:
     ("words", "said"),
     [
         ("--variant dorra", "Did you mean 'dora'?"),
-        ("--strategy zzzz", "'."),
-        ("--r 2.5", "'2.5' is not a whole number."),
-        ("--learning-rate much", "'much' is not a number."),
+        ("--strategy zzzz", "'"),
+        ("--r 2.5", "'2.5' is not a whole number"),
+        ("--learning-rate much", "'much' is not a number"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_answered_in_plain_words(run: Any, words: str, said: str) -> None:

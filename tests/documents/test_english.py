@@ -57,6 +57,27 @@ def test_the_pages_are_free_of_the_worst_patterns() -> None:
     assert [f"{path.relative_to(ROOT)}: {one}" for path, text in texts.items() for one in matches(text)] == []
 
 
+def ends_in_full_stop(source: str) -> list[int]:
+    """The lines of errors whose message, hint or ``unchanged`` ends in a full stop: each is one line, not prose."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Error"):
+            said = [*node.args[:1], *(one.value for one in node.keywords if one.arg in ("hint", "unchanged"))]
+            texts = [ast.unparse(one).rstrip("\"'") for one in said]
+            lines += [node.lineno for text in texts if text.endswith(".") and not text.endswith("...")]
+    return lines
+
+
+def test_no_error_ends_in_a_full_stop() -> None:
+    bad = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in SOURCES
+        for line in ends_in_full_stop(path.read_text(encoding="utf-8"))
+    ]
+    assert bad == []
+    assert ends_in_full_stop("raise ConfigError(f'no task {name!r}.', hint='look...')") == [1]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -65,7 +65,7 @@ def add_task(
     init = run.config(InitConfig)
     if run.dry_run:
         if config is None:
-            raise click.UsageError("--dry-run and --resume exclude each other.")
+            raise click.UsageError("--dry-run and --resume exclude each other")
         plan = plain(api.plan_task(run.bank, name, config, init, replace=replace))
         show_settings(run, f"would train task {name}", resolved=plan.pop("settings"), plan=plan)
         return
@@ -95,16 +95,16 @@ def add_task(
 def _config(run: Run, name: str, resume: bool, restart: bool) -> TrainConfig | None:
     """The settings, or None when those of the interrupted training are used."""
     if resume and restart:
-        raise click.UsageError("--resume and --restart exclude each other.")
+        raise click.UsageError("--resume and --restart exclude each other")
     if run.ctx.params["data"]:
         return run.config(TrainConfig)
     if not resume:
-        raise click.UsageError("Missing option '--data'.")
+        raise click.UsageError("Missing option '--data'")
     from lorabank.core.settings import old_names, setting_names
 
     given = run.flags((*setting_names(TrainConfig), *old_names(TrainConfig)))
     if given:
-        raise click.UsageError(f"--resume without --data takes the stored settings; leave out {', '.join(given)}.")
+        raise click.UsageError(f"--resume without --data takes the stored settings; leave out {', '.join(given)}")
     return None
 
 

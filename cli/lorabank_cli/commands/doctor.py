@@ -34,7 +34,7 @@ def doctor(run: Run, repair: bool, source: str | None) -> None:
     from lorabank import api
 
     if source is not None and not repair:
-        raise click.UsageError("--from needs --repair.")
+        raise click.UsageError("--from needs --repair")
     repaired = api.repair(run.bank, source=source) if repair else None
     found = api.doctor(run.bank, full=repair)
     document = {

@@ -22,7 +22,7 @@ def tag(run: Run, name: str, words: tuple[str, ...], less: tuple[str, ...]) -> N
     from lorabank import api
 
     if not words and not less:
-        raise click.UsageError("Missing a tag to add, or '--remove'.")
+        raise click.UsageError("Missing a tag to add, or '--remove'")
     tags = api.change_tags(run.bank, name, add=words, remove=less)
     said = f"{safe(name)}: {safe(', '.join(tags))}" if tags else f"{safe(name)} has no tags"
     run.output.data({"name": name, "tags": tags}, said)

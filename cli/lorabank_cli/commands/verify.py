@@ -40,7 +40,7 @@ def verify(run: Run, full: bool, subset: tuple[int, int] | None) -> None:
     from lorabank import api
 
     if full and subset:
-        raise click.UsageError("--full and --subset exclude each other.")
+        raise click.UsageError("--full and --subset exclude each other")
     findings = api.verify(run.bank, full=full, part=subset)
     clean = f"{safe(run.bank)} is clean ({_depth(full, subset)})"
     text = findings_text(run.output, findings) if findings else clean

@@ -67,4 +67,9 @@ def write_manifest(layout: Layout, content: bytes) -> None:
 def _missing(layout: Layout) -> NotFoundError | DamagedError:
     if layout.database.exists():
         return DamagedError(f"bank {layout.root}: bank.json is missing: the bank was never finished, or lost the file")
-    return NotFoundError(f"no bank at {layout.root}", commands=[ADD_TASK])
+    return NotFoundError(
+        f"no bank at {layout.root}",
+        hint="name an existing one with --bank; the first task makes one",
+        commands=[ADD_TASK],
+        unchanged="nothing was changed",
+    )

@@ -55,7 +55,7 @@ def unknown(snapshot: Snapshot, name: str) -> NotFoundError:
 
     known = [task.name for task in snapshot.tasks] + [composition.name for composition in snapshot.compositions]
     return NotFoundError(
-        f"no task or composition {name[:80]!r}.{nearest(name, known)}",
+        f"no task or composition {name[:80]!r}{nearest(name, known)}",
         commands=[LIST],
         unchanged="the bank was not changed",
     )

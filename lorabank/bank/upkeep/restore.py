@@ -105,7 +105,7 @@ def _found(layout: Layout, backup: Path) -> Path:
             return path
     names = [path.name for path in copies(layout)[-3:]]
     raise NotFoundError(
-        f"no backup {str(backup)[:200]!r}." + (f" The bank has: {', '.join(names)}." if names else ""),
+        f"no backup {str(backup)[:200]!r}" + (f". The bank has: {', '.join(names)}" if names else ""),
         commands=[Command("restore", names[-1]) if names else Command("backup")],
         unchanged=UNCHANGED,
     )

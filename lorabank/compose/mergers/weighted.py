@@ -73,7 +73,7 @@ def parse_weights(text: str | None, tasks: Sequence[str]) -> dict[str, float]:
         task, _, number = (piece.strip() for piece in part.partition("="))
         if task not in tasks:
             raise ConfigError(
-                f"weights names {task!r}, which is not a member.{nearest(task, list(tasks))}",
+                f"weights names {task!r}, which is not a member{nearest(task, list(tasks))}",
                 hint=f"members: {', '.join(tasks)}",
                 unchanged="nothing was changed",
             )
@@ -86,7 +86,7 @@ def parse_weights(text: str | None, tasks: Sequence[str]) -> dict[str, float]:
         if not abs(weights[task]) < float("inf"):
             raise ConfigError(
                 f"weights: {part.strip()!r} is not TASK=NUMBER",
-                hint=f"for example --set weights={','.join(f'{name}=1' for name in tasks)}",
+                hint=f"for example {','.join(f'{name}=1' for name in tasks)}",
                 unchanged="nothing was changed",
             )
     return {task: weights.get(task, 0.0) for task in tasks}

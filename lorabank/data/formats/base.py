@@ -125,7 +125,7 @@ def missing_cell(source: str | Path, where: str, column: str, present: Sequence[
 
 
 def _missing(column: str, present: Sequence[str]) -> str:
-    return f"no column {column!r}; its columns are {listed_columns(present)}.{nearest(column, list(present))}"
+    return f"no column {column!r}; its columns are {listed_columns(present)}{nearest(column, list(present))}"
 
 
 def listed_columns(present: Sequence[str]) -> str:

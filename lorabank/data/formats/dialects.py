@@ -53,7 +53,7 @@ def check_delimiter(given: str) -> str:
     if len(delimiter) == 1 and delimiter not in '"\r\n\0 ' and not delimiter.isalnum():
         return delimiter
     raise ConfigError(
-        f"delimiter: {given!r} cannot separate cells.{nearest(given, list(NAMES))}",
+        f"delimiter: {given!r} cannot separate cells{nearest(given, list(NAMES))}",
         hint="--set delimiter=semicolon, comma, tab or bar, or one character in quotes: --set 'delimiter=;'",
         unchanged="nothing was changed",
     )

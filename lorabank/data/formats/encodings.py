@@ -47,7 +47,7 @@ def check_encoding(name: str) -> str:
 
         known = {name.replace("_", "-") for names in aliases.items() for name in names if _codec(name)}
         raise ConfigError(
-            f"encoding: unknown text encoding {name[:80]!r}.{nearest(name, sorted(known))}",
+            f"encoding: unknown text encoding {name[:80]!r}{nearest(name, sorted(known))}",
             hint="--set encoding=cp1252, or another one: utf-8, utf-16, latin-1, cp1251, gb18030, shift_jis",
             unchanged="nothing was changed",
         )

@@ -146,7 +146,7 @@ class WorkbookFile:
             return next(iter(sheets.values()))
         if self._wanted not in sheets:
             raise DataError(
-                f"{str(self.path)!r} has no sheet {self._wanted!r}; its sheets are {listed_columns(list(sheets))}."
+                f"{str(self.path)!r} has no sheet {self._wanted!r}; its sheets are {listed_columns(list(sheets))}"
                 f"{nearest(self._wanted, list(sheets))}",
                 unchanged=UNCHANGED,
                 hint="--set sheet=NAME, or leave it out for the first",

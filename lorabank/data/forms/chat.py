@@ -61,7 +61,7 @@ def _message(item: object, role_key: str, content_key: str, roles: Mapping[str, 
             keys = list(item)
             hint = "--map conversations=messages" if key == "from" and "role" in item else None
             there = ", ".join(map(repr, keys)) or "none"
-            raise BadCell(f"no key {key!r}; its keys are {there}.{nearest(key, keys)}", hint=hint)
+            raise BadCell(f"no key {key!r}; its keys are {there}{nearest(key, keys)}", hint=hint)
     for key in ("tool_calls", "function_call"):
         if item.get(key):
             raise BadCell("a tool call, which cannot be learnt as text", place=key)
@@ -70,7 +70,7 @@ def _message(item: object, role_key: str, content_key: str, roles: Mapping[str, 
         raise BadCell(f"expected a role, found {shown(said)}", place=role_key)
     if said not in roles:
         known = ", ".join(repr(role) for role in roles)
-        raise BadCell(f"unknown role {said!r}; expected one of {known}.{nearest(said, list(roles))}", place=role_key)
+        raise BadCell(f"unknown role {said!r}; expected one of {known}{nearest(said, list(roles))}", place=role_key)
     try:
         return {"role": roles[said], "content": check_text(item[content_key])}
     except BadCell as error:

@@ -61,7 +61,7 @@ def check_labels(evaluation: Rows, labels: Sequence[str]) -> None:
     for index, label in enumerate(evaluation.labels):
         if label not in known:
             listed = ", ".join(repr(name) for name in labels[:20]) + (", ..." if len(labels) > 20 else "")
-            problem = f"the label {_short(label)!r} is not among the training labels {listed}."
+            problem = f"the label {_short(label)!r} is not among the training labels {listed}"
             problem += nearest(label, list(labels))
             bad.add(evaluation.lines[index], bad_row(evaluation.source, _where(evaluation, index), problem))
     if bad.count:
@@ -92,7 +92,7 @@ def label_words(setting: str, labels: Sequence[str]) -> dict[str, str]:
                 f"{part.strip()!r} is not label=word ({error.problem.replace('label', 'word')})"
             ) from error
         if label not in labels:
-            raise _bad_words(f"the data have no label {label!r}.{nearest(label, list(labels))}")
+            raise _bad_words(f"the data have no label {label!r}{nearest(label, list(labels))}")
         if label in words:
             raise _bad_words(f"the label {label!r} has two words")
         twin = next((other for other, taken in words.items() if taken == word), None)

@@ -92,7 +92,7 @@ class HeadAnswerer:
         Raises:
             ConfigError: Always.
         """
-        raise ConfigError("a classifier has no perplexity", hint="--metric accuracy")
+        raise ConfigError("a classifier has no perplexity", hint="--metric accuracy", unchanged="nothing was changed")
 
     def loss(self, texts: Sequence[str], targets: Sequence[str], heads: NDArray[np.int64], enter: Enter) -> Tensor:
         """Mean cross entropy of the labels in their heads."""

@@ -136,12 +136,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if (folder / "adapter_config.json").exists():  # transformers would follow it to another base model
-        raise DataError(f"{folder} holds an adapter, not a base model", hint="--base with the model under the adapter")
+        raise DataError(
+            f"{folder} holds an adapter, not a base model",
+            hint="--base with the model under the adapter",
+            unchanged="nothing was changed",
+        )
     if not path.is_file():
         files = sorted(file.name for file in folder.glob("*.gguf"))
         raise DataError(
             f"{folder} is not a model folder: it holds no config.json",
             hint=f"--base {folder} --gguf-file {files[0]}" if files else None,
+            unchanged="nothing was changed",
         )
     config = read_json(path)
     _refuse_code(config, path)

@@ -246,11 +246,15 @@ def resolve_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     if kind != "cuda" or not (name == "cuda" or index.isdecimal()):
-        raise ConfigError(f"device {name!r} is unknown; choose auto, cpu, cuda or cuda:N")
+        raise ConfigError(
+            f"device {name!r} is unknown; choose auto, cpu, cuda or cuda:N", unchanged="nothing was changed"
+        )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:
         raise MissingExtraError(
-            f"device {name!r} does not exist: torch sees {count} CUDA devices", hint="--device cpu"
+            f"device {name!r} does not exist: torch sees {count} CUDA devices",
+            hint="--device cpu",
+            unchanged="nothing was changed",
         )
     return torch.device(name)
 
@@ -266,7 +270,9 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     if name not in ("float32", "bfloat16"):
-        raise ConfigError(f"dtype {name!r} is unknown; choose auto, float32 or bfloat16")
+        raise ConfigError(
+            f"dtype {name!r} is unknown; choose auto, float32 or bfloat16", unchanged="nothing was changed"
+        )
     return torch.float32 if name == "float32" else torch.bfloat16
 
 

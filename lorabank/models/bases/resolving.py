@@ -101,10 +101,15 @@ def resolve_base(
         DataError: A GGUF file is broken; IncompatibleError, StorageError as in `converted_checkpoint`.
     """
     if gguf_file is not None and not gguf_file.endswith(".gguf"):
-        raise ConfigError(f"gguf_file {gguf_file!r} is not the name of a GGUF file: it does not end in .gguf")
+        raise ConfigError(
+            f"gguf_file {gguf_file!r} is not the name of a GGUF file: it does not end in .gguf",
+            unchanged="nothing was changed",
+        )
     if name is None:
         if gguf_file is None:
-            raise ConfigError("no base model is named", hint="--base with a folder or a hub id")
+            raise ConfigError(
+                "no base model is named", hint="--base with a folder or a hub id", unchanged="nothing was changed"
+            )
         name = gguf_file
     elif gguf_file is not None:
         name = _in_base(name, gguf_file)
@@ -122,7 +127,7 @@ def resolve_base(
             raise  # a package with rounded weights holds no revision
         if revision is None and (package := _from_package(name, notice)) is not None:
             return package
-        raise MissingExtraError(error.message, hint=PACKAGES[name].hint) from error
+        raise MissingExtraError(error.message, hint=PACKAGES[name].hint, unchanged="nothing was changed") from error
 
 
 def locate_base(record: BaseModelRecord) -> ResolvedBase:
@@ -198,7 +203,9 @@ def _from_folder(name: str, typed: bool) -> ResolvedBase | None:
 
 def _refuse_revision(name: str, revision: str | None, what: str) -> None:
     if revision is not None:
-        raise ConfigError(f"revision {revision!r} was given for {name!r}, which is a local {what}")
+        raise ConfigError(
+            f"revision {revision!r} was given for {name!r}, which is a local {what}", unchanged="nothing was changed"
+        )
 
 
 def _from_cache(name: str, revision: str | None) -> ResolvedBase | None:
@@ -264,7 +271,11 @@ def _split(name: str) -> tuple[str, str]:
     """Hub id and file of ``owner/name/file.gguf``."""
     parts = name.split("/")
     if len(parts) < 3 or not all(parts) or parts[0] in (".", "..", "~"):
-        raise NotFoundError(f"there is no GGUF file {name!r}", hint="--gguf-file FILE, or --base OWNER/NAME with it")
+        raise NotFoundError(
+            f"there is no GGUF file {name!r}",
+            hint="--gguf-file FILE, or --base OWNER/NAME with it",
+            unchanged="nothing was changed",
+        )
     return "/".join(parts[:2]), "/".join(parts[2:])
 
 
@@ -278,9 +289,14 @@ def _in_base(name: str, gguf_file: str) -> str:
     folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
         if folder.is_file():
-            raise ConfigError(f"--base {name!r} is a file, but --gguf-file {gguf_file!r} is looked for in it")
+            raise ConfigError(
+                f"--base {name!r} is a file, but --gguf-file {gguf_file!r} is looked for in it",
+                unchanged="nothing was changed",
+            )
         return f"{name}/{gguf_file}"
     if not (folder / gguf_file).is_file():
         there = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
-        raise NotFoundError(f"{folder} holds no file {gguf_file!r}; GGUF files there: {there}")
+        raise NotFoundError(
+            f"{folder} holds no file {gguf_file!r}; GGUF files there: {there}", unchanged="nothing was changed"
+        )
     return str(folder / gguf_file)

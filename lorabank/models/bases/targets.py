@@ -123,6 +123,7 @@ def find_targets(model: PreTrainedModel, spec: str, head_modules: tuple[str, ...
         raise ConfigError(
             f"first_layer {first_layer} leaves no module of target_modules {spec!r} to adapt: {problem}",
             hint=f"--first-layer {layers // 2}",
+            unchanged="nothing was changed",
         )
     return Targets(tuple(sites), meant, _not_adapted(model, head_modules, sites, able, others))
 
@@ -262,6 +263,7 @@ def _chosen(
             f"target_modules {', '.join(unknown) or spec!r}: no module that can be adapted has that name; "
             f"there are {', '.join(endings)}",
             hint="--target-modules auto",
+            unchanged="nothing was changed",
         )
     whole_ones = [name for name in modules if any(_ends_with(name, word) for word in whole)]
     parts = [name for name in blocks if any(_ends_with(name, word) for word in wanted if word not in whole)]

@@ -122,7 +122,9 @@ def _asked(texts: Sequence[str], config: PredictConfig | GenerateConfig) -> Aske
     if config.data:
         return read_asked(config.data, config.text_column, Reading.of(config))
     if not texts:
-        raise ConfigError("there is no text to answer", hint="name a file of them: --data FILE")
+        raise ConfigError(
+            "there is no text to answer", hint="name a file of them: --data FILE", unchanged="nothing was changed"
+        )
     return given_rows(texts)
 
 

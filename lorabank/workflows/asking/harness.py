@@ -84,7 +84,7 @@ def checked_tasks(opened: OpenBank, config: EvalConfig) -> Any:
     for name in config.lm_eval:
         if name not in known:
             raise ConfigError(
-                f"--lm-eval: the harness has no task {name[:80]!r}.{nearest(name, list(known))}",
+                f"--lm-eval: the harness has no task {name[:80]!r}{nearest(name, list(known))}",
                 hint="name one of its tasks, or the folder of your own: --include-path DIR",
                 unchanged=_UNCHANGED,
             )

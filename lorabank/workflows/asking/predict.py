@@ -98,7 +98,12 @@ def _answer(
     if not texts:
         generates = isinstance(config, GenerateConfig)
         command = Command("generate", "TEXT") if generates else Command("predict", "TEXT")
-        raise ConfigError("there is no text to answer", hint="give texts, or --data FILE", commands=[command])
+        raise ConfigError(
+            "there is no text to answer",
+            hint="give texts, or --data FILE",
+            commands=[command],
+            unchanged="nothing was changed",
+        )
     return answerer(opened, config, observer)(texts, numbers)
 
 
@@ -119,6 +124,7 @@ def check_generates(snapshot: Snapshot) -> None:
             f"the bank's base {base.name!r} is a classifier, which generates nothing",
             hint="predict labels texts; a language model generates, in a bank of its own",
             commands=[Command("predict", "TEXT"), Command("-b", "NEW", "init", "--task-type", generating().name)],
+            unchanged="nothing was changed",
         )
 
 
@@ -143,6 +149,7 @@ def answerer(opened: OpenBank, config: PredictConfig | GenerateConfig, observer:
             "the bank has no task",
             hint="the bare base answers under the name 'none'" if bare else None,
             commands=[*bare, ADD_TASK],
+            unchanged="nothing was changed",
         )
     if not (config.task or config.composition) and (only := _only_task(snapshot)):
         config = replace(config, task=only)

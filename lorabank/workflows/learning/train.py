@@ -151,7 +151,11 @@ def _reserve(
     before = found.without(found.position_of(name)) if found and replace else found
     given = _given(opened, config, init, before, observer)
     if given is None and not resume:
-        raise ConfigError("no training data is given", commands=[Command("add-task", name, "--data", "FILE")])
+        raise ConfigError(
+            "no training data is given",
+            commands=[Command("add-task", name, "--data", "FILE")],
+            unchanged="nothing was changed",
+        )
     created = open_or_init(opened, init, observer) if given and not resume and not restart else False
     bank = opened.bank
     if restart:

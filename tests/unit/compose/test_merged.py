@@ -61,8 +61,9 @@ def test_weights(text, expected) -> None:
     ],
 )
 def test_weights_that_say_nothing(text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         parse_weights(text, TASKS)
+    assert "--" not in str(caught.value.hint)  # they come by --weights, by --set and from Python
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_an_unknown_name(bank, compose) -> None:
 
 def test_an_unknown_name_among_many_names_the_first_few(bank) -> None:
     error = Bank.open(bank).snapshot().unknown("task", "x", (f"task-{i}" for i in range(50)))
-    assert error.message == "no task 'x'. The bank has: task-0, task-1, task-2, task-3, task-4, ... (50 in all)."
+    assert error.message == "no task 'x'. The bank has: task-0, task-1, task-2, task-3, task-4, ... (50 in all)"
 
 
 def test_overlaps_are_shown_largest_first(bank) -> None:
