@@ -24,7 +24,6 @@ from lorabank.exchange.config_fields import (
     count,
     names,
     number,
-    parse,
     refuse,
     refuse_field,
     whole_modules,
@@ -95,12 +94,12 @@ class ForeignAdapter:
 
 
 def read_foreign(
-    config: bytes, weights: bytes, *, part: int | None = None, ignore_unknown: bool = False
+    fields: Mapping[str, Any], weights: bytes, *, part: int | None = None, ignore_unknown: bool = False
 ) -> ForeignAdapter:
     """Read the two files of a PEFT folder.
 
     Args:
-        config: ``adapter_config.json``.
+        fields: Of ``adapter_config.json``, as `parse` gives them.
         weights: ``adapter_model.safetensors``; header and finite values are checked by the caller.
         part: Of several tasks in one file the number of the one that is wanted, from 1; None for their sum.
         ignore_unknown: Skip fields of the config that no version of PEFT is known to write.
@@ -109,7 +108,6 @@ def read_foreign(
         DataError: A field or a tensor is not one of a plain LoRA adapter; names it.
         ConfigError: There is no such part.
     """
-    fields = parse(config)
     ignored = check_plain(fields, ignore_unknown)
     r = count(fields, "r", fields.get("r"))
     alpha = number(fields, "lora_alpha", fields.get("lora_alpha"))

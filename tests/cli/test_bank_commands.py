@@ -58,7 +58,7 @@ def test_no_bank(run: Any) -> None:
     shown = run("list")
     assert (shown.code, shown.out) == (3, "")
     assert shown.err.splitlines()[0].startswith("error: no bank at bank")
-    assert "hint:\n    lorabank add-task NAME --data FILE\n" in shown.err
+    assert "the first task makes one\n    lorabank add-task NAME --data FILE\n" in shown.err
 
 
 @pytest.mark.parametrize("words", [("-b", "team", "list"), ("list", "-b", "team"), ("--bank=team", "list")])

@@ -20,6 +20,7 @@ from lorabank.bank.objects.layout import check_name
 from lorabank.bank.objects.safetensors import check_tensor_bytes
 from lorabank.core.config import TrainConfig
 from lorabank.core.records import BaseModelRecord
+from lorabank.exchange.config_fields import parse
 from lorabank.exchange.untrusted_adapter import read_foreign
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.workflows.task_data import load_data
@@ -60,7 +61,7 @@ def header(data: bytes) -> None:
 
 def config(data: bytes) -> None:
     """An ``adapter_config.json`` beside good weights."""
-    read_foreign(data, good_weights(), ignore_unknown=len(data) % 2 == 0)
+    read_foreign(parse(data), good_weights(), ignore_unknown=len(data) % 2 == 0)
 
 
 def rows(data: bytes, suffix: str = ".jsonl") -> None:

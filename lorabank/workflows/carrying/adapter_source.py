@@ -140,7 +140,7 @@ def read_source(
         raise ConfigError(f"--part {part}: a {name} holds one task", hint="leave --part out", unchanged=_UNCHANGED)
     if name:
         return read_foreign_tuner(fields, weights, name, ignore_unknown=ignore_unknown), adapter_digest(files)
-    return read_foreign(config, weights, part=part, ignore_unknown=ignore_unknown), adapter_digest(files)
+    return read_foreign(fields, weights, part=part, ignore_unknown=ignore_unknown), adapter_digest(files)
 
 
 def _read_checkpoint(source: Source, part: int | None, loralib: LoralibConfig) -> tuple[ForeignAdapter, str]:

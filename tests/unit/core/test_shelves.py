@@ -105,7 +105,7 @@ def test_what_is_not_offered_is_on_no_shelf() -> None:
 
 
 def test_an_empty_shelf_says_where_entries_come_from() -> None:
-    with pytest.raises(ConfigError, match=r"^there is no thing 'x'\.$") as error:
+    with pytest.raises(ConfigError, match=r"^there is no thing 'x'$") as error:
         Shelf("thing", "things", {}).load("x")
     assert error.value.hint == "install a package with entry points lorabank.things"
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 
 from lorabank.core.errors import DataError
 from lorabank.exchange.adapted_modules import Pattern, read_targets
+from lorabank.exchange.config_fields import parse
 from lorabank.exchange.expressions import Unreadable
 from lorabank.exchange.fit_check import check_fits
 from lorabank.exchange.untrusted_adapter import ForeignAdapter, read_foreign
@@ -89,7 +90,7 @@ def test_it_means_what_it_means_in_peft(form, tmp_path, base_folder, base) -> No
     config, weights = files(tmp_path / "out")
     if form == "all linear":  # PEFT saves the names; others save the word
         config = json.dumps(json.loads(config) | {"target_modules": "all-linear"}).encode()
-    adapter = read_foreign(config, weights)
+    adapter = read_foreign(parse(config), weights)
     check_same(adapter, expected)
     assert check_fits(adapter, base, "SEQ_CLS") is None
 
@@ -130,7 +131,7 @@ def test_what_wrappers_leave_in_names_is_taken_out_and_told(how, tmp_path, base_
     tensors = load_file(tmp_path / "out/adapter_model.safetensors")
     renamed = {rename(name): tensor for name, tensor in tensors.items()}
     assert renamed.keys() != tensors.keys()
-    adapter = read_foreign(files(tmp_path / "out")[0], save(renamed))
+    adapter = read_foreign(parse(files(tmp_path / "out")[0]), save(renamed))
     check_same(adapter, expected)
     assert adapter.head.keys() == {"classifier.weight", "classifier.bias"}
     assert set(adapter.taken) == set(taken)
@@ -151,7 +152,7 @@ def test_the_head_of_a_distilbert_is_all_that_peft_saves_by_default(tmp_path, ma
     expected = made_by_peft(folder, tmp_path / "out", {"target_modules": ["q_lin", "v_lin"]})
     config, weights = files(tmp_path / "out")
     assert json.loads(config)["modules_to_save"] == ["classifier", "score"]
-    adapter = read_foreign(config, weights)
+    adapter = read_foreign(parse(config), weights)
     check_same(adapter, expected)
     assert {name.split(".")[0] for name in adapter.head} == {"pre_classifier", "classifier"}
     base = load_base(describe_base(resolve_base(str(folder)), "SEQ_CLS"))

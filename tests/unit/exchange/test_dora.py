@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import DataError, IncompatibleError
+from lorabank.exchange.config_fields import parse
 from lorabank.exchange.dora import as_dora, from_dora
 from lorabank.exchange.peft_folder import (
     CONFIG_FILE,
@@ -91,7 +92,7 @@ def saved_by_peft(kind: str, base: Path, folder: Path, seed: int, **settings: An
 
 
 def read(folder: Path) -> ForeignAdapter:
-    return read_foreign((folder / CONFIG_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes())
+    return read_foreign(parse((folder / CONFIG_FILE).read_bytes()), (folder / WEIGHTS_FILE).read_bytes())
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:

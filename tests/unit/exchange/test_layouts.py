@@ -16,6 +16,7 @@ from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import DataError, IncompatibleError
+from lorabank.exchange.config_fields import parse
 from lorabank.exchange.dora import from_dora
 from lorabank.exchange.layouts import check_layout, laid_out
 from lorabank.exchange.peft_folder import (
@@ -204,7 +205,7 @@ def save_pefts(folder: Path, name: str, *, dora: bool = False, r: int = R) -> tu
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_folder_of_pefts_own_is_the_adapter_that_it_answers_with(name: str, dora: bool, tmp_path: Path) -> None:
     theirs, folder = save_pefts(tmp_path / "theirs", name, dora=dora)
-    found = read_foreign((folder / CONFIG_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes())
+    found = read_foreign(parse((folder / CONFIG_FILE).read_bytes()), (folder / WEIGHTS_FILE).read_bytes())
     site = site_of(holder(name), "it")
     assert check_layout(site, found.factors, found.windows["it"], gained=dora) is None
     factors = from_dora(found.factors, found.magnitude, lambda _: site.weight()) if dora else found.factors
@@ -215,19 +216,19 @@ def test_a_folder_of_pefts_own_is_the_adapter_that_it_answers_with(name: str, do
 
 def test_pefts_adapter_on_groups_reads_other_groups_and_is_not_taken(tmp_path: Path) -> None:
     _, folder = save_pefts(tmp_path / "theirs", "groups", r=4)
-    found = read_foreign((folder / CONFIG_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes())
+    found = read_foreign(parse((folder / CONFIG_FILE).read_bytes()), (folder / WEIGHTS_FILE).read_bytes())
     site = site_of(holder("groups"), "it")
     reason = check_layout(site, found.factors, found.windows["it"], gained=False)
     assert reason == "its lora_A reads the channels of other groups, which the convolution does not"
     ours = folder_of(tmp_path / "ours", holder("groups"), whole(holder("groups"), start(holder("groups"), 1)))
-    found = read_foreign((ours / CONFIG_FILE).read_bytes(), (ours / WEIGHTS_FILE).read_bytes())
+    found = read_foreign(parse((ours / CONFIG_FILE).read_bytes()), (ours / WEIGHTS_FILE).read_bytes())
     assert check_layout(site, found.factors, found.windows["it"], gained=False) is None
 
 
 def test_a_kernel_of_another_shape_is_not_taken(tmp_path: Path) -> None:
     """Of (2, 3) and (3, 2) the flattened sizes are equal."""
     _, folder = save_pefts(tmp_path / "theirs", "conv2d")
-    found = read_foreign((folder / CONFIG_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes())
+    found = read_foreign(parse((folder / CONFIG_FILE).read_bytes()), (folder / WEIGHTS_FILE).read_bytes())
     other = site_of(Holder(lambda: nn.Conv2d(4, 6, (2, 3))), "it")
     reason = check_layout(other, found.factors, found.windows["it"], gained=False)
     assert reason == "its lora_A reads [4, 3, 2], the base's module [4, 2, 3]"
@@ -289,4 +290,4 @@ def test_kernels_that_are_no_factors_are_refused(a: tuple[int, ...], b: tuple[in
     names = ("base_model.model.it.lora_A.weight", "base_model.model.it.lora_B.weight")
     weights = save({name: torch.ones(shape) for name, shape in zip(names, (a, b), strict=True)})
     with pytest.raises(DataError, match="the factors of 'it' have the shapes"):
-        read_foreign(json.dumps(config).encode(), weights)
+        read_foreign(config, weights)

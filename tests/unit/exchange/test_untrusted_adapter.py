@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 
 from lorabank.core.errors import DataError
+from lorabank.exchange.config_fields import parse
 from lorabank.exchange.fit_check import check_fits
 from lorabank.exchange.untrusted_adapter import read_foreign
 from lorabank.models.bases.loading import describe_base, load_base
@@ -48,7 +49,9 @@ def encode(config: Any) -> bytes:
 
 
 def read(config: Any = None, tensors: dict[str, torch.Tensor] | None = None) -> Any:
-    return read_foreign(encode(config or good_config()), save(tensors if tensors is not None else good_tensors()))
+    return read_foreign(
+        parse(encode(config or good_config())), save(tensors if tensors is not None else good_tensors())
+    )
 
 
 def test_a_plain_adapter_is_read() -> None:
@@ -85,7 +88,7 @@ def test_what_peft_saves_means_what_it_means_in_peft(settings, tmp_path, make_ba
             torch.nn.init.normal_(parameter)
     model.save_pretrained(tmp_path / "out")
     files = [(tmp_path / "out" / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")]
-    adapter = read_foreign(*files)
+    adapter = read_foreign(parse(files[0]), files[1])
     layers = {n.removeprefix(PREFIX): layer for n, layer in model.named_modules() if isinstance(layer, Linear)}
     assert adapter.factors.A.keys() == layers.keys()
     for name, layer in layers.items():
@@ -185,7 +188,7 @@ def test_what_means_nothing_here_is_passed_over(fields) -> None:
 )
 def test_a_config_that_is_no_json_object_is_refused(config) -> None:
     with pytest.raises(DataError, match=r"adapter_config\.json: not"):
-        read_foreign(config, save(good_tensors()))
+        read_foreign(parse(config), save(good_tensors()))
 
 
 QUERY = f"{PREFIX}{ATTENTION}.query"

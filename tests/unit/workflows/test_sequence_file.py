@@ -321,19 +321,19 @@ all = true
 small = 3
 """
 FAULTS = [
-    "name 'Not A Name'", "unknown key 'revisoin'. Did you mean 'revision'?", "there is no table [tasks.twoo].",
-    "order 2 has other tasks", "order 3 names a task twice", "order 4 names no task", "there is no strategy 'reply'.",
+    "name 'Not A Name'", "unknown key 'revisoin'. Did you mean 'revision'?", "there is no table [tasks.twoo]",
+    "order 2 has other tasks", "order 3 names a task twice", "order 4 names no task", "there is no strategy 'reply'",
     "strategies names one twice", "seeds = [True]: true and false are not numbers", "dev_fraction = 2:",
-    "selection is missing", "base = '${HOME}/model': variables are", "[train]: unknown key 'lerning_rate'.",
+    "selection is missing", "base = '${HOME}/model': variables are", "[train]: unknown key 'lerning_rate'",
     "[train]: r = 'many':", "[train] seed: seeds = [...] belongs above", "[train]: epochs = False: true and false",
-    "there is no strategy 'olorra'.", "[strategy.variant] data: it is the same",
+    "there is no strategy 'olorra'", "[strategy.variant] data: it is the same",
     "[strategy.variant]: batch_size = 0:", "[strategy.odd]: strategy = 3:", "[tasks.one] gives no data",
     "NOT_SET_ANYWHERE is not set", "[tasks.one]: max_length = 1:", "[tasks.Two] cannot be a name",
     "[tasks.Two]: unknown key 'dta'. Did you mean 'data'?", "[tasks.Two] gives no data", "[tasks.three]: data = 5:",
-    "[[compositions]] 1: there is no mode 'protoype'.", "[[compositions]] 1: on 'nobody'",
-    "[[compositions]] 2: there is no router 'kmean'.",
+    "[[compositions]] 1: there is no mode 'protoype'", "[[compositions]] 1: on 'nobody'",
+    "[[compositions]] 2: there is no router 'kmean'",
     "[[compositions]] 2: names no mode", "[[compositions]] 3: name 'a b'",
-    "[[compositions]] 4: the name 'a b' appears twice", "[evaluation]: unknown key 'metrc'.",
+    "[[compositions]] 4: the name 'a b' appears twice", "[evaluation]: unknown key 'metrc'",
     "[evaluation] all: everything is scored", "sizes is not a table of tables",
 ]  # fmt: skip
 

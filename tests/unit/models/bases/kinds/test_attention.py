@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import peft
@@ -284,7 +283,7 @@ def test_peft_itself_does_nothing_on_the_output_alone() -> None:
     A, B = torch.ones(R, 32), torch.ones(32, R)
     tensors = {f"base_model.model.{STEM}.out_proj.lora_{kind}.weight": t for kind, t in (("A", A), ("B", B))}
     config = {"peft_type": "LORA", "r": R, "lora_alpha": 4, "target_modules": ["out_proj"]}
-    foreign = read_foreign(json.dumps(config).encode(), save(tensors))
+    foreign = read_foreign(config, save(tensors))
     assert attention_in(encoder()) == {STEM, STEM.replace("0", "1")}
     with pytest.raises(IncompatibleError, match="PEFT never asks its adapter"):
         with_attention(foreign, encoder())
@@ -294,4 +293,4 @@ def test_peft_itself_does_nothing_on_the_output_alone() -> None:
     }
     whole |= {key.replace(".out_proj", ".base_layer.out_proj"): t for key, t in tensors.items()}
     with pytest.raises(IncompatibleError, match="twice in each pass"):
-        with_attention(read_foreign(json.dumps(config).encode(), save(whole)), encoder())
+        with_attention(read_foreign(config, save(whole)), encoder())
