@@ -45,13 +45,13 @@ def write_checkpoint(
 
     Args:
         folder: Where they go.
-        files: PEFT's files of the adapter, as the bank stores them.
+        files: PEFT's files of the adapter, as the bank stores them; a classifier's with a head.
         base: The bank's base, which no quantiser keeps.
         labels: Of a classifier's head, whose weights are in the files.
         dtype: Of the weights; None for the base's.
 
     Raises:
-        IncompatibleError: A classifier's adapter has no head, or plain transformers answers otherwise.
+        IncompatibleError: Plain transformers answers otherwise, or the head is not one of these labels.
         StorageError: The disk has no room for it.
     """
     with in_folder(files) as adapter:
@@ -133,12 +133,6 @@ def _separate(model: Any, adapted: Collection[str]) -> None:
 
 
 def _put_head(loaded: LoadedBase, head: Mapping[str, Tensor], labels: Sequence[str]) -> None:
-    if not head:
-        raise IncompatibleError(
-            "a sum of adapters has no head of its own, and a whole classifier needs one",
-            hint="export a task --merged",
-            unchanged="nothing was written",
-        )
     model = loaded.model
     put_head(model, load_head(model, loaded.head_modules, len(labels), head))
     model.config.id2label = dict(enumerate(labels))

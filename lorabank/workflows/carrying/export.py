@@ -14,12 +14,10 @@ import torch
 from lorabank.algebra.factors import LoraFactors
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
-from lorabank.compose.base import Composer, Member, with_its_settings
+from lorabank.compose.base import Member
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError
-from lorabank.core.methods import has_setting
 from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRecord, TaskRecord
-from lorabank.core.shelves import SUMMING
 from lorabank.core.states import SELECTOR, TUNER, State, answering_in, own_state, whose_head
 from lorabank.core.task_kinds import task_kind
 from lorabank.data.methods import in_chat_template, recorded_scoring
@@ -45,6 +43,7 @@ from lorabank.workflows.carrying.model_card import (
     name_on_hub,
     scores_of,
 )
+from lorabank.workflows.carrying.refusals import can_be_cut, headless_sum, no_single_adapter, not_of_factors
 from lorabank.workflows.carrying.server_check import serve_command
 from lorabank.workflows.carrying.whole_model import write_whole
 from lorabank.workflows.publish import stored_reports
@@ -117,17 +116,19 @@ def export(
             option = "--own" if own else "--state"
             commands = [Command("export", name, str(given))]
             raise ConfigError(f"{option} is for tasks", commands=commands, unchanged=_UNCHANGED)
-        draft = _export_composition(bank, snapshot, record, full_rank=whole is not None)
+        draft, members = _export_composition(bank, snapshot, record, full_rank=whole is not None), record.members
     elif own:
         if state:
             raise ConfigError("--own and --state exclude each other", unchanged=_UNCHANGED)
-        draft = _export_own(bank, snapshot, record)
+        draft, members = _export_own(bank, snapshot, record), (name,)
     else:
         state = state or "now"
-        draft = _export_state(bank, snapshot, record, state)
+        draft, members = _export_state(bank, snapshot, record, state), (name,)
     into_weights = whole is not None and snapshot.base.quantisation is None  # any delta weights go there
+    if whole and draft.task is None and task_kind(snapshot.base.task_type).has_head:
+        raise headless_sum(name, members, whole)
     if draft.tuner and not into_weights and (asked := whole or (check and f"--check {check}")):
-        raise _of_factors(name, draft.tuner, asked)
+        raise not_of_factors(name, draft.tuner, asked)
     named = (name_on_hub(snapshot.base) if repository else None) or plain_name(snapshot.base)
     facts = _facts(bank, snapshot, name, draft, repository or target.name, tokenizer)
     facts = replace(facts, repository=repository is not None, loads_as=named)
@@ -142,7 +143,7 @@ def export(
     beside = _beside(facts)
     revision = snapshot.base.revision if snapshot.base.source == "hub" else None
     served = Served(name, str(target), files, revision)
-    serve = serve_command(check, served, snapshot.base, alone=draft.task is not None) if check else None
+    serve = serve_command(check, served, snapshot.base, members, draft.task) if check else None
     write_folder(target, files | beside)
     return ExportResult(str(target), tuple(sorted(files | beside)), draft.kind, draft.note, state, serve)
 
@@ -287,10 +288,10 @@ def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecor
     weight = recorded_weights(snapshot.base)
     factors = composer.as_adapter(members[-1].position, stack_of(bank, _in_states(members)), weight)
     rank = "full rank" if factors is None else f"r {_rank(factors)}"
-    if factors is None and full_rank and _can_be_cut(record, composer):
+    if factors is None and full_rank and can_be_cut(record, composer):
         factors = _of_full_rank(bank, snapshot, record, members[-1].position)
     if factors is None:
-        raise _no_single_adapter(record, composer, snapshot.base)
+        raise no_single_adapter(record, composer, snapshot.base)
     if not factors.A:
         raise ConfigError(
             f"composition {record.name!r} has the weight 0 for every member: that is the bare base model",
@@ -343,47 +344,6 @@ def _of_full_rank(bank: Bank, snapshot: Snapshot, record: CompositionRecord, sta
 
 def _no_runtime() -> NoReturn:
     raise AssertionError("an export asks no model")
-
-
-def _no_single_adapter(record: CompositionRecord, composer: Composer, base: BaseModelRecord) -> ConfigError:
-    """Why a composition is no PEFT folder, and what is nearest to it."""
-    summed = Command("compose", "--mode", SUMMING, "--tasks", ",".join(record.members))
-    if composer.routed:
-        why = f"it picks one of {len(record.members)} adapters for each text"
-        hint = "export the tasks one by one"
-        commands = [Command("export", task, f"./{task}-adapter") for task in record.members[:3]]
-    elif _can_be_cut(record, composer):
-        why = "its delta weights have full rank"
-        hint = "the same cut to a rank N can be exported, and so can fixed weights"
-        commands = [Command(*with_its_settings(record), "--set", "max_rank=N", "--replace"), summed]
-        if base.quantisation is None and not task_kind(base.task_type).has_head:
-            hint += ", or the whole model"
-            commands.append(Command("export", record.name, "FOLDER", "--merged"))
-    else:
-        why = "its weights depend on the input"
-        hint = "fixed weights can be exported"
-        commands = [summed]
-    return ConfigError(
-        f"composition {record.name!r} ({record.mode}) is not a single adapter: {why}",
-        hint=hint,
-        commands=commands,
-        unchanged=_UNCHANGED,
-    )
-
-
-def _of_factors(name: str, tuner: str, option: str) -> ConfigError:
-    """Why a tuner's adapter has no factors, and what makes some of it."""
-    again = Command("import", "FOLDER", "--task", f"{name}-lora", "--data", "FILE", "--as-lora", "8")
-    why = f"{option} takes adapters of factors A and B, and {name!r} is a {tuner} of PEFT"
-    hint, commands = "import its export as LoRA of some rank", [Command("export", name, "FOLDER"), again]
-    return ConfigError(why, hint=hint, commands=commands, unchanged=_UNCHANGED)
-
-
-def _can_be_cut(record: CompositionRecord, composer: Composer) -> bool:
-    """Whether the composition's method has the setting that cuts what it gives to a rank."""
-    shelf = composer.shelf
-    name = str(record.parameters.get(shelf.kind)) if shelf else ""
-    return shelf is not None and name in shelf and has_setting((shelf,), name, "max_rank")
 
 
 def _rank(factors: LoraFactors) -> int:

@@ -42,7 +42,7 @@ def merged_files(files: Mapping[str, bytes], base: BaseModelRecord, labels: Sequ
     """The folder of a base with an adapter in its zero points, without the card.
 
     Args:
-        files: PEFT's files of the adapter, as the bank stores them.
+        files: PEFT's files of the adapter, as the bank stores them; a classifier's with a head.
         base: The bank's base.
         labels: Of a classifier's head, whose weights are in the files.
 
@@ -61,10 +61,6 @@ def merged_files(files: Mapping[str, bytes], base: BaseModelRecord, labels: Sequ
         )
     with in_folder(files) as folder:
         factors, head, _ = read_adapter(folder)
-    if task_kind(base.task_type).has_head and not head:
-        raise _unmergeable(
-            "a sum of adapters has no head of its own, and a whole classifier needs one", "export a task --merged"
-        )
     model = load_base(base, dtype=base.dtype).model
     with torch.no_grad():
         for module in factors.A:

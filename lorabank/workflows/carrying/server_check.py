@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 from lorabank.core.commands import Command
 from lorabank.core.errors import IncompatibleError
-from lorabank.core.records import BaseModelRecord
+from lorabank.core.records import BaseModelRecord, TaskRecord
 from lorabank.core.shelves import SUMMING
+from lorabank.core.task_kinds import task_kind
 from lorabank.exchange.servers import SERVERS, Served
 
+_SHOWN = 3
+"""Members that are proposed one by one."""
 
-def serve_command(server: str, served: Served, base: BaseModelRecord, *, alone: bool) -> str:
+
+def serve_command(
+    server: str, served: Served, base: BaseModelRecord, members: Sequence[str], task: TaskRecord | None
+) -> str:
     """The shell command with which a server serves an adapter.
 
     Args:
         server: Its name.
         served: The folder.
         base: The bank's base.
-        alone: Whether it is a task, of which a sum of one can be made.
+        members: The tasks that are in it.
+        task: The task that it is, of which a sum of one can be made; None for a sum.
 
     Raises:
         IncompatibleError: It would refuse the adapter, or compute something else.
@@ -26,16 +34,21 @@ def serve_command(server: str, served: Served, base: BaseModelRecord, *, alone: 
     verdict = SERVERS[server](served)
     if not verdict.problems:
         return shlex.join(verdict.command)
-    name = served.name
-    commands = [Command("export", name, "FOLDER", "--merged")] if base.quantisation is None else []
-    if alone and not served.config["use_dora"]:
+    name, headed = served.name, task_kind(base.task_type).has_head
+    hints, commands = [], []
+    if base.quantisation is None:
+        whole = members[:_SHOWN] if headed and task is None else (name,)  # a sum of classifiers has no head
+        hints.append("export a whole model" if len(whole) == 1 else "export its tasks as whole models")
+        commands += [Command("export", one, f"./{one}-model", "--merged") for one in whole]
+    if task and not headed and not served.config["use_dora"]:
+        hints.append("a sum of this task alone, whose scaling is 1 and whose rank max_rank caps")
         commands += [
             Command("compose", "--mode", SUMMING, "--tasks", name, "--name", f"{name}-served"),
-            Command("export", f"{name}-served", "FOLDER"),
+            Command("export", f"{name}-served", f"./{name}-adapter"),
         ]
     raise IncompatibleError(
         f"{server} would not serve {name!r}: {'; '.join(verdict.problems)}",
-        hint="export a whole model, or a sum of this task alone; it has no head, its scaling is 1, max_rank caps it",
-        commands=commands,
+        hint=", or ".join([*hints, "let this server answer"]),
+        commands=[*commands, Command("serve")],
         unchanged="nothing was written",
     )

@@ -209,18 +209,15 @@ def test_a_routed_composition_of_one_task_is_that_task(bank, compose, tmp_path) 
 def test_what_a_server_would_refuse_is_not_written(bank, compose, tmp_path) -> None:
     with pytest.raises(IncompatibleError, match=r"sglang would not serve 'second': modules_to_save") as refused:
         api.export(bank, "second", tmp_path / "out", check="sglang")
-    assert refused.value.commands == (
-        ("export", "second", "FOLDER", "--merged"),
-        ("compose", "--mode", "manual", "--tasks", "second", "--name", "second-served"),
-        ("export", "second-served", "FOLDER"),
-    )
+    assert refused.value.commands == (("export", "second", "./second-model", "--merged"), ("serve",))  # keeps its head
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="there is vllm, sglang, lorax"):
         api.export(bank, "second", tmp_path / "out", check="llama.cpp")
     compose("manual", name="both")
     with pytest.raises(IncompatibleError, match="lorax would not serve 'both'") as refused:
         api.export(bank, "both", tmp_path / "out", check="lorax")
-    assert refused.value.commands == (("export", "both", "FOLDER", "--merged"),)
+    models = [("export", name, f"./{name}-model", "--merged") for name in ("first", "second")]
+    assert refused.value.commands == (*models, ("serve",))
 
 
 def test_a_server_that_takes_it_is_started_by_one_command(bank, tmp_path) -> None:

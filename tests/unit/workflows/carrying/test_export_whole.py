@@ -129,8 +129,9 @@ def test_what_cannot_be_merged_is_refused_in_one_line(
     bank: Path, compose: Callable[..., None], tmp_path: Path
 ) -> None:
     compose("manual")
-    with pytest.raises(IncompatibleError, match="a sum of adapters has no head of its own"):
+    with pytest.raises(IncompatibleError, match="'manual' is a sum of first, second, which has no head") as refused:
         api.export(bank, "manual", tmp_path / "out", merged=True)
+    assert refused.value.commands[0] == ("export", "first", "./first-model", "--merged")
     with pytest.raises(IncompatibleError, match="the bank's base is a classifier"):
         api.export(bank, "second", tmp_path / "out", merged="gguf")
     with pytest.raises(ConfigError, match="--dtype is that of a whole model"):
