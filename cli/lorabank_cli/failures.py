@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import traceback
 
@@ -11,11 +10,10 @@ import click
 from lorabank.core.commands import Command
 from lorabank.core.errors import LorabankError, StorageError
 from lorabank.core.machine.distributed import failed_before
-from lorabank.core.machine.exhaustion import exhausted
+from lorabank.core.machine.exhaustion import exhausted, hidden_os_error, space_hint
 from lorabank.core.settings import nearest
 from lorabank_cli.render.output import Output
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _CHOICE = re.compile(r"'([^']*)' is not one of ('.*')$")
 _PLAIN = {"a valid integer range": "a whole number", "a valid float range": "a number"}
 """Click's words for the values of a bounded option, and ours."""
@@ -66,10 +64,10 @@ def as_known(error: BaseException) -> LorabankError:
         )
     if isinstance(error, UnicodeEncodeError):
         return _unwritable(error)
-    if isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename else ""
-        hint = "free some space and run the same command again" if error.errno in _FULL else None
-        return StorageError(f"{error.strerror or error}{where}", hint=hint)
+    refused = error if isinstance(error, OSError) else hidden_os_error(error)
+    if refused is not None:
+        where = f" ({refused.filename})" if refused.filename else ""
+        return StorageError(f"{refused.strerror or refused}{where}", hint=space_hint(refused))
     return InternalError(
         f"internal error: {type(error).__name__}: {error}", hint="run it again with --debug and report the traceback"
     )

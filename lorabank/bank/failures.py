@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lorabank.core.commands import VERIFY, Command
 from lorabank.core.errors import BusyError, DamagedError, ExistsError, LorabankError, StorageError
+from lorabank.core.machine.exhaustion import hidden_os_error, space_hint
 
 if TYPE_CHECKING:
     from lorabank.bank.objects.layout import Layout
@@ -35,9 +36,11 @@ def reported(path: Path, *, unchanged: str | None = None) -> Iterator[None]:
         yield
     except LorabankError:
         raise
-    except OSError as error:
-        raise StorageError(f"{error.filename or path}: {error.strerror}", unchanged=unchanged) from error
     except Exception as error:
+        refused = error if isinstance(error, OSError) else hidden_os_error(error)
+        if refused is not None:
+            message = f"{refused.filename or path}: {refused.strerror}"
+            raise StorageError(message, hint=space_hint(refused), unchanged=unchanged) from error
         known = database_error(error, path, unchanged)
         if known is None:
             raise

@@ -1,8 +1,10 @@
-"""What Python, its libraries and the system say when memory, address space or threads run out."""
+"""What Python, its libraries and the system say when memory, address space, threads or the disk run out."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Iterator
 
 from lorabank.core.errors import StorageError
@@ -19,6 +21,9 @@ _MEMORY = (
     "unable to mmap",
 )
 _THREADS = ("start new thread", "resource temporarily unavailable", "pthread_create")
+_WRITER = ("inline_container.cc", "pytorchstreamwriter")  # of torch.save, which says nothing of the reason
+_NUMBER = re.compile(r"\(os error (\d+)\)")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _SAID_BY = (ImportError, OSError, RuntimeError)
 """Classes whose text is a library's; others hold what a user or a file says."""
 
@@ -34,6 +39,23 @@ def exhausted(error: BaseException) -> StorageError | None:
                 "the system cannot start more threads", hint="OMP_NUM_THREADS=1 needs fewer; ulimit -u"
             )
     return None
+
+
+def hidden_os_error(error: BaseException) -> OSError | None:
+    """What the system refused behind the error of a library that reads or writes files; None where that is not why."""
+    for one in _chain(error):
+        text = _text(one)
+        if type(one).__name__ == "SafetensorError" and (found := _NUMBER.search(text)):
+            return OSError(int(found[1]), os.strerror(int(found[1])))
+        if isinstance(one, RuntimeError) and any(words in text for words in _WRITER):
+            causes = (cause for cause in _chain(one) if isinstance(cause, OSError))
+            return next(causes, OSError(errno.EIO, "a file could not be written"))
+    return None
+
+
+def space_hint(error: OSError) -> str | None:
+    """What to do where the disk is full."""
+    return "free some space and run the same command again" if error.errno in _FULL else None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from lorabank.core.errors import DataError, MissingExtraError
-from lorabank.core.machine.exhaustion import exhausted
+from lorabank.bank.failures import reported
+from lorabank.core.errors import DataError, MissingExtraError, StorageError
+from lorabank.core.machine.exhaustion import exhausted, hidden_os_error
 
 
 class SafetensorError(Exception):
@@ -63,6 +71,37 @@ def test_memory(error):
 def test_threads(error):
     known = exhausted(error)
     assert (known.exit_code, known.message) == (10, "the system cannot start more threads")
+
+
+def limited(write: Callable[[Path], object], folder: Path) -> Any:
+    """The error of a library that writes a file larger than the system allows: a full disk without a disk."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        write(folder / "file")
+    except Exception as error:
+        return error
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_what_the_system_refuses_behind_a_library(tmp_path):
+    tensors = {"a": torch.zeros(10_000)}
+    by_safetensors = limited(lambda path: save_file(tensors, path), tmp_path)
+    assert type(by_safetensors).__name__ == "SafetensorError"
+    assert hidden_os_error(by_safetensors).errno == errno.EFBIG
+    by_torch = limited(lambda path: torch.save(tensors, path), tmp_path)
+    assert isinstance(by_torch, RuntimeError)
+    assert hidden_os_error(by_torch).strerror == "a file could not be written"
+    with pytest.raises(StorageError, match=f"^{tmp_path}: File too large$") as caught, reported(tmp_path):
+        raise by_safetensors
+    assert caught.value.hint is None
+    full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(StorageError, match="No space left on device") as caught, reported(tmp_path):
+        raise full
+    assert caught.value.hint == "free some space and run the same command again"
+    assert [hidden_os_error(error) for error in OTHER if not isinstance(error, OSError)] == [None] * 6
 
 
 @pytest.mark.parametrize("error", OTHER, ids=repr)

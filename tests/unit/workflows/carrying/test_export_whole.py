@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.core.config import ComposeConfig, PredictConfig
-from lorabank.core.errors import ConfigError, IncompatibleError, MissingExtraError
+from lorabank.core.errors import ConfigError, IncompatibleError, MissingExtraError, StorageError
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.workflows.assemble import RuntimeSettings, load_composer, load_runtime
 from tests.unit.workflows.carrying.test_model_card import parts, run
@@ -123,6 +125,21 @@ def test_the_generation_config_is_the_bases_also_where_transformers_warns_of_it(
     api.export(bank, "one", tmp_path / "out", merged=True)
     found = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert {key: found[key] for key in said} == said
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_disk_that_is_full_leaves_nothing(merged: bool, bert_bank: Path, tmp_path: Path) -> None:
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))  # less than the weights, more than the card
+    try:
+        with pytest.raises(StorageError, match=r"out.*: File too large") as refused:
+            api.export(bert_bank, "second", tmp_path / "out", merged=merged)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert refused.value.unchanged == "nothing was written"
+    assert list(tmp_path.glob("*out*")) == []
+    assert list(tmp_path.glob(".*out*")) == []
 
 
 def test_what_cannot_be_merged_is_refused_in_one_line(
