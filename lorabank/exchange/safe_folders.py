@@ -8,7 +8,8 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
@@ -85,6 +86,20 @@ def new_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         sync_folder(target.parent)
+
+
+@contextmanager
+def new_parents(target: Path) -> Iterator[None]:
+    """The folders above a path, made where they are missing; if the block fails, those that were made go again."""
+    missing = list(takewhile(lambda folder: not folder.exists(), target.parents))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # somebody put something into one of them
+            for folder in missing:
+                folder.rmdir()
+        raise
 
 
 def check_new_file(target: Path, bank: Path, *, overwrite: bool, read: str | None) -> None:

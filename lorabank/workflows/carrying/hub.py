@@ -100,6 +100,7 @@ def push(
     Raises:
         ConfigError: The composition is not a single adapter, or the name is not that of a repository.
         ExistsError: The repository holds something else, or everybody can see it.
+        DataError: The hub refuses a file, such as a model card with a license that it does not know.
         MissingExtraError: There is no token, or it may not write there.
         NotFoundError: There is no such task or composition, or the hub does not answer.
         DamagedError: The bank is damaged.
@@ -159,6 +160,7 @@ def pull(target: Path, repository: str, *, revision: str | None = None, observer
     from lorabank.bank.objects.layout import Layout
     from lorabank.bank.objects.store import check_space
     from lorabank.bank.upkeep.restore import restore
+    from lorabank.exchange.safe_folders import new_parents
     from lorabank.workflows.carrying.hub_repository import check_repository, fetch, look
 
     target = Path(os.path.abspath(target))
@@ -176,18 +178,20 @@ def pull(target: Path, repository: str, *, revision: str | None = None, observer
                 unchanged=unchanged,
             )
         raise IncompatibleError(f"{repository} does not hold a bank of lorabank", unchanged=unchanged)
-    with reported(target, unchanged=unchanged):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name[:200]}.", dir=target.parent) as work:
-            size = sum(size for path, size in held.files.items() if any(fnmatch(path, one) for one in _OF_A_BANK))
-            check_space(target.parent, size)
-            observer.notice(f"fetching {repository} at {held.commit[:12]} ({size / 2**20:.1f} MiB)")
-            copy, made = Path(work, "copy"), Path(work, "bank")
-            fetch(repository, held.commit, copy, _OF_A_BANK, unchanged=unchanged)
-            with _about(repository, held.commit, (copy, made), unchanged):
-                done = restore(Layout(made), copy, incomplete=False, dry_run=False)
-                base = "" if done.older_schema else OpenBank(made).snapshot.base.name
-            os.rename(made, target)
+    with (
+        reported(target, unchanged=unchanged),
+        new_parents(target),
+        tempfile.TemporaryDirectory(prefix=f".{target.name[:200]}.", dir=target.parent) as work,
+    ):
+        size = sum(size for path, size in held.files.items() if any(fnmatch(path, one) for one in _OF_A_BANK))
+        check_space(target.parent, size)
+        observer.notice(f"fetching {repository} at {held.commit[:12]} ({size / 2**20:.1f} MiB)")
+        copy, made = Path(work, "copy"), Path(work, "bank")
+        fetch(repository, held.commit, copy, _OF_A_BANK, unchanged=unchanged)
+        with _about(repository, held.commit, (copy, made), unchanged):
+            done = restore(Layout(made), copy, incomplete=False, dry_run=False)
+            base = "" if done.older_schema else OpenBank(made).snapshot.base.name
+        os.rename(made, target)
     return PullResult(str(target), held.commit, done.back, base, done.older_schema)
 
 

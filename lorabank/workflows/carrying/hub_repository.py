@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from lorabank.core.errors import ConfigError, LorabankError, MissingExtraError, NotFoundError, StorageError
+from lorabank.core.errors import ConfigError, DataError, LorabankError, MissingExtraError, NotFoundError, StorageError
 from lorabank.models.bases import hub
 from lorabank.models.bases.quiet import first_line
 
 _NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
 _GIT = ".gitattributes"
+_REFUSED = (400, 413, 422)
+"""Statuses of what will be refused the next time too."""
 
 
 class NoRepositoryError(NotFoundError):
@@ -94,6 +96,7 @@ def put(
     Raises:
         MissingExtraError: There is no token, or it may not write there.
         NotFoundError: The hub cannot be asked.
+        DataError: The hub refuses a file, such as a model card with a license that it does not know.
         StorageError: The hub did not take the files.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -106,9 +109,13 @@ def put(
         )
     added = [CommitOperationAdd(path, content) for path, content in files.items()]
     removed = [CommitOperationDelete(path, is_folder=False) for path in remove]
-    with _asking(name, None, f"what {name} held before is unchanged"):
+    unchanged = f"what {name} held before is unchanged"
+    with _asking(name, None, unchanged):
         HfApi().create_repo(name, private=private, exist_ok=True)
-        commit = HfApi().create_commit(name, [*added, *removed], commit_message=message, parent_commit=parent)
+        try:
+            commit = HfApi().create_commit(name, [*added, *removed], commit_message=message, parent_commit=parent)
+        except ValueError as error:  # what the hub says of the README.md
+            raise _refused(name, str(error), unchanged) from error
         return str(commit.oid)
 
 
@@ -151,9 +158,21 @@ def _asking(name: str, revision: str | None, unchanged: str) -> Iterator[None]:
             unchanged=unchanged,
         ) from error
     except HfHubHTTPError as error:
-        if getattr(error.response, "status_code", None) in (401, 403):
+        status = getattr(error.response, "status_code", None)
+        if status in _REFUSED:
+            raise _refused(name, error.server_message or str(error), unchanged) from error
+        if status in (401, 403):
             message = f"your token of the hub may not do this with {name}: {first_line(error)}"
             raise MissingExtraError(message, hint="hf auth login", unchanged=unchanged) from error
         raise StorageError(f"{name}: {first_line(error)}", hint="try again", unchanged=unchanged) from error
     except Exception as error:  # its client raises what the libraries below it raise
         raise StorageError(f"{name}: {first_line(error)}", hint="try again", unchanged=unchanged) from error
+
+
+def _refused(name: str, said: str, unchanged: str) -> DataError:
+    """What the hub says of a file, in one line."""
+    return DataError(
+        f"{name}: the hub refuses it: {' '.join(said.split())}",
+        hint="for the model card, README.md, give another --license or --dataset; --dry-run --json shows it",
+        unchanged=unchanged,
+    )

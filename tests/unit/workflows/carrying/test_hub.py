@@ -24,6 +24,7 @@ from lorabank.core.config import EvalConfig, PredictConfig
 from lorabank.core.errors import (
     ConfigError,
     DamagedError,
+    DataError,
     ExistsError,
     IncompatibleError,
     LorabankError,
@@ -280,7 +281,7 @@ def test_what_is_damaged_is_not_pulled(hub: FakeHub, sent: dict[str, bytes], tmp
     for damage in damages(sent):
         damage()
         with pytest.raises(DamagedError, match=f"^{NAME} at c0ffeec0ffee is damaged: ") as caught:
-            api.pull(tmp_path / "theirs", NAME)
+            api.pull(tmp_path / "deep/deeper/theirs", NAME)
         assert str(tmp_path) not in caught.value.message
         assert "\n" not in caught.value.message
         assert sorted(tmp_path.iterdir()) == before
@@ -318,6 +319,7 @@ def test_what_is_not_a_bank_is_not_pulled(bank: Path, hub: FakeHub, tmp_path: Pa
         (answer(HfHubHTTPError, 403), MissingExtraError, f"your token of the hub may not do this with {NAME}: 403"),
         (answer(HfHubHTTPError, 500), StorageError, f"^{NAME}: 500 from the hub$"),
         (RuntimeError("xet broke\nat line 3"), StorageError, f"^{NAME}: xet broke$"),
+        (answer(HfHubHTTPError, 422), DataError, f"^{NAME}: the hub refuses it: 422 from the hub more$"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(
@@ -325,9 +327,25 @@ def test_what_the_hub_refuses_is_one_line(
 ) -> None:
     hub.failing = failing
     for call in (lambda: api.push(bank, NAME), lambda: api.pull(tmp_path / "theirs", NAME)):
-        with pytest.raises(kind, match=said):
+        with pytest.raises(kind, match=said) as caught:
             call()
+        assert (caught.value.hint == "try again") is (kind is StorageError)
     assert not (tmp_path / "theirs").exists()
+
+
+def test_a_card_that_the_hub_refuses_is_named_with_what_it_says(
+    bank: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError(
+            'Invalid metadata in README.md.\n- "license" must be one of [apache-2.0, mit]'
+        )  # as HfApi does
+
+    monkeypatch.setattr(hub, "create_commit", refuse)
+    with pytest.raises(DataError, match=r'Invalid metadata in README\.md\. - "license" must be one of') as caught:
+        api.push(bank, NAME, license="free")
+    assert "--license" in str(caught.value.hint)
+    assert "\n" not in caught.value.message
 
 
 def test_without_a_token_or_a_network_nothing_is_sent(
