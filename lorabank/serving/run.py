@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -29,6 +31,10 @@ _UNCHANGED = "nothing was started"
 _HELP = Command("serve", "--help")
 _ELSEWHERE = Command("serve", "--port", "0")
 _OTHER_PATH = Command("serve", "--uds", "PATH")
+_WAITING = 2048
+"""Connections that wait to be taken."""
+_PATIENCE = 5.0
+"""Seconds that a server waits for another one that starts or ends in the same folder."""
 _LAST_SECOND = 1.0
 """Seconds that the model's thread and the last answers have at the end."""
 _KEEP_ALIVE = 75
@@ -194,9 +200,11 @@ def _listening(config: ServeConfig) -> Iterator[socket.socket]:
     try:
         yield listener
     finally:
+        if config.uds is not None and own is not None:
+            with suppress(OSError, ExistsError), _alone(config.uds):
+                if _file(config.uds) == own:
+                    os.unlink(config.uds)
         listener.close()
-        if config.uds is not None and own is not None and _file(config.uds) == own:
-            os.unlink(config.uds)
 
 
 def listen(config: ServeConfig) -> socket.socket:
@@ -205,58 +213,99 @@ def listen(config: ServeConfig) -> socket.socket:
     Raises:
         ConfigError: The address cannot be listened on.
         ExistsError: There is something at the path of the Unix socket.
+        StorageError: The Unix socket cannot be made.
     """
+    return _listen_at(config.host, config.port) if config.uds is None else _listen_locally(config.uds)
+
+
+def _address(listener: socket.socket, config: ServeConfig) -> str:
+    """For people and for clients: ``http://HOST:PORT``, or ``unix:PATH``."""
     if config.uds is not None:
-        return _listen_locally(config.uds)
+        return f"unix:{config.uds}"
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _listen_at(host: str, port: int) -> socket.socket:
     try:
-        family, *_, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # a part of the name is empty or too long
         said = error.strerror if isinstance(error, OSError) else "not a name of a host"
         raise ConfigError(
-            f"--host {config.host}: {said}",
+            f"--host {host}: {said}",
             hint="give an address of this machine",
             commands=[_HELP],
             unchanged=_UNCHANGED,
         ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
+        return _taking(listener, address)
     except OSError as error:
-        listener.close()
         raise ConfigError(
-            f"{config.host} port {config.port} cannot be listened on: {error.strerror}",
+            f"{host} port {port} cannot be listened on: {error.strerror}",
             hint="choose another --port; --port 0 takes a free one",
             commands=[_ELSEWHERE],
             unchanged=_UNCHANGED,
         ) from error
-    return listener
 
 
 def _listen_locally(path: str) -> socket.socket:
     """A Unix socket for this user alone; one that a dead server left is replaced."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if not path:
+        raise ConfigError("--uds '' is not a path", commands=[_OTHER_PATH], unchanged=_UNCHANGED)
     try:
-        _make_room(path)
-        before = os.umask(0o177)
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(before)
-        listener.listen(2048)
+        with _alone(path):
+            _make_room(path)
+            before = os.umask(0o177)
+            try:
+                return _taking(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path)
+            finally:
+                os.umask(before)
     except OSError as error:
-        listener.close()
         raise StorageError(
             f"--uds {path} cannot be listened on: {error.strerror or error}",
             hint="choose a path of at most 100 bytes, in a folder that you may write",
             commands=[_OTHER_PATH],
             unchanged=_UNCHANGED,
         ) from error
+
+
+def _taking(listener: socket.socket, address: Any) -> socket.socket:
+    """The socket, bound and taking connections; closed where it cannot be."""
+    try:
+        listener.bind(address)
+        listener.listen(_WAITING)
     except BaseException:
         listener.close()
         raise
     return listener
+
+
+@contextmanager
+def _alone(path: str) -> Iterator[None]:
+    """A block in which no other server makes or deletes a socket in this folder: two could find the same dead one.
+
+    The lock is the folder's, which leaves no file, and ends with its process.
+
+    Raises:
+        ExistsError: Another server does not let go of it.
+        OSError: There is no such folder, or it cannot be read.
+    """
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        last = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > last:
+                    raise _in_use(f"--uds {path}: another server starts there", "choose another path") from None
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _make_room(path: str) -> None:
@@ -266,8 +315,6 @@ def _make_room(path: str) -> None:
         ExistsError: There is something else.
         OSError: The socket does not say, or cannot be deleted.
     """
-    if not path:
-        raise ConfigError("--uds '' is not a path", commands=[_OTHER_PATH], unchanged=_UNCHANGED)
     if not os.path.lexists(path):
         return
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -295,10 +342,3 @@ def _file(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _address(listener: socket.socket, config: ServeConfig) -> str:
-    if config.uds is not None:
-        return f"unix:{config.uds}"
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

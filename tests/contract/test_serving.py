@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
-import socket
 import threading
 import time
 from pathlib import Path
@@ -18,11 +16,7 @@ import pytest
 import lorabank
 from lorabank import api
 from lorabank.core.config import ComposeConfig, PredictConfig
-from lorabank.core.errors import ConfigError, DataError, ExistsError, NotFoundError, StorageError
-from lorabank.core.observer import SilentObserver
-from lorabank.serving.config import TOKEN, ServeConfig
-from lorabank.serving.limits import is_loopback
-from lorabank.serving.run import listen, read_token, serve
+from lorabank.core.errors import ConfigError
 from lorabank.workflows.asking.mixed import MixedAnswers
 from tests.contract.conftest import TASKS, Lab
 from tests.contract.serving import Here, until
@@ -396,61 +390,6 @@ def test_a_bank_without_tasks_waits_for_one(lab: Lab, tmp_path: Path) -> None:
         assert server.post(CHAT, said("a")).status_code == 404
         lab.add(path, "one")
         until(lambda: server.post(CHAT, said("a")).status_code == 200, 10)
-
-
-# --------------------------------------------------------------------------------------------------------- starting
-
-
-def test_an_address_that_others_reach_needs_a_token(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(TOKEN, raising=False)
-    with pytest.raises(ConfigError, match=r"0\.0\.0\.0 can be reached from other machines, and there is no token"):
-        serve(bank, ServeConfig(host="0.0.0.0", device="cpu"), SilentObserver(), lambda listening: None)
-    assert [host for host in ("localhost", "127.0.0.9", "::1") if not is_loopback(host)] == []
-    assert [host for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "") if is_loopback(host)] == []
-
-
-def test_where_a_token_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(TOKEN, raising=False)
-    assert read_token(ServeConfig()) is None
-    monkeypatch.setenv(TOKEN, "from-the-environment")
-    assert read_token(ServeConfig()) == "from-the-environment"
-    file = tmp_path / "token"
-    with pytest.raises(NotFoundError, match="cannot be read"):
-        read_token(ServeConfig(token_file=str(file)))
-    file.write_text("from-a-file\n")
-    assert read_token(ServeConfig(token_file=str(file))) == "from-a-file"
-    for wrong in ("", " \n", "two words", "ümlaut", "a\x07b"):
-        file.write_text(wrong)
-        with pytest.raises(DataError, match="holds no token"):
-            read_token(ServeConfig(token_file=str(file)))
-
-
-def test_a_unix_socket_is_for_this_user_alone(tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    config = ServeConfig(uds=str(path))
-    with listen(config):
-        assert path.stat().st_mode & 0o777 == 0o600
-        with pytest.raises(ExistsError, match="a server listens there already"):
-            listen(config)
-    with listen(config):  # the first one has died and left its path
-        pass
-    path.unlink()
-    path.write_text("a file")
-    with pytest.raises(ExistsError):
-        listen(config)
-    assert path.read_text() == "a file"
-    with pytest.raises(StorageError, match="cannot be listened on"):
-        listen(ServeConfig(uds=str(tmp_path / "none" / "s")))
-
-
-def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        socket, "getaddrinfo", lambda host, port, **_: [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))]
-    )
-    with listen(ServeConfig(port=0)) as first:
-        port = first.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"127.0.0.1 port {port} cannot be listened on: {os.strerror(98)}"):
-            listen(ServeConfig(port=port))
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(lab: Lab, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -378,84 +377,3 @@ def test_a_body_that_is_still_on_its_way_is_refused_at_the_end(bank: Path) -> No
     asyncio.run(ask())
     assert [message.get("status") for message in sent] == [503, None]
     assert b"the server is stopping" in sent[1]["body"]
-
-
-# ------------------------------------------------------------------------------------------------- pages of others
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({"origin": "http://localhost:3000"}, 200), ({"origin": "http://127.0.0.1"}, 200),
-        ({"origin": "http://[::1]:8000"}, 200), ({"sec-fetch-site": "same-origin"}, 200),
-        ({"sec-fetch-site": "none"}, 200), ({"origin": "https://evil.example"}, 403), ({"origin": "null"}, 403),
-        ({"origin": ""}, 403), ({"origin": "http://localhost.evil.example"}, 403),
-        ({"origin": "http://localhost@evil.example"}, 403), ({"sec-fetch-site": "cross-site"}, 403),
-    ],
-)  # fmt: skip
-def test_a_browser_asks_for_no_page_of_another_site(idle: Here, headers: dict[str, str], status: int) -> None:
-    answer = idle.get("/v1/models", headers=headers)
-    assert answer.status_code == status
-    assert idle.get("/health", headers=headers).status_code == status
-    if status == 403:
-        assert answer.json()["error"]["code"] == "origin"
-
-
-def test_with_a_token_any_page_that_has_it_may_ask(idle: Here, lab: Lab) -> None:
-    server = Here(lab.bank("olora", 1), token="s3cret", local=False)
-    headers = {"origin": "https://page.example", "authorization": "Bearer s3cret"}
-    assert server.get("/v1/models", headers=headers).status_code == 200
-
-
-@pytest.fixture(scope="module")
-def idle(lab: Lab) -> Here:
-    """An application whose model is not loaded."""
-    return Here(lab.bank("olora", 1))
-
-
-# -------------------------------------------------------------------------------------------------------- addresses
-
-
-def test_only_a_socket_that_refuses_connections_is_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    config = ServeConfig(uds=str(path))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:  # alive, of another kind
-        other.bind(str(path))
-        with pytest.raises(StorageError, match="cannot be listened on"):
-            run.listen(config)
-        assert path.is_socket()
-    path.unlink()
-    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as first:
-        busy.bind(str(path))
-        busy.listen(0)
-        first.connect(str(path))  # its queue is full
-        with pytest.raises(ExistsError, match="a server listens there already"):
-            run.listen(config)
-        assert path.is_socket()
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(ExistsError, match="is there already, and it is not a socket"):
-        run.listen(config)
-    with pytest.raises(ConfigError, match="is not a path"):
-        run.listen(ServeConfig(uds=""))
-
-
-def test_the_socket_of_another_server_is_left(tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    with run._listening(ServeConfig(uds=str(path))):
-        path.unlink()
-        path.write_text("of another")
-    assert path.read_text() == "of another"
-
-
-def test_a_host_that_cannot_be_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: host.encode("idna"))
-    for host in ("a..b", "a" * 64 + ".b"):
-        with pytest.raises(ConfigError, match=r"--host a.*: not a name of a host"):
-            run.listen(ServeConfig(host=host))
-
-
-def test_a_token_file_that_cannot_be_read_is_there(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot be read: Is a directory") as caught:
-        run.read_token(ServeConfig(token_file=str(tmp_path)))
-    assert caught.value.commands

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from lorabank import api
 from lorabank.bank.bank import Bank
@@ -25,29 +25,14 @@ from lorabank.core.config import (
     InitConfig,
     PredictConfig,
 )
-from lorabank.core.errors import ConfigError, DataError, IncompatibleError, LorabankError
+from lorabank.core.errors import ConfigError, IncompatibleError, LorabankError
 from lorabank.core.observer import SilentObserver
 from lorabank.core.shelves import TUNERS
 from lorabank.exchange.tuners.folder import read_tuner
 from lorabank.models.tuners.library import delta_weights
 from tests.contract.conftest import Lab
+from tests.contract.tuners import SMALL, name_of, peft_folder
 
-SMALL = {
-    "peft:loha": ("r=2", "alpha=4"),
-    "peft:lokr": ("r=2", "alpha=4"),
-    "peft:oft": ("oft_block_size=8",),
-    "peft:boft": ("boft_block_size=4",),
-    "peft:hra": ("r=2",),
-    "peft:fourierft": ("n_frequency=20", "scaling=20"),
-    "peft:waveft": ("n_frequency=20", "scaling=5"),
-    "peft:miss": ("r=4",),
-    "peft:randlora": ("r=4", "randlora_alpha=40"),
-    "peft:c3a": ("block_size=8",),
-    "peft:shira": ("r=2",),
-    "peft:road": ("group_size=8",),
-    "peft:delora": ("r=2",),
-}
-"""Settings that fit the tiny base; the others are PEFT's defaults."""
 OF_LORA = {"r": 8, "lora_alpha": 32.0}
 """Their defaults, which the tiny banks change."""
 IDS = [0, 5, 9, 17, 22, 2]
@@ -55,10 +40,6 @@ IDS = [0, 5, 9, 17, 22, 2]
 
 def settings(variant: str) -> dict[str, Any]:
     return {**OF_LORA, "strategy": "isolated", "variant": variant, "set": SMALL[variant]}
-
-
-def name_of(variant: str) -> str:
-    return variant.partition(":")[2]
 
 
 @pytest.fixture(scope="module")
@@ -83,32 +64,6 @@ def own(bank: Path, tmp_path: Path) -> Path:
 def theirs(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """``theirs(variant)``: what plain PEFT saves of a tuner with random numbers, on the encoder."""
     return partial(peft_folder, lab.base, tmp_path_factory.mktemp("theirs"), head=True)
-
-
-def peft_folder(base: Path, folder: Path, variant: str, *, head: bool) -> Path:
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    folder = folder / name_of(variant)
-    if folder.exists():
-        return folder
-    fields = {key: json.loads(value) for key, _, value in (one.partition("=") for one in SMALL[variant])}
-    fields["task_type"] = "SEQ_CLS" if head else "CAUSAL_LM"
-    fields["target_modules"] = ["query", "value"] if head else ["q_proj", "v_proj"]
-    torch.manual_seed(5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if head:
-            model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(base)
-        model = get_peft_model(model, PEFT_TYPE_TO_CONFIG_MAPPING[name_of(variant).upper()](**fields))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.05 * torch.randn_like(parameter))
-        model.save_pretrained(folder)
-    return folder
 
 
 def plain(base: Path, folder: Path) -> Any:
@@ -351,55 +306,3 @@ def test_as_lora_is_the_best_approximation_of_its_rank(
     api.export(own, "two", tmp_path / "two")
     again = partial(api.import_adapter, own, tmp_path / "two", "again", config=lab.settings("two"))
     refused(ConfigError, "an adapter of factors already", again, as_lora=2)
-
-
-DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
-    "a pattern": ({"rank_pattern": {"query": 4}}, "'rank_pattern'"),
-    "an unknown field": ({"sneaky": 1}, "'sneaky' .* is unknown"),
-    "a wrong type": ({"r": "many"}, "r = 'many'"),
-    "a giant": ({"r": 10**9}, "r = 1000000000"),
-    "another rank": ({"r": 3}, "PEFT cannot load the adapter"),
-    "other modules": ({"target_modules": ["query"]}, "do not agree about the module"),
-    "another kind": ({"peft_type": "PROMPT_TUNING"}, "'peft_type'"),
-    "another tuner": ({"peft_type": "LOKR"}, "PEFT cannot load|the adapter (lacks|has)"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_strangers_folder_is_judged(lab: Lab, bank: Path, theirs: Any, tmp_path: Path, damage: str) -> None:
-    fields, match = DAMAGE[damage]
-    folder = Path(shutil.copytree(theirs("peft:loha"), tmp_path / "folder"))
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    (folder / "adapter_config.json").write_text(json.dumps(config | fields), encoding="utf-8")
-    with pytest.raises(DataError, match=match) as caught:
-        api.import_adapter(bank, folder, "guest", config=lab.settings("one"), observer=SilentObserver())
-    assert caught.value.unchanged == "nothing was changed"
-
-
-@pytest.mark.parametrize("change", ["missing", "more"])
-def test_the_tensors_are_exactly_those_of_the_config(
-    lab: Lab, bank: Path, theirs: Any, tmp_path: Path, change: str
-) -> None:
-    folder = Path(shutil.copytree(theirs("peft:oft"), tmp_path / "folder"))
-    path = folder / "adapter_model.safetensors"
-    tensors = load_file(path)
-    key = next(key for key in tensors if "oft_R" in key)
-    if change == "missing":
-        del tensors[key]
-    else:
-        tensors[key.replace("oft_R", "oft_S")] = tensors[key].clone()
-    save_file(tensors, path)
-    with pytest.raises(DataError, match=r"do not agree about the module|the adapter (lacks|has)"):
-        api.import_adapter(bank, folder, "guest", config=lab.settings("one"), observer=SilentObserver())
-
-
-@pytest.mark.parametrize("as_lora", [None, 2])
-def test_delta_weights_that_are_not_finite_are_refused(
-    lab: Lab, bank: Path, theirs: Any, tmp_path: Path, as_lora: int | None
-) -> None:
-    folder = Path(shutil.copytree(theirs("peft:oft"), tmp_path / "folder"))
-    tensors = load_file(folder / "adapter_model.safetensors")
-    tensors[next(key for key in tensors if "oft_R" in key)].fill_(1e38)  # finite, and their rotation is not
-    save_file(tensors, folder / "adapter_model.safetensors")
-    with pytest.raises(DataError, match=r"the delta weight of .* is not finite"):
-        api.import_adapter(bank, folder, "guest", config=lab.settings("one"), as_lora=as_lora)

@@ -337,9 +337,7 @@ def test_a_card_that_the_hub_refuses_is_named_with_what_it_says(
     bank: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise ValueError(
-            'Invalid metadata in README.md.\n- "license" must be one of [apache-2.0, mit]'
-        )  # as HfApi does
+        raise ValueError('Invalid metadata in README.md.\n- "license" must be one of [apache-2.0, mit]')
 
     monkeypatch.setattr(hub, "create_commit", refuse)
     with pytest.raises(DataError, match=r'Invalid metadata in README\.md\. - "license" must be one of') as caught:
