@@ -90,6 +90,10 @@ def test_the_tutorial(folder: Path) -> None:
                 said = in_terminal([sys.executable, "-m", "lorabank_cli", *words[1:]], folder)
                 check(shown, said, line)
                 ran += 1
+            elif words[0] == "head":
+                said = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True).stdout
+                assert shown.rstrip("\n") == said
+                assert shown
     assert ran >= 7
     assert (folder / "matrix-as-trained.png").stat().st_size > 1000
     assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
