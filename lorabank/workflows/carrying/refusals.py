@@ -19,7 +19,7 @@ _SHOWN = 3
 
 
 def no_single_adapter(record: CompositionRecord, composer: Composer, base: BaseModelRecord) -> ConfigError:
-    """Why a composition is no PEFT folder, and what is nearest to it."""
+    """Why a composition is not a PEFT folder, and what is nearest to it."""
     summed = Command("compose", "--mode", SUMMING, "--tasks", ",".join(record.members))
     if composer.routed:
         why = f"it picks one of {len(record.members)} adapters for each text"
