@@ -125,8 +125,8 @@ def export(
         state = state or "now"
         draft, members = _export_state(bank, snapshot, record, state), (name,)
     into_weights = whole is not None and snapshot.base.quantisation is None  # any delta weights go there
-    if whole and draft.task is None and task_kind(snapshot.base.task_type).has_head:
-        raise headless_sum(name, members, whole)
+    if whole == "--merged" and draft.task is None and task_kind(snapshot.base.task_type).has_head:
+        raise headless_sum(name, members)
     if draft.tuner and not into_weights and (asked := whole or (check and f"--check {check}")):
         raise not_of_factors(name, draft.tuner, asked)
     named = (name_on_hub(snapshot.base) if repository else None) or plain_name(snapshot.base)

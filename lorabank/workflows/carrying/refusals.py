@@ -44,13 +44,13 @@ def no_single_adapter(record: CompositionRecord, composer: Composer, base: BaseM
     )
 
 
-def headless_sum(name: str, members: Sequence[str], whole: str) -> IncompatibleError:
+def headless_sum(name: str, members: Sequence[str]) -> IncompatibleError:
     """Why a sum of classifiers is not a whole model, and which models there are in its place."""
     return IncompatibleError(
-        f"{whole}: composition {name!r} is a sum of {listed(members)}, which has no head of its own, and a whole "
-        "classifier needs one",
+        f"composition {name!r} is a sum of {listed(members)}, which has no head of its own, and a whole classifier "
+        "needs one",
         hint="export its tasks one by one",
-        commands=[Command("export", task, f"./{task}-model", whole) for task in members[:_SHOWN]],
+        commands=[Command("export", task, f"./{task}-model", "--merged") for task in members[:_SHOWN]],
         unchanged=_UNCHANGED,
     )
 
