@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from lorabank.components.frame import stylesheet
 from lorabank.core.errors import LorabankError, NotFoundError
-from lorabank.page import login, overview
+from lorabank.page import learning, login, measured, methods, overview, tasks, trying
 from lorabank.page.config import PageConfig
 from lorabank.page.errors import PageError
 from lorabank.page.facts import Facts
@@ -34,6 +34,9 @@ _SECONDS = 3600
 """How long a browser may keep them."""
 
 router = APIRouter()
+
+_PARTS = (login, overview, tasks, measured, learning, trying, methods)
+"""Modules with endpoints of the page."""
 
 
 @router.get("/static/{name}")
@@ -59,8 +62,8 @@ def page_of(path: str | Path, config: PageConfig) -> Callable[[Served, str | Non
         app = FastAPI(title="lorabank page", docs_url=None, redoc_url=None, openapi_url=None)
         app.state.served, app.state.config, app.state.sessions = served, config, sessions
         app.state.facts = Facts(path)
-        for part in (router, login.router, overview.router):
-            app.include_router(part)
+        for one in (router, *(part.router for part in _PARTS)):
+            app.include_router(one)
         _answer_errors(app)
         return Part(PREFIX, guarded(app, sessions), Door(sessions))
 

@@ -1,12 +1,20 @@
-"""The first page: the tasks, adapters and compositions of the bank, and the room that is left."""
+"""The first page: the tasks, adapters and compositions of the bank, their lineage, and the room that is left."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from markupsafe import Markup
 
 from lorabank.bank.room import in_words, room_left
+from lorabank.bank.snapshot import Snapshot
+from lorabank.components.lineage import Node, lineage
+from lorabank.components.tables import bar
 from lorabank.page.rendering import page
+from lorabank.serving.served import Served
+from lorabank.workflows.results import MatrixReport
 
 router = APIRouter()
 
@@ -14,15 +22,47 @@ router = APIRouter()
 @router.get("/")
 def overview(request: Request) -> Response:
     """The bank at a glance."""
-    served = request.app.state.served
+    served: Served = request.app.state.served
     snapshot = served.catalogue.look()
+    reports = request.app.state.facts.reports()
     room = room_left(snapshot)
     return page(
         request,
         "overview.j2",
         snapshot=snapshot,
         base=served.catalogue.bank()["base"],
-        adapters={task.name: snapshot.adapter_of(task.name) for task in snapshot.tasks},
+        tasks=_tasks(snapshot, reports[0] if reports else None),
+        reports=reports,
         room=room and in_words(room),
         revision=served.catalogue.revision,
+        graph=_graph(snapshot) if snapshot.tasks else None,
     )
+
+
+def _tasks(snapshot: Snapshot, first: MatrixReport | None) -> list[dict[str, Any]]:
+    """Each task with its adapter and its score after the last task."""
+    of_digest = {digest: adapter.task for digest, adapter in snapshot.adapters.items()}
+    place = {} if first is None else {task: number for number, task in enumerate(first.tasks)}
+    found = []
+    for task in snapshot.tasks:
+        adapter = snapshot.adapter_of(task.name)
+        value = low = high = None
+        if first is not None and task.name in place:
+            value, low, high = (ends[-1][place[task.name]] for ends in (first.values, first.low, first.high))
+        beside = [of_digest.get(digest, digest[:12]) for digest in adapter.context]
+        found.append(
+            {"task": task, "adapter": adapter, "beside": beside, "score": value, "bar": bar(value, low, high)}
+        )
+    return found
+
+
+def _graph(snapshot: Snapshot) -> Markup:
+    """Which adapters were trained on top of which, and which compositions hold them."""
+    place = {snapshot.adapter_of(task.name).digest: number for number, task in enumerate(snapshot.tasks)}
+    number = {task.name: at for at, task in enumerate(snapshot.tasks)}
+    nodes = []
+    for at, task in enumerate(snapshot.tasks):
+        context = snapshot.adapter_of(task.name).context
+        nodes.append(Node(task.name, tuple(place[one] for one in context if place.get(one, at) < at)))
+    groups = {made.name: [number[one] for one in made.members if one in number] for made in snapshot.compositions}
+    return lineage(nodes, groups, caption="Which adapters each task was trained on top of, and what composes them")

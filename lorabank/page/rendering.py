@@ -20,7 +20,15 @@ class Place(NamedTuple):
     path: str
 
 
-NAVIGATION = (Place("Overview", f"{PREFIX}/"),)
+NAVIGATION = (
+    Place("Overview", f"{PREFIX}/"),
+    Place("Try it", f"{PREFIX}/try"),
+    Place("Forgetting", f"{PREFIX}/matrix"),
+    Place("Routing", f"{PREFIX}/routing"),
+    Place("Learning curves", f"{PREFIX}/curves"),
+    Place("Compare", f"{PREFIX}/compare"),
+    Place("Methods", f"{PREFIX}/methods"),
+)
 """The pages that every page links to, in order."""
 
 
