@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from lorabank.core.methods import methods
+from lorabank.core.methods import Method, methods
 from lorabank.page.rendering import page
 
 router = APIRouter()
@@ -16,5 +14,7 @@ router = APIRouter()
 @router.get("/methods")
 def known(request: Request) -> Response:
     """Every method by its family."""
-    families = [(family, list(found)) for family, found in groupby(methods(), key=lambda one: one.family)]
-    return page(request, "methods.j2", families=families)
+    families: dict[str, list[Method]] = {}
+    for one in methods():  # those that are not offered come last
+        families.setdefault(one.family, []).append(one)
+    return page(request, "methods.j2", families=families.items())

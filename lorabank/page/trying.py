@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -50,9 +51,9 @@ def ask(request: Request, who: str = "") -> Response:
 async def answer(request: Request, form: SentForm) -> Response:
     """The form with the answers of one or two tasks or compositions to a text."""
     text, who, also = (form.get(name, "") for name in ("text", "who", "also"))
-    given = {"text": text, "who": who, "also": also}
+    shown = partial(_page, request, text=text, who=who, also=also)
     if not text.strip():
-        return await run_in_threadpool(_page, request, status=422, problem="Type a text to ask.", **given)
+        return await run_in_threadpool(shown, status=422, problem="Type a text to ask.")
     served: Served = request.app.state.served
     asked = []
     try:
@@ -62,8 +63,8 @@ async def answer(request: Request, form: SentForm) -> Response:
                 asked.append(_asked(model, (await call.answers(request))[0]))
     except CallError as error:
         problem = f"{error.message[:1].upper()}{error.message[1:]}."
-        return await run_in_threadpool(_page, request, status=error.status, problem=problem, **given)
-    return await run_in_threadpool(_page, request, asked=asked, **given)
+        return await run_in_threadpool(shown, status=error.status, problem=problem)
+    return await run_in_threadpool(shown, asked=asked)
 
 
 def _generation(served: Served) -> GenerationRequest:

@@ -1,0 +1,193 @@
+"""The page in a real browser: Chromium, by keyboard, in light and dark, on a phone, with and without JavaScript."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lorabank
+from lorabank import api
+from lorabank.core.config import ComposeConfig, EvalConfig, PredictConfig
+from lorabank.page.rendering import NAVIGATION
+from tests.contract.conftest import TASKS, Lab
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+CHROMIUM = shutil.which("chromium")
+if CHROMIUM is None:
+    pytest.skip("there is no chromium", allow_module_level=True)
+
+pytestmark = pytest.mark.end_to_end
+
+TOKEN = "a-token-of-the-tests"
+SHOTS = os.environ.get("PAGE_SCREENSHOTS")
+"""A folder for pictures of every page; none are made without it."""
+PATHS = [place.path for place in NAVIGATION] + ["/page/named/two", "/page/named/routed", "/page/nowhere"]
+LOOKS = {"light": ("light", 1280), "dark": ("dark", 1280), "phone": ("light", 400)}
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory, save_base: Any) -> Path:
+    folder = tmp_path_factory.mktemp("browsed")
+    made = Path(Lab("bert", save_base(folder / "base"), folder).bank("olora", 3))
+    api.compose(made, ComposeConfig(mode="routed", router="kmeans", device="cpu"))
+    api.evaluate(made, EvalConfig(all=True, forgetting_matrix=True, device="cpu"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def address(bank: Path) -> Iterator[str]:
+    """The address of a page that is served by a process of its own, whose token is asked for."""
+    command = [sys.executable, "-m", "lorabank_cli", "-b", str(bank), "--json"]
+    server = subprocess.Popen(
+        [*command, "ui", "--no-browser", "--allow-changes", "--device", "cpu"],
+        env={**os.environ, "LORABANK_TOKEN": TOKEN, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        yield json.loads(server.stdout.readline())["address"].removesuffix("/page/")
+    finally:
+        server.terminate()
+        assert server.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Browser:
+    """A window that is logged in, and what went wrong in it."""
+
+    def __init__(self, chromium: Any, address: str, *, look: str = "light", script: bool = True) -> None:
+        scheme, width = LOOKS[look]
+        self.context = chromium.new_context(
+            base_url=address,
+            color_scheme=scheme,
+            viewport={"width": width, "height": 800},
+            java_script_enabled=script,
+            reduced_motion="reduce",
+        )
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(60_000)
+        self.problems: list[str] = []
+        self.page.on("console", lambda said: self.problems.append(said.text))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda sent: sent.url.startswith(address) or self.problems.append(sent.url))
+        self.page.goto("/page/")
+        self.page.get_by_label("Token of the server").fill(TOKEN)
+        self.page.keyboard.press("Enter")
+        self.page.get_by_role("heading", name="Overview").wait_for()
+
+    def findings(self) -> list[str]:
+        """What axe finds on the page: rule and element."""
+        self.page.evaluate(resources.files(axe).joinpath("axe.min.js").read_text(encoding="utf-8"))
+        found = self.page.evaluate("axe.run()")["violations"]
+        return [f"{one['id']}: {node['html'][:200]}" for one in found for node in one["nodes"]]
+
+
+@pytest.fixture
+def window(chromium: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Browser]:
+    opened = Browser(chromium, address, **getattr(request, "param", {}))
+    yield opened
+    opened.context.close()
+
+
+@pytest.mark.parametrize("window", [{"look": look} for look in LOOKS], ids=LOOKS, indirect=True)
+def test_every_page_is_accessible_and_loads_nothing_from_elsewhere(window: Browser) -> None:
+    page = window.page
+    wide = page.evaluate("window.innerWidth")
+    for path in PATHS:
+        page.goto(path)
+        page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert window.findings() == [], path
+        assert page.evaluate("document.documentElement.scrollWidth") <= wide, path
+        if SHOTS:
+            name = (
+                f"{path.strip('/').replace('/', '-')}-{wide}-{page.evaluate('getComputedStyle(document.body).color')}"
+            )
+            page.screenshot(path=Path(SHOTS) / f"{name}.png", full_page=True)
+    missing = [said for said in window.problems if "404" not in said]
+    assert missing == []
+
+
+def test_the_slider_shows_the_stages_by_keyboard(window: Browser) -> None:
+    page = window.page
+    page.goto("/page/matrix")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "stage":
+            break
+    page.evaluate("window.same = true")
+    page.keyboard.press("ArrowLeft")
+    page.get_by_text(f"after task 2 of 3, {TASKS[1]}").wait_for()
+    assert page.evaluate("window.same"), "the page was loaded again"
+    assert page.url.endswith("stage=2")
+    assert page.evaluate("document.activeElement.id") == "stage"
+    assert window.findings() == []
+    page.reload()
+    assert page.locator("#stage").input_value() == "2"
+    assert window.problems == []
+
+
+@pytest.mark.parametrize("window", [{}, {"script": False}], ids=["script", "no-script"], indirect=True)
+def test_the_box_says_what_the_bank_says(window: Browser, bank: Path) -> None:
+    text = "a b c x y"
+    with lorabank.open(bank) as session:
+        (expected,) = session.predict([text], PredictConfig(composition="routed"))
+    page = window.page
+    page.goto("/page/try")
+    page.get_by_label("Text").fill(text)
+    page.get_by_label("What answers").select_option("routed")
+    page.get_by_label("And beside it").select_option("two")
+    page.get_by_role("button", name="Ask").click()
+    page.locator(".answer").first.wait_for()
+    assert page.locator(".answer").first.text_content() == expected.label
+    assert page.locator("#answers b").first.text_content() == expected.task
+    assert re.findall("answer-.", page.content())[-1] == "answer-2"
+    assert window.problems == []
+
+
+@pytest.mark.parametrize("window", [{"script": False}], ids=["no-script"], indirect=True)
+def test_stages_and_subjects_can_be_chosen_without_javascript(window: Browser) -> None:
+    page = window.page
+    page.goto("/page/matrix")
+    page.get_by_role("navigation", name="Stages").get_by_role("link").first.click()
+    assert "after task 2 of 3" in page.get_by_role("status").text_content()
+    page.get_by_label("What answers").select_option(index=1)
+    page.get_by_role("button", name="Show").click()
+    assert page.get_by_role("status").text_content().startswith("routed")
+
+
+def test_changes_answers_to_the_user_and_log_out(window: Browser, bank: Path) -> None:
+    page = window.page
+    page.goto("/page/named/one")
+    page.get_by_label("Text of the note").fill("<b>seen</b>")
+    page.get_by_role("button", name="Save the note").click()
+    page.wait_for_load_state()
+    assert page.get_by_label("Text of the note").input_value() == "<b>seen</b>"
+    assert api.show(bank, "one")["task"]["note"] == "<b>seen</b>"
+    page.get_by_role("button", name="Log out").click()
+    page.get_by_label("Token of the server").wait_for()
+    page.goto("/page/matrix")
+    assert page.url.endswith("/page/login")
+    assert window.findings() == []
+    assert window.problems == []
