@@ -12,7 +12,9 @@ from lorabank.bank.room import in_words, room_left
 from lorabank.bank.snapshot import Snapshot
 from lorabank.components.lineage import Node, lineage
 from lorabank.components.tables import bar
+from lorabank.core.errors import LorabankError
 from lorabank.page.rendering import page
+from lorabank.serving.errors import call_error
 from lorabank.serving.served import Served
 from lorabank.workflows.results import MatrixReport
 
@@ -24,7 +26,12 @@ def overview(request: Request) -> Response:
     """The bank at a glance."""
     served: Served = request.app.state.served
     snapshot = served.catalogue.look()
-    reports = request.app.state.facts.reports()
+    reports, problem = [], ""
+    try:
+        reports = request.app.state.facts.reports()
+    except LorabankError as error:  # for example of a composition whose package is not installed
+        served.engine.report("the stored scores cannot be shown", error)
+        problem = call_error(error).message
     room = room_left(snapshot)
     return page(
         request,
@@ -33,6 +40,7 @@ def overview(request: Request) -> Response:
         base=served.catalogue.bank()["base"],
         tasks=_tasks(snapshot, reports[0] if reports else None),
         reports=reports,
+        problem=problem,
         room=room and in_words(room),
         revision=served.catalogue.revision,
         graph=_graph(snapshot) if snapshot.tasks else None,

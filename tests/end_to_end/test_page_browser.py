@@ -49,18 +49,18 @@ def bank(tmp_path_factory: pytest.TempPathFactory, save_base: Any) -> Path:
 def address(bank: Path) -> Iterator[str]:
     """The address of a page that is served by a process of its own, whose token is asked for."""
     command = [sys.executable, "-m", "lorabank_cli", "-b", str(bank), "--json"]
-    server = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "ui", "--no-browser", "--allow-changes", "--device", "cpu"],
         env={**os.environ, "LORABANK_TOKEN": TOKEN, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         text=True,
-    )
-    try:
-        assert server.stdout is not None
-        yield json.loads(server.stdout.readline())["address"].removesuffix("/page/")
-    finally:
-        server.terminate()
-        assert server.wait(60) == 0
+    ) as server:
+        try:
+            assert server.stdout is not None
+            yield json.loads(server.stdout.readline())["address"].removesuffix("/page/")
+        finally:
+            server.terminate()
+            assert server.wait(60) == 0
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +122,7 @@ def test_every_page_is_accessible_and_loads_nothing_from_elsewhere(window: Brows
                 f"{path.strip('/').replace('/', '-')}-{wide}-{page.evaluate('getComputedStyle(document.body).color')}"
             )
             page.screenshot(path=Path(SHOTS) / f"{name}.png", full_page=True)
-    missing = [said for said in window.problems if "404" not in said]
-    assert missing == []
+    assert [said for said in window.problems if "404" not in said] == []
 
 
 def test_the_slider_shows_the_stages_by_keyboard(window: Browser) -> None:
@@ -177,7 +176,7 @@ def test_stages_and_subjects_can_be_chosen_without_javascript(window: Browser) -
     assert page.get_by_role("status").text_content().startswith("routed")
 
 
-def test_changes_answers_to_the_user_and_log_out(window: Browser, bank: Path) -> None:
+def test_a_note_is_saved_and_the_session_ends(window: Browser, bank: Path) -> None:
     page = window.page
     page.goto("/page/named/one")
     page.get_by_label("Text of the note").fill("<b>seen</b>")

@@ -1,0 +1,44 @@
+"""Write the picture of the page that the README shows: ``python docs/screenshots.py BANK TEXT``.
+
+It needs Chromium and the package playwright; the bank is only read.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+TARGET = Path(__file__).parent / "figures" / "page.png"
+
+
+def main(bank: str, text: str) -> None:
+    """Ask the bank's page a text and take a picture of the answer beside the matrix."""
+    command = [sys.executable, "-m", "lorabank_cli", "-b", bank, "--json", "ui", "--no-browser", "--device", "cpu"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+        sync_playwright() as playwright,
+    ):
+        assert server.stdout is not None
+        address = json.loads(server.stdout.readline())["address"]
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1100, "height": 760})
+        page.set_default_timeout(120_000)
+        page.goto(f"{address}try")
+        while "being loaded" in page.content():
+            page.wait_for_timeout(500)
+            page.reload()
+        page.get_by_label("Text").fill(text)
+        page.get_by_role("button", name="Ask").click()
+        page.locator(".answer").wait_for()
+        page.screenshot(path=TARGET)
+        browser.close()
+        server.terminate()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
