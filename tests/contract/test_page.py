@@ -12,7 +12,9 @@ import pytest
 
 from lorabank import api
 from lorabank.core.config import ComposeConfig, EvalConfig
+from lorabank.core.errors import DamagedError
 from lorabank.page.config import PageConfig
+from lorabank.page.facts import Facts
 from lorabank.page.rendering import NAVIGATION
 from tests.contract.conftest import TASKS, Lab
 from tests.contract.serving import Here
@@ -250,6 +252,19 @@ def test_new_scores_are_shown_without_a_restart(lab: Lab, tmp_path: Path) -> Non
         assert "average accuracy –" in server.get("/page/matrix").text
         (report,) = api.evaluate(made, EvalConfig(device="cpu"))
         assert f"average accuracy {sum(report.values[2]) / 2:.3f}" in server.get("/page/matrix").text
+
+
+def test_scores_that_cannot_be_read_leave_the_overview(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: Any) -> Any:
+        raise DamagedError("/srv/secret is damaged")
+
+    monkeypatch.setattr(Facts, "reports", unreadable)
+    answer = here.get("/page/")
+    assert (answer.status_code, "/srv/secret" in answer.text) == (200, False)
+    assert "The stored scores cannot be shown: a stored file" in answer.text
+    assert all(f">{task}</a>" in answer.text for task in TASKS[:3])
+    matrix = here.get("/page/matrix")
+    assert (matrix.status_code, "/srv/secret" in matrix.text) == (500, False)
 
 
 def test_a_bank_without_scores_says_how_to_get_them(lab: Lab) -> None:
