@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -12,6 +12,7 @@ from lorabank.components.charts import Axes, Line, line_chart
 from lorabank.components.frame import plain
 from lorabank.components.tables import bar, count_table, score_table
 from lorabank.evaluation.matrix import ScoreMatrix
+from lorabank.evaluation.metrics import average_accuracy, forgetting
 from lorabank.page.errors import PageError
 from lorabank.page.facts import title_of
 from lorabank.page.rendering import page
@@ -106,21 +107,28 @@ def _named(reports: list[MatrixReport], title: str) -> MatrixReport:
     raise PageError(404, f"nothing is measured of {title[:80]!r}", hint="choose another name from the list")
 
 
-def _stages(scores: ScoreMatrix) -> list[dict[str, Any]]:
-    """Of each stage the average over the tasks learnt so far and their forgetting, None where cells are missing."""
+class Stage(NamedTuple):
+    """The tasks learnt so far after one of them; NaN where cells are missing.
+
+    Attributes:
+        number: How many they are.
+        task: The last of them.
+        average: Their mean score.
+        forgetting: How far they fell below their best earlier scores.
+    """
+
+    number: int
+    task: str
+    average: float
+    forgetting: float
+
+
+def _stages(scores: ScoreMatrix) -> list[Stage]:
     found = []
-    for stage, task in enumerate(scores.tasks, start=1):
-        part = _until(scores, stage).scalars()
-        names = ("average_accuracy", "forgetting")
-        found.append({"number": stage, "task": task} | {name: part[name] for name in names})
+    for number, task in enumerate(scores.tasks, start=1):
+        until = scores.values[: number + 1, :number]
+        found.append(Stage(number, task, average_accuracy(until), forgetting(until)))
     return found
-
-
-def _until(scores: ScoreMatrix, stage: int) -> ScoreMatrix:
-    """The matrix as it was after a number of tasks."""
-    return ScoreMatrix(
-        scores.tasks[:stage], scores.values[: stage + 1, :stage], scores.counts[:stage], metric=scores.metric
-    )
 
 
 def _learnt(scores: ScoreMatrix, stage: int) -> list[dict[str, Any]]:
@@ -153,7 +161,7 @@ def _table(scores: ScoreMatrix, shown: list[int], caption: str) -> Any:
 def _through_time(scores: ScoreMatrix, stage: int, metric: str) -> Any:
     """The average and each task's score after each stage; None where that is not known of two stages."""
     stages = list(range(1, len(scores.tasks) + 1))
-    averages = [one["average_accuracy"] for one in _stages(scores)]
+    averages = [one.average for one in _stages(scores)]
     if np.isfinite(averages).sum() < _FEWEST:
         return None
     single = [
