@@ -1,9 +1,10 @@
 """The queue of questions, and the one thread that owns the model.
 
 The thread takes whatever waits, up to a batch, so a lone text starts at once and texts that come while the model works
-share the next pass. Every `POLL` seconds, and when it is asked for a name that it does not know, it looks whether
-another process has changed the bank. If so, the new state is loaded over the same base weights while the queue grows,
-and answers the next batch. If it cannot be loaded, the earlier state answers, and loading is tried again.
+share the next pass; while free text is written, they join it at its next token. Every `POLL` seconds, and when it is
+asked for a name that it does not know, it looks whether another process has changed the bank. If so, what runs ends
+first; then the new state is loaded over the same base weights while the queue grows, and answers the next batch. If it
+cannot be loaded, the earlier state answers, and loading is tried again.
 """
 
 from __future__ import annotations
@@ -128,6 +129,7 @@ class Engine:
         self.failure: BaseException | None = None
         self.report = Report(path)
         self._path, self._config, self._meter, self._notice = path, config, meter, notice
+        self._opened = OpenBank(path)
         self._settings = RuntimeSettings(
             device=config.device,
             dtype=config.dtype,
@@ -142,7 +144,8 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="lorabank-model", daemon=True)
         self._state = _State()
         self._looked = 0.0
-        self._behind = False
+        self._behind = self._runs_out = False
+        self._peeked = 0.0
         self._unloaded: Snapshot | None = None
         self._retry_at = self._retry_in = 0.0
         self._batch_seconds = 0.1
@@ -211,15 +214,14 @@ class Engine:
     # ------------------------------------------------------------------------------------------------- the thread
 
     def _run(self) -> None:
-        opened = OpenBank(self._path)
         try:
-            self._follow(opened)
+            self._follow(self._opened)
             self._loaded.set()
             while not self._stopping:
                 jobs = self._next()
                 unknown = any(job.question.model not in self._state.names for job in jobs)
                 if unknown or time.monotonic() - self._looked > POLL:
-                    self._follow(opened)
+                    self._follow(self._opened)
                 if jobs:
                     self._serve(jobs)
                 self._answering = []
@@ -228,7 +230,7 @@ class Engine:
             self.failed()
         finally:
             self.refuse()
-            opened.close()
+            self._opened.close()
 
     def _next(self) -> list[Job]:
         """The jobs of the next batch, oldest first; none if none came for a while."""
@@ -276,8 +278,9 @@ class Engine:
         if not live:
             return
         self._meter.batches.observe(len(live))
+        self._runs_out, self._peeked = False, begun
         self._answer(live)
-        seconds = time.monotonic() - begun
+        seconds = (time.monotonic() - begun) * min(1.0, self._config.batch_size / len(live))  # others may have joined
         self._meter.batch_seconds.observe(seconds)
         self._batch_seconds += 0.2 * (seconds - self._batch_seconds)
 
@@ -287,11 +290,16 @@ class Engine:
             job.end(too_late(self._config.seconds))
         return not job.ended
 
-    def _answer(self, jobs: Sequence[Job]) -> None:
-        """Answer a batch; if it fails, each text by itself, so that only the one that is the reason fails."""
+    def _answer(self, jobs: list[Job], *, joined: bool = True) -> None:
+        """Answer a batch; if it fails, each text by itself, so that only the one that is the reason fails.
+
+        Args:
+            jobs: The batch; jobs that join it are appended.
+            joined: Whether others may join it.
+        """
         try:
             self._ask([job for job in jobs if job.routing])
-            self._ask([job for job in jobs if not job.routing])
+            self._ask([job for job in jobs if not job.routing], jobs if joined else None)
             return
         except Exception as error:
             left = [job for job in jobs if not job.ended]
@@ -299,7 +307,30 @@ class Engine:
                 self._fail(left[0], error)
         for job in left:  # behind the handler, which keeps what the failed pass had in memory
             if self._wanted(job):
-                self._answer([job])
+                self._answer([job], joined=False)
+
+    def _joining(self, room: int) -> list[Job]:
+        """Jobs that came while a batch runs; none once it must run out, for a changed bank or an unknown name."""
+        now = time.monotonic()
+        if now - self._peeked > POLL:
+            self._peeked, self._runs_out = now, self._runs_out or self._changed()
+        jobs: list[Job] = []
+        with self._condition:
+            while self._waiting and len(jobs) < room and not (self._stopping or self._runs_out):
+                if self._waiting[0].question.model not in self._state.names:
+                    self._runs_out = True
+                else:
+                    jobs.append(self._waiting.popleft())
+            self._answering += jobs
+            self._meter.waiting.set(len(self._waiting))
+        return [job for job in jobs if self._wanted(job)]
+
+    def _changed(self) -> bool:
+        """Whether the bank is another one than was read last, or cannot be looked at."""
+        try:
+            return self._opened.changed
+        except Exception:  # `_follow` says why
+            return True
 
     def _fail(self, job: Job, error: Exception) -> None:
         """End a job with an error, which is reported unless its text is the reason."""
@@ -307,7 +338,8 @@ class Engine:
             self.report(f"a text to {job.question.model!r} was not answered", error)
         job.end(call_error(error))
 
-    def _ask(self, jobs: Sequence[Job]) -> None:
+    def _ask(self, jobs: Sequence[Job], every: list[Job] | None = None) -> None:
+        """Ask jobs that are all for answers, or none; ``every`` gets those that join them, where it is given."""
         if not jobs:
             return
         mixed, known = self._state.mixed, []
@@ -338,11 +370,20 @@ class Engine:
                 self._meter.answered(known[i].question.model, event)
             known[i].end(event)
 
+        def more(room: int) -> list[Question]:
+            new = self._joining(room)
+            assert every is not None
+            every.extend(new)
+            self._ask([job for job in new if job.routing])
+            answered = [job for job in new if not job.routing]
+            known.extend(answered)
+            return [self._heard(job) for job in answered]
+
         questions = [self._heard(job) for job in known]
         if known[0].routing:
             mixed.route(questions, deliver)
         else:
-            mixed.answer(questions, begin, deliver)
+            mixed.answer(questions, begin, deliver, None if every is None else more)
 
     def _heard(self, job: Job) -> Question:
         """The question, whose free text is passed on as it comes and ends when nobody waits for it."""

@@ -59,6 +59,11 @@ class OpenBank:
         return self._snapshot
 
     @property
+    def changed(self) -> bool:
+        """Whether the bank's state is another one than the one that was read last."""
+        return self.bank.last_change() != self._change
+
+    @property
     def revision(self) -> int:
         """Number of the newest change in the state that was read last; 0 before the first."""
         return int(self._change[0]) if self._change else 0

@@ -192,6 +192,14 @@ class TextAnswerer:
             DataError: A prompt has no tokens, or there is no room for its template.
             DivergedError: The model gives no finite probabilities.
         """
+        prompts = self.prompts(texts, forms, requests)
+        model, tokenizer = self.base.model, self.base.tokenizer
+        return write(model, tokenizer, prompts, requests, batch_size=self._batch_size, enter=enter)
+
+    def prompts(
+        self, texts: Sequence[str], forms: Sequence[AnswerForm], requests: Sequence[GenerationRequest]
+    ) -> list[list[int]]:
+        """The token ids of n prompts; arguments and errors as of `write`."""
         limit = self.base.max_length
         for most in {one.sampling.max_new_tokens for one in requests}:
             check_answer_length(most, limit)
@@ -204,8 +212,7 @@ class TextAnswerer:
             rooms = [form.max_length if limit is None else min(form.max_length, limit - most) for most in lengths]
             for i, ids in zip(rows, self._prompts(form, [texts[i] for i in rows], rooms), strict=True):
                 prompts[i] = ids
-        model, tokenizer = self.base.model, self.base.tokenizer
-        return write(model, tokenizer, prompts, requests, batch_size=self._batch_size, enter=enter)
+        return prompts
 
     def _glued(self, form: AnswerForm) -> bool:
         """Whether an answer follows its prompt after a blank."""

@@ -106,7 +106,7 @@ class Runtime:
         self.base, self.answerer, self.batch_size = base, answerer, batch_size
         self.stack = ResidentStack.whole(stack) if isinstance(stack, AdapterStack) else stack
         self.mixture = Mixture(base.model, self.stack.slots)
-        self._alone = AloneAdapters(self.stack.names, alone or {}, self.mixture.base_weight)
+        self.alone = AloneAdapters(self.stack.names, alone or {}, self.mixture.base_weight)
         self.notice, self._told, self._features = notice, False, KeptFeatures()
         self._prefix = None if reuse_prefix else RowPrefix(base.model, stack.modules)
         if reuse_prefix:
@@ -196,8 +196,8 @@ class Runtime:
             self.mixture.merge_dense(plan.dense)
         elif plan.weights is not None and plan.weights.ndim == 1:
             weights = torch.from_numpy(plan.weights)
-            if self._alone.among(plan.weights):
-                self.mixture.merge_dense(self._alone.delta(plan.weights))
+            if self.alone.among(plan.weights):
+                self.mixture.merge_dense(self.alone.delta(plan.weights))
             elif self.stack.all_fit:
                 self.mixture.merge(self.stack.place(weights))
             else:
@@ -332,7 +332,7 @@ class Runtime:
             return [(replace(plan, texts=_taken(plan.texts, part.tolist())), rows[part]) for part in parts]
         if plan.weights is None or not _per_text(plan):
             return [(plan, rows)]
-        states, weights, rows = self._alone.apart(plan.weights, rows)
+        states, weights, rows = self.alone.apart(plan.weights, rows)
         found = [(Plan(weights=state), own) for state, own in states]
         several = bool((weights != weights[:1]).any())
         if (several or self.mixture.looked) and not self.mixture.mixes:

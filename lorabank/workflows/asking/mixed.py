@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 
 from lorabank.core.errors import LorabankError
 from lorabank.models.answering.base import AnswerForm
-from lorabank.models.answering.replies import Written
+from lorabank.models.answering.replies import GenerationRequest, Written
+from lorabank.models.finite import explained
 from lorabank.models.mixing.runtime import Plan
 from lorabank.models.mixing.soft import label_totals, labelled, likeliest
+from lorabank.models.tasks.batches import evaluating
 from lorabank.workflows.asking.questions import Answered, Prompts, Question, Who
 from lorabank.workflows.asking.responders import Part, Responder, responder_of
+from lorabank.workflows.asking.running import RunningBatch, runs
 from lorabank.workflows.asking.writing import write
 from lorabank.workflows.assemble import RuntimeSettings
 from lorabank.workflows.open_bank import OpenBank
@@ -35,6 +38,11 @@ Begun = Callable[[int, Who], bool]
 
 Deliver = Callable[[int, Answered | LorabankError], None]
 """Called once with each question's number and its answer, or why it has none; labels come before free text."""
+
+
+More = Callable[[int], Sequence[Question]]
+"""Called after every token with how many questions have room beside those that are answered in free text; gives those
+that shall be answered too, whose numbers follow those of the others."""
 
 
 class MixedAnswers:
@@ -48,6 +56,7 @@ class MixedAnswers:
 
     def __init__(self, opened: OpenBank, settings: RuntimeSettings, notice: Callable[[str], None]) -> None:
         self._opened, self._snapshot, self._revision = opened, opened.snapshot, opened.revision
+        self._batch_size = settings.batch_size
         self._runtime = opened.runtime(settings, notice)
         self._every = all_members(opened.bank, self._snapshot)
         self._prompts = Prompts(opened.base, self._snapshot, self.max_length)
@@ -66,26 +75,47 @@ class MixedAnswers:
             return False
 
         try:
-            self._planned(questions, begin, deliver)
+            self._planned(questions, 0, begin, deliver)
         finally:
             self._runtime.forget_features()
 
-    def answer(self, questions: Sequence[Question], begun: Begun, deliver: Deliver) -> None:
+    def answer(self, questions: Sequence[Question], begun: Begun, deliver: Deliver, more: More | None = None) -> None:
         """Answer questions; one that cannot be answered spoils no other, unless what the model computes is broken.
+
+        Args:
+            questions: Those that are there.
+            begun: Called with each of them.
+            deliver: Called with each of them.
+            more: Gives others that came meanwhile. They join the free text that is being written in sums of adapters,
+                where the model keeps the rows of a batch apart (`lorabank.models.answering.rolling`).
 
         Raises:
             LorabankError: A pass over several questions failed.
         """
         whose: dict[int, Who] = {}
+        asked: list[Question] = []
 
         def begin(i: int, who: Who) -> bool:
             whose[i] = who
             return begun(i, who)
 
+        def free(new: Sequence[Question]) -> list[_Asked]:
+            """Answer new questions whose task has labels, and give the others."""
+            first = len(asked)
+            asked.extend(new)
+            parts = self._planned(new, first, begin, deliver)
+            self._label([part for part in parts if self._has_labels(part)], asked, whose, deliver)
+            return self._askable([part for part in parts if not self._has_labels(part)], asked, deliver)
+
+        def request(one: _Asked) -> GenerationRequest:
+            i = one.part.text
+            return replace(asked[i].generation, done=partial(_deliver_written, deliver, i, whose[i]))
+
         try:
-            parts = self._planned(questions, begin, deliver)
-            self._label([part for part in parts if self._has_labels(part)], questions, whose, deliver)
-            self._write([part for part in parts if not self._has_labels(part)], questions, whose, deliver)
+            waiting = free(questions)
+            if more is not None:
+                waiting = self._run(waiting, lambda room: free(more(room)), request, deliver)
+            self._write(waiting, request)
         finally:
             self._runtime.forget_features()
 
@@ -96,11 +126,12 @@ class MixedAnswers:
         return self._runtime.answerer.forms[part.member.head]
 
     def _planned(
-        self, questions: Sequence[Question], begun: Begun, refuse: Callable[[int, LorabankError], None]
+        self, new: Sequence[Question], first: int, begun: Begun, refuse: Callable[[int, LorabankError], None]
     ) -> list[Part]:
         """The states in which wanted answers are computed; ``text`` of each part is the question's number."""
+        questions = dict(enumerate(new, start=first))
         by_model: dict[str, list[int]] = {}
-        for i, question in enumerate(questions):
+        for i, question in questions.items():
             by_model.setdefault(question.model, []).append(i)
         found = []
         for model, numbers in by_model.items():
@@ -156,16 +187,57 @@ class MixedAnswers:
                 refused.add(part.text)
         return [asked for asked in found if asked.part.text not in refused]
 
-    def _write(
-        self, parts: Sequence[Part], questions: Sequence[Question], whose: dict[int, Who], deliver: Deliver
+    def _run(
+        self,
+        waiting: Sequence[_Asked],
+        arrive: Callable[[int], Sequence[_Asked]],
+        request: Callable[[_Asked], GenerationRequest],
+        deliver: Deliver,
+    ) -> list[_Asked]:
+        """Write free text in a batch that others join; gives what cannot join, for which the batch runs out."""
+        joining = [one for one in waiting if self._joins(one)]
+        left = [one for one in waiting if not self._joins(one)]
+        if not joining:
+            return left
+        model, batch = self._runtime.base.model, RunningBatch(self._runtime)
+        with evaluating(model), explained(model):
+            while joining or len(batch):
+                if joining:
+                    self._join(batch, joining, request, deliver)
+                    self._runtime.forget_features()
+                if len(batch):
+                    batch.step()
+                room = self._batch_size - len(batch)
+                arrived = arrive(room) if room and not left else []
+                joining = [one for one in arrived if self._joins(one)]
+                left += [one for one in arrived if not self._joins(one)]
+        return left
+
+    def _join(
+        self,
+        batch: RunningBatch,
+        joining: Sequence[_Asked],
+        request: Callable[[_Asked], GenerationRequest],
+        deliver: Deliver,
     ) -> None:
+        prompts, taken = [], []
+        for one in joining:
+            try:
+                prompts.append(batch.prompt(one.text, one.form, request(one)))
+                taken.append(one)
+            except LorabankError as error:
+                deliver(one.part.text, error)
+        if taken:
+            batch.join(prompts, [request(one) for one in taken], [_weights(one.part) for one in taken])
+
+    def _joins(self, one: _Asked) -> bool:
+        return one.part.plan.weights is not None and runs(self._runtime, _weights(one.part))
+
+    def _write(self, waiting: Sequence[_Asked], request: Callable[[_Asked], GenerationRequest]) -> None:
         """Free text; each answer is delivered when it has ended, also where others of its batch have not."""
-        for plan, group in _together(self._askable(parts, questions, deliver)):
-            requests = []
-            for asked in group:
-                i = asked.part.text
-                requests.append(replace(questions[i].generation, done=partial(_deliver_written, deliver, i, whose[i])))
-            write(self._runtime, [asked.text for asked in group], plan, [asked.form for asked in group], requests)
+        for plan, group in _together(waiting):
+            forms = [one.form for one in group]
+            write(self._runtime, [one.text for one in group], plan, forms, [request(one) for one in group])
 
 
 class _Asked(NamedTuple):
