@@ -42,10 +42,14 @@ def stylesheet() -> str:
 
 
 class Ids:
-    """Ids that are unique in a page, whatever the names are that they are made of."""
+    """Ids that are unique in a page, whatever the names are that they are made of.
 
-    def __init__(self) -> None:
-        self._given: set[str] = set()
+    Args:
+        taken: Ids that the page's template gives.
+    """
+
+    def __init__(self, *taken: str) -> None:
+        self._given = {"main", *taken}
 
     def __call__(self, name: str) -> str:
         """A new id: letters, digits and hyphens of the name, with a number behind it where it was given before."""

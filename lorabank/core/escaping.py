@@ -17,5 +17,11 @@ def safe(value: object) -> str:
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(ord(c)) for c in text)
 
 
+def formula_safe(name: str) -> str:
+    """Text for a cell of a spreadsheet, which would run one that starts like a formula."""
+    text = safe(name)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
 def _escape(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

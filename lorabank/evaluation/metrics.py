@@ -54,6 +54,11 @@ def average_incremental_accuracy(values: Values, counts: Counts = None) -> float
     return _mean(np.array([_mean(values[i, :i], None if counts is None else counts[:i]) for i in stages]))
 
 
+def average_through_time(values: Values) -> Values:
+    """Mean score over the tasks learnt so far, after each task [T]; NaN where one of these scores is missing."""
+    return np.array([values[stage, :stage].mean() for stage in range(1, len(values))])
+
+
 def learning_accuracy(values: Values, counts: Counts = None) -> float:
     """Mean score on each task just after it was learnt, the diagonal: ``1/T Σ_j R[j, j]``."""
     return _mean(_learnt(values), counts)

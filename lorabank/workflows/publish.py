@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.failures import reported
@@ -21,6 +21,8 @@ from lorabank.workflows.results import MatrixReport
 
 if TYPE_CHECKING:
     from lorabank.bank.snapshot import Snapshot
+    from lorabank.evaluation.paired import RowScores
+    from lorabank.evaluation.reporting.compared import Against
     from lorabank.evaluation.run import Filled, Subject
 
 
@@ -80,14 +82,19 @@ def save_csv(report: MatrixReport, path: Path) -> Path:
 def report(path: str | Path, target: Path) -> Path:
     """Write the HTML report of a bank; what was not measured is not in it."""
     from lorabank import __version__
-    from lorabank.evaluation.report import MOST_CURVES, render_report
+    from lorabank.evaluation.reporting.bank import MOST_CURVES, render_report
+    from lorabank.evaluation.reporting.subjects import title_of
 
     bank = Bank.open(path)
     snapshot = bank.snapshot()
     made = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    measured = with_mistakes(bank, snapshot, stored_reports(bank, snapshot))
+    found = stored_results(bank, snapshot)
+    measured = with_mistakes(bank, snapshot, [one.report for one in found])
+    tests = paired_with_first([(title_of(one.report), one) for one in found])
     curves, more = newest_curves(bank, snapshot, MOST_CURVES)
-    page = render_report(snapshot, measured, curves=curves, more_curves=more, created_at=made, version=__version__)
+    page = render_report(
+        snapshot, measured, tests=tests, curves=curves, more_curves=more, created_at=made, version=__version__
+    )
     with _writing(target):
         target.write_text(page, encoding="utf-8")
     return target
@@ -127,7 +134,46 @@ def with_mistakes(bank: Bank, snapshot: Snapshot, reports: Sequence[MatrixReport
     ]
 
 
+class Stored(NamedTuple):
+    """What is stored of a subject.
+
+    Attributes:
+        report: What ``evaluate`` would say.
+        rows: The scores of its rows after the last task; None where a cell keeps none, as of scores between right and
+            wrong.
+    """
+
+    report: MatrixReport
+    rows: RowScores | None
+
+
+def paired_with_first(results: Sequence[tuple[str, Stored]]) -> list[Against]:
+    """Each named result after the first tested against the first on the same rows; none without rows of the first."""
+    from lorabank.evaluation.paired import against
+    from lorabank.evaluation.reporting.compared import Against
+
+    if len(results) < 2 or results[0][1].rows is None:
+        return []
+    (baseline, first), *others = results
+    assert first.rows is not None
+    tests = []
+    for name, one in others:
+        paired, refused = None, "the scores of its single rows are not kept"
+        if one.rows is not None:
+            try:
+                paired, refused = against(baseline, one.rows, first.rows).overall, "its tasks have different metrics"
+            except LorabankError as error:
+                refused = error.message
+        tests.append(Against(name, paired, "row", refused))
+    return tests
+
+
 def stored_reports(bank: Bank, snapshot: Snapshot) -> list[MatrixReport]:
+    """The reports of `stored_results`."""
+    return [one.report for one in stored_results(bank, snapshot)]
+
+
+def stored_results(bank: Bank, snapshot: Snapshot) -> list[Stored]:
     """What ``evaluate`` would say of every subject, from the stored cells alone.
 
     A cell is found by its key, as ``evaluate`` finds it: what was measured before a composition was replaced, or under
@@ -161,7 +207,7 @@ def _best_report(
     settings: Sequence[dict[str, Any]],
     stored: Mapping[str, EvaluationRecord],
     head: str,
-) -> MatrixReport | None:
+) -> Stored | None:
     from lorabank.workflows.evaluate import matrix_report
 
     last = snapshot.tasks[-1].position
@@ -175,7 +221,20 @@ def _best_report(
         perfect = _stored_cells(oracle, snapshot, chosen, stored, stages=(last,))
         perfect = perfect if perfect.cached == len(final) else None
     found = matrix_report(subject, snapshot.tasks, cells, perfect, {**chosen, "head_from": head, "average": "macro"})
-    return found if head == "auto" else replace(found, mode=f"{found.mode}, head by the {head} router")
+    named = found if head == "auto" else replace(found, mode=f"{found.mode}, head by the {head} router")
+    return Stored(named, _rows(snapshot, final))
+
+
+def _rows(snapshot: Snapshot, cells: Sequence[EvaluationRecord]) -> RowScores | None:
+    from lorabank.evaluation.paired import RowScores
+    from lorabank.evaluation.row_scores import stored_rows
+    from lorabank.workflows.assemble import evaluation_data
+
+    scores = {cell.task: rows for cell in cells if (rows := stored_rows(cell)) is not None}
+    if len(scores) < len(snapshot.tasks):
+        return None
+    data = evaluation_data(snapshot)
+    return RowScores(scores, {cell.task: cell for cell in cells}, {task: data[task].sha256 for task in scores})
 
 
 def _stored_cells(

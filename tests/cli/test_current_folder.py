@@ -88,9 +88,9 @@ import sys, numpy
 if sys.argv[1:]:
     import os; os.chdir(sys.argv[1])
 from lorabank.evaluation.matrix import ScoreMatrix
-from lorabank.evaluation.plots.heatmap import heatmap_svg
+from lorabank.evaluation.plots.heatmap import heatmap
 scores = numpy.array([[numpy.nan] * 2, [0.5, numpy.nan], [0.25, 1.0]])
-print(heatmap_svg(ScoreMatrix(("a", "b"), scores, counts=numpy.array([8, 8]))))
+print(heatmap(ScoreMatrix(("a", "b"), scores, counts=numpy.array([8, 8])))._repr_svg_())
 """
 
     def drawn(*words: str, code: str = draw, **environment: str) -> str:

@@ -218,7 +218,7 @@ def test_a_bank_full_of_it(payload: str, poisoned: Callable[[str], Path], run: C
 def test_a_report_of_what_was_measured(poisoned: Callable[[str], Path], empty_folder: Path) -> None:
     from lorabank.core.records import EvaluationRecord
     from lorabank.evaluation.confusion import label_detail, label_scores, with_texts
-    from lorabank.evaluation.report import render_report
+    from lorabank.evaluation.reporting.bank import render_report
     from lorabank.evaluation.text_samples import Sample, TextScores
     from lorabank.workflows.results import MatrixReport
 

@@ -251,7 +251,7 @@ def test_the_report_draws_each_training(make_lab: Any, tmp_path: Path) -> None:
     lab.add(bank, "one", **STOPPING)
     lab.add(bank, "two")
     page = api.report(bank, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert re.findall(r"<title>(Training of \w+)</title>", page) == ["Training of one", "Training of two"]
+    assert re.findall(r"<figcaption>(\w+): loss from", page) == ["one", "two"]
     drawn = api.save_curve(bank, "one", tmp_path / "one.png")
     assert drawn.read_bytes().startswith(b"\x89PNG")
     api.compose(bank, ComposeConfig(mode="merged", name="both", device="cpu"))

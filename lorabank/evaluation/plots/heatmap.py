@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lorabank.core.errors import ConfigError
-from lorabank.core.escaping import safe
+from lorabank.core.escaping import formula_safe, safe
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.metrics import Values
 
@@ -30,7 +29,6 @@ _MOST_NUMBERED = 14
 """Tasks whose cells hold their numbers; the cells of more are smaller, and not every task is named beside them."""
 _SMALL = 0.2  # inches
 _MOST_NAMED = 25
-_MOST_TOLD = 20
 
 
 class Plot:
@@ -79,25 +77,6 @@ def heatmap(matrix: ScoreMatrix, title: str = "") -> Plot:
     return Plot(lambda: _draw(matrix, title))
 
 
-def heatmap_svg(matrix: ScoreMatrix, title: str = "") -> str:
-    """The drawing of `heatmap` as an ``<svg>`` element to put into a page."""
-    named = f"Scores of {len(matrix.tasks)} tasks: rows after each task, columns on each task"
-    last = [f"{name} {value:.3f}" for name, value in zip(matrix.tasks, matrix.values[-1], strict=True)]
-    return page_svg(lambda: _draw(matrix, title), named, f"After the last task: {', '.join(last[:_MOST_TOLD])}")
-
-
-def page_svg(draw: Callable[[], Figure], title: str, description: str) -> str:
-    """A drawing as an ``<svg>`` element to put into a page, with words for who does not see it."""
-    from markupsafe import escape
-
-    text = _render(draw, "svg").decode()
-    # The declaration and the metadata (a licence link and the like) belong into a file, not into a page.
-    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    head, _, rest = text.partition(">")
-    words = f"<title>{escape(safe(title))}</title><desc>{escape(safe(description))}</desc>"
-    return f'{head} role="img">{words}{rest}'
-
-
 def write_csv(matrix: ScoreMatrix, path: str | Path) -> Path:
     """Write the scores, one line for each state and one column for each task; missing scores are empty cells.
 
@@ -111,16 +90,10 @@ def write_csv(matrix: ScoreMatrix, path: str | Path) -> Path:
     target = Path(path)
     with target.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["after", *map(_formula_safe, matrix.tasks)])
+        writer.writerow(["after", *map(formula_safe, matrix.tasks)])
         for label, row in zip(("base", *matrix.tasks), matrix.values, strict=True):
-            writer.writerow([_formula_safe(label), *("" if np.isnan(value) else repr(float(value)) for value in row)])
+            writer.writerow([formula_safe(label), *("" if np.isnan(value) else repr(float(value)) for value in row)])
     return target
-
-
-def _formula_safe(name: str) -> str:
-    """A spreadsheet would run a cell that starts like a formula, and a carriage return would begin a new line."""
-    text = safe(name)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _render(draw: Callable[[], Figure], format: str) -> bytes:
@@ -138,7 +111,7 @@ def _own_settings() -> Iterator[None]:
         import matplotlib
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        # The salt makes the ids inside an SVG repeatable: equal ids then stand for equal shapes, in one page too.
+        # The salt makes the ids inside an SVG repeatable.
         with matplotlib.rc_context(
             {"svg.hashsalt": "lorabank", "font.family": "DejaVu Sans", "axes.unicode_minus": False}
         ):

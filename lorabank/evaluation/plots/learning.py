@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lorabank.core.escaping import safe
-from lorabank.evaluation.plots.heatmap import GREY, INK, Plot, page_svg
+from lorabank.evaluation.plots.heatmap import GREY, INK, Plot
 from lorabank.evaluation.plots.lines import COLOURS, plain_axes
 from lorabank.models.facts.curves import LearningCurve
 
@@ -23,16 +23,6 @@ def learning_plot(curve: LearningCurve, *title: str) -> Plot:
         title: Lines above the plot.
     """
     return Plot(lambda: _draw(curve, title))
-
-
-def learning_svg(curve: LearningCurve, task: str) -> str | None:
-    """The drawing of `learning_plot` as an ``<svg>`` element to put into a page; None of a curve without points."""
-    if not curve.steps:
-        return None
-    told = f"Loss from {curve.losses[0]:.4g} to {curve.losses[-1]:.4g} after {curve.steps[-1]} steps"
-    if curve.held:
-        told += f"; on held-out rows {curve.held.lowest:.4g} after step {curve.held.best}, the lowest"
-    return page_svg(lambda: _draw(curve, [task]), f"Training of {task}", told)
 
 
 def _draw(curve: LearningCurve, title: Sequence[str]) -> Figure:

@@ -11,15 +11,12 @@ import numpy as np
 from lorabank.core.escaping import safe
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.metrics import Values
-from lorabank.evaluation.plots.heatmap import GREY, INK, Plot, page_svg
+from lorabank.evaluation.plots.heatmap import GREY, INK, Plot
 from lorabank.evaluation.plots.lines import COLOURS, MARKERS, apart, plain_axes, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_LEAST = 3
-"""Scores of a task whose line says more than two cells of the matrix."""
 
 _MOST_NAMED = 24
 """Stages whose task stands below them."""
@@ -33,19 +30,6 @@ def task_plot(matrix: ScoreMatrix, title: str = "") -> Plot:
         title: Line above the plot.
     """
     return Plot(lambda: _draw(matrix, title))
-
-
-def task_svg(matrix: ScoreMatrix) -> str | None:
-    """The drawing as an ``<svg>`` element to put into a page; None where no task has scores at three stages."""
-    if max(map(len, known_scores(matrix).values())) < _LEAST:
-        return None
-    losses = lost(matrix)
-    worst = max(losses, key=losses.__getitem__)
-    return page_svg(
-        lambda: _draw(matrix, ""),
-        f"Score on each of {len(matrix.tasks)} tasks after each stage",
-        f"{worst} changed most: {-losses[worst]:+.3f} from its learning to the last stage",
-    )
 
 
 def lost(matrix: ScoreMatrix) -> dict[str, float]:

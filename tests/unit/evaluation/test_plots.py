@@ -11,7 +11,7 @@ import pytest
 
 from lorabank.core.errors import ConfigError
 from lorabank.evaluation.matrix import ScoreMatrix
-from lorabank.evaluation.plots.heatmap import heatmap, heatmap_svg, write_csv
+from lorabank.evaluation.plots.heatmap import heatmap, write_csv
 
 NAN = float("nan")
 MATRIX = ScoreMatrix(
@@ -40,15 +40,6 @@ def test_svg_holds_every_measured_cell_and_no_other(tmp_path: Path) -> None:
         assert f"<!-- {label} -->" in path.read_text(encoding="utf-8")
     assert "<!-- base -->" not in path.read_text(encoding="utf-8")
     assert "nan" not in path.read_text(encoding="utf-8")
-
-
-def test_svg_for_a_page_is_one_element_that_refers_to_nothing() -> None:
-    svg = heatmap_svg(MATRIX, "t")
-    ElementTree.fromstring(svg)
-    assert svg.startswith("<svg")
-    for word in ("<image", "<metadata", "<!DOCTYPE", "http://creativecommons.org"):
-        assert word not in svg
-    assert svg == heatmap_svg(MATRIX, "t")
 
 
 def test_other_suffixes_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
-
 import numpy as np
 import pytest
 
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.plots.lines import apart
-from lorabank.evaluation.plots.tasks import lost, task_plot, task_svg
+from lorabank.evaluation.plots.tasks import lost, task_plot
 
 NAN = float("nan")
 MATRIX = ScoreMatrix(
@@ -41,17 +39,6 @@ def test_of_many_tasks_the_seven_that_lost_most_are_named() -> None:
     worst = set(sorted(losses, key=lambda task: -losses[task])[:7])
     assert {text.get_text().split()[0] for text in figure.axes[0].texts} == worst
     assert len(figure.axes[0].lines) == 20
-
-
-def test_a_page_gets_one_element_with_words() -> None:
-    assert task_svg(MATRIX) is None, "two scores of a task stand in the matrix"
-    values = MATRIX.values.copy()
-    values[2, 0] = 0.7
-    svg = task_svg(ScoreMatrix(MATRIX.tasks, values, MATRIX.counts))
-    assert svg is not None
-    ElementTree.fromstring(svg)
-    assert "a changed most: -0.300 from its learning to the last stage" in svg
-    assert task_svg(ScoreMatrix(("a",), np.array([[NAN], [0.5]]), np.ones(1))) is None
 
 
 def test_places_are_moved_apart_around_their_mean() -> None:

@@ -1,0 +1,1 @@
+"""Reports as HTML files: of one bank, and of results that are compared."""
