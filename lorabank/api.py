@@ -18,7 +18,6 @@ from lorabank.workflows import publish
 from lorabank.workflows.asking import chat as chatting
 from lorabank.workflows.carrying import hub
 from lorabank.workflows.open_bank import OpenBank
-from lorabank.workflows.results import MatrixReport
 from lorabank.workflows.session import Session
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from lorabank.bank.upkeep.restore import RestoreResult
     from lorabank.bank.upkeep.upgrade import UpgradeResult
     from lorabank.core.records import Finding
-    from lorabank.evaluation.thresholds import GateResult
     from lorabank.sequences.results import SequencePlan, SequenceResult
     from lorabank.sequences.tradeoff import Tradeoff
     from lorabank.workflows.asking.answer_rows import AnsweredRows
@@ -103,6 +101,11 @@ generate = texts_in_settings(by_path(Session, Session.generate))
 answer_file = by_path(Session, Session.answer_file)
 
 chat = by_path(OpenBank, chatting.chat)
+check_gates = checked(publish.check_gates)
+save_plot = checked(publish.save_plot)
+save_curve = checked(publish.save_curve)
+save_csv = checked(publish.save_csv)
+
 push = by_path(OpenBank, hub.push)
 pull = by_path(Path, hub.pull)
 
@@ -136,30 +139,6 @@ def answer_rows(
     from lorabank.workflows.asking.answer_rows import answer_rows as run
 
     return run(OpenBank(path), texts or (), config, observer)
-
-
-@checked
-def check_gates(reports: Sequence[MatrixReport], gates: Sequence[str]) -> tuple[GateResult, ...]:
-    """Compare scalars with conditions such as ``backward_transfer>=-0.02``; each gate is checked on each report."""
-    return publish.check_gates(reports, gates)
-
-
-@checked
-def save_plot(report: MatrixReport, path: str | Path) -> Path:
-    """Draw a matrix as a heat-map: PNG or SVG by the file's ending."""
-    return publish.save_plot(report, Path(path))
-
-
-@checked
-def save_curve(path: str | Path, name: str, target: str | Path) -> Path:
-    """Draw how a task was trained: PNG or SVG by the file's ending."""
-    return publish.save_curve(path, name, Path(target))
-
-
-@checked
-def save_csv(report: MatrixReport, path: str | Path) -> Path:
-    """Write a matrix as CSV."""
-    return publish.save_csv(report, Path(path))
 
 
 @checked
@@ -228,9 +207,20 @@ def export(
 
 
 @checked
-def report(path: str | Path, target: str | Path) -> Path:
-    """Write one HTML file with tasks, compositions, stored matrices and lineage; it needs no network."""
-    return publish.report(path, Path(target))
+def report(
+    path: str | Path, target: str | Path, *, beside: Sequence[str | Path] = (), tables: Sequence[str | Path] = ()
+) -> Path:
+    """Write one HTML file with tasks, compositions, stored matrices and lineage; it needs no network.
+
+    Args:
+        path: A bank, or the folder of a sequence with results.
+        target: The file.
+        beside: Others to compare it with; the file then holds what was measured in all of them.
+        tables: Files for the table of results as well: ``.csv`` or ``.tex``.
+    """
+    from lorabank.sequences.report import write_report as run
+
+    return run([Path(path), *map(Path, beside)], Path(target), [Path(table) for table in tables])
 
 
 @checked

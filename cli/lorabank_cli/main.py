@@ -51,7 +51,7 @@ COMMANDS = {
     "pull": ("pull:pull", "Fetch a bank from a repository on the hub."),
     "verify": ("verify:verify", "Check the bank's records and files."),
     "gc": ("gc:gc", "Delete files that nothing refers to."),
-    "report": ("report:report", "Write one HTML file about the bank."),
+    "report": ("report:report", "Write one HTML file about the bank, or about several."),
     "demo": ("demo:demo", "Run the whole workflow on four small tasks."),
     "sequence": ("sequence:sequence", "Compare strategies over orders and seeds."),
     "doctor": ("doctor:doctor", "Check the machine and the bank."),

@@ -17,6 +17,7 @@ from lorabank.core.observer import Observer
 from lorabank.demo.steps import Step, Steps
 from lorabank.demo.table import markdown
 from lorabank.sequences.bank import compose_and_measure, learn, learnt_tasks, proposing
+from lorabank.sequences.report import write_report
 from lorabank.workflows.compose import compose
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.results import DemoResult, MatrixReport
@@ -56,7 +57,7 @@ _PLAN = (
     "  train one adapter on every task in turn (seqlora), which is what forgets",
     "  train an adapter for each task, orthogonal to the earlier ones (olora)",
     "  compose olora's adapters: equal weights (manual), attention, routing by the text (routed)",
-    "  score all five ways to answer on every task; data, banks, plots and reports are written to {3}",
+    "  score all five ways to answer on every task; data, banks, plots and a report are written to {3}",
 )
 
 
@@ -73,7 +74,7 @@ def demo(target: Path, *, seed: int, epochs: float | None, observer: Observer) -
     A demo that was interrupted is resumed: what is in its banks is not trained again.
 
     Args:
-        target: Folder for data, banks, heat-maps, the table and the reports.
+        target: Folder for data, banks, heat-maps, the table and the report.
         seed: Seed of both sequences.
         epochs: Passes over each task's rows; None for the default.
         observer: Gets notices and progress.
@@ -100,7 +101,8 @@ def demo(target: Path, *, seed: int, epochs: float | None, observer: Observer) -
         steps.close()
     page = target / "table.md"
     page.write_text(markdown(rows), encoding="utf-8")
-    return DemoResult(tuple(rows), (*paths, str(page)), time.monotonic() - started)
+    compared = write_report([target / "seqlora", target / "olora"], target / "report.html")
+    return DemoResult(tuple(rows), (*paths, str(page), str(compared)), time.monotonic() - started)
 
 
 def _learning(target: Path, strategy: str, seed: int, changed: Mapping[str, Any]) -> list[_Part]:
@@ -139,13 +141,12 @@ def _measuring(
     rows: list[dict[str, Any]],
     paths: list[str],
 ) -> _Part:
-    """The matrix of the state as trained and of each composition: table rows, heat-maps and the report."""
+    """The matrix of the state as trained and of each composition: table rows and heat-maps."""
     cells = len(TASKS) * (len(TASKS) + 1) // 2 * _HELD_OUT
     work = {"scoring as-trained": float(cells - len(TASKS) * _HELD_OUT)}
     work |= {f"scoring {one.name}": cells * (_ATTENDED if one.mode == "attention" else 1.0) for one in compositions}
 
     def run(observer: Observer) -> None:
-        from lorabank.workflows.publish import report as write_report
         from lorabank.workflows.publish import save_plot
 
         bank = target / strategy
@@ -153,7 +154,6 @@ def _measuring(
             rows.append(table_row(strategy, report))
             name = strategy if report.subject == "as-trained" else f"{strategy}-{report.subject}"
             paths.append(str(save_plot(report, target / f"{name}.png")))
-        paths.append(str(write_report(bank, target / f"{strategy}.html")))
 
     return _Part(Step(f"scoring {strategy}", work), run)
 

@@ -42,13 +42,13 @@ def gated(report: MatrixReport) -> dict[str, float | None]:
     return {**report.scalars, MACRO_F1: sum(found) / len(found) if found else None}
 
 
-def save_plot(report: MatrixReport, path: Path) -> Path:
+def save_plot(report: MatrixReport, path: str | Path) -> Path:
     """Draw a matrix as ``.png`` or ``.svg``; of a report about one task with labels, its confusion matrix."""
-    with _writing(path):
+    with writing(Path(path)):
         return report.plot().save(path)
 
 
-def save_curve(path: str | Path, name: str, target: Path) -> Path:
+def save_curve(path: str | Path, name: str, target: str | Path) -> Path:
     """Draw how a task was trained as ``.png`` or ``.svg``.
 
     Raises:
@@ -67,15 +67,15 @@ def save_curve(path: str | Path, name: str, target: Path) -> Path:
             hint="show without --curve has what is known of it",
             unchanged="nothing was written",
         )
-    with _writing(target):
+    with writing(Path(target)):
         return learning_plot(curve, name).save(target)
 
 
-def save_csv(report: MatrixReport, path: Path) -> Path:
+def save_csv(report: MatrixReport, path: str | Path) -> Path:
     """Write a matrix as CSV."""
     from lorabank.evaluation.plots.heatmap import write_csv
 
-    with _writing(path):
+    with writing(Path(path)):
         return write_csv(report.matrix(), path)
 
 
@@ -95,7 +95,7 @@ def report(path: str | Path, target: Path) -> Path:
     page = render_report(
         snapshot, measured, tests=tests, curves=curves, more_curves=more, created_at=made, version=__version__
     )
-    with _writing(target):
+    with writing(target):
         target.write_text(page, encoding="utf-8")
     return target
 
@@ -269,7 +269,8 @@ def _distinct(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """What goes wrong while a file is written is told with its name; its folder must exist."""
     if not path.parent.is_dir():
         raise NotFoundError(
             f"there is no folder {path.parent}",

@@ -177,9 +177,18 @@ def test_doctor_report_and_export(run: Any, api: Any) -> None:
     facts = {"python": "3.11", "torch": "2.13"}
     empty = {"warnings": [], "findings": [], "commands": []}
     assert run("doctor", "--json").document == {"facts": facts, "repaired": None, **empty}
-    api["report"] = lambda path, target: Path(target)
+    api["report"] = lambda path, target, beside, tables: Path(target)
     assert run("report").out == "wrote report.html\n"
     assert run("report", "x.html", "--json").document == {"path": "x.html"}
+    words = ("report", "x.html", "a", "b", "--table", "t.tex", "--table", "t.csv")
+    assert run(*words).out == "wrote x.html\nwrote t.tex\nwrote t.csv\n"
+    assert run(*words, "--json").document == {"path": "x.html", "tables": ["t.tex", "t.csv"]}
+    assert api.called("report") == {
+        "path": "a", "target": "x.html", "beside": ["b"], "tables": ("t.tex", "t.csv"),
+    }  # fmt: skip
+    refused = run("report", "x.html", "a", "--bank", "b")
+    assert refused.code == 2
+    assert "does not use --bank" in refused.err
     from lorabank.workflows.results import ExportResult
 
     api["export"] = ExportResult(path="out", files=("adapter_config.json",), kind="joined", note="2 adapters in one")

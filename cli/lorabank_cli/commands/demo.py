@@ -62,7 +62,7 @@ def _text(run: Run, target: str, result: DemoResult) -> str:
             "",
             *lesson(result.rows),
             "",
-            f"every metric, the heat-maps, the reports and the banks are in {safe(target)} ({result.seconds:.0f} s):",
+            f"every metric, the heat-maps, the report and the banks are in {safe(target)} ({result.seconds:.0f} s):",
             *(f"  {safe(path)}" for path in result.paths),
             run.output.next(Command("--bank", f"{target}/olora", "predict", "A wonderful, moving film.")),
         ]

@@ -20,7 +20,7 @@ OTHER = {
     "lorabank/exchange/config_fields.py": "values of PEFT's own fields",
     "lorabank/demo": "what the demo shows",
     "lorabank/training/strategies": "which penalty is a strategy's default",
-    "lorabank/evaluation/report.py": "which metrics the report shows at a glance",
+    "lorabank/evaluation/reporting": "which metrics the report shows at a glance",
     "lorabank/sequences": "which metrics a table shows, and how copies of rows are written",
     "lorabank/models/answering/scorings": "which metric is a scoring's default",
     "lorabank/data/forms/plain.py": "which scoring is a form's default",

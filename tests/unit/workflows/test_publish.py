@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from lorabank.models.bases import open_base
 from lorabank.models.facts.curves import ROLE, LearningCurve
 from lorabank.workflows.publish import newest_curves, stored_reports
 from lorabank.workflows.results import MatrixReport
+from tests.unit.components.page import assert_well_made
 
 
 def make_report(**changes: Any) -> MatrixReport:
@@ -219,6 +221,27 @@ def test_the_report_is_one_page_with_everything(bank, compose, tmp_path) -> None
     with pytest.raises(NotFoundError, match="no folder"):
         api.report(bank, tmp_path / "none" / "bank.html")
     api.report(bank, tmp_path / "bank.html")  # a report may be made anew
+
+
+def test_banks_are_compared_on_their_rows(bank, compose, tmp_path) -> None:
+    """A bank beside its copy: no difference, and every other result is tested row by row against the first."""
+    compose("manual", name="mixed")
+    said = evaluate(bank, all=True, forgetting_matrix=True)
+    other = tmp_path / "other"
+    shutil.copytree(bank, other)
+    page = assert_well_made(api.report(bank, tmp_path / "both.html", beside=[other]).read_text(encoding="utf-8"))
+    start = next(k for k, text in enumerate(page.texts) if "paired by row" in text)
+    assert page.texts[start].startswith(f"Difference to {bank.name}: as-trained, paired by row")
+    mixed, copy, _ = (page.texts[start + k : start + k + 8] for k in (9, 17, 25))
+    averages = {name: sum(report.values[-1]) / 2 for name, report in said.items()}
+    assert mixed[:2] == [f"{bank.name}: mixed (manual)", f"{averages['mixed'] - averages['as-trained']:+.3f}"]
+    assert copy[:5] == ["other: as-trained", "+0.000", "+0.000", "+0.000", "1.000"]
+    assert copy[5:] == ["0", "0", str(sum(said["as-trained"].counts))]
+    single = assert_well_made(api.report(bank, tmp_path / "one.html").read_text(encoding="utf-8"))
+    assert "Difference to as-trained, paired by row, with its 95 % interval" in single.texts
+    with pytest.raises(NotFoundError, match="neither a bank nor"):
+        api.report(bank, tmp_path / "none.html", beside=[tmp_path / "none"])
+    assert not (tmp_path / "none.html").exists()
 
 
 def test_the_plot_of_a_task_is_its_confusion_matrix(bank, tmp_path) -> None:
