@@ -192,6 +192,7 @@ class TrainConfig:
         "auto", "Precision of the frozen base while it is trained on; auto: bfloat16 on a GPU, float32 on a CPU."
     )
     report_to: str = setting("none", "Experiment tracker of transformers: tensorboard, wandb, mlflow, ...")
+    section_at: ClassVar[dict[str, str]] = {"data": "Rows", "head": "Method", "r": "Adapter", "epochs": "Training"}
 
 
 @renamed(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import shlex
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import Field, field, fields, replace
 from functools import wraps
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_args, get_type_hints, overload
@@ -79,6 +79,22 @@ def setting_fields(holder: Any) -> tuple[Field[Any], ...]:
 def setting_names(holder: Any) -> tuple[str, ...]:
     """Their names."""
     return tuple(one.name for one in setting_fields(holder))
+
+
+def sections(holder: Any, left_out: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
+    """Title to the settings of each section into which a class divides them, in order.
+
+    Args:
+        holder: A settings class whose ``section_at`` has the title of a section by the setting that it begins with.
+        left_out: Settings that are not asked for.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    title = ""
+    for name in setting_names(holder):
+        title = holder.section_at.get(name, title)
+        if name not in left_out:
+            found[title] = (*found.get(title, ()), name)
+    return found
 
 
 def nearest(word: str, known: list[str]) -> str:

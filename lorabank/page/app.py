@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from lorabank.page import learning, login, measured, methods, overview, tasks, t
 from lorabank.page.config import PageConfig
 from lorabank.page.errors import PageError
 from lorabank.page.facts import Facts
+from lorabank.page.jobs import routes as jobs
+from lorabank.page.jobs.workshop import Workshop
 from lorabank.page.rendering import page
 from lorabank.page.security import PREFIX, Door, Sessions, guarded
 from lorabank.serving.app import Part
@@ -27,15 +29,18 @@ _STATIC = {
     "page.css": "text/css; charset=utf-8",
     "htmx.min.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
+    "jobs.js": "text/javascript; charset=utf-8",
 }
 """Files that pages load, with their types."""
 
+_FIELDS = 64 << 10
+"""Bytes of a form with a file beside the file."""
 _SECONDS = 3600
 """How long a browser may keep them."""
 
 router = APIRouter()
 
-_PARTS = (login, overview, tasks, measured, learning, trying, methods)
+_PARTS = (login, overview, tasks, measured, learning, trying, methods, jobs)
 """Modules with endpoints of the page."""
 
 
@@ -49,12 +54,15 @@ def static(name: str) -> Response:
     return Response(text, media_type=_STATIC[name], headers={"cache-control": f"max-age={_SECONDS}"})
 
 
-def page_of(path: str | Path, config: PageConfig) -> Callable[[Served, str | None], Part]:
+def page_of(
+    path: str | Path, config: PageConfig, program: Sequence[str] = ("lorabank",)
+) -> Callable[[Served, str | None], Part]:
     """The page of a bank, for `lorabank.serving.run.serve`.
 
     Args:
         path: The bank's folder.
         config: What the page may do.
+        program: The words that start the command line, which trains.
     """
 
     def made(served: Served, token: str | None) -> Part:
@@ -62,10 +70,12 @@ def page_of(path: str | Path, config: PageConfig) -> Callable[[Served, str | Non
         app = FastAPI(title="lorabank page", docs_url=None, redoc_url=None, openapi_url=None)
         app.state.served, app.state.config, app.state.sessions = served, config, sessions
         app.state.facts = Facts(path)
+        app.state.workshop = Workshop.of(app.state.facts.bank, config, program)
         for one in (router, *(part.router for part in _PARTS)):
             app.include_router(one)
         _answer_errors(app)
-        return Part(PREFIX, guarded(app, sessions), Door(sessions))
+        bodies = {jobs.UPLOAD: config.max_upload + _FIELDS} if config.allow_changes else {}
+        return Part(PREFIX, guarded(app, sessions), Door(sessions), bodies)
 
     return made
 

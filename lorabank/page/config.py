@@ -13,6 +13,12 @@ class PageConfig:
     """What the page may do."""
 
     allow_changes: bool = setting(False, "Let the page change the bank; otherwise it only reads.")
+    data_folders: tuple[str, ...] = setting(
+        (),
+        "Folder whose files may be rows of a new task, and that exports may go into; may be repeated.",
+        filled=True,
+    )
+    max_upload: int = setting(64 << 20, "Maximum size of an uploaded file, in bytes.", ge=1024, le=1 << 30)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ NAVIGATION = (
     Place("Learning curves", f"{PREFIX}/curves"),
     Place("Compare", f"{PREFIX}/compare"),
     Place("Methods", f"{PREFIX}/methods"),
+    Place("Add a task", f"{PREFIX}/jobs"),
 )
 """The pages that every page links to, in order."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
@@ -21,11 +21,13 @@ class Part:
         prefix: Every path of it begins with this one.
         app: What answers.
         entrance: What callers without the token get.
+        bodies: Path to the maximum size of a body, in bytes, where it is not the server's.
     """
 
     prefix: str
     app: App
     entrance: Entrance
+    bodies: Mapping[str, int] = field(default_factory=dict)
 
 
 def make_app(
@@ -53,4 +55,5 @@ def make_app(
         app.add_api_route("/", lambda: RedirectResponse(f"{made.prefix}/"), response_class=RedirectResponse)
         app.mount(made.prefix, made.app)
     entrance = None if made is None else made.entrance
-    return Gate(app, served.config, token, local=local, meter=served.meter, entrance=entrance)
+    bodies = {} if made is None else made.bodies
+    return Gate(app, served.config, token, local=local, meter=served.meter, entrance=entrance, bodies=bodies)

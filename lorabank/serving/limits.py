@@ -7,6 +7,7 @@ import hmac
 import ipaddress
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from types import MappingProxyType
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
@@ -28,6 +29,9 @@ Raises:
     CallError: The path is closed to it.
 """
 
+CLOSING = "lorabank.closing"
+"""Where a call finds a function that says whether the server stops: a stream without an end of its own asks it."""
+
 OPEN = ("/health", "/ready")
 """Paths that need no token: a supervisor asks them."""
 
@@ -47,6 +51,7 @@ class Gate:
         local: Whether only calls to a loopback name are taken, and none that a browser makes for another site's page.
         meter: Counts.
         entrance: Decides on callers that do not send the token; None refuses them.
+        bodies: Path to the maximum size of a body, in bytes, where it is not the one of the settings.
 
     Attributes:
         closing: Whether new calls are refused.
@@ -62,13 +67,14 @@ class Gate:
         local: bool,
         meter: Meter,
         entrance: Entrance | None = None,
+        bodies: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.closing = False
         self.open_calls = 0
         self._over = False
         self._unanswered: set[asyncio.Task[Any]] = set()
         self._app, self._config, self._local, self._meter = app, config, local, meter
-        self._entrance = entrance or refuse
+        self._entrance, self._bodies = entrance or refuse, bodies
         self._bearer = None if token is None else f"Bearer {token}".encode()
 
     def end(self) -> None:
@@ -85,6 +91,7 @@ class Gate:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
+        scope[CLOSING] = lambda: self.closing
         status, begun = 500, time.monotonic()
         name = scope["path"] if scope["path"] in ENDPOINTS else "other"
         call = asyncio.current_task()
@@ -142,7 +149,7 @@ class Gate:
         Raises:
             CallError: It is too large, or does not arrive.
         """
-        most = self._config.max_body
+        most = self._bodies.get(scope["path"], self._config.max_body)
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > most:
             raise _too_large(most)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Here:
         token: What callers must bring.
         local: Whether only calls to localhost are taken.
         page: What the page may do; None for no page.
+        program: The words that start the command line, for a page that trains.
         config: Settings of the server.
     """
 
@@ -46,6 +47,7 @@ class Here:
         token: str | None = None,
         local: bool = True,
         page: PageConfig | None = None,
+        program: Sequence[str] = (),
         **config: Any,
     ) -> None:
         self.notices: list[str] = []
@@ -53,7 +55,7 @@ class Here:
         self.meter = Meter()
         self.engine = Engine(bank, self.config, self.meter, self.notices.append)
         served = Served(self.engine, Catalogue(bank), self.config, self.meter)
-        self.gate = make_app(served, token=token, local=local, page=page and page_of(bank, page))
+        self.gate = make_app(served, token=token, local=local, page=page and page_of(bank, page, program))
 
     def __enter__(self) -> Here:
         self.engine.start()

@@ -9,14 +9,13 @@ import click
 from lorabank.core.commands import ADD_TASK, Command
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.escaping import safe
-from lorabank.core.settings import old_names
+from lorabank.core.settings import old_names, sections
 from lorabank.core.states import TUNER
 from lorabank_cli.options import remarked
 from lorabank_cli.render.labels import confusion, summary
 from lorabank_cli.render.output import plain
 from lorabank_cli.render.text import named, pairs, scored, shortened
 from lorabank_cli.render.texts import other_metrics, samples
-from lorabank_cli.sections import train_sections
 from lorabank_cli.settings import show_settings
 from lorabank_cli.verb import Run, verb
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 _MOST_LABELS = 8
 """Of a task whose confusion matrix is shown at once; `eval --task` shows larger ones."""
-_SECTIONS = train_sections()
+_SECTIONS = sections(TrainConfig)
 
 
 @verb(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from lorabank.core.config import AdviseConfig, InitConfig, TrainConfig
 from lorabank.core.escaping import safe
+from lorabank.core.settings import sections
 from lorabank_cli.render.text import named, pairs, size, table
-from lorabank_cli.sections import train_sections
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ NOT_ASKED = (
     "eval_data", "held_fraction", "variant", "start", "max_steps", "eval_every", "early_stopping", "save_steps",
     "report_to", "keep_samples", "clusters_per_task", "head",
 )  # fmt: skip
-_SECTIONS = train_sections(NOT_ASKED)
+_SECTIONS = sections(TrainConfig, NOT_ASKED)
 _HEADER = (
     "variant", "start", "learning rate", "score", "epochs", "steps", "seconds", "trained", "stored", "memory",
     "room left", "overlap",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from lorabank_cli.verb import Run, verb
 if TYPE_CHECKING:
     from lorabank.serving.run import Listening
 
+PROGRAM = (sys.executable, "-m", "lorabank_cli")
+"""How the page starts a training: by this very command line."""
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -54,7 +57,7 @@ def serve(run: Run) -> None:
     if page.page:
         from lorabank.page.app import page_of
 
-        made = page_of(run.bank, page)
+        made = page_of(run.bank, page, PROGRAM)
     with run.observer as observer:
         start(run.bank, config, observer, lambda listening: run.output.item(listening, _line(listening)), made)
 

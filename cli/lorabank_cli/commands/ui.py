@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lorabank.core.escaping import safe
 from lorabank.page.config import UiConfig
-from lorabank_cli.commands.serve import check_packages
+from lorabank_cli.commands.serve import PROGRAM, check_packages
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -38,4 +38,4 @@ def ui(run: Run) -> None:
             Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
     with run.observer as observer:
-        serve(run.bank, config.server, observer, started, page_of(run.bank, config))
+        serve(run.bank, config.server, observer, started, page_of(run.bank, config, PROGRAM))

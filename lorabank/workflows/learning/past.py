@@ -172,7 +172,8 @@ def typed(config: TrainConfig | InitConfig) -> list[str]:
             words.append(f"--{dashed}" if value else f"--no-{dashed}")
         else:
             several = isinstance(value, tuple)
-            words += [word for one in (value if several else (value,)) for word in (f"--{dashed}", str(one))]
+            option = dashed.removesuffix("s") if several else dashed  # in the singular where it may be repeated
+            words += [word for one in (value if several else (value,)) for word in (f"--{option}", str(one))]
     return words
 
 

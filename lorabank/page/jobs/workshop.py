@@ -1,0 +1,104 @@
+"""What the page needs to add tasks to a bank: its files, its trainings and the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from lorabank.bank.bank import Bank
+from lorabank.core.commands import Command
+from lorabank.core.errors import ConfigError
+from lorabank.page.config import PageConfig
+from lorabank.page.errors import PageError
+from lorabank.page.jobs.queue import Jobs
+from lorabank.page.jobs.sources import Sources
+from lorabank.serving.config import TOKEN
+
+_FOLDER = "page"
+"""Below ``work`` of the bank: what was uploaded, and what trainings wrote. Commands of the bank leave it alone."""
+_SECONDS = 600
+"""The longest that a command may take whose answer a browser waits for."""
+_SAID = 200_000
+"""Characters of what such a command wrote that are shown."""
+
+
+class Ran(NamedTuple):
+    """A command that has ended.
+
+    Attributes:
+        line: What can be pasted into a shell.
+        code: Its exit code.
+        said: What it wrote, or the beginning of that.
+    """
+
+    line: str
+    code: int
+    said: str
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A bank to which tasks are added. It may be used from several threads."""
+
+    bank: Bank
+    jobs: Jobs
+    sources: Sources
+    program: tuple[str, ...]
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def of(cls, bank: Bank, config: PageConfig, program: Sequence[str]) -> Workshop:
+        """The one of a bank.
+
+        Args:
+            bank: The bank.
+            config: Which folders may be read, and how large uploads may be.
+            program: The words that start the command line.
+
+        Raises:
+            ConfigError: A folder that may be read is not there.
+        """
+        for one in config.data_folders:
+            if not Path(one).is_dir():
+                raise ConfigError(
+                    f"--data-folder {one} is not a folder",
+                    hint="name a folder that is there",
+                    commands=[Command("serve", "--page", "--allow-changes", "--data-folder", "FOLDER")],
+                    unchanged="nothing was started",
+                )
+        folder = bank.path / "work" / _FOLDER
+        sources = Sources(folder / "uploads", [Path(one) for one in config.data_folders], config.max_upload)
+        return cls(bank, Jobs(bank.path, program, folder / "said"), sources, tuple(program))
+
+    def line(self, command: Command) -> str:
+        """A command as it can be pasted into a shell."""
+        return command.line(str(self.bank.path))
+
+    def run(self, command: Command) -> Ran:
+        """Run a command that does not take long, and wait for it.
+
+        Raises:
+            PageError: Another one runs, or this one takes too long.
+        """
+        if not self.turn.acquire(blocking=False):
+            raise PageError(409, "another command of this page is running", hint="wait for it to end")
+        try:
+            ended = subprocess.run(
+                [*self.program, *command.about(str(self.bank.path))],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={name: value for name, value in os.environ.items() if name != TOKEN},
+                timeout=_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise PageError(504, f"the command took longer than {_SECONDS} seconds and was ended") from None
+        finally:
+            self.turn.release()
+        return Ran(self.line(command), ended.returncode, ended.stdout.decode("utf-8", "replace")[:_SAID].strip())

@@ -1,0 +1,91 @@
+"""Which files the page reads: uploads under names of its own, and nothing outside the folders of the operator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lorabank.page.errors import PageError
+from lorabank.page.jobs.sources import Sources
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "rows.jsonl").write_text("{}")
+    (folder / "deep" / "more.csv").write_text("text")
+    (folder / "notes.md").write_text("no rows")
+    (tmp_path / "secret.jsonl").write_text("{}")
+    (folder / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    (folder / "out").symlink_to(tmp_path)
+    (folder / "inside.jsonl").symlink_to(folder / "rows.jsonl")
+    return folder
+
+
+@pytest.fixture
+def sources(data: Path, tmp_path: Path) -> Sources:
+    return Sources(tmp_path / "uploads", [data], 100)
+
+
+def status(call: object, *given: object) -> int:
+    with pytest.raises(PageError) as caught:
+        call(*given)  # type: ignore[operator]
+    return caught.value.status
+
+
+def test_files_of_an_allowed_folder_are_read(sources: Sources, data: Path) -> None:
+    assert sources.checked(f"{data}/rows.jsonl") == data / "rows.jsonl"
+    assert sources.checked(f"{data}/deep/../deep/more.csv") == data / "deep" / "more.csv"
+    assert sources.checked(f"{data}/inside.jsonl") == data / "rows.jsonl"
+    assert sources.listed() == [data / "deep" / "more.csv", data / "rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{data}/../secret.jsonl", "{data}/link.jsonl", "{data}/out/secret.jsonl", "{data}/out/nothing.jsonl",
+        "/etc/passwd", "rows.jsonl", "", "hf:imdb", "{data}x/rows.jsonl", "~/rows.jsonl", "{data}/\0", "file://{data}/rows.jsonl",
+    ],
+)  # fmt: skip
+def test_others_are_refused_whether_or_not_they_exist(sources: Sources, data: Path, text: str) -> None:
+    assert status(sources.checked, text.format(data=data)) == 403
+
+
+@pytest.mark.parametrize("text", ["{data}/nothing.jsonl", "{data}", "{data}/deep"])
+def test_what_is_not_a_file_of_an_allowed_folder_is_not_found(sources: Sources, data: Path, text: str) -> None:
+    assert status(sources.checked, text.format(data=data)) == 404
+
+
+def test_an_upload_gets_a_name_of_our_own(sources: Sources, tmp_path: Path) -> None:
+    kept = sources.keep("../../<script>.JSONL", b"{}\r\n\0")
+    assert kept.path.parent == tmp_path / "uploads"
+    assert kept.path.name.removesuffix(".jsonl").isalnum()
+    assert kept.path.read_bytes() == b"{}\r\n\0"
+    assert (kept.path.stat().st_mode & 0o777, kept.path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert sources.checked(str(kept.path)) == kept.path
+    assert [one.name for one in sources.uploads()] == ["../../<script>.JSONL"]
+    again = Sources(tmp_path / "uploads", [], 100)
+    assert [one.path for one in again.uploads()] == [kept.path]
+
+
+def test_uploads_are_limited(sources: Sources) -> None:
+    assert status(sources.keep, "a.jsonl", b"x" * 101) == 413
+    assert status(sources.keep, "a.exe", b"x") == 422
+    assert status(sources.keep, "a.jsonl", b"") == 422
+    for _ in range(8):
+        sources.keep("a.jsonl", b"x" * 100)
+    assert status(sources.keep, "a.jsonl", b"x") == 413
+    sources.delete(sources.uploads()[0].path.name)
+    sources.keep("a.jsonl", b"x")
+    assert status(sources.delete, "../rows.jsonl") == 404
+    assert status(sources.delete, "") == 404
+
+
+def test_exports_go_only_below_an_allowed_folder(sources: Sources, data: Path, tmp_path: Path) -> None:
+    assert sources.target(f"{data}/new") == data / "new"
+    assert sources.target(f"{data}/deep/new") == data / "deep" / "new"
+    assert status(sources.target, f"{data}/deep") == 409
+    for text in (f"{data}", f"{tmp_path}/new", f"{data}/out/new", f"{tmp_path}/uploads/new", "new", f"{data}/../new"):
+        assert status(sources.target, text) == 403
