@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainCon
 from lorabank.core.errors import ConfigError, DataError, DivergedError, ExistsError, IncompatibleError
 from lorabank.core.observer import SilentObserver
 from lorabank.sequences.results import SequenceResult, SequenceRow
+from tests.unit.components.page import assert_well_made
 
 TASKS = {"one": ("no", "yes"), "two": ("x", "y", "z")}
 TRAIN = {
@@ -395,3 +397,24 @@ def test_a_language_model(copy: Path, make_language_model: Callable[..., Path]) 
     assert result.card["prompts"]["two"] == "x, y, z? one: {text}"
     assert result.card["notes"] == ["one: its prompt names the task, which tells a router the answer"]
     assert set(by_name(result.rows)) == {("olora", "as-trained"), ("olora", "prototype")}
+
+
+def test_a_report_of_the_run_holds_its_table_and_its_card(copy: Path, tmp_path: Path) -> None:
+    target = api.report(copy / "letters", tmp_path / "r.html", tables=[tmp_path / "t.csv"])
+    found = assert_well_made(target.read_text(encoding="utf-8"))
+    table = page(copy)
+    means = table[table.index("## Means over orders") : table.index("## Score by task")]
+    numbers = set(re.findall(r"-?\d\.\d{3} ± \d\.\d{3}", means))
+    assert len(numbers) > 5
+    assert numbers <= set(found.texts)
+    protocol = re.findall(r"^- ([^:]+): ", table[: table.index("## Means")], re.M)
+    assert {"base model", "settings chosen"} & set(protocol)
+    assert set(protocol) <= set(found.texts)
+    names = ["seqlora, as-trained", "olora, as-trained", "olora, prototype"]
+    assert [line.split('"')[1] for line in (tmp_path / "t.csv").read_text(encoding="utf-8").splitlines()[1:]] == names
+    assert {f"{name}, order 1, seed 0" for name in names} <= set(found.texts)
+    bank = copy / "letters" / "banks" / "order1" / "olora" / "seed0"
+    beside = api.report(copy / "letters", tmp_path / "both.html", beside=[bank])
+    texts = assert_well_made(beside.read_text(encoding="utf-8")).texts
+    assert {"letters: olora, prototype", "seed0: as-trained"} <= set(texts)
+    assert not any("paired by" in text for text in texts), "a sequence and a bank have nothing to pair"
