@@ -10,9 +10,13 @@ import sys
 def run() -> int:
     """`lorabank_cli.main.main`, imported without garbage collection: what modules make stays to the end."""
     gc.disable()
-    from lorabank_cli.main import main
+    try:
+        from lorabank_cli.main import main
 
-    return main()
+        return main()
+    except KeyboardInterrupt:  # before `main` takes it, or another one while the first is answered
+        os.write(2, b"error: interrupted\n")
+        return 130
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import inspect
 import os
 import signal
@@ -120,6 +121,20 @@ def test_ctrl_c_in_training_says_how_to_go_on(run: Any, api: Any, kept: tuple[st
     assert "the bank was not changed" in shown.err
     assert hint in shown.err
     assert ("--resume" in shown.err) == ("spam" in kept)
+
+
+def test_a_ctrl_c_that_comes_before_or_behind_the_work_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from lorabank_cli import __main__, main
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "main", interrupted)
+    monkeypatch.setattr(gc, "disable", lambda: None)
+    assert __main__.run() == 130
+    assert capfd.readouterr().err == "error: interrupted\n"
 
 
 def _shell(line: str) -> subprocess.CompletedProcess[str]:
