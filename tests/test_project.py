@@ -59,7 +59,7 @@ def test_tested_versions_fit_the_declared_ranges() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     pins = {canonicalize_name(name): version for name, version in pins.items()}
-    for requirement in requirements("demo", "dev", "docs"):
+    for requirement in requirements("browser", "demo", "dev", "docs"):
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), str(requirement)
     assert pins["torch"] == "2.13.0", "a local part such as +cpu would forbid every other build"
 
