@@ -137,8 +137,8 @@ class Conversation:
         if name in self._commands:
             self._commands[name](rest.strip())
             return
-        guess = nearest(name, [*self._commands, "/quit"])
-        self._output.aside(f"there is no command {safe(name)}.{safe(guess)} To say it, begin with a blank")
+        guess = nearest(name, [*self._commands, "/quit"]) or "."
+        self._output.aside(f"there is no command {safe(name)}{guess} To say it, begin with a blank")
 
     def _ask(self, text: str) -> None:
         heard = False
