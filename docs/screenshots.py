@@ -1,4 +1,4 @@
-"""Write the picture of the page that the README shows: ``python docs/screenshots.py BANK TEXT``.
+"""Write the pictures of the page that the documents show: ``python docs/screenshots.py BANK TEXT``.
 
 It needs Chromium and the package playwright; the bank is only read.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-TARGET = Path(__file__).parent / "figures" / "page.png"
+FIGURES = Path(__file__).parent / "figures"
 
 
 def main(bank: str, text: str) -> None:
-    """Ask the bank's page a text and take a picture of the answer beside the matrix."""
+    """Ask the bank's page a text; take pictures of the answer and of the matrix."""
     command = [sys.executable, "-m", "lorabank_cli", "-b", bank, "--json", "ui", "--no-browser", "--device", "cpu"]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
@@ -35,7 +35,9 @@ def main(bank: str, text: str) -> None:
         page.get_by_label("Text").fill(text)
         page.get_by_role("button", name="Ask").click()
         page.locator(".answer").wait_for()
-        page.screenshot(path=TARGET)
+        page.screenshot(path=FIGURES / "page.png")
+        page.goto(f"{address}matrix?stage=3")
+        page.screenshot(path=FIGURES / "page-forgetting.png")
         browser.close()
         server.terminate()
 

@@ -120,4 +120,4 @@ def _error(request: Request, error: Exception) -> HTMLResponse:
         known = call_error(error)
         error = PageError(known.status, known.message)
     lines = [one.line(str(request.app.state.facts.path)) for one in error.commands]
-    return page(request, "error.j2", status=error.status, error=error, lines=lines)
+    return page(request, "error.j2", status=error.status, whole=True, error=error, lines=lines)

@@ -14,7 +14,11 @@ router = APIRouter()
 @router.get("/login")
 def ask(request: Request) -> Response:
     """The form that asks for the token; a browser that has a session needs none."""
-    return RedirectResponse(f"{PREFIX}/", 303) if session_of(request) else page(request, "login.j2", problem="")
+    return (
+        RedirectResponse(f"{PREFIX}/", 303)
+        if session_of(request)
+        else page(request, "login.j2", whole=True, problem="")
+    )
 
 
 @router.post("/login")

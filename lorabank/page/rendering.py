@@ -41,13 +41,18 @@ def templates() -> Environment:
     return made
 
 
-def page(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+_WHOLE = {"hx-retarget": "#main", "hx-reselect": "#main", "hx-reswap": "outerHTML"}
+"""Headers by which htmx shows all of an answer where it asked for a part."""
+
+
+def page(request: Request, template: str, *, status: int = 200, whole: bool = False, **values: Any) -> HTMLResponse:
     """A template as the answer to a request.
 
     Args:
         request: The request.
         template: Name of the template.
         status: HTTP status.
+        whole: Whether all of it is shown to who asked for a part of another page.
         values: What it shows.
     """
     state = request.app.state
@@ -60,4 +65,4 @@ def page(request: Request, template: str, *, status: int = 200, **values: Any) -
         "allow_changes": state.config.allow_changes,
         "ready": state.served.engine.ready,
     }
-    return HTMLResponse(templates().get_template(template).render(shared | values), status)
+    return HTMLResponse(templates().get_template(template).render(shared | values), status, _WHOLE if whole else None)
