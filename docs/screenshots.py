@@ -26,7 +26,7 @@ def main(bank: str, text: str) -> None:
         assert server.stdout is not None
         address = json.loads(server.stdout.readline())["address"]
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1100, "height": 760})
+        page = browser.new_page(viewport={"width": 1100, "height": 900})
         page.set_default_timeout(120_000)
         page.goto(f"{address}try")
         while "being loaded" in page.content():
