@@ -82,7 +82,7 @@ def test_the_page_changes_the_bank_only_where_that_is_allowed(
     run: Any, bank: Any, server: Started, monkeypatch: pytest.MonkeyPatch, words: list[str], changes: bool
 ) -> None:
     given: list[PageConfig] = []
-    monkeypatch.setattr("lorabank.page.app.page_of", lambda path, config: given.append(config))
+    monkeypatch.setattr("lorabank.page.app.page_of", lambda path, config, program: given.append(config))
     assert run(*words, *(["--allow-changes"] if changes else [])).code == 0
     assert [one.allow_changes for one in given] == [changes]
 
