@@ -64,8 +64,8 @@ class Ids:
 
 
 def score(value: float | None, decimals: int = 3) -> str:
-    """A number, or an en dash where there is none."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{decimals}f}"
+    """A number, or an en dash where there is none; what is rounded to 0 has no sign."""
+    return "–" if value is None or math.isnan(value) else f"{value:z.{decimals}f}"
 
 
 def plain(name: str) -> str:

@@ -22,6 +22,7 @@ from lorabank.evaluation.paired import paired_test
 from lorabank.evaluation.reporting.compared import Against, Estimate, Result, as_csv, as_latex, result_of
 from lorabank.evaluation.reporting.several import Source, render_comparison
 from lorabank.evaluation.reporting.subjects import title_of
+from lorabank.evaluation.reporting.words import chance_warning as at_chance
 from lorabank.sequences.folder import write_text
 from lorabank.sequences.protocol import card_lines
 from lorabank.sequences.results import Interval, SequenceRow, SequenceRun
@@ -133,7 +134,8 @@ def _of_bank(bank: Bank, name: str, before: str) -> _Found:
         ("bank", snapshot.id),
     ]
     results = [result_of(one, title) for title, one in zip(named, reports, strict=True)]
-    source = Source(name, facts, results, list(zip(named, reports, strict=True)))
+    low = [note.rstrip(".") for one in reports if (note := at_chance(one))]
+    source = Source(name, facts, results, list(zip(named, reports, strict=True)), warning="; ".join(low) or None)
     return _Found(source, stored=tuple(zip(named, stored, strict=True)))
 
 

@@ -141,7 +141,7 @@ def shown(value: Estimate | None, decimals: int = 3) -> str:
     """``0.812 ± 0.024``; without an interval the mean alone, and a dash without a value."""
     if value is None:
         return "–"
-    return f"{value.mean:.{decimals}f}" + (f" ± {value.half:.{decimals}f}" if value.half is not None else "")
+    return f"{value.mean:z.{decimals}f}" + (f" ± {value.half:.{decimals}f}" if value.half is not None else "")
 
 
 def as_csv(results: Sequence[Result]) -> str:
@@ -182,9 +182,9 @@ def as_latex(results: Sequence[Result]) -> str:
 def _latex_number(value: Estimate | None) -> str:
     if value is None:
         return "--"
-    minus = "$-$" if value.mean < 0 else ""
+    mean = f"{value.mean:z.3f}".replace("-", "$-$")
     half = rf" $\pm$ {value.half:.3f}" if value.half is not None else ""
-    return f"{minus}{abs(value.mean):.3f}{half}"
+    return f"{mean}{half}"
 
 
 _LATEX = {

@@ -48,6 +48,8 @@ def best(averages: Mapping[str, float]) -> str | None:
         return None
     first = max(averages, key=averages.__getitem__)
     last = min(averages, key=averages.__getitem__)
+    if averages[first] == averages[last]:
+        return f"All {len(averages)} ways to train and answer have the average {averages[first]:.3f}."
     return (
         f"Of {len(averages)} ways to train and answer, {first} has the highest average ({averages[first]:.3f}) and "
         f"{last} the lowest ({averages[last]:.3f})."

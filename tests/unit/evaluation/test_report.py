@@ -21,6 +21,7 @@ from lorabank.core.records import (
 from lorabank.evaluation.confusion import LabelScores, label_detail, label_scores, with_texts
 from lorabank.evaluation.metrics import average_through_time
 from lorabank.evaluation.reporting.bank import render_report
+from lorabank.evaluation.reporting.words import best
 from lorabank.models.facts.curves import HeldOut, LearningCurve
 from tests.unit.components.page import Page, assert_well_made
 
@@ -365,3 +366,11 @@ def test_lineage_and_trainings_are_drawn() -> None:
     assert f"{told}; learning rate 0.001 to 0.0005" in page.texts
     assert "kept: step 2" in page.texts
     assert {"1  one", "2  three", "mix: 2 of 2 tasks"} <= set(page.texts)
+
+
+def test_the_best_of_several_is_named() -> None:
+    assert best({"a": 0.5}) is None
+    assert best({"a": 0.5, "b": 0.75, "c": 0.25}) == (
+        "Of 3 ways to train and answer, b has the highest average (0.750) and c the lowest (0.250)."
+    )
+    assert best({"a": 0.5, "b": 0.5}) == "All 2 ways to train and answer have the average 0.500."

@@ -15,7 +15,7 @@ from scipy import stats
 
 from lorabank import api
 from lorabank.core.errors import ConfigError, DamagedError, NotFoundError
-from lorabank.evaluation.reporting.compared import Estimate, Result, as_csv, as_latex
+from lorabank.evaluation.reporting.compared import Estimate, Result, as_csv, as_latex, shown
 from lorabank.evaluation.reporting.several import Source, render_comparison
 from lorabank.sequences.results import SequenceRun
 from lorabank.sequences.table import table_rows
@@ -144,6 +144,12 @@ def test_what_holds_nothing_is_named(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(DamagedError, match=r"results\.json cannot be read"):
         api.report(folder, tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
+
+
+def test_what_is_rounded_to_zero_has_no_sign() -> None:
+    assert (shown(Estimate(-0.0001)), shown(Estimate(-0.25, 0.5))) == ("0.000", "-0.250 ± 0.500")
+    one = Result("a", "given", "accuracy", 1, {"average_accuracy": Estimate(-0.0001)}, {})
+    assert as_latex([one]).splitlines()[4] == r"a & given & \textbf{0.000} \\"
 
 
 def test_a_result_of_many_runs_keeps_within_the_scale() -> None:

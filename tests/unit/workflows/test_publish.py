@@ -237,6 +237,9 @@ def test_banks_are_compared_on_their_rows(bank, compose, tmp_path) -> None:
     assert mixed[:2] == [f"{bank.name}: mixed (manual)", f"{averages['mixed'] - averages['as-trained']:+.3f}"]
     assert copy[:5] == ["other: as-trained", "+0.000", "+0.000", "+0.000", "1.000"]
     assert copy[5:] == ["0", "0", str(sum(said["as-trained"].counts))]
+    low = [task for task, scores in said["as-trained"].labels.items() if scores.chance_note]
+    warned = [text for text in page.texts if text.startswith("other: as-trained: not clearly above chance")]
+    assert len(warned) == bool(low)
     single = assert_well_made(api.report(bank, tmp_path / "one.html").read_text(encoding="utf-8"))
     assert "Difference to as-trained, paired by row, with its 95 % interval" in single.texts
     with pytest.raises(NotFoundError, match="neither a bank nor"):
