@@ -6,8 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-import click
-
 from lorabank.core.escaping import safe
 from lorabank.core.settings import nearest
 from lorabank_cli.failures import InternalError, as_known
@@ -97,15 +95,15 @@ class Conversation:
         self._notice_who()
         self._output.notice("/help lists the commands, Ctrl-D leaves")
         warned = False
-        with Typed() as typed, self._keys:
+        with Typed(self._output) as typed, self._keys:
             while True:
                 try:
                     message = typed.message()
                 except EOFError:
-                    click.echo(err=True)
+                    self._output.aside("")
                     return
                 except KeyboardInterrupt:
-                    click.echo(err=True)
+                    self._output.aside("")
                     if warned:
                         return
                     warned = True
@@ -123,7 +121,7 @@ class Conversation:
         try:
             act(text)
         except KeyboardInterrupt:
-            click.echo(err=True)
+            self._output.aside("")
             self._output.notice("stopped; the conversation is as it was before the question")
         except Exception as error:
             known = as_known(error)
@@ -146,17 +144,16 @@ class Conversation:
         def hear(piece: str) -> None:
             nonlocal heard
             heard = True
-            click.echo(_lines(piece), nl=False)
-            sys.stdout.flush()
+            self._output.piece(_lines(piece))
 
         try:
             with self._keys.ending():
                 answer = self._chat.ask(text, hear, lambda: self._keys.pressed)
         except BaseException:
             if heard:
-                click.echo()
+                self._output.piece("\n")
             raise
-        click.echo("" if heard else _lines(answer.text))
+        self._output.piece(("" if heard else _lines(answer.text)) + "\n")
         if answer.finish == "ended":
             kept = "what was said is kept" if answer.text else "nothing was said, so the question is not kept"
             self._output.notice(f"stopped; {kept}")

@@ -91,6 +91,11 @@ class Output:
         if not self.silent:
             click.echo(written.replace("\x7f", "\\u007f") if self.json else written)
 
+    def piece(self, text: str, *, err: bool = False) -> None:
+        """Write a part of a line at once, escaped by its maker; ``err``: to a person, beside the results."""
+        click.echo(text, nl=False, err=err)
+        (sys.stderr if err else sys.stdout).flush()
+
     def line(self, command: Command) -> str:
         """A command that is proposed, as it can be pasted: about the bank of this call."""
         return safe(command.line(self.bank))

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import click
+from lorabank_cli.render.output import Output
 
 _PROMPT, _MORE, _QUOTES = ">>> ", "... ", '"""'
 _KEPT = 1000
@@ -34,9 +34,13 @@ class Typed:
     """Messages from the terminal; used as a context, at whose end the history is kept for the next time.
 
     The arrow keys work where standard output is a terminal too.
+
+    Args:
+        output: Where it asks for a line.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, output: Output) -> None:
+        self._output = output
         self._edits = sys.stdin.isatty() and sys.stdout.isatty()
         self._readline: Any = None
 
@@ -80,7 +84,7 @@ class Typed:
     def _line(self, prompt: str) -> str:
         if self._edits:
             return input(prompt)
-        click.echo(prompt, nl=False, err=True)
+        self._output.piece(prompt, err=True)
         line = sys.stdin.readline()
         if not line:
             raise EOFError
