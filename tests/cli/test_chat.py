@@ -191,6 +191,11 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
+    def interrupt(self) -> None:
+        """Ctrl-C at the prompt, as a person does who has seen it: Python sees one only once it waits for a key."""
+        time.sleep(0.5)
+        self.type(CTRL_C)
+
     def says(self, typed: str) -> str:
         """What is shown between a line that was typed and the next prompt."""
         self.type(f"{typed}\n")
@@ -276,10 +281,12 @@ def test_ctrl_c_ends_an_answer_and_twice_at_the_prompt_leaves(terminal_of: Calla
     shell.type(CTRL_C)
     assert "stopped; what was said is kept\n" in shell.until(">>> ")
     assert shell.says("hello") == "[hello]\n"
-    shell.type("half a li" + CTRL_C)
+    shell.type("half a li")
+    shell.until("half a li")
+    shell.interrupt()
     assert "Ctrl-C once more leaves, as Ctrl-D and /quit do\n" in shell.until(">>> ")
     assert shell.says("hello") == "[hello]\n"  # the warning is forgotten, and so is the line
-    shell.type(CTRL_C)
+    shell.interrupt()
     shell.until(">>> ")
-    shell.type(CTRL_C)
+    shell.interrupt()
     assert shell.code() == 0
