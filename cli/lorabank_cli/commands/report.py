@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from lorabank.core.escaping import safe
+from lorabank_cli.options import Option
 from lorabank_cli.verb import Run, verb
 
 
@@ -22,6 +23,7 @@ from lorabank_cli.verb import Run, verb
 @click.option(
     "--table",
     "tables",
+    cls=Option,
     metavar="FILE",
     multiple=True,
     help="Also write the table of results: .csv or .tex (booktabs).",
