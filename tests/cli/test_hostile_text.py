@@ -344,7 +344,8 @@ def test_nothing_gets_past_the_last_place(text: str) -> None:
 
 
 def test_no_command_writes_past_the_one_output() -> None:
-    """Only ``output.py`` writes to a stream, through ``streams.py``; ``main.py`` says fixed words when memory is out.
+    """Only ``output.py`` writes to a stream, through ``streams.py``; ``main.py`` says fixed words when memory is out,
+    ``__main__.py`` where Ctrl-C comes before it.
 
     ``docs.py`` is a tool of developers, the bar gets escaped words.
     """
@@ -363,6 +364,7 @@ def test_no_command_writes_past_the_one_output() -> None:
     assert found == {
         "render/output.py": {"click.echo"},
         "render/streams.py": {"os.write"},
+        "__main__.py": {"os.write"},
         "main.py": {"os.write"},
         "docs.py": {"click.echo"},
         "verb.py": {"click.confirm"},
