@@ -69,7 +69,7 @@ def line_chart(lines: Sequence[Line], axes: Axes, *, caption: str, told: str = "
     """A chart in a figure, with a legend and a table of its values.
 
     Args:
-        lines: With one finite point at least in all; of those that are not faint at most 7 look different.
+        lines: With one finite point at least in all; of those that are not faint at most 21 look different.
         axes: What the axes are.
         caption: What the chart shows.
         told: What is to be seen in it, in words.

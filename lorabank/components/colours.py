@@ -23,8 +23,9 @@ def level(value: float) -> str:
 
 
 def series(number: int) -> str:
-    """Class of the line with a number, from 0; they repeat after ``SERIES``."""
-    return f"s{number % SERIES}"
+    """Classes of the line with a number, from 0: after ``SERIES`` the colours repeat with long dashes, then short."""
+    colour, again = f"s{number % SERIES}", min(number // SERIES, 2)
+    return f"{colour} dash{again}" if again else colour
 
 
 def scale_rules() -> str:

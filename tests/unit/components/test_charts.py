@@ -7,6 +7,7 @@ import re
 import pytest
 
 from lorabank.components.charts import Axes, Line, line_chart
+from lorabank.components.frame import stylesheet
 from lorabank.components.ticks import as_text, ticks
 from tests.unit.components.page import Page
 
@@ -87,6 +88,19 @@ def test_names_of_places_are_short_enough_to_be_read() -> None:
     below = re.findall(r'text-anchor="middle">(a task[^<]*)<', html)
     assert 2 <= len(below) <= 5
     assert max(map(len, below)) <= 14
+
+
+def test_lines_that_share_a_colour_differ_in_their_dashes() -> None:
+    lines = [Line(f"line {k}", [1, 2], [0.1, 0.2]) for k in range(16)]
+    page = Page(line_chart(lines, AXES, caption="c"))
+    looks = [name for name in page.classes("g") if name]
+    drawn, legend = looks[:16], looks[16:]
+    assert legend == drawn
+    assert len(set(drawn)) == 16
+    css = stylesheet()
+    for dashes in ("dash1", "dash2"):
+        assert any(dashes in look for look in drawn)
+        assert f"svg .{dashes} .line {{ stroke-dasharray" in css
 
 
 def test_words_for_who_does_not_see_it_and_no_ids() -> None:
