@@ -17,8 +17,8 @@ from lorabank.bank.failures import reported
 from lorabank.components import markup
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, DamagedError, NotFoundError
-from lorabank.evaluation.metrics import average_through_time
-from lorabank.evaluation.paired import paired_test
+from lorabank.evaluation.metrics import Values, average_through_time
+from lorabank.evaluation.paired import Paired, paired_test
 from lorabank.evaluation.reporting.compared import Against, Estimate, Result, as_csv, as_latex, result_of
 from lorabank.evaluation.reporting.several import Source, render_comparison
 from lorabank.evaluation.reporting.subjects import title_of
@@ -26,8 +26,16 @@ from lorabank.evaluation.reporting.words import chance_warning as at_chance
 from lorabank.sequences.folder import write_text
 from lorabank.sequences.protocol import card_lines
 from lorabank.sequences.results import Interval, SequenceRow, SequenceRun
-from lorabank.sequences.table import chance_warning, order_cells, table_rows
-from lorabank.workflows.publish import Stored, paired_with_first, report, stored_results, with_mistakes, writing
+from lorabank.sequences.table import chance_warning, interval, order_cells, table_rows
+from lorabank.workflows.publish import (
+    Stored,
+    paired_with_first,
+    report,
+    require_folder,
+    stored_results,
+    with_mistakes,
+    writing,
+)
 from lorabank.workflows.results import MatrixReport
 
 TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {".csv": as_csv, ".tex": as_latex}
@@ -51,8 +59,8 @@ def write_report(folders: Sequence[Path], target: Path, tables: Sequence[Path] =
         tables: Files for the table of results as well: ``.csv`` or ``.tex``.
 
     Raises:
-        ConfigError: A table has another suffix; nothing is written then.
-        NotFoundError: A folder is neither, or nothing was measured in any of several.
+        ConfigError: A table has another suffix, or the target is a folder; nothing is written then.
+        NotFoundError: A folder is neither, nothing was measured in any of several, or a file's folder is missing.
         DamagedError: A ``results.json`` cannot be read.
     """
     for table in tables:
@@ -62,6 +70,15 @@ def write_report(folders: Sequence[Path], target: Path, tables: Sequence[Path] =
                 hint="for example --table results.tex",
                 unchanged="nothing was written",
             )
+    if target.is_dir():
+        raise ConfigError(
+            f"the report cannot be written as {str(target)!r}: it is a folder",
+            hint="the file comes first, then the folders that it is about",
+            commands=[Command("--bank", str(target), "report", "report.html")],
+            unchanged="nothing was written",
+        )
+    for file in (target, *tables):
+        require_folder(file)
     alone = len(folders) == 1 and not _results(folders[0]).is_file()
     found = [] if alone and not tables else _read(folders)
     if alone:
@@ -242,5 +259,13 @@ def _by_run(results: Sequence[Result], runs: Sequence[SequenceRun]) -> list[Agai
         differences = np.array([one for one in common if np.isfinite(one)])
         enough = len(differences) > 1
         refused = "fewer than two orders and seeds have both"
-        tests.append(Against(result.name, paired_test([differences]) if enough else None, "run", refused))
+        tests.append(Against(result.name, _of_runs(differences) if enough else None, "run", refused))
     return tests
+
+
+def _of_runs(differences: Values) -> Paired:
+    """With the t-interval of the table: resamples of a few runs are too alike, and their interval too narrow."""
+    mean = interval(differences.tolist())
+    assert mean is not None
+    assert mean.half is not None
+    return replace(paired_test([differences]), low=mean.mean - mean.half, high=mean.mean + mean.half)

@@ -268,15 +268,20 @@ def _distinct(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What goes wrong while a file is written is told with its name; its folder must exist."""
+def require_folder(path: Path) -> None:
+    """Refuse a file whose folder does not exist."""
     if not path.parent.is_dir():
         raise NotFoundError(
             f"there is no folder {path.parent}",
             hint=shlex.join(["mkdir", "-p", str(path.parent)]),
             unchanged="nothing was written",
         )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What goes wrong while a file is written is told with its name; its folder must exist."""
+    require_folder(path)
     with reported(path):
         yield
 

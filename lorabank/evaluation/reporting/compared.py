@@ -137,6 +137,12 @@ def columns(results: Sequence[Result]) -> list[str]:
     ]
 
 
+def comparable(results: Sequence[Result]) -> bool:
+    """Whether the averages that there are were taken over the same tasks, scored by the same metrics."""
+    some = [one for one in results if one.scalars.get(SUMMARY[0]) is not None]
+    return len({(frozenset(one.metric.split(", ")), frozenset(one.tasks)) for one in some}) < 2
+
+
 def shown(value: Estimate | None, decimals: int = 3) -> str:
     """``0.812 ± 0.024``; without an interval the mean alone, and a dash without a value."""
     if value is None:
@@ -161,10 +167,11 @@ def as_csv(results: Sequence[Result]) -> str:
 
 
 def as_latex(results: Sequence[Result]) -> str:
-    """The table as a ``tabular`` of booktabs, with the best average in bold."""
+    """The table as a ``tabular`` of booktabs, with the best average in bold where they are of the same tasks."""
     names = columns(results)
-    averages = [_mean(one.scalars.get(SUMMARY[0])) for one in results]
-    best = max((value for value in averages if value is not None), default=None)
+    averages = [one.scalars.get(SUMMARY[0]) for one in results]
+    highest = max((one for one in averages if one is not None), default=None)
+    best = f"{highest.mean:.3f}" if highest is not None and comparable(results) else None
     lines = [
         rf"\begin{{tabular}}{{ll{'r' * len(names)}}}",
         r"\toprule",
@@ -173,7 +180,7 @@ def as_latex(results: Sequence[Result]) -> str:
     ]
     for one, average in zip(results, averages, strict=True):
         cells = [_latex_number(one.scalars.get(name)) for name in names]
-        if average is not None and average == best:
+        if average is not None and f"{average.mean:.3f}" == best:
             cells[0] = rf"\textbf{{{cells[0]}}}"
         lines.append(" & ".join([_latex(one.name), _latex(one.task_id), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
@@ -190,6 +197,7 @@ def _latex_number(value: Estimate | None) -> str:
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}",
 }  # fmt: skip
 
 

@@ -16,11 +16,12 @@ from lorabank.evaluation.reporting.compared import (
     as_latex,
     by_task_table,
     columns,
+    comparable,
     summary_table,
 )
 from lorabank.evaluation.reporting.pictures import averages_picture
 from lorabank.evaluation.reporting.subjects import commonest
-from lorabank.evaluation.reporting.words import best, meanings
+from lorabank.evaluation.reporting.words import APART, best, meanings
 
 _MOST_LABELS = 50
 """Of a task whose labels are listed; the scores of the others are in ``eval --json``."""
@@ -52,7 +53,7 @@ def comparison(results: Sequence[Result], tests: Sequence[Against]) -> dict[str,
     if any(one.runs > 1 for one in results):
         caption += ": mean of the runs in its 95 % interval"
     return {
-        "best": best(averages),
+        "best": best(averages) if comparable(results) else APART,
         "table": summary_table(results),
         "by_task": by_task_table(results) if len(results) > 1 else None,
         "through": averages_picture([one.line for one in results], metric, caption),

@@ -49,13 +49,13 @@ def tasks_picture(matrix: ScoreMatrix) -> Markup | None:
         Line(task, stages[column:].tolist(), matrix.values[column + 1 :, column].tolist(), faint=task not in ranked)
         for column, task in enumerate(matrix.tasks)
     ]
-    worst = max(losses, key=losses.__getitem__)
+    most = max(losses, key=lambda task: abs(losses[task]))
     return line_chart(
         [line for line in lines if np.isfinite(line.y).any()],
         Axes("after learning", matrix.metric, _floor(matrix), 1.0, places=_stages(matrix.tasks)),
         caption="Each task over the stages"
         + (f": the {SERIES} that lost most in colour" if len(lines) > SERIES else ""),
-        told=f"{worst} changed most: {-losses[worst]:+.3f} from its learning to the last stage",
+        told=f"{most} changed most: {-losses[most]:+z.3f} from its learning to the last stage",
         listed=False,
     )
 
@@ -93,7 +93,10 @@ def lineage_picture(snapshot: Snapshot) -> Markup | None:
         one.name: [by_name[member] for member in one.members if member in by_name]
         for one in snapshot.compositions[:_MOST_GROUPS]
     }
-    return lineage(nodes, groups, caption="Which adapters were trained on top of which, and which answer together")
+    caption = "Which adapters were trained on top of which, and which answer together"
+    if len(snapshot.compositions) > len(groups):
+        caption += f": the first {len(groups)} of {len(snapshot.compositions)} compositions"
+    return lineage(nodes, groups, caption=caption)
 
 
 def averages_picture(lines: Sequence[Line], metric: str, caption: str) -> Markup | None:

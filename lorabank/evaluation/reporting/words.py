@@ -26,6 +26,9 @@ _OWN = {
 """Columns of a comparison that are not metrics of a matrix."""
 
 
+APART = "The results are about different tasks or metrics, so their averages do not say which is better."
+
+
 def headline(one: Measured) -> str | None:
     """A subject in a sentence: average, forgetting and the worst task; None before anything is whole."""
     last = {task: value for task, value in zip(one.tasks, one.values[-1], strict=True) if is_number(value)}
@@ -43,17 +46,24 @@ def headline(one: Measured) -> str | None:
 
 
 def best(averages: Mapping[str, float]) -> str | None:
-    """Which of several results has the highest average; None of fewer than two."""
+    """Which of several results has the highest average to three decimals; None of fewer than two."""
     if len(averages) < 2:
         return None
-    first = max(averages, key=averages.__getitem__)
-    last = min(averages, key=averages.__getitem__)
-    if averages[first] == averages[last]:
-        return f"All {len(averages)} ways to train and answer have the average {averages[first]:.3f}."
+    rounded = {name: f"{average:.3f}" for name, average in averages.items()}
+    highest, lowest = (f"{pick(averages.values()):.3f}" for pick in (max, min))
+    if highest == lowest:
+        return f"All {len(averages)} ways to train and answer have the average {highest}."
+    first, last = ([name for name, one in rounded.items() if one == end] for end in (highest, lowest))
+    have = "has" if len(first) == 1 else "have"
     return (
-        f"Of {len(averages)} ways to train and answer, {first} has the highest average ({averages[first]:.3f}) and "
-        f"{last} the lowest ({averages[last]:.3f})."
+        f"Of {len(averages)} ways to train and answer, {_listed(first)} {have} the highest average ({highest}) and "
+        f"{_listed(last)} the lowest ({lowest})."
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Few are named, many counted."""
+    return " and ".join(names) if len(names) <= 3 else f"{len(names)} of them"
 
 
 def chance_warning(one: Measured) -> str | None:

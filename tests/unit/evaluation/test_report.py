@@ -374,3 +374,17 @@ def test_the_best_of_several_is_named() -> None:
         "Of 3 ways to train and answer, b has the highest average (0.750) and c the lowest (0.250)."
     )
     assert best({"a": 0.5, "b": 0.5}) == "All 2 ways to train and answer have the average 0.500."
+    assert best({"a": 0.1 + 0.2, "b": 0.3}) == "All 2 ways to train and answer have the average 0.300."
+    assert best({"a": 0.5, "b": 0.75, "c": 0.25, "d": 0.75}) == (
+        "Of 4 ways to train and answer, b and d have the highest average (0.750) and c the lowest (0.250)."
+    )
+
+
+def test_the_task_that_changed_most_is_told_whether_it_fell_or_rose() -> None:
+    values = np.full((4, 3), np.nan)
+    for task, change in enumerate((0.2, -0.1, 0.05)):
+        values[task + 1 :, task] = 0.5 + change * np.arange(3 - task)
+    one = measured(tasks=("a", "b", "c"), values=values, low=None, high=None, counts=[9] * 3)
+    labels = [image.get("aria-label") or "" for image in Page(render(bank(), one)).all("svg")]
+    (label,) = [label for label in labels if "changed most" in label]
+    assert label.endswith("a changed most: +0.400 from its learning to the last stage")

@@ -87,10 +87,11 @@ def test_a_sequence_has_means_bands_and_paired_tests(folder: Path, runs: list[Se
     half = stats.t.ppf(0.975, 5) * stats.sem(through)
     assert f"{through.mean():.4g} [{through.mean() - half:.4g}, {through.mean() + half:.4g}]" in page.texts
     assert len([one for one in page.classes("path") if (one or "").startswith("band")]) == 2
-    difference = (averages["olora"] - averages["seqlora"]).mean()
+    differences = averages["olora"] - averages["seqlora"]
+    low, high = stats.t.interval(0.95, 5, differences.mean(), stats.sem(differences))
     start = page.texts.index("Difference to seqlora, as-trained, paired by run, with its 95 % interval")
     row = page.texts[start + 9 : start + 17]
-    assert row[:2] == ["olora, as-trained", f"{difference:+.3f}"]
+    assert row[:4] == ["olora, as-trained", f"{differences.mean():+.3f}", f"{low:+.3f}", f"{high:+.3f}"]
     assert row[4] == f"{2 / 2**6:.3f}", "six of six differences have one sign"
     assert row[5:] == ["6", "0", "6"]
     assert "letters: EVERY RUN IS AT CHANCE" in " ".join(page.texts)
@@ -118,18 +119,46 @@ def test_the_table_is_written(folder: Path, runs: list[SequenceRun], tmp_path: P
     assert not (tmp_path / "u.html").exists()
 
 
+@pytest.mark.usefixtures("card")
+def test_nothing_is_written_where_one_of_the_files_cannot_be(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"no folder .*none"):
+        api.report(folder, tmp_path / "r.html", tables=[tmp_path / "t.csv", tmp_path / "none" / "t.tex"])
+    with pytest.raises(ConfigError, match="letters': it is a folder") as caught:
+        api.report(tmp_path, folder, beside=[folder])
+    assert list(map(str, caught.value.commands)) == [f"lorabank --bank {folder} report report.html"]
+    assert [one.name for one in tmp_path.iterdir()] == ["letters"]
+    assert [one.name for one in folder.iterdir()] == ["results.json"]
+
+
+def test_averages_over_different_tasks_are_not_ranked() -> None:
+    def one(name: str, average: float, *tasks: str, metric: str = "accuracy") -> Result:
+        return Result(name, "given", metric, 1, {"average_accuracy": Estimate(average)}, dict.fromkeys(tasks))
+
+    def told(*results: Result) -> tuple[str, int]:
+        html = render_comparison([Source("s", [], results, [])], [], created_at="", version="1")
+        (said,) = re.findall('<p class="headline">(.*?)</p>', html)
+        return said, as_latex(results).count("textbf")
+
+    apart = ("The results are about different tasks or metrics, so their averages do not say which is better.", 0)
+    first = one("a", 0.5, "x", "y")
+    assert told(first, one("b", 0.75, "x")) == apart
+    assert told(first, one("b", 0.75, "x", "y", metric="rouge_l")) == apart
+    ranked = "Of 2 ways to train and answer, b has the highest average (0.750) and a the lowest (0.500)."
+    assert told(first, one("b", 0.75, "y", "x")) == (ranked, 1)
+
+
 def test_hostile_names_break_neither_csv_nor_latex() -> None:
-    name = "=1+1 & 5 % of $x_1$ \\input{y} ~^#<>\n"
+    name = "=1+1 & 5 % of $x_1$ \\input{y} ~^#<>|\n"
     one = Result(name, "given", "accuracy", 1, {"average_accuracy": Estimate(-0.5)}, {"a,b": None})
     (row,) = csv.DictReader(as_csv([one]).splitlines())
-    assert row["result"] == "'=1+1 & 5 % of $x_1$ \\input{y} ~^#<>\\x0a"
+    assert row["result"] == "'=1+1 & 5 % of $x_1$ \\input{y} ~^#<>|\\x0a"
     assert row["average_accuracy"] == "-0.5"
     assert row["score.a,b"] == ""
     line = as_latex([one]).splitlines()[4]
     assert line == (
         r"=1+1 \& 5 \% of \$x\_1\$ \textbackslash{}input\{y\} "
         r"\textasciitilde{}\textasciicircum{}\#\textless{}\textgreater{}"
-        r"\textbackslash{}x0a & given & \textbf{$-$0.500} \\"
+        r"\textbar{}\textbackslash{}x0a & given & \textbf{$-$0.500} \\"
     )
     html = render_comparison([Source("<b>", [("<i>", "<u>")], [one], [])], [], created_at="", version="1")
     page = assert_well_made(html)
