@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from lorabank.components.charts import Axes, Line, line_chart
 from lorabank.components.frame import plain
 from lorabank.components.tables import bar, count_table, score_table
+from lorabank.core.records import AS_TRAINED
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.metrics import average_accuracy, forgetting
 from lorabank.page.errors import PageError
@@ -91,8 +92,15 @@ def compare(request: Request, one: str = "", other: str = "") -> Response:
         other=title_of(second),
         tasks=_side_by_side(first, second),
         scalars=[(name, value, second.scalars.get(name)) for name, value in first.scalars.items()],
-        subjects=(first.subject, second.subject),
+        against=_paired(first.subject, second.subject),
     )
+
+
+def _paired(one: str, other: str) -> list[str]:
+    """The words of the command that tests two subjects on the same rows; none for one subject with two heads."""
+    if one == other:
+        return []
+    return ["eval", *([] if one == AS_TRAINED else ["--composition", one]), "--against", other]
 
 
 def _named(reports: list[MatrixReport], title: str) -> MatrixReport:

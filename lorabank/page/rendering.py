@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment
 
 from lorabank.components.frame import environment
+from lorabank.core.commands import Command
 from lorabank.page.security import PREFIX, Sessions, session_of
 
 
@@ -64,5 +65,6 @@ def page(request: Request, template: str, *, status: int = 200, whole: bool = Fa
         "logged_in": sessions.needs_token and bool(session),
         "allow_changes": state.config.allow_changes,
         "ready": state.served.engine.ready,
+        "typed": lambda *words: Command(*words).line(str(state.facts.path)),
     }
     return HTMLResponse(templates().get_template(template).render(shared | values), status, _WHOLE if whole else None)

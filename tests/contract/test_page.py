@@ -212,7 +212,7 @@ def test_routing_is_the_confusion_of_the_router(here: Here, reports: Any) -> Non
         assert rows[task][3] == f"{counts[TASKS.index(task)] / sum(counts):.3f}"
 
 
-def test_two_subjects_stand_side_by_side(here: Here, reports: Any) -> None:
+def test_two_subjects_stand_side_by_side(here: Here, bank: Path, reports: Any) -> None:
     text = here.get("/page/compare").text
     check_shape(text)
     one, other = (report.values[-1] for report in reports)
@@ -225,7 +225,7 @@ def test_two_subjects_stand_side_by_side(here: Here, reports: Any) -> None:
     assert f'<h2 id="by-task">{first} beside {second}</h2>' in text
     swapped = here.request("GET", "/page/compare", params={"one": second, "other": first}).text
     assert f'<h2 id="by-task">{second} beside {first}</h2>' in swapped
-    assert "lorabank eval --composition routed --against as-trained" in swapped
+    assert f"lorabank -b {bank} eval --composition routed --against as-trained" in swapped
     other_way = {row[0]: row[3] for row in cells(swapped)[:5] if row[0] in TASKS}
     assert other_way == {task: f"{other[place] - one[place]:+.3f}" for place, task in enumerate(TASKS[:3])}
     assert here.get("/page/compare?one=nowhere").status_code == 404
@@ -268,11 +268,12 @@ def test_scores_that_cannot_be_read_leave_the_overview(here: Here, monkeypatch: 
 
 
 def test_a_bank_without_scores_says_how_to_get_them(lab: Lab) -> None:
-    with Here(lab.bank("olora", 0), page=PageConfig()) as server:
-        assert "lorabank eval --forgetting-matrix" in server.get("/page/matrix").text
-        assert "lorabank eval --all" in server.get("/page/compare").text
-        assert "lorabank compose --mode routed" in server.get("/page/routing").text
-        assert "lorabank add-task" in server.get("/page/").text
+    bank = lab.bank("olora", 0)
+    with Here(bank, page=PageConfig()) as server:
+        assert f"lorabank -b {bank} eval --forgetting-matrix" in server.get("/page/matrix").text
+        assert f"lorabank -b {bank} eval --all" in server.get("/page/compare").text
+        assert f"lorabank -b {bank} compose --mode routed" in server.get("/page/routing").text
+        assert f"lorabank -b {bank} add-task" in server.get("/page/").text
 
 
 # ------------------------------------------------------------------------------------------------------------- asks
