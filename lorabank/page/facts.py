@@ -8,12 +8,10 @@ from typing import Any
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
+from lorabank.evaluation.reporting.bank import MOST_CURVES
 from lorabank.models.facts.curves import LearningCurve
 from lorabank.workflows.publish import newest_curves, stored_reports, with_mistakes
 from lorabank.workflows.results import MatrixReport
-
-MOST_CURVES = 24
-"""Trainings that are drawn on one page, the newest."""
 
 
 class Facts:
@@ -56,8 +54,3 @@ class Facts:
         with self.bank.catalog.read() as view:
             newest = view.last("evaluations")
         return (*self.bank.last_change(), newest and newest["row_digest"])
-
-
-def title_of(report: MatrixReport) -> str:
-    """The name of a subject, with the mode where that is not its name."""
-    return report.subject if report.mode == report.subject else f"{report.subject} ({report.mode})"

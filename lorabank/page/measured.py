@@ -10,12 +10,13 @@ from fastapi.responses import Response
 
 from lorabank.components.charts import Axes, Line, line_chart
 from lorabank.components.frame import plain
-from lorabank.components.tables import bar, count_table, score_table
+from lorabank.components.tables import bar
 from lorabank.core.records import AS_TRAINED
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.metrics import average_accuracy, forgetting
+from lorabank.evaluation.reporting.pictures import matrix_picture, routing_picture
+from lorabank.evaluation.reporting.subjects import title_of
 from lorabank.page.errors import PageError
-from lorabank.page.facts import title_of
 from lorabank.page.rendering import page
 from lorabank.workflows.results import MatrixReport
 
@@ -45,7 +46,7 @@ def matrix(request: Request, of: str = "", stage: int | None = None) -> Response
         tasks=report.tasks,
         stages=_stages(scores),
         learnt=_learnt(scores, now),
-        table=_table(scores, shown, f"{plain(report.metric)} up to task {now}: after each task, on each task")
+        table=matrix_picture(scores, f"{plain(report.metric)} up to task {now}: after each task, on each task", shown)
         if shown
         else None,
         chart=_through_time(scores, now, plain(report.metric)),
@@ -60,14 +61,7 @@ def routing(request: Request) -> Response:
         (
             title_of(one),
             one,
-            count_table(
-                one.routing["tasks"],
-                one.routing["tasks"],
-                one.routing["confusion"],
-                caption=f"Where {one.subject} sent the evaluation rows of each task",
-                corner="rows of ↓ went to →",
-                ends=one.routing["right"],
-            ),
+            routing_picture(one.routing, f"Where {one.subject} sent the evaluation rows of each task"),
         )
         for one in reports
         if one.routing
@@ -150,20 +144,6 @@ def _learnt(scores: ScoreMatrix, stage: int) -> list[dict[str, Any]]:
             | {"bar": bar(now, low, high), "rows": int(scores.counts[place])}
         )
     return found
-
-
-def _table(scores: ScoreMatrix, shown: list[int], caption: str) -> Any:
-    low, high = scores.low, scores.high
-    return score_table(
-        [scores.row_labels[row] for row in shown],
-        scores.tasks,
-        [scores.values[row].tolist() for row in shown],
-        caption=caption,
-        corner="after ↓ on →",
-        learnt=shown,
-        low=None if low is None else [low[row].tolist() for row in shown],
-        high=None if high is None else [high[row].tolist() for row in shown],
-    )
 
 
 def _through_time(scores: ScoreMatrix, stage: int, metric: str) -> Any:

@@ -6,13 +6,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from markupsafe import Markup
 
 from lorabank.bank.room import in_words, room_left
 from lorabank.bank.snapshot import Snapshot
-from lorabank.components.lineage import Node, lineage
 from lorabank.components.tables import bar
 from lorabank.core.errors import LorabankError
+from lorabank.evaluation.reporting.pictures import lineage_picture
 from lorabank.page.rendering import page
 from lorabank.serving.errors import call_error
 from lorabank.serving.served import Served
@@ -43,7 +42,7 @@ def overview(request: Request) -> Response:
         problem=problem,
         room=room and in_words(room),
         revision=served.catalogue.revision,
-        graph=_graph(snapshot) if snapshot.tasks else None,
+        graph=lineage_picture(snapshot),
     )
 
 
@@ -62,15 +61,3 @@ def _tasks(snapshot: Snapshot, first: MatrixReport | None) -> list[dict[str, Any
             {"task": task, "adapter": adapter, "beside": beside, "score": value, "bar": bar(value, low, high)}
         )
     return found
-
-
-def _graph(snapshot: Snapshot) -> Markup:
-    """Which adapters were trained on top of which, and which compositions hold them."""
-    place = {snapshot.adapter_of(task.name).digest: number for number, task in enumerate(snapshot.tasks)}
-    number = {task.name: at for at, task in enumerate(snapshot.tasks)}
-    nodes = []
-    for at, task in enumerate(snapshot.tasks):
-        context = snapshot.adapter_of(task.name).context
-        nodes.append(Node(task.name, tuple(place[one] for one in context if place.get(one, at) < at)))
-    groups = {made.name: [number[one] for one in made.members if one in number] for made in snapshot.compositions}
-    return lineage(nodes, groups, caption="Which adapters each task was trained on top of, and what composes them")

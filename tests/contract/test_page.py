@@ -234,7 +234,7 @@ def test_two_subjects_stand_side_by_side(here: Here, bank: Path, reports: Any) -
 def test_trainings_are_drawn(here: Here) -> None:
     text = here.get("/page/curves").text
     check_shape(text)
-    assert all(f"Loss while {task} was trained" in text for task in TASKS[:3])
+    assert all(f"{task}: loss from " in text for task in TASKS[:3])
 
 
 @pytest.mark.parametrize("name", [*TASKS[:3], "routed"])

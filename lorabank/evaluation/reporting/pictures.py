@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -11,7 +12,8 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.components.charts import Axes, Line, line_chart
 from lorabank.components.colours import SERIES
 from lorabank.components.lineage import Node, lineage
-from lorabank.components.tables import MOST_WIDE, score_table
+from lorabank.components.tables import MOST_WIDE, count_table, score_table
+from lorabank.evaluation.confusion import LabelScores
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.plots.tasks import known_scores, lost
 from lorabank.models.facts.curves import LearningCurve
@@ -19,13 +21,22 @@ from lorabank.models.facts.curves import LearningCurve
 _LEAST = 3
 """Scores of a task whose line says more than two cells of the matrix."""
 
+_MOST_LABELS = 12
+"""Labels of a confusion matrix that is shown whole."""
+
 _MOST_GROUPS = 14
 """Compositions that are drawn beside the tasks."""
 
 
-def matrix_picture(matrix: ScoreMatrix, caption: str) -> Markup:
-    """The scores after each task on each task, with the tasks learnt so far outlined."""
-    rows = matrix.measured_rows
+def matrix_picture(matrix: ScoreMatrix, caption: str, rows: Sequence[int] | None = None) -> Markup:
+    """The scores after each task on each task, with the tasks learnt so far outlined.
+
+    Args:
+        matrix: The scores.
+        caption: What they are.
+        rows: Numbers of its rows; None for those that were measured.
+    """
+    rows = matrix.measured_rows if rows is None else rows
     ends = None if matrix.low is None else [matrix.low[row].tolist() for row in rows]
     return score_table(
         [matrix.row_labels[row] for row in rows],
@@ -57,6 +68,41 @@ def tasks_picture(matrix: ScoreMatrix) -> Markup | None:
         + (f": the {SERIES} that lost most in colour" if len(lines) > SERIES else ""),
         told=f"{most} changed most: {-losses[most]:+z.3f} from its learning to the last stage",
         listed=False,
+    )
+
+
+def routing_picture(routing: Mapping[str, Any], caption: str) -> Markup:
+    """Where a router sent the rows of each task; ``routing`` as of `Measured`."""
+    return count_table(
+        routing["tasks"],
+        routing["tasks"],
+        routing["confusion"],
+        caption=caption,
+        corner="rows of ↓ went to →",
+        ends=routing.get("right"),
+    )
+
+
+def confusion_picture(scores: LabelScores, caption: str, *, recall: bool = False) -> Markup | None:
+    """Which labels were answered in place of which; None where they are too many for a table.
+
+    Args:
+        scores: Those of a task.
+        caption: What the table shows.
+        recall: Whether the recall of each label stands in a last column.
+    """
+    if len(scores.names) > _MOST_LABELS or scores.unlisted:
+        return None
+    counts = {(wanted, answered): rows for wanted, answered, rows in scores.confusion}
+    wanted = [one.label for one in scores.labels]
+    return count_table(
+        wanted,
+        scores.names,
+        [[counts.get((label, name), 0) for name in scores.names] for label in wanted],
+        caption=caption,
+        corner="wanted ↓ answered →",
+        ends=[one.recall for one in scores.labels] if recall else None,
+        end="recall",
     )
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from lorabank.components.frame import Ids, plain
-from lorabank.components.tables import count_table
 from lorabank.evaluation.confusion import LabelScores
 from lorabank.evaluation.environments import mixed
 from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.reporting.measured import Measured
-from lorabank.evaluation.reporting.pictures import matrix_picture, tasks_picture
+from lorabank.evaluation.reporting.pictures import confusion_picture, matrix_picture, routing_picture, tasks_picture
 from lorabank.evaluation.reporting.words import with_meaning
-
-_MOST_COLUMNS = 12
-"""Labels of a confusion matrix that is shown whole."""
 
 
 def title_of(one: Measured) -> str:
@@ -26,7 +22,7 @@ def title_of(one: Measured) -> str:
 
 
 def section(one: Measured, ids: Ids, name: str | None = None) -> dict[str, Any]:
-    """What the template ``subject.html.j2`` shows.
+    """What the macro ``subject`` shows.
 
     Args:
         one: The subject.
@@ -42,36 +38,16 @@ def section(one: Measured, ids: Ids, name: str | None = None) -> dict[str, Any]:
         "matrix": matrix,
         "picture": matrix_picture(matrix, f"{matrix.metric} of {title}: after each task, on each task"),
         "by_task": tasks_picture(matrix),
-        "routed": _routed(one.routing) if one.routing else None,
+        "routed": routing_picture(one.routing, "Where the router sent the rows of each task") if one.routing else None,
         "scalars": [(with_meaning(key), key, value) for key, value in one.scalars.items()],
         "mixed": mixed(one.environments),
         "labels": [(task, scores, _confusion(task, scores)) for task, scores in one.labels.items()],
     }
 
 
-def _routed(routing: Mapping[str, Any]) -> Markup:
-    return count_table(
-        routing["tasks"],
-        routing["tasks"],
-        routing["confusion"],
-        caption="Where the router sent the rows of each task",
-        corner="rows of ↓ went to →",
-        ends=routing.get("right"),
-    )
-
-
 def _confusion(task: str, scores: LabelScores) -> Markup | None:
     """The whole matrix where it is small; None where nothing was confused, or the commonest are to be listed."""
-    if scores.unlisted or len(scores.names) > _MOST_COLUMNS or not commonest(scores):
-        return None
-    counts = {(wanted, answered): rows for wanted, answered, rows in scores.confusion}
-    return count_table(
-        [one.label for one in scores.labels],
-        scores.names,
-        [[counts.get((one.label, name), 0) for name in scores.names] for one in scores.labels],
-        caption=f"Confusion matrix of {task}",
-        corner="wanted ↓ answered →",
-    )
+    return confusion_picture(scores, f"Confusion matrix of {task}") if commonest(scores) else None
 
 
 def commonest(scores: LabelScores) -> Sequence[tuple[str, str, int]]:
