@@ -21,6 +21,9 @@ WEIGHTS_REFUSED = "--weights: "
 """The same of the setting that has an option of its own."""
 
 
+_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
 @dataclass(frozen=True)
 class MethodSetting:
     """One setting of a method.
@@ -38,6 +41,11 @@ class MethodSetting:
     default: Any
     help: str
     bounds: dict[str, float]
+
+    @property
+    def limits(self) -> list[str]:
+        """Its bounds for people: ``["> 0", "<= 1"]``."""
+        return [f"{_SIGNS[name]} {bound:g}" for name, bound in self.bounds.items()]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lorabank.core.commands import Command
+from lorabank.core.errors import LorabankError
 
 
 class PageError(Exception):
@@ -21,3 +22,8 @@ class PageError(Exception):
         self.message = message
         self.hint = hint
         self.commands = commands
+
+
+def sentence(error: LorabankError) -> str:
+    """What went wrong, with what to do."""
+    return f"{error.message} ({error.hint})" if error.hint else error.message

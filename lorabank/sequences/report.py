@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from lorabank.bank.bank import Bank
+from lorabank.bank.catalog.times import now
 from lorabank.bank.failures import reported
 from lorabank.components import markup
 from lorabank.core.commands import Command
@@ -95,7 +95,7 @@ def write_report(folders: Sequence[Path], target: Path, tables: Sequence[Path] =
 def _write_comparison(found: Sequence[_Found], target: Path) -> None:
     from lorabank import __version__
 
-    made = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    made = now()
     page = render_comparison([one.source for one in found], _tests(found), created_at=made, version=__version__)
     with writing(target):
         write_text(target, page)

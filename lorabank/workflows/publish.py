@@ -6,11 +6,11 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from lorabank.bank.bank import Bank
+from lorabank.bank.catalog.times import now
 from lorabank.bank.failures import reported
 from lorabank.core.errors import LorabankError, NotFoundError
 from lorabank.core.records import CompositionRecord, EvaluationRecord
@@ -87,7 +87,7 @@ def report(path: str | Path, target: Path) -> Path:
 
     bank = Bank.open(path)
     snapshot = bank.snapshot()
-    made = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    made = now()
     found = stored_results(bank, snapshot)
     measured = with_mistakes(bank, snapshot, [one.report for one in found])
     tests = paired_with_first([(title_of(one.report), one) for one in found])

@@ -15,8 +15,6 @@ from lorabank_cli.verb import Run, verb
 if TYPE_CHECKING:
     from lorabank.core.methods import Method, MethodSetting
 
-_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-
 
 @verb("methods", examples=("methods", "methods replay", "methods --json"))
 @click.argument("name", required=False, help="A strategy, a variant, a penalty, a merger, ...")
@@ -56,5 +54,4 @@ def _whole(one: Method) -> str:
 
 
 def _allowed(setting: MethodSetting) -> str:
-    bounds = [f"{_BOUNDS[name]} {bound:g}" for name, bound in setting.bounds.items()]
-    return ", ".join([setting.type, *bounds])
+    return ", ".join([setting.type, *setting.limits])

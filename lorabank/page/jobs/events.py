@@ -51,8 +51,13 @@ async def events(look: Callable[[], Training | None], closing: Callable[[], bool
             follower.close()
 
 
-def progress(lines: list[Progress]) -> Markup:
-    """How far a training is, as a part of a page; nothing before its first line."""
+def progress(lines: list[Progress], *, listed: bool = False) -> Markup:
+    """How far a training is, as a part of a page; nothing before its first line.
+
+    Args:
+        lines: Its lines so far.
+        listed: Whether the chart has its table, which each further line would close again.
+    """
     if not lines:
         return Markup("")
     steps = steps_of(lines)
@@ -61,17 +66,17 @@ def progress(lines: list[Progress]) -> Markup:
     shown = (
         templates()
         .get_template("jobs_progress.j2")
-        .render(last=last, step=step, measured=steps[-1] if steps else None, chart=_chart(steps))
+        .render(last=last, step=step, measured=steps[-1] if steps else None, chart=_chart(steps, listed=listed))
     )
     return Markup(shown)
 
 
-def _chart(steps: list[Progress]) -> Markup | None:
+def _chart(steps: list[Progress], *, listed: bool) -> Markup | None:
     if len(steps) < 2:
         return None
     places = [float(one.step or 0) for one in steps]
     line = Line("task loss", places, [float("nan") if one.loss is None else one.loss for one in steps])
-    return line_chart([line], Axes("step", "loss"), caption="Task loss by optimizer step", listed=False)
+    return line_chart([line], Axes("step", "loss"), caption="Task loss by optimizer step", listed=listed)
 
 
 def _event(name: str, data: str) -> str:

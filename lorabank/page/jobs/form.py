@@ -21,6 +21,7 @@ from lorabank.core.shelves import (
     STARTS,
     STRATEGIES,
 )
+from lorabank.page.errors import sentence
 
 LEFT_OUT = ("data", "report_to")
 """Settings without a field: the rows are chosen before, and trackers are the operator's."""
@@ -163,13 +164,9 @@ def _own_controls(config: TrainConfig, given: Mapping[str, str], rows: str | Non
     for shelf, name in chosen:
         for one in settings(shelf.load(name)):
             key, usual = f"{name}.{one.name}", "" if one.default in (None, ()) else str(one.default)
-            bounds = ", ".join(f"{_SIGNS[edge]} {value:g}" for edge, value in one.bounds.items())
-            help = f"{one.help} ({', '.join(filter(None, (one.type, bounds)))})"
+            help = f"{one.help} ({', '.join([one.type, *one.limits])})"
             found[key] = Control(f"{_OWN}{key}", key, help, "text", given.get(key, usual), usual)
     return list(found.values())
-
-
-_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def _refused(config: TrainConfig, problems: Sequence[str]) -> list[str]:
@@ -181,5 +178,5 @@ def _refused(config: TrainConfig, problems: Sequence[str]) -> list[str]:
     try:
         check_here(config)
     except LorabankError as error:
-        return [f"{error.message} ({error.hint})" if error.hint else error.message]
+        return [sentence(error)]
     return []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabank.core.config import TrainConfig
-from lorabank.data.loading import detect_form, example_row, open_rows
+from lorabank.data.loading import detect_form, open_rows
 from lorabank.workflows.open_bank import OpenBank
 from lorabank.workflows.task_data import load_data
 
@@ -26,7 +26,6 @@ class Preview:
         rows: The first training rows: text or prompt, and label or completion.
         counts: Of each split, ``train`` and ``eval``, how many rows it has.
         labels: Each label with its rows in both splits, the most frequent first; empty without labels.
-        example: The first row as the model meets it.
         told: How the file was read where that is not plain, and what is likely a mistake.
     """
 
@@ -36,7 +35,6 @@ class Preview:
     rows: tuple[tuple[str, str], ...] = ()
     counts: tuple[tuple[str, int], ...] = ()
     labels: tuple[tuple[str, tuple[int, int]], ...] = ()
-    example: tuple[str, str] | None = None
     told: tuple[str, ...] = ()
 
 
@@ -59,6 +57,5 @@ def preview(bank: Path, config: TrainConfig) -> Preview:
         rows=tuple(zip(data.train.texts[:_ROWS], data.train.labels[:_ROWS], strict=True)),
         counts=(("train", len(data.train)), ("eval", len(data.eval))),
         labels=tuple((label, (counts["train"], counts["eval"])) for label, counts in data.label_counts.items()),
-        example=example_row(data),
         told=data.told,
     )

@@ -14,7 +14,7 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from lorabank.bank.objects.layout import check_name
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, LorabankError
-from lorabank.page.errors import PageError
+from lorabank.page.errors import PageError, sentence
 from lorabank.page.jobs.events import events, progress
 from lorabank.page.jobs.form import filled
 from lorabank.page.jobs.multipart import Part, read_multipart
@@ -134,7 +134,7 @@ def _look(shop: Workshop, config: Any) -> tuple[Preview | None, list[str]]:
     try:
         return preview(shop.bank.path, config), []
     except LorabankError as error:
-        return None, [_sentence(error)]
+        return None, [sentence(error)]
 
 
 def _unfit_name(shop: Workshop, name: str, replace: bool) -> list[str]:
@@ -142,7 +142,7 @@ def _unfit_name(shop: Workshop, name: str, replace: bool) -> list[str]:
     try:
         check_name(name)
     except ConfigError as error:
-        return [_sentence(error)]
+        return [sentence(error)]
     snapshot = shop.bank.snapshot()
     if any(made.name == name for made in snapshot.compositions):
         return [f"a composition is called {name}"]
@@ -150,10 +150,6 @@ def _unfit_name(shop: Workshop, name: str, replace: bool) -> list[str]:
     if taken and not replace:
         return [f"there is a task {name} already; choose another name, or make a new version of it"]
     return [f"there is not a task {name} that a new version could replace"] if replace and not taken else []
-
-
-def _sentence(error: LorabankError) -> str:
-    return f"{error.message} ({error.hint})" if error.hint else error.message
 
 
 @router.get("/of/{name}")
@@ -166,7 +162,7 @@ def watch(request: Request, name: str) -> Response:
         "jobs_one.j2",
         training=found,
         line=None if found.command is None else shop.line(found.command),
-        progress=progress(list(found.lines)),
+        progress=progress(list(found.lines), listed=not found.under_way),
         learnt=any(task.name == name for task in shop.bank.snapshot().tasks),
         folders=shop.sources.folders,
     )
