@@ -326,9 +326,9 @@ class Engine:
         return [job for job in jobs if self._wanted(job)]
 
     def _changed(self) -> bool:
-        """Whether the bank is another one than was read last, or cannot be looked at."""
+        """Whether the bank is another one than was read last, or is to be loaded again, or cannot be looked at."""
         try:
-            return self._opened.changed
+            return self._opened.changed or (self._behind and time.monotonic() >= self._retry_at)
         except Exception:  # `_follow` says why
             return True
 

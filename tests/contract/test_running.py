@@ -16,6 +16,7 @@ from lorabank.core.errors import DataError, LorabankError
 from lorabank.core.observer import SilentObserver
 from lorabank.models.answering import rolling
 from lorabank.models.answering.replies import GenerationRequest
+from lorabank.serving import engine as engines
 from lorabank.serving.config import ServeConfig
 from lorabank.serving.engine import Engine, Event, Job
 from lorabank.serving.metrics import Meter
@@ -24,6 +25,7 @@ from lorabank.workflows.asking.questions import Answered, Question, Who
 from lorabank.workflows.assemble import RuntimeSettings
 from lorabank.workflows.open_bank import OpenBank
 from tests.contract import test_text_to_text
+from tests.contract.serving import until
 from tests.contract.test_mixed import rendered
 from tests.contract.test_text_to_text import Place, plainly_generated
 
@@ -243,6 +245,35 @@ def test_a_name_that_comes_while_a_batch_runs_is_found_when_it_has_run_out(place
     served.wait(2)
     assert served.answer("later").who.composition == "later"
     api.remove(place.bank, "later")
+
+
+def test_a_state_that_could_not_be_loaded_is_tried_again_though_texts_come_all_the_time(
+    place: Place, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = threading.Event()
+
+    def made(*args: Any) -> MixedAnswers:
+        if broken.is_set():
+            raise RuntimeError("a bug")
+        return MixedAnswers(*args)
+
+    def chain(number: int) -> None:
+        """A text that is joined by the next one before it ends, until the new state answers."""
+        broken.clear()
+        if number < 400 and served.engine.revision < newest:
+            served.submit(str(number), question("pairs", "What of sun?", 12), lambda: chain(number + 1))
+        else:
+            done.set()
+
+    monkeypatch.setattr(engines, "POLL", 0.02)
+    monkeypatch.setattr(engines, "MixedAnswers", made)
+    broken.set()
+    api.set_note(place.bank, "pairs", "a change")
+    newest, done = len(api.history(place.bank)), threading.Event()
+    until(lambda: served.engine._behind)
+    served.submit("first", question("pairs", "What of sun?", 12), lambda: chain(0))
+    assert done.wait(120)
+    assert served.engine.revision == newest
 
 
 def test_what_fails_in_a_running_batch_fails_alone(
