@@ -91,6 +91,7 @@ def test_changes_are_about_the_page(run: Any, bank: Any) -> None:
     shown = run("serve", "--allow-changes")
     assert shown.code == 2
     assert "--allow-changes is about the page, and there is no page" in shown.err
+    assert "--data-folder is about the page" in run("serve", "--data-folder", "rows").err
     assert "serve --page --allow-changes" in shown.err
     assert "nothing was started" in shown.err
 

@@ -43,9 +43,9 @@ def serve(run: Run) -> None:
     forgot, and answers.
     """
     config, page = run.config(ServeConfig), run.config(ServePageConfig)
-    if page.allow_changes and not page.page:
+    if (unused := _of_the_page(page)) and not page.page:
         raise ConfigError(
-            "--allow-changes is about the page, and there is no page",
+            f"{unused} is about the page, and there is no page",
             hint="add --page",
             commands=[Command("serve", "--page", "--allow-changes")],
             unchanged="nothing was started",
@@ -60,6 +60,11 @@ def serve(run: Run) -> None:
         made = page_of(run.bank, page, PROGRAM)
     with run.observer as observer:
         start(run.bank, config, observer, lambda listening: run.output.item(listening, _line(listening)), made)
+
+
+def _of_the_page(page: ServePageConfig) -> str | None:
+    """An option that was given and means nothing without the page."""
+    return "--allow-changes" if page.allow_changes else "--data-folder" if page.data_folders else None
 
 
 def check_packages(command: str) -> None:
