@@ -38,6 +38,7 @@ DOCUMENTS = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")} - GUIDES
 SEQUENCE = (ROOT / "docs/sequences.md").read_text(encoding="utf-8")
 ELSEWHERE = {
     "demo": ".ci/run runs the demo whole, tests/end_to_end/test_demo.py looks at what it left",
+    "sequence.html": "tests/unit/workflows/test_sequence_run.py writes the report of a sequence",
     "serve": "tests/contract/test_serving.py asks a server, and as docs/serving.md does",
     "ui": "tests/cli/test_ui.py starts it, and tests/contract/test_page.py asks its page",
     "--lm-eval": "tests/unit/workflows/asking/test_harness.py asks the harness",
