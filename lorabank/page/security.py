@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from lorabank.page.errors import PageError
 from lorabank.serving.limits import App, Message, Receive, Scope, Send, refuse
 
 COOKIE = "lorabank"
+"""Name of the cookie, with the port behind it."""
 PREFIX = "/page"
 LOGIN = f"{PREFIX}/login"
 OPEN = (LOGIN, f"{PREFIX}/static/")
@@ -146,7 +148,7 @@ def cookie_header(cookie: str, scope: Scope) -> str:
     """A header that gives a browser the cookie of its session; with an empty one, takes it back."""
     secure = "; Secure" if scope.get("scheme") == "https" else ""
     lasts = _HOURS * 3600 if cookie else 0
-    return f"{COOKIE}={cookie}; Path={PREFIX}; Max-Age={lasts}; HttpOnly; SameSite=Strict{secure}"
+    return f"{_cookie_name(scope)}={cookie}; Path={PREFIX}; Max-Age={lasts}; HttpOnly; SameSite=Strict{secure}"
 
 
 def cookie_of(scope: Scope) -> str:
@@ -154,12 +156,18 @@ def cookie_of(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"cookie":
             try:
-                found = SimpleCookie(value.decode("latin-1")).get(COOKIE)
+                found = SimpleCookie(value.decode("latin-1")).get(_cookie_name(scope))
             except CookieError:
                 continue
             if found is not None:
                 return found.value
     return ""
+
+
+def _cookie_name(scope: Scope) -> str:
+    """The name of the cookie: browsers give the cookies of a host to the servers on all of its ports."""
+    _, _, port = dict(scope["headers"]).get(b"host", b"").decode("latin-1").rpartition(":")
+    return f"{COOKIE}-{port}" if re.fullmatch("[0-9]{1,5}", port) else COOKIE
 
 
 def session_of(request: Request) -> str:
@@ -174,10 +182,18 @@ def check_origin(request: Request) -> None:
         PageError: The browser says that it does.
     """
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host", ""):
+    if origin is not None and _host(origin) != request.headers.get("host", ""):
         raise PageError(403, "a form of another site is not accepted")
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise PageError(403, "a form of another site is not accepted")
+
+
+def _host(origin: str) -> str | None:
+    """The host of an origin with its port; None of what is not an origin."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def check_sender(request: Request, form_token: str) -> None:
@@ -196,6 +212,8 @@ def check_sender(request: Request, form_token: str) -> None:
 async def read_form(request: Request) -> Mapping[str, str]:
     """The fields of a form, wherever it was sent from; of a name that stands twice the last.
 
+    A browser sends each line end of a text as CR LF; here it is LF again.
+
     Raises:
         PageError: The body is not such a form.
     """
@@ -204,9 +222,10 @@ async def read_form(request: Request) -> Mapping[str, str]:
         raise PageError(415, "the body is not a form")
     try:
         text = (await request.body()).decode("ascii")
-        return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS))
+        fields = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS)
     except ValueError:
         raise PageError(400, "the form cannot be read") from None
+    return {name: value.replace("\r\n", "\n") for name, value in fields}
 
 
 async def sent_form(request: Request) -> Mapping[str, str]:

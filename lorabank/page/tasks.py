@@ -11,9 +11,11 @@ from fastapi.responses import RedirectResponse, Response
 from markupsafe import Markup
 
 from lorabank.components.tables import bar
+from lorabank.core.errors import ConfigError
 from lorabank.core.records import AS_TRAINED
 from lorabank.evaluation.reporting.pictures import confusion_picture, curve_picture
 from lorabank.models.facts.curves import LearningCurve
+from lorabank.page.errors import PageError
 from lorabank.page.facts import Facts
 from lorabank.page.rendering import page
 from lorabank.page.security import PREFIX, Changing, SentForm
@@ -51,7 +53,10 @@ def named(request: Request, name: str) -> Response:
 async def note(request: Request, name: str, form: SentForm) -> Response:
     """Write the note of a task or composition; an empty one is removed."""
     facts: Facts = request.app.state.facts
-    await run_in_threadpool(facts.bank.set_note, name, form.get("note", "").strip() or None)
+    try:
+        await run_in_threadpool(facts.bank.set_note, name, form.get("note", "").strip() or None)
+    except ConfigError as error:
+        raise PageError(422, error.message) from error
     return RedirectResponse(f"{PREFIX}/named/{quote(name)}", 303)
 
 

@@ -112,8 +112,12 @@ class Gate:
         self.open_calls += 1
         self._unanswered.add(call)
         try:
-            answering = self._check(scope) or self._app
-            await answering(scope, await self._read(scope, receive), sending)
+            answer = self._check(scope)
+            if answer is None:
+                await self._app(scope, await self._read(scope, receive), sending)
+            else:  # its body is not read
+                answer.headers["connection"] = "close"
+                await answer(scope, receive, sending)
         except CallError as error:
             await refuse(error)
         except asyncio.CancelledError:

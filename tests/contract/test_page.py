@@ -354,6 +354,20 @@ def test_a_note_is_written_where_changes_are_allowed(lab: Lab, tmp_path: Path) -
         assert api.show(made, "one")["task"]["note"] is None
 
 
+def test_a_note_of_several_lines_stays_as_it_is_when_it_is_saved_again(lab: Lab, tmp_path: Path) -> None:
+    """Browsers end lines with CR LF; the second text has a character that cannot be seen."""
+    made = Path(shutil.copytree(lab.bank("olora", 1), tmp_path / "bank"))
+    with Here(made, page=PageConfig(allow_changes=True)) as server:
+        for text in ("first\nsecond\n\tthird", "\U0001f469\u200d\U0001f4bb writes"):
+            send_note(server, made, text.replace("\n", "\r\n"))
+            assert api.show(made, "one")["task"]["note"] == text
+            assert f">\n{text}</textarea>" in server.get("/page/named/one").text
+        answer = send_note(server, made, "x" * 2001)
+        assert answer.status_code == 422
+        assert "A note of 2001 characters; at most 2000 are allowed." in answer.text
+        assert api.show(made, "one")["task"]["note"] == text
+
+
 # --------------------------------------------------------------------------------------------------------- security
 
 
@@ -445,6 +459,7 @@ def test_without_a_token_every_browser_gets_a_session(here: Here) -> None:
         {"origin": "http://localhost:9999"},
         {"origin": "https://elsewhere.example"},
         {"origin": "null"},
+        {"origin": "http://[localhost"},
         {"sec-fetch-site": "same-site"},
         {"sec-fetch-site": "cross-site"},
     ],
@@ -471,3 +486,25 @@ def test_a_body_that_is_no_form_is_refused(here: Here) -> None:
         ]
     ]
     assert answers == [415, 415, 400, 400, 400]
+
+
+def test_servers_on_two_ports_have_sessions_of_their_own(here: Here) -> None:
+    hosts = [{"host": f"localhost:{port}"} for port in (8001, 8002)]
+    first = [here.get("/page/try", headers=host) for host in hosts]
+    browser = {"cookie": "; ".join(map(cookie_of, first))}
+    again = [here.get("/page/try", headers=host | browser) for host in hosts]
+    assert not [one for one in again if "set-cookie" in one.headers]
+    assert [form_token(one.text) for one in again] == [form_token(one.text) for one in first]
+
+
+def test_a_body_without_a_session_is_not_read(bank: Path) -> None:
+    sent = []
+
+    async def body() -> Any:
+        for part in range(10):
+            sent.append(part)
+            yield b"a" * 1000
+
+    with Here(bank, token=TOKEN, local=False, page=PageConfig(allow_changes=True)) as server:
+        answer = server.request("POST", "/page/jobs/upload", content=body(), headers={"content-length": "10000"})
+    assert (answer.status_code, answer.headers["location"], sent) == (303, "/page/login", [])
