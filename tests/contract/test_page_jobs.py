@@ -21,6 +21,7 @@ import pytest
 from lorabank import api
 from lorabank.bank.bank import Bank
 from lorabank.bank.progress import FILE, ProgressFile
+from lorabank.core.errors import DamagedError
 from lorabank.page.config import PageConfig
 from tests.contract.conftest import SETTINGS, Lab
 from tests.contract.serving import Here, until
@@ -170,6 +171,13 @@ def test_what_does_not_fit_is_said_and_nothing_starts(
     assert "No training is under way" in browser.get(JOBS).text
 
 
+def test_lines_of_a_setting_stay_as_they_are(browser: Browser, data: Path) -> None:
+    """Browsers end lines with CR LF."""
+    answer = browser.begin("check", data, map="a=text\r\nb=label")
+    assert ">\na=text\nb=label</textarea>" in answer.text
+    assert "--map a=text --map b=label" in html.unescape(answer.text)
+
+
 def test_rows_that_cannot_be_read_are_said(browser: Browser, data: Path) -> None:
     data.write_text('{"text": "a", "label": "x"}\n{"text": "' + EVIL + '", "lab')
     answer = browser.get(f"{JOBS}/new", params={"data": str(data)})
@@ -200,6 +208,16 @@ def test_files_outside_the_allowed_folders_are_not_read(browser: Browser, data: 
         assert browser.begin("start", data, eval_data=str(path)).status_code == 403
     assert browser.get(f"{JOBS}/new", params={"data": str(data.parent / "none.jsonl")}).status_code == 404
     assert str(secret) not in browser.get(JOBS).text
+
+
+@pytest.mark.parametrize("place", ["work/page", "work/page/uploads", "work/page/said"])
+def test_a_bank_whose_uploads_would_lie_elsewhere_is_refused(bank: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "private").mkdir()
+    (bank / place).parent.mkdir(exist_ok=True)
+    (bank / place).symlink_to(tmp_path / "private")
+    Here(bank, page=PageConfig())
+    with pytest.raises(DamagedError, match=f"{place} is a link"):
+        Here(bank, page=PageConfig(allow_changes=True))
 
 
 def test_uploads_have_a_limit(browser: Browser, bank: Path) -> None:
@@ -286,6 +304,12 @@ def test_a_training_of_a_shell_is_seen_and_found_again_after_a_restart(
     assert again.state() == "interrupted"
     assert again.post("/of/two/drop").status_code == 303
     assert not Bank.open(bank).operations()
+
+
+def test_a_training_of_a_shell_leads_to_its_task_when_it_is_done(browser: Browser) -> None:
+    answer = browser.get(f"{JOBS}/of/one")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/page/named/one")
+    assert browser.get(f"{JOBS}/of/two").status_code == 404
 
 
 def test_a_process_that_is_not_a_training_is_left_alone(

@@ -40,8 +40,8 @@ def read_multipart(kind: str, body: bytes) -> dict[str, Part]:
     """
     header = Message()
     header["content-type"] = kind
-    boundary = header.get_param("boundary")
-    if header.get_content_type() != _KIND or not isinstance(boundary, str) or not boundary:
+    boundary = _parameter(header, "boundary", "content-type")
+    if header.get_content_type() != _KIND or not boundary:
         raise PageError(415, "the body is not a form with a file")
     # A boundary stands nowhere in the content, so the parts are what lies between two of them.
     first, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"), _MOST_PARTS + 1)
@@ -56,11 +56,19 @@ def _part(text: bytes) -> Part:
     if not blank or len(head) > _MOST_HEADERS:
         raise _unreadable()
     headers = HeaderParser().parsestr(head.decode("utf-8", "replace").lstrip("\r\n"))
-    name = headers.get_param("name", header="content-disposition")
-    file = headers.get_param("filename", header="content-disposition")
-    if not isinstance(name, str):
+    name = _parameter(headers, "name", "content-disposition")
+    if name is None:
         raise _unreadable()
-    return Part(name, file if isinstance(file, str) else None, data)
+    return Part(name, _parameter(headers, "filename", "content-disposition"), data)
+
+
+def _parameter(headers: Message, name: str, of: str) -> str | None:
+    """A parameter of a header; None where there is none, or one that browsers do not write (RFC 2231)."""
+    try:
+        found = headers.get_param(name, header=of)
+    except (TypeError, ValueError):  # parts of a value that cannot be put in order
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _unreadable() -> PageError:

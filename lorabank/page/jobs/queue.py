@@ -14,7 +14,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -45,6 +44,7 @@ class Job:
         log: The file with what it writes.
         state: Where it is.
         cancelled: Whether it is to stop.
+        refused: Why it could not be started.
         process: The process, once it was started.
     """
 
@@ -53,6 +53,7 @@ class Job:
     log: Path
     state: State = "waiting"
     cancelled: bool = False
+    refused: str = ""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -71,6 +72,8 @@ class Job:
 
     def error(self) -> str:
         """Its error with what it proposes; empty where it wrote none."""
+        if self.refused:
+            return self.refused
         _, found, rest = f"\n{self.said()}".rpartition("\nerror: ")
         return rest if found else ""
 
@@ -170,7 +173,7 @@ class Jobs:
                 descriptor = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
                 with open(descriptor, "wb") as log:
                     job.process = subprocess.Popen(
-                        [*self._program, *job.command.about(str(self._bank))],
+                        [*self._program, "-b", str(self._bank), *job.command],  # whatever words a form brought
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,
@@ -178,9 +181,7 @@ class Jobs:
                         start_new_session=True,
                     )
             except OSError as error:
-                job.state = "failed"
-                with suppress(OSError):
-                    job.log.write_text(f"error: the training cannot be started: {error}\n", encoding="utf-8")
+                job.state, job.refused = "failed", f"the training cannot be started: {error}"
                 return None
             job.state = "running"
             return job.process

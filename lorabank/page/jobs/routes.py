@@ -154,16 +154,20 @@ def _unfit_name(shop: Workshop, name: str, replace: bool) -> list[str]:
 
 @router.get("/of/{name}")
 def watch(request: Request, name: str) -> Response:
-    """One training."""
+    """One training; of a task that another process has learnt, which nobody here remembers, its page."""
     shop = _shop(request)
-    found = _found(shop, name)
+    found = training(shop.bank, shop.jobs, name)
+    learnt = any(task.name == name for task in shop.bank.snapshot().tasks)
+    if found is None and learnt:
+        return RedirectResponse(f"{PREFIX}/named/{name}", 303)
+    found = found or _found(shop, name)
     return page(
         request,
         "jobs_one.j2",
         training=found,
         line=None if found.command is None else shop.line(found.command),
         progress=progress(list(found.lines), listed=not found.under_way),
-        learnt=any(task.name == name for task in shop.bank.snapshot().tasks),
+        learnt=learnt,
         folders=shop.sources.folders,
     )
 

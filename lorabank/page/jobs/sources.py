@@ -6,6 +6,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,7 +90,8 @@ class Sources:
             with open(descriptor, "wb") as file:
                 file.write(data)
         except OSError as error:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # a file system that cannot be written refuses this too
+                path.unlink()
             raise PageError(507, f"the file cannot be stored: {error.strerror}") from error
         self._names[path.name] = name[-200:]
         return Upload(path, self._names[path.name], len(data))

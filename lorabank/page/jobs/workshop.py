@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from lorabank.bank.bank import Bank
 from lorabank.core.commands import Command
-from lorabank.core.errors import ConfigError
+from lorabank.core.errors import ConfigError, DamagedError
 from lorabank.page.config import PageConfig
 from lorabank.page.errors import PageError
 from lorabank.page.jobs.queue import Jobs
@@ -62,6 +62,7 @@ class Workshop:
 
         Raises:
             ConfigError: A folder that may be read is not there.
+            DamagedError: A folder of the page is a link: what is uploaded or deleted would lie outside the bank.
         """
         for one in config.data_folders:
             if not Path(one).is_dir():
@@ -72,12 +73,16 @@ class Workshop:
                     unchanged="nothing was started",
                 )
         folder = bank.path / "work" / _FOLDER
-        sources = Sources(folder / "uploads", [Path(one) for one in config.data_folders], config.max_upload)
-        return cls(bank, Jobs(bank.path, program, folder / "said"), sources, tuple(program))
+        uploads, said = folder / "uploads", folder / "said"
+        for one in (folder.parent, folder, uploads, said):
+            if config.allow_changes and one.is_symlink():
+                raise DamagedError(f"{one} is a link", unchanged="nothing was started")
+        sources = Sources(uploads, [Path(one) for one in config.data_folders], config.max_upload)
+        return cls(bank, Jobs(bank.path, program, said), sources, tuple(program))
 
     def line(self, command: Command) -> str:
         """A command as it can be pasted into a shell."""
-        return command.line(str(self.bank.path))
+        return Command("-b", str(self.bank.path), *command).line()
 
     def run(self, command: Command) -> Ran:
         """Run a command that does not take long, and wait for it.
@@ -89,7 +94,7 @@ class Workshop:
             raise PageError(409, "another command of this page is running", hint="wait for it to end")
         try:
             ended = subprocess.run(
-                [*self.program, *command.about(str(self.bank.path))],
+                [*self.program, "-b", str(self.bank.path), *command],  # whatever words a form brought
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

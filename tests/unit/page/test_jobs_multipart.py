@@ -43,6 +43,8 @@ def test_a_form_of_a_browser() -> None:
         ("multipart/form-data; boundary=x", b"", 400), ("multipart/form-data; boundary=x", b"--x\r\n\r\n", 400),
         ("multipart/form-data; boundary=x", b"junk\r\n--x\r\n--x--", 400),
         ("multipart/form-data; boundary=x", b"--x\r\nno-disposition: 1\r\n\r\n1\r\n--x--", 400),
+        ("multipart/form-data; boundary*=x; boundary*0=x", b"", 415),
+        ("multipart/form-data; boundary=x", b"--x\r\ncontent-disposition: a; name*=a;name*0=b\r\n\r\n1\r\n--x--", 400),
         ("multipart/form-data; boundary=x", b"--x\r\n" * 30 + b"--x--", 400),
     ],
 )  # fmt: skip

@@ -123,6 +123,19 @@ def test_a_program_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert "cannot be started" in job.error()
 
 
+def test_a_bank_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    job = ended(add(Jobs(tmp_path / "bank", (sys.executable,), tmp_path / "file" / "said"), "one"))
+    assert job.state == "failed"
+    assert "cannot be started: [Errno 20]" in job.error()
+
+
+@pytest.mark.parametrize("word", ["-b", "--bank", "--help"])
+def test_no_word_of_a_form_chooses_another_bank(jobs: Jobs, tmp_path: Path, word: str) -> None:
+    said = ended(add(jobs, "one", "--text-column", word)).said()
+    assert f"words {['-b', str(tmp_path / 'bank'), 'add-task', 'one', '--text-column', word]}" in said
+
+
 def test_an_ended_training_makes_room_for_the_next_of_its_name(jobs: Jobs) -> None:
     first = ended(add(jobs, "one", "fail"))
     second = ended(add(jobs, "one"))

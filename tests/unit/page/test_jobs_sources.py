@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,19 @@ def test_uploads_are_limited(sources: Sources) -> None:
     sources.keep("a.jsonl", b"x")
     assert status(sources.delete, "../rows.jsonl") == 404
     assert status(sources.delete, "") == 404
+
+
+def test_a_file_system_that_cannot_be_written_is_said(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux refuses to delete there before it looks whether there is such a file."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("os.open", refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(PageError, match="cannot be stored: Read-only file system") as caught:
+        sources.keep("a.jsonl", b"x")
+    assert caught.value.status == 507
 
 
 def test_exports_go_only_below_an_allowed_folder(sources: Sources, data: Path, tmp_path: Path) -> None:
