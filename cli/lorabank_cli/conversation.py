@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+from lorabank.core.errors import DataError
 from lorabank.core.escaping import safe
 from lorabank.core.settings import nearest
 from lorabank_cli.failures import InternalError, as_known
@@ -108,6 +109,9 @@ class Conversation:
                         return
                     warned = True
                     self._output.notice("Ctrl-C once more leaves, as Ctrl-D and /quit do")
+                    continue
+                except DataError as error:
+                    self._output.error(error)
                     continue
                 warned = False
                 text = message.text.strip()

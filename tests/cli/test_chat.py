@@ -186,10 +186,10 @@ class Terminal:
         except OSError:  # Linux: the other end is closed
             found = b""
         assert found, f"it ended after {self._seen!r}"
-        return _ESCAPES.sub("", found.decode()).replace("\r\n", "\n").replace("\r", "")
+        return _ESCAPES.sub("", found.decode(errors="replace")).replace("\r\n", "\n").replace("\r", "")
 
     def type(self, text: str) -> None:
-        os.write(self._ours, text.encode())
+        os.write(self._ours, text.encode(errors="surrogateescape"))
 
     def interrupt(self) -> None:
         """Ctrl-C at the prompt, as a person does who has seen it: Python sees one only once it waits for a key."""
@@ -290,3 +290,13 @@ def test_ctrl_c_ends_an_answer_and_twice_at_the_prompt_leaves(terminal_of: Calla
     shell.until(">>> ")
     shell.interrupt()
     assert shell.code() == 0
+
+
+def test_what_is_not_utf8_is_refused_and_the_conversation_stays(terminal_of: Callable[[], Terminal]) -> None:
+    shell = terminal_of()
+    shell.until(">>> ")
+    for lines in ("caf\udcff\n", '"""a\n\udcff"""\n'):
+        shell.type(lines)
+        assert "error: what was typed is not UTF-8\n  nothing was asked\n" in shell.until("asked\n")
+        shell.until(">>> ")
+    assert shell.says("hello") == "[hello]\n"

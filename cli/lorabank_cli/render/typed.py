@@ -7,10 +7,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper, UnsupportedOperation
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from lorabank.core.errors import DataError
 from lorabank_cli.render.output import Output
 
 _PROMPT, _MORE, _QUOTES = ">>> ", "... ", '"""'
@@ -45,6 +47,9 @@ class Typed:
         self._readline: Any = None
 
     def __enter__(self) -> Self:
+        if isinstance(sys.stdin, TextIOWrapper):
+            with suppress(UnsupportedOperation):  # a part of it was read before
+                sys.stdin.reconfigure(errors="surrogateescape")  # what is not UTF-8 is refused line by line
         if self._edits:
             with suppress(ImportError, OSError):
                 import readline
@@ -66,6 +71,7 @@ class Typed:
         """The next message: a line, more of them where each ends in a backslash, or all between triple quotes.
 
         Raises:
+            DataError: A line is not UTF-8, which drops the lines that were typed.
             EOFError: There is no more.
             KeyboardInterrupt: Ctrl-C, which drops the lines that were typed.
         """
@@ -82,8 +88,14 @@ class Typed:
         return Message(line, False)
 
     def _line(self, prompt: str) -> str:
-        if self._edits:
-            return input(prompt)
+        line = input(prompt) if self._edits else self._plain(prompt)
+        try:
+            line.encode()
+        except UnicodeEncodeError as error:
+            raise DataError("what was typed is not UTF-8", unchanged="nothing was asked") from error
+        return line
+
+    def _plain(self, prompt: str) -> str:
         self._output.piece(prompt, err=True)
         line = sys.stdin.readline()
         if not line:
