@@ -498,7 +498,7 @@ def test_servers_on_two_ports_have_sessions_of_their_own(here: Here) -> None:
 
 
 def test_a_body_without_a_session_is_not_read(bank: Path) -> None:
-    sent = []
+    sent: list[int] = []
 
     async def body() -> Any:
         for part in range(10):
