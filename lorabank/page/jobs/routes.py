@@ -154,7 +154,7 @@ def _unfit_name(shop: Workshop, name: str, replace: bool) -> list[str]:
 
 @router.get("/of/{name}")
 def watch(request: Request, name: str) -> Response:
-    """One training; of a task that another process has learnt, which nobody here remembers, its page."""
+    """One training; the page of a task that is learnt already, where its training is not remembered."""
     shop = _shop(request)
     found = training(shop.bank, shop.jobs, name)
     learnt = any(task.name == name for task in shop.bank.snapshot().tasks)
