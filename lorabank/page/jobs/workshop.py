@@ -74,9 +74,9 @@ class Workshop:
                 )
         folder = bank.path / "work" / _FOLDER
         uploads, said = folder / "uploads", folder / "said"
-        for one in (folder.parent, folder, uploads, said):
-            if config.allow_changes and one.is_symlink():
-                raise DamagedError(f"{one} is a link", unchanged="nothing was started")
+        for place in (folder.parent, folder, uploads, said):
+            if config.allow_changes and place.is_symlink():
+                raise DamagedError(f"{place} is a link", unchanged="nothing was started")
         sources = Sources(uploads, [Path(one) for one in config.data_folders], config.max_upload)
         return cls(bank, Jobs(bank.path, program, said), sources, tuple(program))
 
