@@ -29,6 +29,9 @@ from tests.contract.test_page import check_shape, cookie_of, form_token
 
 JOBS = "/page/jobs"
 EVIL = "<script>alert('x')</script>"
+LONG = 400.0
+"""Seconds for a training in a process of its own: it imports all that trains, and others may have the processor."""
+pytestmark = pytest.mark.timeout(3 * LONG)
 QUICK = {name: str(value) for name, value in SETTINGS.items()}
 
 
@@ -92,7 +95,7 @@ def browser(server: Here) -> Browser:
 
 
 def ended(browser: Browser, name: str = "two") -> str:
-    until(lambda: browser.state(name) not in ("waiting", "running"), 120)
+    until(lambda: browser.state(name) not in ("waiting", "running"), LONG)
     return browser.state(name)
 
 
@@ -261,8 +264,8 @@ def test_a_page_that_only_reads_starts_nothing(bank: Path, data: Path) -> None:
 
 
 def test_a_training_is_cancelled_and_resumed(browser: Browser, bank: Path, data: Path) -> None:
-    browser.begin("start", data, **{"max_steps": "300", "save_steps": "2", "epochs": "500"})
-    until(lambda: stepped(bank), 120)
+    browser.begin("start", data, **{"max_steps": "150", "save_steps": "2", "epochs": "500"})
+    until(lambda: stepped(bank), LONG)
     assert browser.post("/of/two/cancel").status_code == 303
     assert ended(browser) == "interrupted"
     page = browser.get(f"{JOBS}/of/two").text
@@ -271,7 +274,7 @@ def test_a_training_is_cancelled_and_resumed(browser: Browser, bank: Path, data:
     assert browser.post("/of/two/resume").status_code == 303
     assert browser.post("/of/two/resume").status_code == 409
     assert ended(browser) == "done"
-    assert Bank.open(bank).snapshot().adapter_of("two").steps == 300
+    assert Bank.open(bank).snapshot().adapter_of("two").steps == 150
 
 
 def test_a_failing_training_shows_its_error(browser: Browser, data: Path) -> None:
@@ -291,14 +294,14 @@ def test_a_training_of_a_shell_is_seen_and_found_again_after_a_restart(
         [sys.executable, "-m", "lorabank_cli", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as shell:
         try:
-            until(lambda: stepped(bank), 120)
+            until(lambda: stepped(bank), LONG)
             again = Browser(Here(bank, page=PageConfig(allow_changes=True)))
             page = again.get(f"{JOBS}/of/two").text
             assert "started outside of this page" in page
             assert "data-events" in page
             assert "<dt>penalty orthogonal</dt>" in page
             assert again.post("/of/two/cancel").status_code == 303
-            assert shell.wait(60) == 130
+            assert shell.wait(LONG) == 130
         finally:
             shell.send_signal(signal.SIGKILL)
     assert again.state() == "interrupted"
