@@ -118,7 +118,7 @@ MUTANTS = (
          "try:", "try:\n        return True",
          "F9"),
     _one("errors of the disk are not translated", "bank.failures:reported",
-         "except OSError", "except EOFError", "F7"),
+         "except Exception", "except EOFError", "F7"),
     _one("copies are numbered by the clock alone", "bank.upkeep.copies:next_copy", "last + 1", "0", "F19"),
     _one("the copy made last can be the one that goes", "bank.upkeep.copies:rotate",
          "copies(layout)[:-KEPT_COPIES]", "copies(layout)[-KEPT_COPIES:]", "F19"),

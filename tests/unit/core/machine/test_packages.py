@@ -20,7 +20,7 @@ def test_the_extras_are_those_of_the_project() -> None:
     for extra, requirements in EXTRAS.items():
         assert PROJECT["optional-dependencies"][extra] == requirements.split()
         assert install(extra) == " ".join(["pip install", *(f'"{one}"' for one in requirements.split())])
-    assert set(EXTRAS) == set(PROJECT["optional-dependencies"]) - {"dev", "docs"}
+    assert set(EXTRAS) == set(PROJECT["optional-dependencies"]) - {"browser", "dev", "docs"}
 
 
 def test_every_text_proposes_a_package_that_exists() -> None:
