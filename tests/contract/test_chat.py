@@ -16,7 +16,6 @@ from lorabank.core.errors import ConfigError, DataError, ExistsError, Incompatib
 from lorabank.core.observer import SilentObserver
 from lorabank.workflows.asking.chat import Chat, ChatAnswer
 from lorabank.workflows.asking.chat_config import ChatConfig
-from tests.contract import test_text_to_text
 from tests.contract.test_text_to_text import WORDS, Place, plainly_generated
 
 SILENT = SilentObserver()
@@ -27,10 +26,7 @@ LEARNT = ("pairs", "chat", "labelled")
 def place(tmp_path_factory: pytest.TempPathFactory, save_language_model: Callable[..., Path]) -> Place:
     """Pairs without a chat template, conversations, and labels; a composition that routes between the first two."""
     folder = tmp_path_factory.mktemp("chat")
-    with pytest.MonkeyPatch.context() as patch:
-        every = test_text_to_text.TASKS
-        patch.setattr(test_text_to_text, "TASKS", {name: every[name] for name in LEARNT})
-        made = Place("llama", folder, save_language_model(folder / "base"))
+    made = Place("llama", folder, save_language_model(folder / "base"), LEARNT)
     config = ComposeConfig(mode="routed", name="both", tasks="pairs,chat", router="kmeans", device="cpu")
     api.compose(made.bank, config, SILENT)
     return made

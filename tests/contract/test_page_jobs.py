@@ -24,8 +24,8 @@ from lorabank.bank.progress import FILE, ProgressFile
 from lorabank.core.errors import DamagedError
 from lorabank.page.config import PageConfig
 from tests.contract.conftest import SETTINGS, Lab
+from tests.contract.page import check_shape, cookie_of, form_token
 from tests.contract.serving import Here, until
-from tests.contract.test_page import check_shape, cookie_of, form_token
 
 JOBS = "/page/jobs"
 EVIL = "<script>alert('x')</script>"

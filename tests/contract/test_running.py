@@ -24,7 +24,6 @@ from lorabank.workflows.asking.mixed import MixedAnswers
 from lorabank.workflows.asking.questions import Answered, Question, Who
 from lorabank.workflows.assemble import RuntimeSettings
 from lorabank.workflows.open_bank import OpenBank
-from tests.contract import test_text_to_text
 from tests.contract.serving import until
 from tests.contract.test_mixed import rendered
 from tests.contract.test_text_to_text import Place, plainly_generated
@@ -36,10 +35,7 @@ LEARNT = ("pairs", "chat", "labelled")
 def place(tmp_path_factory: pytest.TempPathFactory, save_language_model: Callable[..., Path]) -> Place:
     """Pairs, conversations and labels, a composition that routes between the first two, and one of full rank."""
     folder = tmp_path_factory.mktemp("running")
-    with pytest.MonkeyPatch.context() as patch:
-        every = test_text_to_text.TASKS
-        patch.setattr(test_text_to_text, "TASKS", {name: every[name] for name in LEARNT})
-        made = Place("llama", folder, save_language_model(folder / "base"))
+    made = Place("llama", folder, save_language_model(folder / "base"), LEARNT)
     both = ComposeConfig(mode="routed", name="both", tasks="pairs,chat", router="kmeans", device="cpu")
     api.compose(made.bank, both, SilentObserver())
     ties = ComposeConfig(mode="merged", merger="ties", name="ties", tasks="pairs,chat", scores=False, device="cpu")

@@ -75,13 +75,14 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 class Place:
-    """A tiny base, a bank on it with one task of every form, and what its tasks' training said."""
+    """A tiny base, a bank on it with one task of every form or of some, and what its tasks' training said."""
 
-    def __init__(self, kind: str, folder: Path, base: Path) -> None:
+    def __init__(self, kind: str, folder: Path, base: Path, tasks: Collection[str] = tuple(TASKS)) -> None:
         self.kind, self.folder, self.base, self.bank = kind, folder, base, folder / "bank"
         self.scores: dict[str, dict[str, Any]] = {}
         self.notices: dict[str, list[str]] = {}
-        for name, (form, changes, _, _) in TASKS.items():
+        for name in tasks:
+            form, changes, _, _ = TASKS[name]
             self.add(self.bank, name, [_row(form, i, word) for i, word in enumerate(WORDS)], **changes)
 
     def add(self, bank: Path, name: str, rows: list[dict[str, Any]], **config: Any) -> Any:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,12 @@ def bank(tmp_path_factory: pytest.TempPathFactory, save_base: Any) -> Path:
     return made
 
 
-@pytest.fixture(scope="module")
-def address(bank: Path) -> Iterator[str]:
-    """The address of a page that is served by a process of its own, whose token is asked for."""
+@contextmanager
+def served(bank: Path, *words: str) -> Iterator[str]:
+    """The address of a page in a process of its own, whose token is asked for."""
     command = [sys.executable, "-m", "lorabank_cli", "-b", str(bank), "--json"]
     with subprocess.Popen(
-        [*command, "ui", "--no-browser", "--allow-changes", "--device", "cpu"],
+        [*command, "ui", "--no-browser", "--allow-changes", "--device", "cpu", *words],
         env={**os.environ, "LORABANK_TOKEN": TOKEN, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         text=True,
@@ -61,6 +62,12 @@ def address(bank: Path) -> Iterator[str]:
         finally:
             server.terminate()
             assert server.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def address(bank: Path) -> Iterator[str]:
+    with served(bank) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.contract.conftest import Lab
-from tests.end_to_end.test_page_browser import SHOTS, TOKEN, Browser, chromium, window
+from tests.end_to_end.test_page_browser import SHOTS, Browser, chromium, served, window
 
 __all__ = ["chromium", "window"]
 
@@ -32,19 +28,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory, save_base: Any) -> Lab:
 def address(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a page that adds tasks to a bank of one task."""
     bank = Path(shutil.copytree(lab.bank("olora", 1), tmp_path_factory.mktemp("served") / "bank"))
-    command = [sys.executable, "-m", "lorabank_cli", "-b", str(bank), "--json"]
-    with subprocess.Popen(
-        [*command, "ui", "--no-browser", "--allow-changes", "--device", "cpu", "--data-folder", str(lab.folder)],
-        env={**os.environ, "LORABANK_TOKEN": TOKEN, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
-        try:
-            assert server.stdout is not None
-            yield json.loads(server.stdout.readline())["address"].removesuffix("/page/")
-        finally:
-            server.terminate()
-            assert server.wait(60) == 0
+    with served(bank, "--data-folder", str(lab.folder)) as found:
+        yield found
 
 
 def shot(window: Browser, name: str) -> None:

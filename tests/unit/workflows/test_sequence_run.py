@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,71 +15,9 @@ import pytest
 from lorabank import api
 from lorabank.core.config import ComposeConfig, EvalConfig, InitConfig, TrainConfig
 from lorabank.core.errors import ConfigError, DataError, DivergedError, ExistsError, IncompatibleError
-from lorabank.core.observer import SilentObserver
 from lorabank.sequences.results import SequenceResult, SequenceRow
 from tests.unit.components.page import assert_well_made
-
-TASKS = {"one": ("no", "yes"), "two": ("x", "y", "z")}
-TRAIN = {
-    "epochs": 2.0, "r": 2, "batch_size": 8, "learning_rate": 0.01, "device": "cpu", "clusters_per_task": 2,
-    "keep_samples": 8, "save_steps": 2, "max_length": 16,
-}  # fmt: skip
-
-EXPERIMENT = """
-name = "letters"
-base = "base"
-orders = [["one", "two"], ["two", "one"]]
-strategies = ["seqlora", "olora"]
-selection = "not chosen"
-
-[train]
-{train}
-
-[tasks.one]
-data = "one.jsonl"
-eval_data = "one-test.jsonl"
-
-[tasks.two]
-data = "two.jsonl"
-eval_data = "two-test.jsonl"
-
-[[compositions]]
-mode = "prototype"
-on = ["olora"]
-
-[evaluation]
-device = "cpu"
-"""
-
-
-class Told(SilentObserver):
-    """Keeps notices; presses Ctrl-C at the n-th step of the n-th job."""
-
-    def __init__(self, job: int = 0, step: int = 0) -> None:
-        self.notices: list[str] = []
-        self.jobs: list[str] = []
-        self._at = (job, step)
-
-    def notice(self, message: str) -> None:
-        self.notices.append(message)
-
-    def start(self, what: str, total: int) -> None:
-        self.jobs.append(what)
-
-    def advance(self, done: int, values: Mapping[str, float]) -> None:
-        if (len(self.jobs), done) == self._at:
-            raise KeyboardInterrupt
-
-
-def write_rows(path: Path, labels: tuple[str, ...], rows: int, seed: int) -> None:
-    chance = random.Random(seed)
-    size = 26 // len(labels)
-    alphabet = "abcdefghijklmnopqrstuvwxyz"
-    lines = [
-        {"text": " ".join(chance.choices(alphabet[k * size : (k + 1) * size], k=8)), "label": labels[k]}
-        for k in (row % len(labels) for row in range(rows))
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+from tests.unit.workflows.letters import EXPERIMENT, TASKS, TRAIN, Told, changed, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +46,6 @@ def page(folder: Path) -> str:
 
 def by_name(rows: tuple[SequenceRow, ...]) -> dict[tuple[str, str], SequenceRow]:
     return {(row.strategy, row.answers): row for row in rows}
-
-
-def changed(file: Path, *changes: tuple[str, str]) -> Path:
-    text = file.read_text(encoding="utf-8")
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    file.write_text(text)
-    return file
 
 
 def test_the_numbers_are_those_of_add_task_compose_and_eval(lab: Path, tmp_path: Path) -> None:
