@@ -49,6 +49,7 @@ def setting(
     among: Names | None = None,
     besides: tuple[str, ...] = (),
     filled: bool = False,
+    file: bool = False,
     **bounds: Any,
 ) -> Any:
     """A dataclass field that is a setting.
@@ -59,9 +60,10 @@ def setting(
         among: The shelf on which a text must be a name.
         besides: Words that are allowed beside the names; the default always is.
         filled: Whether a text, or each of several, must have a character.
+        file: Whether a text is the path of a file that is read: the page reads those of its operator alone.
         bounds: Of a number: ``ge``, ``gt``, ``le``, ``lt``.
     """
-    metadata = {"help": help, "among": among, "besides": besides, "filled": filled, "bounds": bounds}
+    metadata = {"help": help, "among": among, "besides": besides, "filled": filled, "file": file, "bounds": bounds}
     return field(default=default, metadata=metadata)
 
 

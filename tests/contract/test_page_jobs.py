@@ -209,6 +209,12 @@ def test_files_outside_the_allowed_folders_are_not_read(browser: Browser, data: 
         assert browser.get(f"{JOBS}/new", params={"data": str(path)}).status_code == 403
         assert browser.begin("start", path).status_code == 403
         assert browser.begin("start", data, eval_data=str(path)).status_code == 403
+        kept = {"start": "corda", "set:corda.mode": "kpm"}  # a start that reads a file of its own
+        assert browser.begin("dry-run", data, **kept, **{"set:corda.text": str(path)}).status_code == 403
+        for line in (f"text={path}", f"corda.text={path}", f"*.text={path}"):
+            assert browser.begin("start", data, set=line, **kept).status_code == 403
+    assert browser.begin("check", data, **kept, **{"set:corda.text": str(data)}).status_code == 200
+    assert browser.begin("check", data, **kept, **{"set:corda.text": data.name}).status_code == 403
     assert browser.get(f"{JOBS}/new", params={"data": str(data.parent / "none.jsonl")}).status_code == 404
     assert str(secret) not in browser.get(JOBS).text
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass
+from dataclasses import Field, dataclass, is_dataclass
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from lorabank.core.config import TrainConfig
@@ -112,6 +112,19 @@ def filled(data: str, form: Mapping[str, str], *, rows: str | None = None) -> Fi
     if asked:
         shown["Settings of the chosen methods"] = asked
     return Filled(found.config, shown, (*found.problems, *_refused(found.config, found.problems)))
+
+
+def files_of(config: TrainConfig) -> list[str]:
+    """The files that settings of the chosen methods' own name; none where these settings do not fit."""
+    from lorabank.training.methods import chosen_methods
+
+    try:
+        chosen = chosen_methods(config)
+    except LorabankError:  # a problem of the form
+        return []
+    every = (chosen.strategy, chosen.variant, chosen.start, chosen.optimizer, chosen.penalty, *chosen.savings)
+    own = [(one, field) for one in every if is_dataclass(one) for field in setting_fields(one)]
+    return [value for one, field in own if field.metadata["file"] and (value := getattr(one, field.name)) is not None]
 
 
 def _control(field: Field[Any], hint: Any, given: str | None, *, sent: bool, wrong: bool) -> Control:

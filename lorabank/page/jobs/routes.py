@@ -16,7 +16,7 @@ from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, LorabankError
 from lorabank.page.errors import PageError, sentence
 from lorabank.page.jobs.events import events, progress
-from lorabank.page.jobs.form import filled
+from lorabank.page.jobs.form import files_of, filled
 from lorabank.page.jobs.multipart import Part, read_multipart
 from lorabank.page.jobs.preview import Preview, preview
 from lorabank.page.jobs.watching import Training, interrupt, training, trainings
@@ -102,6 +102,8 @@ def _settings(request: Request, form: Mapping[str, str]) -> Response:
     seen, problems = _look(shop, found.config)
     if seen is not None:
         found = filled(data, given, rows=seen.form)
+    for other in files_of(found.config):
+        shop.sources.checked(other)
     name, replace = form.get("name", "").strip(), form.get("replace") == "on"
     if action:
         problems = [*_unfit_name(shop, name, replace), *found.problems, *problems]

@@ -52,7 +52,9 @@ class CorDA(ComponentStart, MeasuredStart):
         "ipm", "ipm: the largest components under the task's inputs; kpm: the smallest under those of a text."
     )
     text: str | None = setting(
-        None, "kpm: a file in UTF-8 with a text in each line, whose knowledge is to stay (the paper: questions)."
+        None,
+        "kpm: a file in UTF-8 with a text in each line, whose knowledge is to stay (the paper: questions).",
+        file=True,
     )
     rows: int = setting(256, "Texts on which the inputs are measured.", ge=1)
     damping: float = setting(0.01, "What is added to the diagonal, as a share of its mean.", gt=0)
