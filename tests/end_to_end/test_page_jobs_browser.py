@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.contract.conftest import Lab
-from tests.end_to_end.test_page_browser import SHOTS, Browser, chromium, served, window
+from tests.end_to_end.browsing import SHOTS, Browser, chromium, served, window
 
 __all__ = ["chromium", "window"]
 

@@ -132,7 +132,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(demo_run, "_compose", compose)
     monkeypatch.setattr(demo_run, "measure", measure)
     monkeypatch.setattr("lorabank.workflows.publish.save_plot", lambda report, path: path)
-    monkeypatch.setattr("lorabank.workflows.publish.report", lambda bank, path: path)
+    monkeypatch.setattr(demo_run, "write_report", lambda banks, path: path)
     return did
 
 
@@ -149,7 +149,7 @@ def test_the_demo_counts_its_steps_skips_what_is_there_and_writes_its_table(fake
     assert "13 steps" in plan[0]
     assert "ten minutes" in plan[0]
     assert str(tmp_path) in plan[-1], "it begins with what it will do"
-    assert result.paths[-1] == str(tmp_path / "table.md")
+    assert result.paths[-2:] == (str(tmp_path / "table.md"), str(tmp_path / "report.html"))
     page = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
     assert page[4].startswith("|  | task id | sentiment | spam | products | tweets | average | forgotten |")
     assert page[6] == (

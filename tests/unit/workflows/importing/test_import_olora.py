@@ -16,6 +16,7 @@ from lorabank.bank.bank import Bank
 from lorabank.core.config import InitConfig, TrainConfig
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
 from lorabank.core.states import own_state
+from lorabank.exchange.config_fields import parse
 from lorabank.exchange.untrusted_adapter import read_foreign
 from tests.unit.workflows.conftest import write_rows
 from tests.unit.workflows.language_models import CLOSE, TEMPLATE, bank_logits, peft_logits
@@ -114,7 +115,7 @@ def test_the_tasks_one_by_one_answer_with_those_before_them(base, source, bring_
 @pytest.mark.parametrize("old", [0, R, 2 * R])
 def test_a_task_kept_apart_is_appended(base, tmp_path, old) -> None:
     folder = write(tmp_path / "source", base, apart(old), r_sum=old, save_loranew=True)
-    adapter = read_foreign((folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes())
+    adapter = read_foreign(parse((folder / CONFIG).read_bytes()), (folder / WEIGHTS).read_bytes())
     assert adapter.tasks == old // R + 1
     for name, (a, b) in factors().items():
         assert torch.equal(adapter.factors.A[name], a[: old + R])
@@ -139,7 +140,7 @@ def test_a_task_kept_apart_is_appended(base, tmp_path, old) -> None:
 def test_what_does_not_add_up_is_refused(base, tmp_path, tensors, fields, error, reason) -> None:
     folder = write(tmp_path / "source", base, tensors(), **fields)
     with pytest.raises(error, match=reason):
-        read_foreign((folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes())
+        read_foreign(parse((folder / CONFIG).read_bytes()), (folder / WEIGHTS).read_bytes())
 
 
 @pytest.mark.parametrize(("part", "tasks"), [(4, 3), (2, 1)])
@@ -148,4 +149,4 @@ def test_a_part_that_is_not_there_is_refused(base, tmp_path, part, tasks) -> Non
     if tasks > 1:
         folder = write(tmp_path / "source", base, appended(), r_sum=R * TASKS)
     with pytest.raises(ConfigError, match=f"--part {part}: the adapter holds"):
-        read_foreign((folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes(), part=part)
+        read_foreign(parse((folder / CONFIG).read_bytes()), (folder / WEIGHTS).read_bytes(), part=part)
