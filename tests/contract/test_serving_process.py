@@ -26,8 +26,8 @@ from lorabank.serving.errors import CallError
 from lorabank.workflows.asking import mixed
 from lorabank.workflows.asking.questions import Answered, Question
 from tests.contract.serving import HOST, Here, Process, listens, serving, until
-from tests.contract.test_serving_fuzz import ask_all
 from tests.contract.test_text_to_text import Place
+from tests.faults.server_calls import ask_broken
 
 TOKEN = "a-token-for-tests"
 
@@ -325,5 +325,8 @@ def test_a_stream_goes_through_the_failure_of_another_text(here: Here, monkeypat
 
 def test_no_input_makes_a_language_model_s_server_fail(here: Here) -> None:
     before = here.post("/v1/chat/completions", chat("chat")).json()["choices"]
-    ask_all(here, ("chat", "labelled", "pairs", "plain", "routed", "free"), 300)
+    heard = ask_broken(here, ("chat", "labelled", "pairs", "plain", "routed", "free"), range(300))
+    assert heard.wrong == []
+    assert heard.codes[200] > 6
+    assert {400, 404, 405, 422} <= set(heard.codes)
     assert here.post("/v1/chat/completions", chat("chat")).json()["choices"] == before

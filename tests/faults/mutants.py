@@ -113,6 +113,7 @@ MUTANTS = (
     _one("rows are taken as they are", "bank.catalog.columns:sound", "if not good", "if False", "F20"),
     _one("a database may take any number of steps", "bank.catalog.connections:_bound",
          "connection.set_progress_handler(spend, _STRIDE)", "pass", "F20"),
+    _one("an error repeats what the caller sent", "serving.served:_invalid", 'one["msg"]', 'one["input"]', "F21"),
     _one("a pipe is waited for", "bank.objects.open_regular:open_plain", " | os.O_NONBLOCK", "", "F10"),
     _one("rows are not compared with their digest", "bank.upkeep.referenced:_is_unchanged",
          "try:", "try:\n        return True",

@@ -75,6 +75,7 @@ HARNESSES = (
     Harness("F18", "SIGKILL of backup, restore, repair, upgrade", "command_kills:run", (24, 600, 3000), 48),
     Harness("F19", "backups and restores under wrong clocks", "clocks:run", (60, 3000, 20_000), 36),
     Harness("F20", "banks that somebody prepared", "prepared_banks:run", (14, None, None), 10),
+    Harness("F21", "broken calls to a server", "server_calls:run", (200, 100_000, 1_000_000), 300),
 )
 """F12, F14 and F15 are tests of their own: PYTEST below."""
 
