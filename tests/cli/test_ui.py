@@ -92,8 +92,30 @@ def test_changes_are_about_the_page(run: Any, bank: Any) -> None:
     assert shown.code == 2
     assert "--allow-changes is about the page, and there is no page" in shown.err
     assert "--data-folder is about the page" in run("serve", "--data-folder", "rows").err
+    assert "--max-upload is about the page" in run("serve", "--max-upload", "2048").err
     assert "serve --page --allow-changes" in shown.err
     assert "nothing was started" in shown.err
+
+
+@pytest.mark.parametrize("words", [["serve", "--page"], ["ui", "--no-browser"]])
+@pytest.mark.parametrize("given", [["--data-folder", "rows"], ["--max-upload", "2048"]])
+def test_what_is_about_changes_needs_them(
+    run: Any, bank: Any, server: Started, empty_folder: Any, words: list[str], given: list[str]
+) -> None:
+    (empty_folder / "rows").mkdir()
+    shown = run(*words, *given)
+    assert (shown.code, shown.out) == (2, "")
+    assert f"{given[0]} is about changes of the bank, and the page only reads it" in shown.err
+    assert "--allow-changes --data-folder FOLDER" in shown.err
+    assert "nothing was started" in shown.err
+    assert run(*words, *given, "--allow-changes").code == 0
+
+
+def test_a_folder_of_a_variable_needs_changes_too(
+    run: Any, bank: Any, server: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORABANK_SERVE_DATA_FOLDER", "rows")
+    assert "--data-folder is about changes of the bank" in run("serve", "--page").err
 
 
 def test_without_its_packages_ui_says_what_to_install(run: Any, bank: Any, monkeypatch: pytest.MonkeyPatch) -> None:

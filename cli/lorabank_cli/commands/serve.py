@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, MissingExtraError
 from lorabank.core.escaping import safe
 from lorabank.core.machine.packages import install
-from lorabank.page.config import ServePageConfig
+from lorabank.page.config import PageConfig, ServePageConfig
 from lorabank.serving.config import ServeConfig
 from lorabank_cli.verb import Run, verb
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 PROGRAM = (sys.executable, "-m", "lorabank_cli")
 """How the page starts a training: by this very command line."""
+_OF_CHANGES = ("data_folders", "max_upload")
+"""Settings of a page that changes the bank."""
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -43,13 +46,14 @@ def serve(run: Run) -> None:
     forgot, and answers.
     """
     config, page = run.config(ServeConfig), run.config(ServePageConfig)
-    if (unused := _of_the_page(page)) and not page.page:
+    if not page.page and (unused := _given(run, ("allow_changes", *_OF_CHANGES))):
         raise ConfigError(
             f"{unused} is about the page, and there is no page",
             hint="add --page",
             commands=[Command("serve", "--page", "--allow-changes")],
             unchanged="nothing was started",
         )
+    check_changes(run, page, "serve", "--page")
     check_packages("serve")
     from lorabank.serving.run import serve as start
 
@@ -62,9 +66,30 @@ def serve(run: Run) -> None:
         start(run.bank, config, observer, lambda listening: run.output.item(listening, _line(listening)), made)
 
 
-def _of_the_page(page: ServePageConfig) -> str | None:
-    """An option that was given and means nothing without the page."""
-    return "--allow-changes" if page.allow_changes else "--data-folder" if page.data_folders else None
+def check_changes(run: Run, config: PageConfig, *words: str) -> None:
+    """Refuse settings that a page which only reads does not use.
+
+    Args:
+        run: The call.
+        config: What the page may do.
+        words: The command that starts the page.
+
+    Raises:
+        ConfigError: One was given.
+    """
+    if not config.allow_changes and (unused := _given(run, _OF_CHANGES)):
+        raise ConfigError(
+            f"{unused} is about changes of the bank, and the page only reads it",
+            hint=f"add --allow-changes, or leave {unused} out",
+            commands=[Command(*words, "--allow-changes", "--data-folder", "FOLDER")],
+            unchanged="nothing was started",
+        )
+
+
+def _given(run: Run, names: Sequence[str]) -> str | None:
+    """The first of some settings that was given, on the command line or elsewhere; None where none was."""
+    given = (one for one in run.settings() if one.name in names and one.value and one.source != "default")
+    return next((f"--{one.option}" for one in given), None)
 
 
 def check_packages(command: str) -> None:

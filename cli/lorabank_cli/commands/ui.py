@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lorabank.core.escaping import safe
 from lorabank.page.config import UiConfig
-from lorabank_cli.commands.serve import PROGRAM, check_packages
+from lorabank_cli.commands.serve import PROGRAM, check_changes, check_packages
 from lorabank_cli.verb import Run, verb
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def ui(run: Run) -> None:
     what was forgotten after which task, how the router errs, and a box to ask the bank. Ctrl-C stops it.
     """
     config = run.config(UiConfig)
+    check_changes(run, config, "ui")
     check_packages("ui")
     from lorabank.page.app import page_of
     from lorabank.serving.run import serve
