@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,7 +29,7 @@ State = Literal["waiting", "running", "done", "stopped", "failed"]
 _LOOK = 0.5
 """Seconds between two looks at a bank that another process works on."""
 _KEPT = 100
-"""Trainings that are remembered."""
+"""Trainings that are remembered, and files with what trainings wrote that are kept for the operator."""
 _SAID = 64 << 10
 """Bytes of what a training wrote that are shown."""
 _INTERRUPTED = 130
@@ -111,9 +112,9 @@ class Jobs:
             job = self._jobs[name] = Job(name, command, self._folder / f"{secrets.token_hex(8)}.log")
             for old in [one for one in self._jobs.values() if not one.under_way][:-_KEPT]:
                 del self._jobs[old.name]
-                old.log.unlink(missing_ok=True)
             if before is not None:
                 before.log.unlink(missing_ok=True)
+            self._forget()
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="trainings", daemon=True)
                 self._worker.start()
@@ -141,6 +142,17 @@ class Jobs:
             else:
                 job.process.send_signal(signal.SIGINT)
             return True
+
+    def _forget(self) -> None:
+        """Delete the oldest files with what trainings wrote, except those of trainings that are remembered.
+
+        Earlier servers left theirs. Trainings run one at a time, so one that survived its server has a newer file.
+        """
+        own = {job.log for job in self._jobs.values()}
+        found = [path for path in self._folder.glob("*.log") if path not in own]
+        for path in sorted(found, key=_written)[: max(0, len(found) + len(own) - _KEPT)]:
+            with suppress(OSError):  # the training that cannot be started says it
+                path.unlink()
 
     def _work(self) -> None:
         """Run what waits, until nothing does."""
@@ -195,3 +207,11 @@ class Jobs:
                 job.state = "stopped"
             else:
                 job.state = "failed" if code else "done"
+
+
+def _written(path: Path) -> float:
+    """When a file was last written; of one that is gone the beginning of time."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0

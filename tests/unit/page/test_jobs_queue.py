@@ -141,3 +141,28 @@ def test_an_ended_training_makes_room_for_the_next_of_its_name(jobs: Jobs) -> No
     second = ended(add(jobs, "one"))
     assert (second.state, jobs.all()) == ("done", [second])
     assert not first.log.exists()
+
+
+def test_what_earlier_trainings_wrote_is_kept_of_the_newest_hundred_files(jobs: Jobs, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    said.mkdir()
+    for number in range(120):
+        (said / f"{number:03}.log").write_text("of an earlier server")
+        os.utime(said / f"{number:03}.log", (number, number))
+    (said / "notes.txt").write_text("of the operator")
+    job = ended(add(jobs, "one"))
+    kept = sorted(path.name for path in said.glob("*.log") if path != job.log)
+    assert kept == [f"{number:03}.log" for number in range(21, 120)]
+    assert job.said().startswith("words")
+    assert (said / "notes.txt").exists()
+
+
+def test_what_a_remembered_training_wrote_stays_however_old_it_is(jobs: Jobs, tmp_path: Path) -> None:
+    first = ended(add(jobs, "one"))
+    os.utime(first.log, (1, 1))
+    for number in range(120):
+        (tmp_path / "said" / f"{number:03}.log").write_text("of another server")
+    second = ended(add(jobs, "two"))
+    assert first.said().startswith("words")
+    assert second.said().startswith("words")
+    assert len(list((tmp_path / "said").glob("*.log"))) == 100
