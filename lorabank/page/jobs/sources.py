@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ class Upload(NamedTuple):
 
 
 class Sources:
-    """The files that a training may be started on.
+    """The files that a training may be started on. It may be used from several threads.
 
     Args:
         folder: Where uploads lie.
@@ -49,6 +50,8 @@ class Sources:
         self._allowed = tuple(path.resolve() for path in allowed)
         self._most = most
         self._names: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._coming: dict[str, int] = {}
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -81,20 +84,37 @@ class Sources:
             raise PageError(422, "the file is empty, or no file was chosen")
         if len(data) > self._most:
             raise PageError(413, f"the file has more than {self._most} bytes", hint=_ELSEWHERE)
-        if sum(upload.bytes for upload in self.uploads()) + len(data) > _SEVERAL * self._most:
-            raise PageError(413, "there is no room for more uploads", hint="delete those that are not needed")
         path = self._folder / f"{secrets.token_hex(16)}{ending}"
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            with open(descriptor, "wb") as file:
-                file.write(data)
-        except OSError as error:
-            with suppress(OSError):  # a file system that cannot be written refuses this too
-                path.unlink()
-            raise PageError(507, f"the file cannot be stored: {error.strerror}") from error
+        with self._reserved(path.name, len(data)):
+            try:
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                with open(descriptor, "wb") as file:
+                    file.write(data)
+            except OSError as error:
+                with suppress(OSError):  # a file system that cannot be written refuses this too
+                    path.unlink()
+                raise PageError(507, f"the file cannot be stored: {error.strerror}") from error
         self._names[path.name] = name[-200:]
         return Upload(path, self._names[path.name], len(data))
+
+    @contextmanager
+    def _reserved(self, name: str, size: int) -> Iterator[None]:
+        """A block in which the bytes of one more upload count as taken, whatever of it is written.
+
+        Raises:
+            PageError: There is no room for it beside those that are there or being written.
+        """
+        with self._lock:
+            there = {upload.path.name: upload.bytes for upload in self.uploads()}
+            if sum((there | self._coming).values()) + size > _SEVERAL * self._most:
+                raise PageError(413, "there is no room for more uploads", hint="delete those that are not needed")
+            self._coming[name] = size
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._coming[name]
 
     def uploads(self) -> list[Upload]:
         """What was uploaded, the newest last."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +84,33 @@ def test_uploads_are_limited(sources: Sources) -> None:
     sources.keep("a.jsonl", b"x")
     assert status(sources.delete, "../rows.jsonl") == 404
     assert status(sources.delete, "") == 404
+
+
+def test_uploads_at_the_same_time_share_the_limit(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of two is about to be written, and room for one is left."""
+    for _ in range(7):
+        sources.keep("a.jsonl", b"x" * 100)
+    opened, refused = os.open, []
+
+    def another_comes(*words: Any) -> int:
+        monkeypatch.setattr("os.open", opened)
+        refused.append(status(sources.keep, "b.jsonl", b"x"))
+        return opened(*words)
+
+    monkeypatch.setattr("os.open", another_comes)
+    sources.keep("a.jsonl", b"x" * 100)
+    assert refused == [413]
+    assert sum(one.bytes for one in sources.uploads()) == 800
+
+
+def test_an_upload_that_failed_leaves_its_room(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+    for _ in range(9):
+        monkeypatch.setattr("os.open", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        assert status(sources.keep, "a.jsonl", b"x" * 100) == 507
+    monkeypatch.setattr("os.open", opened)
+    for _ in range(8):
+        sources.keep("a.jsonl", b"x" * 100)
 
 
 def test_a_file_system_that_cannot_be_written_is_said(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
