@@ -32,6 +32,9 @@ Raises:
 CLOSING = "lorabank.closing"
 """Where a call finds a function that says whether the server stops: a stream without an end of its own asks it."""
 
+OVER = "lorabank.over"
+"""Where a call finds a function that says whether its time is over: work that outlives its call ends itself then."""
+
 OPEN = ("/health", "/ready")
 """Paths that need no token: a supervisor asks them."""
 
@@ -91,7 +94,7 @@ class Gate:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        scope[CLOSING] = lambda: self.closing
+        scope[CLOSING], scope[OVER] = lambda: self.closing, lambda: self._over
         status, begun = 500, time.monotonic()
         name = scope["path"] if scope["path"] in ENDPOINTS else "other"
         call = asyncio.current_task()

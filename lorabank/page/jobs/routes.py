@@ -23,7 +23,7 @@ from lorabank.page.jobs.watching import Training, interrupt, training, trainings
 from lorabank.page.jobs.workshop import Ran, Workshop
 from lorabank.page.rendering import page
 from lorabank.page.security import PREFIX, Changing, SentForm, check_sender
-from lorabank.serving.limits import CLOSING
+from lorabank.serving.limits import CLOSING, OVER
 from lorabank.workflows.learning.past import typed
 from lorabank.workflows.publish import report as write_report
 
@@ -110,7 +110,7 @@ def _settings(request: Request, form: Mapping[str, str]) -> Response:
     command = Command("add-task", name or "NAME", *typed(found.config), *(["--replace"] if replace else []))
     ran: Ran | None = None
     if action == "dry-run" and not problems:
-        ran = shop.run(Command(*command, "--dry-run"))
+        ran = shop.run(Command(*command, "--dry-run"), request.scope[OVER])
     if action == "start" and not problems:
         if shop.jobs.add(name, command) is None:
             raise PageError(409, f"a training of {name} is under way already")
@@ -222,7 +222,8 @@ def export(request: Request, form: SentForm) -> Response:
     if all(task.name != name for task in shop.bank.snapshot().tasks):
         raise PageError(404, "there is no such task")
     target = shop.sources.target(form.get("folder", ""))
-    return page(request, "jobs_ran.j2", title=f"Export {name}", ran=shop.run(Command("export", name, str(target))))
+    ran = shop.run(Command("export", name, str(target)), request.scope[OVER])
+    return page(request, "jobs_ran.j2", title=f"Export {name}", ran=ran)
 
 
 @router.get("/report")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +25,10 @@ _FOLDER = "page"
 """Below ``work`` of the bank: what was uploaded, and what trainings wrote. Commands of the bank leave it alone."""
 _SECONDS = 600
 """The longest that a command may take whose answer a browser waits for."""
+_LOOK = 0.2
+"""Seconds between two looks at whether the server still waits for such a command."""
+_PATIENCE = 5.0
+"""Seconds in which such a command ends by itself after Ctrl-C, before it is killed."""
 _SAID = 200_000
 """Characters of what such a command wrote that are shown."""
 
@@ -84,26 +90,53 @@ class Workshop:
         """A command as it can be pasted into a shell."""
         return Command("-b", str(self.bank.path), *command).line()
 
-    def run(self, command: Command) -> Ran:
-        """Run a command that does not take long, and wait for it.
+    def run(self, command: Command, over: Callable[[], bool]) -> Ran:
+        """Run a command that does not take long, and wait for it; it does not outlive the wait.
+
+        Args:
+            command: What to run, without the bank.
+            over: Whether the server stops and waits no longer; asked from this thread.
 
         Raises:
-            PageError: Another one runs, or this one takes too long.
+            PageError: Another one runs, or this one was ended: it took too long, or the server stops.
         """
         if not self.turn.acquire(blocking=False):
             raise PageError(409, "another command of this page is running", hint="wait for it to end")
         try:
-            ended = subprocess.run(
+            with subprocess.Popen(
                 [*self.program, "-b", str(self.bank.path), *command],  # whatever words a form brought
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env={name: value for name, value in os.environ.items() if name != TOKEN},
-                timeout=_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise PageError(504, f"the command took longer than {_SECONDS} seconds and was ended") from None
+                start_new_session=True,  # Ctrl-C of the server's terminal leaves it the time that calls have
+            ) as child:
+                said = _said_by(child, over)
         finally:
             self.turn.release()
-        return Ran(self.line(command), ended.returncode, ended.stdout.decode("utf-8", "replace")[:_SAID].strip())
+        return Ran(self.line(command), child.returncode, said.decode("utf-8", "replace")[:_SAID].strip())
+
+
+def _said_by(child: subprocess.Popen[bytes], over: Callable[[], bool]) -> bytes:
+    """What a process wrote until its end, or until it is ended here.
+
+    Raises:
+        PageError: It was ended.
+    """
+    last = time.monotonic() + _SECONDS
+    try:
+        while True:
+            try:
+                return child.communicate(timeout=_LOOK)[0]
+            except subprocess.TimeoutExpired:
+                if over():
+                    raise PageError(503, "the server is stopping, and the command was ended") from None
+                if time.monotonic() > last:
+                    raise PageError(504, f"the command took longer than {_SECONDS} seconds and was ended") from None
+    finally:
+        if child.poll() is None:
+            child.send_signal(signal.SIGINT)
+            try:
+                child.communicate(timeout=_PATIENCE)
+            except subprocess.TimeoutExpired:
+                child.kill()
