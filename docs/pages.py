@@ -28,8 +28,6 @@ MAPS = (ROOT_PAGE, "docs/methods", "docs/commands")
 """The pages whose links are the navigation."""
 FAMILIES = {shelf.plural: shelf for shelf in SHELVES}
 
-_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-
 
 def read(docname: str, text: str) -> str:
     """The text of a page as the site shows it.
@@ -114,7 +112,7 @@ def _toctree(title: str, pages: list[str]) -> str:
 def _settings(found: Sequence[MethodSetting], head: str = "setting") -> str:
     """A table of settings."""
     rows = [
-        f"| `{one.name}` | {_cell(one.type)} | `{_default(one)}` | {_bounds(one)} | {_cell(one.help)} |"
+        f"| `{one.name}` | {_cell(one.type)} | `{_default(one)}` | {', '.join(one.limits)} | {_cell(one.help)} |"
         for one in found
     ]
     return "\n".join([f"| {head} | type | default | bounds | |", "| --- | --- | --- | --- | --- |", *rows])
@@ -122,10 +120,6 @@ def _settings(found: Sequence[MethodSetting], head: str = "setting") -> str:
 
 def _default(one: MethodSetting) -> str:
     return repr(one.default) if isinstance(one.default, str) else str(one.default).lower()
-
-
-def _bounds(one: MethodSetting) -> str:
-    return ", ".join(f"{_BOUNDS[name]} {bound:g}" for name, bound in one.bounds.items())
 
 
 def _refused(method: Method) -> list[str]:

@@ -31,7 +31,7 @@ def series(number: int) -> str:
 def scale_rules() -> str:
     """Rules of the stylesheet for each `level`: a background, and the text on it in black or white, as can be read."""
     return "\n".join(
-        f".v{k} {{ background: {hexadecimal(colour)}; fill: {hexadecimal(colour)}; color: {ink_on(colour)}; }}"
+        f".v{k} {{ background: {hexadecimal(colour)}; color: {ink_on(colour)}; }}"
         for k in range(LEVELS + 1)
         for colour in [colour_at(k / LEVELS)]
     )

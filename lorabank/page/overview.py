@@ -11,6 +11,7 @@ from lorabank.bank.room import in_words, room_left
 from lorabank.bank.snapshot import Snapshot
 from lorabank.components.tables import bar
 from lorabank.core.errors import LorabankError
+from lorabank.evaluation.reporting.facts import trained_rows
 from lorabank.evaluation.reporting.pictures import lineage_picture
 from lorabank.page.rendering import page
 from lorabank.serving.errors import call_error
@@ -47,17 +48,9 @@ def overview(request: Request) -> Response:
 
 
 def _tasks(snapshot: Snapshot, first: MatrixReport | None) -> list[dict[str, Any]]:
-    """Each task with its adapter and its score after the last task."""
-    of_digest = {digest: adapter.task for digest, adapter in snapshot.adapters.items()}
-    place = {} if first is None else {task: number for number, task in enumerate(first.tasks)}
-    found = []
-    for task in snapshot.tasks:
-        adapter = snapshot.adapter_of(task.name)
-        value = low = high = None
-        if first is not None and task.name in place:
-            value, low, high = (ends[-1][place[task.name]] for ends in (first.values, first.low, first.high))
-        beside = [of_digest.get(digest, digest[:12]) for digest in adapter.context]
-        found.append(
-            {"task": task, "adapter": adapter, "beside": beside, "score": value, "bar": bar(value, low, high)}
-        )
-    return found
+    """Each task with its adapter, and its score after the last task with a bar."""
+    rows = trained_rows(snapshot, first)
+    ends = (
+        {} if first is None else dict(zip(first.tasks, zip(first.low[-1], first.high[-1], strict=True), strict=True))
+    )
+    return [row | {"bar": bar(row["score"], *ends.get(row["task"].name, (None, None)))} for row in rows]

@@ -39,7 +39,7 @@ def test_a_method_has_the_facts_of_its_shelf(pages: ModuleType) -> None:
     assert "| default of `--penalty-weight` | `0.5` |" in text
     assert "| code | `lorabank/training/penalties/orthogonal.py` |" in text
     replay = read(pages, "docs/methods/strategies/replay")
-    assert re.search(r"^\| `replay_rows` \| int \| `200` \| ≥ 1 \| .+ \|$", replay, re.M)
+    assert re.search(r"^\| `replay_rows` \| int \| `200` \| >= 1 \| .+ \|$", replay, re.M)
     assert "It is refused with:" in replay
     assert "| default of `--learning-rate` | `0.004` |" in read(pages, "docs/methods/variants/lora-fa")
 

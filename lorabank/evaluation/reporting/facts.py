@@ -15,7 +15,7 @@ from lorabank.evaluation.scoring import ACCURACY
 from lorabank.evaluation.text_samples import metric_of
 
 
-def task_rows(snapshot: Snapshot, first: Measured | None) -> list[dict[str, Any]]:
+def trained_rows(snapshot: Snapshot, first: Measured | None) -> list[dict[str, Any]]:
     """Each task with its adapter, the tasks whose adapters were active while it was trained, and its score."""
     task_of = {digest: adapter.task for digest, adapter in snapshot.adapters.items()}
     scores = dict(zip(first.tasks, first.values[-1], strict=True)) if first else {}
@@ -23,11 +23,19 @@ def task_rows(snapshot: Snapshot, first: Measured | None) -> list[dict[str, Any]
     for task in snapshot.tasks:
         adapter = snapshot.adapter_of(task.name)
         context = [task_of.get(digest, digest[:12]) for digest in adapter.context]
+        rows.append({"task": task, "adapter": adapter, "context": context, "score": scores.get(task.name)})
+    return rows
+
+
+def task_rows(snapshot: Snapshot, first: Measured | None) -> list[dict[str, Any]]:
+    """The same with how each task is asked, its metric and its macro-F1."""
+    rows = trained_rows(snapshot, first)
+    for row in rows:
+        task = row["task"]
         labels = first.labels.get(task.name) if first else None
-        asked = _asked(task, adapter)
-        row = {"task": task, "adapter": adapter, "context": context, "asked": asked, "score": scores.get(task.name)}
-        row |= {"macro_f1": labels and labels.macro_f1, "metric": asked["metric"] if asked else ACCURACY}
-        rows.append(row)
+        asked = _asked(task, row["adapter"])
+        row |= {"asked": asked, "metric": asked["metric"] if asked else ACCURACY}
+        row |= {"macro_f1": labels and labels.macro_f1}
     return rows
 
 

@@ -14,7 +14,7 @@ from lorabank.core.task_kinds import task_kind
 from lorabank.workflows.show import listed
 
 _UNCHANGED = "nothing was written"
-_SHOWN = 3
+MOST_PROPOSED = 3
 """Tasks that are proposed one by one."""
 
 
@@ -24,7 +24,7 @@ def no_single_adapter(record: CompositionRecord, composer: Composer, base: BaseM
     if composer.routed:
         why = f"it picks one of {len(record.members)} adapters for each text"
         hint = "export the tasks one by one"
-        commands = [Command("export", task, f"./{task}-adapter") for task in record.members[:_SHOWN]]
+        commands = [Command("export", task, f"./{task}-adapter") for task in record.members[:MOST_PROPOSED]]
     elif can_be_cut(record, composer):
         why = "its delta weights have full rank"
         hint = "the same cut to a rank N can be exported, and so can fixed weights"
@@ -50,7 +50,7 @@ def headless_sum(name: str, members: Sequence[str]) -> IncompatibleError:
         f"composition {name!r} is a sum of {listed(members)}, which has no head of its own, and a whole classifier "
         "needs one",
         hint="export its tasks one by one",
-        commands=[Command("export", task, f"./{task}-model", "--merged") for task in members[:_SHOWN]],
+        commands=[Command("export", task, f"./{task}-model", "--merged") for task in members[:MOST_PROPOSED]],
         unchanged=_UNCHANGED,
     )
 

@@ -11,9 +11,7 @@ from lorabank.core.records import BaseModelRecord, TaskRecord
 from lorabank.core.shelves import SUMMING
 from lorabank.core.task_kinds import task_kind
 from lorabank.exchange.servers import SERVERS, Served
-
-_SHOWN = 3
-"""Members that are proposed one by one."""
+from lorabank.workflows.carrying.refusals import MOST_PROPOSED
 
 
 def serve_command(
@@ -37,7 +35,7 @@ def serve_command(
     name, headed = served.name, task_kind(base.task_type).has_head
     hints, commands = [], []
     if base.quantisation is None:
-        whole = members[:_SHOWN] if headed and task is None else (name,)  # a sum of classifiers has no head
+        whole = members[:MOST_PROPOSED] if headed and task is None else (name,)  # a sum of classifiers has no head
         hints.append("export a whole model" if len(whole) == 1 else "export its tasks as whole models")
         commands += [Command("export", one, f"./{one}-model", "--merged") for one in whole]
     if task and not headed and not served.config["use_dora"]:
