@@ -73,6 +73,8 @@ def test_the_bare_base_answers_in_its_chat_template(place: Place) -> None:
     second = chat.ask("And?")
     assert second.text == plainly_generated(place, rendered(*said), adapters=())
     assert (second.task, second.adapters) == ("none", {})
+    with pytest.raises(DataError, match="a lone surrogate at position 1"):
+        chat.ask("\udfff")
 
 
 def test_who_answers_can_change_within_a_conversation(place: Place) -> None:
@@ -211,5 +213,9 @@ def test_without_a_chat_template_each_message_is_answered_alone(
     first = chat.ask("What of rain?")
     second = chat.ask("What of rain?")
     assert (first.text, first.left_out, second.left_out) == (second.text, 0, 2)
+    for wrong, why in (("a\0b", "a NUL character at position 2"), ("ab\ud800", "a lone surrogate at position 3")):
+        with pytest.raises(DataError, match=why):
+            chat.ask(wrong)
+    assert len(chat.messages) == 4
     with pytest.raises(ConfigError, match="--system needs a chat template"):
         api.chat(bank, ChatConfig(system="Be short."), observer=SILENT)

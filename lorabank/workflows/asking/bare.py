@@ -16,7 +16,7 @@ from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.text_answers import TextAnswerer
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.finite import explained
-from lorabank.workflows.asking.questions import Answered, Prompts, Question, Who
+from lorabank.workflows.asking.questions import Answered, Prompts, Question, Who, check_messages
 from lorabank.workflows.asking.writing import requests_of
 from lorabank.workflows.results import Prediction
 from lorabank.workflows.task_data import ChatTemplate
@@ -93,8 +93,9 @@ def bare_conversation(opened: OpenBase, snapshot: Snapshot, model: TextAnswerer,
         question: The conversation.
 
     Raises:
-        DataError: The chat template does not take it.
+        DataError: The chat template does not take it, or it holds characters that no text may have.
     """
+    check_messages(question)
     (form,) = model.forms
     text = question.text
     if opened.record.chat_template_hash is not None:

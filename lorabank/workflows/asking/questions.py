@@ -122,11 +122,7 @@ class Prompts:
         Raises:
             DataError: It holds characters that no text may have, or the chat template does not take it.
         """
-        for message in question.messages:
-            try:
-                check_characters(message["content"])
-            except BadCell as error:
-                raise _bad(error, question) from error
+        check_messages(question)
         if not question.raw and all(self._conversations(task) for task in tasks):
             return self._rendered(question)
         return question.text
@@ -191,6 +187,19 @@ class Prompts:
                 f"the base's chat template does not take this conversation: {reason}",
                 hint="a raw text passes the template by: generate --raw, or 'raw' of a completion",
             ) from error
+
+
+def check_messages(question: Question) -> None:
+    """Refuse a conversation with characters that no text may have.
+
+    Raises:
+        DataError: One of its messages holds a NUL character or a lone surrogate.
+    """
+    for message in question.messages:
+        try:
+            check_characters(message["content"])
+        except BadCell as error:
+            raise _bad(error, question) from error
 
 
 def _bad(error: BadCell, question: Question) -> DataError:
