@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorabank.bank.failures import reported
-from lorabank.core.errors import DamagedError, DataError, ExistsError, IncompatibleError
+from lorabank.core.errors import ConfigError, DamagedError, DataError, ExistsError, IncompatibleError
 from lorabank.sequences.config import Cell, SequenceConfig
 
 FORMAT = 1
@@ -150,6 +150,23 @@ def _flat(key: str, old: Any, new: Any) -> Iterator[str]:
 def _shown(value: Any) -> str:
     text = "not given" if value is None else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_once(paths: Sequence[Path]) -> None:
+    """Refuse a file or folder that is named twice, also through a link or by another path.
+
+    Raises:
+        ConfigError: One is.
+    """
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        whole = Path(os.path.realpath(path))
+        if whole in seen:
+            again = (
+                f"{seen[whole]} is named twice" if path == seen[whole] else f"{seen[whole]} and {path} are the same"
+            )
+            raise ConfigError(again, hint="name each file and folder once", unchanged="nothing was written")
+        seen[whole] = path
 
 
 def write_text(target: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from lorabank.evaluation.reporting.compared import Against, Estimate, Result, as
 from lorabank.evaluation.reporting.several import Source, render_comparison
 from lorabank.evaluation.reporting.subjects import title_of
 from lorabank.evaluation.reporting.words import chance_warning as at_chance
-from lorabank.sequences.folder import write_text
+from lorabank.sequences.folder import check_once, write_text
 from lorabank.sequences.protocol import card_lines
 from lorabank.sequences.results import Interval, SequenceRow, SequenceRun
 from lorabank.sequences.table import chance_warning, interval, order_cells, table_rows
@@ -59,7 +59,8 @@ def write_report(folders: Sequence[Path], target: Path, tables: Sequence[Path] =
         tables: Files for the table of results as well: ``.csv`` or ``.tex``.
 
     Raises:
-        ConfigError: A table has another suffix, or the target is a folder; nothing is written then.
+        ConfigError: A table has another suffix, the target is a folder, or a folder or file is named twice; nothing is
+            written then.
         NotFoundError: A folder is neither, nothing was measured in any of several, or a file's folder is missing.
         DamagedError: A ``results.json`` cannot be read.
     """
@@ -77,6 +78,8 @@ def write_report(folders: Sequence[Path], target: Path, tables: Sequence[Path] =
             commands=[Command("--bank", str(target), "report", "report.html")],
             unchanged="nothing was written",
         )
+    check_once(folders)
+    check_once([target, *tables])
     for file in (target, *tables):
         require_folder(file)
     alone = len(folders) == 1 and not _results(folders[0]).is_file()

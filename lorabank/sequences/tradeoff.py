@@ -14,6 +14,7 @@ from lorabank.core.commands import Command
 from lorabank.core.errors import DamagedError, NotFoundError
 from lorabank.evaluation.plots.heatmap import Plot
 from lorabank.evaluation.plots.tradeoff import Point, pareto_front, tradeoff_plot
+from lorabank.sequences.folder import check_once
 from lorabank.sequences.results import Interval, SequenceRow
 from lorabank.workflows.publish import stored_reports
 
@@ -41,9 +42,11 @@ def tradeoff(folders: Sequence[str | Path]) -> Tradeoff:
     """The points of the folders of sequences, from their ``results.json``, and of banks, from their stored matrices.
 
     Raises:
+        ConfigError: A folder is named twice.
         NotFoundError: A folder is neither, or nothing in the folders was measured after every stage.
         DamagedError: A ``results.json`` cannot be read.
     """
+    check_once([Path(folder) for folder in folders])
     points: list[Point] = []
     for folder in map(Path, folders):
         name = f"{folder.absolute().name}: " if len(folders) > 1 else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,35 @@ def test_hostile_names_break_neither_csv_nor_latex() -> None:
     html = render_comparison([Source("<b>", [("<i>", "<u>")], [one], [])], [], created_at="", version="1")
     page = assert_well_made(html)
     assert not any(tag in {"b", "i", "u"} for tag, _ in page.tags)
+
+
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize("again", ["letters", "./letters", "letters/../letters", "link"])
+def test_a_folder_that_is_named_twice_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("letters")
+    with pytest.raises(ConfigError, match=r"letters (is named twice|and .* are the same)"):
+        api.report("letters", "r.html", beside=[again])
+    assert not Path("r.html").exists()
+    with pytest.raises(ConfigError, match=r"letters (is named twice|and .* are the same)"):
+        api.tradeoff(["letters", again])
+
+
+@pytest.mark.usefixtures("card")
+def test_a_copy_is_another_folder(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    api.report(folder, tmp_path / "r.html", beside=[copy])
+    assert (tmp_path / "r.html").exists()
+
+
+@pytest.mark.usefixtures("card")
+def test_one_file_cannot_hold_the_report_and_a_table(folder: Path, tmp_path: Path) -> None:
+    for target, tables in (("t.csv", ["t.csv"]), ("r.html", ["t.csv", "letters/../t.csv"])):
+        with pytest.raises(ConfigError, match=r"t\.csv (is named twice|and .* are the same)"):
+            api.report(folder, tmp_path / target, tables=[tmp_path / one for one in tables])
+    assert [one.name for one in tmp_path.iterdir()] == ["letters"]
 
 
 @pytest.mark.usefixtures("card")
