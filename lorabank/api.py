@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lorabank.bank.bank import Bank
 from lorabank.core.arguments import by_path, checked, texts_in_settings
-from lorabank.core.config import AdviseConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
+from lorabank.core.config import AdviseConfig, ComposeConfig, GenerateConfig, InitConfig, PredictConfig, TrainConfig
 from lorabank.core.observer import BARS, Observer
 from lorabank.workflows import publish
 from lorabank.workflows.asking import chat as chatting
@@ -78,6 +78,14 @@ def advise(
     from lorabank.workflows.learning.advise import advise as run
 
     return run(OpenBank(path), config, how, init=init, observer=observer)
+
+
+@checked
+def plan_compose(path: str | Path, config: ComposeConfig) -> tuple[str, ...]:
+    """The names of the tasks that `compose` would make answer together; errors as of it. Nothing is fitted."""
+    from lorabank.workflows.compose import plan_compose as run
+
+    return run(OpenBank(path), config)
 
 
 @checked

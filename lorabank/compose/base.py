@@ -112,7 +112,8 @@ class Composer(Protocol):
     ``routed`` says whether it picks the task (and so the head) of each text itself; ``shelf`` where its methods are,
     one of which the settings choose by a field named after the shelf's kind; None where it has none. ``usual`` is the
     name that "auto" stands for there, by default the first on the shelf. ``unused`` names the settings of
-    `ComposeConfig` that it does not read, beside the methods of other shelves.
+    `ComposeConfig` that it does not read, beside the methods of other shelves. A mode whose settings name tasks has a
+    class method ``checked(tasks, config)``, which refuses what does not fit them before any work.
     """
 
     routed: ClassVar[bool]

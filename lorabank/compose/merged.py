@@ -82,9 +82,7 @@ class Merged:
             NotFoundError: A member did not record what the merger needs, or kept no rows that it is fitted on.
         """
         tasks = [member.task for member in members]
-        chosen: Merger = chosen_method(MERGERS, config)
-        merger = chosen.prepared(tasks)
-        merger.check(tasks)
+        merger = cls.checked(tasks, config)
         over = config.over or merger.over
         members = taken_over(members, over)
         _check_facts(config.merger, merger, members)
@@ -119,6 +117,18 @@ class Merged:
         if over == "adapters" and (remark := _untrained(members, summed, merger, config)):
             report["untrained_state"] = remark
         return Fitted(parameters, objects, {**(told.report if told else {}), **report}, scored=config.scores)
+
+    @classmethod
+    def checked(cls, tasks: Sequence[str], config: ComposeConfig) -> Merger:
+        """The chosen merger for some tasks.
+
+        Raises:
+            ConfigError: Its settings do not fit these tasks: for example its weights name another one.
+        """
+        chosen: Merger = chosen_method(MERGERS, config)
+        merger = chosen.prepared(tasks)
+        merger.check(tasks)
+        return merger
 
     @classmethod
     def load(

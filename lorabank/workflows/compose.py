@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from lorabank.bank.failures import taken
+from lorabank.bank.objects.layout import check_name
 from lorabank.bank.snapshot import Snapshot
 from lorabank.bank.upkeep.remarks import remarks
 from lorabank.compose.base import Composer, Fitted, Member, checked_mode, chosen_method, with_its_settings
@@ -29,13 +31,9 @@ def compose(
 ) -> ComposeResult:
     """Fit a composition and store it."""
     written = remarks(note, tags)
-    if not config.mode:
-        raise ConfigError("no mode is given", hint=f"--mode {'|'.join(COMPOSERS)}", unchanged=_UNCHANGED)
-    composer = checked_mode(config)
     bank, snapshot = opened.bank, opened.refresh()
-    tasks = _members(snapshot, config.tasks)
+    composer, tasks = _checked(snapshot, config)
     name = config.name or config.mode
-    _check_alone(snapshot, tasks, composer, config)
     settings = RuntimeSettings(device=config.device, dtype="float32", batch_size=config.batch_size)
 
     def runtime() -> Runtime:
@@ -60,6 +58,32 @@ def compose(
     bank.add_evaluations(cells)
     report = {**fitted.report, "scores": scores, "imported_adapters": _imported(snapshot, tasks)}
     return ComposeResult(stored, {name: value for name, value in report.items() if value not in (None, {}, [], ())})
+
+
+def plan_compose(opened: OpenBank, config: ComposeConfig) -> tuple[str, ...]:
+    """The members that `compose` would take, after the checks that come before its work."""
+    snapshot, name = opened.refresh(), config.name or config.mode
+    composer, tasks = _checked(snapshot, config)
+    members = tuple(task.name for task in tasks)
+    if (check := getattr(composer, "checked", None)) is not None:
+        check(members, config)
+    check_name(name)
+    if snapshot.position_of(name) is not None:
+        raise taken("task", name, kind="compose")
+    others = (*snapshot.compositions, *snapshot.damaged_compositions)
+    if not config.replace and any(made.name == name for made in others):
+        raise taken("composition", name, kind="compose")
+    return members
+
+
+def _checked(snapshot: Snapshot, config: ComposeConfig) -> tuple[type[Composer], list[TaskRecord]]:
+    """The mode and the members, in sequence order."""
+    if not config.mode:
+        raise ConfigError("no mode is given", hint=f"--mode {'|'.join(COMPOSERS)}", unchanged=_UNCHANGED)
+    composer = checked_mode(config)
+    tasks = _members(snapshot, config.tasks)
+    _check_alone(snapshot, tasks, composer, config)
+    return composer, tasks
 
 
 def _check_alone(

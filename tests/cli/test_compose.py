@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lorabank.core.config import ComposeConfig
 from lorabank.core.records import CompositionRecord
 from lorabank.workflows.results import ComposeResult
@@ -70,3 +72,36 @@ def test_what_a_file_sets_for_another_mode_is_left_out_and_what_is_typed_is_pass
     assert (config.router, config.tolerance) == ("gaussian", None)
     run("compose", "--mode", "merged", "--router", "gaussian")
     assert api.called("compose")["config"].router == "gaussian", "the library refuses it"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--tasks", "spam,sentimnt"], 3, "sentimnt"),
+        (["--tasks", ","], 2, "--tasks names no task"),
+        (["--name", "both"], 4, "the bank has a composition 'both' already"),
+        (["--name", "spam", "--replace"], 4, "the bank has a task 'spam' already"),
+        (["--name", "no/name"], 2, "no/name"),
+        (["--set", "nothing=1"], 2, "nothing"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_command_refuses(
+    run: Any, bank: Any, words: list[str], code: int, said: str
+) -> None:
+    planned, real = (run("compose", "--mode", "routed", *words, *more) for more in (["--dry-run"], []))
+    assert (planned.code, planned.out) == (code, "")
+    assert said in planned.err
+    assert (real.code, real.err) == (planned.code, planned.err)
+
+
+def test_a_dry_run_refuses_weights_of_others(run: Any, bank: Any) -> None:
+    shown = run("compose", "--mode", "merged", "--weights", "sentiment=1,ham=2", "--dry-run")
+    assert shown.code == 2
+    assert "weights names 'ham', which is not a member" in shown.err
+
+
+def test_a_dry_run_shows_the_members_in_the_order_of_the_tasks(run: Any, bank: Any) -> None:
+    words = ("compose", "--mode", "routed", "--name", "both", "--replace", "--dry-run", "--json")
+    assert run(*words, "--tasks", "spam, sentiment").document["members"] == ["sentiment", "spam"]
+    assert run(*words, "--tasks", "spam").document["members"] == ["spam"]
+    assert run(*words).document["members"] == ["sentiment", "spam"]

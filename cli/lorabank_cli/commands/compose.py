@@ -41,8 +41,7 @@ def compose(run: Run, note: str | None, tags: tuple[str, ...]) -> None:
 
     config = run.config(ComposeConfig)
     if run.dry_run:
-        known = [task.name for task in api.overview(run.bank).tasks]
-        members = [name.strip() for name in config.tasks.split(",")] if config.tasks else known
+        members = api.plan_compose(run.bank, _for_its_mode(run, config))
         show_settings(run, f"would make composition {config.name or config.mode}", plan={"members": members})
         return
     with run.observer as observer:
