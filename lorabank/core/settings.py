@@ -14,13 +14,13 @@ must have.
 from __future__ import annotations
 
 import difflib
-import shlex
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import Field, field, fields, replace
 from functools import wraps
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_args, get_type_hints, overload
 
+from lorabank.core.commands import shell_line
 from lorabank.core.errors import ConfigError, joined
 
 T = TypeVar("T")
@@ -291,7 +291,7 @@ def modern(kind: Any, values: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[
         owner, _, key = new.rpartition(".")
         if owner:
             assigned = f"{key if owner == _SET else new}={value}"
-            written = f"--set {shlex.quote(assigned)}"
+            written = f"--set {shell_line(assigned)}"
             twice = any(one in (key, new) or (owner in (_SET, ANY) and one.endswith(f".{key}")) for one in keys)
             found["set"] = listed = (*listed, assigned)
         else:

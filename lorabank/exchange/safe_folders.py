@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import stat
 import tempfile
@@ -15,6 +14,7 @@ from typing import BinaryIO, NoReturn
 
 from lorabank.bank.failures import reported
 from lorabank.bank.objects.sync import sync_folder
+from lorabank.core.commands import file_word, shell_line
 from lorabank.core.errors import ConfigError, DataError, ExistsError, NotFoundError
 
 _UNWRITTEN = "nothing was written"
@@ -203,7 +203,7 @@ def _check_around(target: Path, bank: Path, what: str) -> None:
     parent = target.parent
     if not parent.is_dir():
         raise NotFoundError(
-            f"there is no folder {parent}", hint=shlex.join(["mkdir", "-p", str(parent)]), unchanged=_UNWRITTEN
+            f"there is no folder {parent}", hint=shell_line("mkdir", "-p", file_word(parent)), unchanged=_UNWRITTEN
         )
     if target.resolve().is_relative_to(bank.resolve()):
         raise ConfigError(f"{target} is inside the bank", hint=f"name a {what} elsewhere", unchanged=_UNWRITTEN)

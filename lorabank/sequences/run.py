@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
+from lorabank.core.commands import file_word, shell_line
 from lorabank.core.errors import DamagedError, LorabankError
 from lorabank.core.observer import Observer
 from lorabank.sequences.bank import compose_and_measure, interrupted, learn, learnt_tasks
@@ -115,7 +115,7 @@ def _check_rows(job: SequenceJob, cell: Cell, snapshot: Snapshot) -> None:
             if record is None or record.sha256 != digest:
                 raise DamagedError(
                     f"the {split} rows of task {name!r} in {job.folder.bank(cell)} are not those of {job.folder.data}",
-                    hint=shlex.join(["mv", str(job.folder.path), f"{job.folder.path}.old"]),
+                    hint=shell_line("mv", file_word(job.folder.path), file_word(f"{job.folder.path}.old")),
                 )
 
 

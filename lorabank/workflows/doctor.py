@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
 import shutil
 import stat
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from lorabank.bank.bank import Bank
 from lorabank.bank.objects.filesystem import network_filesystem
 from lorabank.bank.operations import RESUMABLE
-from lorabank.core.commands import Command
+from lorabank.core.commands import Command, file_word, shell_line
 from lorabank.core.errors import DamagedError, LorabankError
 from lorabank.core.limits import FREE_SPACE
 from lorabank.core.machine.cpu import cpu_dtype, cpu_flags
@@ -70,7 +69,8 @@ def _warnings(path: Path) -> Iterator[str]:
     if free < 2 * FREE_SPACE:
         yield f"{path} has {free // 1024**2} MiB free: nothing can be added below {FREE_SPACE // 1024**2} MiB"
     if (mode := stat.S_IMODE(path.stat().st_mode)) & stat.S_IRWXO:
-        yield f"{path} is open to every user of this machine (mode {mode:o}): chmod o-rwx {shlex.quote(str(path))}"
+        closed = shell_line("chmod", "o-rwx", file_word(path))
+        yield f"{path} is open to every user of this machine (mode {mode:o}): {closed}"
 
 
 def _version(package: str) -> str:

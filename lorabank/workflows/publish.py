@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from lorabank.bank.bank import Bank
 from lorabank.bank.catalog.times import now
 from lorabank.bank.failures import reported
+from lorabank.core.commands import file_word, shell_line
 from lorabank.core.errors import LorabankError, NotFoundError
 from lorabank.core.records import CompositionRecord, EvaluationRecord
 from lorabank.core.shelves import METRICS, ROUTERS
@@ -273,7 +273,7 @@ def require_folder(path: Path) -> None:
     if not path.parent.is_dir():
         raise NotFoundError(
             f"there is no folder {path.parent}",
-            hint=shlex.join(["mkdir", "-p", str(path.parent)]),
+            hint=shell_line("mkdir", "-p", file_word(path.parent)),
             unchanged="nothing was written",
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorabank.core.commands import file_word, shell_line
 from lorabank.core.config import EvalConfig
 from lorabank.core.errors import ConfigError, GateError, NotFoundError
 from lorabank.core.escaping import safe
@@ -20,7 +21,7 @@ from lorabank_cli.render.labels import details
 from lorabank_cli.render.output import plain
 from lorabank_cli.render.paired import general, harness, paired
 from lorabank_cli.render.routing import audit, routing
-from lorabank_cli.render.text import command, named, pairs, table, terminal_width, wants_color
+from lorabank_cli.render.text import named, pairs, table, terminal_width, wants_color
 from lorabank_cli.render.texts import answered
 from lorabank_cli.verb import Run, verb
 
@@ -101,7 +102,8 @@ def _check_targets(plots: Mapping[str, str | None], csv: str | None) -> None:
     for target in (*plots.values(), csv):
         if target is not None and not Path(target).parent.is_dir():
             folder = Path(target).parent
-            raise NotFoundError(f"no folder {folder}", unchanged=unchanged, hint=command("mkdir", "-p", str(folder)))
+            made = shell_line("mkdir", "-p", file_word(folder))
+            raise NotFoundError(f"no folder {folder}", unchanged=unchanged, hint=made)
 
 
 def _target(path: str, subject: str, several: bool) -> Path:

@@ -171,10 +171,3 @@ def size(count: int) -> str:
             return f"{int(value)} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
         value /= 1000
     raise AssertionError("unreachable")
-
-
-def command(*words: str) -> str:
-    """A shell line that can be pasted, for hints."""
-    import shlex
-
-    return safe(shlex.join(words))

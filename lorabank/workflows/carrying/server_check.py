@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
-from lorabank.core.commands import Command
+from lorabank.core.commands import Command, shell_line
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.records import BaseModelRecord, TaskRecord
 from lorabank.core.shelves import SUMMING
@@ -31,7 +30,7 @@ def serve_command(
     """
     verdict = SERVERS[server](served)
     if not verdict.problems:
-        return shlex.join(verdict.command)
+        return shell_line(*verdict.command)
     name, headed = served.name, task_kind(base.task_type).has_head
     hints, commands = [], []
     if base.quantisation is None:

@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from lorabank.core.commands import VERIFY, Command
+from lorabank.core.commands import VERIFY, Command, file_word, shell_line
 from lorabank.core.errors import DataError
+from lorabank.core.escaping import safe
 from lorabank.data.bad_rows import BadRow
 
 WORDS = ["my bank's", 'a "b" c', "$HOME `id`", "a\\b", "*", "~", "#x", "-", "", "é ü 日本", "a;b & c | d > e", "!x"]
+UNSEEN = ["a\nb", "\nb", "-\t'%s\\0\"$HOME `id`", "\x1b[2J", "a\u202eb\u200b", "\u00a0x", "caf\udce9", "e\u0301\r0"]
+"""Words that no terminal shows as they are; the last but one is a file's name in Latin-1."""
 
 
-@pytest.mark.parametrize("word", WORDS)
-def test_a_shell_reads_the_words_that_were_meant(word: str) -> None:
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize("word", [*WORDS, *UNSEEN])
+def test_a_shell_reads_the_words_that_were_meant(word: str, shell: str) -> None:
     line = Command("show", word).line(word or "bank")
     script = f"lorabank() {{ printf '%s\\0' \"$@\"; }}\n{line}"
-    read = subprocess.run(["bash", "-c", script], capture_output=True, check=True, timeout=60).stdout
-    assert read.decode().split("\0")[:-1] == ["-b", word or "bank", "show", word]
+    read = subprocess.run([shell, "-c", script], capture_output=True, check=True, timeout=60).stdout
+    assert os.fsdecode(read).split("\0")[:-1] == ["-b", word or "bank", "show", word]
+
+
+@pytest.mark.parametrize("word", [*WORDS, *UNSEEN])
+def test_a_line_is_shown_as_it_is(word: str) -> None:
+    line = Command("show", word).line()
+    assert safe(line) == line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("name", ["-x", "--help", "- y", "my folder"])
+def test_another_program_takes_a_path_for_no_option(name: str, tmp_path: Path) -> None:
+    line = shell_line("mkdir", "-p", file_word(Path(name)))
+    subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True, timeout=60)
+    assert [one.name for one in tmp_path.iterdir()] == [name]
 
 
 def test_the_bank_of_the_call_is_named_where_the_command_names_none() -> None:
