@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from lorabank.page.facts import Facts
 from lorabank.page.jobs import routes as jobs
 from lorabank.page.jobs.workshop import Workshop
 from lorabank.page.rendering import page
-from lorabank.page.security import PREFIX, Door, Sessions, guarded
+from lorabank.page.security import HEADERS, PREFIX, Door, Sessions, cookie_of, guarded, of_page
 from lorabank.serving.app import Part
 from lorabank.serving.calls import CallerGone
 from lorabank.serving.errors import CallError, call_error
+from lorabank.serving.limits import Scope, as_json
 from lorabank.serving.served import Served
 
 _STATIC = {
@@ -75,7 +77,7 @@ def page_of(
             app.include_router(one)
         _answer_errors(app)
         bodies = {jobs.UPLOAD: config.max_upload + _FIELDS} if config.allow_changes else {}
-        return Part(PREFIX, guarded(app, sessions), Door(sessions), bodies)
+        return Part(PREFIX, guarded(app, sessions), Door(sessions), bodies, partial(_refused, app))
 
     return made
 
@@ -113,6 +115,18 @@ async def _invalid(request: Request, error: Exception) -> HTMLResponse:
 
 async def _missing(request: Request, error: Exception) -> HTMLResponse:
     return _error(request, PageError(404, "there is no such page"))
+
+
+def _refused(app: FastAPI, scope: Scope, error: CallError) -> Response:
+    """What a browser is shown of a call that the page does not get; other callers get JSON."""
+    if not of_page(scope["path"]):
+        return as_json(scope, error)
+    sessions: Sessions = app.state.sessions
+    cookie = cookie_of(scope)
+    session = cookie if sessions.known(cookie) else ""
+    answer = _error(Request({**scope, "app": app, "lorabank.session": session}), error)
+    answer.headers.update(HEADERS | {"cache-control": "no-store"})
+    return answer
 
 
 def _error(request: Request, error: Exception) -> HTMLResponse:

@@ -35,6 +35,8 @@ OPEN = (LOGIN, f"{PREFIX}/static/")
 _HOURS = 12
 """How long a session lasts."""
 _MOST_FIELDS = 200
+_SHOWN = 100
+"""Characters of a header that are shown."""
 
 HEADERS = {
     "content-security-policy": (
@@ -107,11 +109,16 @@ class Door:
             CallError: The path is not one of the page.
         """
         path = scope["path"]
-        if path not in ("/", PREFIX) and not path.startswith(f"{PREFIX}/"):
+        if not of_page(path):
             return refuse(scope)
         if path == LOGIN or path.startswith(OPEN[1]) or self._sessions.known(cookie_of(scope)):
             return None
         return RedirectResponse(LOGIN, 303, headers=HEADERS)
+
+
+def of_page(path: str) -> bool:
+    """Whether a path is one of the page; the server's root leads to it."""
+    return path in ("/", PREFIX) or path.startswith(f"{PREFIX}/")
 
 
 def guarded(app: App, sessions: Sessions) -> App:
@@ -181,9 +188,14 @@ def check_origin(request: Request) -> None:
     Raises:
         PageError: The browser says that it does.
     """
-    origin = request.headers.get("origin")
-    if origin is not None and _host(origin) != request.headers.get("host", ""):
-        raise PageError(403, "a form of another site is not accepted")
+    origin, host = request.headers.get("origin"), request.headers.get("host", "")
+    if origin is not None and _host(origin) != host:
+        raise PageError(
+            403,
+            "a form of another site is not accepted",
+            hint=f"the form is of {origin[:_SHOWN]}, and the header Host names {host[:_SHOWN]}; "
+            "a reverse proxy must pass Host on as the browser sent it",
+        )
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise PageError(403, "a form of another site is not accepted")
 

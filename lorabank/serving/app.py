@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
 from lorabank.serving import about, generation, labels
-from lorabank.serving.limits import App, Entrance, Gate
+from lorabank.serving.limits import App, Entrance, Gate, Refusal, as_json
 from lorabank.serving.served import Served, answer_errors
 
 
@@ -22,12 +22,14 @@ class Part:
         app: What answers.
         entrance: What callers without the token get.
         bodies: Path to the maximum size of a body, in bytes, where it is not the server's.
+        refusal: Answers calls that are refused at the gate.
     """
 
     prefix: str
     app: App
     entrance: Entrance
     bodies: Mapping[str, int] = field(default_factory=dict)
+    refusal: Refusal = as_json
 
 
 def make_app(
@@ -50,10 +52,18 @@ def make_app(
     for part in (about, labels, generation):
         app.include_router(part.router)
     answer_errors(app, served.engine.report)
-    made = None if page is None else page(served, token)
-    if made is not None:
-        app.add_api_route("/", lambda: RedirectResponse(f"{made.prefix}/"), response_class=RedirectResponse)
-        app.mount(made.prefix, made.app)
-    entrance = None if made is None else made.entrance
-    bodies = {} if made is None else made.bodies
-    return Gate(app, served.config, token, local=local, meter=served.meter, entrance=entrance, bodies=bodies)
+    if page is None:
+        return Gate(app, served.config, token, local=local, meter=served.meter)
+    made = page(served, token)
+    app.add_api_route("/", lambda: RedirectResponse(f"{made.prefix}/"), response_class=RedirectResponse)
+    app.mount(made.prefix, made.app)
+    return Gate(
+        app,
+        served.config,
+        token,
+        local=local,
+        meter=served.meter,
+        entrance=made.entrance,
+        bodies=made.bodies,
+        refusal=made.refusal,
+    )

@@ -29,6 +29,9 @@ Raises:
     CallError: The path is closed to it.
 """
 
+Refusal = Callable[[Scope, CallError], Response]
+"""What answers a call that is refused."""
+
 CLOSING = "lorabank.closing"
 """Where a call finds a function that says whether the server stops: a stream without an end of its own asks it."""
 
@@ -55,6 +58,7 @@ class Gate:
         meter: Counts.
         entrance: Decides on callers that do not send the token; None refuses them.
         bodies: Path to the maximum size of a body, in bytes, where it is not the one of the settings.
+        refusal: Answers calls that are refused here; None for `as_json`.
 
     Attributes:
         closing: Whether new calls are refused.
@@ -71,13 +75,14 @@ class Gate:
         meter: Meter,
         entrance: Entrance | None = None,
         bodies: Mapping[str, int] = MappingProxyType({}),
+        refusal: Refusal | None = None,
     ) -> None:
         self.closing = False
         self.open_calls = 0
         self._over = False
         self._unanswered: set[asyncio.Task[Any]] = set()
         self._app, self._config, self._local, self._meter = app, config, local, meter
-        self._entrance, self._bodies = entrance or refuse, bodies
+        self._entrance, self._bodies, self._refusal = entrance or refuse, bodies, refusal or as_json
         self._bearer = None if token is None else f"Bearer {token}".encode()
 
     def end(self) -> None:
@@ -108,9 +113,9 @@ class Gate:
             await send(message)
 
         async def refuse(error: CallError) -> None:
-            await JSONResponse(error.body, error.status, error.headers | {"connection": "close"})(
-                scope, receive, sending
-            )
+            answer = self._refusal(scope, error)
+            answer.headers.update(error.headers | {"connection": "close"})
+            await answer(scope, receive, sending)
 
         self.open_calls += 1
         self._unanswered.add(call)
@@ -190,6 +195,11 @@ def refuse(scope: Scope) -> Response | None:
         CallError: Always.
     """
     raise CallError(401, "the token is missing or wrong: Authorization: Bearer TOKEN", code="invalid_api_key")
+
+
+def as_json(scope: Scope, error: CallError) -> Response:
+    """A refusal in the form of OpenAI's errors."""
+    return JSONResponse(error.body, error.status)
 
 
 def _too_large(most: int) -> CallError:

@@ -119,6 +119,63 @@ def test_forms_of_other_sites_are_refused(closed: Here, headers: dict[str, str])
     assert closed.request("POST", "/page/logout", **(sent | {"headers": browser | same})).status_code == 303
 
 
+def test_a_proxy_that_changes_the_host_is_told_what_to_pass_on(closed: Here) -> None:
+    browser = logged_in(closed)
+    token = form_token(closed.get("/page/", headers=browser).text)
+    sent = {"origin": "https://bank.example:8443", "sec-fetch-site": "same-origin"}
+    answers = [
+        closed.request("POST", path, data=data, headers=browser | sent)
+        for path, data in (("/page/logout", {"form_token": token}), ("/page/login", {"token": TOKEN}))
+    ]
+    for answer in answers:
+        assert answer.status_code == 403
+        assert "The form is of https://bank.example:8443, and the header Host names localhost" in answer.text
+        assert "a reverse proxy must pass Host on" in answer.text
+    passed = sent | {"host": "bank.example:8443"}
+    assert closed.request("POST", "/page/login", data={"token": TOKEN}, headers=passed).status_code == 303
+
+
+def test_a_refusal_at_the_gate_is_a_page_for_browsers(bank: Path) -> None:
+    """Each text is that of the API's answer, which stays JSON."""
+    server = Here(bank, page=PageConfig(allow_changes=True), max_body=1024)
+    large: dict[str, Any] = {"content": b"a" * 2000}
+    elsewhere, cross = {"headers": {"host": "bank.example"}}, {"headers": {"sec-fetch-site": "cross-site"}}
+    for path, sent, status, said in (
+        ("/page/try", large, 413, "the body has more than 1024 bytes"),
+        ("/page/", elsewhere, 403, "without a token the server answers only calls to localhost"),
+        ("/page", elsewhere, 403, "without a token the server answers only calls to localhost"),
+        ("/page/", cross, 403, "without a token the server answers no page of another site"),
+    ):
+        check_refusal(server.request("POST", path, **sent), status, said)
+        api = server.request("POST", "/v1/classify", **sent)
+        assert (api.status_code, api.json()["error"]["message"]) == (status, said)
+    server.gate.closing = True
+    stopping = server.get("/page/jobs")
+    check_refusal(stopping, 503, "the server is stopping")
+    assert stopping.headers["retry-after"] == "1"
+    assert server.get("/v1/models").json()["error"]["message"] == "the server is stopping"
+
+
+def check_refusal(answer: Any, status: int, said: str) -> None:
+    assert (answer.status_code, answer.headers["connection"]) == (status, "close")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.headers["content-security-policy"].startswith("default-src 'self'")
+    assert answer.headers["cache-control"] == "no-store"
+    assert "set-cookie" not in answer.headers
+    assert f"{said[0].upper()}{said[1:]}." in answer.text
+    check_shape(answer.text)
+
+
+def test_a_refusal_has_the_navigation_of_a_known_session_alone(closed: Here) -> None:
+    browser = logged_in(closed)
+    known = closed.request("POST", "/page/try", headers=browser, content=b"a" * (2 << 20))
+    assert (known.status_code, "/page/matrix" in known.text) == (413, True)
+    closed.gate.closing = True
+    unknown = closed.get("/page/login")
+    closed.gate.closing = False
+    assert (unknown.status_code, "/page/matrix" in unknown.text) == (503, False)
+
+
 def test_a_body_that_is_no_form_is_refused(here: Here) -> None:
     answers = [
         here.request("POST", "/page/logout", content=content, headers=headers).status_code
