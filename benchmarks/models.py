@@ -68,6 +68,7 @@ def new_adapter(
     *,
     variant: str = "lora",
     start: str = "kaiming",
+    strategy: str = "inclora",
     rows: dict[str, Tensor] | None = None,
 ) -> Attached:
     """A new adapter on a model behind earlier ones, put there as a training does.
@@ -75,7 +76,7 @@ def new_adapter(
     ``rows`` is a batch for variants that look at rows beside those of their steps.
     """
     settings = TrainConfig(
-        r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, strategy="inclora", variant=variant, start=start
+        r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, strategy=strategy, variant=variant, start=start
     )
     methods = chosen_methods(settings)
     context = TrainContext(

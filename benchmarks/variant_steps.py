@@ -20,14 +20,14 @@ from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import batch, every_linear, minilm, new_adapter
 from benchmarks.training import adapter_trainer
 from lorabank.core.config import TrainConfig
-from lorabank.core.shelves import VARIANTS
+from lorabank.core.shelves import ALONE, MIXTURES, VARIANTS
 from lorabank.models.tasks.classification import Classification
 from lorabank.training.trainer import AdapterTrainer
 from lorabank.training.variants.base import Step
 
 PLAIN = "lora"
-BAR, BARS = 1.15, {"dora": 1.06, "galore": 1.5, "flora": 1.5}
-"""Times a step of plain LoRA; of those that need the gradient of the weight, more."""
+BAR, BARS = 1.15, {"dora": 1.06, "galore": 1.5, "flora": 1.5, "hydralora": 1.4}
+"""Times a step of plain LoRA; of those that need the gradient of the weight, or have several B and a router, more."""
 STEPS, FIRST = 400, 150
 ROUNDS = 10
 
@@ -42,7 +42,7 @@ def measure() -> list[Result]:
 
 def _results(arguments: TrainingArguments) -> Iterator[Result]:
     rows = batch(8, 64)
-    for name in VARIANTS:
+    for name in (*VARIANTS, *MIXTURES):
         if name == PLAIN:
             continue
         gc.collect()  # a trainer is a circle of references, and the next pair needs its memory
@@ -55,7 +55,8 @@ def _results(arguments: TrainingArguments) -> Iterator[Result]:
 def _trainer(name: str, rows: dict[str, Tensor], arguments: TrainingArguments) -> AdapterTrainer:
     model = minilm()
     model.requires_grad_(False)
-    new = new_adapter(model, every_linear(model), TrainConfig.lora_dropout, variant=name, rows=rows)
+    strategy = ALONE if name in MIXTURES else "inclora"
+    new = new_adapter(model, every_linear(model), TrainConfig.lora_dropout, variant=name, strategy=strategy, rows=rows)
     return adapter_trainer(model, new, Classification().loss, arguments)
 
 

@@ -53,7 +53,7 @@ def facts(shelf: Shelf, name: str) -> str:
     entry, method = shelf.load(name), described(shelf, name)
     lines = ["| | |", "| --- | --- |", f"| in short | {_cell(_sentence(method.about or 'none'))} |"]
     lines.append(f"| paper | {_cell(method.paper or 'none')} |")
-    if (rate := getattr(entry, "learning_rate", None)) is not None and shelf is VARIANTS:
+    if (rate := getattr(entry, "learning_rate", None)) is not None and shelf.kind == VARIANTS.kind:
         lines.append(f"| default of `--learning-rate` | `{rate:g}` |")
     if (weight := getattr(entry, "default_weight", None)) is not None:
         lines.append(f"| default of `--penalty-weight` | `{weight:g}` |")

@@ -1,7 +1,6 @@
 """The shelves of named parts: a new method is one file, and one line here.
 
-Other packages add to a shelf by an entry point in its group, ``lorabank.strategies`` for `STRATEGIES`; see
-`lorabank.core.shelf`.
+Other packages add to a shelf by an entry point in its group, as `lorabank.core.shelf` says.
 """
 
 from __future__ import annotations
@@ -155,19 +154,21 @@ VARIANTS = Shelf(
     chosen="add-task --variant {name}",
 )
 
+_OF_PEFT = "LOHA LOKR OFT BOFT HRA FOURIERFT WAVEFT MISS RANDLORA C3A SHIRA ROAD DELORA"
 TUNERS = Shelf(
     "variant",
     "tuners",
-    {
-        f"peft:{name.lower()}": f"lorabank.training.variants.peft:{name}"
-        for name in ("LOHA", "LOKR", "OFT", "BOFT", "HRA", "FOURIERFT", "WAVEFT", "MISS", "RANDLORA", "C3A", "SHIRA",
-                     "ROAD", "DELORA")
-    },
+    {f"peft:{name.lower()}": f"lorabank.training.variants.peft:{name}" for name in _OF_PEFT.split()},
     chosen=f"add-task --variant {{name}} --strategy {ALONE}",
-)  # fmt: skip
+)
 """Variants that PEFT trains and loads: what they train has no factors, so that such a task answers alone."""
 
-EVERY_VARIANT = Shelves(VARIANTS, TUNERS)
+MIXTURES = Shelf(
+    "variant", "mixtures", {"hydralora": "lorabank.training.variants.hydralora:HydraLora"}, chosen=TUNERS.chosen
+)
+"""Variants whose adapter weighs its own parts by the input: no delta weight stands for it, so it answers alone too."""
+
+EVERY_VARIANT = Shelves(VARIANTS, MIXTURES, TUNERS)
 """What ``--variant`` may name."""
 
 STARTS = Shelf(
@@ -387,12 +388,12 @@ TEXT_METRICS = Shelf(
 )
 
 SHELVES = (
-    STRATEGIES, REFERENCES, VARIANTS, TUNERS, STARTS, SAVINGS, PENALTIES, OPTIMIZERS, COMPOSERS, MERGERS, ROUTERS,
-    GATES, TASK_TYPES, SITES, QUANTISERS, CORRECTIONS, FORMS, FORMATS, SCORINGS, METRICS, TEXT_METRICS,
+    STRATEGIES, REFERENCES, VARIANTS, MIXTURES, TUNERS, STARTS, SAVINGS, PENALTIES, OPTIMIZERS, COMPOSERS, MERGERS,
+    ROUTERS, GATES, TASK_TYPES, SITES, QUANTISERS, CORRECTIONS, FORMS, FORMATS, SCORINGS, METRICS, TEXT_METRICS,
 )  # fmt: skip
 """Every shelf, in the order in which methods are listed."""
 
-TRAINING = (STRATEGIES, VARIANTS, STARTS, SAVINGS, PENALTIES, OPTIMIZERS, TUNERS)
+TRAINING = (STRATEGIES, VARIANTS, STARTS, SAVINGS, PENALTIES, OPTIMIZERS, MIXTURES, TUNERS)
 """Those whose methods train an adapter; ``add-task --set`` reaches them and those of `ROWS`."""
 
 ROWS = (FORMS, FORMATS, SCORINGS)

@@ -10,7 +10,7 @@ from typing import Literal
 from lorabank.core.commands import Command
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.records import AdapterRecord, Lineage
-from lorabank.core.shelves import STRATEGIES
+from lorabank.core.shelves import STRATEGIES, TUNERS
 
 State = Literal["now", "learnt"]
 """A task's state as trained: at the bank's present, or right after the task itself was learnt."""
@@ -35,7 +35,12 @@ ANSWERS = "answers"
 
 
 TUNER = "tuner"
-"""Where ``AdapterRecord.metrics`` names the tuner of PEFT that it is of: it has no factors, and answers alone."""
+"""Where ``AdapterRecord.metrics`` names the variant of what has no factors A and B of its own, and answers alone."""
+
+
+def tuner_named(tuner: str) -> str:
+    """What messages call an adapter by the variant that `TUNER` names."""
+    return f"{tuner} of PEFT" if tuner in TUNERS.table else f"{tuner} adapter"
 
 
 def refuse_tuners(adapters: Iterable[AdapterRecord], what: str, *commands: Command, hint: str | None = None) -> None:
@@ -48,13 +53,13 @@ def refuse_tuners(adapters: Iterable[AdapterRecord], what: str, *commands: Comma
         hint: What can be done instead, in words.
 
     Raises:
-        IncompatibleError: One has none, since it is of a tuner of PEFT.
+        IncompatibleError: One has none (`TUNER`).
     """
     for adapter in adapters:
         if TUNER in adapter.metrics:
             raise IncompatibleError(
-                f"{what}, and task {adapter.task!r} has none: it is a {adapter.metrics[TUNER]} of PEFT, which answers "
-                "alone or routed",
+                f"{what}, and task {adapter.task!r} has none: it is a {tuner_named(adapter.metrics[TUNER])}, which "
+                "answers alone or routed",
                 hint=hint,
                 commands=commands,
                 unchanged="nothing was changed",

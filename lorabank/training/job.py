@@ -17,7 +17,7 @@ from lorabank.core.config import TrainConfig
 from lorabank.models.answering.scorings.base import Scoring
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.facts.curves import LearningCurve
-from lorabank.models.tuners.library import TunerState
+from lorabank.models.tuners.state import TunerState
 from lorabank.training.context import TaskFact
 from lorabank.training.strategies.base import Strategy
 from lorabank.training.tracking import Tracking
@@ -123,7 +123,7 @@ class TrainedAdapter:
         objects: Role to the bytes of what later tasks need.
         metrics: Last losses, overlap with each earlier adapter, capacity, rows cut and dropped.
         curve: How the training went; None where its steps were not recorded.
-        tuned: The adapter of a tuner of PEFT, which stands in the place of factors.
+        tuned: What is stored in the place of factors (`Variant.alone`).
     """
 
     factors: LoraFactors

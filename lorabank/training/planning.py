@@ -113,7 +113,7 @@ def _fitting(base: OpenBase, config: TrainConfig, earlier: int) -> tuple[TrainMe
     targets = find_targets(model, config.target_modules, head_modules, config.first_layer)
     methods = chosen_methods(config)
     check_packing(methods.strategy, config, earlier)
-    if methods.variant.alone and base.record.quantisation:
+    if methods.variant.floats and base.record.quantisation:
         raise ConfigError(
             f"variant {config.variant!r} adapts linear layers in floats, and the base is quantised "
             f"({base.record.quantisation})",

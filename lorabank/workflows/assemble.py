@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorabank.algebra.factors import DenseDelta, FactorShape, LoraFactors
+from lorabank.algebra.factors import FactorShape, LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.bank.bank import Bank
 from lorabank.bank.snapshot import Snapshot
@@ -39,6 +39,7 @@ from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.bases.sites import site_of
 from lorabank.models.mixing.resident_stack import ResidentStack
 from lorabank.models.mixing.runtime import Runtime
+from lorabank.models.tuners.alone import Alone, answering
 from lorabank.workflows.stored_heads import UNREADABLE, StoredHeads
 
 
@@ -256,12 +257,11 @@ def _rows_of_none(model: nn.Module, modules: Iterable[str]) -> dict[str, FactorS
     return {name: FactorShape(0, site.d_in, site.d_out, 1.0) for name, site in sites}
 
 
-def _read_alone(verify: Callable[[], Path], weight: Callable[[str], Tensor]) -> DenseDelta:
-    """The delta weights of an adapter of a tuner."""
+def _read_alone(verify: Callable[[], Path], weight: Callable[[str], Tensor]) -> Alone:
+    """An adapter of a tuner."""
     from lorabank.exchange.tuners.folder import read_tuner
-    from lorabank.models.tuners.library import delta_weights
 
-    return delta_weights(read_tuner(verify())[0], weight)
+    return answering(read_tuner(verify())[0], weight)
 
 
 class _Objects(MutableMapping[str, bytes]):

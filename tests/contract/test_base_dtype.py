@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.core.shelves import STARTS, STRATEGIES, VARIANTS
+from lorabank.core.shelves import MIXTURES, STARTS, STRATEGIES, VARIANTS
 from tests.contract.conftest import KINDS, Lab
 from tests.contract.test_training import Stop
 from tests.contract.test_variants import usual
@@ -39,7 +39,7 @@ def test_every_strategy_learns(lab, tmp_path: Path, strategy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [{"variant": name} for name in VARIANTS] + [{"start": name} for name in STARTS], ids=str
+    "method", [{"variant": name} for name in (*VARIANTS, *MIXTURES)] + [{"start": name} for name in STARTS], ids=str
 )
 def test_every_variant_and_start_learns(make_lab, tmp_path: Path, method: dict[str, str]) -> None:
     lab = make_lab("llama")

@@ -12,6 +12,7 @@ from lorabank.core.shelves import (
     CORRECTIONS,
     GATES,
     MERGERS,
+    MIXTURES,
     OPTIMIZERS,
     PENALTIES,
     QUANTISERS,
@@ -26,8 +27,8 @@ from lorabank.core.shelves import (
 
 PAGES = Path(__file__).parents[2] / "docs/methods"
 SHELVES = (
-    STRATEGIES, REFERENCES, VARIANTS, STARTS, SAVINGS, PENALTIES, OPTIMIZERS, MERGERS, ROUTERS, GATES, QUANTISERS,
-    CORRECTIONS,
+    STRATEGIES, REFERENCES, VARIANTS, MIXTURES, STARTS, SAVINGS, PENALTIES, OPTIMIZERS, MERGERS, ROUTERS, GATES,
+    QUANTISERS, CORRECTIONS,
 )  # fmt: skip
 METHODS = [(shelf, name) for shelf in SHELVES for name in shelf.table]
 SECTIONS = ["Equation", "When to use it", "Settings", "Differences", "Reference"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lorabank import api
 from lorabank.bank.bank import Bank
@@ -87,6 +88,21 @@ def test_two_processes_train_the_adapter_of_one(launch, still: Path, data: Path,
     assert len(list((two / "adapters").iterdir())) == len(list((one / "adapters").iterdir()))
     assert list((two / "work").iterdir()) == []
     assert_same_adapters(one, two)
+
+
+def test_two_processes_train_the_layers_of_hydralora(launch, still: Path, data: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    chosen = {"strategy": "isolated", "variant": "hydralora", "learning_rate": 1e-3}
+    add(one, "first", data, still, **chosen)
+    given = [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    done = launch(2, *words(two, "first", "--data", str(data), "--base", str(still), *WORDS, *given))
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
+    files = [next((bank / "adapters").glob("*/adapter_model.safetensors")) for bank in (one, two)]
+    expected, found = map(load_file, files)
+    assert expected.keys() == found.keys()
+    assert any(key.endswith(".hydra_router") for key in found)
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-5)
 
 
 def test_two_processes_keep_the_step_that_one_keeps(launch, still: Path, data: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE, saved
 from lorabank.exchange.stored_factors import PREFIX, in_modules
-from lorabank.models.tuners.library import TunerState
+from lorabank.models.tuners.state import TunerState
 
 
 def tuner_files(

@@ -28,13 +28,13 @@ from lorabank.models.bases.loading import LoadedBase, weights_of
 from lorabank.models.bases.targets import adaptable_modules
 from lorabank.models.tasks.heads import head_state
 from lorabank.models.tuners.library import (
-    TunerState,
     UnfitError,
     delta_weights,
     known_fields,
     setting_fields,
     written_config,
 )
+from lorabank.models.tuners.state import TunerState
 
 _UNCHANGED = "nothing was changed"
 _MEANINGLESS = frozenset(("auto_mapping", "fan_in_fan_out", "inference_mode", "peft_version", "revision"))

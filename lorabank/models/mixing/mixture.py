@@ -8,6 +8,7 @@ r"""One model in any mixture of its adapters: ``y = (1 + sum_k w_k (g_k - 1)) * 
     per sample   w [n, K]: every sample with its own adapters (`per_sample`), where a model keeps them so
     per text     as per sample, module by module, from a gate that weighs whole texts (`per_text`)
     gated        w from a gate, per module and token
+    alone        one adapter that has no w: its own router weighs its parts, per module and token (`Hydra`)
 
 The base weights are never written to, so undoing a merge means dropping the working copy.
 """
@@ -37,6 +38,8 @@ from lorabank.models.mixing.per_sample import PerSample, Routes, alike
 from lorabank.models.mixing.per_text import PerText
 from lorabank.models.mixing.places import FIRST, Place, UnplacedError, find_places
 from lorabank.models.mixing.reading import Reads
+from lorabank.models.tuners.alone import Alone
+from lorabank.models.tuners.hydra_form import Hydra, HydraPart
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class MixedLoraLinear(WrappedLinear):
         self.site = site
         self.name = site.name
         self.factors = factors
-        self.form: Merged | PerSample | PerText | Gated | None = None
+        self.form: Merged | PerSample | PerText | Gated | Hydra | None = None
         self.reads = Reads.of(site.module)
 
     def _matrix(self) -> Tensor | None:
@@ -221,6 +224,24 @@ class Mixture:
             self._layers[name].merge_delta(delta)
         self._check_merged()
 
+    def answer_alone(self, adapter: Alone) -> None:
+        """An adapter that has no factors, on modules that are in the stack.
+
+        Raises:
+            IncompatibleError: It has delta weights, and a weight is quantised.
+        """
+        if isinstance(adapter, DenseDelta):
+            self.merge_dense(adapter)
+            return
+        self.off()
+        parts: dict[str, list[HydraPart]] = {}
+        for name, factors in adapter.items():
+            site = site_of(self._model, name)
+            own = factors.to(self._layers[site.module_name].factors.A)
+            parts.setdefault(site.module_name, []).append(HydraPart(own, site.rows))
+        for module, own_parts in parts.items():
+            self._layers[module].form = Hydra(own_parts)
+
     def base_weight(self, module: str) -> Tensor:
         """The untouched base's weight ``[d_out, d_in]`` of a module that is in the stack."""
         return self._layers[module].site.weight().detach()
@@ -277,7 +298,7 @@ class Mixture:
             IncompatibleError: The model's code computes with the weight of an adapted module and does not call it.
         """
         mixed = {n: layer for n, layer in self._layers.items() if not isinstance(layer.form, Merged | None)}
-        changing = {n: layer for n, layer in mixed.items() if layer.called or _changes(layer.factors)}
+        changing = {n: layer for n, layer in mixed.items() if layer.called or _changes(layer)}
         hint = "use a composition that has one state for all texts"
         check_called(changing, hint=hint, commands=[Command("compose", "--mode", SUMMING)])
 
@@ -313,9 +334,10 @@ def _alone(factors: LoraFactors, module: str) -> LoraFactors:
     )
 
 
-def _changes(factors: StackedFactors) -> bool:
+def _changes(layer: MixedLoraLinear) -> bool:
     """Whether any adapter changes what the module answers."""
-    return factors.gain is not None or bool(factors.B.any())
+    factors = layer.factors
+    return isinstance(layer.form, Hydra) or factors.gain is not None or bool(factors.B.any())
 
 
 def _same_rows(layers: Iterable[MixedLoraLinear]) -> Iterable[list[MixedLoraLinear]]:

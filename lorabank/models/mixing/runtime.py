@@ -33,7 +33,7 @@ from lorabank.models.mixing.resident_stack import ResidentStack
 from lorabank.models.mixing.row_prefix import RowPrefix
 from lorabank.models.tasks.batches import Enter
 from lorabank.models.tasks.padding import padding_of
-from lorabank.models.tuners.alone import AloneAdapters, BaseWeight
+from lorabank.models.tuners.alone import Alone, AloneAdapters, BaseWeight
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class Runtime:
         batch_size: Texts of a forward pass for features.
         reuse_prefix: Keep what the layers below all adapters give, for texts that are answered in several states;
             else it is kept from a text's feature to its answer.
-        alone: Adapter of no factors to what reads its delta weights: see `AloneAdapters`.
+        alone: Adapter of no factors to what reads it: see `AloneAdapters`.
         notice: Gets what the user should know of how texts are answered.
     """
 
@@ -100,7 +100,7 @@ class Runtime:
         *,
         batch_size: int,
         reuse_prefix: bool = False,
-        alone: Mapping[str, Callable[[BaseWeight], DenseDelta]] | None = None,
+        alone: Mapping[str, Callable[[BaseWeight], Alone]] | None = None,
         notice: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.base, self.answerer, self.batch_size = base, answerer, batch_size
@@ -197,7 +197,7 @@ class Runtime:
         elif plan.weights is not None and plan.weights.ndim == 1:
             weights = torch.from_numpy(plan.weights)
             if self.alone.among(plan.weights):
-                self.mixture.merge_dense(self.alone.delta(plan.weights))
+                self.mixture.answer_alone(self.alone.adapter(plan.weights))
             elif self.stack.all_fit:
                 self.mixture.merge(self.stack.place(weights))
             else:

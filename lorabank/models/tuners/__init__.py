@@ -1,1 +1,1 @@
-"""PEFT's own tuners: adapters without factors, which answer alone."""
+"""Adapters without factors that could be summed, which answer alone: those of PEFT's own tuners, and HydraLoRA."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from functools import lru_cache
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lorabank.algebra.factors import DenseDelta
 from lorabank.core.errors import DataError
+from lorabank.models.tuners.state import TunerState
 
 Settings = Mapping[str, Any]
 """Fields of a tuner's config: name to value."""
@@ -35,24 +36,6 @@ _CHOSEN = frozenset(
 
 _LONGEST = 300
 """Characters of what PEFT says."""
-
-
-@dataclass(frozen=True)
-class TunerState:
-    """An adapter of a tuner.
-
-    Attributes:
-        config: The fields of PEFT's config as JSON values; ``target_modules`` has full names.
-        tensors: PEFT's state dict: key to tensor on the CPU, floats in float32.
-    """
-
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-
-    @property
-    def r(self) -> int:
-        """Its rank; 1 where the tuner has none."""
-        return max(1, int(self.config.get("r") or 1))
 
 
 class UnfitError(Exception):

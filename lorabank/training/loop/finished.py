@@ -11,7 +11,7 @@ from lorabank.algebra.factors import LoraFactors
 from lorabank.core.commands import Command
 from lorabank.core.errors import DivergedError
 from lorabank.models.bases.sites import Site
-from lorabank.models.tuners.library import TunerState
+from lorabank.models.tuners.state import TunerState
 from lorabank.training.layers.movement import unmoved
 
 
@@ -66,7 +66,7 @@ def check_left(factors: LoraFactors, variant: str) -> None:
 
 
 def check_trained(before: TunerState, after: TunerState, steps: int, learning_rate: float) -> None:
-    """Refuse an adapter of PEFT that is not finite, or that is what it was before the first step.
+    """Refuse an adapter without factors that is not finite, or that is what it was before the first step.
 
     Raises:
         DivergedError: It is.

@@ -31,7 +31,7 @@ from torch import Tensor
 from lorabank.algebra.subspaces import row_space
 from lorabank.core.errors import ConfigError
 from lorabank.core.settings import setting
-from lorabank.core.shelves import STRATEGIES, VARIANTS
+from lorabank.core.shelves import EVERY_VARIANT, STRATEGIES
 from lorabank.training.starts.components import NEXT
 from lorabank.training.starts.measured import MeasuredStart, covariance_at, covariance_of, reached
 
@@ -73,7 +73,8 @@ class EVA(MeasuredStart):
         inputs = covariance_of(context, self.rows)
         earlier = context.earlier_by_site if strategy.confined or self.components == NEXT else None
         # who replaces A, goes on with the factors of the last task, or makes A and B of other parameters, counts on r
-        fixed = strategy.confined or strategy.earlier == "continued" or not VARIANTS.load(context.config.variant).plain
+        plain = EVERY_VARIANT.load(context.config.variant).plain
+        fixed = strategy.confined or strategy.earlier == "continued" or not plain
         rho = 1.0 if fixed else self.rho
         sites, count = reached(context, inputs.shared), most(r, rho)
         known: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}

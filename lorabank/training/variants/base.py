@@ -24,7 +24,7 @@ from lorabank.core.shelves import PENALTIES, SAVINGS, STARTS, STRATEGIES
 if TYPE_CHECKING:
     from lorabank.core.errors import ConfigError
     from lorabank.models.bases.sites import Site
-    from lorabank.models.tuners.library import TunerState
+    from lorabank.models.tuners.state import TunerState
     from lorabank.training.context import TrainContext
     from lorabank.training.starts.base import FactorStart
 
@@ -213,6 +213,7 @@ class Variant(ABC):
         own_rows: Why no strategy may choose A in its place (`Strategy.confined`); None where one may.
         moments: Whether it changes the two means of gradients that Adam keeps of every number.
         alone: Whether what it trains has no factors (`Parametrization.tuned`), so that its task answers alone.
+        floats: Whether it adapts weights in floats alone, and no quantised base.
     """
 
     paper: ClassVar[str | None] = None
@@ -228,6 +229,7 @@ class Variant(ABC):
     own_rows: ClassVar[str | None] = None
     moments: ClassVar[bool] = False
     alone: ClassVar[bool] = False
+    floats: ClassVar[bool] = False
 
     @abstractmethod
     def parametrize(self, context: TrainContext, start: FactorStart) -> Parametrization:

@@ -6,21 +6,20 @@ where a router sends a text to it. The settings are the fields of PEFT's config,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from lorabank.algebra.factors import LoraFactors
 from lorabank.core.commands import Command
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.limits import MAX_RANK
 from lorabank.core.methods import values_of
 from lorabank.core.settings import setting
-from lorabank.models.tuners.library import TunerState, UnfitError, put_on, setting_fields, trained_numbers
-from lorabank.training.variants.base import Parametrization, PastUse, Variant
+from lorabank.models.tuners.library import UnfitError, put_on, setting_fields, trained_numbers
+from lorabank.training.variants.alone import AloneVariant, Tuned
 
 if TYPE_CHECKING:
     from lorabank.models.bases.sites import Site
@@ -33,41 +32,22 @@ _BOUNDS: dict[str, Any] = {"r": {"le": MAX_RANK}}
 """Of fields, which PEFT itself does not bound."""
 
 
-class Tuned(Parametrization):
-    """What PEFT's layers train; the model holds it.
-
-    Args:
-        state: Gives the adapter as it is now.
-    """
-
-    def __init__(self, state: Callable[[], TunerState]) -> None:
-        super().__init__()
-        self._state = state
-
-    def factors(self) -> LoraFactors:
-        """None at all."""
-        return LoraFactors({}, {}, {})
-
-    def tuned(self) -> TunerState:
-        """The adapter as PEFT saves it."""
-        return self._state()
-
-
 @dataclass(frozen=True)
-class Tuner(Variant):
+class Tuner(AloneVariant):
     """A tuner of PEFT.
 
     Attributes:
         kind: Its ``PeftType``.
-        name: Its name on the shelf.
         about: What it makes of a weight.
     """
 
     kind: ClassVar[str] = ""
-    name: ClassVar[str] = ""
     about: ClassVar[str] = ""
-    alone: ClassVar[bool] = True
     draws: ClassVar[bool] = True
+    floats: ClassVar[bool] = True
+    why: ClassVar[str] = "PEFT trains no A and B here"
+    no_penalty: ClassVar[str] = "a penalty is about A and B, which PEFT's tuner does not train"
+    whole: ClassVar[str] = "PEFT's layers need every pass whole"
 
     def parametrize(self, context: TrainContext, start: FactorStart) -> Tuned:
         """PEFT's layers in the place of the model's."""
@@ -84,9 +64,7 @@ class Tuner(Variant):
         if changed:
             option = f"--{changed[0].replace('_', '-')}"
             return self._refused(f"has its own settings, and {option} is of A and B", f"leave {option} out")
-        if config.head == "shared":
-            return self._refused("answers alone, and under --head shared the newest adapter answers for all tasks")
-        return None
+        return super().unfit(config)
 
     def refusal(self, site: Site, r: int, number: int) -> ConfigError | None:
         """Only linear layers are adapted, and PEFT says which settings fit their shape."""
@@ -104,38 +82,18 @@ class Tuner(Variant):
     def refused(self) -> tuple[str, ...]:
         """All but the usual methods: no other has anything to act on."""
         return (
-            "every strategy but isolated: PEFT trains no A and B here, so the task answers alone",
+            f"every strategy but isolated: {self.why}, so the task answers alone",
             "every penalty and every start: both are about A and B",
             "savings of a part of each step, a shared head, and all modules but linear layers in floats",
         )
-
-    def refuses_saving(self, *, partial: bool) -> str | None:
-        """A saving may not leave out what only PEFT's layers know."""
-        return "PEFT's layers need every pass whole" if partial else None
 
     def parameters(self, d_out: int, d_in: int, r: int) -> int:
         """As many as PEFT trains."""
         return trained_numbers(self.kind, tuple(values_of(self).items()), d_out, d_in)
 
-    def refuses(self, strategy: PastUse, start: FactorStart) -> str | None:
-        """It has no A and B that could be summed, continued or held."""
-        if strategy.earlier != "off" or strategy.answers != "own":
-            return "PEFT trains no A and B here, so the task answers alone: use --strategy isolated"
-        if strategy.penalty:
-            return "a penalty is about A and B, which PEFT's tuner does not train"
-        return super().refuses(strategy, start)
-
     def _unfit(self, said: str) -> ConfigError:
         return ConfigError(
             f"PEFT refuses the settings of variant {self.name!r}: {said}",
-            commands=[Command("methods", self.name)],
-            unchanged="nothing was changed",
-        )
-
-    def _refused(self, why: str, hint: str | None = None) -> ConfigError:
-        return ConfigError(
-            f"variant {self.name!r} {why}",
-            hint=hint,
             commands=[Command("methods", self.name)],
             unchanged="nothing was changed",
         )

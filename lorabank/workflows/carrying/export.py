@@ -18,6 +18,7 @@ from lorabank.compose.base import Member
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError
 from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRecord, TaskRecord
+from lorabank.core.shelves import TUNERS
 from lorabank.core.states import SELECTOR, TUNER, State, answering_in, own_state, whose_head
 from lorabank.core.task_kinds import task_kind
 from lorabank.data.methods import in_chat_template, recorded_scoring
@@ -43,7 +44,13 @@ from lorabank.workflows.carrying.model_card import (
     name_on_hub,
     scores_of,
 )
-from lorabank.workflows.carrying.refusals import can_be_cut, headless_sum, no_single_adapter, not_of_factors
+from lorabank.workflows.carrying.refusals import (
+    can_be_cut,
+    depends_on_input,
+    headless_sum,
+    no_single_adapter,
+    not_of_factors,
+)
 from lorabank.workflows.carrying.server_check import serve_command
 from lorabank.workflows.carrying.whole_model import write_whole
 from lorabank.workflows.publish import stored_reports
@@ -66,7 +73,7 @@ class _Draft:
         note: What its user must know.
         task: The task whose head and form it has, None for a sum of several.
         stage: Position of the task after which ``as-trained`` is this state; None where it never was.
-        tuner: The tuner of PEFT that it is of; None for factors.
+        tuner: The variant of what has no factors (`TUNER`); None for factors.
     """
 
     files: dict[str, bytes]
@@ -124,6 +131,8 @@ def export(
     else:
         state = state or "now"
         draft, members = _export_state(bank, snapshot, record, state), (name,)
+    if draft.tuner and draft.tuner not in TUNERS.table:
+        raise depends_on_input(name, draft.tuner)
     into_weights = whole is not None and snapshot.base.quantisation is None  # any delta weights go there
     if whole == "--merged" and draft.task is None and task_kind(snapshot.base.task_type).has_head:
         raise headless_sum(name, members)

@@ -10,6 +10,7 @@ from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.core.methods import has_setting
 from lorabank.core.records import BaseModelRecord, CompositionRecord
 from lorabank.core.shelves import SUMMING
+from lorabank.core.states import tuner_named
 from lorabank.core.task_kinds import task_kind
 from lorabank.workflows.show import listed
 
@@ -58,9 +59,20 @@ def headless_sum(name: str, members: Sequence[str]) -> IncompatibleError:
 def not_of_factors(name: str, tuner: str, option: str) -> ConfigError:
     """Why a tuner's adapter has no factors, and what makes some of it."""
     again = Command("import", "FOLDER", "--task", f"{name}-lora", "--data", "FILE", "--as-lora", "8")
-    why = f"{option} takes adapters of factors A and B, and {name!r} is a {tuner} of PEFT"
+    why = f"{option} takes adapters of factors A and B, and {name!r} is a {tuner_named(tuner)}"
     hint, commands = "import its export as LoRA of some rank", [Command("export", name, "FOLDER"), again]
     return ConfigError(why, hint=hint, commands=commands, unchanged=_UNCHANGED)
+
+
+def depends_on_input(name: str, tuner: str) -> ConfigError:
+    """Why an adapter that weighs its own parts is neither a PEFT folder nor a weight, and what answers with it."""
+    return ConfigError(
+        f"{name!r} is a {tuner_named(tuner)}, which weighs its matrices B by the input: PEFT has no such adapter, and "
+        "no weight holds it",
+        hint="serve the bank, which answers with it, or train the task with --variant lora",
+        commands=[Command("serve"), Command("predict", "--task", name)],
+        unchanged=_UNCHANGED,
+    )
 
 
 def can_be_cut(record: CompositionRecord, composer: Composer) -> bool:

@@ -265,7 +265,7 @@ def commit_trained(
         digest=digest,
         task=operation.name,
         r=trained.tuned.r if trained.tuned else config.r,
-        lora_alpha=trained.tuned.r if trained.tuned else config.lora_alpha,
+        lora_alpha=trained.tuned.lora_alpha if trained.tuned else config.lora_alpha,
         use_rslora=config.use_rslora,
         target_modules=trained.target_modules,
         strategy=config.strategy,

@@ -16,7 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from lorabank.core.config import TrainConfig
-from lorabank.core.shelves import STRATEGIES, VARIANTS
+from lorabank.core.shelves import MIXTURES, STRATEGIES, VARIANTS
 from lorabank.models.bases.loading import describe_base
 from lorabank.models.bases.resolving import resolve_base
 from lorabank.training import feeding
@@ -84,7 +84,10 @@ def ended(job: Callable[..., TrainJob], recorder: Any) -> Callable[..., TrainedA
 
 
 def check_same(one: TrainedAdapter, other: TrainedAdapter) -> None:
-    """To the bit: the fold, the head, and what the strategy recorded with the model as it was left."""
+    """To the bit: the fold, or what is in its place, the head, and what the strategy recorded with the model."""
+    mine, theirs = (trained.tuned.tensors if trained.tuned else {} for trained in (one, other))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
     for part in ("A", "B", "gain"):
         found, expected = getattr(one.factors, part), getattr(other.factors, part)
         assert found.keys() == expected.keys()
@@ -106,7 +109,7 @@ MOVING = [name for name, one in VARIANTS.items() if one.moves]
 @pytest.mark.parametrize(
     ("variant", "best"),
     [
-        *((name, BEST) for name in VARIANTS),
+        *((name, BEST) for name in (*VARIANTS, *MIXTURES)),
         *((name, best) for name in MOVING for best in OTHERS),
         ("autolora", 13),  # it decides after step 12
     ],
