@@ -32,6 +32,8 @@ KINDS = {
     "SEQ_2_SEQ_LM-M2M100": "no shift of its own from labels to the decoder's inputs",
     "SEQ_2_SEQ_LM-SwitchTransformers": "experts that see some tokens of the batch",
 }
+LARGE = ("CAUSAL_LM-Llama4Text", "CAUSAL_LM-Phi4Multimodal", "SEQ_2_SEQ_LM-M2M100", "SEQ_2_SEQ_LM-SwitchTransformers")
+"""Kinds whose smallest models take ten seconds."""
 PAIRS = {str(pair): pair for pair in zoo.pairs()}
 
 
@@ -49,7 +51,9 @@ def _hold(pair: Pair, page: str) -> None:
     assert table.row(pair, verdicts) in table.rows_of(page)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in KINDS]
+)
 def test_one_of_each_kind(name: str, page: str) -> None:
     _hold(PAIRS[name], page)
 

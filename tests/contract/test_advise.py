@@ -85,6 +85,7 @@ class Noting(SilentObserver):
         self.notices.append(message)
 
 
+@pytest.mark.slow
 def test_too_little_time_for_rounds_is_one_round(lab: Lab, copy) -> None:
     """A second round would repeat the first."""
     how = AdviseConfig(variants=("dora",), starts=("pissa",), minutes=1e-6)
@@ -96,6 +97,7 @@ def test_too_little_time_for_rounds_is_one_round(lab: Lab, copy) -> None:
     assert any("each candidate is trained once, for 1 step" in line for line in observer.notices)
 
 
+@pytest.mark.slow
 def test_the_first_training_is_not_counted(lab: Lab, copy, monkeypatch: pytest.MonkeyPatch) -> None:
     """It loads what later ones find, so that its time and memory are other ones."""
     trained, train = [], advising.add_task
@@ -126,6 +128,7 @@ def test_the_command_to_type_next_trains_the_best_one(lab: Lab, copy) -> None:
     assert words[words.index("--strategy") + 1] == "isolated"
 
 
+@pytest.mark.slow
 def test_without_a_bank_it_names_the_base_and_the_test_rows(lab: Lab, tmp_path: Path) -> None:
     settings = lab.settings("one", epochs=1.0, eval_data=str(lab.data("two")))
     how = AdviseConfig(variants=("lora",), starts=("kaiming",))
@@ -135,6 +138,7 @@ def test_without_a_bank_it_names_the_base_and_the_test_rows(lab: Lab, tmp_path: 
     assert words[words.index("--eval-data") + 1] == settings.eval_data
 
 
+@pytest.mark.slow
 def test_what_a_killed_call_left_is_deleted(lab: Lab, copy, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", "0"]) as ended:
@@ -164,6 +168,7 @@ def test_the_time_is_kept_though_the_first_candidate_fails(lab: Lab, copy, monke
     assert all(one.epochs < 1 for one in advice.trials)
 
 
+@pytest.mark.slow
 def test_a_candidate_that_fails_is_not_trained_again(lab: Lab, copy, monkeypatch) -> None:
     train, failed = advising.add_task, []
 
@@ -181,6 +186,7 @@ def test_a_candidate_that_fails_is_not_trained_again(lab: Lab, copy, monkeypatch
     assert advice.left_out == {"lora from kaiming": "training diverged"}
 
 
+@pytest.mark.slow
 def test_a_trial_has_its_share_of_the_warm_up(lab: Lab, copy, monkeypatch) -> None:
     trained, train = [], advising.add_task
 

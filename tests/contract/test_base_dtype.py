@@ -23,7 +23,18 @@ def lab(request: pytest.FixtureRequest, make_lab) -> Lab:
     return make_lab(request.param)
 
 
-@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"joint"}))
+OFTEN = ("olora", "inflora", "amlora", "ewc", "gem", "der", "olora-distil", "seqlora", "online-lora")
+"""One of each way to treat the past; the others are slow tests."""
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(one, marks=[] if one in OFTEN else [pytest.mark.slow])
+        for one in sorted(STRATEGIES)
+        if one != "joint"
+    ],
+)
 def test_every_strategy_learns(lab, tmp_path: Path, strategy: str) -> None:
     found, scores = {}, dict.fromkeys(("bfloat16", "float32"), 0.0)
     for dtype, seed in itertools.product(scores, (0, 1)):

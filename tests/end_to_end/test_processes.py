@@ -125,6 +125,7 @@ def test_two_processes_keep_the_step_that_one_keeps(launch, still: Path, data: P
     assert theirs.losses == pytest.approx(ours.losses, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_share_packed_sequences(launch, save_language_model, tmp_path: Path) -> None:
     base = save_language_model(tmp_path / "base")
     file = tmp_path / "rows.jsonl"

@@ -170,7 +170,9 @@ def test_it_learns(lab: Path) -> None:
     assert row.scalars["learning_accuracy"].mean > 0.6
 
 
-@pytest.mark.parametrize(("job", "step"), [(1, 1), (2, 5), (3, 1), (4, 4), (5, 2)])
+@pytest.mark.parametrize(("job", "step"), [
+    (2, 5), (5, 2), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((1, 1), (3, 1), (4, 4)))
+])  # fmt: skip
 def test_a_run_that_was_stopped_gives_what_it_would_have_given(lab: Path, fresh: Path, job: int, step: int) -> None:
     """While it scores the base (1), learns (2, 4), or scores what it learnt (3, 5)."""
     with pytest.raises(KeyboardInterrupt):
