@@ -24,7 +24,7 @@ from lorabank.serving import engine as engines
 from lorabank.serving import run
 from lorabank.serving.config import TOKEN, ServeConfig
 from lorabank.serving.engine import Engine, Event, Job
-from lorabank.workflows.asking import mixed
+from lorabank.workflows.asking import planned
 from lorabank.workflows.asking.mixed import MixedAnswers
 from lorabank.workflows.asking.questions import Answered, Question
 from tests.contract.conftest import Lab
@@ -210,7 +210,7 @@ def test_no_error_names_the_server_s_files(bank: Path, kind: Any, monkeypatch: p
     def broken(*_: Any) -> None:
         raise kind(f"{bank}/x: broken", hint=f"look into {bank}")
 
-    monkeypatch.setattr(mixed, "responder_of", broken)
+    monkeypatch.setattr(planned, "responder_of", broken)
     with Here(bank) as server:
         answer = server.post(CLASSIFY, ASKED)
     assert answer.status_code >= 422

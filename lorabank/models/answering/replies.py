@@ -99,11 +99,20 @@ class Reply:
                 self.finish = "length"
             elif self._request.over is not None and self._request.over():
                 self.finish = "ended"
+        self._pass_on()
+        return self.finish is not None
+
+    def end(self, finish: Literal["stop", "length", "ended"]) -> None:
+        """End an answer whose last token does not say that it is the last one; nothing where it has ended."""
+        if self.finish is None:
+            self.finish = finish
+            self._pass_on()
+
+    def _pass_on(self) -> None:
         if self._grows:
             self._grow()
         if self.finish is not None and self.finite and self._request.done is not None:
             self._request.done(self.written())
-        return self.finish is not None
 
     def written(self) -> Written:
         """The answer as it is."""

@@ -140,16 +140,24 @@ class TextAnswerer:
         """The token ids of each label; see `Asked`."""
         return encode_labels(self.base.tokenizer, form.labels, glued=self._glued(form))
 
+    def label_prompts(self, form: AnswerForm, texts: Sequence[str], labels: Sequence[list[int]]) -> TokenRows:
+        """The token ids of n prompts behind which each of a task's labels, given as tokens, has room.
+
+        Raises:
+            DataError: There is no room for the template.
+        """
+        room = form.max_length - max(len(ids) for ids in labels)
+        return self._prompts(form, texts, room)
+
     def label_log_likelihoods(
         self, form: AnswerForm, texts: Sequence[str], enter: Enter, *, shared: bool
     ) -> NDArray[np.float64]:
         """Log-likelihood ``[n, labels]`` of each label behind each text; see `Asked`."""
         labels = self.label_tokens(form)
-        room = form.max_length - max(len(ids) for ids in labels)
         scores = label_log_likelihoods(
             self.base.model,
             self.base.tokenizer,
-            self._prompts(form, texts, room),
+            self.label_prompts(form, texts, labels),
             labels,
             batch_size=self._batch_size,
             enter=enter,

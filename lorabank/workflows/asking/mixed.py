@@ -13,28 +13,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorabank.core.errors import LorabankError
-from lorabank.models.answering.base import AnswerForm
 from lorabank.models.answering.replies import GenerationRequest, Written
 from lorabank.models.finite import explained
 from lorabank.models.mixing.runtime import Plan
-from lorabank.models.mixing.soft import label_totals, labelled, likeliest
+from lorabank.models.mixing.soft import label_totals, likeliest
 from lorabank.models.tasks.batches import evaluating
-from lorabank.workflows.asking.questions import Answered, Prompts, Question, Who
-from lorabank.workflows.asking.responders import Part, Responder, responder_of
+from lorabank.workflows.asking.planned import Asked, Begun, Planning, weights_of
+from lorabank.workflows.asking.questions import Answered, Question, Who
+from lorabank.workflows.asking.responders import Part
 from lorabank.workflows.asking.running import RunningBatch, runs
 from lorabank.workflows.asking.writing import write
 from lorabank.workflows.assemble import RuntimeSettings
 from lorabank.workflows.open_bank import OpenBank
-from lorabank.workflows.scored import all_members
-
-Begun = Callable[[int, Who], bool]
-"""Called with a question's number and what answers it, before it does; gives whether the answer is wanted."""
 
 Deliver = Callable[[int, Answered | LorabankError], None]
 """Called once with each question's number and its answer, or why it has none; labels come before free text."""
@@ -55,29 +50,18 @@ class MixedAnswers:
     """
 
     def __init__(self, opened: OpenBank, settings: RuntimeSettings, notice: Callable[[str], None]) -> None:
-        self._opened, self._snapshot, self._revision = opened, opened.snapshot, opened.revision
+        self._planning = Planning(opened, settings, notice)
+        self._runtime = self._planning.runtime
         self._batch_size = settings.batch_size
-        self._runtime = opened.runtime(settings, notice)
-        self._every = all_members(opened.bank, self._snapshot)
-        self._prompts = Prompts(opened.base, self._snapshot, self.max_length)
-        self._responders: dict[str, Responder] = {}
 
     @property
     def max_length(self) -> int | None:
         """Tokens that the base model takes; None for any number."""
-        return self._runtime.base.max_length
+        return self._planning.max_length
 
     def route(self, questions: Sequence[Question], deliver: Callable[[int, Who | LorabankError], None]) -> None:
-        """Find what would answer; a router reads features of the texts, and no answer is computed."""
-
-        def begin(i: int, who: Who) -> bool:
-            deliver(i, who)
-            return False
-
-        try:
-            self._planned(questions, 0, begin, deliver)
-        finally:
-            self._runtime.forget_features()
+        """Find what would answer; see `Planning.route`."""
+        self._planning.route(questions, deliver)
 
     def answer(self, questions: Sequence[Question], begun: Begun, deliver: Deliver, more: More | None = None) -> None:
         """Answer questions; one that cannot be answered spoils no other, unless what the model computes is broken.
@@ -99,15 +83,16 @@ class MixedAnswers:
             whose[i] = who
             return begun(i, who)
 
-        def free(new: Sequence[Question]) -> list[_Asked]:
+        def free(new: Sequence[Question]) -> list[Asked]:
             """Answer new questions whose task has labels, and give the others."""
             first = len(asked)
             asked.extend(new)
-            parts = self._planned(new, first, begin, deliver)
-            self._label([part for part in parts if self._has_labels(part)], asked, whose, deliver)
-            return self._askable([part for part in parts if not self._has_labels(part)], asked, deliver)
+            parts = self._planning.parts(new, first, begin, deliver)
+            labelled, others = self._planning.sorted_by_answer(parts)
+            self._label(labelled, asked, whose, deliver)
+            return self._planning.askable(others, asked, deliver)
 
-        def request(one: _Asked) -> GenerationRequest:
+        def request(one: Asked) -> GenerationRequest:
             i = one.part.text
             return replace(asked[i].generation, done=partial(_deliver_written, deliver, i, whose[i]))
 
@@ -119,53 +104,12 @@ class MixedAnswers:
         finally:
             self._runtime.forget_features()
 
-    def _has_labels(self, part: Part) -> bool:
-        return labelled(self._form(part))
-
-    def _form(self, part: Part) -> AnswerForm:
-        return self._runtime.answerer.forms[part.member.head]
-
-    def _planned(
-        self, new: Sequence[Question], first: int, begun: Begun, refuse: Callable[[int, LorabankError], None]
-    ) -> list[Part]:
-        """The states in which wanted answers are computed; ``text`` of each part is the question's number."""
-        questions = dict(enumerate(new, start=first))
-        by_model: dict[str, list[int]] = {}
-        for i, question in questions.items():
-            by_model.setdefault(question.model, []).append(i)
-        found = []
-        for model, numbers in by_model.items():
-            texts: dict[int, str] = {}
-            try:
-                responder = self._responder(model)
-                for i in numbers:
-                    try:
-                        texts[i] = self._prompts.routed(questions[i], responder.tasks)
-                    except LorabankError as error:
-                        refuse(i, error)
-                whose, parts = responder.parts(list(texts.values()), self._runtime, self._every) if texts else ([], [])
-            except LorabankError as error:
-                for i in texts or numbers:
-                    refuse(i, error)
-                continue
-            order = list(texts)
-            told = zip(order, (replace(who, revision=self._revision) for who in whose), strict=True)
-            wanted = {i for i, who in told if begun(i, who)}
-            found += [replace(part, text=order[part.text]) for part in parts if order[part.text] in wanted]
-        return found
-
-    def _responder(self, model: str) -> Responder:
-        if model not in self._responders:
-            bank, snapshot = self._opened.bank, self._snapshot
-            self._responders[model] = responder_of(model, bank, snapshot, self._runtime, self._every)
-        return self._responders[model]
-
     def _label(
         self, parts: Sequence[Part], questions: Sequence[Question], whose: dict[int, Who], deliver: Deliver
     ) -> None:
         """Labels: the likeliest over the tasks that a text may belong to, each by its share (`soft`)."""
         terms: dict[int, list[tuple[float, Sequence[str], NDArray[np.float64]]]] = {}
-        for plan, group in _together(self._askable(parts, questions, deliver)):
+        for plan, group in _together(self._planning.askable(parts, questions, deliver)):
             heads = np.array([asked.part.member.head for asked in group], np.int64)
             found = self._runtime.label_shares([asked.text for asked in group], plan, heads)
             for asked, shares in zip(group, found, strict=True):
@@ -174,26 +118,13 @@ class MixedAnswers:
             totals = label_totals(own)
             deliver(i, Answered(whose[i], likeliest(totals), totals))
 
-    def _askable(self, parts: Sequence[Part], questions: Sequence[Question], deliver: Deliver) -> list[_Asked]:
-        """The parts whose task takes the question."""
-        found, refused = [], set()
-        for part in parts:
-            try:
-                asked = self._prompts.prompt(questions[part.text], part.member.task, self._form(part))
-                found.append(_Asked(part, *asked))
-            except LorabankError as error:
-                if part.text not in refused:
-                    deliver(part.text, error)
-                refused.add(part.text)
-        return [asked for asked in found if asked.part.text not in refused]
-
     def _run(
         self,
-        waiting: Sequence[_Asked],
-        arrive: Callable[[int], Sequence[_Asked]],
-        request: Callable[[_Asked], GenerationRequest],
+        waiting: Sequence[Asked],
+        arrive: Callable[[int], Sequence[Asked]],
+        request: Callable[[Asked], GenerationRequest],
         deliver: Deliver,
-    ) -> list[_Asked]:
+    ) -> list[Asked]:
         """Write free text in a batch that others join; gives what cannot join, for which the batch runs out."""
         joining = [one for one in waiting if self._joins(one)]
         left = [one for one in waiting if not self._joins(one)]
@@ -216,8 +147,8 @@ class MixedAnswers:
     def _join(
         self,
         batch: RunningBatch,
-        joining: Sequence[_Asked],
-        request: Callable[[_Asked], GenerationRequest],
+        joining: Sequence[Asked],
+        request: Callable[[Asked], GenerationRequest],
         deliver: Deliver,
     ) -> None:
         prompts, taken = [], []
@@ -228,35 +159,27 @@ class MixedAnswers:
             except LorabankError as error:
                 deliver(one.part.text, error)
         if taken:
-            batch.join(prompts, [request(one) for one in taken], [_weights(one.part) for one in taken])
+            batch.join(prompts, [request(one) for one in taken], [weights_of(one.part) for one in taken])
 
-    def _joins(self, one: _Asked) -> bool:
-        return one.part.plan.weights is not None and runs(self._runtime, _weights(one.part))
+    def _joins(self, one: Asked) -> bool:
+        return one.part.plan.weights is not None and runs(self._runtime, weights_of(one.part))
 
-    def _write(self, waiting: Sequence[_Asked], request: Callable[[_Asked], GenerationRequest]) -> None:
+    def _write(self, waiting: Sequence[Asked], request: Callable[[Asked], GenerationRequest]) -> None:
         """Free text; each answer is delivered when it has ended, also where others of its batch have not."""
         for plan, group in _together(waiting):
             forms = [one.form for one in group]
             write(self._runtime, [one.text for one in group], plan, forms, [request(one) for one in group])
 
 
-class _Asked(NamedTuple):
-    """A part with the text that is asked, and the form that is put around it."""
-
-    part: Part
-    text: str
-    form: AnswerForm
-
-
 def _deliver_written(deliver: Deliver, i: int, who: Who, written: Written) -> None:
     deliver(i, Answered(who, written.text, written=written))
 
 
-def _together(every: Sequence[_Asked]) -> list[tuple[Plan, list[_Asked]]]:
+def _together(every: Sequence[Asked]) -> list[tuple[Plan, list[Asked]]]:
     """Parts that one plan answers: all sums in one, with a row of weights for each, and every other plan by itself."""
     sums = [asked for asked in every if asked.part.plan.weights is not None]
-    groups = [(Plan(weights=np.stack([_weights(asked.part) for asked in sums])), sums)] if sums else []
-    apart: dict[int, list[_Asked]] = {}
+    groups = [(Plan(weights=np.stack([weights_of(asked.part) for asked in sums])), sums)] if sums else []
+    apart: dict[int, list[Asked]] = {}
     for asked in every:
         if asked.part.plan.weights is None:
             apart.setdefault(id(asked.part.plan), []).append(asked)
@@ -267,10 +190,3 @@ def _together(every: Sequence[_Asked]) -> list[tuple[Plan, list[_Asked]]]:
             plan = replace(plan, texts={module: weights.take(own) for module, weights in plan.texts.items()})
         groups.append((plan, group))
     return groups
-
-
-def _weights(part: Part) -> NDArray[np.float32]:
-    """The weights ``[K]`` of the part's text over the bank's adapters."""
-    weights = part.plan.weights
-    assert weights is not None
-    return weights if weights.ndim == 1 else weights[part.row]
