@@ -1,0 +1,1 @@
+"""Programs that make the tokens of answers in the place of the bank's own model."""
