@@ -27,7 +27,8 @@ from lorabank.core.observer import SilentObserver
 from lorabank.models.answering.replies import GenerationRequest
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.serving.config import ServeConfig
-from lorabank.serving.engine import Engine, Event, Job
+from lorabank.serving.engine import Engine
+from lorabank.serving.jobs import Event, Job
 from lorabank.serving.metrics import Meter
 from lorabank.workflows.asking.questions import Answered, Question
 from lorabank.workflows.open_bank import OpenBank

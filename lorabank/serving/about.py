@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from lorabank.serving.errors import unknown_model
@@ -17,13 +18,13 @@ router = APIRouter()
 @router.get("/v1/models")
 def models(request: Request) -> dict[str, Any]:
     """Tasks and compositions."""
-    return {"object": "list", "data": served_by(request).catalogue.models()}
+    return {"object": "list", "data": served_by(request).models()}
 
 
 @router.get("/v1/models/{name}")
 def model(name: str, request: Request) -> dict[str, Any]:
     """One of them."""
-    for one in served_by(request).catalogue.models():
+    for one in served_by(request).models():
         if one["id"] == name:
             return one
     raise unknown_model(name)
@@ -36,17 +37,24 @@ def bank(request: Request) -> dict[str, Any]:
 
 
 @router.get("/health")
-async def health() -> dict[str, str]:
-    """The process answers."""
-    return {"status": "ok"}
+async def health(request: Request) -> dict[str, Any]:
+    """The process answers; whether the backend does, if there is one."""
+    return {"status": "ok"} | await _backend(request)
 
 
 @router.get("/ready")
 async def ready(request: Request) -> JSONResponse:
-    """Whether the model is loaded."""
-    engine = served_by(request).engine
-    document = {"ready": engine.ready, "bank_revision": engine.revision}
-    return JSONResponse(document, 200 if engine.ready else 503)
+    """Whether the model is loaded, and the backend takes calls, if there is one."""
+    engine, backend = served_by(request).engine, await _backend(request)
+    able = engine.ready and all(one["reachable"] for one in backend.values())
+    return JSONResponse({"ready": able, "bank_revision": engine.revision} | backend, 200 if able else 503)
+
+
+async def _backend(request: Request) -> dict[str, dict[str, Any]]:
+    backend = served_by(request).engine.backend
+    if backend is None:
+        return {}
+    return {"backend": {"name": backend.name, "reachable": await run_in_threadpool(backend.reachable)}}
 
 
 @router.get("/metrics")

@@ -10,8 +10,9 @@ from typing import Self, TypeVar
 
 from fastapi import Request
 
-from lorabank.serving.engine import Check, Engine, Event, Job
+from lorabank.serving.engine import Engine
 from lorabank.serving.errors import call_error
+from lorabank.serving.jobs import Check, Event, Job
 from lorabank.workflows.asking.questions import Answered, Question, Who
 
 T = TypeVar("T", Answered, Who)

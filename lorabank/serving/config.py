@@ -35,6 +35,17 @@ class ServeConfig:
         60.0, "Seconds after which a text that still waits is refused, and generation of an answer ends.", gt=0
     )
     grace: float = setting(30.0, "Seconds that calls under way may take to finish after SIGTERM or Ctrl-C.", ge=0)
+    backend: str | None = setting(
+        None,
+        "Server that generates the text with the bank's base model: vllm=URL or vllm=unix:PATH; routing stays here.",
+    )
+    backend_folder: str | None = setting(
+        None,
+        "Folder for exported adapters, which the backend must be able to read; default: one beside the hub's cache.",
+    )
+    backend_adapters: int = setting(
+        64, "Maximum number of exported adapters that are kept; the least recently used one is deleted.", ge=1
+    )
     max_resident: str | None = setting(None, MAX_RESIDENT)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "auto: bfloat16 on a GPU, float32 on a CPU.")

@@ -14,12 +14,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorabank.bank.snapshot import Snapshot
-from lorabank.core.errors import DataError, LorabankError
+from lorabank.core.errors import DataError
 from lorabank.models.answering.replies import GenerationRequest
+from lorabank.serving.backends.base import Answers, Backend
 from lorabank.serving.catalogue import names_of
 from lorabank.serving.config import ServeConfig
 from lorabank.serving.errors import (
@@ -32,6 +33,7 @@ from lorabank.serving.errors import (
     too_late,
     unknown_model,
 )
+from lorabank.serving.jobs import Job
 from lorabank.serving.metrics import Meter
 from lorabank.workflows.asking.mixed import MixedAnswers
 from lorabank.workflows.asking.questions import Answered, Question, Who
@@ -44,68 +46,13 @@ POLL = 0.5
 _LATEST_RETRY = 30.0
 """Maximum number of seconds until a state that could not be loaded is tried again."""
 
-Event = Who | str | Answered | Exception
-"""What becomes of a question: what answers it, pieces of free text, and at the end the answer or an error."""
-
-Check = Callable[[Who], None]
-"""Raises a `CallError` where a question must not be answered by what would answer it."""
-
-
-@dataclass(eq=False)
-class Job:
-    """One question of a call.
-
-    Attributes:
-        question: The question.
-        tell: Called in the model's thread with each event; it must not wait.
-        pieces: Whether pieces of free text are wanted.
-        routing: Whether only what would answer is wanted: the event `Who` is then the last one.
-        check: Looks at what would answer before the answer is computed.
-        born: When it came, of the monotonic clock.
-        ended: Whether `tell` was called with the last event.
-        gone: Whether nobody waits for it any longer.
-        again: The text that was generated since the answer began, or began again.
-        heard: The text whose pieces `tell` was called with.
-    """
-
-    question: Question
-    tell: Callable[[Event], None]
-    pieces: bool = False
-    routing: bool = False
-    check: Check | None = None
-    born: float = field(default_factory=time.monotonic)
-    ended: bool = False
-    gone: bool = False
-    heard: str = ""
-    again: str = ""
-
-    def end(self, event: Event) -> None:
-        """Call `tell` with the last event; a second one is dropped."""
-        if not self.ended:
-            self.ended = True
-            self.tell(event)
-
-    def hear(self, piece: str) -> None:
-        """Call `tell` with a piece of text, of an answer that began again only with what is new.
-
-        Raises:
-            RuntimeError: The answer that began again is another one.
-        """
-        self.again += piece
-        new = self.again[len(self.heard) :]
-        if not self.again.startswith(self.heard) and not self.heard.startswith(self.again):
-            raise RuntimeError("an answer that was passed on in part came out differently when it began again")
-        if new and not self.ended:
-            self.heard = self.again
-            self.tell(new)
-
 
 @dataclass(frozen=True)
 class _State:
     """A state of the bank that is loaded; ``mixed`` is None where it has no task."""
 
     snapshot: Snapshot | None = None
-    mixed: MixedAnswers | None = None
+    mixed: Answers | None = None
     names: frozenset[str] = frozenset()
     revision: int = 0
 
@@ -118,14 +65,24 @@ class Engine:
         config: Batches and limits.
         meter: Counts.
         notice: Gets what the operator should know.
+        backend: What makes the tokens in the place of the bank's own model; None for that model.
 
     Attributes:
+        backend: The same.
         failure: Why the thread ended, if nobody stopped it.
         failed: Called in the thread when it ends so.
         report: Logs errors for the operator.
     """
 
-    def __init__(self, path: str | Path, config: ServeConfig, meter: Meter, notice: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        config: ServeConfig,
+        meter: Meter,
+        notice: Callable[[str], None],
+        backend: Backend | None = None,
+    ) -> None:
+        self.backend = backend
         self.failure: BaseException | None = None
         self.report = Report(path)
         self._path, self._config, self._meter, self._notice = path, config, meter, notice
@@ -138,6 +95,7 @@ class Engine:
         )
         self._waiting: deque[Job] = deque()
         self._answering: list[Job] = []
+        self._away: set[Job] = set()
         self._condition = threading.Condition()
         self._stopping = False
         self._loaded = threading.Event()
@@ -155,13 +113,15 @@ class Engine:
 
     def start(self) -> None:
         """Start the thread, which loads the model."""
+        if self.backend is not None:
+            self.backend.start()
         self._thread.start()
 
     def refuse(self) -> None:
         """Refuse everything that waits or is being answered, and whatever comes; the thread ends by itself."""
         with self._condition:
             self._stopping = True
-            left = [*self._answering, *self._waiting]
+            left = [*self._answering, *self._waiting, *self._away]
             self._waiting.clear()
             self._condition.notify_all()
         for job in left:
@@ -176,6 +136,8 @@ class Engine:
         self.refuse()
         if self._thread.ident is not None:
             self._thread.join(seconds)
+        if self.backend is not None:
+            self.backend.stop()
 
     @property
     def ready(self) -> bool:
@@ -203,7 +165,7 @@ class Engine:
         with self._condition:
             if not self.ready:
                 raise not_serving("stopping" if self._stopping else "loading the model")
-            waiting = len(self._waiting)
+            waiting = len(self._waiting) + len(self._away)
             if waiting + len(jobs) > self._config.max_queue:
                 batches = waiting / self._config.batch_size
                 raise queue_full(waiting, max(1, math.ceil(batches * self._batch_seconds)))
@@ -262,7 +224,12 @@ class Engine:
 
     def _load(self, opened: OpenBank, snapshot: Snapshot) -> None:
         first = self._state.snapshot is None
-        mixed = MixedAnswers(opened, self._settings, self._notice) if snapshot.tasks else None
+        mixed: Answers | None = None
+        if snapshot.tasks:
+            if self.backend is None:
+                mixed = MixedAnswers(opened, self._settings, self._notice)
+            else:
+                mixed = self.backend.answers(opened, self._settings, self._notice, self.report)
         self._state = _State(snapshot, mixed, frozenset(names_of(snapshot)), opened.revision)
         self._behind, self._unloaded = False, None
         self.report.forget()
@@ -360,9 +327,12 @@ class Engine:
                 job.end(error)
             if not job.ended:
                 job.tell(who)
+            else:
+                self._away.discard(job)
             return not job.ended
 
-        def deliver(i: int, event: Who | Answered | LorabankError) -> None:
+        def deliver(i: int, event: Who | Answered | Exception) -> None:
+            self._away.discard(known[i])
             if isinstance(event, Exception):
                 self._fail(known[i], event)
                 return
@@ -382,8 +352,14 @@ class Engine:
         questions = [self._heard(job) for job in known]
         if known[0].routing:
             mixed.route(questions, deliver)
-        else:
+            return
+        if self.backend is not None:
+            self._away.update(known)
+        try:
             mixed.answer(questions, begin, deliver, None if every is None else more)
+        except BaseException:
+            self._away.difference_update(known)
+            raise
 
     def _heard(self, job: Job) -> Question:
         """The question, whose free text is passed on as it comes and ends when nobody waits for it."""

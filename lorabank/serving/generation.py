@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from lorabank.serving import forms
 from lorabank.serving.bodies import ChatBody, CompletionBody
 from lorabank.serving.calls import Call
-from lorabank.serving.engine import Check
 from lorabank.serving.errors import CallError, call_error
+from lorabank.serving.jobs import Check
 from lorabank.serving.served import served_by
 from lorabank.workflows.asking.questions import Answered, Who
 

@@ -20,6 +20,7 @@ from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, DataError, ExistsError, NotFoundError, StorageError
 from lorabank.core.observer import Observer
 from lorabank.serving.app import Part, make_app
+from lorabank.serving.backends.chosen import backend_of
 from lorabank.serving.catalogue import Catalogue
 from lorabank.serving.config import TOKEN, ServeConfig
 from lorabank.serving.engine import Engine
@@ -76,7 +77,8 @@ def serve(
         page: As of `make_app`.
 
     Raises:
-        ConfigError: The address is not a loopback one and there is no token; or it is taken, or not of this machine.
+        ConfigError: The address is not a loopback one and there is no token; or it is taken, or not of this machine;
+            or as of `backend_of`, with its IncompatibleError and MissingExtraError.
         NotFoundError: There is no bank, or no file with the token.
         DataError: The token cannot be used.
         ExistsError: There is something at the path of the Unix socket.
@@ -94,7 +96,7 @@ def serve(
     catalogue, meter = Catalogue(path), Meter()
     snapshot = catalogue.look()
     names = tuple(task.name for task in snapshot.tasks), tuple(made.name for made in snapshot.compositions)
-    engine = Engine(path, config, meter, observer.notice)
+    engine = Engine(path, config, meter, observer.notice, backend_of(path, config, snapshot))
     local = config.uds is None and token is None
     gate = make_app(Served(engine, catalogue, config, meter), token=token, local=local, page=page)
     server = _Server(gate, engine, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
@@ -12,10 +13,11 @@ from fastapi.responses import JSONResponse
 
 from lorabank.core.errors import LorabankError
 from lorabank.serving.calls import Call, CallerGone
-from lorabank.serving.catalogue import Catalogue
+from lorabank.serving.catalogue import Catalogue, names_of
 from lorabank.serving.config import ServeConfig
-from lorabank.serving.engine import Check, Engine
+from lorabank.serving.engine import Engine
 from lorabank.serving.errors import CallError, Report, call_error, unknown_model
+from lorabank.serving.jobs import Check
 from lorabank.serving.metrics import Meter
 from lorabank.workflows.asking.questions import Question
 
@@ -31,6 +33,18 @@ class Served:
     catalogue: Catalogue
     config: ServeConfig
     meter: Meter
+
+    def models(self) -> list[dict[str, Any]]:
+        """Tasks and compositions; ``servable`` says of each whether it can be answered here."""
+        found, backend = self.catalogue.models(), self.engine.backend
+        if backend is None:
+            return found
+        snapshot = self.catalogue.look()
+        names = names_of(snapshot)
+        return [
+            one | {"servable": one["servable"] and one["id"] in names and not backend.refuses(snapshot, one["id"])}
+            for one in found
+        ]
 
     async def call(
         self,

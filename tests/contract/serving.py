@@ -19,6 +19,7 @@ import httpx
 from lorabank.page.app import page_of
 from lorabank.page.config import PageConfig
 from lorabank.serving.app import make_app
+from lorabank.serving.backends.chosen import backend_of
 from lorabank.serving.catalogue import Catalogue
 from lorabank.serving.config import ServeConfig
 from lorabank.serving.engine import Engine
@@ -53,8 +54,10 @@ class Here:
         self.notices: list[str] = []
         self.config = ServeConfig(device="cpu", **config)
         self.meter = Meter()
-        self.engine = Engine(bank, self.config, self.meter, self.notices.append)
-        served = Served(self.engine, Catalogue(bank), self.config, self.meter)
+        catalogue = Catalogue(bank)
+        backend = backend_of(bank, self.config, catalogue.look())
+        self.engine = Engine(bank, self.config, self.meter, self.notices.append, backend)
+        served = Served(self.engine, catalogue, self.config, self.meter)
         self.gate = make_app(served, token=token, local=local, page=page and page_of(bank, page, program))
 
     def __enter__(self) -> Here:

@@ -18,7 +18,8 @@ from lorabank.models.answering import rolling
 from lorabank.models.answering.replies import GenerationRequest
 from lorabank.serving import engine as engines
 from lorabank.serving.config import ServeConfig
-from lorabank.serving.engine import Engine, Event, Job
+from lorabank.serving.engine import Engine
+from lorabank.serving.jobs import Event, Job
 from lorabank.serving.metrics import Meter
 from lorabank.workflows.asking.mixed import MixedAnswers
 from lorabank.workflows.asking.questions import Answered, Question, Who

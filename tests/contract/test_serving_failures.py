@@ -23,7 +23,8 @@ from lorabank.models.answering.replies import GenerationRequest
 from lorabank.serving import engine as engines
 from lorabank.serving import run
 from lorabank.serving.config import TOKEN, ServeConfig
-from lorabank.serving.engine import Engine, Event, Job
+from lorabank.serving.engine import Engine
+from lorabank.serving.jobs import Event, Job
 from lorabank.workflows.asking import planned
 from lorabank.workflows.asking.mixed import MixedAnswers
 from lorabank.workflows.asking.questions import Answered, Question

@@ -21,8 +21,9 @@ import pytest
 from lorabank import api
 from lorabank.core.config import ComposeConfig, GenerateConfig, PredictConfig, SamplingConfig
 from lorabank.models.answering.replies import GenerationRequest
-from lorabank.serving.engine import Engine, Job
+from lorabank.serving.engine import Engine
 from lorabank.serving.errors import CallError
+from lorabank.serving.jobs import Job
 from lorabank.workflows.asking import mixed
 from lorabank.workflows.asking.questions import Answered, Question
 from tests.contract.serving import HOST, Here, Process, listens, serving, until

@@ -34,6 +34,7 @@ _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
         "serve --page",
         "serve --uds /run/user/1000/lorabank.sock",
         "serve --host 0.0.0.0 --token-file token.txt",
+        "serve --backend vllm=http://127.0.0.1:8001",
     ),
 )
 def serve(run: Run) -> None:
@@ -43,7 +44,7 @@ def serve(run: Run) -> None:
     or with free text, which can be streamed; /v1/classify labels texts and /v1/route says which task would answer.
     Texts of different tasks share a batch. What other processes add to the bank is served within seconds. SIGTERM and
     Ctrl-C finish the calls under way. With --page, browsers find a page at /page/ that shows what the bank knows and
-    forgot, and answers.
+    forgot, and answers. With --backend, vLLM generates the text of a language model's tasks.
     """
     config, page = run.config(ServeConfig), run.config(ServePageConfig)
     if not page.page and (unused := _given(run, ("allow_changes", *_OF_CHANGES))):

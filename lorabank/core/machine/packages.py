@@ -17,7 +17,7 @@ EXTRAS = {
     "lm-eval": "lm-eval>=0.4.13",
     "tracking": "tensorboard>=2.18",
     "8bit": "bitsandbytes>=0.45",
-    "serve": "fastapi>=0.115 uvicorn>=0.30 prometheus-client>=0.20",
+    "serve": "fastapi>=0.115 uvicorn>=0.30 prometheus-client>=0.20 httpx>=0.28",
     "fuzz": "atheris>=2.3",
 }
 """The packages of pyproject's extras that a message may propose; several are separated by blanks."""
