@@ -33,6 +33,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, save_language_model: Callabl
     api.compose(made.bank, ties, SilentObserver())
     mean = ComposeConfig(mode="manual", name="mean", tasks="pairs,chat", weights="pairs=0.5,chat=0.25", device="cpu")
     api.compose(made.bank, mean, SilentObserver())
+    gated = ComposeConfig(mode="gated", name="gated", tasks="pairs,chat", stages="last", batch_size=8, device="cpu")
+    api.compose(made.bank, gated, SilentObserver())
     return made
 
 

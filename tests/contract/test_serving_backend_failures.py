@@ -42,13 +42,22 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 
 
 def test_what_is_not_a_sum_is_refused_and_not_servable(here: Here, vllm: FakeVllm) -> None:
-    answer = written(here, "ties")
-    assert code(answer) == (422, "backend_refused")
-    assert "the backend takes sums of adapters" in answer.json()["error"]["message"]
-    assert "/v1/models" in answer.json()["error"]["message"]
+    for model in ("ties", "gated"):
+        answer = written(here, model)
+        assert code(answer) == (422, "backend_refused")
+        assert "the backend takes sums of adapters" in answer.json()["error"]["message"]
+        assert "/v1/models" in answer.json()["error"]["message"]
     servable = {one["id"]: one["servable"] for one in here.get("/v1/models").json()["data"]}
-    assert servable == {"pairs": True, "chat": True, "labelled": True, "routed": True, "ties": False, "mean": True}
+    assert servable == dict.fromkeys(("pairs", "chat", "labelled", "routed", "mean"), True) | {
+        "ties": False,
+        "gated": False,
+    }
     assert vllm.paths() == []
+
+
+def test_a_gate_is_known_not_to_be_servable(here: Here) -> None:
+    assert here.get("/v1/models/gated").json()["servable"] is False
+    assert here.get("/v1/models/ties").json()["servable"] is True  # its rank is found when it is asked
 
 
 def test_an_adapter_that_vllm_refuses(place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -100,7 +100,7 @@ class RemoteAnswers:
         self._planning, self._tokens, self._start, self._refused = planning, tokens, start, refused
         runtime = planning.runtime
         assert isinstance(runtime.answerer, TextAnswerer)
-        self._answerer, self._base = runtime.answerer, runtime.base
+        self._answerer = runtime.answerer
         self._tokenizer = deepcopy(runtime.base.tokenizer)  # the other thread decodes while this one encodes
         self._ends = end_tokens(runtime.base.model, runtime.base.tokenizer)
 
@@ -124,16 +124,14 @@ class RemoteAnswers:
         try:
             parts = self._planning.parts(questions, 0, begin, deliver)
             labelled, others = self._planning.sorted_by_answer(parts)
-            works = [
-                self._made(questions[one.part.text], [one], whose[one.part.text], deliver, self._writing)
-                for one in self._planning.askable(others, questions, deliver)
-            ]
-            together: dict[int, list[Asked]] = {}
+            free = {one.part.text: [one] for one in self._planning.askable(others, questions, deliver)}
+            labels: dict[int, list[Asked]] = {}
             for one in self._planning.askable(labelled, questions, deliver):
-                together.setdefault(one.part.text, []).append(one)
-            works += [self._made(questions[i], own, whose[i], deliver, self._labelling) for i, own in together.items()]
+                labels.setdefault(one.part.text, []).append(one)
         finally:
             self._planning.runtime.forget_features()
+        works = [self._made(questions[i], own, whose[i], deliver, self._writing) for i, own in free.items()]
+        works += [self._made(questions[i], own, whose[i], deliver, self._labelling) for i, own in labels.items()]
         self._start([work for work in works if work is not None])
 
     def _made(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.errors import LorabankError
-from lorabank.core.shelves import COMPOSERS, SUMMING
-from lorabank.core.states import SELECTOR, TUNER, answering_in, needed
+from lorabank.core.shelves import COMPOSERS, GATES
+from lorabank.core.states import SELECTOR, TUNER, Deployed
 from lorabank.models.answering.replies import GenerationRequest, Reply
 from lorabank.serving.backends.adapters import LoadedAdapters
 from lorabank.serving.backends.address import Address
@@ -60,6 +60,7 @@ class Vllm:
         self._thread = threading.Thread(target=self._run, name="lorabank-backend", daemon=True)
         self._works: dict[asyncio.Task[None], Work] = {}
         self._refused: set[str] = set()
+        self._recorded: tuple[Snapshot | None, frozenset[str]] = None, frozenset()
         self._healthy = False
         self._stopping = False
 
@@ -83,17 +84,11 @@ class Vllm:
 
     def refuses(self, snapshot: Snapshot, name: str) -> bool:
         """Whether a task or composition is known not to be a sum of adapters; of some it is found when it is asked."""
-        if name in self._refused:
-            return True
-        if all(name != task.name for task in snapshot.tasks):
-            mode = snapshot.composition(name).mode
-            try:
-                return mode != SUMMING and not getattr(COMPOSERS.load(mode), "routed", False)
-            except LorabankError:
-                return True
-        answers = answering_in("now", adapters_in_order(snapshot), snapshot.adapter_of(name))
-        own = [snapshot.adapters[digest] for digest in needed(answers)]
-        return SELECTOR in answers.objects or any(TUNER in one.metrics for one in own)
+        seen, recorded = self._recorded
+        if seen is not snapshot:
+            recorded = _no_sums(snapshot)
+            self._recorded = snapshot, recorded
+        return name in self._refused or name in recorded
 
     def reachable(self) -> bool:
         """Whether vLLM takes calls, as it was a moment ago."""
@@ -123,9 +118,7 @@ class Vllm:
 
     def _begin(self, works: Sequence[Work], report: Report) -> None:
         for work in works:
-            task = self._loop.create_task(self._do(work, report))
-            self._works[task] = work
-            task.add_done_callback(self._works.pop)
+            self._loop.create_task(self._do(work, report))
 
     async def _sweep(self) -> None:
         """Let go what nobody waits for any longer, and what takes too long."""
@@ -141,6 +134,9 @@ class Vllm:
             await asyncio.sleep(_PULSE)
 
     async def _do(self, work: Work, report: Report) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._works[task] = work  # not before it runs: a task that is cancelled earlier would end without a word
         try:
             await work.do()
         except asyncio.CancelledError:
@@ -157,6 +153,7 @@ class Vllm:
                 report("the backend vllm did not answer", error.logged)
             work.fail(error)
         finally:
+            del self._works[task]
             work.end()
 
     # ---------------------------------------------------------------------------------------------------- `Tokens`
@@ -187,3 +184,22 @@ class Vllm:
     ) -> list[float]:
         """Sums of log p of the tokens of each answer; raises as `VllmClient.log_likelihoods`."""
         return await self._adapters.asked(adapter, lambda: self._client.log_likelihoods(adapter, prompt, answers))
+
+
+def _no_sums(snapshot: Snapshot) -> frozenset[str]:
+    """The tasks and compositions whose records say that they are not sums of adapters."""
+    adapters = adapters_in_order(snapshot)
+    deployed = Deployed(enumerate(adapters))
+    found = set()
+    for task, own in zip(snapshot.tasks, adapters, strict=True):
+        answers = deployed.after(len(adapters), own) or own
+        if SELECTOR in answers.objects or TUNER in answers.metrics:
+            found.add(task.name)
+    for made in snapshot.compositions:
+        try:
+            weighed = COMPOSERS.load(made.mode).shelf is GATES
+        except LorabankError:
+            weighed = True
+        if weighed:
+            found.add(made.name)
+    return frozenset(found)
