@@ -10,7 +10,7 @@ import click
 from lorabank.core.commands import Command
 from lorabank.core.errors import LorabankError, StorageError
 from lorabank.core.machine.distributed import failed_before
-from lorabank.core.machine.exhaustion import exhausted, hidden_os_error, space_hint
+from lorabank.core.machine.exhaustion import KEPT, exhausted, hidden_os_error, space_hint
 from lorabank.core.settings import nearest
 from lorabank_cli.render.output import Output
 
@@ -67,9 +67,11 @@ def as_known(error: BaseException) -> LorabankError:
     refused = error if isinstance(error, OSError) else hidden_os_error(error)
     if refused is not None:
         where = f" ({refused.filename})" if refused.filename else ""
-        return StorageError(f"{refused.strerror or refused}{where}", hint=space_hint(refused))
+        return StorageError(f"{refused.strerror or refused}{where}", hint=space_hint(refused), unchanged=KEPT)
     return InternalError(
-        f"internal error: {type(error).__name__}: {error}", hint="run it again with --debug and report the traceback"
+        f"internal error: {type(error).__name__}: {error}",
+        hint="run it again with --debug and report the traceback",
+        unchanged=KEPT,
     )
 
 

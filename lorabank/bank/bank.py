@@ -16,7 +16,7 @@ from lorabank.bank.catalog.reading import (
 from lorabank.bank.catalog.sqlite import SqliteCatalog
 from lorabank.bank.objects.layout import Layout
 from lorabank.bank.objects.manifest import read_manifest
-from lorabank.core.commands import LIST, VERIFY
+from lorabank.core.commands import LIST
 from lorabank.core.errors import DamagedError, NotFoundError
 from lorabank.core.records import BaseModelRecord, CompositionRecord, EvaluationRecord, Finding, OperationRecord
 
@@ -264,9 +264,10 @@ class Bank:
             recorded = {digest: recorded_files(view, digest) for digest in digests}
         for digest, files in recorded.items():
             if not files:
-                raise NotFoundError(f"the bank has no adapter {digest[:12]!r}", commands=[LIST])
+                message = f"the bank has no adapter {digest[:12]!r}"
+                raise NotFoundError(message, commands=[LIST], unchanged="the bank was not changed")
             if problems := self.objects.adapter_problems(digest, files):
-                raise DamagedError(f"adapter {self.objects.local(digest)}: {problems[0]}", commands=[VERIFY])
+                raise DamagedError(f"adapter {self.objects.local(digest)}: {problems[0]}")
         return {d: (self.objects.local(d), [file.name for file in files]) for d, files in recorded.items()}
 
     def adapter_files(self, digest: str) -> dict[str, bytes]:

@@ -25,6 +25,7 @@ from lorabank.bank.objects.layout import DATABASE_FILES, ENTRIES, FORMAT, Layout
 from lorabank.bank.objects.manifest import write_manifest
 from lorabank.bank.objects.store import check_space
 from lorabank.bank.objects.sync import sync_folder
+from lorabank.core.commands import REPAIR
 from lorabank.core.errors import DamagedError, ExistsError
 from lorabank.core.records import BaseModelRecord
 
@@ -100,7 +101,9 @@ def _clear_unfinished(layout: Layout) -> None:
     """Delete the database of a creation that was cut off: it has no tasks, or it was no such thing."""
     if os.path.lexists(layout.database) and _is_used(layout):
         raise DamagedError(
-            f"bank {layout.root} holds tasks, but bank.json is missing", unchanged="nothing was changed"
+            f"bank {layout.root} holds tasks, but bank.json is missing",
+            commands=[REPAIR],
+            unchanged="nothing was changed",
         )
     for name in DATABASE_FILES:
         (layout.root / name).unlink(missing_ok=True)

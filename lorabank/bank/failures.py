@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorabank.core.commands import VERIFY, Command
+from lorabank.core.commands import REPAIR, Command
 from lorabank.core.errors import BusyError, DamagedError, ExistsError, LorabankError, StorageError
 from lorabank.core.machine.exhaustion import hidden_os_error, space_hint
 
@@ -25,7 +25,7 @@ def reported(path: Path, *, unchanged: str | None = None) -> Iterator[None]:
 
     Args:
         path: The bank or file that is named in the message.
-        unchanged: What stayed as it was, passed on to the error.
+        unchanged: What stayed as it was, passed on to every error that does not say it itself.
 
     Raises:
         BusyError: The database is locked by another process.
@@ -34,7 +34,8 @@ def reported(path: Path, *, unchanged: str | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except LorabankError:
+    except LorabankError as error:
+        error.unchanged = error.unchanged or unchanged
         raise
     except Exception as error:
         refused = error if isinstance(error, OSError) else hidden_os_error(error)
@@ -57,7 +58,7 @@ def database_error(error: Exception, path: Path, unchanged: str | None) -> Lorab
     """What to report for SQLite's error, also when SQLAlchemy wraps it; None for what only a bug can cause."""
     cause = getattr(error, "orig", error)
     if isinstance(cause, UnicodeDecodeError):  # sqlite3 cannot even give SQLite's message about a damaged schema
-        return DamagedError(f"{path}: text that is not UTF-8", commands=[VERIFY], unchanged=unchanged)
+        return DamagedError(f"{path}: text that is not UTF-8", unchanged=unchanged)
     if not isinstance(cause, sqlite3.Error):
         return None
     name = getattr(cause, "sqlite_errorname", "") or ""
@@ -67,14 +68,14 @@ def database_error(error: Exception, path: Path, unchanged: str | None) -> Lorab
         return StorageError(f"{path}: {cause}", commands=[Command("doctor")], unchanged=unchanged)
     if name == "SQLITE_INTERRUPT":  # by the limit that each connection has
         message = f"{path}: reading takes more steps than a database of this size can need"
-        return DamagedError(message, commands=[VERIFY], unchanged=unchanged)
+        return DamagedError(message, unchanged=unchanged)
     unread = ("no such", "foreign key mismatch", "unsupported file format")  # a flipped bit in schema or header
     missing = name == "SQLITE_ERROR" and any(words in str(cause) for words in unread)
     undecodable = not name and "decode" in str(cause)  # sqlite3's own message for text that is not UTF-8
     if missing or undecodable or name.startswith(_UNSOUND):
         other = "not the tables of lorabank: " if "malformed database schema" in str(cause) else ""
         file = path / "bank.db" if path.is_dir() else path
-        return DamagedError(f"{file}: {other}{cause}", commands=[VERIFY], unchanged=unchanged)
+        return DamagedError(f"{file}: {other}{cause}", unchanged=unchanged)
     return None
 
 
@@ -100,7 +101,7 @@ def busy(layout: Layout, operation: OperationRecord) -> BusyError:
             f"wait for it to end. It was last seen alive at {operation.seen_at[:19]}Z; "
             f"{LEASE.total_seconds() / 60:.0f} minutes after that it counts as dead and can be dropped"
         )
-        commands = [Command("doctor", "--repair")]
+        commands = [REPAIR]
     process = f"process {operation.pid} on {operation.host}"
     return BusyError(
         f"bank {layout.root}: {process} is doing {operation.kind} {operation.name!r}",

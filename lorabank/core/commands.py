@@ -68,4 +68,5 @@ def _octal(char: str) -> str:
 
 ADD_TASK = Command("add-task", "NAME", "--data", "FILE")
 LIST = Command("list")
+REPAIR = Command("doctor", "--repair")
 VERIFY = Command("verify", "--full")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
-from lorabank.core.commands import Command
+from lorabank.core.commands import VERIFY, Command
 
 E = TypeVar("E", bound="LorabankError")
 
@@ -111,9 +111,24 @@ class MissingExtraError(LorabankError):
 
 
 class DamagedError(LorabankError):
-    """Stored bytes that no longer match their digest."""
+    """Stored bytes that no longer match their digest.
+
+    An error without a next step proposes ``verify --full``, which lists everything that is damaged.
+    """
 
     exit_code = 8
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        commands: Sequence[Command] = (),
+        unchanged: str | None = None,
+    ) -> None:
+        commands = commands or (() if hint else (VERIFY,))
+        unchanged = unchanged or "nothing was repaired or deleted"
+        super().__init__(message, hint=hint, commands=commands, unchanged=unchanged)
 
 
 class BusyError(LorabankError):
@@ -151,3 +166,31 @@ def at_work(what: str) -> Iterator[None]:
         yield
     except DivergedError as error:
         raise error.saying(f"{what}: {error.message}") from error
+
+
+@contextmanager
+def leaving(
+    unchanged: str,
+    *,
+    hint: str | None = None,
+    commands: Sequence[Command] = (),
+    kinds: tuple[type[LorabankError], ...] = (LorabankError,),
+) -> Iterator[None]:
+    """Complete an error of the block that does not say what stayed unchanged, or what to do next.
+
+    Args:
+        unchanged: What stayed as it was, whatever the block did before the error.
+        hint: What to do next, in words.
+        commands: What can be typed next.
+        kinds: The classes of the errors that are completed.
+
+    Raises:
+        LorabankError: The error itself; what it says already is kept.
+    """
+    try:
+        yield
+    except kinds as error:
+        error.unchanged = error.unchanged or unchanged
+        if not error.hint and not error.commands:
+            error.hint, error.commands = hint, tuple(commands)
+        raise

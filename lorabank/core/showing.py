@@ -83,7 +83,9 @@ def data_frame(columns: Mapping[str, Sequence[Any]], index: Sequence[str] | None
         pandas = import_module("pandas")
     except ImportError as error:
         raise MissingExtraError(
-            "a data frame needs the package pandas, which is not installed", hint=install("pandas")
+            "a data frame needs the package pandas, which is not installed",
+            hint=install("pandas"),
+            unchanged="nothing was changed",
         ) from error
     rows = None if index is None else pandas.Index(list(index), name=name)
     return pandas.DataFrame({column: list(values) for column, values in columns.items()}, index=rows)

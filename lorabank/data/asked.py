@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorabank.data.bad_rows import BadRow, LeftOut
+from lorabank.data.bad_rows import BadRow, LeftOut, of_rows
 from lorabank.data.formats.base import Reader, bad_row, missing_column
 from lorabank.data.formats.cells import BadCell, check_text
 from lorabank.data.formats.readers import Reading
@@ -38,6 +38,7 @@ def given_rows(texts: Sequence[str]) -> AskedRows:
     return AskedRows(("text",), [(text,) for text in texts], texts, [None] * len(texts))
 
 
+@of_rows
 def read_asked(source: str, text_column: str, reading: Reading) -> AskedRows:
     """All rows of a file.
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorabank.core.commands import Command
-from lorabank.core.errors import DataError
+from lorabank.core.errors import DataError, leaving
 
 UNCHANGED = "nothing was changed"
+of_rows = leaving(UNCHANGED, hint="correct the file, or name another one", kinds=(DataError,))
+"""What errors about a file of rows say where they do not say it themselves."""
+
 NAMED = 10
 """Bad rows that an error names."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 
-from lorabank.core.commands import VERIFY
 from lorabank.core.errors import DamagedError
 from lorabank.data.rows import Rows
 
@@ -29,7 +28,7 @@ def count_known(rows: Rows, digests: bytes) -> int:
         DamagedError: They are not digests of rows.
     """
     if not digests.startswith(HEADING) or (len(digests) - len(HEADING)) % _SIZE:
-        raise DamagedError("a blob holds no digests of rows", commands=[VERIFY])
+        raise DamagedError("a blob holds no digests of rows")
     known = {digests[start : start + _SIZE] for start in range(len(HEADING), len(digests), _SIZE)}
     return sum(_digest(key) in known for key in rows.keys)
 

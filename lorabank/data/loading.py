@@ -13,7 +13,7 @@ from lorabank.core.errors import ConfigError, DataError, IncompatibleError
 from lorabank.core.shelves import FORMS, GENERATING, SCORINGS, TRAINING
 from lorabank.core.task_kinds import HEAD, generating
 from lorabank.core.templates import ChatPrompt, fill_text, slot_in
-from lorabank.data.bad_rows import UNCHANGED, LeftOut
+from lorabank.data.bad_rows import UNCHANGED, LeftOut, of_rows
 from lorabank.data.checks import Repetitions, find_repetitions, label_counts, warnings
 from lorabank.data.formats.readers import AS_IT_IS, Reading
 from lorabank.data.formats.unsupported import check_kind_of_answers, check_kind_of_columns
@@ -92,6 +92,7 @@ class TaskData:
         return look_alikes(Counter((*self.train.labels, *self.eval.labels))) if self.labels else ()
 
 
+@of_rows
 def read_rows(path: str | Path, *, text_column: str, label_column: str | None, reading: Reading = AS_IT_IS) -> Rows:
     """Read texts, and labels if asked, from a table file or a data set of the hub.
 
@@ -121,6 +122,7 @@ def read_rows(path: str | Path, *, text_column: str, label_column: str | None, r
     return read_cells(sheet, CLASSIFICATION, (text_column, label_column), _no_chat)
 
 
+@of_rows
 def detect_form(config: TrainConfig, *, decides: bool = False) -> str:
     """The form of the training rows, inferred from the columns of ``data`` or given as ``format``; no row is read.
 
@@ -144,6 +146,7 @@ def detect_form(config: TrainConfig, *, decides: bool = False) -> str:
     return form
 
 
+@of_rows
 def load_task_data(
     config: TrainConfig,
     *,

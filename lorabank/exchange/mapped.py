@@ -40,7 +40,7 @@ class MappedTensors:
         try:
             self.entries = _entries(header, self._size, path.name)
         except DataError as error:
-            raise DataError(f"{path.parent}/{error.message}") from error
+            raise error.saying(f"{path.parent}/{error.message}") from error
 
     def map(self) -> Mapping[str, Tensor]:
         """Every tensor as a view of the file; what is written into one stays in memory."""

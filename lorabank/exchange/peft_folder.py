@@ -21,7 +21,8 @@ from torch import Tensor
 
 from lorabank.algebra.factors import FactorShape, LoraFactors, lora_scaling
 from lorabank.algebra.stack import AdapterStack
-from lorabank.core.errors import DataError
+from lorabank.core.commands import VERIFY
+from lorabank.core.errors import DataError, leaving
 from lorabank.exchange.dora import Weight, as_dora
 from lorabank.exchange.mapped import MappedTensors
 from lorabank.exchange.stored_factors import MAGNITUDE, PREFIX, Keys, by_pattern, sorted_keys
@@ -30,6 +31,8 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 GAIN_FILE = "gain.safetensors"
 """The row gain ``[d_out]`` of every module by its name, where PEFT's two files are a DoRA adapter."""
+
+_stored = leaving("nothing was changed", commands=[VERIFY], kinds=(DataError,))
 
 
 def adapter_files(
@@ -117,6 +120,7 @@ def combined_files(
     return _files(config, factors, head, weight)
 
 
+@_stored
 def read_adapter(folder: Path) -> tuple[LoraFactors, dict[str, Tensor], dict[str, Any]]:
     """An adapter folder's factors, head tensors by full parameter name, and config.
 
@@ -133,6 +137,7 @@ def read_adapter(folder: Path) -> tuple[LoraFactors, dict[str, Tensor], dict[str
     return _gained(A, B, scaling, _gains(folder, keys)), head, config
 
 
+@_stored
 def read_stack(folders: Mapping[str, Path], *, device: torch.device | str, dtype: torch.dtype) -> AdapterStack:
     """Adapter folders straight into one stack.
 
@@ -161,6 +166,7 @@ def read_stack(folders: Mapping[str, Path], *, device: torch.device | str, dtype
     return stack
 
 
+@_stored
 def read_shapes(folder: Path) -> dict[str, FactorShape]:
     """Module to what its factors need, from the config and the header alone.
 
@@ -171,6 +177,7 @@ def read_shapes(folder: Path) -> dict[str, FactorShape]:
     return _shapes(folder, file, _keys(folder, file))
 
 
+@_stored
 def read_factors(folder: Path) -> LoraFactors:
     """The factors alone, in the mapped file; the head is left where it is.
 
@@ -186,6 +193,7 @@ def read_factors(folder: Path) -> LoraFactors:
     return _gained(A, B, {module: shape.scaling for module, shape in shapes.items()}, _gains(folder, keys))
 
 
+@_stored
 def read_head(folder: Path) -> dict[str, Tensor]:
     """The tensors of the modules stored whole, by full parameter name; the factors are left where they are."""
     file = MappedTensors(folder / WEIGHTS_FILE)

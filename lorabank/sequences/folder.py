@@ -19,6 +19,8 @@ _GROWING = ("orders", "strategies", "seeds", "compositions")
 _TABLES = ("strategy", "tasks")
 """Tables that may get more entries."""
 
+_ELSEWHERE = "name another folder: --out DIR"
+
 
 class SequenceFolder:
     """Where a sequence puts its files."""
@@ -62,7 +64,7 @@ class SequenceFolder:
         stored = self._stored()
         if stored is None:
             return
-        hint = "name another folder: --out DIR"
+        hint = _ELSEWHERE
         changed = [*_changes(stored["document"], manifest["document"])]
         if stored["dev"] != manifest["dev"]:
             changed.insert(0, "it is scored on other rows (--dev)")
@@ -82,7 +84,9 @@ class SequenceFolder:
                 )
         if stored["base"] != manifest["base"]:
             raise IncompatibleError(
-                f"the base model is no longer the one that {self.path} was started with", hint=hint
+                f"the base model is no longer the one that {self.path} was started with",
+                hint=hint,
+                unchanged="nothing was changed",
             )
 
     def begin(self, manifest: Mapping[str, Any]) -> None:
@@ -100,11 +104,11 @@ class SequenceFolder:
             except (FileNotFoundError, NotADirectoryError):
                 stored = None
             except (ValueError, TypeError, KeyError, RecursionError) as error:
-                raise DamagedError(f"{self.manifest} cannot be read ({error})", hint="--out DIR") from error
+                raise DamagedError(f"{self.manifest} cannot be read ({error})", hint=_ELSEWHERE) from error
             if stored is None and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise ExistsError(
                     f"{self.path} exists and holds no sequence",
-                    hint="name another folder: --out DIR",
+                    hint=_ELSEWHERE,
                     unchanged="nothing was changed",
                 )
         return dict(stored) if stored else None

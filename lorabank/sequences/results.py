@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from lorabank.evaluation.plots.tradeoff import Point
 
 
+_UNDRAWN = "nothing was drawn"
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean over runs.
@@ -179,7 +182,8 @@ class SequenceResult:
         means = {name: (one.mean, one.half) for name, one in measured.items() if one is not None}
         if not means:
             known = dict.fromkeys(name for row in self.rows for name, one in row.scalars.items() if one)
-            raise ConfigError(f"no row of the table has {scalar!r}", hint=f"one of: {', '.join(known)}")
+            message = f"no row of the table has {scalar!r}"
+            raise ConfigError(message, hint=f"choose one of: {', '.join(known)}", unchanged=_UNDRAWN)
         return interval_plot(means, scalar.replace("_", " "))
 
     def tradeoff(self) -> Plot:
@@ -192,7 +196,8 @@ class SequenceResult:
 
         points = [point for row in self.rows if (point := row.point)]
         if not points:
-            raise ConfigError("no row of the table says what was learnt and forgotten", hint="learn two tasks or more")
+            message = "no row of the table says what was learnt and forgotten"
+            raise ConfigError(message, hint="learn two tasks or more", unchanged=_UNDRAWN)
         return tradeoff_plot(points)
 
     def to_pandas(self) -> Any:

@@ -15,7 +15,7 @@ from torch import nn
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
-from lorabank.core.errors import ConfigError, IncompatibleError
+from lorabank.core.errors import ConfigError, IncompatibleError, leaving
 from lorabank.core.machine import distributed as processes
 from lorabank.core.machine.seeding import seed_everything
 from lorabank.core.observer import Observer
@@ -23,7 +23,7 @@ from lorabank.core.shelves import TASK_TYPES
 from lorabank.models.answering.base import check_answer_length
 from lorabank.models.bases.blocks import of_modules, of_sites
 from lorabank.models.bases.kinds.experts import Experts
-from lorabank.models.bases.loading import LoadedBase, resolve_device, resolve_dtype
+from lorabank.models.bases.loading import NEW_BANK, LoadedBase, resolve_device, resolve_dtype
 from lorabank.models.bases.passed_by import check_called
 from lorabank.models.bases.sites import Site, site_of
 from lorabank.models.bases.targets import find_targets
@@ -68,6 +68,7 @@ from lorabank.training.replaying import MixedTask, keep_heads, kept_rows, memory
 from lorabank.training.tracking import TrackedArguments
 from lorabank.training.trainer import AdapterTrainer
 
+_ANOTHER = "choose other --target-modules, or train in a bank with another base model"
 _KEPT_SHARE = 0.25
 """Of the base's weights, the most that lie in memory twice while a task is trained.
 
@@ -77,6 +78,8 @@ adapted it would be most of a second base: the base is let go, and read again af
 """
 
 
+@leaving("the bank was not changed", hint=_ANOTHER, commands=NEW_BANK, kinds=(IncompatibleError,))
+@leaving("the bank was not changed")
 def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
     """Train one adapter and its head.
 

@@ -15,10 +15,20 @@ from torch import Tensor, nn
 from lorabank.algebra.factors import FactorShape, LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.bank.bank import Bank
+from lorabank.bank.blobs import parsed_blob
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Composer, Member, made_again
 from lorabank.compose.routers.statistics import TaskStatistics
-from lorabank.core.errors import BusyError, DamagedError, NotFoundError, StorageError
+from lorabank.core.commands import VERIFY
+from lorabank.core.errors import (
+    BusyError,
+    DamagedError,
+    DataError,
+    IncompatibleError,
+    NotFoundError,
+    StorageError,
+    leaving,
+)
 from lorabank.core.machine.sizes import parse_bytes
 from lorabank.core.methods import changed_settings
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, Lineage, TaskRecord
@@ -62,7 +72,7 @@ def read_stack(bank: Bank, adapters: Sequence[AdapterRecord]) -> AdapterStack | 
 def read_rows_of(bank: Bank, snapshot: Snapshot, task: str, split: str) -> Rows | None:
     """A split that the bank keeps, or None."""
     dataset = snapshot.dataset(task, split)
-    return from_parquet(bank.read_blob(dataset.blob)) if dataset and dataset.blob else None
+    return parsed_blob(bank, dataset.blob, from_parquet) if dataset and dataset.blob else None
 
 
 def evaluation_data(snapshot: Snapshot) -> dict[str, DatasetRecord]:
@@ -134,7 +144,7 @@ def _read_statistics(bank: Bank, task: TaskRecord) -> TaskStatistics:
             unchanged="nothing was changed",
             hint="leave it out with --tasks, or compose with --mode manual or attention",
         )
-    return TaskStatistics.from_bytes(bank.read_blob(task.statistics))
+    return parsed_blob(bank, task.statistics, TaskStatistics.from_bytes)
 
 
 def form_of(task: TaskRecord, adapter: AdapterRecord) -> AnswerForm:
@@ -184,6 +194,7 @@ class RuntimeSettings:
     max_resident: str | None = None
 
 
+@leaving("nothing was changed", commands=[VERIFY], kinds=(DataError, IncompatibleError))
 def load_runtime(
     bank: Bank,
     snapshot: Snapshot,
@@ -311,6 +322,10 @@ def load_composer(
     composer: Any = COMPOSERS.load(record.mode)
     try:
         loaded: Composer = composer.load(record, objects, members, runtime)
+    except DamagedError as error:
+        if error.message.startswith("composition "):
+            raise
+        raise error.saying(f"composition {record.name[:80]!r}: {error.message}") from error
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise DamagedError(
             f"composition {record.name[:80]!r}: what is stored for it cannot be used ({error!r})",

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from lorabank.bank.bank import Bank
 from lorabank.bank.objects.filesystem import network_filesystem
 from lorabank.bank.operations import RESUMABLE
-from lorabank.core.commands import Command, file_word, shell_line
+from lorabank.core.commands import REPAIR, Command, file_word, shell_line
 from lorabank.core.errors import DamagedError, LorabankError
 from lorabank.core.limits import FREE_SPACE
 from lorabank.core.machine.cpu import cpu_dtype, cpu_flags
@@ -115,7 +115,7 @@ def _examined(path: Path, full: bool) -> tuple[list[tuple[str, str]], list[Findi
         facts.append(("bank state", error.message + (f" ({error.hint})" if error.hint else "")))
         if not isinstance(error, DamagedError):
             return facts, [], list(error.commands)
-        cure = Command("doctor", "--repair"), Command("restore", "BACKUP")
+        cure = REPAIR, Command("restore", "BACKUP")
         return facts, [Finding("database", "bank", error.message, "repair it, or restore a backup", cure)], []
     from lorabank.bank.catalog.definitions import REVISIONS
 

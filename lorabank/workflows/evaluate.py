@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lorabank.bank.blobs import parsed_blob
 from lorabank.bank.snapshot import Snapshot
 from lorabank.compose.base import Fitted, Member
 from lorabank.core.commands import ADD_TASK, Command
@@ -256,7 +257,7 @@ class _Evaluation:
     def _rows(self, task: str) -> Rows:
         blob = self.data[task].blob
         assert blob is not None
-        return from_parquet(self.bank.read_blob(blob))
+        return parsed_blob(self.bank, blob, from_parquet)
 
     def report(self, name: str) -> MatrixReport:
         """Cells, scalars and routing of one subject."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabank.bank.bank import Bank
+from lorabank.bank.blobs import parsed_blob
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.records import AdapterRecord, BaseModelRecord, CompositionRecord, EvaluationRecord, TaskRecord
 from lorabank.evaluation.confusion import KEY
@@ -83,7 +84,7 @@ def curve_of(bank: Bank, adapter: AdapterRecord) -> LearningCurve | None:
         DamagedError: What was recorded cannot be read.
     """
     digest = adapter.objects.get(ROLE)
-    return LearningCurve.from_bytes(bank.read_blob(digest)) if digest else None
+    return parsed_blob(bank, digest, LearningCurve.from_bytes) if digest else None
 
 
 def _base(record: BaseModelRecord) -> dict[str, Any]:

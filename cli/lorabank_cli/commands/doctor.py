@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lorabank.core.commands import Command
+from lorabank.core.commands import REPAIR, VERIFY
 from lorabank.core.errors import DamagedError
 from lorabank.core.escaping import safe
 from lorabank_cli.options import Option
@@ -49,8 +49,9 @@ def doctor(run: Run, repair: bool, source: str | None) -> None:
         count = len(found.findings)
         raise DamagedError(
             f"{count} finding{'s' if count > 1 else ''} in {run.bank}",
-            hint=None if repair else "add --from COPY where there is a copy of the bank",
-            commands=() if repair else [Command("doctor", "--repair")],
+            hint="add --from COPY where there is a copy of the bank",
+            commands=[VERIFY] if repair else [REPAIR],
+            unchanged="no stored file was deleted" if repair else "nothing was changed",
         )
 
 

@@ -90,7 +90,11 @@ def evaluate(
     checked = [gate for gates in results.values() for gate in gates]
     failed = [gate for gate in checked if not gate.passed]
     if failed:
-        raise GateError(f"{len(failed)} of {len(checked)} gates failed")
+        raise GateError(
+            f"{len(failed)} of {len(checked)} gates failed",
+            hint="the table of gates shows which",
+            unchanged="the scores are kept in the bank",
+        )
 
 
 def _check_targets(plots: Mapping[str, str | None], csv: str | None) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lorabank.core.commands import Command
+from lorabank.core.commands import REPAIR, Command
 from lorabank.core.escaping import safe
 from lorabank_cli.render.output import plain
 from lorabank_cli.render.text import pairs
@@ -47,7 +47,7 @@ def restore(run: Run, backup: str, incomplete: bool) -> None:
         run.confirm(f"Restore {safe(planned.backup)}? {len(planned.back)} tasks come back, {len(planned.gone)} go.")
     done = api.restore(run.bank, backup, incomplete=incomplete)
     follow = [Command("db", "upgrade")] if done.older_schema else []
-    follow += [Command("doctor", "--repair")] if done.missing else []
+    follow += [REPAIR] if done.missing else []
     parts = [f"restored {safe(done.backup)}", _facts(done), run.output.next(*follow) if follow else ""]
     run.output.data({"dry_run": False, **plain(done)}, "\n".join(part for part in parts if part))
 

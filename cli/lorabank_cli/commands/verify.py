@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from lorabank.core.commands import REPAIR
 from lorabank.core.errors import DamagedError
 from lorabank.core.escaping import safe
 from lorabank_cli.render.findings import findings_text
@@ -47,7 +48,8 @@ def verify(run: Run, full: bool, subset: tuple[int, int] | None) -> None:
     part = "/".join(map(str, subset)) if subset else None
     run.output.data({"clean": not findings, "full": full, "subset": part, "findings": findings}, text)
     if findings:
-        raise DamagedError(f"{len(findings)} finding{'s' if len(findings) > 1 else ''} in {run.bank}")
+        count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
+        raise DamagedError(f"{count} in {run.bank}", commands=[REPAIR], unchanged="nothing was changed")
 
 
 def _depth(full: bool, subset: tuple[int, int] | None) -> str:

@@ -64,10 +64,12 @@ class _Descriptor(io.RawIOBase):
 class _Output(_Descriptor):
     def _tell(self, error: OSError) -> None:
         from lorabank.core.errors import StorageError
+        from lorabank.core.machine.exhaustion import KEPT
 
         if error.errno == errno.EPIPE:
             raise ReaderGone from error
-        raise StorageError(f"standard output: {error.strerror}", hint="send it elsewhere: --json > FILE") from error
+        message, hint = f"standard output: {error.strerror}", "send it elsewhere: --json > FILE"
+        raise StorageError(message, hint=hint, unchanged=KEPT) from error
 
 
 def open_streams() -> None:

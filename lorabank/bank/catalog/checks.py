@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lorabank.core.commands import VERIFY
 from lorabank.core.errors import DamagedError
 from lorabank.core.limits import MAX_NAME, MAX_NOTE, MAX_TAGS
 
@@ -31,7 +30,7 @@ def answers_in_text(task: str, config: Mapping[str, Any]) -> None:
     decided = _is_method(scoring) and scoring != "auto"
     if not decided or not {"format", "max_length"} <= config.keys():
         message = f"bank.db: task {task[:80]!r}: its settings do not say how the language model is asked"
-        raise DamagedError(message, commands=[VERIFY])
+        raise DamagedError(message)
 
 
 def is_text(value: Any) -> bool:

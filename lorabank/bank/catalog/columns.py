@@ -43,7 +43,6 @@ from lorabank.bank.catalog.checks import (
     within,
 )
 from lorabank.bank.objects.canonical import canonical
-from lorabank.core.commands import VERIFY
 from lorabank.core.errors import DamagedError
 from lorabank.core.limits import MAX_LABELS, MAX_RANK
 
@@ -255,9 +254,7 @@ def sound(table: str, row: Mapping[str, Any]) -> dict[str, Any]:
             good = False
         if not good:
             shown = str(row[described.shown])[:80]
-            raise DamagedError(
-                f"bank.db: row {shown!r} of {table}: its {name} cannot be {str(value)[:80]!r}", commands=[VERIFY]
-            )
+            raise DamagedError(f"bank.db: row {shown!r} of {table}: its {name} cannot be {str(value)[:80]!r}")
         values[name] = read(value) if read else value
     return values
 

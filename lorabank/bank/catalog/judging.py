@@ -42,7 +42,7 @@ def judge_database(database: Path) -> int:
     journal, log, _ = files = beside(database)
     status = _judged(database)
     if status is None:
-        raise DamagedError(f"{database} is missing", commands=[Command("verify")])
+        raise DamagedError(f"{database} is missing", commands=[Command("restore", "BACKUP")])
     found = {path: own for path in files if (own := _judged(path, status.st_uid)) is not None}
     if journal in found and (problem := _foreign(database, journal)):
         raise DamagedError(

@@ -19,7 +19,6 @@ from typing import TypeVar
 from lorabank.bank.catalog.base import Row, View
 from lorabank.bank.catalog.columns import sound
 from lorabank.bank.catalog.rows import in_order
-from lorabank.core.commands import VERIFY
 from lorabank.core.errors import DamagedError
 from lorabank.core.records import Lineage
 
@@ -107,4 +106,4 @@ def _behind(
 
 
 def _damaged(problem: str) -> DamagedError:
-    return DamagedError(f"bank.db: {problem}", commands=[VERIFY])
+    return DamagedError(f"bank.db: {problem}")

@@ -17,7 +17,7 @@ from lorabank.bank.catalog.rows import (
 from lorabank.bank.objects.layout import Layout
 from lorabank.bank.objects.manifest import read_manifest
 from lorabank.bank.snapshot import Snapshot
-from lorabank.core.commands import VERIFY
+from lorabank.core.commands import Command
 from lorabank.core.errors import DamagedError
 from lorabank.core.records import (
     AS_TRAINED,
@@ -42,16 +42,17 @@ def read_snapshot(view: View, layout: Layout) -> Snapshot:
     manifest = read_manifest(layout)
     identity, base = view.last("bank"), view.last("base_model")
     if identity is None or base is None or identity["bank_id"] != manifest["id"]:
-        raise DamagedError(f"bank {layout.root}: bank.json and bank.db belong to different banks")
+        message = f"bank {layout.root}: bank.json and bank.db belong to different banks"
+        raise DamagedError(message, commands=[Command("restore", "BACKUP")])
     trained, tasks = view.rows("adapters"), in_order(view.rows("tasks"), "position")
     digests = {row["id"]: row["digest"] for row in trained}
     records = [TaskRecord(**sound("tasks", {**row, "adapter": digests.get(row["position"])})) for row in tasks]
     if [task.position for task in records] != list(range(1, len(records) + 1)):
         message = f"{layout.database}: the positions of its tasks are not 1 to {len(records)}"
-        raise DamagedError(message, commands=[VERIFY])
+        raise DamagedError(message)
     if odd := [task for task in records if task.replaces is not None and task.replaces >= task.position]:
         message = f"{layout.database}: task {odd[0].position} replaces one that came later"
-        raise DamagedError(message, commands=[VERIFY])
+        raise DamagedError(message)
     damaged = {task.name for task in records if task.state == "failed"}
     every = _compositions(view, records, digests)
     compositions = [made for made in every if made.state == "ready"]
@@ -61,7 +62,7 @@ def read_snapshot(view: View, layout: Layout) -> Snapshot:
             message = (
                 f"composition {made.name[:80]!r} has no members, a repeated member, or a member that is not a task"
             )
-            raise DamagedError(f"{layout.database}: {message}", commands=[VERIFY])
+            raise DamagedError(f"{layout.database}: {message}")
     ready = {task.position: task.name for task in records if task.state == "ready"}
     datasets = [row for row in view.rows("datasets") if row["task"] in ready]
     return Snapshot(
@@ -140,7 +141,7 @@ def read_events(view: View) -> list[EventRecord]:
 
     events = [EventRecord(**sound("events", row)) for row in in_order(view.rows("events"), "id")]
     if [event.id for event in events] != list(range(1, len(events) + 1)):
-        raise DamagedError(f"bank.db: the numbers of its events are not 1 to {len(events)}", commands=[VERIFY])
+        raise DamagedError(f"bank.db: the numbers of its events are not 1 to {len(events)}")
     return events
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from lorabank.bank.catalog.checks import answers_in_text
 from lorabank.bank.catalog.columns import TABLES, sound
 from lorabank.bank.objects.canonical import canonical
-from lorabank.core.commands import VERIFY
 from lorabank.core.errors import DamagedError, DataError
 from lorabank.core.records import AdapterRecord, CompositionRecord, DatasetRecord, OperationRecord
 from lorabank.core.shelves import TASK_TYPES
@@ -85,7 +84,7 @@ def in_order(rows: Iterable[Row], *columns: str) -> list[Row]:
         return sorted(rows, key=itemgetter(*columns))
     except TypeError as error:
         message = f"bank.db: its rows cannot be sorted by their {columns[-1]}"
-        raise DamagedError(message, commands=[VERIFY]) from error
+        raise DamagedError(message) from error
 
 
 def next_number(view: View, table: str) -> int:

@@ -16,7 +16,6 @@ from lorabank.bank.objects.base import Kept, StoredFile
 from lorabank.bank.objects.layout import DIGEST, OPERATION_ID, Layout
 from lorabank.bank.objects.open_regular import open_plain
 from lorabank.bank.objects.store import Stage, adapter_problems, blob_problems, content_problems, strangers
-from lorabank.core.commands import VERIFY
 from lorabank.core.errors import DamagedError
 
 _TRASHED = rf"[0-9a-f]{{16}}-(?:{DIGEST}|{OPERATION_ID})"
@@ -53,9 +52,9 @@ class FolderObjects:
             with open_plain(path) as file:
                 content = file.read()
         except OSError as error:
-            raise DamagedError(f"blob {path}: {error.strerror}", commands=[VERIFY]) from error
+            raise DamagedError(f"blob {path}: {error.strerror}") from error
         if hashlib.sha256(content).hexdigest() != digest:
-            raise DamagedError(f"blob {path}: its content is not what was stored", commands=[VERIFY])
+            raise DamagedError(f"blob {path}: its content is not what was stored")
         return content
 
     def adapter_problems(

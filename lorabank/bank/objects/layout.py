@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 
 from lorabank.bank.objects.sync import sync_folder
-from lorabank.core.commands import VERIFY
 from lorabank.core.errors import ConfigError, DamagedError
 from lorabank.core.limits import MAX_NAME
 
@@ -101,7 +100,11 @@ class Layout:
     def _checked(self, name: str) -> Path:
         folder = self.root / name
         if folder.is_symlink():
-            raise DamagedError(f"{folder} is a link", unchanged="the bank was not changed")
+            raise DamagedError(
+                f"{folder} is a link",
+                hint="put the folder itself in the place of the link",
+                unchanged="the bank was not changed",
+            )
         return folder
 
 
@@ -142,5 +145,5 @@ def check_file_name(name: str) -> str:
 
 def _checked(value: str, pattern: str) -> str:
     if not re.fullmatch(pattern, value):
-        raise DamagedError(f"{value[:80]!r} is not a digest of this bank", commands=[VERIFY])
+        raise DamagedError(f"{value[:80]!r} is not a digest of this bank")
     return value

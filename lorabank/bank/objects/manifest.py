@@ -9,7 +9,7 @@ from typing import Any
 from lorabank.bank.objects.layout import FORMAT, Layout
 from lorabank.bank.objects.open_regular import open_plain
 from lorabank.bank.objects.sync import sync_folder
-from lorabank.core.commands import ADD_TASK
+from lorabank.core.commands import ADD_TASK, REPAIR, Command
 from lorabank.core.errors import DamagedError, IncompatibleError, NotFoundError, StorageError
 from lorabank.core.limits import MAX_CONFIG
 from lorabank.core.machine.packages import UPDATE
@@ -35,11 +35,14 @@ def read_manifest(layout: Layout) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise _missing(layout) from None
     except OSError as error:
-        raise StorageError(f"{layout.manifest}: {error.strerror}") from error
+        raise StorageError(
+            f"{layout.manifest}: {error.strerror}", commands=[Command("doctor")], unchanged="the bank was not changed"
+        ) from error
     except UnicodeEncodeError:  # of the path, which the locale's encoding cannot write
         raise
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DamagedError(f"{layout.manifest}: not the manifest of a bank ({error})") from error
+        message = f"{layout.manifest}: not the manifest of a bank ({error})"
+        raise DamagedError(message, commands=[REPAIR]) from error
     if content["format"] > FORMAT:
         raise IncompatibleError(
             f"bank {layout.root} has format {content['format']}, this lorabank knows {FORMAT}: "
@@ -66,7 +69,8 @@ def write_manifest(layout: Layout, content: bytes) -> None:
 
 def _missing(layout: Layout) -> NotFoundError | DamagedError:
     if layout.database.exists():
-        return DamagedError(f"bank {layout.root}: bank.json is missing: the bank was never finished, or lost the file")
+        message = f"bank {layout.root}: bank.json is missing: the bank was never finished, or lost the file"
+        return DamagedError(message, commands=[REPAIR])
     return NotFoundError(
         f"no bank at {layout.root}",
         hint="name an existing one with --bank; the first task makes one",

@@ -8,7 +8,6 @@ import stat
 from io import FileIO
 from pathlib import Path
 
-from lorabank.core.commands import VERIFY
 from lorabank.core.errors import DamagedError
 
 
@@ -23,9 +22,9 @@ def open_plain(path: Path) -> FileIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise DamagedError(f"{path}: a link, which is not followed", commands=[VERIFY]) from error
+            raise DamagedError(f"{path}: a link, which is not followed") from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise DamagedError(f"{path}: not a regular file", commands=[VERIFY])
+        raise DamagedError(f"{path}: not a regular file")
     return FileIO(descriptor)

@@ -61,7 +61,11 @@ def write_new(path: Path, data: bytes) -> StoredFile:
     finally:
         os.close(descriptor)
     if hash_file(path) != (digest.hexdigest(), len(data)):
-        raise StorageError(f"{path}: the bytes read back from the disk differ from those written")
+        raise StorageError(
+            f"{path}: the bytes read back from the disk differ from those written",
+            hint="check the disk, and keep the bank on another one until then",
+            unchanged="the bank was not changed",
+        )
     return StoredFile(path.name, digest.hexdigest(), len(data))
 
 

@@ -92,7 +92,11 @@ def _read_again(target: Path) -> None:
             check_sound(copy, target)
     except (DamagedError, sqlite3.Error) as error:
         target.unlink(missing_ok=True)
-        raise StorageError(f"{target}: the bytes read back from the disk differ from those written") from error
+        raise StorageError(
+            f"{target}: the bytes read back from the disk differ from those written",
+            hint="check the disk, and keep the bank on another one until then",
+            unchanged="the bank was not changed",
+        ) from error
 
 
 def copy_bank(source: Layout, folder: Path) -> BackupResult:
@@ -198,10 +202,10 @@ def check_sound(connection: sqlite3.Connection, path: Path) -> None:
     """
     verdict = connection.execute("PRAGMA integrity_check").fetchone()[0]
     if verdict != "ok":
-        raise DamagedError(f"{path}: {verdict}", commands=[VERIFY], unchanged="the bank was not changed")
+        raise DamagedError(f"{path}: {verdict}", unchanged="the bank was not changed")
     for table, key in changed_rows(SqliteView(connection)):
         message = f"{path}: row {key!r} of {table} is damaged"
-        raise DamagedError(message, commands=[VERIFY], unchanged="the bank was not changed")
+        raise DamagedError(message, unchanged="the bank was not changed")
 
 
 def task_names(view: SqliteView) -> list[str]:

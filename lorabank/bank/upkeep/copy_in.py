@@ -12,6 +12,7 @@ from lorabank.bank.objects.base import StoredFile
 from lorabank.bank.objects.layout import Layout
 from lorabank.bank.objects.store import Stage, adapter_problems, blob_problems, is_damaged
 from lorabank.bank.upkeep.referenced import LiveFiles
+from lorabank.core.commands import VERIFY
 from lorabank.core.errors import DataError
 
 
@@ -138,7 +139,9 @@ def _store(layout: Layout, digest: str, content: bytes | dict[str, bytes]) -> No
     try:
         stored = stage.add_adapter(content) if isinstance(content, dict) else stage.add_blob(content)
         if stored != digest:
-            raise DataError(f"{digest[:12]}: the copy changed while it was read", unchanged="the bank was not changed")
+            kind = "adapter" if isinstance(content, dict) else "blob"
+            message = f"{kind} {digest[:12]}: the copy changed while it was read"
+            raise DataError(message, commands=[VERIFY], unchanged="the bank was not changed")
         stage.place()
     finally:
         stage.discard()

@@ -19,7 +19,6 @@ from lorabank.bank.objects.layout import OPERATION_ID, Layout
 from lorabank.bank.operations import RESUMABLE, holds_checkpoint
 from lorabank.bank.upkeep.referenced import LiveFiles, changed_rows, live_files
 from lorabank.bank.upkeep.undo import lost_with
-from lorabank.core.commands import VERIFY
 from lorabank.core.errors import ConfigError, DamagedError
 from lorabank.core.records import OperationRecord
 
@@ -86,7 +85,6 @@ def _garbage(layout: Layout, catalog: Catalog, objects: Objects, grace_hours: fl
             table, key = changed[0]
             raise DamagedError(
                 f"bank {layout.root}: row {key!r} of {table} is damaged: nothing is deleted",
-                commands=[VERIFY],
                 unchanged="the bank was not changed",
             )
         newest = time.time() - grace_hours * 3600

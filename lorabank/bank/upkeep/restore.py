@@ -133,9 +133,10 @@ def _check_copy(copy: SqliteView, backup: Path, identifier: str) -> None:
     """That it is a database of this bank; its schema, pages and rows were checked when it was read."""
     row = copy.last("bank")
     if row is None:
-        raise DamagedError(f"{backup}: not a database of lorabank", unchanged=UNCHANGED)
+        raise DamagedError(f"{backup}: not a database of lorabank", hint="name another backup", unchanged=UNCHANGED)
     if row["bank_id"] != identifier:
-        raise IncompatibleError(f"{backup} is a copy of another bank ({row['bank_id'][:12]})", unchanged=UNCHANGED)
+        message = f"{backup} is a copy of another bank ({row['bank_id'][:12]})"
+        raise IncompatibleError(message, hint="name a backup of this bank", unchanged=UNCHANGED)
 
 
 def _older(copy: SqliteView) -> str | None:

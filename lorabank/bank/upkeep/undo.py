@@ -15,7 +15,7 @@ from lorabank.bank.objects.layout import Layout
 from lorabank.bank.operations import refuse_live, refuse_reserved
 from lorabank.bank.upkeep.referenced import live_files
 from lorabank.bank.upkeep.remarks import put_columns
-from lorabank.core.commands import VERIFY, Command
+from lorabank.core.commands import Command
 from lorabank.core.errors import DamagedError, ExistsError, NotFoundError
 
 _UNCHANGED = "the bank was not changed"
@@ -117,7 +117,6 @@ def _check_columns(view: View, event: EventRecord, change: Change) -> None:
 def _unfit(event: EventRecord) -> DamagedError:
     return DamagedError(
         f"bank.db: change {event.id} ({event.kind} {event.name[:80]!r}) does not fit what the bank holds",
-        commands=[VERIFY],
         unchanged=_UNCHANGED,
     )
 

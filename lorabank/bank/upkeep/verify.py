@@ -13,14 +13,14 @@ from lorabank.bank.objects.base import Objects, adapter_digest
 from lorabank.bank.objects.layout import Layout
 from lorabank.bank.objects.manifest import read_manifest
 from lorabank.bank.upkeep.referenced import LiveFiles, changed_rows, live_files
-from lorabank.core.commands import Command
+from lorabank.core.commands import REPAIR, Command
 from lorabank.core.errors import ConfigError, DamagedError
 from lorabank.core.records import Finding
 
 _FETCH = Command("doctor", "--repair", "--from", "COPY")
 _ADAPTER = "fetch good files from a copy of the bank, or remove the task"
 _BLOB_CURE = "fetch a good file from a copy of the bank", (_FETCH,)
-_MANIFEST_CURE = "rewrite bank.json from bank.db", (Command("doctor", "--repair"),)
+_MANIFEST_CURE = "rewrite bank.json from bank.db", (REPAIR,)
 _DATABASE_CURE = (
     "restore a file of the bank's folder backups, or a copy of the bank",
     (Command("restore", "BACKUP"),),

@@ -94,7 +94,11 @@ class GaussianRouter:
     ) -> None:
         for name, share in (("shrinkage", shrinkage), ("own_covariance", own_covariance)):
             if not 0 <= share <= 1:
-                raise ConfigError(f"{name} = {share}: must be from 0 to 1")
+                raise ConfigError(
+                    f"{name} = {share}: must be from 0 to 1",
+                    hint=f"for example --set {name}=0.1",
+                    unchanged="nothing was changed",
+                )
         few = len(statistics) <= _FEW_TASKS
         means: list[NDArray[np.float32]] = []
         triangles: list[NDArray[np.float32]] = []

@@ -80,7 +80,11 @@ def device_name(asked: str) -> str:
     if count() == 1 or asked == "cpu":
         return asked
     if asked not in ("auto", "cuda"):
-        raise ConfigError(f"--device {asked} for {count()} processes", hint="--device cuda: each takes its own GPU")
+        raise ConfigError(
+            f"--device {asked} names one device for {count()} processes",
+            hint="--device cuda: each process takes a GPU of its own",
+            unchanged="nothing was changed",
+        )
     import torch
 
     cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 from lorabank.core.errors import StorageError
 
+KEPT = "everything that was stored is kept"
+"""What stayed unchanged where nothing else is known: a bank is changed in whole transactions."""
+
 _MEMORY = (
     "allocate memory",  # the C library, PyTorch's allocators, the loader of shared objects
     "failed to map segment",
@@ -33,10 +36,14 @@ def exhausted(error: BaseException) -> StorageError | None:
     for one in _chain(error):
         text = _text(one)
         if isinstance(one, MemoryError) or any(words in text for words in _MEMORY):
-            return StorageError("out of memory", hint="a smaller --batch-size or --max-length needs less")
+            return StorageError(
+                "out of memory", hint="a smaller --batch-size or --max-length needs less", unchanged=KEPT
+            )
         if any(words in text for words in _THREADS):
             return StorageError(
-                "the system cannot start more threads", hint="OMP_NUM_THREADS=1 needs fewer; ulimit -u"
+                "the system cannot start more threads",
+                hint="OMP_NUM_THREADS=1 needs fewer; ulimit -u",
+                unchanged=KEPT,
             )
     return None
 

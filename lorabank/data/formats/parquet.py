@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lorabank.core.commands import VERIFY, Command
+from lorabank.core.commands import Command
 from lorabank.core.errors import DamagedError, DataError
 from lorabank.core.limits import MAX_LINE
 from lorabank.data.bad_rows import UNCHANGED
@@ -228,10 +228,10 @@ def from_parquet(data: bytes) -> Rows:
                 raise DataError(f"{_STORED!r} have the columns {', '.join(names)[:80]!r}")
             table = _read(parquet, file, _STORED, names)
     except DataError as error:
-        raise DamagedError(f"stored rows cannot be read: {error.message}", commands=[VERIFY]) from error
+        raise DamagedError(f"stored rows cannot be read: {error.message}") from error
     for number, row in enumerate(table.rows, start=1):
         if not all(isinstance(cell, str) for cell in row):
-            raise DamagedError(f"stored rows cannot be read: row {number} holds no text", commands=[VERIFY])
+            raise DamagedError(f"stored rows cannot be read: row {number} holds no text")
     columns: list[tuple[Any, ...]] = list(zip(*table.rows, strict=True)) or [() for _ in names]
     return Rows(
         texts=columns[0],

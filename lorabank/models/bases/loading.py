@@ -18,7 +18,7 @@ from lorabank.models.bases.fingerprint import chat_template_hash, config_hash, q
 from lorabank.models.bases.kept_facts import known_weight_facts
 from lorabank.models.bases.quantised.recipe import in_full, is_ours, read_recipe
 from lorabank.models.bases.quiet import first_line, quiet_transformers
-from lorabank.models.bases.resolving import ResolvedBase, locate_base
+from lorabank.models.bases.resolving import ResolvedBase, complete, locate_base
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 _NO_LIMIT = 1_000_000_000
 """Tokens; tokenizers without a limit name a number far above it."""
 
+_INSTALL = "install this package into the environment of lorabank"
 _PUT_BACK = "restore the model that the bank was made with, or make a bank for this one"
-_NEW_BANK = (Command("-b", "NEW", "init", "--base", "FOLDER"),)
+NEW_BANK = (Command("-b", "NEW", "init", "--base", "FOLDER"),)
+"""What makes a bank for another base model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class LoadedBase:
     max_length: int | None
 
 
+@complete
 def describe_base(resolved: ResolvedBase, task_type: str = "auto", quantise: str | None = None) -> BaseModelRecord:
     """Describe a base model from its files; no model is built.
 
@@ -103,6 +106,7 @@ def _judged(quantise: str, packed: str | None, name: str) -> str:
     return in_full(quantise)
 
 
+@complete
 def load_base(
     record: BaseModelRecord,
     *,
@@ -155,7 +159,8 @@ def load_base(
                 output_loading_info=True,
             )
         except ImportError as error:
-            raise MissingExtraError(f"base model {record.name!r} needs a package: {first_line(error)}") from error
+            message = f"base model {record.name!r} needs a package: {first_line(error)}"
+            raise MissingExtraError(message, hint=_INSTALL) from error
     tokenizer = tokenizer or load_tokenizer(resolved)
     _share_padding(model, tokenizer, record.name)
     fresh = {key if isinstance(key, str) else key[0] for key in (*report["missing_keys"], *report["mismatched_keys"])}
@@ -190,6 +195,7 @@ def recorded_weights(record: BaseModelRecord) -> Callable[[str], torch.Tensor]:
     return lambda module: loaded()(module)
 
 
+@complete
 def load_tokenizer(base: ResolvedBase | BaseModelRecord) -> PreTrainedTokenizerBase:
     """Load the tokenizer alone; it has a pad token (the end token where it brought none) and pads on the right.
 
@@ -211,14 +217,15 @@ def load_tokenizer(base: ResolvedBase | BaseModelRecord) -> PreTrainedTokenizerB
             f"base model {base.name!r} is not the one of this bank: its {what} differs",
             unchanged="the bank was not changed",
             hint=_PUT_BACK,
-            commands=_NEW_BANK,
+            commands=NEW_BANK,
         )
     read_config(resolved.path)
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=False, local_files_only=True)
         except ImportError as error:
-            raise MissingExtraError(f"the tokenizer of {base.name!r} needs a package: {first_line(error)}") from error
+            message = f"the tokenizer of {base.name!r} needs a package: {first_line(error)}"
+            raise MissingExtraError(message, hint=_INSTALL) from error
         except Exception as error:  # transformers raises whatever its parsers raise
             message = f"the tokenizer in {resolved.path} cannot be read: {first_line(error)}"
             raise DataError(message, hint="a fast tokenizer is needed, saved as tokenizer.json") from error
@@ -314,7 +321,7 @@ def _check_same(record: BaseModelRecord, found: BaseModelRecord) -> None:
             f"base model {record.name!r} is not the one of this bank: other {' and '.join(differ)}",
             unchanged="the bank was not changed",
             hint=_PUT_BACK,
-            commands=_NEW_BANK,
+            commands=NEW_BANK,
         )
 
 

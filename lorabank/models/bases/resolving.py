@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lorabank.core.errors import ConfigError, DataError, LorabankError, MissingExtraError, NotFoundError
+from lorabank.core.errors import ConfigError, DataError, LorabankError, MissingExtraError, NotFoundError, leaving
 from lorabank.core.machine.packages import install
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.core.task_kinds import DEFAULT_BASE, DEFAULT_LANGUAGE_MODEL, task_kind
 from lorabank.models.bases.gguf import converted_checkpoint, find_converted, require_gguf
 from lorabank.models.bases.hub import Notice, cached_file, cached_model, download_file, download_model
+
+complete = leaving(
+    "nothing was changed", hint="restore the files of the base model, or choose another one: --base FOLDER"
+)
+"""What errors about a base model say where they do not say it themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ def default_base(task_type: str) -> str:
     )
 
 
+@complete
 def resolve_base(
     name: str | None,
     revision: str | None = None,
@@ -130,6 +136,7 @@ def resolve_base(
         raise MissingExtraError(error.message, hint=PACKAGES[name].hint, unchanged="nothing was changed") from error
 
 
+@complete
 def locate_base(record: BaseModelRecord) -> ResolvedBase:
     """Find the files of a recorded base model; whether they are the same is for the fingerprint to say.
 

@@ -64,6 +64,7 @@ def check_prompts(prompts: Sequence[list[int]]) -> None:
         raise DataError(
             f"the prompt of row {empty + 1} has no tokens: there is nothing to answer from",
             hint="give it a text, or a prompt template with words of its own",
+            unchanged="nothing was changed",
         )
 
 

@@ -82,7 +82,7 @@ class Workshop:
         uploads, said = folder / "uploads", folder / "said"
         for place in (folder.parent, folder, uploads, said):
             if config.allow_changes and place.is_symlink():
-                raise DamagedError(f"{place} is a link", unchanged="nothing was started")
+                raise DamagedError(f"{place} is a link", hint="remove the link", unchanged="nothing was started")
         sources = Sources(uploads, [Path(one) for one in config.data_folders], config.max_upload)
         return cls(bank, Jobs(bank.path, program, said), sources, tuple(program))
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 from lorabank.bank.objects.base import StoredFile, adapter_digest
 from lorabank.bank.objects.safetensors import check_tensor_bytes
 from lorabank.core.config import LoralibConfig
-from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError
+from lorabank.core.errors import ConfigError, DataError, IncompatibleError, NotFoundError, leaving
 from lorabank.core.files.safetensors_header import judge_header
 from lorabank.core.limits import MAX_CONFIG, MAX_FILE
 from lorabank.core.observer import Observer
@@ -26,6 +26,8 @@ from lorabank.models.bases.hub import cached_file, download_file
 from lorabank.models.bases.resolving import plain_name
 
 _UNCHANGED = "nothing was changed"
+SAVED_AGAIN = "download the adapter again, or save it again with PEFT's save_pretrained"
+"""What to do about the files of an adapter that cannot be read."""
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
 _SHOWN_DIGITS = 16
 
@@ -47,6 +49,7 @@ class Source:
     revision: str | None = None
 
 
+@leaving(_UNCHANGED, hint="check the name and the revision, or name a local folder")
 def find_source(name: str, observer: Observer) -> Source:
     """A local folder or file, else the hub's cache, else the hub; of the hub only the two files are fetched.
 
@@ -82,6 +85,7 @@ def find_source(name: str, observer: Observer) -> Source:
     return Source(name, config.resolve(), weights.resolve(), weights.parent.name)
 
 
+@leaving(_UNCHANGED, hint=SAVED_AGAIN, kinds=(DataError,))
 def read_source(
     source: Source | Path,
     *,

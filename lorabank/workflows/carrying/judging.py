@@ -11,7 +11,7 @@ from torch import Tensor
 from lorabank.algebra.compress import compress_dense
 from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.core.config import TrainConfig
-from lorabank.core.errors import ConfigError, IncompatibleError
+from lorabank.core.errors import ConfigError, DataError, IncompatibleError, leaving
 from lorabank.core.observer import Observer
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.shelves import TASK_TYPES
@@ -25,15 +25,17 @@ from lorabank.exchange.placed.stacked_experts import with_experts
 from lorabank.exchange.tuners.folder import tuner_files
 from lorabank.exchange.tuners.untrusted import ForeignTuner, on_base
 from lorabank.exchange.untrusted_adapter import ForeignAdapter
-from lorabank.models.bases.loading import LoadedBase, weights_of
+from lorabank.models.bases.loading import NEW_BANK, LoadedBase, weights_of
 from lorabank.models.bases.open_base import OpenBase
 from lorabank.models.mixing.trial import try_base
 from lorabank.models.tasks.heads import Head, load_head, put_head
 from lorabank.models.tasks.task_types import TaskType
+from lorabank.workflows.carrying.adapter_source import SAVED_AGAIN
 from lorabank.workflows.learning.folders import stored_files
 from lorabank.workflows.task_data import encode_rows, settled, task_statistics
 
 _UNCHANGED = "nothing was changed"
+_OF_ANOTHER = "import the adapter into a bank with the base model that it was trained on"
 
 _PROBED = 16
 """Rows that are passed through the base with and without an imported adapter."""
@@ -96,6 +98,7 @@ class Judged:
     largest_update: float
 
 
+@leaving(_UNCHANGED, hint=_OF_ANOTHER, commands=NEW_BANK, kinds=(IncompatibleError,))
 def judge(
     adapter: ForeignAdapter | ForeignTuner,
     opened: OpenBase,
@@ -140,6 +143,7 @@ def judge(
     )
 
 
+@leaving(_UNCHANGED, hint=SAVED_AGAIN, kinds=(DataError,))
 def _fit_factors(adapter: ForeignAdapter, base: LoadedBase, record: BaseModelRecord) -> Fitted:
     adapter = with_attention(with_experts(adapter, base.model), base.model)
     adapter = with_loralib(adapter, base)
@@ -163,6 +167,7 @@ def _fit_factors(adapter: ForeignAdapter, base: LoadedBase, record: BaseModelRec
     return Fitted(adapter.factors, files, adapter.r, adapter.lora_alpha, adapter.use_rslora, unread, facts)
 
 
+@leaving(_UNCHANGED, hint=SAVED_AGAIN, kinds=(DataError,))
 def _fit_tuner(adapter: ForeignTuner, base: LoadedBase, record: BaseModelRecord, as_lora: int | None) -> Fitted:
     """A tuner as it is, or cut to a rank."""
     if record.quantisation:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from lorabank.bank.bank import Bank
+from lorabank.bank.blobs import parsed_blob
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.errors import DamagedError
 from lorabank.core.observer import Observer
@@ -31,7 +34,7 @@ def known_rows(bank: Bank, snapshot: Snapshot | None, rows: Rows, observer: Obse
         if train is None or train.row_digests is None:
             continue
         try:
-            count = count_known(rows, bank.read_blob(train.row_digests))
+            count = parsed_blob(bank, train.row_digests, partial(count_known, rows))
         except DamagedError as error:
             observer.notice(f"cannot tell whether {task.name!r} was trained on evaluation rows: {error.message}")
             continue

@@ -10,6 +10,7 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from io import BufferedIOBase
 
+from lorabank.bank.blobs import parsed_blob
 from lorabank.bank.operations import Operation
 from lorabank.bank.snapshot import Snapshot
 from lorabank.core.config import InitConfig, TrainConfig
@@ -119,7 +120,7 @@ def _state(opened: OpenBank, config: TrainConfig, *, resume: bool) -> StreamStat
         return StreamState()
     if resume:
         _check_settings(_as_recorded(opened, config), last)
-    return StreamState.from_bytes(opened.bank.read_blob(last.objects[ROLE]))
+    return parsed_blob(opened.bank, last.objects[ROLE], StreamState.from_bytes)
 
 
 def _as_recorded(opened: OpenBank, config: TrainConfig) -> TrainConfig:

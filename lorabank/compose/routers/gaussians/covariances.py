@@ -79,7 +79,11 @@ class Covariances:
             return self._factors[task]
         found, lacking = dpftrf(self._d, self._packed(task), uplo="L", overwrite_a=1)
         if lacking:
-            raise ConfigError(f"shrinkage = {self._shrinkage}: a task's covariance has no inverse; use a larger value")
+            raise ConfigError(
+                f"shrinkage = {self._shrinkage}: the covariance of task {task + 1} has no inverse",
+                hint="use a larger value: --set shrinkage=0.1",
+                unchanged="nothing was changed",
+            )
         factor = Factor(found, float(np.log(found[self._diagonal]).sum()))
         if self.keeps_factors and (len(self._factors) + 1) * found.nbytes <= _FACTOR_BYTES:
             self._factors[task] = factor
