@@ -178,7 +178,7 @@ class Bank:
             return read_operations(view)
 
     def reserve(self, kind: str, name: str, config: Mapping[str, Any]) -> Operation:
-        """Reserve a name before the work starts, so that nobody learns after an hour that it is taken.
+        """Reserve a name before the work starts, so that a name that is taken is refused at once.
 
         Args:
             kind: ``"add-task"``, ``"compose"`` or another verb, shown to who meets the reservation.

@@ -270,7 +270,7 @@ class AdviseConfig:
     variants: tuple[str, ...] = setting((), "Variant to try; may be repeated; default: all that the strategy takes.")
     starts: tuple[str, ...] = setting((), "Start to try; may be repeated; default: all that the strategy takes.")
     minutes: float = setting(10.0, "Time for all trainings, in minutes; epochs are shortened to fit.", gt=0)
-    reduction: int = setting(3, "One candidate of so many is trained on, so many times as long.", ge=2)
+    reduction: int = setting(3, "Of this many candidates one is trained longer, for this many times as long.", ge=2)
 
 
 @dataclass(frozen=True, kw_only=True)

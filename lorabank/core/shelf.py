@@ -101,7 +101,7 @@ class Shelf:
             )
 
     def unknown(self, name: str) -> str:
-        """What to say of a name that is not on the shelf, in one sentence or two."""
+        """The message about a name that is not on the shelf, in one or two sentences."""
         from lorabank.core.settings import nearest  # `lorabank list` needs no dataclass
 
         if reason := self.reason(name):

@@ -66,7 +66,7 @@ def read_stream(config: TrainConfig, lines: BufferedIOBase | None) -> Iterator[S
     if not file.path.is_file():
         raise NotFoundError(
             f"there is no file {config.data!r}",
-            hint="--data FILE, or --data - for standard input",
+            hint="give --data FILE, or --data - for standard input",
             unchanged="nothing was changed",
         )
     with file.open() as opened:

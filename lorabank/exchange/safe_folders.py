@@ -121,7 +121,11 @@ def check_new_file(target: Path, bank: Path, *, overwrite: bool, read: str | Non
             what = "a link" if target.is_symlink() else "a folder" if target.is_dir() else "no regular file"
             raise ExistsError(f"{target} is {what}", hint="name a file that does not exist", unchanged=_UNWRITTEN)
         if read is not None and target.exists() and os.path.exists(read) and target.samefile(read):
-            raise ConfigError(f"{target} is the file that is read", hint="name another file", unchanged=_UNWRITTEN)
+            raise ConfigError(
+                f"{target} is the file that is read, and it would be overwritten",
+                hint="name another file",
+                unchanged=_UNWRITTEN,
+            )
         if target.exists() and not overwrite:
             raise ExistsError(f"{target} already exists", hint="--overwrite replaces it", unchanged=_UNWRITTEN)
         _check_around(target, bank, "file")

@@ -65,7 +65,7 @@ class Measured:
 
 
 def trainings_of(snapshot: Snapshot) -> tuple[Training, ...]:
-    """Those whose adapters are in a bank."""
+    """The trainings whose adapters are in a bank."""
     found = []
     for task in snapshot.tasks:
         adapter, rows = snapshot.adapter_of(task.name), snapshot.dataset(task.name, "train")

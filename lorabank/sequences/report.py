@@ -67,7 +67,7 @@ def write_report(folders: Sequence[Path], target: Path, tables: Sequence[Path] =
     for table in tables:
         if table.suffix.lower() not in TABLES:
             raise ConfigError(
-                f"a table cannot be written as {str(table)!r}: it is a .csv or .tex file",
+                f"cannot write the table {str(table)!r}: a table is a .csv or .tex file",
                 hint="for example --table results.tex",
                 unchanged="nothing was written",
             )

@@ -160,7 +160,7 @@ def _sampled(config: SequenceConfig, task: SequenceTask) -> SequenceTask:
     if lost:
         raise DataError(
             f"task {task.name!r}: no row of the label {lost[0]!r} is among the {len(train)} sampled training rows",
-            hint=f"a larger max_train_rows, or [tasks.{task.name}] leave_out_labels = [{json.dumps(lost[0])}]",
+            hint=f"raise max_train_rows, or set [tasks.{task.name}] leave_out_labels = [{json.dumps(lost[0])}]",
             unchanged=_UNCHANGED,
         )
     return replace(task, data=replace(data, train=train, eval=evaluation))

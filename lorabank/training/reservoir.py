@@ -51,7 +51,7 @@ def keep_rows(rows: Rows, budget: int, *, task: str, seed: int) -> KeptRows:
 
 
 def kept_numbers(rows: int, budget: int, *, task: str, seed: int) -> list[int]:
-    """The numbers of the rows that `keep_rows` keeps of so many, in its order."""
+    """The numbers of the rows that `keep_rows` would keep, in its order."""
     return [i for _, i in _priorities(task, rows, seed)[:budget]] if budget else []
 
 
@@ -74,7 +74,7 @@ def replay_rows(per_task: Sequence[KeptRows], budget: int, most: Sequence[int] |
     for kept, bound in zip(per_task, bounds, strict=True):
         if len(kept.rows) < (needed := min(budget, kept.seen, bound)):
             raise ConfigError(
-                f"a replay of {needed} rows: task {kept.task!r} kept only {len(kept.rows)} of its {kept.seen} rows",
+                f"the replay needs {needed} rows of {kept.task!r}, which kept only {len(kept.rows)} of {kept.seen}",
                 hint=f"ask for at most {len(kept.rows)} rows of replay",
                 unchanged="nothing was changed",
             )

@@ -38,7 +38,7 @@ def check_tracker(name: str) -> None:
     if name not in TRACKERS:
         raise ConfigError(
             f"there is no experiment tracker {name!r}{nearest(name, [*TRACKERS, 'none'])}",
-            hint=f"--report-to none, or one of: {', '.join(TRACKERS)}",
+            hint=f"choose none or one of: {', '.join(TRACKERS)}",
             unchanged="nothing was changed",
         )
     if not any(find_spec(module) for module in TRACKERS[name]):

@@ -128,7 +128,7 @@ class AdapterTrainer(Trainer):
             raise IncompatibleError(
                 "no text passes through the adapted modules (they may be in a part for images or sounds)",
                 unchanged="the adapter was not added to the bank",
-                hint="--target-modules all-linear, or names of others",
+                hint="use --target-modules all-linear, or name other modules",
             )
         self._keep_term("loss", whole)
         return (loss, None) if return_outputs else loss

@@ -64,7 +64,7 @@ def save_curve(path: str | Path, name: str, target: str | Path) -> Path:
     if curve is None or not curve.steps:
         raise NotFoundError(
             f"no training of {name!r} is recorded: it is a composition, was imported, or is older than such records",
-            hint="show without --curve has what is known of it",
+            hint="leave --curve out to see what is known of it",
             unchanged="nothing was written",
         )
     with writing(Path(target)):

@@ -53,9 +53,9 @@ def add_task(
 ) -> None:
     """Train an adapter for a new task and add it to the bank.
 
-    The earlier adapters stay as they are; what they do while the new one is trained is the strategy. The adapter
-    enters the bank whole or not at all. Without a bank one is made for the base model of --base. With --replace the
-    older version of the task answers until the new one is in the bank.
+    The earlier adapters stay as they are; the strategy decides what they do while the new one is trained. The adapter
+    enters the bank whole or not at all. If there is no bank, one is made for the base model of --base. With --replace
+    the older version of the task answers until the new one is in the bank.
     """
     from lorabank import api
     from lorabank_cli.failures import Interrupted

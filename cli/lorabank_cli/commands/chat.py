@@ -30,8 +30,8 @@ def chat(run: Run) -> None:
 
     Answers come word by word, from a composition, a task or, with --task none, the bare base. A task that learnt
     conversations reads what was said before. /help lists the commands, such as /task NAME and /who; Ctrl-C stops an
-    answer. Reads one question a line and prints only the answers if standard input is not a terminal, and with --json
-    one object for each.
+    answer. If standard input is not a terminal, the command reads one question per line and prints only the answers,
+    with --json one object for each.
     """
     from lorabank import api
     from lorabank_cli.conversation import Conversation, answer_lines

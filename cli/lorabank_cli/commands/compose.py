@@ -32,10 +32,10 @@ from lorabank_cli.verb import Run, verb
 def compose(run: Run, note: str | None, tags: tuple[str, ...]) -> None:
     """Make several adapters answer together.
 
-    merged makes them one constant state, as the sum of their delta weights with weights of yours; routed finds each
-    text's task by a router and uses that task's adapter and head; gated weighs the states of all tasks, per module
-    and text or token, and learns how from the samples kept in the bank. manual, prototype and attention are other
-    names of the three. Take routed first.
+    merged adds their delta weights, with weights that you choose, to one constant state; routed finds each text's
+    task by a router and uses that task's adapter and head; gated weighs the states of all tasks, per module and text
+    or token, and learns how from the samples kept in the bank. manual, prototype and attention are other names of the
+    three. Take routed first.
     """
     from lorabank import api
 

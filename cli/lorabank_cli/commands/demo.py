@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def demo(run: Run, target: str, seed: int, epochs: float | None) -> None:
     """Run the whole workflow on four small tasks.
 
-    Trains sentiment, spam, products and tweets one after another, plainly and with O-LoRA, composes them in three
-    ways and shows what was forgotten. Under ten minutes on two cores.
+    The demo trains sentiment, spam, products and tweets one after another, plainly and with O-LoRA, composes them in
+    three ways and shows what was forgotten. It takes less than ten minutes on two cores.
     """
     from lorabank import api
     from lorabank.core.errors import ConfigError

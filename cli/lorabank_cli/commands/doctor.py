@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 def doctor(run: Run, repair: bool, source: str | None) -> None:
     """Check the machine and the bank.
 
-    The facts belong into a bug report. --repair reads every file: it sweeps what dead processes left, moves damaged
+    The facts belong in a bug report. --repair reads every file: it sweeps what dead processes left, moves damaged
     files to the bank's folder quarantine, fetches good copies by their digest, and sets tasks aside that lack a file,
-    so that all others can be used. It deletes no stored file. Findings that remain exit with 8.
+    so that all others can be used. It deletes no stored file. If findings remain, the exit code is 8.
     """
     from lorabank import api
 

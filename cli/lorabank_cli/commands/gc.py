@@ -23,7 +23,7 @@ def gc(run: Run, grace_hours: float) -> None:
     """Delete files that nothing refers to.
 
     They are listed first. Files of removed tasks go when no live record needs them; then 'lorabank undo' cannot bring
-    those tasks back, and this is said.
+    those tasks back, and the command says so.
     """
     from lorabank import api
 

@@ -37,10 +37,10 @@ ANSWERING = [name for name in (*setting_names(GenerateConfig), *old_names(Genera
 def generate(run: Run, texts: tuple[str, ...], output: str | None, form: Form | None, overwrite: bool) -> None:
     """Generate text from prompts with the bank's language model.
 
-    The likeliest token of each step, or draws with --temperature, in the state of a composition or of one task, with
-    the task's prompt template or, where it was trained in it, the base's chat template. --task none asks the bare
-    base, before and beside every task. Prints the answers to stdout, those to the rows of --data below what was asked,
-    and the state to stderr; --json also says who answered.
+    The state of a composition or of one task answers, with the likeliest token of each step or with draws
+    (--temperature), in the task's prompt template or, if it was trained in it, the base's chat template. --task none
+    asks the bare base, before and beside every task. Answers go to stdout, those to the rows of --data below what was
+    asked, and the state goes to stderr; --json also says what answered.
     """
     from lorabank import api
 

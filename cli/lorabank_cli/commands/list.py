@@ -64,8 +64,8 @@ def list_bank(
     """List tasks and compositions.
 
     The line 'room' says how many more tasks like the newest one fit: each takes as many input directions of every
-    module as its rank, and of a --budget as many bytes as the newest adapter. Of many labels and members the number
-    and the first ones are shown; --json has everything.
+    module as its rank, and of a --budget as many bytes as the newest adapter. Long lists of
+    labels and members are shown as their number and the first ones; --json has everything.
     """
     # Not through lorabank.api: its settings would take a fifth of the time that this command may cost.
     from lorabank.bank.bank import Bank

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def log(run: Run, limit: int | None) -> None:
     """Show what was changed and when.
 
-    Newest first, with the version of lorabank that made the change. 'lorabank undo' takes back the one that is marked
-    as next.
+    The newest change comes first, with the version of lorabank that made it. 'lorabank undo' takes back the one
+    that is marked as next.
     """
     from lorabank import api
 

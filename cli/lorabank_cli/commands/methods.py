@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 def methods(run: Run, name: str | None) -> None:
     """List all methods.
 
-    Those of installed packages too, each with its family, where it was published, and its own settings for --set; then
-    methods that are known and not offered, with the reason. With a name everything about the methods of that name.
+    The list includes those of installed packages. Each has its family, where it was published, and its own settings
+    for --set; methods that are known and not offered follow, with the reason. With a name, the command shows
+    everything about the methods of that name.
     """
     from lorabank.core.methods import methods as known
 

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 def predict(run: Run, texts: tuple[str, ...], output: str | None, form: Form | None, overwrite: bool) -> None:
     """Label texts with a composition or one task.
 
-    Prints the label, its probability, whose head answered, in which state, and the weight of each adapter. With --task
-    the task id is given and no router picks an adapter; without it a routed composition finds the task. To a reader
-    that is not a terminal it writes tab-separated rows; --output writes them to a file.
+    The command prints the label, its probability, whose head answered, in which state, and the weight of each adapter.
+    With --task the task id is given and no router picks an adapter; without it a routed composition finds the task. If
+    standard output is not a terminal, the rows are tab-separated; --output writes them to a file.
     """
     from lorabank import api
 

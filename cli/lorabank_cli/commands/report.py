@@ -31,8 +31,8 @@ from lorabank_cli.verb import Run, verb
 def report(run: Run, target: str, folders: tuple[str, ...], tables: tuple[str, ...]) -> None:
     """Write one HTML file about the bank, or about several.
 
-    Tasks, adapters with their lineage, compositions and every matrix measured so far. With folders, it compares banks,
-    or the strategies of a sequence over its orders and seeds. It opens offline, without scripts.
+    It shows tasks, adapters with their lineage, compositions and every matrix measured so far. With folders, it
+    compares banks, or the strategies of a sequence over its orders and seeds. It opens offline, without scripts.
     """
     from lorabank import api
     from lorabank.core.errors import ConfigError

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 def restore(run: Run, backup: str, incomplete: bool) -> None:
     """Restore a backup.
 
-    It is checked before anything is changed, and the database that is there is kept aside. From a copy of the whole
-    bank the files come back too that the bank lacks or holds damaged; the bank may then be gone altogether.
+    It is checked before anything is changed, and the database that is there is kept aside. A copy of the
+    whole bank also brings back the files that are missing or damaged in the bank; the bank itself may then be gone.
     """
     from lorabank import api
 

@@ -43,9 +43,9 @@ TRAINED = (
 def stream(run: Run, prefix: str, resume: bool) -> None:
     """Learn labelled texts in their order, each once, and find the tasks among them.
 
-    The data are JSON lines; - reads them from standard input. Where the loss has settled, the adapter enters the bank
+    The data are JSON lines; - reads them from standard input. When the loss has settled, the adapter enters the bank
     as a task and a new one begins (Online-LoRA). All tasks share one head, which new labels make grow, so no task id
-    is needed to answer. Prints a line for each task, with --json an object.
+    is needed to answer. The command prints a line for each task, with --json an object.
     """
     from lorabank import api
     from lorabank_cli.failures import Interrupted

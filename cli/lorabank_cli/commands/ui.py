@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def ui(run: Run) -> None:
     """Open the bank's page in the browser.
 
-    Starts a server for this machine alone, as serve --page does, and opens its page: tasks, adapters and compositions,
-    what was forgotten after which task, how the router errs, and a box to ask the bank. Ctrl-C stops it.
+    The command starts a server for this machine alone, as serve --page does, and opens its page: tasks, adapters and
+    compositions, what was forgotten after which task, how the router errs, and a box to ask the bank. Ctrl-C stops it.
     """
     config = run.config(UiConfig)
     check_changes(run, config, "ui")

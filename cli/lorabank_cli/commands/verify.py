@@ -36,7 +36,8 @@ class Part(click.ParamType[tuple[int, int]]):
 def verify(run: Run, full: bool, subset: tuple[int, int] | None) -> None:
     """Check the bank's records and files.
 
-    Without --full it compares records, existence and sizes. Nothing is changed. Findings exit with 8.
+    Without --full, it compares records, existence and sizes. Nothing is changed. If anything is found, the exit code
+    is 8.
     """
     from lorabank import api
 

@@ -36,13 +36,11 @@ def exhausted(error: BaseException) -> StorageError | None:
     for one in _chain(error):
         text = _text(one)
         if isinstance(one, MemoryError) or any(words in text for words in _MEMORY):
-            return StorageError(
-                "out of memory", hint="a smaller --batch-size or --max-length needs less", unchanged=KEPT
-            )
+            return StorageError("out of memory", hint="choose a smaller --batch-size or --max-length", unchanged=KEPT)
         if any(words in text for words in _THREADS):
             return StorageError(
                 "the system cannot start more threads",
-                hint="OMP_NUM_THREADS=1 needs fewer; ulimit -u",
+                hint="set OMP_NUM_THREADS=1, or raise the limit of ulimit -u",
                 unchanged=KEPT,
             )
     return None

@@ -111,7 +111,7 @@ class WorkbookFile:
             return None
         if not header:
             raise DataError(
-                f"{str(self.path)!r} has no rows", unchanged=UNCHANGED, hint="another sheet: --set sheet=NAME"
+                f"{str(self.path)!r} has no rows", unchanged=UNCHANGED, hint="choose another sheet: --set sheet=NAME"
             )
         raise missing_column(self.path, column, header)
 

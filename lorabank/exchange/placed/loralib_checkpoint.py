@@ -198,7 +198,7 @@ def _parts(site: Site, adapted: int, parts: int, enabled: tuple[bool, ...]) -> l
         said = f", and --enable-lora says {sum(enabled)} of {len(enabled)}" if enabled else ""
         raise ConfigError(
             f"the checkpoint adapts {adapted} of {parts} parts of {site.name!r} and does not hold which{said}",
-            hint=f"--enable-lora with {parts} words, true for each part that was adapted, such as true,false,true",
+            hint=f"give --enable-lora {parts} words, true for each part that was adapted, such as true,false,true",
             unchanged=_UNCHANGED,
         )
     return [i for i, on in enumerate(enabled) if on]

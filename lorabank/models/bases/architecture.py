@@ -72,13 +72,13 @@ def check_able(config: PreTrainedConfig, task_type: str, name: str) -> None:
         can = f"can be used for {' and '.join(able)}, not for" if able else "cannot be used for"
         raise IncompatibleError(
             f"base model {name!r} (type {config.model_type!r}) {can} {task_type}",
-            hint=f"--task-type {able[0]}" if able else "another model: --base",
+            hint=f"use --task-type {able[0]}" if able else "choose another model: --base",
             unchanged="nothing was changed",
         )
     if (reason := UNSUPPORTED.get((config.model_type, task_type))) is not None:
         raise IncompatibleError(
             f"base model {name!r} (type {config.model_type!r}) cannot be used for {task_type}: {reason}",
-            hint="another model: --base",
+            hint="choose another model: --base",
             unchanged="nothing was changed",
         )
 
@@ -138,7 +138,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if (folder / "adapter_config.json").exists():  # transformers would follow it to another base model
         raise DataError(
             f"{folder} holds an adapter, not a base model",
-            hint="--base with the model under the adapter",
+            hint="give --base the model that the adapter was trained on",
             unchanged="nothing was changed",
         )
     if not path.is_file():

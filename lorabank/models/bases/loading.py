@@ -260,7 +260,7 @@ def resolve_device(name: str) -> torch.device:
     if int(index or 0) >= count:
         raise MissingExtraError(
             f"device {name!r} does not exist: torch sees {count} CUDA devices",
-            hint="--device cpu",
+            hint="use --device cpu",
             unchanged="nothing was changed",
         )
     return torch.device(name)
@@ -332,7 +332,7 @@ def _hidden_size(config: PreTrainedConfig, name: str) -> int:
     except (AttributeError, TypeError, ValueError) as error:  # of several text models, or of none
         raise IncompatibleError(
             f"base model {name!r} (type {config.model_type!r}) does not say how wide its hidden states are",
-            hint="another model: --base",
+            hint="choose another model: --base",
             unchanged="nothing was changed",
         ) from error
 
@@ -344,7 +344,7 @@ def _share_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
     except (RuntimeError, AttributeError) as error:  # CANINE hashes characters, and says that it has none
         raise IncompatibleError(
             f"base model {name!r} ({type(model).__name__}) has no table of embeddings, one for each token",
-            hint="another model: --base",
+            hint="choose another model: --base",
             unchanged="nothing was changed",
         ) from error
     if tokens > rows:

@@ -297,7 +297,7 @@ def _in_base(name: str, gguf_file: str) -> str:
     if not folder.is_dir():
         if folder.is_file():
             raise ConfigError(
-                f"--base {name!r} is a file, but --gguf-file {gguf_file!r} is looked for in it",
+                f"--base {name!r} is a file, and --gguf-file {gguf_file!r} needs a folder or a hub model",
                 unchanged="nothing was changed",
             )
         return f"{name}/{gguf_file}"

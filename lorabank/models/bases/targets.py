@@ -97,7 +97,7 @@ def find_targets(model: PreTrainedModel, spec: str, head_modules: tuple[str, ...
         said = f": {_described(own)}" if own else ""
         raise IncompatibleError(
             f"{kind} has no linear layers to adapt outside its head{said}",
-            hint="another base model: --base",
+            hint="choose another base model: --base",
             unchanged="nothing was changed",
         )
     chosen = linear if spec == "all-linear" else _chosen(kind, list(able), parts, others, spec)

@@ -243,7 +243,7 @@ def _hidden(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     if hidden is None or hidden.shape[:2] != ids.shape:
         raise IncompatibleError(
             f"the body of {type(model).__name__} gives no last hidden state of every token, which routing needs",
-            hint="another base model: --base",
+            hint="choose another base model: --base",
             unchanged="nothing was changed",
         )
     return hidden

@@ -128,7 +128,7 @@ class Runtime:
     ) -> list[NDArray[np.float32]]:
         """Features of the bare base, of each layer ``[n, width]``; see `extract_layers`.
 
-        A text passes through the base once, in whatever list it comes, as long as its features are kept.
+        Each text passes through the base once while its features are cached, whichever list it comes in.
         """
 
         def extract(new: Sequence[str]) -> list[NDArray[np.float32]]:

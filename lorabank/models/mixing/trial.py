@@ -89,6 +89,6 @@ def _refuse(name: str, verb: str, rows: Sequence[Mapping[str, Any]], error: Exce
     tokens = " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
     raise IncompatibleError(
         f"base model {name!r} fails where it {verb} texts of {tokens} tokens: {first_line(error)}",
-        hint="another model: --base",
+        hint="choose another model: --base",
         unchanged="nothing was changed",
     ) from error

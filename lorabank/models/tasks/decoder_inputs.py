@@ -28,7 +28,7 @@ def decoder_inputs(model: Any, targets: Tensor) -> Tensor:
     if start is None:
         raise IncompatibleError(
             f"{type(model).__name__} does not say which token its decoder starts from (decoder_start_token_id)",
-            hint="another base model: --base",
+            hint="choose another base model: --base",
             unchanged="nothing was changed",
         )
     shifted[:, 0] = start

@@ -39,7 +39,7 @@ _LONGEST = 300
 
 
 class UnfitError(Exception):
-    """What PEFT says of settings or tensors that do not fit."""
+    """PEFT refuses settings or tensors; the message is what PEFT says."""
 
 
 def setting_fields(kind: str) -> dict[str, tuple[Any, Any, str]]:

@@ -143,7 +143,7 @@ def check_reference(base: OpenBase, reference: Reference) -> None:
 
 
 def measure_reference(job: ReferenceJob, observer: Observer, about: Callable[[str], None]) -> ReferenceRun:
-    """Do what is not done yet.
+    """Train and score the tasks of a reference that are not done yet.
 
     Args:
         job: The reference, its tasks and its folder.
@@ -151,7 +151,7 @@ def measure_reference(job: ReferenceJob, observer: Observer, about: Callable[[st
         about: Called with a task before it is learnt.
 
     Raises:
-        DivergedError: A training did; what was scored before is kept.
+        DivergedError: A loss was not finite; what was scored before is kept.
     """
     progress = Progress.read(job.folder)
     before = len(progress.cells)

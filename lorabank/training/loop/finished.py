@@ -60,7 +60,7 @@ def check_left(factors: LoraFactors, variant: str) -> None:
         raise DivergedError(
             f"variant {variant!r} pruned every component: the adapter changes nothing",
             unchanged="the adapter was not added to the bank",
-            hint="lower what it prunes by with --set",
+            hint="make it prune less with --set",
             commands=[Command("methods", variant)],
         )
 

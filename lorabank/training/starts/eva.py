@@ -57,7 +57,7 @@ class EVA(MeasuredStart):
         if r <= site.d_in:
             return None
         return ConfigError(
-            f"{site.name} has {site.d_in} inputs, and not {r} directions of them",
+            f"{site.name} has {site.d_in} inputs, fewer than the {r} directions that the start needs",
             hint="lower --r",
             unchanged="nothing was changed",
         )
@@ -147,7 +147,7 @@ def _check_room(site: Site, r: int, basis: Tensor, earlier: int) -> None:
     left = site.d_in - len(basis)
     if left < r:
         raise ConfigError(
-            f"{left} directions are left of the inputs of {site.name} beside {earlier} earlier adapters, and the "
+            f"{earlier} earlier adapters leave {left} directions of the inputs of {site.name}, and the "
             f"start needs {r}",
             hint="--set components=leading, or lower --r",
             unchanged="the adapter was not added to the bank",

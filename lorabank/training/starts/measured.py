@@ -94,7 +94,7 @@ def covariance_at(inputs: InputCovariance, site: Site) -> Tensor:
     if not bool(C.isfinite().all()):
         raise DivergedError(
             f"what the base feeds into {site.name} is not finite, so no start can be measured on it",
-            hint="another --start, or --target-modules without it",
+            hint="choose another --start, or leave it out of --target-modules",
             unchanged="the adapter was not added to the bank",
         )
     return C
@@ -125,7 +125,7 @@ def reached(context: TrainContext, modules: Collection[str]) -> list[Site]:
     if others := sorted(unseen - matrices_in(context.model)):
         raise ConfigError(
             f"no text of the sample passes through {others[0]}, so start {context.config.start!r} knows nothing of it",
-            hint="--set rows=N for a larger sample, or --target-modules without it",
+            hint="take a larger sample with --set rows=N, or leave it out of --target-modules",
             unchanged="the adapter was not added to the bank",
         )
     return [site for site in context.sites if site.module_name not in unseen]

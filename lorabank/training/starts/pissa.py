@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PiSSA(ComponentStart):
-    """The adapter begins as the principal part of the weight, which is taken out of the frozen rest."""
+    """The adapter begins as the principal part of the weight, and the frozen weight keeps the rest."""
 
     paper: ClassVar[str | None] = "PiSSA, arXiv 2404.02948"
 

@@ -51,7 +51,7 @@ class Dora(Variant):
             if not bool(square.all()):
                 raise ConfigError(
                     f"a row of the weight of {name} is zero, which has no direction for DoRA to train",
-                    hint="use --variant lora, or --target-modules without it",
+                    hint="use --variant lora, or leave it out of --target-modules",
                     unchanged="the adapter was not added to the bank",
                 )
         return _Magnitudes(start.begin(context), context.sites, squares)

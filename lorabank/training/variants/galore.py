@@ -56,7 +56,7 @@ class GaLore(CompressedVariant):
             return None
         return ConfigError(
             f"variant 'galore' computes the gradient of a whole weight, and {site.name} is not a linear layer",
-            hint="--target-modules without it, or another --variant",
+            hint="leave it out of --target-modules, or choose another --variant",
             unchanged="nothing was changed",
         )
 

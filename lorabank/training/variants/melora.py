@@ -49,7 +49,7 @@ class MELora(Variant):
         if site.d_in % self.minis or site.d_out % self.minis:
             return ConfigError(
                 f"{site.name} has {site.d_in} inputs and {site.d_out} outputs, not multiples of {self.minis}",
-                hint="give --set minis a divisor of both, or --target-modules without it",
+                hint="give --set minis a divisor of both, or leave it out of --target-modules",
                 unchanged="nothing was changed",
             )
         return None

@@ -104,7 +104,7 @@ def put(
     if get_token() is None:
         raise MissingExtraError(
             "there is no token of the Hugging Face hub",
-            hint="hf auth login, or HF_TOKEN",
+            hint="log in with hf auth login, or set HF_TOKEN",
             unchanged="nothing was sent",
         )
     added = [CommitOperationAdd(path, content) for path, content in files.items()]

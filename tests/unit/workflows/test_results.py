@@ -70,7 +70,7 @@ def test_a_table_is_drawn_with_the_intervals_of_one_scalar(table) -> None:
     assert "olora, as-trained" not in found
     with pytest.raises(Exception, match=r"'forgetting'") as caught:
         table.plot("forgetting")
-    assert caught.value.hint == "one of: average_accuracy, forward_transfer"
+    assert caught.value.hint == "choose one of: average_accuracy, forward_transfer"
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ class Convolution(SiteKind):
         return {"lora_A.weight": kernel, "lora_B.weight": B.reshape(*B.shape, *ones)}
 
     def shape_in_peft(self, module: nn.Module) -> tuple[int, ...]:
-        """Of a kernel that reads all channels."""
+        """The shape that PEFT stores for a kernel that reads all channels."""
         conv: Any = module
         return (conv.in_channels, *conv.kernel_size)
 

@@ -56,7 +56,7 @@ class Quantiser(ABC):
             IncompatibleError: The quantiser has no zero points that could take D, or other groups.
         """
         raise IncompatibleError(
-            f"{type(self).__name__} keeps no zero points, which alone can take an adapter without another rounding",
+            f"{type(self).__name__} keeps no zero points, and only these take an adapter without another rounding",
             hint="export without --merged, or from a bank whose base is kept by hqq",
             unchanged="nothing was written",
         )

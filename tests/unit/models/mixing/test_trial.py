@@ -72,7 +72,7 @@ def test_what_a_base_cannot_do_is_said_in_one_line(what: str) -> None:
     with pytest.raises(IncompatibleError, match=message) as error:
         attempt(base(config()))
     assert "\n" not in str(error.value)
-    assert error.value.hint == "another model: --base"
+    assert error.value.hint == "choose another model: --base"
 
 
 def test_a_base_that_is_not_trained_need_not_be_able_to(caplog: pytest.LogCaptureFixture) -> None:

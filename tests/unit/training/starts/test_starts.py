@@ -228,9 +228,7 @@ def test_eva_finds_what_is_strongest_of_what_earlier_adapters_left(model, make_a
 def test_eva_says_when_earlier_adapters_left_nothing(model, make_adapter) -> None:
     past = make_adapter({NAMES[0]: (32, 32)}, 30, 1.0, seed=1)
     context = context_of(model, start="eva", earlier=AdapterStack.build({"past": past}), set=("components=next",))
-    with pytest.raises(
-        ConfigError, match=r"2 directions are left .* beside 1 earlier adapters, and the start needs 3"
-    ):
+    with pytest.raises(ConfigError, match=r"1 earlier adapters leave 2 directions of .*, and the start needs 3"):
         begun(context)
 
 
