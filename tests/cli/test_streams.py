@@ -305,7 +305,9 @@ def test_completion_to_a_broken_stream_is_no_bug(value: str) -> None:
         environment = {**os.environ, "_LORABANK_COMPLETE": value}
         run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, env=environment)
     assert run.returncode == 10
-    assert re.fullmatch(rb"error: standard output: [^\n]*\n  hint: [^\n]*\n", run.stderr)
+    assert re.fullmatch(
+        rb"error: standard output: [^\n]*\n  everything that was stored is kept\n  hint: [^\n]*\n", run.stderr
+    )
 
 
 def test_a_completion_for_an_unknown_shell_is_a_usage_error() -> None:

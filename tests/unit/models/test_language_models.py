@@ -127,7 +127,7 @@ def test_a_model_is_not_used_for_what_it_cannot_do(make_base, kind: str, wanted:
     resolved = resolve_base(str(make_base(kind)))
     with pytest.raises(IncompatibleError, match=f"can be used for {able}, not for {wanted}$") as caught:
         describe_base(resolved, wanted)
-    assert caught.value.hint == "--task-type SEQ_CLS"
+    assert caught.value.hint == "use --task-type SEQ_CLS"
 
 
 def test_a_language_model_without_all_its_weights_is_refused(make_base, make_language_model) -> None:
