@@ -227,7 +227,7 @@ def test_a_standard_input_that_cannot_be_read_is_an_input_error(bank: Bank, tmp_
     with open(tmp_path / "file", "wb") as write_only:
         run = lorabank("predict", "--task", "spam", "-", stdin=write_only)
     assert run.returncode == 10
-    assert re.fullmatch(rb"error: [^\n]*\n", run.stderr)
+    assert re.fullmatch(rb"error: [^\n]*\n  everything that was stored is kept\n", run.stderr)
 
 
 LOCALES = {
