@@ -76,7 +76,7 @@ def test_gguf_files_that_are_not_there(models: Path) -> None:
 def test_gguf_files_that_are_misnamed(models: Path) -> None:
     with pytest.raises(ConfigError, match=r"does not end in \.gguf"):
         resolve_base("someone/model", gguf_file="model.bin")
-    with pytest.raises(ConfigError, match="is a file, but"):
+    with pytest.raises(ConfigError, match="is a file, and"):
         resolve_base(str(models / "a.gguf"), gguf_file="b.gguf")
     with pytest.raises(ConfigError, match="no base model is named"):
         resolve_base(None)
