@@ -74,7 +74,7 @@ def replay_rows(per_task: Sequence[KeptRows], budget: int, most: Sequence[int] |
     for kept, bound in zip(per_task, bounds, strict=True):
         if len(kept.rows) < (needed := min(budget, kept.seen, bound)):
             raise ConfigError(
-                f"the replay needs {needed} rows of {kept.task!r}, which kept only {len(kept.rows)} of {kept.seen}",
+                f"task {kept.task!r} kept only {len(kept.rows)} of its {kept.seen} rows; the replay needs {needed}",
                 hint=f"ask for at most {len(kept.rows)} rows of replay",
                 unchanged="nothing was changed",
             )
