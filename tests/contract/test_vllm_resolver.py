@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
+import subprocess
 import sys
 import tomllib
 from abc import ABC, abstractmethod
@@ -20,7 +22,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from lorabank.bank.bank import Bank
-from lorabank.serving.backends import resolver
+from lorabank.serving.backends import plugin, resolver
 from tests.contract.test_text_to_text import Place, encoded, plainly_generated
 
 ROOT = Path(__file__).parents[2]
@@ -137,14 +139,21 @@ def test_the_base_is_known_by_its_weights(
 
 def test_without_a_bank_nothing_is_registered(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LORABANK_BANK", raising=False)
-    resolver.register()
+    plugin.register()
     assert registry.resolvers == {}
+
+
+def test_the_plug_in_costs_nothing_where_no_bank_is_named() -> None:
+    code = "import sys; from lorabank.serving.backends.plugin import register; register(); print(*sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "LORABANK_BANK"}
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert not {"torch", "transformers", "vllm", "sqlalchemy"} & set(loaded.stdout.split())
 
 
 def test_a_bank_that_is_not_there_is_logged(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("LORABANK_BANK", str(tmp_path / "none"))
-    resolver.register()
+    plugin.register()
     assert asyncio.run(registry.resolvers["lorabank"].resolve_lora("base", "pairs")) is None
     assert "no bank at" in caplog.text

@@ -1,8 +1,6 @@
-"""A plug-in of vLLM (entry point ``vllm.general_plugins``): an adapter that vLLM does not know comes from a bank.
+"""What vLLM's plug-in does (`lorabank.serving.backends.plugin`): an adapter that vLLM does not know comes from a bank.
 
-vLLM asks its resolvers where it was started with ``--enable-lora`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=1`` and a
-request names a model that it does not know. The variable ``LORABANK_BANK`` names the bank; without it nothing is
-registered. The class and its method are those of ``vllm.lora.resolver`` in vLLM 0.33.
+The class and its method are those of ``vllm.lora.resolver`` in vLLM 0.33.
 """
 
 from __future__ import annotations
@@ -28,20 +26,14 @@ from lorabank.models.bases.resolving import plain_name, resolve_base
 from lorabank.workflows.assemble import adapters_in_order
 from lorabank.workflows.carrying.export import export
 
-BANK = "LORABANK_BANK"
-"""Environment variable with the bank's folder."""
-
 FOLDER = "LORABANK_VLLM_FOLDER"
 """Environment variable with the folder that adapters are exported to; default: one beside the hub's cache."""
 
 _log = logging.getLogger(__name__)
 
 
-def register() -> None:
-    """Register the resolver, where `BANK` names a bank; vLLM calls it in each of its processes as they start."""
-    bank = os.environ.get(BANK)
-    if not bank:
-        return
+def register(bank: str) -> None:
+    """Register the resolver of a bank with vLLM."""
     from vllm.lora.request import LoRARequest
     from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
