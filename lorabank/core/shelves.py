@@ -29,6 +29,7 @@ SITES = Shelf(
         "conv2d": "lorabank.models.bases.kinds.convolution:Conv2d",
         "conv3d": "lorabank.models.bases.kinds.convolution:Conv3d",
         "quantised": "lorabank.models.bases.kinds.quantised:Quantised",
+        "bias": "lorabank.models.bases.kinds.bias:OfBias",
     },
 )
 
@@ -131,6 +132,7 @@ VARIANTS = Shelf(
         "lora-drop": "lorabank.training.variants.lora_drop:LoraDrop",
         "autolora": "lorabank.training.variants.autolora:AutoLora",
         "alora": "lorabank.training.variants.alora:ALora",
+        "bitfit": "lorabank.training.variants.bitfit:BitFit",
         "ia3": "lorabank.training.variants.ia3:IA3",
         "relora": "lorabank.training.variants.relora:ReLora",
         "cola": "lorabank.training.variants.cola:Cola",
@@ -142,7 +144,6 @@ VARIANTS = Shelf(
         "qa-lora": "lorabank.training.variants.qa_lora:QaLora",
     },
     refused={
-        "bitfit": "it trains biases, and an adapter is stored as (diag(g) - 1) W + s B A: a bias has no place there",
         "loraprune": "it removes heads and units of the base, which all tasks share: it makes another base model",
         "activated-lora": "its delta weight depends on the place of a token, so it cannot be summed with others",
         "loretta-adp": "it is a layer with a non-linearity behind a module, and no delta weight as loretta is",
@@ -154,13 +155,9 @@ VARIANTS = Shelf(
     chosen="add-task --variant {name}",
 )
 
-_OF_PEFT = "LOHA LOKR OFT BOFT HRA FOURIERFT WAVEFT MISS RANDLORA C3A SHIRA ROAD DELORA"
-TUNERS = Shelf(
-    "variant",
-    "tuners",
-    {f"peft:{name.lower()}": f"lorabank.training.variants.peft:{name}" for name in _OF_PEFT.split()},
-    chosen=f"add-task --variant {{name}} --strategy {ALONE}",
-)
+_NAMES = "LOHA LOKR OFT BOFT HRA FOURIERFT WAVEFT MISS RANDLORA C3A SHIRA ROAD DELORA"
+_OF_PEFT = {f"peft:{name.lower()}": f"lorabank.training.variants.peft:{name}" for name in _NAMES.split()}
+TUNERS = Shelf("variant", "tuners", _OF_PEFT, chosen=f"add-task --variant {{name}} --strategy {ALONE}")
 """Variants that PEFT trains and loads: what they train has no factors, so that such a task answers alone."""
 
 MIXTURES = Shelf(

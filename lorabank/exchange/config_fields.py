@@ -39,6 +39,8 @@ _FEATURES = frozenset(
         "use_qalora", "velora_config",
     )
 )  # fmt: skip
+BIASES = ("none", "lora_only", "all")
+"""Which biases PEFT saves."""
 _HEADS = ("classifier", "score")
 _HINTS = {
     "trainable_token_indices": "train it without new tokens: a bank keeps only LoRA factors",
@@ -91,8 +93,8 @@ def check_plain(fields: Mapping[str, Any], ignore_unknown: bool) -> tuple[str, .
         if not ignore_unknown:
             refuse_field(fields, name, "is unknown", "--ignore-unknown skips unknown fields and lists them")
         unknown.append(name)
-    if fields.get("bias", "none") != "none":
-        refuse_field(fields, "bias", "is not 'none'")
+    if fields.get("bias", "none") not in BIASES:
+        refuse_field(fields, "bias", f"is none of {', '.join(map(repr, BIASES))}")
     if fields.get("init_lora_weights", True) not in _INITIALISATIONS:
         refuse_field(fields, "init_lora_weights", "is an initialisation that changes the base model")
     for name in ("task_type", "base_model_name_or_path"):

@@ -2,8 +2,9 @@
 
 What is written loads with plain ``PeftModel.from_pretrained`` and with servers that read PEFT folders; the config is
 built from a fixed list of fields. An adapter with row gains is written as DoRA, and its gains stand beside it, in a
-file that PEFT does not look at: DoRA's magnitudes are gains only beside the base's weights. What is read here was
-written here; `lorabank.exchange.untrusted_adapter` reads the folders of others.
+file that PEFT does not look at: DoRA's magnitudes are gains only beside the base's weights. What is added to biases
+stands in such a file too, since PEFT puts whole biases in the place of the base's. What is read here was written here;
+`lorabank.exchange.untrusted_adapter` reads the folders of others.
 """
 
 from __future__ import annotations
@@ -19,18 +20,22 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from lorabank.algebra.biases import ENDING, bias_shape, bias_vectors, no_change, with_biases, without_biases
 from lorabank.algebra.factors import FactorShape, LoraFactors, lora_scaling
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.commands import VERIFY
-from lorabank.core.errors import DataError, leaving
+from lorabank.core.errors import DataError, IncompatibleError, leaving
 from lorabank.exchange.dora import Weight, as_dora
 from lorabank.exchange.mapped import MappedTensors
-from lorabank.exchange.stored_factors import MAGNITUDE, PREFIX, Keys, by_pattern, sorted_keys
+from lorabank.exchange.stored_factors import INNER, MAGNITUDE, PREFIX, Keys, by_pattern, sorted_keys
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 GAIN_FILE = "gain.safetensors"
 """The row gain ``[d_out]`` of every module by its name, where PEFT's two files are a DoRA adapter."""
+
+BIAS_FILE = "bias.safetensors"
+"""What is added to each bias ``[d_out]`` by its name, where PEFT's two files bring whole biases."""
 
 _stored = leaving("nothing was changed", commands=[VERIFY], kinds=(DataError,))
 
@@ -63,11 +68,15 @@ def adapter_files(
         rank_pattern: Module name to its rank where that is not ``r``; None for the ranks of the factors, with the
             ``lora_alpha`` that gives them the same scaling (an adapter on several blocks of one matrix).
         alpha_pattern: Module name to its ``lora_alpha`` where that is another one.
-        weight: Gives the untouched base's weights; asked only for an adapter with row gains.
+        weight: Gives the untouched base's weights; asked only for an adapter with row gains or on biases.
 
     Raises:
-        IncompatibleError: No DoRA adapter has these gains.
+        IncompatibleError: No DoRA adapter has these gains, or the adapter is on biases of layer norms alone.
     """
+    biases, factors = (
+        bias_vectors(factors),
+        _for_peft(factors, weight, lora_scaling(r, lora_alpha, use_rslora=use_rslora)),
+    )
     if rank_pattern is None:
         ranks, power = {len(a) for a in factors.A.values()}, 0.5 if use_rslora else 1.0
         if len(ranks) == 1:  # a server that knows one rank for all modules reads it
@@ -82,7 +91,7 @@ def adapter_files(
         "rank_pattern": dict(rank_pattern),
         "alpha_pattern": dict(alpha_pattern or {}),
     }
-    return _files(config, factors, head, weight)
+    return _files(config, factors, biases, head, weight)
 
 
 def combined_files(
@@ -108,6 +117,7 @@ def combined_files(
     Raises:
         IncompatibleError: As for `adapter_files`.
     """
+    biases, factors = bias_vectors(factors), _for_peft(factors, weight, 1.0)
     ranks = {module: a.shape[0] for module, a in factors.A.items()}
     most = max(ranks.values(), default=1)
     other = {module: rank for module, rank in ranks.items() if rank != most}
@@ -117,7 +127,7 @@ def combined_files(
         "rank_pattern": other,
         "alpha_pattern": other,
     }
-    return _files(config, factors, head, weight)
+    return _files(config, factors, biases, head, weight)
 
 
 @_stored
@@ -134,7 +144,7 @@ def read_adapter(folder: Path) -> tuple[LoraFactors, dict[str, Tensor], dict[str
     B = {module: own.B(tensors) for module, own in keys.factors.items()}
     head = {name: tensors[key] for name, key in keys.head.items()}
     scaling = {module: scaling_of(config, module, len(a)) for module, a in A.items()}
-    return _gained(A, B, scaling, _gains(folder, keys)), head, config
+    return with_biases(_gained(A, B, scaling, _gains(folder, keys)), _biases(folder, keys)), head, config
 
 
 @_stored
@@ -163,6 +173,8 @@ def read_stack(folders: Mapping[str, Path], *, device: torch.device | str, dtype
             gain, A, B = gains.get(module), stored.A(tensors), stored.B(tensors)
             B = B if gain is None else _multiplied(B, gain)
             row[module] += stack.modules[module].put(row[module], A, B, gain)
+        for module, vector in _biases(folder, own).items():
+            row[module] += stack.modules[module].put(row[module], vector.new_ones(1, 1), vector.unsqueeze(1))
     return stack
 
 
@@ -190,7 +202,8 @@ def read_factors(folder: Path) -> LoraFactors:
     tensors = file.map()
     A = {module: own.A(tensors) for module, own in keys.factors.items()}
     B = {module: own.B(tensors) for module, own in keys.factors.items()}
-    return _gained(A, B, {module: shape.scaling for module, shape in shapes.items()}, _gains(folder, keys))
+    scaling = {module: shapes[module].scaling for module in A}
+    return with_biases(_gained(A, B, scaling, _gains(folder, keys)), _biases(folder, keys))
 
 
 @_stored
@@ -216,6 +229,16 @@ def _gains(folder: Path, keys: Keys) -> Mapping[str, Tensor]:
     return gains
 
 
+def _biases(folder: Path, keys: Keys) -> Mapping[str, Tensor]:
+    """What a folder adds to biases, nothing where it brings none."""
+    if not keys.bias:
+        return {}
+    vectors = MappedTensors(folder / BIAS_FILE).map()
+    if vectors.keys() != keys.bias.keys():
+        raise DataError(f"{folder / BIAS_FILE}: the vectors do not cover all biases")
+    return vectors
+
+
 def _gained(
     A: Mapping[str, Tensor], B: Mapping[str, Tensor], scaling: Mapping[str, float], gains: Mapping[str, Tensor]
 ) -> LoraFactors:
@@ -235,7 +258,7 @@ def _shapes(folder: Path, file: MappedTensors, keys: Keys) -> dict[str, FactorSh
         rows, *window = file.entries[own.a].shape
         (r, d_out), d_in = own.sizes(rows, file.entries[own.b].shape[0]), math.prod(window)
         shapes[module] = FactorShape(r, d_in, d_out, scaling_of(config, module, r), module in keys.magnitude)
-    return shapes
+    return shapes | {name: bias_shape(file.entries[key].shape[0]) for name, key in keys.bias.items()}
 
 
 def with_fields(config: bytes, **fields: Any) -> bytes:
@@ -287,10 +310,37 @@ def _config(
     }
 
 
+def _for_peft(factors: LoraFactors, weight: Weight | None, scaling: float) -> LoraFactors:
+    """The adapter on weights; where it is on biases alone, one that changes nothing, as PEFT loads none without."""
+    plain, names = without_biases(factors), sorted(name for name in factors.A if name.endswith(ENDING))
+    if not names or weight is None:
+        return plain
+    some = [module for module, A in plain.A.items() if module in plain.gain or bool(A.any())]
+    if some:
+        return LoraFactors({m: plain.A[m] for m in some}, {m: plain.B[m] for m in some}, plain.scaling, plain.gain)
+    for name in names:
+        module = name.removesuffix(ENDING)
+        try:
+            A, B = no_change(weight(module))
+        except IncompatibleError:  # a layer norm has no matrix
+            continue
+        return LoraFactors({module: A}, {module: B}, {module: scaling})
+    raise IncompatibleError(
+        "PEFT loads biases beside an adapted linear layer alone, and the adapter is on those of layer norms",
+        unchanged="nothing was written",
+    )
+
+
 def _files(
-    config: Mapping[str, Any], factors: LoraFactors, head: Mapping[str, Tensor], weight: Weight | None
+    config: Mapping[str, Any],
+    factors: LoraFactors,
+    biases: Mapping[str, Tensor],
+    head: Mapping[str, Tensor],
+    weight: Weight | None,
 ) -> dict[str, bytes]:
     tensors, beside = {}, {}
+    if biases and weight is None:
+        raise ValueError("an adapter on biases is written beside the base's biases")
     if factors.gain:
         if weight is None:
             raise ValueError("an adapter with a row gain is written beside the base's weights")
@@ -299,6 +349,14 @@ def _files(
         config = {**config, "use_dora": True}
         tensors = {f"{PREFIX}{module}{MAGNITUDE}": m for module, m in magnitude.items()}
         beside = {GAIN_FILE: saved(gain)}
+    if biases and weight is not None:
+        config = {**config, "bias": "all"}
+        inner = {name: INNER if name.removesuffix(ENDING) in factors.A else "" for name in biases}
+        tensors |= {
+            f"{PREFIX}{name.removesuffix(ENDING)}{inner[name]}{ENDING}": weight(name).squeeze(1).to(vector) + vector
+            for name, vector in biases.items()
+        }
+        beside[BIAS_FILE] = saved(biases)
     tensors |= {f"{PREFIX}{module}.lora_A.weight": a for module, a in factors.A.items()}
     tensors |= {f"{PREFIX}{module}.lora_B.weight": b for module, b in factors.B.items()}
     tensors |= {f"{PREFIX}{name}": value for name, value in head.items()}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lorabank.algebra.biases import ENDING
 from lorabank.core.errors import DataError
 from lorabank.models.bases.kinds.attention import INPUTS, OUTPUT
 
@@ -83,11 +84,15 @@ class StoredFactors:
 
 @dataclass(frozen=True)
 class Keys:
-    """Module to where its factors are and to the key of DoRA's magnitude; full name of the head's to its key."""
+    """Module to where its factors are and to the key of DoRA's magnitude; full name of the head's to its key.
+
+    And the name of each bias to the key of what PEFT puts in its place.
+    """
 
     factors: Mapping[str, StoredFactors]
     head: Mapping[str, str]
     magnitude: Mapping[str, str]
+    bias: Mapping[str, str] = field(default_factory=dict)
 
 
 def sorted_keys(where: object, keys: Mapping[str, Shaped], config: Mapping[str, Any] | None = None) -> Keys:
@@ -108,6 +113,9 @@ def sorted_keys(where: object, keys: Mapping[str, Shaped], config: Mapping[str, 
     B: dict[str, str] = {}
     head: dict[str, str] = {}
     magnitude: dict[str, str] = {}
+    bias: dict[str, str] = {}
+    whole = set(in_modules(keys, (config or {}).get("modules_to_save") or ()))
+    biases = (config or {}).get("bias", "none") != "none"
     for key in keys:
         name = key.removeprefix(PREFIX)
         if name == key:
@@ -118,6 +126,8 @@ def sorted_keys(where: object, keys: Mapping[str, Shaped], config: Mapping[str, 
             B[name.removesuffix(ending)] = key
         elif name.endswith(MAGNITUDE):
             magnitude[name.removesuffix(MAGNITUDE)] = key
+        elif biases and name.endswith(ENDING) and name not in whole:
+            bias[bias_name(name)] = key
         else:
             head[name] = key
     if A.keys() != B.keys():
@@ -127,7 +137,12 @@ def sorted_keys(where: object, keys: Mapping[str, Shaped], config: Mapping[str, 
     named = {module: StoredFactors(key, B[module]) for module, key in A.items()}
     if config:
         named = _of_attention(_of_experts(named, keys, config), config)
-    return Keys(named, head, magnitude)
+    return Keys(named, head, magnitude, bias)
+
+
+def bias_name(name: str) -> str:
+    """A bias by the name that it has in the base: behind what PEFT has wrapped, it says so."""
+    return name.removesuffix(ENDING).removesuffix(INNER) + ENDING
 
 
 def in_modules(keys: Iterable[str], modules: Sequence[str]) -> dict[str, str]:

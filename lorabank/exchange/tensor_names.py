@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from lorabank.exchange.config_fields import refuse
@@ -22,6 +23,7 @@ _ADAPTER = re.compile(
     r"(\.lora(?:new)?_[AB])\.([\w-]+)(?=\.weight$)|(\.lora_magnitude_vector)\.([\w-]+)\.weight$"
     r"|(\.modules_to_save)(?:\.([\w-]+))?(?=\.)|(\.lora_embedding_[AB])\.([\w-]+)$"
 )
+_SAVED = ".modules_to_save"
 _REPLACED = ".original_module."
 
 
@@ -33,7 +35,7 @@ def plain_keys(tensors: Mapping[str, Tensor], file: str = WEIGHTS_FILE) -> tuple
         file: Its name, for messages.
 
     Raises:
-        DataError: Two tensors get one name, or they belong to several adapters.
+        DataError: Two different tensors get one name, or they belong to several adapters.
     """
     bare = not any(PREFIX in key for key in tensors)
     found: dict[str, Tensor] = {}
@@ -44,6 +46,8 @@ def plain_keys(tensors: Mapping[str, Tensor], file: str = WEIGHTS_FILE) -> tuple
             taken[_REPLACED[1:]] = None
             continue
         name = _plain(key, bare, taken, adapters)
+        if name in found and _SAVED in key and torch.equal(found[name], tensor):  # PEFT saves a head's bias twice
+            continue
         if name in found:
             refuse(f"{file}: two tensors are named {name[:200]!r} after the prefixes of wrappers are removed")
         found[name] = tensor

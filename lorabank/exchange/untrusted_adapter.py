@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
+from lorabank.algebra.biases import ENDING
 from lorabank.algebra.factors import LoraFactors, lora_scaling
 from lorabank.core.limits import MAX_RANK
 from lorabank.exchange.adapted_modules import Pattern, Targets, read_targets
@@ -31,7 +32,7 @@ from lorabank.exchange.config_fields import (
 from lorabank.exchange.expressions import Unreadable
 from lorabank.exchange.olora_checkpoint import check_part, join_new, rows_of, tasks_in
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE
-from lorabank.exchange.stored_factors import ENDINGS, MAGNITUDE, OF_ATTENTION, PREFIX, matrix_A, matrix_B
+from lorabank.exchange.stored_factors import ENDINGS, MAGNITUDE, OF_ATTENTION, PREFIX, bias_name, matrix_A, matrix_B
 from lorabank.exchange.tensor_names import plain_keys
 
 _ORIGINAL = ".base_layer.weight"
@@ -45,6 +46,7 @@ class ForeignAdapter:
     Attributes:
         factors: The adapter; of DoRA the factors, whose gain takes the base's weights to say (`from_dora`).
         magnitude: Module name to DoRA's magnitudes ``[d_out]``; empty for plain LoRA.
+        biases: Name of a bias to what PEFT puts in its place, the base's own ones among them (`with_added`).
         windows: Module name to the dimensions of the stored A behind its rank: ``(d_in,)``, or those of a kernel.
         originals: Embedding to the table that it was trained on, which PEFT saves beside its factors.
         stacked: Module as PEFT names it to A and B of all experts of a parameter (`with_experts`).
@@ -80,6 +82,7 @@ class ForeignAdapter:
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
     magnitude: dict[str, Tensor] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
     windows: dict[str, tuple[int, ...]] = field(default_factory=dict)
     originals: dict[str, Tensor] = field(default_factory=dict)
     stacked: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -117,6 +120,7 @@ def read_foreign(
     tensors, taken = plain_keys(load_tensors(weights))
     magnitude = _magnitudes(tensors) if dora else {}
     originals = _originals(tensors)
+    biases = _biases(fields, tensors)
     A, B, head = _split(tensors if "r_sum" not in fields else join_new(tensors), whole_modules(fields))
     _check_pairs(A, B, targets)
     windows = {module: tuple(a.shape[1:]) for module, a in A.items()}
@@ -136,7 +140,7 @@ def read_foreign(
     stacked = {module: (A[module], B[module]) for module in A if targets.wraps(module)}
     if targets.experts and not stacked:
         refuse_field(fields, "target_parameters", "names parameters of experts, and no tensor is theirs")
-    if not dora:
+    if not (dora or biases):
         _check_trained(A, B)
     A, B = ({module: one for module, one in part.items() if module not in stacked} for part in (A, B))
     rank_of = {module: a.shape[0] for module, a in A.items()}
@@ -156,6 +160,7 @@ def read_foreign(
         rank_pattern={module: rank for module, rank in rank_of.items() if rank != r},
         alpha_pattern={module: value for module, value in alpha_of.items() if value != alpha},
         magnitude=magnitude,
+        biases=biases,
         windows=windows,
         stacked=stacked,
         ranks=_readable(fields, "rank_pattern", count),
@@ -259,6 +264,19 @@ def _originals(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     names = [key.removesuffix(of_embeddings) for key in tensors if key.endswith(of_embeddings)]
     found = {name: tensors.pop(f"{name}{_ORIGINAL}") for name in names if f"{name}{_ORIGINAL}" in tensors}
     return {name.removeprefix(PREFIX): tensor for name, tensor in found.items()}
+
+
+def _biases(fields: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the biases outside of whole modules out of the tensors, where the config says that there are some."""
+    if fields.get("bias", "none") == "none":
+        return {}
+    saved = whole_modules(fields)
+    names = {key: key.removeprefix(PREFIX) for key in tensors if key.startswith(PREFIX) and key.endswith(ENDING)}
+    found = {key: tensors.pop(key) for key, name in names.items() if not _saved_whole(name, saved)}
+    for key, tensor in found.items():
+        if tensor.dtype not in _DTYPES:
+            refuse(f"{WEIGHTS_FILE}: tensor {key!r} is {tensor.dtype}; float32, float16 and bfloat16 are read")
+    return {bias_name(names[key]): tensor.float() for key, tensor in found.items()}
 
 
 def _factor(name: str) -> tuple[int | None, str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lorabank.algebra.biases import ENDING
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
 from lorabank.algebra.subspaces import rank, row_space, subspace_overlaps
@@ -93,7 +94,8 @@ def overlap_report(new: LoraFactors, earlier: AdapterStack | None) -> dict[str, 
         ``overlap``: earlier adapter to the mean, over the modules that both adapt, of the mean squared cosine of the
         principal angles; ``capacity_by_module``: module to ``(d_in - rank of all A) / d_in``, 0 when no orthogonal
         direction is left; ``capacity_left``: the smallest of these; ``directions_left``: the smallest
-        ``d_in - rank of all A``.
+        ``d_in - rank of all A``. A bias reads no input and takes no direction: where all modules are biases, all of
+        the capacity is left, and ``directions_left`` is not said.
     """
     rows = {name: (factors.A, factors.owner) for name, factors in earlier.modules.items()} if earlier else {}
     return _report(new.A, earlier.names if earlier else (), rows)
@@ -105,6 +107,8 @@ def _report(
     shared: dict[str, list[float]] = {name: [] for name in names}
     left, directions = {}, {}
     for module, a in new.items():
+        if module.endswith(ENDING):
+            continue
         rows, owner = earlier.get(module, (a[:0], torch.zeros(0, dtype=torch.long)))
         rows = rows.to(a)
         used = rank(torch.cat([a, rows]))
@@ -115,7 +119,9 @@ def _report(
         for (name, _), value in zip(adapters, values, strict=True):
             shared[name].append(value)
     overlap = {name: sum(values) / len(values) if values else 0.0 for name, values in shared.items()}
-    tightest = {"capacity_left": min(left.values()), "directions_left": min(directions.values())}
+    tightest: dict[str, Any] = {"capacity_left": min(left.values(), default=1.0)}
+    if directions:
+        tightest["directions_left"] = min(directions.values())
     return {"overlap": overlap, **tightest, "capacity_by_module": left}
 
 

@@ -14,6 +14,9 @@ from lorabank.core.shelves import EVERY_VARIANT, OPTIMIZERS, PENALTIES, ROWS, SA
 from lorabank.training.trackers import check_tracker
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lorabank.models.bases.targets import Targets
     from lorabank.training.optimizers.base import Optimizer
     from lorabank.training.penalties.base import Penalty
     from lorabank.training.savings.base import Saving
@@ -100,6 +103,19 @@ def chosen_methods(config: TrainConfig) -> TrainMethods:
                 unchanged="nothing was changed",
             )
     return found
+
+
+def found_targets(model: PreTrainedModel, config: TrainConfig, head_modules: tuple[str, ...]) -> Targets:
+    """The matrices, or the biases where the variant trains those, that ``--target-modules`` means.
+
+    Raises:
+        ConfigError, IncompatibleError: As of `find_targets`, or of `find_biases`.
+    """
+    from lorabank.models.bases.targets import find_targets
+    from lorabank.training.variants.bias_targets import find_biases
+
+    find = find_biases if EVERY_VARIANT.load(config.variant).biases else find_targets
+    return find(model, config.target_modules, head_modules, config.first_layer)
 
 
 def check_here(config: TrainConfig) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.algebra.states import StateStack
+from lorabank.models.bases.kinds.bias import put_in_place
 from lorabank.models.bases.sites import WrappedLinear, bias_of, site_of, weight_of
 from lorabank.models.gates.attention_token import Selector
 from lorabank.models.gates.base import key_of, module_of
@@ -167,7 +168,7 @@ def attach_attended_adapter(
             layer = layers[name] = AttendedLoraLinear(name, base, known, selector, begun, scaling, dropout)
         else:
             layer = AttendedLinear(name, base, known, selector)
-        model.set_submodule(name, layer)
+        put_in_place(model, name, layer)
     model.add_module(SELECTOR, selector)
     return layers, selector
 

@@ -11,12 +11,13 @@ import torch
 from lorabank.core.config import TrainConfig
 from lorabank.core.errors import ConfigError
 from lorabank.core.task_kinds import task_kind
+from lorabank.models.bases.kinds.bias import owner_of
 from lorabank.models.bases.loading import find_head_modules, input_limit
 from lorabank.models.bases.open_base import OpenBase
-from lorabank.models.bases.sites import Site, sizes_of
-from lorabank.models.bases.targets import Targets, find_targets
+from lorabank.models.bases.sites import Site, kind_of, sizes_of
+from lorabank.models.bases.targets import Targets
 from lorabank.models.tasks.heads import build_head
-from lorabank.training.methods import TrainMethods, check_packing, chosen_methods
+from lorabank.training.methods import TrainMethods, check_packing, chosen_methods, found_targets
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.strategies.base import Strategy
 
@@ -110,7 +111,7 @@ def _fitting(base: OpenBase, config: TrainConfig, earlier: int) -> tuple[TrainMe
     """The methods, what they adapt, and the modules of the head."""
     model, has_head = base.shapes, task_kind(base.record.task_type).has_head
     head_modules = find_head_modules(model, set(), base.record.name) if has_head else ()
-    targets = find_targets(model, config.target_modules, head_modules, config.first_layer)
+    targets = found_targets(model, config, head_modules)
     methods = chosen_methods(config)
     check_packing(methods.strategy, config, earlier)
     if methods.variant.floats and base.record.quantisation:
@@ -134,6 +135,10 @@ def _stored(sites: Sequence[Site], r: int, methods: TrainMethods) -> int:
     """Numbers of the whole form: the start's share beside the trained one, gains with the magnitudes for PEFT."""
     if methods.variant.alone:
         return methods.variant.trained(sites, r)
+    if methods.variant.biases:  # what PEFT reads of each beside what was added to it, and the factors that it asks for
+        owners = ((site.name, owner_of(site.module)) for site in sites)
+        _, carrier = min((name, owner) for name, owner in owners if kind_of(owner) is not None)
+        return 2 * methods.variant.trained(sites, r) + sum(sizes_of(carrier))
     rank = methods.variant.rank(r) + r * methods.start.shifts
     rows = {site.module_name: sizes_of(site.module)[0] for site in sites}
     low = sum(rank * sum(sizes_of(site.module)) for site in sites)

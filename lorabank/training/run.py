@@ -26,7 +26,6 @@ from lorabank.models.bases.kinds.experts import Experts
 from lorabank.models.bases.loading import NEW_BANK, LoadedBase, resolve_device, resolve_dtype
 from lorabank.models.bases.passed_by import check_called
 from lorabank.models.bases.sites import Site, site_of
-from lorabank.models.bases.targets import find_targets
 from lorabank.models.finite import explained
 from lorabank.models.tasks.heads import Head, build_head, grow_head, put_head
 from lorabank.models.tasks.padding import padding_of
@@ -54,7 +53,7 @@ from lorabank.training.loop.finished import (
 )
 from lorabank.training.loop.holding import Holding
 from lorabank.training.loop.reporting import StepsReported
-from lorabank.training.methods import chosen_methods, learning_rate
+from lorabank.training.methods import chosen_methods, found_targets, learning_rate
 from lorabank.training.penalties.base import Penalty
 from lorabank.training.planning import (
     check_warmup,
@@ -102,7 +101,7 @@ def train_adapter(job: TrainJob, observer: Observer) -> TrainedAdapter:
         check_answer_length(job.scoring.answer_tokens, base.max_length)
     task, own = set_up(job, base)
     padding_of(base.model)  # measured before anything watches the model's passes
-    found = find_targets(base.model, config.target_modules, base.head_modules, config.first_layer)
+    found = found_targets(base.model, config, base.head_modules)
     if found.notice:
         observer.notice(found.notice)
     rows = encoded_rows(job, base, max_length, observer)

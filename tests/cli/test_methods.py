@@ -79,7 +79,7 @@ def test_what_is_known_and_not_offered_is_told_with_the_reason(run: Any) -> None
     document = run("methods", "--json").document
     found = {(one["family"], one["name"]): one["refused"] for one in document if not one["offered"]}
     assert found == {(shelf.kind, n): [reason] for shelf in SHELVES for n, reason in shelf.refused.items()}
-    assert {name for _, name in found} >= {"loraprune", "activated-lora", "loretta-adp", "diff-pruning", "bitfit"}
+    assert {name for _, name in found} >= {"loraprune", "activated-lora", "loretta-adp", "diff-pruning"}
     listed = run("methods").out
     assert "\nNot offered:\n" in listed
     assert "\nloraprune (variant): it removes heads and units of the base" in listed

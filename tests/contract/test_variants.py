@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy as copies
 import json
 import re
 import shutil
@@ -80,6 +81,16 @@ def deltas(folder: Path, weights: dict[str, torch.Tensor]) -> dict[str, torch.Te
     return found
 
 
+def added_biases(folder: Path, base: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What is added to biases by parameter, from PEFT's file and the base's own biases."""
+    found = {}
+    for key, bias in load_file(folder / "adapter_model.safetensors").items():
+        name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        if name.endswith(".bias") and not name.startswith("classifier."):
+            found[name] = bias.double() - base.get_parameter(name).double()
+    return found
+
+
 def _by_pattern(pattern: dict[str, float], module: str, default: float) -> float:
     return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
@@ -94,12 +105,15 @@ def plain(lab: Lab, bank: Path, shares: dict[str, float], head_of: str) -> torch
     modules = {
         name: module.weight.detach().clone() for name, module in model.named_modules() if hasattr(module, "weight")
     }
+    untouched = copies.deepcopy(model)
     with torch.no_grad():
         model.classifier.weight.copy_(weight)
         model.classifier.bias.copy_(bias)
         for digest, share in shares.items():
             for module, delta in deltas(bank / "adapters" / digest, modules).items():
                 model.get_submodule(module).weight.add_(share * delta.float())
+            for name, delta in added_biases(bank / "adapters" / digest, untouched).items():
+                model.get_parameter(name).add_(share * delta.float())
     return model
 
 
@@ -228,6 +242,8 @@ def test_a_dry_run_tells_the_size_of_what_is_stored(
     Where a variant prunes, the size is what is stored at most.
     """
     lab = make_lab(kind)
+    if VARIANTS.load(method["variant"]).biases:
+        targets = targets.replace("c_attn.q,c_attn.v", "c_attn")  # a block has no bias of its own
     settings = {"r": 8, "target_modules": targets, **method}
     plan = api.plan_task(tmp_path / "bank", "one", lab.settings("one", **settings), InitConfig(base=str(lab.base)))
     stored = lab.add(tmp_path / "bank", "one", **settings).adapter

@@ -105,6 +105,17 @@ def test_two_processes_train_the_layers_of_hydralora(launch, still: Path, data: 
         torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-5)
 
 
+def test_two_processes_train_the_biases_of_one(launch, still: Path, data: Path, tmp_path: Path) -> None:
+    """Without those of keys, which softmax does not see: their gradients are roundings, that AdamW makes steps of."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    seen = "query,value,dense,LayerNorm"
+    add(one, "first", data, still, variant="bitfit", strategy="inclora", target_modules=seen)
+    given = ("--variant", "bitfit", "--strategy", "inclora", "--target-modules", seen)
+    done = launch(2, *words(two, "first", "--data", str(data), "--base", str(still), *WORDS, *given))
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert_same_adapters(one, two)
+
+
 def test_two_processes_keep_the_step_that_one_keeps(launch, still: Path, data: Path, tmp_path: Path) -> None:
     """Held-out rows, weights of labels, and an optimizer whose memory is more than tensors."""
     one, two = tmp_path / "one", tmp_path / "two"

@@ -8,6 +8,7 @@ An adapter sees a matrix ``W [d_out, d_in]``, whatever the module keeps:
 | quantised | `lorabank.models.bases.quantised`              | made anew when it is asked for              |
 | block    | q, k or v of a fused matrix (`fused`)          | some rows of one, a view if side by side    |
 | block    | a group of a convolution                       | some rows and columns; the others are 0     |
+| bias     | a module that has a bias (`kinds.bias`)        | the bias, one column; its input is 1        |
 | packed   | one whose weight is not such a matrix          | cannot be read: no adapter                  |
 
 A block is trained as a layer of its own (`Parts`). What is stored is an adapter on the whole matrix
@@ -24,10 +25,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lorabank.algebra.biases import ENDING
 from lorabank.core.errors import IncompatibleError
 from lorabank.core.shelves import SITES
 from lorabank.models.bases.fused import Rows, blocks_of
 from lorabank.models.bases.kinds.base import InPlaceOf, Parts, SiteKind
+from lorabank.models.bases.kinds.bias import Bias, inside, is_norm, owner_of, put_in_place, vector_of
 from lorabank.models.bases.kinds.split import Split
 from lorabank.models.bases.quantised.linear import QuantisedLinear, Weight, not_merged
 
@@ -113,7 +116,9 @@ def set_matrix(module: nn.Module, matrix: Tensor) -> None:
         raise not_merged(type(module).__name__)
     old: Tensor = module.weight  # type: ignore[assignment]
     new = as_kept(module, matrix).to(old.dtype).contiguous()
-    module.weight = nn.Parameter(new, requires_grad=old.requires_grad)
+    kind = kind_of(module)
+    assert kind is not None
+    kind.put(wrapped_by(module), nn.Parameter(new, requires_grad=old.requires_grad))
 
 
 class WrappedLinear(InPlaceOf):
@@ -251,8 +256,8 @@ class Site:
             else:
                 parts = Split(whole, fused or {}, matrix_of(whole), bias_of(whole))
             model.set_submodule(self.module_name, parts)
-        made = make(model.get_submodule(self.name))
-        model.set_submodule(self.name, made)
+        made = make(self.module if isinstance(self.module, Bias) else inside(model.get_submodule(self.name)))
+        put_in_place(model, self.name, made)
         return made
 
     @property
@@ -271,17 +276,19 @@ class Site:
 
 
 def site_of(model: nn.Module, name: str) -> Site:
-    """The site of a name: of a module, or of a block of one.
+    """The site of a name: of a module, of a block of one, or of the bias of one.
 
     Raises:
         IncompatibleError: The model has no such site, or its weight is packed.
     """
+    if name.endswith(ENDING) and (found := bias_site(model, name.removesuffix(ENDING))):
+        return found
     for module_name, block in ((name, None), name.rpartition(".")[::2]):
         try:
             module = model.get_submodule(module_name)
         except AttributeError:
             continue
-        site = _whole(model, module_name, module)
+        site = _whole(model, module_name, inside(module))
         blocks = _blocks(model, site) if site is not None and block else {}
         if site is not None and block in blocks:
             site = blocks[block]
@@ -290,6 +297,18 @@ def site_of(model: nn.Module, name: str) -> Site:
                 raise _packed(site)
             return site
     raise IncompatibleError(f"{type(model).__name__} has no module {name!r} that an adapter can change")
+
+
+def bias_site(model: nn.Module, name: str) -> Site | None:
+    """The bias of the linear layer or layer norm of a name as a site, None where there is none."""
+    try:
+        owner = owner_of(model.get_submodule(name))
+    except AttributeError:
+        return None
+    kind, vector, whole = kind_of(owner), vector_of(owner), f"{name}{ENDING}"
+    if vector is None or not (is_norm(owner) or (kind is not None and kind.plain)):
+        return None
+    return Site(whole, "bias", 1, len(vector), _depth(model, name), Bias(owner), whole)
 
 
 def sites_in(model: nn.Module) -> Iterator[tuple[Site, dict[str, Site]]]:

@@ -58,7 +58,7 @@ class Targets:
     def notice(self) -> str | None:
         """One line about what was left out; None where that is nothing."""
         count = len(self.left_out)
-        return f"{count} modules get no adapter: {_described(self.left_out)}" if count else None
+        return f"{count} modules get no adapter: {described(self.left_out)}" if count else None
 
 
 def find_targets(model: PreTrainedModel, spec: str, head_modules: tuple[str, ...], first_layer: int = 0) -> Targets:
@@ -86,7 +86,7 @@ def find_targets(model: PreTrainedModel, spec: str, head_modules: tuple[str, ...
             those of a name are none that an adapter can stand on.
     """
     adaptable, blocks, others = adaptable_modules(model, head_modules)
-    others |= dict.fromkeys(_passed_by(model, adaptable), "the model's code reads its weight and never calls it")
+    others |= dict.fromkeys(not_called(model, adaptable), "the model's code reads its weight and never calls it")
     able = {name: site for name, site in adaptable.items() if name not in others}
     linear = [name for name, site in able.items() if site.plain]
     odd = {site.name for site, _ in sites_in(model) if not site.plain}
@@ -94,18 +94,18 @@ def find_targets(model: PreTrainedModel, spec: str, head_modules: tuple[str, ...
     kind = type(model).__name__
     if not (linear if spec == "all-linear" else able):
         own = {name: why for name, why in others.items() if name not in odd}
-        said = f": {_described(own)}" if own else ""
+        said = f": {described(own)}" if own else ""
         raise IncompatibleError(
             f"{kind} has no linear layers to adapt outside its head{said}",
             hint="choose another base model: --base",
             unchanged="nothing was changed",
         )
     chosen = linear if spec == "all-linear" else _chosen(kind, list(able), parts, others, spec)
-    words = [] if spec in ("auto", "all-linear") else _words(spec)
+    words = [] if spec in ("auto", "all-linear") else words_of(spec)
     meant = {
         name: why
         for name, why in others.items()
-        if (spec == "all-linear" and name not in odd) or any(_ends_with(name, word) for word in words)
+        if (spec == "all-linear" and name not in odd) or any(ends_with(name, word) for word in words)
     }
     places = {name: place[1] for name in (*able, *meant) if (place := layer_of(model, name))}
     groups: dict[str, list[Site]] = {}
@@ -212,7 +212,7 @@ def _not_adapted(
     return tuple(f"{len(names)} {kind}, such as {names[0]}: {why}" for (kind, why), names in found.items())
 
 
-def _passed_by(model: PreTrainedModel, names: Iterable[str]) -> tuple[str, ...]:
+def not_called(model: PreTrainedModel, names: Iterable[str]) -> tuple[str, ...]:
     """Layers that a training step goes by, as far as one pass over a few tokens tells."""
     import torch
 
@@ -241,20 +241,20 @@ def _chosen(
                 return tuple(name for name in modules if name.rpartition(".")[2] in pair)
         known = {ending for pair in QUERY_VALUE for ending in pair}
         unable = {name: why for name, why in others.items() if name.rpartition(".")[2] in known}
-        problem = f"query and value projections that can be adapted: {_described(unable)}" if unable else ""
+        problem = f"query and value projections that can be adapted: {described(unable)}" if unable else ""
         raise IncompatibleError(
             f"{model} has no {problem or 'query and value projections of a known name'}",
             hint=f"--target-modules with some of: {', '.join(endings)}",
         )
     fused = [name for name, site in blocks.items() if site.columns is None]
     endings += sorted({".".join(name.split(".")[-2:]) for name in fused})
-    wanted = _words(spec)
-    whole = {word for word in wanted if any(_ends_with(name, word) for name in modules)}
-    unknown = [word for word in wanted if word not in whole and not any(_ends_with(name, word) for name in blocks)]
-    unable = {name: why for name, why in others.items() if any(_ends_with(name, word) for word in unknown)}
+    wanted = words_of(spec)
+    whole = {word for word in wanted if any(ends_with(name, word) for name in modules)}
+    unknown = [word for word in wanted if word not in whole and not any(ends_with(name, word) for name in blocks)]
+    unable = {name: why for name, why in others.items() if any(ends_with(name, word) for word in unknown)}
     if unable:
         raise IncompatibleError(
-            f"target_modules {', '.join(unknown)} cannot be adapted: {_described(unable)}",
+            f"target_modules {', '.join(unknown)} cannot be adapted: {described(unable)}",
             hint=f"--target-modules with some of: {', '.join(endings)}",
             unchanged="nothing was changed",
         )
@@ -265,8 +265,8 @@ def _chosen(
             hint="--target-modules auto",
             unchanged="nothing was changed",
         )
-    whole_ones = [name for name in modules if any(_ends_with(name, word) for word in whole)]
-    parts = [name for name in blocks if any(_ends_with(name, word) for word in wanted if word not in whole)]
+    whole_ones = [name for name in modules if any(ends_with(name, word) for word in whole)]
+    parts = [name for name in blocks if any(ends_with(name, word) for word in wanted if word not in whole)]
     twice = [name for name in parts if name.rpartition(".")[0] in whole_ones]
     if twice:
         raise ConfigError(
@@ -277,7 +277,7 @@ def _chosen(
     return (*whole_ones, *parts)
 
 
-def _described(others: Mapping[str, str]) -> str:
+def described(others: Mapping[str, str]) -> str:
     """Each reason once, with the first module that it is the reason for."""
     first: dict[str, list[str]] = {}
     for name, why in others.items():
@@ -285,7 +285,8 @@ def _described(others: Mapping[str, str]) -> str:
     return "; ".join(f"{names[0]}{' and others' * (len(names) > 1)} ({why})" for why, names in first.items())
 
 
-def _words(spec: str) -> list[str]:
+def words_of(spec: str) -> list[str]:
+    """The names of a setting."""
     return [word.strip() for word in spec.split(",") if word.strip()]
 
 
@@ -295,7 +296,7 @@ def _output_layer(model: nn.Module) -> nn.Module | None:
     return find() if callable(find) else None
 
 
-def _ends_with(name: str, ending: str) -> bool:
+def ends_with(name: str, ending: str) -> bool:
     """Whether a name ends so; a matrix of all experts is named without their numbers."""
     return any(f".{one}".endswith(f".{ending}") for one in (name, without_number(name)))
 

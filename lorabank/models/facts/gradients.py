@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lorabank.models.bases.kinds.bias import layer_at
 from lorabank.models.bases.sites import answer_rows, kind_of, rows_of, wrapped_by
 
 
@@ -68,7 +69,7 @@ def weight_gradients(
 def watched_outputs(model: nn.Module, modules: Sequence[str]) -> Iterator[list[Call]]:
     """For the length of a block: the calls of some modules, whose outputs have gradients."""
     calls: list[Call] = []
-    hooks = [model.get_submodule(name).register_forward_hook(_watch(name, calls)) for name in modules]
+    hooks = [layer_at(model, name).register_forward_hook(_watch(name, calls)) for name in modules]
     try:
         yield calls
     finally:

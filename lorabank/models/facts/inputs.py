@@ -12,7 +12,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from lorabank.core.errors import ConfigError
-from lorabank.models.bases.sites import kind_of, rows_of
+from lorabank.models.bases.kinds.bias import layer_at
+from lorabank.models.bases.sites import kind_of, rows_of, sizes_of
 
 _REMEMBERED = 8
 """Distinct inputs that are compared with a module's input to see that it is the same tensor."""
@@ -87,7 +88,7 @@ def collect_inputs(
         ConfigError: A module is a table of embeddings.
     """
     sums = _Sums(model, modules)
-    hooks = [model.get_submodule(name).register_forward_pre_hook(sums.watch(name)) for name in modules]
+    hooks = [layer_at(model, name).register_forward_pre_hook(sums.watch(name)) for name in modules]
     training = model.training
     model.eval()
     try:
@@ -155,7 +156,9 @@ class _Sums:
             x = args[0]
             kind = kind_of(module)
             if kind is not None and kind.indexed:
-                raise _no_covariance(name)
+                if sizes_of(module)[1] > 1:
+                    raise _no_covariance(name)
+                x = x.new_ones(*x.shape[:-1], 1)  # a bias
             self._calls[name] = self._calls.get(name, 0) + 1
             source = next((source for tensor, source in self._recent if tensor is x), None)
             if source is None:

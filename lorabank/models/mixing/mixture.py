@@ -28,6 +28,7 @@ from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.algebra.states import StateStack
 from lorabank.core.commands import Command
 from lorabank.core.shelves import SUMMING
+from lorabank.models.bases.kinds.bias import put_in_place, take_out
 from lorabank.models.bases.passed_by import check_called
 from lorabank.models.bases.sites import Site, WrappedLinear, bias_of, matrix_of, site_of
 from lorabank.models.finite import check_tensors
@@ -131,7 +132,7 @@ class Mixture:
         self._layers: dict[str, MixedLoraLinear] = {}
         for name, factors in stack.modules.items():
             layer = MixedLoraLinear(site_of(model, name), factors)
-            model.set_submodule(name, layer)
+            put_in_place(model, name, layer)
             self._layers[name] = layer
         self._alike = list(_same_rows(self._layers.values()))
         self._state: Tensor | None = None
@@ -318,7 +319,7 @@ class Mixture:
     def detach(self) -> None:
         """Put the original modules back."""
         for name, layer in self._layers.items():
-            self._model.set_submodule(name, layer.base)
+            take_out(self._model, name, layer.base)
         self._layers, self._alike = {}, []
 
     def _check_merged(self) -> None:

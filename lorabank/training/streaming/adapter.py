@@ -21,7 +21,6 @@ from lorabank.core.machine.seeding import seed_everything
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.models.bases.blocks import of_modules, of_sites
 from lorabank.models.bases.loading import resolve_device, resolve_dtype
-from lorabank.models.bases.targets import find_targets
 from lorabank.models.tasks.heads import Head, build_head, grow_head, put_head
 from lorabank.models.tasks.padding import padding_of, passes
 from lorabank.models.tasks.task_types import Examples, TaskType
@@ -31,7 +30,7 @@ from lorabank.training.job import TrainedAdapter, TrainJob
 from lorabank.training.layers.live import Live
 from lorabank.training.layers.movement import Movement
 from lorabank.training.loop.finished import check_finite, still, still_factors
-from lorabank.training.methods import chosen_methods, learning_rate
+from lorabank.training.methods import chosen_methods, found_targets, learning_rate
 from lorabank.training.replaying import MixedTask
 from lorabank.training.strategies.online_lora import OnlineLora, hardest
 
@@ -65,7 +64,7 @@ class OnlineAdapter:
         self._max_length, self._cut = min(config.max_length, self._base.max_length or config.max_length), 0
         model = self._base.model
         padding_of(model)
-        self._found = find_targets(model, config.target_modules, self._base.head_modules, config.first_layer)
+        self._found = found_targets(model, config, self._base.head_modules)
         task = MixedTask(self._type, None)
         context = TrainContext(
             model=model,

@@ -201,6 +201,7 @@ class Variant(ABC):
     Attributes:
         paper: Where it was published.
         gains: Whether it trains a row gain, so that its delta weight has more than the rows of A.
+        biases: Whether it trains biases, and no weight (`find_biases`).
         plain: Whether A and B are what is trained, so that a later task can continue them.
         shifted: Whether it takes starts that are taken out of the weight (`FactorStart.shifts`).
         prunes: Whether the ranks that are stored may be lower than `rank`, so that sizes told before are upper bounds.
@@ -218,6 +219,7 @@ class Variant(ABC):
 
     paper: ClassVar[str | None] = None
     gains: ClassVar[bool] = False
+    biases: ClassVar[bool] = False
     plain: ClassVar[bool] = False
     shifted: ClassVar[bool] = False
     prunes: ClassVar[bool] = False

@@ -17,6 +17,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from lorabank.algebra.biases import ENDING
 from lorabank.algebra.factors import LoraFactors
 from lorabank.bank.objects.store import check_space
 from lorabank.core.errors import IncompatibleError
@@ -126,8 +127,11 @@ def _separate(model: Any, adapted: Collection[str]) -> None:
     for shared in names.values():
         if len(shared) > 1 and (changed := set(shared) & set(adapted)):
             for name in changed:
-                module = model.get_submodule(name)
-                module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
+                module, kept = (
+                    model.get_submodule(name.removesuffix(ENDING)),
+                    "bias" if name.endswith(ENDING) else "weight",
+                )
+                setattr(module, kept, nn.Parameter(getattr(module, kept).detach().clone(), requires_grad=False))
             for config in (model.config, model.config.get_text_config()):
                 config.tie_word_embeddings = False
 

@@ -22,6 +22,7 @@ from lorabank.exchange.peft_folder import adapter_files, combined_files
 from lorabank.exchange.placed.fused_attention import with_attention
 from lorabank.exchange.placed.loralib_checkpoint import with_loralib
 from lorabank.exchange.placed.stacked_experts import with_experts
+from lorabank.exchange.placed.whole_biases import with_added
 from lorabank.exchange.tuners.folder import tuner_files
 from lorabank.exchange.tuners.untrusted import ForeignTuner, on_base
 from lorabank.exchange.untrusted_adapter import ForeignAdapter
@@ -150,6 +151,7 @@ def _fit_factors(adapter: ForeignAdapter, base: LoadedBase, record: BaseModelRec
     unread = check_fits(adapter, base, record.task_type)
     if adapter.magnitude:
         adapter = replace(adapter, factors=from_dora(adapter.factors, adapter.magnitude, weights_of(base)))
+    adapter = with_added(adapter, base)
     files = adapter_files(
         adapter.factors,
         adapter.head,

@@ -29,6 +29,7 @@ from lorabank.exchange.safe_folders import in_folder
 from lorabank.models.bases.architecture import load_config
 from lorabank.models.bases.fingerprint import WEIGHTS, tokenizer_files
 from lorabank.models.bases.kinds.attention import INPUTS, Attention
+from lorabank.models.bases.kinds.bias import owner_of
 from lorabank.models.bases.loading import load_base
 from lorabank.models.bases.quantised.linear import QuantisedLinear
 from lorabank.models.bases.quantised.recipe import is_ours, read_recipe
@@ -117,13 +118,14 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 def _merge(model: nn.Module, module: str, factors: LoraFactors) -> None:
     if module in factors.gain:
         raise _unmergeable(f"the adapter multiplies the rows of {module!r}, which no zero point does")
-    layer, A = model.get_submodule(module), factors.A[module].double()
+    site, A = site_of(model, module), factors.A[module].double()
+    layer = site.module
     if not isinstance(layer, QuantisedLinear):
-        site = site_of(model, module)
-        weight: nn.Parameter = site.module.weight  # type: ignore[assignment]
-        if sharing := [name for name, one in model.named_modules() if one is not site.module and _holds(one, weight)]:
+        weight: nn.Parameter = layer.weight  # type: ignore[assignment]
+        own = owner_of(layer)
+        if sharing := [name for name, one in model.named_modules() if one is not own and _holds(one, weight)]:
             raise _unmergeable(f"{sharing[0]!r} shares the weight of {module!r}, which alone the adapter changes")
-        weight.copy_(site.of_kind.kept(site.module, site.merged(factors.delta(module))))
+        weight.copy_(site.of_kind.kept(layer, site.merged(factors.delta(module))))
         return
     group = constant_within(A)
     if group == 1:

@@ -132,7 +132,7 @@ def test_what_peft_saves_means_what_it_means_in_peft(settings, tmp_path, make_ba
         ("exclude_modules", ["a b"]),
         ("alpha_pattern", {"query": 0}),
         ("alpha_pattern", ["query"]),
-        ("bias", "all"),
+        ("bias", "some"),
         ("init_lora_weights", "pissa"),
         ("init_lora_weights", "olora"),
         ("use_dora", True),

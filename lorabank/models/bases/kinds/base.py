@@ -59,6 +59,10 @@ class SiteKind(ABC):
         """Whether a floating-point tensor is a weight of the module's, and not something packed."""
         return self.matrix(module, weight).shape == self.sizes(module)
 
+    def put(self, module: nn.Module, weight: nn.Parameter) -> None:
+        """Give a module another weight, in its layout."""
+        module.weight = weight
+
     def parts(self, module: nn.Module) -> dict[str, tuple[slice, slice]]:
         """Rows and columns of the blocks outside of which W is 0, by their numbers; none where W is a whole matrix."""
         return {}
