@@ -37,6 +37,7 @@ class FakeVllm:
         sent: Set when an answer has begun.
         hung_up: Set when a caller has left in the middle of an answer.
         rank: The largest rank that it takes.
+        evicted: Adapters that it knows and has no longer in memory; it cannot unload them, as some versions cannot.
     """
 
     def __init__(self, base: Path, *, runtime_loading: bool = True, rank: int = 512) -> None:
@@ -47,6 +48,7 @@ class FakeVllm:
         self.events: list[str] | None = None
         self.held, self.sent, self.hung_up = threading.Event(), threading.Event(), threading.Event()
         self.models: dict[str, Any] = {}
+        self.evicted: set[str] = set()
         self._lock = threading.Lock()
         self._folder = Path(tempfile.mkdtemp(prefix="vllm-"))
         self.socket = self._folder / "s"
@@ -101,10 +103,14 @@ class FakeVllm:
         with self._lock:
             plain = AutoModelForCausalLM.from_pretrained(self.base)
             self.models[name] = PeftModel.from_pretrained(plain, folder).eval()
+        self.evicted.discard(name)
         return 200, f"Success: LoRA adapter '{name}' added successfully."
 
     def unload(self, body: dict[str, Any]) -> tuple[int, str]:
         name = body["lora_name"]
+        if name in self.evicted:
+            said = f"Failed to remove lora adapter '{name}' from the engine."
+            return 500, error(said, "InternalServerError", 500)
         if self.models.pop(name, None) is None:
             return 404, error(f"The lora adapter '{name}' cannot be found.", "NotFoundError", 404)
         return 200, f"Success: LoRA adapter '{name}' removed successfully."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,14 +159,15 @@ def test_an_adapter_is_loaded_when_vllm_does_not_know_it(here: Here, vllm: FakeV
     assert vllm.paths() == [COMPLETIONS]
 
 
-def test_an_adapter_alone_is_named_by_its_digest(place: Place, make: Callable[..., Here], vllm: FakeVllm) -> None:
-    snapshot = Bank.open(place.bank).snapshot()
-    with make() as here:
-        answered = here.post("/v1/route", {"model": "routed", "input": TEXTS}).json()["data"]
-        written(here, "routed", TEXTS)
-    first = snapshot.task("pairs").adapter
-    assert ({"pairs"} == set(answered[0]["adapters"])) == (first in vllm.models)
-    assert all(name.startswith("sum-") or name in snapshot.adapters for name in vllm.models)
+def test_an_adapter_alone_is_named_by_its_digest(place: Place, vllm: FakeVllm, tmp_path: Path) -> None:
+    bank = Path(shutil.copytree(place.bank, tmp_path / "bank"))
+    one = ComposeConfig(mode="manual", name="alone", tasks="pairs", scores=False, device="cpu")
+    api.compose(bank, one, SilentObserver())
+    with Here(bank, backend=vllm.address, backend_folder=str(tmp_path / "adapters")) as here:
+        assert [written(here, model).status_code for model in ("alone", "pairs")] == [200, 200]
+    alone, with_others = vllm.models
+    assert alone == Bank.open(bank).snapshot().task("pairs").adapter
+    assert with_others.startswith("sum-")
 
 
 def test_calls_that_come_together_load_an_adapter_once(here: Here, vllm: FakeVllm) -> None:
@@ -194,6 +196,15 @@ def test_few_folders_are_kept_and_each_is_unloaded_before_it_goes(make: Callable
         assert old not in vllm.models
         assert UNLOAD in vllm.paths()
         assert kept(written(here, "mean")) == first
+
+
+def test_an_adapter_that_vllm_has_evicted_is_unloaded_too(make: Callable[..., Here], vllm: FakeVllm) -> None:
+    with make(backend_adapters=1) as here:
+        written(here, "mean")
+        vllm.evicted.update(vllm.models)
+        written(here, "pairs")
+        assert [path.name for path in Path(here.config.backend_folder or "").iterdir()] == list(vllm.models)
+        assert len(vllm.models) == 1
 
 
 def test_a_folder_stays_while_vllm_may_still_read_it(make: Callable[..., Here], vllm: FakeVllm) -> None:

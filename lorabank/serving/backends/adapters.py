@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from lorabank.core.errors import IncompatibleError
 from lorabank.serving.backends.client import VllmClient
-from lorabank.serving.backends.failures import UnknownAdapterError, busy, garbled
+from lorabank.serving.backends.failures import BackendFailure, UnknownAdapterError, busy, garbled
 from lorabank.workflows.carrying.adapter_folders import AdapterFolders, Weights
 
 T = TypeVar("T")
@@ -109,5 +109,18 @@ class LoadedAdapters:
             using = {name for name, count in self._in_use.items() if count}
         for name in await asyncio.to_thread(self._folders.excess, self._most, using):
             async with self._locks[name]:
-                if not self._used(name) and await self._client.unload(name):
+                if not self._used(name) and await self._unloaded(name):
                     await asyncio.to_thread(self._folders.delete, name, partial(self._used, name))
+
+    async def _unloaded(self, name: str) -> bool:
+        """Let vLLM forget a sum; whether it has.
+
+        Some versions refuse to forget one that they have evicted from memory, so it is loaded once more.
+        """
+        if await self._client.unload(name):
+            return True
+        try:
+            await self._client.load(name, self._folders.place(name))
+        except BackendFailure:
+            return False
+        return await self._client.unload(name)
