@@ -24,6 +24,7 @@ from lorabank.models.bases.fingerprint import quantised_fingerprint
 from lorabank.models.bases.kept_facts import known_weight_facts
 from lorabank.models.bases.resolving import plain_name, resolve_base
 from lorabank.workflows.assemble import adapters_in_order
+from lorabank.workflows.carrying.adapter_folders import own_folder
 from lorabank.workflows.carrying.export import export
 
 FOLDER = "LORABANK_VLLM_FOLDER"
@@ -90,7 +91,7 @@ class BankAdapters:
                 "%s", safe(f"vLLM's base {base_model!r} is not that of the bank {self._bank}: {snapshot.base.name}")
             )
             return None
-        folder = self._folder or _own_folder(snapshot)
+        folder = self._folder or own_folder("vllm-plugin", snapshot.id)
         with reported(folder, unchanged="nothing was written"):
             folder.mkdir(parents=True, exist_ok=True)
         target = folder / _key(snapshot, task, own=own)
@@ -147,9 +148,3 @@ def _fingerprint(base_model: str, record: BaseModelRecord) -> str:
     """
     weights = known_weight_facts(resolve_base(base_model, None, typed=False).path).fingerprint
     return weights if record.quantisation is None else quantised_fingerprint(weights, record.quantisation)
-
-
-def _own_folder(snapshot: Snapshot) -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HOME) / "lorabank" / "vllm-plugin" / snapshot.id

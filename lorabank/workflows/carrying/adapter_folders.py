@@ -69,7 +69,7 @@ class AdapterFolders:
         self._bank = Bank.open(bank)
         snapshot = self._bank.snapshot()
         self._base, self._server = snapshot.base, server
-        self._folder = Path(os.path.abspath(folder)) if folder else _own_folder(server, snapshot.id)
+        self._folder = Path(os.path.abspath(folder)) if folder else own_folder(server, snapshot.id)
         self._lock = threading.Lock()
         with reported(self._folder, unchanged="nothing was started"):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,13 @@ def sum_files(bank: Bank, base: BaseModelRecord, weights: Weights) -> dict[str, 
     return plain_files({CONFIG_FILE: config, WEIGHTS_FILE: files[WEIGHTS_FILE]}, base, _ANY_HEAD)
 
 
-def _own_folder(server: str, bank: str) -> Path:
+def own_folder(use: str, bank: str) -> Path:
+    """The folder beside the hub's cache in which adapters of a bank lie for one use.
+
+    Args:
+        use: What the adapters are for, as a folder's name.
+        bank: The bank's identifier.
+    """
     from huggingface_hub import constants
 
-    return Path(constants.HF_HOME) / "lorabank" / server / bank
+    return Path(constants.HF_HOME) / "lorabank" / use / bank
