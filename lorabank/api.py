@@ -82,7 +82,7 @@ def advise(
 
 @checked
 def plan_compose(path: str | Path, config: ComposeConfig) -> tuple[str, ...]:
-    """The names of the tasks that `compose` would make answer together; errors as of it. Nothing is fitted."""
+    """Check a composition and name its members, as `compose` would; nothing is fitted. Errors as of `compose`."""
     from lorabank.workflows.compose import plan_compose as run
 
     return run(OpenBank(path), config)

@@ -35,7 +35,7 @@ ANSWERS = "answers"
 
 
 TUNER = "tuner"
-"""Where ``AdapterRecord.metrics`` names the variant of what has no factors A and B of its own, and answers alone."""
+"""Where ``AdapterRecord.metrics`` names the variant of an adapter that has no factors to sum and answers alone."""
 
 
 def tuner_named(tuner: str) -> str:

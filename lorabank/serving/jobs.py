@@ -21,7 +21,7 @@ class Job:
 
     Attributes:
         question: The question.
-        tell: Called in the model's thread with each event; it must not wait.
+        tell: Called with each event, in the thread of the model or of the backend; it must not wait.
         pieces: Whether pieces of free text are wanted.
         routing: Whether only what would answer is wanted: the event `Who` is then the last one.
         check: Looks at what would answer before the answer is computed.

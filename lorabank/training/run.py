@@ -311,7 +311,7 @@ def _trainer(
         live=live,
         optimize=chosen_methods(config).optimizer,
         holding=holding,
-        after_step=partial(check_called, attached.layers, hint="--target-modules without it"),
+        after_step=partial(check_called, attached.layers, hint="leave it out of --target-modules"),
         refresh=(EffectiveWeights(layers, tokens), Shadows(layers, products)),
         observer=observer,
         callbacks=[job.tracking.callback] if job.tracking.callback else [],

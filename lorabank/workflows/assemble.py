@@ -269,7 +269,7 @@ def _rows_of_none(model: nn.Module, modules: Iterable[str]) -> dict[str, FactorS
 
 
 def _read_alone(verify: Callable[[], Path], weight: Callable[[str], Tensor]) -> Alone:
-    """An adapter of a tuner."""
+    """An adapter that has no factors, from its files."""
     from lorabank.exchange.tuners.folder import read_tuner
 
     return answering(read_tuner(verify())[0], weight)

@@ -39,7 +39,7 @@ class Tuned(Parametrization):
 
 @dataclass(frozen=True)
 class AloneVariant(Variant):
-    """What such variants have in common: no other method has anything to act on.
+    """What such variants have in common: they refuse penalties, a shared head and strategies with earlier adapters.
 
     Attributes:
         name: Its name on the shelf.

@@ -33,7 +33,7 @@ class TrainedHydra(Tuned):
 
     Args:
         layers: By site.
-        heads: How many B each has.
+        heads: Number of matrices B of each.
         context: Has the rank and the scaling.
     """
 
@@ -52,12 +52,12 @@ class TrainedHydra(Tuned):
 
     def after_step(self, step: Step) -> None:
         """Refuse layers that the model's code passes by."""
-        check_called(self._layers, hint="--target-modules without it")
+        check_called(self._layers, hint="leave it out of --target-modules")
 
 
 @dataclass(frozen=True)
 class HydraLora(AloneVariant):
-    """One A is shared by several B, which a router weighs for every token."""
+    """One A is shared by several matrices B, which a router weighs for every token."""
 
     paper: ClassVar[str | None] = "HydraLoRA, arXiv 2404.19245"
     name: ClassVar[str] = "hydralora"
@@ -66,7 +66,7 @@ class HydraLora(AloneVariant):
     no_penalty: ClassVar[str] = "a penalty is about one A and one B of a module, and the variant trains several B"
     whole: ClassVar[str] = "its layers need every pass whole"
 
-    heads: int = setting(3, "How many B a module has.", ge=1, le=MAX_RANK)
+    heads: int = setting(3, "Number of matrices B of a module.", ge=1, le=MAX_RANK)
 
     def parametrize(self, context: TrainContext, start: FactorStart) -> TrainedHydra:
         """A of the start, its B for every head, and a random router."""
@@ -79,7 +79,7 @@ class HydraLora(AloneVariant):
         if site.plain and site.columns is None:
             return None
         why = f"weighs what a linear layer reads, and {site.name} is a {type(site.module).__name__}"
-        return self._refused(why, "--target-modules with names of linear layers")
+        return self._refused(why, "give --target-modules the names of linear layers")
 
     @property
     def refused(self) -> tuple[str, ...]:
