@@ -67,8 +67,8 @@ def not_of_factors(name: str, tuner: str, option: str) -> ConfigError:
 def depends_on_input(name: str, tuner: str) -> ConfigError:
     """Why an adapter that weighs its own parts is neither a PEFT folder nor a weight, and what answers with it."""
     return ConfigError(
-        f"{name!r} is a {tuner_named(tuner)}, which weighs its matrices B by the input: PEFT has no such adapter, and "
-        "no weight holds it",
+        f"{name!r} is a {tuner_named(tuner)}, which weighs its matrices B by the input; neither PEFT nor a weight can "
+        "hold it",
         hint="serve the bank, which answers with it, or train the task with --variant lora",
         commands=[Command("serve"), Command("predict", "--task", name)],
         unchanged=_UNCHANGED,
