@@ -131,6 +131,11 @@ def combined_files(
 
 
 @_stored
+def has_files(folder: Path) -> bool:
+    """Whether an adapter's two files are in a folder."""
+    return all((folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE))
+
+
 def read_adapter(folder: Path) -> tuple[LoraFactors, dict[str, Tensor], dict[str, Any]]:
     """An adapter folder's factors, head tensors by full parameter name, and config.
 

@@ -207,6 +207,18 @@ def test_an_adapter_that_vllm_has_evicted_is_unloaded_too(make: Callable[..., He
         assert len(vllm.models) == 1
 
 
+@pytest.mark.parametrize("gone", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_folder_whose_files_others_deleted_is_written_anew(here: Here, vllm: FakeVllm, gone: str) -> None:
+    first = kept(written(here))
+    (name,) = vllm.models
+    folder = Path(here.config.backend_folder or "", name)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / gone).unlink()
+    vllm.models.clear()
+    assert kept(written(here)) == first
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_folder_stays_while_vllm_may_still_read_it(make: Callable[..., Here], vllm: FakeVllm) -> None:
     vllm.bad[UNLOAD] = 500, "{}"
     with make(backend_adapters=1) as here:

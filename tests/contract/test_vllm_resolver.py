@@ -115,6 +115,14 @@ def test_a_folder_is_written_once(place: Place, resolve: Callable[..., Any], mon
     assert resolve(place.base, "pairs").lora_int_id == first.lora_int_id
 
 
+def test_a_folder_whose_files_others_deleted_is_written_anew(place: Place, resolve: Callable[..., Any]) -> None:
+    folder = Path(resolve(place.base, "pairs").lora_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "adapter_model.safetensors").unlink()
+    assert Path(resolve(place.base, "pairs").lora_path) == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_unknown_names_are_left_to_other_resolvers(place: Place, resolve: Callable[..., Any], tmp_path: Path) -> None:
     for name in ("nowhere", "", "../../etc", "a" * 10_000, "/etc"):
         assert resolve(place.base, name) is None

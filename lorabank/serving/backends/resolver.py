@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lorabank.core.errors import LorabankError
 from lorabank.core.escaping import safe
 from lorabank.core.records import BaseModelRecord
 from lorabank.core.states import answering_in, own_state, whose_head
+from lorabank.exchange.peft_folder import has_files
 from lorabank.models.bases.fingerprint import quantised_fingerprint
 from lorabank.models.bases.kept_facts import known_weight_facts
 from lorabank.models.bases.resolving import plain_name, resolve_base
@@ -95,7 +97,8 @@ class BankAdapters:
         with reported(folder, unchanged="nothing was written"):
             folder.mkdir(parents=True, exist_ok=True)
         target = folder / _key(snapshot, task, own=own)
-        if not target.is_dir():
+        if not has_files(target):
+            shutil.rmtree(target, ignore_errors=True)  # what is left where something else deleted files
             try:
                 export(
                     self._bank,
@@ -109,7 +112,7 @@ class BankAdapters:
                     dtype=None,
                 )
             except LorabankError:
-                if not target.is_dir():  # else another process has written it meanwhile
+                if not has_files(target):  # else another process has written it meanwhile
                     raise
         return target.absolute()
 

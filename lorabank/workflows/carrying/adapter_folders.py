@@ -1,7 +1,7 @@
 """Sums of a bank's adapters as PEFT folders for a server that loads them: each is written once, and few are kept.
 
 A sum of one adapter with the weight 1 has that adapter's digest as its name; any other one is named by the digest of
-its weights and of the base. Equal names are equal files, so that a folder is never written anew.
+its weights and of the base. Equal names are equal files, so that a folder is written anew only where one is missing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lorabank.bank.failures import reported
 from lorabank.core.errors import IncompatibleError, StorageError
 from lorabank.core.records import BaseModelRecord
 from lorabank.exchange.peft_check import plain_files
-from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE, combined_files, with_fields
+from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE, combined_files, has_files, with_fields
 from lorabank.exchange.safe_folders import write_folder
 from lorabank.exchange.servers import SERVERS, Served
 from lorabank.models.bases.loading import recorded_weights
@@ -98,7 +98,7 @@ class AdapterFolders:
         name = self.name_of(weights)
         target = self.place(name)
         with self._lock:
-            if not target.is_dir():
+            if not has_files(target):
                 files = sum_files(self._bank, self._base, weights)
                 problems = SERVERS[self._server](Served(name, str(target), files)).problems
                 if problems:
@@ -106,10 +106,11 @@ class AdapterFolders:
                         f"{self._server} cannot serve this sum of adapters: {'; '.join(problems)}",
                         unchanged="nothing was written",
                     )
+                shutil.rmtree(target, ignore_errors=True)  # what is left where something else deleted files
                 try:
                     write_folder(target, files)
                 except StorageError:
-                    if not target.is_dir():  # else another server has written it meanwhile
+                    if not has_files(target):  # else another server has written it meanwhile
                         raise
         return target
 
