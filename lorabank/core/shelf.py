@@ -142,6 +142,12 @@ class Shelves:
         """Import the entry of this name; see `Shelf.load`."""
         return self.of(name).load(name)
 
+    def check(self, name: str) -> None:
+        """Refuse a name that is on none of them; see `Shelf.check`."""
+        if name not in self:
+            known = ", ".join(self)
+            raise ConfigError(self.unknown(name), hint=f"choose one of: {known}", unchanged="nothing was changed")
+
     def unknown(self, name: str) -> str:
         """See `Shelf.unknown`; a name without what stands before its colon is proposed in full."""
         own = next((known for known in self if known.partition(":")[2] == name.lower()), None)

@@ -13,7 +13,7 @@ import pytest
 from lorabank_cli.main import main
 
 from lorabank import api
-from lorabank.core.config import AdviseConfig, InitConfig
+from lorabank.core.config import AdviseConfig, InitConfig, TrainConfig
 from lorabank.core.errors import ConfigError, DivergedError, NotFoundError
 from lorabank.core.observer import SilentObserver
 from lorabank.workflows.learning import advise as advising
@@ -66,6 +66,27 @@ def test_what_a_strategy_refuses_is_left_out_with_its_reason(lab: Lab, copy) -> 
     advice = api.advise(copy("inflora", 1), lab.settings("two", strategy="inflora", epochs=1.0), how)
     assert [one.variant for one in advice.trials] == ["lora", "lora"]
     assert set(advice.left_out) == {"dora from kaiming", "lora from pissa"}
+
+
+def test_a_variant_that_answers_alone_is_trained_where_the_strategy_takes_it(lab: Lab, copy) -> None:
+    how = AdviseConfig(variants=("hydralora", "peft:loha"), starts=("kaiming",))
+    settings = lab.settings("two", strategy="isolated", epochs=1.0)
+    assert settings.r != TrainConfig.r
+    advice = api.advise(copy("isolated", 1), settings, how)
+    assert {(one.variant, one.capacity_left is None) for one in advice.trials} == {
+        ("lora", False),
+        ("hydralora", True),
+    }
+    assert list(advice.left_out) == ["peft:loha from kaiming"]
+    assert "--r is of A and B" in advice.left_out["peft:loha from kaiming"]
+
+
+def test_a_variant_that_answers_alone_is_left_out_where_the_strategy_sums(lab: Lab, copy) -> None:
+    how = AdviseConfig(variants=("hydralora", "peft:loha"), starts=("kaiming",))
+    advice = api.advise(copy("olora", 1), lab.settings("two", epochs=1.0), how)
+    assert {one.variant for one in advice.trials} == {"lora"}
+    assert set(advice.left_out) == {"hydralora from kaiming", "peft:loha from kaiming"}
+    assert all("use --strategy isolated" in why for why in advice.left_out.values())
 
 
 def test_too_little_time_shortens_the_epochs(lab: Lab, copy) -> None:

@@ -74,6 +74,6 @@ def _row(trial: Trial) -> tuple[object, ...]:
         f"{trial.parameters:,}",
         size(trial.bytes),
         "" if trial.memory is None else size(trial.memory),
-        f"{trial.capacity_left:.3f}",
+        "" if trial.capacity_left is None else f"{trial.capacity_left:.3f}",
         "" if trial.overlap is None else f"{trial.overlap:.3f}",
     )

@@ -24,7 +24,7 @@ from lorabank.core.config import AdviseConfig, InitConfig, TrainConfig
 from lorabank.core.errors import ConfigError, IncompatibleError, LorabankError
 from lorabank.core.machine.memory import PeakMemory
 from lorabank.core.observer import Observer, SilentObserver
-from lorabank.core.shelves import STARTS, VARIANTS
+from lorabank.core.shelves import EVERY_VARIANT, STARTS, VARIANTS
 from lorabank.core.showing import shown
 from lorabank.training.methods import chosen_strategy
 from lorabank.training.planning import check_warmup, warmup_steps
@@ -62,8 +62,9 @@ class Trial:
         parameters: Numbers that are trained, with the head's.
         bytes: What the bank would store.
         memory: Peak bytes of the process above what it held before; None where it is not known.
-        capacity_left: Share of the input directions that stay free on the fullest module.
-        overlap: Largest overlap with an earlier adapter; None where there is none.
+        capacity_left: Share of the input directions that stay free on the fullest module; None for an adapter without
+            A and B.
+        overlap: Largest overlap with an earlier adapter; None where there is none, or the adapter has no A and B.
     """
 
     variant: str
@@ -78,7 +79,7 @@ class Trial:
     parameters: int
     bytes: int
     memory: int | None
-    capacity_left: float
+    capacity_left: float | None
     overlap: float | None
 
 
@@ -145,7 +146,7 @@ def advise(
 def _candidates(config: TrainConfig, how: AdviseConfig) -> tuple[list[_Candidate], dict[str, str]]:
     """Each variant with the default start, each start with plain LoRA, and plain LoRA at a larger learning rate."""
     variants, starts = how.variants or tuple(VARIANTS), how.starts or tuple(STARTS)
-    for shelf, names in ((VARIANTS, variants), (STARTS, starts)):
+    for shelf, names in ((EVERY_VARIANT, variants), (STARTS, starts)):
         for name in names:
             shelf.check(name)
     strategy = chosen_strategy(config)
@@ -153,7 +154,7 @@ def _candidates(config: TrainConfig, how: AdviseConfig) -> tuple[list[_Candidate
     candidates, left_out = list[_Candidate](), dict[str, str]()
     for variant, start in dict.fromkeys(pairs):
         one = _Candidate(variant, start)
-        reason = VARIANTS.load(variant)().refuses(strategy, STARTS.load(start)())
+        reason = EVERY_VARIANT.load(variant)().refuses(strategy, STARTS.load(start)())
         if reason:
             left_out[str(one)] = reason
         else:
@@ -288,8 +289,8 @@ class _Trials:
             parameters=plan.trainable_parameters,
             bytes=adapter.bytes,
             memory=memory.added(),
-            capacity_left=adapter.metrics["capacity_left"],
-            overlap=max(adapter.metrics["overlap"].values(), default=None),
+            capacity_left=adapter.metrics.get("capacity_left"),
+            overlap=max(adapter.metrics.get("overlap", {}).values(), default=None),
         )
 
     @contextmanager
