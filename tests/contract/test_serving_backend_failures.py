@@ -16,8 +16,9 @@ from lorabank.bank.bank import Bank
 from lorabank.core.config import SamplingConfig
 from lorabank.core.errors import ConfigError, IncompatibleError
 from lorabank.exchange.servers import SERVERS, Verdict
+from lorabank.models.answering import replies
 from lorabank.models.answering.replies import GenerationRequest
-from lorabank.serving.backends.address import Address, read_address
+from lorabank.serving.backends.address import EXAMPLE, Address, read_address
 from lorabank.serving.backends.chosen import backend_of
 from lorabank.serving.config import ServeConfig
 from lorabank.serving.jobs import Job
@@ -151,6 +152,27 @@ def test_streams(here: Here, vllm: FakeVllm, events: list[str], expected: tuple[
 def test_likelihoods_that_are_none(here: Here, vllm: FakeVllm, values: str) -> None:
     vllm.bad[COMPLETIONS] = 200, values
     assert code(here.post("/v1/classify", {"model": "labelled", "input": "sun 1"})) == (502, "backend_garbled")
+
+
+def test_an_answer_that_cannot_be_decoded_is_an_error(
+    here: Here, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decoded(*_: Any) -> str:
+        raise IndexError("piece id is out of range")
+
+    written(here)
+    monkeypatch.setattr(replies, "decoded", decoded)
+    answer = written(here, max_tokens=1)
+    assert answer.status_code == 500
+    assert "piece id" not in answer.text
+
+
+@pytest.mark.parametrize("key", ["hunter2\n", "hunter2\r", "hunter 2", "hunt\u00e9r2"])
+def test_a_key_that_is_no_token(run_chosen: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    with pytest.raises(ConfigError, match="VLLM_API_KEY") as caught:
+        run_chosen(backend=EXAMPLE)
+    assert "hunt" not in caught.value.message + (caught.value.hint or "")
 
 
 def test_a_stream_says_at_its_end_what_went_wrong(here: Here, vllm: FakeVllm) -> None:

@@ -41,8 +41,8 @@ def read_address(given: str) -> Address:
         raise _refused(given, f"it begins with {' or '.join(f'{one}=' for one in BACKENDS)}")
     if place.startswith("unix:"):
         path = place.removeprefix("unix:")
-        if not path:
-            raise _refused(given, "the path of the socket is missing")
+        if not path or "\0" in path:
+            raise _refused(given, "the path of the socket is missing, or has a NUL")
         return Address(name, "http://localhost", path)
     try:
         parts = urlsplit(place)
@@ -52,14 +52,17 @@ def read_address(given: str) -> Address:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise _refused(given, "its URL begins with http:// or https:// and a host")
     if parts.username is not None or parts.query or parts.fragment:
-        raise _refused(given.partition("=")[0] + "=...", "its URL is a host, a port and a path, without a password")
+        raise _refused(given, "its URL is a host, a port and a path, without a password")
+    if not parts.netloc.isprintable() or " " in parts.netloc:
+        raise _refused(given, "its host has a character that no host has")
     path = parts.path.rstrip("/").removesuffix("/v1")
     return Address(name, f"{parts.scheme}://{parts.netloc}{path}")
 
 
 def _refused(given: str, why: str) -> ConfigError:
+    shown = "..." if {"@", "?", "#"} & set(given) else given  # a password may stand there
     return ConfigError(
-        f"--backend {given!r} is not the address of a backend: {why}",
+        f"--backend {shown!r} is not the address of a backend: {why}",
         hint=f"for example {EXAMPLE}",
         commands=[Command("serve", "--backend", EXAMPLE)],
         unchanged="nothing was started",

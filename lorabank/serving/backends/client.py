@@ -7,6 +7,7 @@ an answer are made here, as for the bank's own model. The fields are those of vL
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ from typing import Any
 import httpx
 
 from lorabank.core.config import SamplingConfig
-from lorabank.core.errors import IncompatibleError, LorabankError
+from lorabank.core.errors import ConfigError, IncompatibleError, LorabankError
+from lorabank.core.escaping import safe
 from lorabank.serving.backends.address import Address
 from lorabank.serving.backends.failures import (
     BackendFailure,
@@ -36,7 +38,11 @@ _ALIVE = 2.0
 _IDLE = 2.0
 """Seconds that an idle connection is used again: vLLM closes it after 5."""
 _SHOWN, _MOST = 300, 1 << 16
-"""Characters of a message of vLLM that are passed on; bytes of an error that are read."""
+"""Characters of a message of vLLM that are passed on; bytes that are read of an answer without tokens."""
+_LINE, _PER_TOKEN = 1 << 20, 1 << 10
+"""Bytes that a line of a stream has at most, and an answer for each token whose log-likelihood it says."""
+_TOKENS = 1 << 31
+"""Every token is below this number: tokenizers take 32 bits."""
 _UNHEARD = 16
 """Tokens of a chunk where nobody hears them as they come."""
 _TOGETHER = 16
@@ -66,18 +72,29 @@ class VllmClient:
 
     Args:
         address: Where it listens.
-        key: What it wants as a token; None for nothing.
+        key: What it wants as a token, which a header can hold; None for nothing.
+
+    Raises:
+        ConfigError: The address, or a proxy or certificates that environment variables name, cannot be used.
     """
 
     def __init__(self, address: Address, key: str | None) -> None:
         uds = address.uds
-        self._client = httpx.AsyncClient(
-            base_url=address.url,
-            headers={} if key is None else {"authorization": f"Bearer {key}"},
-            timeout=httpx.Timeout(None, connect=_CONNECT),
-            limits=_LIMITS,
-            transport=None if uds is None else httpx.AsyncHTTPTransport(uds=uds, limits=_LIMITS),
-        )
+        try:
+            self._client = httpx.AsyncClient(
+                base_url=address.url,
+                headers={} if key is None else {"authorization": f"Bearer {key}"},
+                timeout=httpx.Timeout(None, connect=_CONNECT),
+                limits=_LIMITS,
+                transport=None if uds is None else httpx.AsyncHTTPTransport(uds=uds, limits=_LIMITS),
+            )
+        except (httpx.InvalidURL, ImportError, OSError, ValueError) as error:
+            raise ConfigError(
+                f"--backend cannot be asked: {str(error).partition('. ')[0]}",
+                hint="correct the URL, or the environment variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE "
+                "and SSL_CERT_DIR",
+                unchanged="nothing was started",
+            ) from error
 
     async def close(self) -> None:
         """Close its connections."""
@@ -86,8 +103,10 @@ class VllmClient:
     async def healthy(self) -> bool:
         """Whether it takes calls."""
         try:
-            return (await self._client.get("/health", timeout=_ALIVE)).status_code == 200
-        except (httpx.HTTPError, httpx.InvalidURL):
+            async with asyncio.timeout(_ALIVE), self._client.stream("GET", "/health") as response:
+                await _read(response, _MOST)
+                return response.status_code == 200
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError):
             return False
 
     async def complete(self, adapter: str, prompt: Sequence[int], wanted: Wanted, hear: Hear) -> str | None:
@@ -109,7 +128,7 @@ class VllmClient:
         body = _completion(adapter, prompt, wanted)
         async with self._reached(), self._client.stream("POST", "/v1/completions", json=body) as response:
             if response.status_code != 200:
-                raise await _refusal(response)
+                raise _refusal(response, await _read(response, _MOST))
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 raise garbled(_strange("an answer that is not a stream of events"))
             finish, ended = None, False
@@ -136,12 +155,16 @@ class VllmClient:
                 "temperature": 0,
                 "prompt_logprobs": 1,
             }
-            async with self._reached():
-                response = await self._client.post("/v1/completions", json=body)
-                if response.status_code != 200:
-                    raise await _refusal(response)
-            choices = _listed(_document(response.content), "choices")
-            by_index = {choice.get("index"): choice for choice in choices if isinstance(choice, dict)}
+            most = _MOST + _PER_TOKEN * sum(len(prompt) + len(answer) for answer in some)
+            response, content = await self._posted("/v1/completions", body, most)
+            if response.status_code != 200:
+                raise _refusal(response, content)
+            if len(content) > most:
+                raise garbled(_strange(f"more than {most} bytes about some tokens"))
+            by_index = {}
+            for choice in _listed(_document(content), "choices"):
+                if isinstance(choice, dict) and type(choice.get("index")) is int:
+                    by_index[choice["index"]] = choice
             found += [_likelihood(by_index.get(i), len(prompt), answer) for i, answer in enumerate(some)]
         return found
 
@@ -152,13 +175,12 @@ class VllmClient:
             BackendFailure: It does not.
         """
         body = {"lora_name": adapter, "lora_path": str(folder), "load_inplace": True}
-        async with self._reached():
-            response = await self._client.post("/v1/load_lora_adapter", json=body)
-        status, said = response.status_code, _said(response.content)
+        response, content = await self._posted("/v1/load_lora_adapter", body, _MOST)
+        status, said = response.status_code, _said(content)
         if status == 200 or (status == 400 and said is not None and "already been loaded" in said):
             return
         if status in (401, 403, 429, 502, 503):
-            raise await _refusal(response)
+            raise _refusal(response, content)
         if status in (404, 405) and said is None:
             raise not_taken(
                 "the backend takes no adapters while it runs; the server's log says more",
@@ -178,11 +200,15 @@ class VllmClient:
     async def unload(self, adapter: str) -> bool:
         """Let vLLM forget an adapter; whether it does not know it any longer."""
         try:
-            async with self._reached():
-                response = await self._client.post("/v1/unload_lora_adapter", json={"lora_name": adapter})
+            response, content = await self._posted("/v1/unload_lora_adapter", {"lora_name": adapter}, _MOST)
         except BackendFailure:
             return False
-        return response.status_code == 200 or (response.status_code == 404 and _said(response.content) is not None)
+        return response.status_code == 200 or (response.status_code == 404 and _said(content) is not None)
+
+    async def _posted(self, path: str, body: Mapping[str, Any], most: int) -> tuple[httpx.Response, bytes]:
+        """The answer to a call, and its content as `_read` has it; raises a `BackendFailure` if there is none."""
+        async with self._reached(), self._client.stream("POST", path, json=body) as response:
+            return response, await _read(response, most)
 
     @asynccontextmanager
     async def _reached(self) -> AsyncIterator[None]:
@@ -229,17 +255,39 @@ def _completion(adapter: str, prompt: Sequence[int], wanted: Wanted) -> dict[str
     } | ({} if wanted.heard else {"stream_interval": _UNHEARD})
 
 
+async def _read(response: httpx.Response, most: int) -> bytes:
+    """The content of an answer; of one with more bytes than ``most`` a beginning that has more of them too."""
+    content = bytearray()
+    async for part in response.aiter_bytes():
+        content += part
+        if len(content) > most:
+            break
+    return bytes(content)
+
+
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     """The documents of a stream of events, until its ``[DONE]`` or its end."""
-    async for line in response.aiter_lines():
-        field, _, value = line.partition(":")
-        if field != "data":
-            if line and field not in ("", "event", "id", "retry"):
-                raise garbled(_strange(f"a stream with the line {line[:80]!r}"))
+    async for line in _lines(response):
+        field, _, value = line.partition(b":")
+        if field != b"data":
+            if line and field not in (b"", b"event", b"id", b"retry"):
+                raise garbled(_strange(f"a stream with the line {line[:80].decode(errors='replace')!r}"))
             continue
-        if value.strip() == "[DONE]":
+        if value.strip() == b"[DONE]":
             return
         yield _document(value)
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The lines of a stream of events; what else httpx takes for the end of a line, such as U+2028, JSON may hold."""
+    rest = b""
+    async for part in response.aiter_bytes():
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            yield line.rstrip(b"\r")
+        if len(rest) > _LINE:
+            raise garbled(_strange(f"a stream with a line of more than {_LINE} bytes"))
+    yield rest
 
 
 def _chunk(event: Mapping[str, Any], finish: str | None) -> tuple[list[int], str | None]:
@@ -256,7 +304,7 @@ def _chunk(event: Mapping[str, Any], finish: str | None) -> tuple[list[int], str
     if ids is None and choice.get("text"):
         raise garbled(_strange("text without its tokens: its version does not know return_token_ids"))
     ids = [] if ids is None else ids
-    if not isinstance(ids, list) or not all(type(token) is int and token >= 0 for token in ids):
+    if not isinstance(ids, list) or not all(type(token) is int and 0 <= token < _TOKENS for token in ids):
         raise garbled(_strange("tokens that are not numbers"))
     reason = choice.get("finish_reason")
     if reason not in (None, "stop", "length"):
@@ -269,20 +317,15 @@ def _likelihood(choice: Mapping[str, Any] | None, start: int, answer: Sequence[i
     try:
         rows = (choice or {})["prompt_logprobs"][start:]
         values = [float(row[str(token)]["logprob"]) for row, token in zip(rows, answer, strict=True)]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise garbled(_strange("prompt_logprobs without the prompt's tokens")) from error
     if not all(math.isfinite(value) and value <= 1e-3 for value in values):
         raise garbled(_strange("prompt_logprobs that are not logarithms of probabilities"))
     return sum(values)
 
 
-async def _refusal(response: httpx.Response) -> BackendFailure | UnknownAdapterError:
+def _refusal(response: httpx.Response, content: bytes) -> BackendFailure | UnknownAdapterError:
     """What a status other than 200 means."""
-    content = b""
-    async for part in response.aiter_bytes():
-        content += part
-        if len(content) > _MOST:
-            break
     status, said = response.status_code, _said(content)
     if status == 404 and said is not None:
         return UnknownAdapterError(said)
@@ -323,10 +366,10 @@ def _said(content: bytes) -> str | None:
 
 
 def _message(document: Mapping[str, Any]) -> str | None:
-    """Of an error in its newer form, ``{"error": {"message"}}``, or its older one, ``{"message"}``."""
+    """Of an error in its newer form, ``{"error": {"message"}}``, or its older one, ``{"message"}``, as `safe` text."""
     error = document.get("error", document)
     message = error.get("message") if isinstance(error, dict) else error
-    return message if isinstance(message, str) else None
+    return safe(message) if isinstance(message, str) else None
 
 
 def _strange(what: str, hint: str | None = None) -> LorabankError:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorabank.bank.snapshot import Snapshot
-from lorabank.core.errors import LorabankError
+from lorabank.core.errors import ConfigError, LorabankError
 from lorabank.core.shelves import COMPOSERS, GATES
 from lorabank.core.states import SELECTOR, TUNER, Deployed
 from lorabank.models.answering.replies import GenerationRequest, Reply
@@ -45,6 +45,7 @@ class Vllm:
         config: Limits, and where adapters are exported to.
 
     Raises:
+        ConfigError: As of `VllmClient`, or `KEY` is not a token.
         LorabankError: As of `AdapterFolders`.
     """
 
@@ -52,7 +53,7 @@ class Vllm:
 
     def __init__(self, path: str | Path, address: Address, config: ServeConfig) -> None:
         folder = None if config.backend_folder is None else Path(config.backend_folder)
-        self._client = VllmClient(address, os.environ.get(KEY) or None)
+        self._client = VllmClient(address, _key())
         folders = AdapterFolders(path, folder, self.name)
         self._adapters = LoadedAdapters(self._client, folders, config.backend_adapters)
         self._seconds = config.seconds
@@ -147,8 +148,8 @@ class Vllm:
             else:
                 work.fail(silent(self._seconds))
         except Exception as error:
-            if work.reply is not None and work.reply.finish is not None:  # it was delivered
-                return
+            if isinstance(error, BackendFailure) and work.reply is not None and work.reply.finish is not None:
+                return  # the answer was delivered
             if isinstance(error, BackendFailure) and error.logged is not None:
                 report("the backend vllm did not answer", error.logged)
             work.fail(error)
@@ -184,6 +185,18 @@ class Vllm:
     ) -> list[float]:
         """Sums of log p of the tokens of each answer; raises as `VllmClient.log_likelihoods`."""
         return await self._adapters.asked(adapter, lambda: self._client.log_likelihoods(adapter, prompt, answers))
+
+
+def _key() -> str | None:
+    """The token that vLLM wants; None for nothing."""
+    key = os.environ.get(KEY) or None
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        raise ConfigError(
+            f"the environment variable {KEY} has a blank, a line end or another character that no token has",
+            hint=f"set {KEY} to the key that vLLM was started with",
+            unchanged="nothing was started",
+        )
+    return key
 
 
 def _no_sums(snapshot: Snapshot) -> frozenset[str]:
