@@ -1,6 +1,6 @@
 r"""Which form a training step takes without dropout, against both: W and the adapter apart, or one effective weight.
 
-The forms are `lorabank.training.layers.kernel` and `lorabank.training.layers.effective_weight`, whose first
+The forms are `lorabank.training.kernels.lora` and `lorabank.training.kernels.effective_weight`, whose first
 lines have the mathematics; which one a layer takes follows from its shape and the number of tokens. The bar says how
 much slower than the better of the two the choice may be.
 """

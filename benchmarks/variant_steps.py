@@ -26,8 +26,8 @@ from lorabank.training.trainer import AdapterTrainer
 from lorabank.training.variants.base import Step
 
 PLAIN = "lora"
-BAR, BARS = 1.15, {"dora": 1.06, "galore": 1.5, "flora": 1.5, "hydralora": 1.4}
-"""Times a step of plain LoRA; of those that need the gradient of the weight, or have several B and a router, more."""
+BAR, BARS = 1.15, {"dora": 1.06, "galore": 1.5, "flora": 1.5}
+"""Times a step of plain LoRA; of those that need the gradient of the weight, more."""
 STEPS, FIRST = 400, 150
 ROUNDS = 10
 

@@ -16,7 +16,7 @@ from lorabank.core.config import ComposeConfig, EvalConfig, PredictConfig
 from lorabank.core.errors import DivergedError
 from lorabank.core.shelves import COMPOSERS, STRATEGIES
 from lorabank.models.bases.open_base import OpenBase
-from lorabank.training.layers.kernel import lora_linear
+from lorabank.training.kernels.lora import lora_linear
 from lorabank.workflows.assemble import RuntimeSettings, load_composer, load_runtime
 from tests.contract.conftest import KINDS, Lab
 from tests.contract.test_training import Stop

@@ -10,18 +10,16 @@ side in one matrix, so that one product computes their sum:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorabank.algebra.factors import LoraFactors, lora_scaling
+from lorabank.algebra.factors import lora_scaling
 from lorabank.core.errors import DataError
-from lorabank.models.bases.sites import Site, WrappedLinear
 from lorabank.models.tuners.state import TunerState
 
 HYDRA = "HYDRALORA"
@@ -51,85 +49,28 @@ class HydraFactors:
         """The same with another tensor's device and dtype."""
         return HydraFactors(self.A.to(like), self.B.to(like), self.router.to(like), self.scaling)
 
-    def added(self, x: Tensor, p: float = 0.0) -> Tensor:
+    def added(self, x: Tensor) -> Tensor:
         """``s sum_i w_i B_i A x``, ``[..., d_out]``.
 
         Products have the dtype of x. The softmax is in float32 at least, as in the authors' code.
 
         Args:
             x: ``[..., d_in]``.
-            p: Probability with which an input of A is dropped; the router reads x whole.
         """
         A, B, router = (tensor.to(x.dtype) for tensor in (self.A, self.B, self.router))
         weights = F.linear(x, router).softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32))
-        h = F.linear(F.dropout(x, p) if p else x, A)
+        h = F.linear(x, A)
         weights = (self.scaling * weights).to(h.dtype)
         return F.linear((weights.unsqueeze(-1) * h.unsqueeze(-2)).flatten(-2), B)
 
 
-class HydraLinear(WrappedLinear):
-    """A frozen linear module with a trainable HydraLoRA adapter.
-
-    Args:
-        base: The linear layer, quantised layer or Conv1D; frozen here.
-        factors: Of the site; copied, in float32.
-        dropout: Probability with which an input of A is dropped while training.
-    """
-
-    def __init__(self, base: nn.Module, factors: HydraFactors, dropout: float) -> None:
-        super().__init__(base.requires_grad_(False))
-        self.hydra_A, self.hydra_B = nn.Parameter(factors.A.clone()), nn.Parameter(factors.B.clone())
-        self.hydra_router = nn.Parameter(factors.router.clone())
-        self.scaling, self.dropout = factors.scaling, dropout
-
-    @property
-    def factors(self) -> HydraFactors:
-        """The parameters."""
-        return HydraFactors(self.hydra_A, self.hydra_B, self.hydra_router, self.scaling)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x [..., d_in]`` to ``[..., d_out]``."""
-        self._mark_called()
-        out: Tensor = self.base(x)
-        return out + self.factors.added(x, self.dropout if self.training else 0.0).to(out.dtype)
-
-
-@torch.no_grad()
-def put_hydra_on(
-    model: nn.Module, sites: Sequence[Site], start: LoraFactors, heads: int, dropout: float
-) -> dict[str, HydraLinear]:
-    """Put trainable layers on a model, in place.
-
-    Every ``B_i`` begins as B of the start, so that their weighted sum is B whatever the router says. The router begins
-    uniform in ``+-1 / sqrt(d_in)``, as `torch.nn.Linear` does and the authors' code too.
-
-    Args:
-        model: The untouched base.
-        sites: What to adapt: linear layers, or blocks of rows of them.
-        start: A and B by site, with the scaling.
-        heads: N.
-        dropout: On the input of A.
-
-    Returns:
-        The layers by the sites' names.
-    """
-    layers = {}
-    for site in sites:
-        A, B = start.A[site.name].float(), start.B[site.name].float()
-        router = A.new_empty(heads, site.d_in).uniform_(-(site.d_in**-0.5), site.d_in**-0.5)
-        factors = HydraFactors(A, B.repeat(1, heads), router, start.scaling[site.name])
-        layers[site.name] = site.wrap(model, partial(HydraLinear, factors=factors, dropout=dropout))
-    return layers
-
-
 def hydra_state(
-    layers: Mapping[str, HydraLinear], *, heads: int, r: int, lora_alpha: float, use_rslora: bool
+    factors: Mapping[str, HydraFactors], *, heads: int, r: int, lora_alpha: float, use_rslora: bool
 ) -> TunerState:
     """The adapter as it is stored: by site its tensors on the CPU, in float32."""
     fields = {"peft_type": HYDRA, "heads": heads, "r": r, "lora_alpha": lora_alpha, "use_rslora": use_rslora}
     tensors = {}
-    for name, layer in layers.items():
-        own = layer.factors
+    for name, own in factors.items():
         for ending, tensor in ((_A, own.A), (_B, own.B), (_ROUTER, own.router)):
             tensors[f"{name}{ending}"] = tensor.detach().float().cpu().contiguous().clone()
     return TunerState(fields, tensors)

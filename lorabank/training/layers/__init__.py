@@ -1,1 +1,1 @@
-"""The trainable layer, its kernels, and what keeps it in step with what is trained."""
+"""The trainable layer, and what keeps it in step with what is trained."""

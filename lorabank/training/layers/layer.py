@@ -23,9 +23,9 @@ from lorabank.models.bases.sites import (
     site_of,
     weight_of,
 )
-from lorabank.training.layers.effective_weight import effective_linear
-from lorabank.training.layers.gain_kernel import gained_linear
-from lorabank.training.layers.kernel import lora_linear
+from lorabank.training.kernels.effective_weight import effective_linear
+from lorabank.training.kernels.gain import gained_linear
+from lorabank.training.kernels.lora import lora_linear
 
 
 class LoraLinear(WrappedLinear):

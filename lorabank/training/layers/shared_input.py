@@ -1,7 +1,7 @@
 r"""One mask and one product for layers that read the same tensor: query, key and value, or gate and up.
 
 With G such layers on n input rows x, their A stacked to A_all [G r, d_in], and the mask M and c = s of the typed form
-of `lorabank.training.layers.low_rank`:
+of `lorabank.training.kernels.low_rank`:
 
     first call     h_all = M(x) A_all^T                    [n, G r], one node of the graph
     each call      y_i = x W_i^T + b_i + s h_i B_i^T       another node, which keeps h_i and not x
@@ -25,9 +25,9 @@ from torch.autograd.function import once_differentiable
 
 from lorabank.models.bases.quantised.linear import Weight, product, pulled
 from lorabank.models.bases.sites import bias_of, weight_of
-from lorabank.training.layers.kernel import converted
+from lorabank.training.kernels.lora import converted
+from lorabank.training.kernels.low_rank import LowRank
 from lorabank.training.layers.layer import LoraLinear
-from lorabank.training.layers.low_rank import LowRank
 
 
 class SharedInput:
@@ -46,7 +46,7 @@ class SharedInput:
             layer.shared = self.linear
 
     def linear(self, layer: LoraLinear, x: Tensor, p: float) -> Tensor:
-        """What `lorabank.training.layers.kernel.lora_linear` computes for a layer, in the typed form."""
+        """What `lorabank.training.kernels.lora.lora_linear` computes for a layer, in the typed form."""
         weight, bias = weight_of(layer.base), bias_of(layer.base)
         low = LowRank.of(x, weight, layer.scaling, p)
         if self._of() is not x or self._version != x._version or layer not in self._parts:

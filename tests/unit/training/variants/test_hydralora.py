@@ -15,8 +15,10 @@ from lorabank.algebra.factors import FactorShape
 from lorabank.algebra.stack import AdapterStack
 from lorabank.core.errors import ConfigError, DataError
 from lorabank.models.mixing.mixture import Mixture
-from lorabank.models.tuners.hydra import HydraFactors, HydraLinear, hydra_factors
+from lorabank.models.tuners.hydra import HydraFactors, hydra_factors
 from lorabank.models.tuners.state import TunerState
+from lorabank.training.kernels.low_rank import keep_mask, rounded
+from lorabank.training.variants.hydralora import HydraLinear
 from tests.unit.training.variants.test_variants import ALPHA, IDS, RATE, R, Trial, load
 
 S = ALPHA / R
@@ -53,7 +55,8 @@ def test_outputs_and_gradients_are_those_of_one_dense_matrix_for_each_token(
     torch.manual_seed(7)
     found = layer(x)
     torch.manual_seed(7)
-    kept = nn.functional.dropout(torch.ones_like(x), dropout)
+    drawn = keep_mask(x.detach().view(8, d_in), dropout) if dropout else torch.ones(8, d_in)
+    kept = drawn.view_as(x).double() / (1 - rounded(dropout))
     assert bool((kept == 0).any()) == (dropout > 0)
     W = (base.weight if kind == "linear" else base.weight.T).detach()
     own = [one.detach().clone().requires_grad_() for one in (layer.hydra_A, layer.hydra_B, layer.hydra_router)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lorabank.algebra.stack import AdapterStack
 from lorabank.training import run
-from lorabank.training.layers.effective_weight import effective_linear
+from lorabank.training.kernels.effective_weight import effective_linear
 from lorabank.training.layers.layer import EffectiveWeights, LoraLinear, pays
 from tests.unit.training.plain import plain_layer
 

@@ -2,7 +2,7 @@ r"""A linear module with an adapter that has a row gain, as one node of the grap
 
 With n input rows x, the untouched W [d_out, d_in] and b, gains t [d_out] of the past and the new adapter together, the
 past's factors P_A [R, d_in] and P_B [d_out, R] with their scalings inside, and the low-rank part of
-`lorabank.training.layers.low_rank`:
+`lorabank.training.kernels.low_rank`:
 
     forward     z = x W^T                                          [n, d_out], kept
                 y = t * z + b;  y += (x P_A^T) P_B^T;  the low-rank part is added in place
@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lorabank.models.bases.quantised.linear import Weight, product, pulled
-from lorabank.training.layers.kernel import Factors, converted
-from lorabank.training.layers.low_rank import LowRank
+from lorabank.training.kernels.lora import Factors, converted
+from lorabank.training.kernels.low_rank import LowRank
 
 
 def gained_linear(
@@ -50,7 +50,7 @@ def gained_linear(
         B: ``[d_out, r]``, in A's dtype.
         past: P_A and P_B, frozen, or None.
         scale: s.
-        p: Probability with which an entry of x is dropped before A; see `lorabank.training.layers.kernel`.
+        p: Probability with which an entry of x is dropped before A; see `lorabank.training.kernels.lora`.
         shadow: As there.
 
     Returns:

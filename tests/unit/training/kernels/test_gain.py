@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorabank.training.layers.gain_kernel import gained_linear
-from lorabank.training.layers.low_rank import keep_mask
+from lorabank.training.kernels.gain import gained_linear
+from lorabank.training.kernels.low_rank import keep_mask
 
 D_IN, D_OUT, RANK, SCALE, PAST = 40, 24, 4, 1.7, 6
 

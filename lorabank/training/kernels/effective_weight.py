@@ -7,7 +7,7 @@ With ``W_eff = W + s B A``, made anew after each optimizer step, and n input row
                 u = s g B;        dL/dA = u^T x
                 h = s x A^T;      dL/dB = g^T h
 
-Two large and four thin products, where `lorabank.training.layers.kernel` needs two and six: the two that write
+Two large and four thin products, where `lorabank.training.kernels.lora` needs two and six: the two that write
 ``[n, d_out]`` and ``[n, d_in]`` once more are gone. What it costs is W_eff, one more copy of the weight, written once
 an optimizer step. Both are bound by memory, so the form pays where ``n (d_in + d_out)`` is above ``d_in d_out``
 (`pays`).
@@ -39,7 +39,7 @@ def effective_linear(x: Tensor, effective: Tensor, bias: Tensor | None, A: Tenso
     Returns:
         ``[..., d_out]``.
     """
-    # The views are made outside of the function, as `lorabank.training.layers.kernel` does.
+    # The views are made outside of the function, as `lorabank.training.kernels.lora` does.
     rows = x.reshape(-1, x.shape[-1])
     out: Tensor = _EffectiveLinear.apply(rows, effective, bias, A, B, scale)  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], effective.shape[0])

@@ -1,6 +1,6 @@
 r"""A linear module with an adapter as one node of the graph.
 
-With n input rows x, frozen W [d_out, d_in] and b, and the low-rank part of `lorabank.training.layers.low_rank`:
+With n input rows x, frozen W [d_out, d_in] and b, and the low-rank part of `lorabank.training.kernels.low_rank`:
 
     forward     y = x W^T + b;  the low-rank part is added in place
     backward    dL/dx = g W, from g = dL/dy;  the low-rank part's is added in place
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lorabank.models.bases.quantised.linear import Weight, product, pulled
-from lorabank.training.layers.low_rank import LowRank
+from lorabank.training.kernels.low_rank import LowRank
 
 Factors = tuple[Tensor, Tensor]
 """A ``[r, d_in]`` and B ``[d_out, r]``."""

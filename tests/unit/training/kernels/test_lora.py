@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorabank.training.layers.kernel import lora_linear
-from lorabank.training.layers.low_rank import keep_mask
+from lorabank.training.kernels.lora import lora_linear
+from lorabank.training.kernels.low_rank import keep_mask
 
 D_IN, D_OUT, RANK, SCALE = 40, 24, 4, 1.7
 SHAPES = [(D_IN,), (9, D_IN), (3, 5, D_IN), (2, 3, 2, D_IN)]
