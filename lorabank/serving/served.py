@@ -22,6 +22,7 @@ from lorabank.serving.metrics import Meter
 from lorabank.workflows.asking.questions import Question
 
 _SHOWN = 200
+_PATH = "there is no such path; those of the API begin with /v1/"
 _METHOD = "this path does not accept the method of the call; POST a question, GET anything else"
 
 
@@ -95,7 +96,7 @@ def answer_errors(app: FastAPI, report: Report) -> None:
     app.add_exception_handler(CallerGone, _gone)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _known)
-    for status, message in ((400, "the body is not JSON"), (404, "there is no such path"), (405, _METHOD)):
+    for status, message in ((400, "the body is not JSON"), (404, _PATH), (405, _METHOD)):
         app.add_exception_handler(status, _answering(CallError(status, message)))
 
 

@@ -211,6 +211,7 @@ def test_the_guide_s_call_and_answer(here: Here) -> None:
         ("/v1/classify", {"model": "one", "input": ["a"] * 65}, 422, "at most 64 texts"),
         ("/v1/completions", {"model": "one", "prompt": ["a", "b"], "stream": True}, 422, "a stream answers one"),
         ("/v1/nowhere", {}, 404, "no such path"),
+        ("/chat/completions", {}, 404, "begin with /v1/"),
         ("/health", {}, 405, "does not accept the method"),
     ],
 )

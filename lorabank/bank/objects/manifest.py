@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from lorabank.bank.objects.layout import FORMAT, Layout
 from lorabank.bank.objects.open_regular import open_plain
 from lorabank.bank.objects.sync import sync_folder
-from lorabank.core.commands import ADD_TASK, REPAIR, Command
+from lorabank.core.commands import ADD_TASK, REPAIR, Command, file_word
 from lorabank.core.errors import DamagedError, IncompatibleError, NotFoundError, StorageError
 from lorabank.core.limits import MAX_CONFIG
 from lorabank.core.machine.packages import UPDATE
+
+_SHOWN = 3
+_LOOKED_AT = 200  # entries of one folder
 
 
 def read_manifest(layout: Layout) -> dict[str, Any]:
@@ -71,9 +76,32 @@ def _missing(layout: Layout) -> NotFoundError | DamagedError:
     if layout.database.exists():
         message = f"bank {layout.root}: bank.json is missing: the bank was never finished, or lost the file"
         return DamagedError(message, commands=[REPAIR])
+    near = _nearby(layout.root)
+    known = "one of the banks nearby" if near else "an existing one"
     return NotFoundError(
         f"no bank at {layout.root}",
-        hint="name an existing one with --bank; the first task makes one",
-        commands=[ADD_TASK],
+        hint=f"name {known} with --bank; the first task makes one",
+        commands=[*(Command("-b", file_word(bank), "list") for bank in near[:_SHOWN]), ADD_TASK],
         unchanged="nothing was changed",
     )
+
+
+def _nearby(root: Path) -> list[Path]:
+    """Banks at most two folders below ``root``, or below the folder that would hold it."""
+    inner = _folders(root if root.is_dir() else root.parent)
+    below = [deeper for folder in inner if not _is_bank(folder) for deeper in _folders(folder)]
+    return [folder for folder in (*inner, *below) if _is_bank(folder)]
+
+
+def _is_bank(folder: Path) -> bool:
+    return os.path.isfile(Layout(folder).manifest)  # False too where the folder may not be read
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder by name, without hidden ones and links; of a very full folder only some."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry in islice(entries, _LOOKED_AT) if entry.is_dir(follow_symlinks=False)]
+    except OSError:  # the search only helps, so it does not replace the error
+        return []
+    return [folder / name for name in sorted(found) if not name.startswith(".")]

@@ -6,13 +6,17 @@ meaning of the cells (what a text or a label may be) is checked once for all for
 
 from __future__ import annotations
 
+import difflib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, is_dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from lorabank.core.errors import ConfigError, DataError, NotFoundError
 from lorabank.core.methods import own_settings, with_settings
+from lorabank.core.settings import nearest
 from lorabank.core.shelf import Shelf
 from lorabank.core.shelves import FORMATS
 from lorabank.data.bad_rows import UNCHANGED
@@ -106,7 +110,8 @@ def open_reader(source: str | Path, reading: Reading = AS_IT_IS) -> Reader:
     if not file.exists():
         names_hub = len(file.parts) == 2 and not file.suffix
         hint = f"a data set of the hub is named hf:{source}" if names_hub else "check the path given to --data"
-        raise NotFoundError(f"no such file: {str(source)!r}", unchanged=UNCHANGED, hint=hint)
+        near = nearest(file.name, _data_files_like(file))
+        raise NotFoundError(f"no such file: {str(source)!r}{near}", unchanged=UNCHANGED, hint=hint)
     # A pipe or a device would block for ever, so only regular files are opened.
     if not file.is_file():
         kind = "a folder" if file.is_dir() else "not a regular file"
@@ -116,6 +121,17 @@ def open_reader(source: str | Path, reading: Reading = AS_IT_IS) -> Reader:
         raise DataError(f"{str(source)!r} is empty", unchanged=UNCHANGED, hint="name a file that has rows")
     opened: Reader = reader(file)
     return opened
+
+
+def _data_files_like(file: Path) -> list[str]:
+    """Names of the data files beside a missing one whose stems resemble its own; of a very full folder only some."""
+    try:
+        with os.scandir(file.parent) as entries:
+            names = sorted(entry.name for entry in islice(entries, 1000) if format_name(entry.name) in FORMATS)
+    except OSError:  # the search only helps, so it does not replace the error
+        return []
+    close = difflib.get_close_matches(file.stem, [Path(name).stem for name in names])
+    return [name for name in names if Path(name).stem in close]
 
 
 def _format(file: Path, reading: Reading) -> Any:

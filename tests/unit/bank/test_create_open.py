@@ -123,6 +123,23 @@ def test_open_without_a_bank_says_what_to_type(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize("asked", ["bank", "demo"])
+def test_open_without_a_bank_names_the_banks_nearby(tmp_path, monkeypatch, kit, asked):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    for folder in ("demo/seqlora", "demo/olora", ".hidden/bank"):
+        Bank.create(tmp_path / folder, kit.base)
+    with pytest.raises(NotFoundError, match=f"no bank at {asked}") as caught:
+        Bank.open(Path(asked))
+    assert caught.value.commands == (
+        ("-b", "demo/olora", "list"),
+        ("-b", "demo/seqlora", "list"),
+        ("add-task", "NAME", "--data", "FILE"),
+    )
+    assert caught.value.hint.startswith("name one of the banks nearby with --bank; ")
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"id": 5, "format": 1}', b'{"format": 1}', b"\xff\xfe"])
 def test_open_refuses_a_broken_manifest(bank, kit, content):
     kit.overwrite(bank.path / "bank.json", content)

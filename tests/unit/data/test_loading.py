@@ -44,6 +44,15 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
         read_rows(tmp_path / "nowhere.csv", text_column="text", label_column=None)
 
 
+def test_a_missing_file_names_the_data_file_that_was_meant(tmp_path: Path) -> None:
+    for name in ("reviews.csv", "reviews.bak", "mail.jsonl"):
+        (tmp_path / name).touch()
+    with pytest.raises(NotFoundError, match=r"review\.csv'\. Did you mean 'reviews\.csv'\?$"):
+        read_rows(tmp_path / "review.csv", text_column="text", label_column=None)
+    with pytest.raises(NotFoundError, match=r"no such file: '.*/else\.csv'$"):
+        read_rows(tmp_path / "else.csv", text_column="text", label_column=None)
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_an_empty_file_and_a_folder_are_bad_data_in_every_format(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"empty{suffix}").touch()
