@@ -9,6 +9,7 @@ from lorabank.bank.snapshot import Snapshot
 from lorabank.core.commands import Command
 from lorabank.core.errors import ConfigError, IncompatibleError, MissingExtraError
 from lorabank.core.machine.packages import install
+from lorabank.core.task_kinds import CAUSAL_LM
 from lorabank.serving.backends.address import EXAMPLE, read_address
 from lorabank.serving.backends.base import Backend
 from lorabank.serving.config import ServeConfig
@@ -40,7 +41,7 @@ def backend_of(path: str | Path, config: ServeConfig, snapshot: Snapshot) -> Bac
             )
         return None
     address = read_address(config.backend)
-    if snapshot.base.task_type != "CAUSAL_LM":
+    if snapshot.base.task_type != CAUSAL_LM.name:
         raise IncompatibleError(
             f"--backend {address.name} generates text with a causal language model, and this bank's tasks are "
             f"{snapshot.base.task_type}",

@@ -29,6 +29,8 @@ OTHER = {
 """Where names may stand beside the entries' own files."""
 
 WORDS = {
+    "bias": {"lorabank/exchange", "lorabank/models", "lorabank/workflows/carrying/checkpoint.py"},
+    "hydralora": {"lorabank/training/variants/hydralora.py"},
     "replay": {"lorabank/core/records.py", "lorabank/workflows", "lorabank/bank/catalog/columns.py"},
     "lora": {"lorabank/workflows/carrying/hub_card.py"},
     "full": {"cli/lorabank_cli/commands/verify.py", "lorabank/workflows/doctor.py"},
@@ -52,8 +54,8 @@ WORDS = {
         "lorabank/workflows",
     },
 }
-"""Names that mean something else there: a split or a column of the data, a state under a gate, a field of a call, or
-a tag on the hub."""
+"""Names that mean something else there: a split or a column of the data, a state under a gate, a field of a call, a
+parameter of a module, a variant that has the name of a gate, or a tag on the hub."""
 
 
 @cache

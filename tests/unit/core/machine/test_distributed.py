@@ -81,7 +81,7 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     assert processes.device_name("cuda") == "cuda:1"
     assert processes.device_name("cpu") == "cpu"
-    with pytest.raises(ConfigError, match="--device cuda:1 for 8 processes"):
+    with pytest.raises(ConfigError, match="--device cuda:1 names one device for 8 processes"):
         processes.device_name("cuda:1")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert processes.device_name("auto") == "cpu"

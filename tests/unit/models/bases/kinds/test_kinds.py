@@ -118,7 +118,7 @@ def check(found: Tensor, expected: Tensor) -> None:
 
 
 def test_every_kind_on_the_shelf_is_tried() -> None:
-    elsewhere = {"quantised"}  # tests/unit/models/bases/test_quantised.py
+    elsewhere = {"quantised", "bias"}  # tests/unit/models/bases/test_quantised.py, tests/contract/test_biases.py
     assert {name.split()[0] for name in CASES} == set(SITES.table) - elsewhere
 
 
