@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lorabank_cli.render.text import command, fit, outline, pairs, size, table, width
+from lorabank_cli.render.text import fit, outline, pairs, size, table, width
 
 from lorabank.core.escaping import safe
 
@@ -90,7 +90,3 @@ def test_outline_shows_nested_documents() -> None:
 )
 def test_sizes_are_decimal(count: int, shown: str) -> None:
     assert size(count) == shown
-
-
-def test_commands_can_be_pasted() -> None:
-    assert command("lorabank", "show", "two words", "FILE") == "lorabank show 'two words' FILE"
