@@ -41,16 +41,19 @@ def plain_keys(tensors: Mapping[str, Tensor], file: str = WEIGHTS_FILE) -> tuple
     found: dict[str, Tensor] = {}
     taken: dict[str, None] = {}
     adapters: set[str] = set()
+    saved: set[str] = set()
     for key, tensor in tensors.items():
         if _REPLACED in key:
             taken[_REPLACED[1:]] = None
             continue
         name = _plain(key, bare, taken, adapters)
-        if name in found and _SAVED in key and torch.equal(found[name], tensor):  # PEFT saves a head's bias twice
-            continue
         if name in found:
+            if (_SAVED in key or name in saved) and torch.equal(found[name], tensor):
+                continue  # PEFT saves the bias of a head under both names
             refuse(f"{file}: two tensors are named {name[:200]!r} after the prefixes of wrappers are removed")
         found[name] = tensor
+        if _SAVED in key:
+            saved.add(name)
     if len(adapters) > 1:
         refuse(
             f"{file}: it holds the tensors of {len(adapters)} adapters: {', '.join(sorted(adapters))[:200]}",

@@ -16,6 +16,7 @@ from lorabank.exchange.adapted_modules import Pattern, read_targets
 from lorabank.exchange.config_fields import parse
 from lorabank.exchange.expressions import Unreadable
 from lorabank.exchange.fit_check import check_fits
+from lorabank.exchange.tensor_names import plain_keys
 from lorabank.exchange.untrusted_adapter import ForeignAdapter, read_foreign
 from lorabank.models.bases.loading import LoadedBase, describe_base, load_base
 from lorabank.models.bases.resolving import resolve_base
@@ -144,6 +145,19 @@ def test_a_head_that_was_replaced_is_passed_over_and_told() -> None:
     adapter = read(good_config(), tensors)
     assert adapter.taken == ("original_module.",)
     torch.testing.assert_close(adapter.head["classifier.weight"], tensors[f"{head}.weight"])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_bias_of_a_head_may_stand_under_both_names(order: int) -> None:
+    """As PEFT's ``bias="all"`` saves it; which of the two comes first in the file is a matter of hashes."""
+    name, saved = f"{PREFIX}classifier.bias", f"{PREFIX}classifier.modules_to_save.bias"
+    same = {name: torch.ones(2), saved: torch.ones(2)}
+    found, taken = plain_keys(dict(list(same.items())[::order]))
+    assert found.keys() == {name}
+    assert taken == ("modules_to_save",)
+    other = {name: torch.ones(2), saved: torch.zeros(2)}
+    with pytest.raises(DataError, match=f"two tensors are named '{name}'"):
+        plain_keys(dict(list(other.items())[::order]))
 
 
 def test_the_head_of_a_distilbert_is_all_that_peft_saves_by_default(tmp_path, make_base) -> None:
