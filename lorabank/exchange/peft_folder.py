@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -73,10 +72,8 @@ def adapter_files(
     Raises:
         IncompatibleError: No DoRA adapter has these gains, or the adapter is on biases of layer norms alone.
     """
-    biases, factors = (
-        bias_vectors(factors),
-        _for_peft(factors, weight, lora_scaling(r, lora_alpha, use_rslora=use_rslora)),
-    )
+    biases = bias_vectors(factors)
+    factors = _for_peft(factors, weight, lora_scaling(r, lora_alpha, use_rslora=use_rslora))
     if rank_pattern is None:
         ranks, power = {len(a) for a in factors.A.values()}, 0.5 if use_rslora else 1.0
         if len(ranks) == 1:  # a server that knows one rank for all modules reads it
@@ -130,7 +127,6 @@ def combined_files(
     return _files(config, factors, biases, head, weight)
 
 
-@_stored
 def has_files(folder: Path) -> bool:
     """Whether an adapter's two files are in a folder."""
     return all((folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE))
@@ -142,14 +138,8 @@ def read_adapter(folder: Path) -> tuple[LoraFactors, dict[str, Tensor], dict[str
     Raises:
         DataError: If a key is neither a LoRA factor nor part of a saved module, or a factor lacks its partner.
     """
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    tensors = load_tensors((folder / WEIGHTS_FILE).read_bytes())
-    keys = sorted_keys(folder / WEIGHTS_FILE, tensors, config)
-    A = {module: own.A(tensors) for module, own in keys.factors.items()}
-    B = {module: own.B(tensors) for module, own in keys.factors.items()}
-    head = {name: tensors[key] for name, key in keys.head.items()}
-    scaling = {module: scaling_of(config, module, len(a)) for module, a in A.items()}
-    return with_biases(_gained(A, B, scaling, _gains(folder, keys)), _biases(folder, keys)), head, config
+    factors, head = read_factors(folder), read_head(folder)
+    return factors, head, json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
 
 
 @_stored

@@ -269,10 +269,18 @@ def _rows_of_none(model: nn.Module, modules: Iterable[str]) -> dict[str, FactorS
 
 
 def _read_alone(verify: Callable[[], Path], weight: Callable[[str], Tensor]) -> Alone:
-    """An adapter that has no factors, from its files."""
+    """An adapter that has no factors, from its files.
+
+    Raises:
+        DamagedError: What they hold is not such an adapter.
+    """
     from lorabank.exchange.tuners.folder import read_tuner
 
-    return answering(read_tuner(verify())[0], weight)
+    folder = verify()
+    try:
+        return answering(read_tuner(folder)[0], weight)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DamagedError(f"adapter {folder}: what is stored cannot be used ({error!r})") from error
 
 
 class _Objects(MutableMapping[str, bytes]):

@@ -172,7 +172,7 @@ def test_settings_that_do_not_fit_are_refused_before_training(lab: Lab, tmp_path
         "takes no start that is taken out of the weight": {"start": "pissa"},
         "--head shared": {"head": "shared"},
         "heads = '0': input should be greater than or equal to 1": {"set": ("heads=0",)},
-        "word_embeddings is a Embedding": {"target_modules": "word_embeddings"},
+        "word_embeddings is of the class Embedding": {"target_modules": "word_embeddings"},
         "its layers need every pass whole": {"savings": ("dropbp",)},
     }.items():
         refused(ConfigError, match, lab.add, bank, "one", **HYDRA | changes)

@@ -16,7 +16,6 @@ import pytest
 import lorabank
 from lorabank import api
 from lorabank.core.config import ComposeConfig, PredictConfig
-from lorabank.core.errors import ConfigError
 from lorabank.workflows.asking.mixed import MixedAnswers
 from tests.contract.conftest import TASKS, Lab
 from tests.contract.serving import Here, until
@@ -391,11 +390,3 @@ def test_a_bank_without_tasks_waits_for_one(lab: Lab, tmp_path: Path) -> None:
         assert server.post(CHAT, said("a")).status_code == 404
         lab.add(path, "one")
         until(lambda: server.post(CHAT, said("a")).status_code == 200, 10)
-
-
-def test_a_model_that_cannot_be_loaded_ends_the_server(lab: Lab, tmp_path: Path) -> None:
-    path = Path(shutil.copytree(lab.bank("olora", 1), tmp_path / "bank"))
-    with Here(path, max_resident="1B") as server:
-        assert isinstance(server.engine.failure, ConfigError)
-        assert server.get("/ready").status_code == 503
-        assert server.post(CHAT, said("a")).status_code == 503

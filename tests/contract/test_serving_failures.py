@@ -378,3 +378,12 @@ def test_a_body_that_is_still_on_its_way_is_refused_at_the_end(bank: Path) -> No
     asyncio.run(ask())
     assert [message.get("status") for message in sent] == [503, None]
     assert b"the server is stopping" in sent[1]["body"]
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(lab: Lab, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(lab.bank("olora", 1), tmp_path / "bank"))
+    with Here(path, max_resident="1B") as server:
+        assert isinstance(server.engine.failure, ConfigError)
+        assert server.get("/ready").status_code == 503
+        question = {"model": "one", "messages": [{"role": "user", "content": "a"}]}
+        assert server.post("/v1/chat/completions", question).status_code == 503

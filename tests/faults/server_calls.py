@@ -169,7 +169,7 @@ def run(count: int | None, seed: int) -> Outcome:
 
 def _growing(memory: Sequence[int]) -> list[str]:
     """Whether more memory was in use at the end than when everything was warm; too few calls say nothing."""
-    if len(memory) <= 2 * WARM // 1000:
+    if len(memory) <= WARM // 1000:
         return []
     warm, end = memory[WARM // 1000], memory[-1]
     allowed = warm * GROWTH * max(1.0, len(memory) / 100)

@@ -27,6 +27,7 @@ from lorabank.algebra.factors import DenseDelta, LoraFactors
 from lorabank.algebra.stack import AdapterStack, StackedFactors
 from lorabank.algebra.states import StateStack
 from lorabank.core.commands import Command
+from lorabank.core.errors import IncompatibleError
 from lorabank.core.shelves import SUMMING
 from lorabank.models.bases.kinds.bias import put_in_place, take_out
 from lorabank.models.bases.passed_by import check_called
@@ -229,7 +230,7 @@ class Mixture:
         """An adapter that has no factors, on modules that are in the stack.
 
         Raises:
-            IncompatibleError: It has delta weights, and a weight is quantised.
+            IncompatibleError: It has delta weights, and a weight is quantised; or it is not of this base's shapes.
         """
         if isinstance(adapter, DenseDelta):
             self.merge_dense(adapter)
@@ -238,6 +239,12 @@ class Mixture:
         parts: dict[str, list[HydraPart]] = {}
         for name, factors in adapter.items():
             site = site_of(self._model, name)
+            if (len(factors.B), factors.A.shape[1]) != (site.d_out, site.d_in):
+                raise IncompatibleError(
+                    f"the adapter is not of this base model: {name} is {site.d_out} x {site.d_in}, and the adapter's "
+                    f"part of it {len(factors.B)} x {factors.A.shape[1]}",
+                    unchanged="nothing was computed",
+                )
             own = factors.to(self._layers[site.module_name].factors.A)
             parts.setdefault(site.module_name, []).append(HydraPart(own, site.rows))
         for module, own_parts in parts.items():

@@ -47,7 +47,7 @@ def find_biases(model: PreTrainedModel, spec: str, head_modules: tuple[str, ...]
     if not any(name in linear for name in ordered):
         raise IncompatibleError(
             f"{type(model).__name__} has no biases to train: none of its linear layers outside the head has one",
-            hint="another --variant, such as lora, or another base model: --base",
+            hint="choose another --variant, such as lora, or another base model: --base",
             unchanged=_UNCHANGED,
         )
     chosen, left_out = _chosen(ordered, linear, others, spec)

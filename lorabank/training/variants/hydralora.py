@@ -138,7 +138,7 @@ class HydraLora(AloneVariant):
         """Only linear layers are adapted, whole or blocks of their rows: the router reads what they read."""
         if site.plain and site.columns is None:
             return None
-        why = f"weighs what a linear layer reads, and {site.name} is a {type(site.module).__name__}"
+        why = f"weighs what a linear layer reads, and {site.name} is of the class {type(site.module).__name__}"
         return self._refused(why, "give --target-modules the names of linear layers")
 
     @property

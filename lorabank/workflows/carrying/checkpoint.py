@@ -127,10 +127,8 @@ def _separate(model: Any, adapted: Collection[str]) -> None:
     for shared in names.values():
         if len(shared) > 1 and (changed := set(shared) & set(adapted)):
             for name in changed:
-                module, kept = (
-                    model.get_submodule(name.removesuffix(ENDING)),
-                    "bias" if name.endswith(ENDING) else "weight",
-                )
+                module = model.get_submodule(name.removesuffix(ENDING))
+                kept = "bias" if name.endswith(ENDING) else "weight"
                 setattr(module, kept, nn.Parameter(getattr(module, kept).detach().clone(), requires_grad=False))
             for config in (model.config, model.config.get_text_config()):
                 config.tie_word_embeddings = False

@@ -10,6 +10,7 @@ import torch
 
 from lorabank.algebra.factors import LoraFactors
 from lorabank.algebra.stack import AdapterStack
+from lorabank.core.commands import Command
 from lorabank.core.errors import DataError
 from lorabank.exchange.peft_folder import (
     adapter_files,
@@ -208,3 +209,17 @@ def test_a_tensor_from_elsewhere_or_half_a_pair_is_refused(tmp_path, make_adapte
     files["adapter_model.safetensors"] = save_tensors({"bert.weight": torch.ones(1)})
     with pytest.raises(DataError, match=r"'bert\.weight' is not part of an adapter"):
         read_adapter(save(tmp_path / "other", files))
+
+
+def test_a_folder_that_cannot_be_read_is_one_line_with_the_next_command(tmp_path, make_adapter) -> None:
+    files = adapter_files(
+        make_adapter(MODULES, 4, 6.0), HEAD, base_model="someone/base", task_type="SEQ_CLS", r=4, lora_alpha=6.0,
+        use_rslora=False, head_modules=("classifier",),
+    )  # fmt: skip
+    folder = save(tmp_path / "adapter", files | {"adapter_model.safetensors": b"{}"})
+    for read in (read_adapter, read_head):
+        with pytest.raises(DataError) as caught:
+            read(folder)
+        assert str(folder) in caught.value.message
+        assert caught.value.unchanged == "the bank was not changed"
+        assert caught.value.commands == (Command("verify", "--full"),)

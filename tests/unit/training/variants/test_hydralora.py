@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorabank.algebra.factors import FactorShape
 from lorabank.algebra.stack import AdapterStack
-from lorabank.core.errors import ConfigError, DataError
+from lorabank.core.errors import ConfigError, DataError, IncompatibleError
 from lorabank.models.mixing.mixture import Mixture
 from lorabank.models.tuners.hydra import HydraFactors, hydra_factors
 from lorabank.models.tuners.state import TunerState
@@ -143,6 +144,10 @@ def test_training_begins_at_the_base_and_what_is_stored_answers_as_the_trained_m
     mixture.check_called()
     mixture.off()
     assert torch.equal(base(input_ids=IDS).logits, before)
+    other = {name: replace(one, A=one.A[:, :-1]) for name, one in hydra_factors(state).items()}
+    with pytest.raises(IncompatibleError, match="the adapter is not of this base model"):
+        mixture.answer_alone(other)
+    assert torch.equal(base(input_ids=IDS).logits, before)
 
 
 def test_the_router_begins_within_the_bounds_of_a_linear_layer(bases: Mapping[str, str]) -> None:
@@ -174,4 +179,4 @@ def test_modules_that_are_not_linear_layers_are_refused(bases: Mapping[str, str]
     (site, *_) = find_targets(load(bases, "bert"), "word_embeddings", ()).sites
     refused = chosen_methods(trial.config).variant.refusal(site, 2, 0)
     assert isinstance(refused, ConfigError)
-    assert "word_embeddings is a Embedding" in refused.message
+    assert "word_embeddings is of the class Embedding" in refused.message
