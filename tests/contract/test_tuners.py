@@ -257,7 +257,8 @@ def test_settings_that_do_not_fit_are_refused_before_training(lab: Lab, tmp_path
     refused(ConfigError, "a penalty is about A and B", add, **loha | {"penalty": "norm"})
     refused(ConfigError, "the start would have no effect", add, **loha | {"start": "pissa"})
     refused(ConfigError, "--head shared", add, **loha | {"head": "shared"})
-    refused(ConfigError, "word_embeddings is a Embedding", add, **loha | {"target_modules": "word_embeddings"})
+    refused(ConfigError, "word_embeddings is of the class Embedding", add,
+            **loha | {"target_modules": "word_embeddings"})  # fmt: skip
     assert not bank.exists()
 
 

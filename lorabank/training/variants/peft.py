@@ -69,7 +69,8 @@ class Tuner(AloneVariant):
     def refusal(self, site: Site, r: int, number: int) -> ConfigError | None:
         """Only linear layers are adapted, and PEFT says which settings fit their shape."""
         if type(site.module) is not nn.Linear or site.rows is not None:
-            kind = "a part of a fused matrix" if site.rows is not None else f"a {type(site.module).__name__}"
+            fused = site.rows is not None
+            kind = "a part of a fused matrix" if fused else f"of the class {type(site.module).__name__}"
             hint = "--target-modules with names of linear layers"
             return self._refused(f"adapts linear layers of a base in floats, and {site.name} is {kind}", hint)
         try:

@@ -57,7 +57,10 @@ class TorchPreTrained(PreTrainedModel):
     base_model_prefix = "body"
 
     def _init_weights(self, module: nn.Module) -> None:
-        pass  # `wide` does it
+        """A head that no file holds: without this, its memory would keep whatever lay there before."""
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.3)
+            nn.init.zeros_(module.bias)
 
 
 class TorchModel(TorchPreTrained):
