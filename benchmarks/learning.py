@@ -82,7 +82,7 @@ def measured(folder: Path, asked: Asked, method: Method, strategy: str, seed: in
     resumed, begun = bank.exists(), time.process_time()
     learn_all(bank, folder / "data", asked, settings, observer)
     seconds = time.process_time() - begun
-    report = compose_and_measure(bank, (), EvalConfig(), observer)[0]
+    report = compose_and_measure(bank, (), EvalConfig(forgetting_matrix=True), observer)[0]
     adapters = list(Bank.open(bank).snapshot().by_position.values())
     overlaps = [value for one in adapters for value in one.metrics["overlap"].values()]
     return {

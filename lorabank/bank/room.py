@@ -40,7 +40,7 @@ def room_left(snapshot: Snapshot, budget: int | None = None) -> Room | None:
         None where no adapter says what is left: there is none, or an older version of lorabank trained the newest one.
     """
     adapters = [snapshot.by_position[task.position] for task in snapshot.tasks]
-    newest = next((one for one in reversed(adapters) if FOLDED_INTO not in one.metrics), None)
+    newest = next((one for one in reversed(adapters) if not _takes_nothing(one)), None)
     room = newest and room_beside(newest)
     if newest is None or room is None or budget is None:
         return room
@@ -52,6 +52,11 @@ def room_beside(adapter: AdapterRecord) -> Room | None:
     """The room that was left when an adapter was the newest; None where its record does not say."""
     directions = adapter.metrics.get("directions_left")
     return None if directions is None else Room(directions // adapter.r, adapter.r, directions)
+
+
+def _takes_nothing(adapter: AdapterRecord) -> bool:
+    """Whether it stands on a folded one, or adapts biases alone, which read no input."""
+    return FOLDED_INTO in adapter.metrics or adapter.metrics.get("capacity_by_module") == {}
 
 
 def in_words(room: Room) -> str:

@@ -24,10 +24,10 @@ def models(request: Request) -> dict[str, Any]:
 @router.get("/v1/models/{name}")
 def model(name: str, request: Request) -> dict[str, Any]:
     """One of them."""
-    for one in served_by(request).models():
-        if one["id"] == name:
-            return one
-    raise unknown_model(name)
+    known = {one["id"]: one for one in served_by(request).models()}
+    if name not in known:
+        raise unknown_model(name, known)
+    return known[name]
 
 
 @router.get("/v1/bank")

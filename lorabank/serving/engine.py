@@ -314,7 +314,8 @@ class Engine:
             if job.question.model in self._state.names:
                 known.append(job)
             else:  # it was removed since, or it belongs to a state that cannot be loaded
-                job.end(not_loaded(job.question.model) if self._behind else unknown_model(job.question.model))
+                name = job.question.model
+                job.end(not_loaded(name) if self._behind else unknown_model(name, self._state.names))
         if mixed is None or not known:
             return
 

@@ -6,6 +6,7 @@ Callers read what they can do; what names files of the server, only its operator
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lorabank.core.errors import (
 )
 from lorabank.core.escaping import safe
 from lorabank.core.machine.exhaustion import exhausted
+from lorabank.core.settings import nearest
 
 _OTHERS = "GET /v1/models lists what else can be asked"
 _SAID: tuple[tuple[type[LorabankError], int, str], ...] = (
@@ -132,9 +134,10 @@ class Report:
         self._logged.clear()
 
 
-def unknown_model(name: str) -> CallError:
-    """The refusal of a name that is neither a task nor a composition."""
-    message = f"there is no task or composition {name[:80]!r}; GET /v1/models lists them"
+def unknown_model(name: str, known: Iterable[str]) -> CallError:
+    """The refusal of a name that is not among the ``known`` tasks and compositions; the nearest one is proposed."""
+    name = name[:80]
+    message = f"there is no task or composition {name!r}; GET /v1/models lists them{nearest(name, sorted(known))}"
     return CallError(404, message, param="model", code="model_not_found")
 
 

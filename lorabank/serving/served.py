@@ -73,7 +73,7 @@ class Served:
             raise CallError(422, f"a call has at most {most} texts, and this one has {len(questions)}", param=param)
         model = questions[0].model
         if not await run_in_threadpool(self.catalogue.has, model):
-            raise unknown_model(model)
+            raise unknown_model(model, names_of(self.catalogue.look()))
         return Call(self.engine, questions, pieces=pieces, routing=routing, check=check)
 
 

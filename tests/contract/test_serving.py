@@ -192,6 +192,7 @@ def test_the_guide_s_call_and_answer(here: Here) -> None:
     ("path", "body", "status", "message"),
     [
         (CHAT, said("a", "nowhere"), 404, "there is no task or composition 'nowhere'"),
+        (CHAT, said("a", "rooted"), 404, "lists them. Did you mean 'routed'?"),
         (CHAT, {"model": "one"}, 422, "messages: Field required"),
         (CHAT, {"model": "one", "messages": []}, 422, "messages"),
         (CHAT, said("a", temperature=3), 422, "temperature"),

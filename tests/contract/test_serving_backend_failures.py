@@ -266,8 +266,10 @@ def test_a_backend_that_is_not_one(run_chosen: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         run_chosen(backend="vllm=http://me:secret@localhost")
     assert "secret" not in caught.value.message
-    with pytest.raises(ConfigError, match="--backend-folder is about the backend"):
-        run_chosen(backend_folder="x")
+    for setting in ({"backend_folder": "x"}, {"backend_adapters": 8}):
+        option = "--" + next(iter(setting)).replace("_", "-")
+        with pytest.raises(ConfigError, match=f"{option} is about the backend"):
+            run_chosen(**setting)
 
 
 def test_a_url_may_end_with_v1() -> None:

@@ -26,17 +26,21 @@ def backend_of(path: str | Path, config: ServeConfig, snapshot: Snapshot) -> Bac
         snapshot: The bank's state.
 
     Raises:
-        ConfigError: The setting is not an address, or a folder is given and no backend.
+        ConfigError: The setting is not an address, or a setting of a backend is given and no backend.
         IncompatibleError: The bank's tasks are not those of a causal language model.
         MissingExtraError: The package that asks the backend is missing.
         StorageError: The folder for exported adapters cannot be made.
     """
     if config.backend is None:
-        if config.backend_folder is not None:
+        for name in ("backend_folder", "backend_adapters"):
+            given = getattr(config, name)
+            if given == getattr(ServeConfig, name):
+                continue
+            option = f"--{name.replace('_', '-')}"
             raise ConfigError(
-                "--backend-folder is about the backend, and there is none",
+                f"{option} is about the backend, and there is none",
                 hint="add --backend",
-                commands=[Command("serve", "--backend", EXAMPLE, "--backend-folder", config.backend_folder)],
+                commands=[Command("serve", "--backend", EXAMPLE, option, str(given))],
                 unchanged=_UNCHANGED,
             )
         return None

@@ -49,6 +49,12 @@ def test_an_adapter_that_stands_on_a_folded_one_says_nothing(filled, kit) -> Non
     assert room_left(filled.snapshot()) == Room(12, 8, 101)
 
 
+def test_an_adapter_of_biases_takes_no_direction(filled, kit) -> None:
+    kit.adapter = kit.adapter._replace(r=1, metrics={"capacity_left": 1.0, "capacity_by_module": {}})
+    kit.add_task(filled, "c", weight=3.0)
+    assert room_left(filled.snapshot()) == Room(12, 8, 101)
+
+
 def test_an_older_bank_does_not_say(bank, kit) -> None:
     assert room_left(bank.snapshot()) is None
     kit.add_task(bank, "a")
