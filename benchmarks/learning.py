@@ -26,9 +26,11 @@ from typing import Any, NamedTuple
 
 from benchmarks.sequences import Told
 from benchmarks.task_orders import Asked, earlier, learn_all, made, prepare, read_arguments, spread, write_rows
-from lorabank.core.shelves import STARTS, VARIANTS
+from lorabank.core.shelf import Shelves
+from lorabank.core.shelves import MIXTURES, STARTS, VARIANTS
 
 PLAIN = "lora", "kaiming"
+LORAS = Shelves(VARIANTS, MIXTURES)
 FASTER = 2.0
 STRATEGIES = ("olora", "isolated")
 """A method is trained under the first that takes it."""
@@ -48,7 +50,7 @@ class Method(NamedTuple):
 
 def methods(wanted: Collection[str]) -> list[Method]:
     """Those of ``wanted`` names, or all."""
-    pairs = [PLAIN, *((one, PLAIN[1]) for one in VARIANTS), *((PLAIN[0], one) for one in STARTS)]
+    pairs = [PLAIN, *((one, PLAIN[1]) for one in LORAS), *((PLAIN[0], one) for one in STARTS)]
     every = [Method(*pair) for pair in dict.fromkeys(pairs)]
     every.insert(1, Method(*PLAIN, faster=True))
     return [
@@ -61,7 +63,7 @@ def strategy_for(method: Method) -> str | None:
     from lorabank.core.config import TrainConfig
     from lorabank.training.methods import chosen_strategy
 
-    variant, start = VARIANTS.load(method.variant)(), STARTS.load(method.start)()
+    variant, start = LORAS.load(method.variant)(), STARTS.load(method.start)()
     taken = (
         one for one in STRATEGIES if not variant.refuses(chosen_strategy(TrainConfig(data="", strategy=one)), start)
     )
@@ -84,7 +86,7 @@ def measured(folder: Path, asked: Asked, method: Method, strategy: str, seed: in
     seconds = time.process_time() - begun
     report = compose_and_measure(bank, (), EvalConfig(forgetting_matrix=True), observer)[0]
     adapters = list(Bank.open(bank).snapshot().by_position.values())
-    overlaps = [value for one in adapters for value in one.metrics["overlap"].values()]
+    overlaps = [value for one in adapters for value in one.metrics.get("overlap", {}).values()]
     return {
         **method._asdict(),
         "strategy": strategy,
@@ -94,7 +96,7 @@ def measured(folder: Path, asked: Asked, method: Method, strategy: str, seed: in
         "scores": dict(zip(report.tasks, report.values[-1], strict=True)),
         "seconds": None if resumed else round(seconds / len(adapters), 2),
         "bytes": statistics.mean(one.bytes for one in adapters),
-        "capacity_left": adapters[-1].metrics["capacity_left"],
+        "capacity_left": adapters[-1].metrics.get("capacity_left"),
         "overlap": max(overlaps, default=None),
         **made(),
     }

@@ -76,7 +76,7 @@ def test_a_method_is_chosen_by_its_variant_its_start_or_its_name() -> None:
     assert learning.methods(["lora-kaiming-faster"]) == [Method("lora", "kaiming", faster=True)]
     every = learning.methods(())
     assert every[:2] == [Method("lora", "kaiming"), Method("lora", "kaiming", faster=True)]
-    assert len(set(every)) == len(every) == len(learning.VARIANTS) + len(learning.STARTS)
+    assert len(set(every)) == len(every) == len(list(learning.LORAS)) + len(learning.STARTS)
 
 
 def row(strategy: str, seed: int, method: str, average: float, oracle: float | None = None) -> dict:
