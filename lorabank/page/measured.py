@@ -16,6 +16,7 @@ from lorabank.evaluation.matrix import ScoreMatrix
 from lorabank.evaluation.metrics import average_accuracy, forgetting
 from lorabank.evaluation.reporting.pictures import matrix_picture, routing_picture
 from lorabank.evaluation.reporting.subjects import title_of
+from lorabank.evaluation.reporting.words import with_meaning
 from lorabank.page.errors import PageError
 from lorabank.page.rendering import page
 from lorabank.workflows.results import MatrixReport
@@ -85,7 +86,7 @@ def compare(request: Request, one: str = "", other: str = "") -> Response:
         one=title_of(first),
         other=title_of(second),
         tasks=_side_by_side(first, second),
-        scalars=[(name, value, second.scalars.get(name)) for name, value in first.scalars.items()],
+        scalars=[(with_meaning(name), value, second.scalars.get(name)) for name, value in first.scalars.items()],
         against=_paired(first.subject, second.subject),
     )
 

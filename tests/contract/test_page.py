@@ -135,6 +135,8 @@ def test_routing_is_the_confusion_of_the_router(here: Here, reports: Any) -> Non
 
 def test_two_subjects_stand_side_by_side(here: Here, bank: Path, reports: Any) -> None:
     text = here.get("/page/compare").text
+    assert '<abbr title="backward_transfer.div_t. ' in text
+    assert "backward transfer, div t</abbr>" in text
     check_shape(text)
     one, other = (report.values[-1] for report in reports)
     rows = {row[0]: row[1:] for row in cells(text)}
