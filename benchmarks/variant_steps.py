@@ -19,8 +19,9 @@ from transformers import TrainingArguments
 from benchmarks.harness import Result, compare, from_comparison
 from benchmarks.models import batch, every_linear, minilm, new_adapter
 from benchmarks.training import adapter_trainer
+from lorabank.algebra.biases import ENDING
 from lorabank.core.config import TrainConfig
-from lorabank.core.shelves import ALONE, MIXTURES, VARIANTS
+from lorabank.core.shelves import ALONE, EVERY_VARIANT, MIXTURES, VARIANTS
 from lorabank.models.tasks.classification import Classification
 from lorabank.training.trainer import AdapterTrainer
 from lorabank.training.variants.base import Step
@@ -56,7 +57,9 @@ def _trainer(name: str, rows: dict[str, Tensor], arguments: TrainingArguments) -
     model = minilm()
     model.requires_grad_(False)
     strategy = ALONE if name in MIXTURES else "inclora"
-    new = new_adapter(model, every_linear(model), TrainConfig.lora_dropout, variant=name, strategy=strategy, rows=rows)
+    ending = ENDING if EVERY_VARIANT.load(name).biases else ""
+    sites = [f"{module}{ending}" for module in every_linear(model)]
+    new = new_adapter(model, sites, TrainConfig.lora_dropout, variant=name, strategy=strategy, rows=rows)
     return adapter_trainer(model, new, Classification().loss, arguments)
 
 
