@@ -87,15 +87,20 @@ def check_fits(adapter: ForeignAdapter, base: LoadedBase, task_type: str) -> str
 
 
 def largest_update(made: LoraFactors | DenseDelta, model: nn.Module) -> float:
-    """The largest ``||delta W||_F / ||W||_F`` of a module: far above 1 the adapter drowns the base model."""
-    ratios = []
+    """The largest ``||delta W||_F / ||W||_F`` of a module: far above 1 the adapter drowns the base model.
+
+    Tensors that are 0 in the base, as the biases of many are, can be compared with nothing.
+    """
+    ratios = [0.0]
     for name in _modules(made):
         weight = site_of(model, name).weight()
+        if not weight.count_nonzero():
+            continue
         if isinstance(made, DenseDelta) or name in made.gain:
             update = float(_delta(made, name, weight).double().norm())
         else:
             update = abs(made.scaling[name]) * _product_norm(made.B[name], made.A[name])
-        ratios.append(update / max(float(weight.double().norm()), 1e-30))
+        ratios.append(update / float(weight.double().norm()))
     return max(ratios)
 
 

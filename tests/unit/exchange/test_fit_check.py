@@ -93,6 +93,10 @@ def test_the_largest_update_is_a_ratio_of_norms(base) -> None:
         for name in adapter.factors.A
     ]
     assert largest_update(adapter.factors, base.model) == pytest.approx(max(ratios), rel=1e-5)
+    with torch.no_grad():
+        for name in adapter.factors.A:
+            base.model.get_parameter(f"{name}.weight").zero_()
+    assert largest_update(adapter.factors, base.model) == 0  # as biases often are: nothing to compare with
 
 
 def test_an_adapter_must_change_the_answers(base) -> None:

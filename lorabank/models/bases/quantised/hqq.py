@@ -73,6 +73,8 @@ class HQQ(Quantiser):
 
     def shifted(self, kept: Mapping[str, Tensor], delta: Tensor, group: int) -> dict[str, Tensor]:
         """Other zero points; groups of which D has several values are cut into as many, with the same step."""
+        if not delta.any():  # of biases alone, say
+            return dict(kept)
         own, (d_out, count) = int(self.group_size), delta.shape
         d_in = count * group
         if d_in % own or (own % group and group % own):
