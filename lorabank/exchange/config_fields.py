@@ -12,6 +12,7 @@ from lorabank.core.limits import MAX_RANK
 from lorabank.core.shelves import TASK_TYPES
 from lorabank.core.task_kinds import task_kind
 from lorabank.exchange.peft_folder import CONFIG_FILE
+from lorabank.models.tuners.hydra import HYDRA
 
 _UNCHANGED = "nothing was changed"
 _NAME = re.compile(r"[\w-]{1,128}(\.[\w-]{1,128}){0,63}", re.ASCII)
@@ -81,6 +82,9 @@ def check_plain(fields: Mapping[str, Any], ignore_unknown: bool) -> tuple[str, .
     Returns:
         Unknown fields that were passed over.
     """
+    if fields.get("peft_type") == HYDRA:
+        hint = "take the whole bank, by backup or push and pull, or train the task with --variant hydralora"
+        refuse_field(fields, "peft_type", "is lorabank's own and stays in its bank", hint)
     if fields.get("peft_type") != "LORA":
         refuse_field(fields, "peft_type", "is not 'LORA'")
     unknown = []

@@ -64,6 +64,11 @@ class Served:
         """The rank of ``rank_pattern``'s modules and, under ``""``, of all others."""
         return {"": self.config["r"], **(self.config.get("rank_pattern") or {})}
 
+    @property
+    def sums_to_factors(self) -> bool:
+        """Whether a sum of this adapter alone is factors and nothing else."""
+        return not self.config.get("use_dora") and self.config.get("bias", "none") == "none"
+
     def scalings(self) -> Iterator[tuple[str, float]]:
         """What PEFT multiplies by on the modules that a pattern names."""
         config = self.config

@@ -154,6 +154,20 @@ def test_a_whole_model_has_the_biases(lab: Lab, bank: Path, texts: list[str], tm
     assert probabilities(model, texts) == pytest.approx(answers(bank, texts, task="two"), **CLOSE)
 
 
+@pytest.mark.parametrize("size", [32, 64])
+def test_a_whole_model_of_a_base_with_zero_points_has_them(lab: Lab, tmp_path: Path, size: int) -> None:
+    """Modules have 32 inputs, which no group of 64 divides; biases need none."""
+    bank = tmp_path / "bank"
+    api.init_bank(bank, InitConfig(base=str(lab.base), quantise=f"hqq:group_size={size}"))
+    lab.add(bank, "two", **BITFIT)
+    api.export(bank, "two", tmp_path / "whole", merged=True)
+    api.export(bank, "two", tmp_path / "folder")
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    biases = load_file(tmp_path / "folder" / "adapter_model.safetensors")
+    name = "bert.encoder.layer.1.output.dense.bias"
+    torch.testing.assert_close(whole[name], biases[f"base_model.model.{name}"])
+
+
 def test_a_base_without_biases_is_refused_in_one_line(make_lab: Any, tmp_path: Path) -> None:
     lab: Lab = make_lab("llama")
     with pytest.raises(IncompatibleError, match="LlamaForCausalLM has no biases to train") as caught:
@@ -172,6 +186,11 @@ def test_a_language_model_with_a_fused_matrix(make_language_model: Any, tmp_path
         bank_logits(bank, own_state(bank, "two")), peft_logits(base, tmp_path / "two"), strict=True
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    with pytest.raises(IncompatibleError, match="bias 'all': it takes none") as caught:
+        api.export(bank, "two", tmp_path / "served", check="vllm")
+    assert ("compose", "--mode", "manual") not in [
+        tuple(one[:3]) for one in caught.value.commands
+    ]  # a sum has them too
     with pytest.raises(
         ConfigError, match=r"target_modules c_attn.q cannot .* modules with a bias are c_attn, "
     ) as caught:

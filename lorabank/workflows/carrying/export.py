@@ -131,7 +131,7 @@ def export(
     else:
         state = state or "now"
         draft, members = _export_state(bank, snapshot, record, state), (name,)
-    if draft.tuner and draft.tuner not in TUNERS.table:
+    if draft.tuner and _weighs_itself(draft.tuner):
         raise depends_on_input(name, draft.tuner)
     into_weights = whole is not None and snapshot.base.quantisation is None  # any delta weights go there
     if whole == "--merged" and draft.task is None and task_kind(snapshot.base.task_type).has_head:
@@ -155,6 +155,11 @@ def export(
     serve = serve_command(check, served, snapshot.base, members, draft.task) if check else None
     write_folder(target, files | beside)
     return ExportResult(str(target), tuple(sorted(files | beside)), draft.kind, draft.note, state, serve)
+
+
+def _weighs_itself(tuner: str | None) -> bool:
+    """Whether an adapter of this variant weighs its own parts by the input, so that no file of PEFT holds it."""
+    return tuner is not None and tuner not in TUNERS.table
 
 
 def _plain(draft: _Draft, base: BaseModelRecord, named: str) -> dict[str, bytes]:
@@ -300,7 +305,10 @@ def _export_composition(bank: Bank, snapshot: Snapshot, record: CompositionRecor
     if factors is None and full_rank and can_be_cut(record, composer):
         factors = _of_full_rank(bank, snapshot, record, members[-1].position)
     if factors is None:
-        raise no_single_adapter(record, composer, snapshot.base)
+        exported = [
+            task for task in record.members if not _weighs_itself(snapshot.adapter_of(task).metrics.get(TUNER))
+        ]
+        raise no_single_adapter(record, composer, snapshot.base, exported)
     if not factors.A:
         raise ConfigError(
             f"composition {record.name!r} has the weight 0 for every member: that is the bare base model",

@@ -19,13 +19,16 @@ MOST_PROPOSED = 3
 """Tasks that are proposed one by one."""
 
 
-def no_single_adapter(record: CompositionRecord, composer: Composer, base: BaseModelRecord) -> ConfigError:
-    """Why a composition is not a PEFT folder, and what is nearest to it."""
+def no_single_adapter(
+    record: CompositionRecord, composer: Composer, base: BaseModelRecord, exported: Sequence[str]
+) -> ConfigError:
+    """Why a composition is not a PEFT folder, and what is nearest to it; ``exported``: members that are one alone."""
     summed = Command("compose", "--mode", SUMMING, "--tasks", ",".join(record.members))
     if composer.routed:
         why = f"it picks one of {len(record.members)} adapters for each text"
-        hint = "export the tasks one by one"
-        commands = [Command("export", task, f"./{task}-adapter") for task in record.members[:MOST_PROPOSED]]
+        hint = "export the tasks one by one" if exported else "serve the bank, which answers with it"
+        commands = [Command("export", task, f"./{task}-adapter") for task in exported[:MOST_PROPOSED]]
+        commands = commands or [Command("serve")]
     elif can_be_cut(record, composer):
         why = "its delta weights have full rank"
         hint = "the same cut to a rank N can be exported, and so can fixed weights"

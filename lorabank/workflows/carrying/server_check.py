@@ -37,7 +37,7 @@ def serve_command(
         whole = members[:MOST_PROPOSED] if headed and task is None else (name,)  # a sum of classifiers has no head
         hints.append("export a whole model" if len(whole) == 1 else "export its tasks as whole models")
         commands += [Command("export", one, f"./{one}-model", "--merged") for one in whole]
-    if task and not headed and not served.config["use_dora"]:
+    if task and not headed and served.sums_to_factors:
         hints.append("a sum of this task alone, whose scaling is 1 and whose rank max_rank caps")
         commands += [
             Command("compose", "--mode", SUMMING, "--tasks", name, "--name", f"{name}-served"),
