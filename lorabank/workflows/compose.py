@@ -95,7 +95,8 @@ def _check_alone(
     adapters = [snapshot.adapter_of(task.name) for task in tasks]
     others = ",".join(one.task for one in adapters if TUNER not in one.metrics)
     rest = [Command("compose", "--mode", config.mode, "--tasks", others)] if others else []
-    what = f"--mode {config.mode} sums adapters by their factors A and B"
+    which = f"router {config.router!r}" if composer.routed else f"mode {config.mode!r}"
+    what = f"{which} sums adapters by their factors A and B"
     refuse_tuners(adapters, what, Command("compose", "--mode", ROUTING), *rest)
 
 

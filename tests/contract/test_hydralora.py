@@ -14,8 +14,16 @@ from safetensors.torch import load_file
 
 from lorabank import api
 from lorabank.bank.bank import Bank
-from lorabank.core.config import ComposeConfig, EvalConfig, FoldConfig, GenerateConfig, InitConfig, PredictConfig
-from lorabank.core.errors import ConfigError, DamagedError, IncompatibleError, LorabankError
+from lorabank.core.config import (
+    AdviseConfig,
+    ComposeConfig,
+    EvalConfig,
+    FoldConfig,
+    GenerateConfig,
+    InitConfig,
+    PredictConfig,
+)
+from lorabank.core.errors import ConfigError, DamagedError, DataError, IncompatibleError, LorabankError
 from lorabank.core.observer import SilentObserver
 from lorabank.data.formats.parquet import from_parquet
 from lorabank.models.bases.loading import load_base
@@ -155,6 +163,9 @@ def test_what_sums_adapters_names_the_task_and_what_to_type(own: Path, lab: Lab,
         said = refused(IncompatibleError, "'one' has none: it is a hydralora adapter, which answers", api.compose,
                        own, ComposeConfig(mode=mode, tasks="one,two", device="cpu"))  # fmt: skip
         assert said.commands[0] == ("compose", "--mode", "routed")
+    with_soft_answers = ComposeConfig(mode="routed", router="similarity", device="cpu")
+    refused(IncompatibleError, "router 'similarity' sums adapters by their factors A and B, and task 'one' has none",
+            api.compose, own, with_soft_answers)  # fmt: skip
     refused(IncompatibleError, "'one' has none", api.fold, own, ["one", "two"], "folded", FoldConfig(device="cpu"))
     refused(IncompatibleError, "'one' has none", api.compare, own, "two", "one")
     refused(IncompatibleError, "strategy 'olora' needs A and B", lab.add, own, "three")
@@ -162,6 +173,22 @@ def test_what_sums_adapters_names_the_task_and_what_to_type(own: Path, lab: Lab,
         refused(ConfigError, "'one' is a hydralora adapter, which weighs its matrices B by the input", api.export, own,
                 "one", tmp_path / "no", **options)  # fmt: skip
     assert not (tmp_path / "no").exists()
+    said = refused(ConfigError, "no candidate can be trained", api.advise, own, lab.settings("three"),
+                   AdviseConfig(variants=("hydralora",)))  # fmt: skip
+    assert "--strategy isolated" in said.hint
+
+
+def test_of_a_routed_composition_those_tasks_are_proposed_that_can_be_exported(own: Path, tmp_path: Path) -> None:
+    api.compose(own, ComposeConfig(mode="routed", device="cpu", scores=False))
+    said = refused(ConfigError, "it picks one of 2 adapters", api.export, own, "routed", tmp_path / "no")
+    assert [tuple(command) for command in said.commands] == [("export", "two", "./two-adapter")]
+
+
+def test_its_folder_is_not_imported_and_the_message_says_what_it_is(own: Path, lab: Lab) -> None:
+    folder = own / "adapters" / digest_of(own, "one")
+    said = refused(DataError, "is lorabank's own and stays in its bank", api.import_adapter, own, folder, "again",
+                   config=lab.settings("one"), observer=SilentObserver())  # fmt: skip
+    assert "--variant hydralora" in said.hint
 
 
 def test_settings_that_do_not_fit_are_refused_before_training(lab: Lab, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def advise(
     left_out = trials.left_out | left_out  # a reason that candidates have in common first
     if not found:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:1])
-        raise ConfigError(f"no candidate can be trained; {why}", unchanged="nothing was changed")
+        raise ConfigError(f"no candidate can be trained; {why}", hint=trials.hint, unchanged="nothing was changed")
     again = _again(config, None if opened.exists else init, found[0])
     return Advice(trials.metric, trials.rows, tuple(found), again, left_out)
 
@@ -174,6 +174,7 @@ class _Trials:
         if opened.exists:
             copy_bank(Layout(Path(opened.path)), self._past)
         self.left_out: dict[str, str] = {}
+        self.hint: str | None = None
         self.metric, self.rows, self._epoch, self._warmup = "", 0, 1, 0.0
 
     def run_all(self, candidates: Sequence[_Candidate], how: AdviseConfig) -> list[Trial]:
@@ -213,12 +214,16 @@ class _Trials:
             try:
                 self._epoch = plan_task(self._opened, _NAME, planned, self._init).steps
             except (ConfigError, IncompatibleError) as error:
-                self.left_out[str(one)] = error.message
+                self._leave_out(one, error)
                 continue
             steps = self._asked.max_steps or math.ceil(self._epoch * self._asked.epochs)
             check_warmup(steps, self._asked)
             self._warmup = warmup_steps(steps, self._asked.warmup) / steps
             return
+
+    def _leave_out(self, one: _Candidate, error: LorabankError) -> None:
+        self.left_out[str(one)] = error.message
+        self.hint = self.hint or error.hint
 
     def _fitting(self, candidates: int, pace: Pace, how: AdviseConfig) -> Schedule:
         return fitted(candidates, how.reduction, pace, seconds=60 * how.minutes, most=self._config.epochs)
@@ -272,7 +277,7 @@ class _Trials:
                     observer=_Bars(self._observer),
                 )
             except LorabankError as error:
-                self.left_out[str(one)] = error.message
+                self._leave_out(one, error)
                 return None
         adapter, score = added.adapter, added.score
         self.metric, self.rows = score["metric"], int(score["n"])
