@@ -272,6 +272,20 @@ def test_a_backend_that_is_not_one(run_chosen: Callable[..., Any]) -> None:
             run_chosen(**setting)
 
 
+def test_a_folder_in_a_bank_is_refused(
+    run_chosen: Callable[..., Any], place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bank's own adapters have the names of exported ones, so that the server would delete them."""
+    (tmp_path / "link").symlink_to(place.bank / "adapters")
+    for folder in (place.bank, place.bank / "adapters", place.bank / "made" / "here", tmp_path / "link"):
+        with pytest.raises(ConfigError, match="is in a bank") as caught:
+            run_chosen(backend=EXAMPLE, backend_folder=str(folder))
+        assert (caught.value.hint, caught.value.unchanged) == ("name a folder elsewhere", "nothing was started")
+    assert not (place.bank / "made").exists()
+    monkeypatch.chdir(tmp_path)
+    run_chosen(backend=EXAMPLE, backend_folder="")  # the default, and not the folder of the shell
+
+
 def test_a_url_may_end_with_v1() -> None:
     assert read_address("vllm=https://host:8443/models/v1/") == Address("vllm", "https://host:8443/models")
     assert read_address("vllm=http://[::1]:8000") == Address("vllm", "http://[::1]:8000")

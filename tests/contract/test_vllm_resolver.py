@@ -123,6 +123,16 @@ def test_a_folder_whose_files_others_deleted_is_written_anew(place: Place, resol
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_a_folder_in_a_bank_is_refused(
+    place: Place, registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LORABANK_BANK", str(place.bank))
+    monkeypatch.setenv("LORABANK_VLLM_FOLDER", str(place.bank / "adapters"))
+    plugin.register()
+    assert asyncio.run(registry.resolvers["lorabank"].resolve_lora(str(place.base), "pairs")) is None
+    assert "adapters, is in a bank" in caplog.text
+
+
 def test_unknown_names_are_left_to_other_resolvers(place: Place, resolve: Callable[..., Any], tmp_path: Path) -> None:
     for name in ("nowhere", "", "../../etc", "a" * 10_000, "/etc"):
         assert resolve(place.base, name) is None

@@ -26,7 +26,7 @@ from lorabank.models.bases.fingerprint import quantised_fingerprint
 from lorabank.models.bases.kept_facts import known_weight_facts
 from lorabank.models.bases.resolving import plain_name, resolve_base
 from lorabank.workflows.assemble import adapters_in_order
-from lorabank.workflows.carrying.adapter_folders import own_folder
+from lorabank.workflows.carrying.adapter_folders import check_outside_banks, own_folder
 from lorabank.workflows.carrying.export import export
 
 FOLDER = "LORABANK_VLLM_FOLDER"
@@ -94,6 +94,7 @@ class BankAdapters:
             )
             return None
         folder = self._folder or own_folder("vllm-plugin", snapshot.id)
+        check_outside_banks(folder, "nothing was written")
         with reported(folder, unchanged="nothing was written"):
             folder.mkdir(parents=True, exist_ok=True)
         target = folder / _key(snapshot, task, own=own)

@@ -52,7 +52,7 @@ class Vllm:
     name = "vllm"
 
     def __init__(self, path: str | Path, address: Address, config: ServeConfig) -> None:
-        folder = None if config.backend_folder is None else Path(config.backend_folder)
+        folder = Path(config.backend_folder) if config.backend_folder else None
         self._client = VllmClient(address, _key())
         folders = AdapterFolders(path, folder, self.name)
         self._adapters = LoadedAdapters(self._client, folders, config.backend_adapters)

@@ -21,7 +21,8 @@ import torch
 
 from lorabank.bank.bank import Bank
 from lorabank.bank.failures import reported
-from lorabank.core.errors import IncompatibleError, StorageError
+from lorabank.bank.objects.layout import Layout
+from lorabank.core.errors import ConfigError, IncompatibleError, StorageError
 from lorabank.core.records import BaseModelRecord
 from lorabank.exchange.peft_check import plain_files
 from lorabank.exchange.peft_folder import CONFIG_FILE, WEIGHTS_FILE, combined_files, has_files, with_fields
@@ -62,6 +63,7 @@ class AdapterFolders:
 
     Raises:
         LorabankError: As of `Bank.open`.
+        ConfigError: As of `check_outside_banks`.
         StorageError: The folder cannot be made.
     """
 
@@ -70,6 +72,7 @@ class AdapterFolders:
         snapshot = self._bank.snapshot()
         self._base, self._server = snapshot.base, server
         self._folder = Path(os.path.abspath(folder)) if folder else own_folder(server, snapshot.id)
+        check_outside_banks(self._folder, "nothing was started")
         self._lock = threading.Lock()
         with reported(self._folder, unchanged="nothing was started"):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -173,6 +176,18 @@ def sum_files(bank: Bank, base: BaseModelRecord, weights: Weights) -> dict[str, 
         files = with_correction(files, base)
     config = with_fields(files[CONFIG_FILE], base_model_name_or_path=plain_name(base), lora_dropout=0.0)
     return plain_files({CONFIG_FILE: config, WEIGHTS_FILE: files[WEIGHTS_FILE]}, base, _ANY_HEAD)
+
+
+def check_outside_banks(folder: Path, unchanged: str) -> None:
+    """Refuse a folder in a bank, whose own adapters would be taken for exported ones, and deleted.
+
+    Raises:
+        ConfigError: It lies in one.
+    """
+    place = folder.resolve()
+    if any(Layout(one).manifest.is_file() for one in (place, *place.parents)):
+        hint = "name a folder elsewhere"
+        raise ConfigError(f"the folder for exported adapters, {folder}, is in a bank", hint=hint, unchanged=unchanged)
 
 
 def own_folder(use: str, bank: str) -> Path:
