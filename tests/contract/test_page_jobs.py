@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import html
 import json
 import os
@@ -187,6 +188,16 @@ def test_rows_that_cannot_be_read_are_said(browser: Browser, data: Path) -> None
     assert answer.status_code == 200
     assert "line 2" in answer.text
     assert EVIL not in answer.text
+
+
+def test_a_packed_file_is_uploaded_and_listed_as_add_task_reads_it(browser: Browser, data: Path) -> None:
+    packed = gzip.compress(data.read_bytes())
+    answer = browser.upload("Two.JSONL.gz", packed)
+    assert answer.status_code == 303
+    assert "part0" in browser.get(answer.headers["location"]).text
+    (data.parent / "more.csv.gz").write_bytes(packed)
+    assert "more.csv.gz" in browser.get(JOBS).text
+    assert browser.upload("two.gz", packed).status_code == 422
 
 
 def test_cells_and_labels_are_escaped(browser: Browser, data: Path) -> None:

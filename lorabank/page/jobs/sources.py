@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lorabank.core.shelves import FORMATS
+from lorabank.data.formats.text_file import PACKED
 from lorabank.page.errors import PageError
 
 _SEVERAL = 8
@@ -73,7 +74,7 @@ class Sources:
         Raises:
             PageError: No format has such an ending, it is empty or too large, or there is no room for it.
         """
-        ending = next((one for one in sorted(FORMATS, key=len, reverse=True) if name.lower().endswith(one)), None)
+        ending = _ending(name)
         if ending is None:
             raise PageError(
                 422,
@@ -137,7 +138,7 @@ class Sources:
         found: list[Path] = []
         for folder in self._allowed:
             for path, _ in _regular(folder, _DEEP):
-                if path.name.lower().endswith(tuple(FORMATS)):
+                if _ending(path.name):
                     found.append(path)
                 if len(found) == _MOST:
                     return found
@@ -182,6 +183,14 @@ class Sources:
 
 _ALLOWED = "name a file or folder, with its whole path, in a folder that the server was given with --data-folder"
 _ELSEWHERE = "put it into a folder that the server was given with --data-folder"
+
+
+def _ending(name: str) -> str | None:
+    """The ending of a file's name, by which `add-task` knows its format; None where it is of none."""
+    packed = PACKED if name.lower().endswith(PACKED) else ""
+    plain = name.lower().removesuffix(packed)
+    found = next((one for one in sorted(FORMATS, key=len, reverse=True) if plain.endswith(one)), None)
+    return found and found + packed
 
 
 def _regular(folder: Path, depth: int) -> Iterator[tuple[Path, os.stat_result]]:
