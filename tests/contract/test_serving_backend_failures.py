@@ -14,7 +14,7 @@ import pytest
 
 from lorabank.bank.bank import Bank
 from lorabank.core.config import SamplingConfig
-from lorabank.core.errors import ConfigError, IncompatibleError
+from lorabank.core.errors import ConfigError, IncompatibleError, StorageError
 from lorabank.exchange.servers import SERVERS, Verdict
 from lorabank.models.answering import replies
 from lorabank.models.answering.replies import GenerationRequest
@@ -282,6 +282,8 @@ def test_a_folder_in_a_bank_is_refused(
             run_chosen(backend=EXAMPLE, backend_folder=str(folder))
         assert (caught.value.hint, caught.value.unchanged) == ("name a folder elsewhere", "nothing was started")
     assert not (place.bank / "made").exists()
+    with pytest.raises(StorageError, match="File name too long"):
+        run_chosen(backend=EXAMPLE, backend_folder=str(tmp_path / ("x" * 300)))
     monkeypatch.chdir(tmp_path)
     run_chosen(backend=EXAMPLE, backend_folder="")  # the default, and not the folder of the shell
 

@@ -94,8 +94,8 @@ class BankAdapters:
             )
             return None
         folder = self._folder or own_folder("vllm-plugin", snapshot.id)
-        check_outside_banks(folder, "nothing was written")
         with reported(folder, unchanged="nothing was written"):
+            check_outside_banks(folder, "nothing was written")
             folder.mkdir(parents=True, exist_ok=True)
         target = folder / _key(snapshot, task, own=own)
         if not has_files(target):

@@ -72,9 +72,9 @@ class AdapterFolders:
         snapshot = self._bank.snapshot()
         self._base, self._server = snapshot.base, server
         self._folder = Path(os.path.abspath(folder)) if folder else own_folder(server, snapshot.id)
-        check_outside_banks(self._folder, "nothing was started")
         self._lock = threading.Lock()
         with reported(self._folder, unchanged="nothing was started"):
+            check_outside_banks(self._folder, "nothing was started")
             self._folder.mkdir(parents=True, exist_ok=True)
         self._clean()
 
