@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lorabank.training.strategies.base import Strategy
     from lorabank.training.variants.base import Variant
 
+_PROPOSED = 3
 NONE = "none"
 """The penalty of a user who wants none."""
 
@@ -75,7 +76,8 @@ def chosen_methods(config: TrainConfig) -> TrainMethods:
         raise ConfigError(
             f"strategy {config.strategy!r}, variant {config.variant!r} and start {config.start!r} do not go together: "
             f"{reason}",
-            hint="change one of the three; methods lists what each variant and start is refused with",
+            hint=_taking(found.variant, found.start, config)
+            or "change one of the three; methods lists what each variant and start is refused with",
             commands=[Command("methods", config.variant), Command("methods", config.start)],
             unchanged="nothing was changed",
         )
@@ -103,6 +105,17 @@ def chosen_methods(config: TrainConfig) -> TrainMethods:
                 unchanged="nothing was changed",
             )
     return found
+
+
+def _taking(variant: Variant, start: FactorStart, config: TrainConfig) -> str:
+    """The strategies that take a variant with a start, under their own penalty where none was asked for."""
+    names = []
+    for name in STRATEGIES:
+        own = STRATEGIES.load(name)
+        penalty = config.penalty or own.penalty
+        if not variant.refuses(replace(own, penalty=None if penalty == NONE else penalty), start):
+            names.append(name)
+    return f"use --strategy {' or '.join(names[:_PROPOSED])}" if names else ""
 
 
 def found_targets(model: PreTrainedModel, config: TrainConfig, head_modules: tuple[str, ...]) -> Targets:

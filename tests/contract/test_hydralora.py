@@ -194,7 +194,7 @@ def test_its_folder_is_not_imported_and_the_message_says_what_it_is(own: Path, l
 def test_settings_that_do_not_fit_are_refused_before_training(lab: Lab, tmp_path: Path) -> None:
     bank = tmp_path / "bank"
     for match, changes in {
-        "answers alone: use --strategy isolated": {"strategy": "olora"},
+        "so the task answers alone": {"strategy": "olora"},
         "a penalty is about one A and one B": {"penalty": "norm"},
         "takes no start that is taken out of the weight": {"start": "pissa"},
         "--head shared": {"head": "shared"},

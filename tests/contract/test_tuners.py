@@ -253,7 +253,7 @@ def test_settings_that_do_not_fit_are_refused_before_training(lab: Lab, tmp_path
             **settings("peft:c3a") | {"set": ("block_size=7",)})  # fmt: skip
     refused(ConfigError, "--r is of A and B", add, **loha | {"r": 4})
     refused(ConfigError, "--lora-dropout is of A and B", add, **loha | {"lora_dropout": 0.3})
-    refused(ConfigError, "answers alone: use --strategy isolated", add, **loha | {"strategy": "olora"})
+    refused(ConfigError, "so the task answers alone", add, **loha | {"strategy": "olora"})
     refused(ConfigError, "a penalty is about A and B", add, **loha | {"penalty": "norm"})
     refused(ConfigError, "the start would have no effect", add, **loha | {"start": "pissa"})
     refused(ConfigError, "--head shared", add, **loha | {"head": "shared"})

@@ -216,6 +216,17 @@ def test_every_strategy_takes_every_pair_or_says_why_not(strategy: str) -> None:
     assert reason(strategy=strategy, variant="lora-plus") is None
 
 
+@pytest.mark.parametrize(
+    "config", [{"variant": "bitfit"}, {"variant": "hydralora"}, {"strategy": "inflora", "variant": "dora"}]
+)
+def test_the_strategies_that_a_refusal_proposes_take_it(config: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="do not go together") as caught:
+        chosen_methods(TrainConfig(data="", **config))
+    before, _, proposed = (caught.value.hint or "").partition("use --strategy ")
+    assert not before
+    assert [reason(**config | {"strategy": one}) for one in proposed.split(" or ")] in ([None], [None] * 3)
+
+
 def test_a_rank_that_the_start_has_not_is_refused_before_a_bank_is_made(lab: Lab, copy, tmp_path: Path) -> None:
     """The tiny base's weights have 32 singular values."""
 

@@ -67,7 +67,7 @@ class AloneVariant(Variant):
     def refuses(self, strategy: PastUse, start: FactorStart) -> str | None:
         """It has no A and B that could be summed, continued or held."""
         if strategy.earlier != "off" or strategy.answers != "own":
-            return f"{self.why}, so the task answers alone: use --strategy isolated"
+            return f"{self.why}, so the task answers alone"
         return self.no_penalty if strategy.penalty else super().refuses(strategy, start)
 
     def _refused(self, why: str, hint: str | None = None) -> ConfigError:
