@@ -32,17 +32,10 @@ def backend_of(path: str | Path, config: ServeConfig, snapshot: Snapshot) -> Bac
         StorageError: The folder for exported adapters cannot be made.
     """
     if config.backend is None:
-        for name in ("backend_folder", "backend_adapters"):
-            given = getattr(config, name)
-            if given == getattr(ServeConfig, name):
-                continue
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(
-                f"{option} is about the backend, and there is none",
-                hint="add --backend",
-                commands=[Command("serve", "--backend", EXAMPLE, option, str(given))],
-                unchanged=_UNCHANGED,
-            )
+        if config.backend_folder is not None:
+            raise _without("--backend-folder", config.backend_folder)
+        if config.backend_adapters != ServeConfig.backend_adapters:
+            raise _without("--backend-adapters", str(config.backend_adapters))
         return None
     address = read_address(config.backend)
     if snapshot.base.task_type != CAUSAL_LM.name:
@@ -62,3 +55,13 @@ def backend_of(path: str | Path, config: ServeConfig, snapshot: Snapshot) -> Bac
     from lorabank.serving.backends.vllm import Vllm
 
     return Vllm(path, address, config)
+
+
+def _without(*given: str) -> ConfigError:
+    """The refusal of a backend's setting without a backend."""
+    return ConfigError(
+        f"{given[0]} is about the backend, and there is none",
+        hint="add --backend",
+        commands=[Command("serve", "--backend", EXAMPLE, *given)],
+        unchanged=_UNCHANGED,
+    )
