@@ -58,6 +58,11 @@ class ModuleComparison:
     cosine: float
     distance: float
 
+    @property
+    def changed(self) -> bool:
+        """Whether an adapter has a direction there: two that are 0, as beside trained biases, overlap in nothing."""
+        return bool(self.inputs.random or self.outputs.random)
+
 
 @dataclass(frozen=True)
 class Comparison:

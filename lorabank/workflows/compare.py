@@ -32,7 +32,7 @@ def compare(opened: OpenBank, one: str, other: str) -> CompareResult:
     refuse_tuners(adapters, "compare needs the factors A and B of both adapters", LIST)
     first, second = (read_factors(bank.verified_adapter(adapter.digest)) for adapter in adapters)
     details = compare_adapters(first, second, recorded_weights(snapshot.base))
-    found = details.modules.values()
+    found = [each for each in details.modules.values() if each.changed]
     return CompareResult(
         one=one,
         other=other,

@@ -168,6 +168,15 @@ def test_a_whole_model_of_a_base_with_zero_points_has_them(lab: Lab, tmp_path: P
     torch.testing.assert_close(whole[name], biases[f"base_model.model.{name}"])
 
 
+def test_a_copy_overlaps_wholly(bank: Path, lab: Lab, tmp_path: Path) -> None:
+    """Beside the biases lie factors of 0, which overlap in nothing and count for nothing."""
+    api.export(bank, "two", tmp_path / "copy", own=True)
+    api.import_adapter(bank, tmp_path / "copy", "copy", config=lab.settings("two"))
+    found = api.compare(bank, "two", "copy")
+    assert found.relation == "same factors"
+    assert (found.input_overlap, found.output_overlap) == (pytest.approx(1), pytest.approx(1))
+
+
 def test_a_base_without_biases_is_refused_in_one_line(make_lab: Any, tmp_path: Path) -> None:
     lab: Lab = make_lab("llama")
     with pytest.raises(IncompatibleError, match="LlamaForCausalLM has no biases to train") as caught:
