@@ -58,8 +58,7 @@ def chosen_methods(config: TrainConfig) -> TrainMethods:
     chosen += [(STARTS, config.start), (OPTIMIZERS, config.optimizer)]
     savings = tuple(dict.fromkeys(config.savings))
     chosen += [(SAVINGS, saving) for saving in savings]
-    name = config.penalty or STRATEGIES.load(config.strategy).penalty
-    named = name if name and name != NONE else None
+    named = _penalty_name(STRATEGIES.load(config.strategy), config)
     if named:
         chosen.append((PENALTIES, named))
     strategy, variant, start, optimizer, *rest = with_settings(chosen, config.set, among=TRAINING, besides=ROWS)
@@ -107,13 +106,18 @@ def chosen_methods(config: TrainConfig) -> TrainMethods:
     return found
 
 
+def _penalty_name(strategy: Strategy, config: TrainConfig) -> str | None:
+    """The penalty of the settings, or the strategy's own; None for no penalty."""
+    name = config.penalty or strategy.penalty
+    return name if name and name != NONE else None
+
+
 def _taking(variant: Variant, start: FactorStart, config: TrainConfig) -> str:
     """The strategies that take a variant with a start, under their own penalty where none was asked for."""
     names = []
     for name in STRATEGIES:
         own = STRATEGIES.load(name)
-        penalty = config.penalty or own.penalty
-        if not variant.refuses(replace(own, penalty=None if penalty == NONE else penalty), start):
+        if not variant.refuses(replace(own, penalty=_penalty_name(own, config)), start):
             names.append(name)
     return f"use --strategy {' or '.join(names[:_PROPOSED])}" if names else ""
 

@@ -22,7 +22,7 @@ MOST_PROPOSED = 3
 def no_single_adapter(
     record: CompositionRecord, composer: Composer, base: BaseModelRecord, exported: Sequence[str]
 ) -> ConfigError:
-    """Why a composition is not a PEFT folder, and what is nearest to it; ``exported``: members that are one alone."""
+    """Why a composition is not a PEFT folder, and what is nearest; ``exported``: the members that can be exported."""
     summed = Command("compose", "--mode", SUMMING, "--tasks", ",".join(record.members))
     if composer.routed:
         why = f"it picks one of {len(record.members)} adapters for each text"
