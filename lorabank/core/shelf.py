@@ -62,8 +62,8 @@ class Shelf:
         self.beside: Shelf | None = None
 
     def __iter__(self) -> Iterator[str]:
-        added = _installed(tuple(sys.path)).select(group=self.group).names
-        return iter([*self.table, *sorted(added - self.table.keys())])
+        added = _added(tuple(sys.path), self.group)
+        return iter([*self.table, *(name for name in added if name not in self.table)])
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -158,6 +158,12 @@ class Shelves:
     def reason(self, name: str) -> str | None:
         """See `Shelf.reason`."""
         return self._shelves[0].reason(name)
+
+
+@lru_cache(maxsize=64)
+def _added(path: tuple[str, ...], group: str) -> tuple[str, ...]:
+    """The names in a group of entry points, sorted; selecting them reads every entry point again."""
+    return tuple(sorted(_installed(path).select(group=group).names))
 
 
 @lru_cache(maxsize=1)
