@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,24 +34,23 @@ for name in [name for name in os.environ if name.startswith("LORABANK_") or name
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test marked ``covering``, each value of its largest parameter is tried once; the rest is slow.
+    """Of the tests of a function marked ``by_turns``, every fourth is tried each time; the rest is slow.
 
-    The values of its other parameters take turns.
+    Each function of a file begins at another value, so that four of them try each value of a shelf.
     """
     tests: dict[str, list[pytest.Function]] = {}
     for item in items:
-        if isinstance(item, pytest.Function) and item.get_closest_marker("covering"):
+        marks = {mark.name for mark in item.iter_markers()}
+        if isinstance(item, pytest.Function) and "by_turns" in marks and "slow" not in marks:
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    functions: Counter[Path] = Counter()
     for product in tests.values():
-        names = product[0].callspec.params
-        largest = max(names, key=lambda name: len({str(item.callspec.params[name]) for item in product}))
-        rows: dict[str, list[pytest.Function]] = {}
-        for item in product:
-            rows.setdefault(str(item.callspec.params[largest]), []).append(item)
-        for number, row in enumerate(rows.values()):
-            for item in row:
-                if item is not row[number % len(row)]:
-                    item.add_marker(pytest.mark.slow)
+        file = product[0].path
+        turns = [(sum(item.callspec.indices.values()) - functions[file]) % 4 for item in product]
+        functions[file] += 1
+        for item, turn in zip(product, turns, strict=True):
+            if turn != min(turns):
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:

@@ -22,6 +22,7 @@ def main() -> int:
     """Judge what was asked for, and print a line for each verdict."""
     options = _options()
     pairs = [pair for pair in zoo.pairs() if not options.only or any(word in str(pair) for word in options.only)]
+    pairs = pairs[options.turn % options.share :: options.share]
     verdicts: list[Verdict] = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=silence) as pool:
@@ -31,7 +32,7 @@ def main() -> int:
             verdicts += found
     count = table.counted(verdicts)
     print(f"\n{count.total()} pairs: " + ", ".join(f"{number} {kind}" for kind, number in count.items()))
-    if options.write and not options.only:
+    if options.write and not options.only and options.share == 1:
         table.PAGE.write_text(table.page(verdicts), encoding="utf-8")
         return 1 if count["wrong"] else 0
     return 1 if count["wrong"] or _differ(pairs, verdicts) else 0
@@ -51,6 +52,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.architectures", description=__doc__)
     parser.add_argument("only", nargs="*", help="parts of names, for example CAUSAL_LM-Llama; default: all")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--share", type=int, default=1, help="judge every so manyth pair")
+    parser.add_argument("--turn", type=int, default=0, help="where to begin with them")
     parser.add_argument("--write", action="store_true", help="write docs/bases.md")
     return parser.parse_args()
 

@@ -51,6 +51,7 @@ def _hold(pair: Pair, page: str) -> None:
     assert table.row(pair, verdicts) in table.rows_of(page)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in KINDS]
 )

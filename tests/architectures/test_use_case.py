@@ -28,6 +28,7 @@ def rows(labels: tuple[str, ...], count: int) -> list[dict[str, str]]:
     return [{"text": text, "label": labels[i % len(labels)]} for i, text in enumerate(texts)]
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_routed_answers_are_those_of_one_row_in_plain_peft(name: str, tmp_path: Path) -> None:
     pair, base, bank = PAIRS[name], tmp_path / "base", tmp_path / "bank"

@@ -70,6 +70,7 @@ def words_of(command: click.Command, payload: str) -> list[str]:
     return words
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("path", VERBS)
 def test_words_and_errors_to_a_pipe(
     path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -48,6 +48,7 @@ def test_candidates_are_trained_as_add_task_trains_them(lab: Lab, copy, tmp_path
     assert max(added.adapter.metrics["overlap"].values()) == best.overlap
 
 
+@pytest.mark.slow
 def test_without_a_bank_the_task_would_be_the_first(lab: Lab, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     data = ["--data", str(lab.data("one")), "--base", str(lab.base), "--device", "cpu", "--max-length", "16"]
@@ -61,6 +62,7 @@ def test_without_a_bank_the_task_would_be_the_first(lab: Lab, tmp_path: Path, mo
     assert rates[1] == pytest.approx(2 * rates[0])
 
 
+@pytest.mark.slow
 def test_what_a_strategy_refuses_is_left_out_with_its_reason(lab: Lab, copy) -> None:
     how = AdviseConfig(variants=("dora",), starts=("pissa",))
     advice = api.advise(copy("inflora", 1), lab.settings("two", strategy="inflora", epochs=1.0), how)
@@ -68,6 +70,7 @@ def test_what_a_strategy_refuses_is_left_out_with_its_reason(lab: Lab, copy) -> 
     assert set(advice.left_out) == {"dora from kaiming", "lora from pissa"}
 
 
+@pytest.mark.slow
 def test_a_variant_that_answers_alone_is_trained_where_the_strategy_takes_it(lab: Lab, copy) -> None:
     how = AdviseConfig(variants=("hydralora", "peft:loha"), starts=("kaiming",))
     settings = lab.settings("two", strategy="isolated", epochs=1.0)
@@ -81,6 +84,7 @@ def test_a_variant_that_answers_alone_is_trained_where_the_strategy_takes_it(lab
     assert "--r is of A and B" in advice.left_out["peft:loha from kaiming"]
 
 
+@pytest.mark.slow
 def test_a_variant_that_answers_alone_is_left_out_where_the_strategy_sums(lab: Lab, copy) -> None:
     how = AdviseConfig(variants=("hydralora", "peft:loha"), starts=("kaiming",))
     advice = api.advise(copy("olora", 1), lab.settings("two", epochs=1.0), how)
@@ -174,6 +178,7 @@ def test_what_a_killed_call_left_is_deleted(lab: Lab, copy, monkeypatch, tmp_pat
     assert [*tmp_path.glob("lorabank-advise-*")] == [mine]
 
 
+@pytest.mark.slow
 def test_the_time_is_kept_though_the_first_candidate_fails(lab: Lab, copy, monkeypatch) -> None:
     train = advising.add_task
 
@@ -251,6 +256,7 @@ def test_of_equal_scores_the_one_with_fewer_numbers_is_better_and_then_the_faste
     assert sorted(reversed(better), key=advising._rank, reverse=True) == better
 
 
+@pytest.mark.slow
 def test_rounds_are_counted_in_epochs_and_no_trial_stops_early(lab: Lab, copy) -> None:
     """What is asked for beside that is in the command to type next."""
     settings = lab.settings("two", epochs=1.0)

@@ -27,6 +27,7 @@ OFTEN = ("olora", "inflora", "amlora", "ewc", "gem", "der", "olora-distil", "seq
 """One of each way to treat the past; the others are slow tests."""
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -49,6 +50,7 @@ def test_every_strategy_learns(lab, tmp_path: Path, strategy: str) -> None:
     assert scores["bfloat16"] == pytest.approx(scores["float32"], abs=0.25)  # 12 rows
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     "method", [{"variant": name} for name in (*VARIANTS, *MIXTURES)] + [{"start": name} for name in STARTS], ids=str
 )

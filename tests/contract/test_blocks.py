@@ -74,6 +74,7 @@ def test_what_was_exported_comes_back(base: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(one, other, **CLOSE)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("strategy", ["olora-projected", "seqlora", "ewc", "inflora"])
 def test_every_strategy_leaves_the_key_alone(base: Path, tmp_path: Path, strategy: str) -> None:
     bank = fill(tmp_path / "bank", base, strategy=strategy)

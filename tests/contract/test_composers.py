@@ -73,6 +73,7 @@ def test_an_empty_bank_has_nothing_to_compose(copy, mode: str) -> None:
     assert list(map(str, caught.value.commands)) == ["lorabank add-task NAME --data FILE"]
 
 
+@pytest.mark.by_turns
 def test_a_stage_ignores_later_tasks(copy, lab, texts, mode: str, tmp_path: Path) -> None:
     two, three = copy("olora", 2), Path(shutil.copytree(lab.bank("olora", 3), tmp_path / "three"))
     compose(two, mode)
@@ -103,6 +104,7 @@ def test_composing_again_gives_the_same_objects(copy, mode: str) -> None:
     assert first.report == second.report
 
 
+@pytest.mark.by_turns
 def test_a_batch_of_any_size_gives_the_same_answers(copy, texts, mode: str) -> None:
     bank = copy("olora", 2)
     compose(bank, mode)
@@ -145,6 +147,7 @@ def test_a_name_that_is_taken_needs_replace(copy, mode: str) -> None:
     assert stored.members == ("two",)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("head_from", ["kmeans", "gaussian"])
 def test_heads_can_be_routed(copy, mode: str, head_from: str) -> None:
     bank = copy("olora", 2)

@@ -48,6 +48,7 @@ def any_lab(request: pytest.FixtureRequest, make_lab: Any) -> Lab:
     return lab
 
 
+@pytest.mark.by_turns
 def test_the_rows_are_held_out_of_the_training_file_alone(any_lab: Lab, tmp_path: Path) -> None:
     told, bank = Told(), tmp_path / "bank"
     added = any_lab.add(bank, "one", told, **STOPPING)
@@ -66,6 +67,7 @@ def test_the_rows_are_held_out_of_the_training_file_alone(any_lab: Lab, tmp_path
     assert plain.adapter.metrics.get("best_step") is None
 
 
+@pytest.mark.by_turns
 def test_a_killed_training_keeps_the_same_step_and_curve(any_lab: Lab, tmp_path: Path) -> None:
     whole = any_lab.add(tmp_path / "whole", "one", **STOPPING)
     bank = tmp_path / "bank"

@@ -56,6 +56,7 @@ def test_two_tasks_on_all_linear_are_plain_peft(base: Path, tmp_path: Path) -> N
     assert len(api.predict(bank, PROMPTS, PredictConfig(task="two", device="cpu"))) == len(PROMPTS)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("strategy", ["olora-projected", "seqlora", "ewc", "inflora"])
 def test_a_strategy_trains_there(base: Path, tmp_path: Path, strategy: str) -> None:
     banks = [fill(tmp_path / name, base, strategy=strategy) for name in ("first", "second")]

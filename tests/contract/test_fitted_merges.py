@@ -273,6 +273,7 @@ def test_an_empty_grid_is_refused(copy) -> None:
     assert caught.value.hint == "--set high=2"
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("merger", ["fisher", "regmean", "learned", "lorahub", "weight-search"])
 def test_a_task_without_kept_rows_is_named(copy, lab, merger: str) -> None:
     bank = copy("isolated", 1)

@@ -24,7 +24,7 @@ def compose(bank: Path, gate: str, **config: object):
     return api.compose(bank, ComposeConfig(**(settings | config)))
 
 
-@pytest.mark.covering
+@pytest.mark.by_turns
 @pytest.mark.parametrize("gate", sorted(GATES))
 def test_it_is_fitted_stored_and_answers(copy, gate: str) -> None:
     """Twice alike; and nothing else in the bank changes."""

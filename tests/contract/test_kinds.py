@@ -123,6 +123,7 @@ def test_what_was_exported_comes_back(world: World, filled: Path, tmp_path: Path
     check_same(guest, "one", in_peft(world, tmp_path / "out", 2), task="one")
 
 
+@pytest.mark.by_turns
 def test_every_mixture_answers_as_the_adapters_do(world: World, filled: Path, tmp_path: Path) -> None:
     """Routed texts of two tasks in one batch answer as each does alone; a sum is one PEFT folder."""
     bank = Path(shutil.copytree(filled, tmp_path / "bank"))
@@ -146,7 +147,7 @@ def test_every_mixture_answers_as_the_adapters_do(world: World, filled: Path, tm
     check_same(bank, "one", expected, composition="both", task="one")
 
 
-@pytest.mark.covering
+@pytest.mark.by_turns
 @pytest.mark.parametrize("gate", sorted(GATES))
 def test_every_gate_is_fitted_and_answers(world: World, filled: Path, tmp_path: Path, gate: str) -> None:
     bank = Path(shutil.copytree(filled, tmp_path / "bank"))
@@ -159,7 +160,7 @@ def test_every_gate_is_fitted_and_answers(world: World, filled: Path, tmp_path: 
     assert reports[0].values == reports[1].values
 
 
-@pytest.mark.covering
+@pytest.mark.by_turns
 @pytest.mark.parametrize("strategy", ["olora-projected", "seqlora", "ewc", "nlora"])
 def test_a_strategy_trains_there_as_on_linear_layers(world: World, tmp_path: Path, strategy: str) -> None:
     banks = [world.fill(tmp_path / name, strategy=strategy) for name in ("first", "second")]
@@ -176,7 +177,7 @@ REFUSED = {
 """What a kind refuses, with a part of the reason."""
 
 
-@pytest.mark.covering
+@pytest.mark.by_turns
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_a_variant_is_plain_peft(world: World, tmp_path: Path, variant: str) -> None:
     if reason := REFUSED.get((world.kind, variant)):

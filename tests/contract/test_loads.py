@@ -85,6 +85,7 @@ def test_predict_eval_and_compose(copy: Any, counts: Counter[str]) -> None:
         assert counts == ONCE, use
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(("targets", "loads"), [("auto", 1), ("all-linear", 2)])
 def test_a_base_that_the_past_would_nearly_double_is_read_again(
     lab: Any, copy: Any, counts: Counter[str], targets: str, loads: int

@@ -51,6 +51,7 @@ def loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return names["model"]
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     ("quantise", "group"),
     [("hqq:group_size=32", 32), ("hqq:group_size=64", 32), ("hqq:group_size=32,bits=8", 64), ("hqq:bits=2", 64)],
@@ -91,6 +92,7 @@ def test_it_is_as_small_as_the_base(base: Path, tmp_path: Path) -> None:
     assert sum(one.nbytes for one in tensors.values()) == sum(one.nbytes for one in plain.parameters())
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     ("quantise", "variant", "said"),
     [

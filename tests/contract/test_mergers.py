@@ -45,6 +45,7 @@ def answered(bank: Path, texts: list[str], composition: str) -> list[float]:
     return [one.probability for one in found]
 
 
+@pytest.mark.by_turns
 def test_one_adapter_is_itself(copy, adapters, by_hand, texts, merger: str) -> None:
     bank = copy("isolated", 1)
     distance = merge(bank, merger, set=ITSELF.get(merger, ()))
@@ -57,7 +58,7 @@ def test_one_adapter_is_itself(copy, adapters, by_hand, texts, merger: str) -> N
     assert answered(bank, texts, "merge") == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.covering
+@pytest.mark.by_turns
 def test_it_is_made_measured_and_exported(copy, adapters, by_hand, texts, merger: str, tmp_path: Path) -> None:
     bank = copy("isolated", 2)
     if merger in SHARED_A:

@@ -16,6 +16,7 @@ def strategy(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("rate", [1e-300, 1e-20])
 def test_a_rate_that_changes_no_weight_is_named(lab, copy, strategy: str, rate: float) -> None:
     """The step is 0 in float32, or small enough to be rounded off beside every weight."""

@@ -59,6 +59,7 @@ def strategy(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.by_turns
 def test_the_labels_of_each_task_come_behind_those_before(lab: Lab, strategy: str, adapters: Any) -> None:
     bank = _bank(lab, strategy)
     labels = [task.labels for task in Bank.open(bank).snapshot().tasks]

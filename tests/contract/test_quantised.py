@@ -85,6 +85,7 @@ METHODS = [
 ]
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     ("quantiser", "method"),
     [
@@ -111,6 +112,7 @@ def test_three_tasks_are_learnt_as_on_the_float_twin(lab: Lab, quantiser: str, m
     assert api.verify(bank, full=True) == ()
 
 
+@pytest.mark.by_turns
 def test_a_resumed_training_has_the_same_bytes(lab: Lab, quantiser: str, tmp_path: Path) -> None:
     bank = made(tmp_path / "bank", lab.base, quantiser)
     learn(lab, bank, "one")
@@ -151,6 +153,7 @@ def test_compositions_answer_beside_the_weights(lab: Lab, tmp_path: Path) -> Non
     assert api.evaluate(bank, EvalConfig(device="cpu"))
 
 
+@pytest.mark.by_turns
 def test_an_adapter_leaves_as_plain_peft_for_that_base(lab: Lab, quantiser: str, tmp_path: Path) -> None:
     bank = made(tmp_path / "bank", lab.base, quantiser)
     twin = twin_base(bank, tmp_path / "twin", lab.base)

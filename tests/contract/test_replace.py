@@ -32,6 +32,7 @@ class Watcher(SilentObserver):
             self.seen.add(tuple(task.position for task in Bank.open(self.bank).snapshot().tasks))
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("strategy", ["isolated", "olora", "seqlora", "replay", "inflora", "amlora"])
 def test_it_is_trained_as_if_the_old_version_had_been_removed(
     lab: Lab, copy: Callable[[str, int], Path], strategy: str, tmp_path: Path

@@ -76,6 +76,7 @@ def refused(bank: Path, match: str) -> None:
     assert list(bank.glob("work/*/checkpoint-2/trainable.safetensors"))
 
 
+@pytest.mark.by_turns
 def test_a_run_is_resumed_in_its_own_past_alone(lab, stopped, strategy: str) -> None:
     """A task is added and removed again, and an earlier one is removed and added again."""
     whole = learnt(Bank.open(lab.bank(strategy, 2)).snapshot().adapter_of("two"))

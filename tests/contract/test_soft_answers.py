@@ -33,6 +33,7 @@ def ask(bank: Path, texts: list[str], name: str, **config: Any) -> tuple[Any, ..
     return api.predict(bank, texts, PredictConfig(composition=name, device="cpu", **config))
 
 
+@pytest.mark.by_turns
 def test_a_soft_answer_is_the_sum_over_tasks(copy, adapters, by_hand, texts) -> None:
     bank = copy("olora", 3)
     routed(bank, "soft", "answers=soft")

@@ -66,6 +66,7 @@ def _in_peft(lab: Lab, folder: Path, bank: Path, head_of: str, texts: list[str])
         return torch.stack([answer(text) for text in texts]).softmax(-1)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("state", STATES)
 def test_predict_answers_as_the_state_says(lab, adapters, by_hand, texts, strategy: str, state: str) -> None:
     bank = lab.bank(strategy, 2)
@@ -79,6 +80,7 @@ def test_predict_answers_as_the_state_says(lab, adapters, by_hand, texts, strate
     assert _answers(bank, texts, "one") == _answers(bank, texts, "one", state="now")
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("state", STATES)
 def test_plain_peft_answers_with_an_export_as_predict_does(
     lab, adapters, texts, strategy: str, state: str, tmp_path: Path
@@ -102,6 +104,7 @@ def test_plain_peft_answers_with_an_export_as_predict_does(
         assert probabilities == pytest.approx(found.max(-1).values.tolist(), abs=1e-5)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("state", STATES)
 def test_eval_of_a_task_scores_what_predict_says(lab, strategy: str, state: str, tmp_path: Path) -> None:
     path = Path(shutil.copytree(lab.bank(strategy, 2), tmp_path / "bank"))

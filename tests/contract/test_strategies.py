@@ -78,6 +78,7 @@ def test_two_tasks_with_one_seed_have_other_factors(lab, adapters, strategy: str
         assert second.metrics["overlap"][first.digest] < 0.5
 
 
+@pytest.mark.by_turns
 def test_no_adapter_is_drawn_as_an_earlier_one(copy, lab, adapters, strategy: str, monkeypatch) -> None:
     """Also after removals, of the first task and of the last."""
     bank, drawn = copy(strategy, 2), [0, 1]

@@ -149,6 +149,7 @@ def said(predictions: tuple[Prediction, ...]) -> list[str]:
 # -------------------------------------------------------------------------------------------------------- add-task
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("task", TASKS)
 def test_every_form_becomes_a_task(place: Place, task: str) -> None:
     form, _, scoring, metric = TASKS[task]
@@ -302,6 +303,7 @@ def test_answers_are_no_longer_than_asked_for(place: Place) -> None:
     assert lengths == sorted(lengths)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("mode", ["prototype", "attention", "manual"])
 def test_a_composition_of_all_forms_can_be_measured_and_asked(mine: Path, mode: str) -> None:
     api.compose(mine, ComposeConfig(mode=mode, set=("kmeans.clusters_per_task=2", "*.epochs=1"), device="cpu"))

@@ -99,6 +99,7 @@ def refused(kind: type[LorabankError], match: str, call: Callable[..., object], 
     return caught.value
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("variant", TUNERS.table)
 def test_a_trained_task_answers_as_plain_peft_does_with_its_folder(bank: Path, lab: Lab, variant: str) -> None:
     name, texts = name_of(variant), ["a b c", "x y z", "n o p q"]

@@ -130,6 +130,7 @@ def answers(bank: Path, texts: list[str], **config: Any) -> list[float]:
     return [each.probability for each in api.predict(bank, texts, PredictConfig(device="cpu", **config))]
 
 
+@pytest.mark.by_turns
 def test_plain_peft_loads_what_was_trained(lab: Lab, copy, texts: list[str], method: dict[str, str]) -> None:
     bank = copy("olora", 0)
     trained = lab.add(bank, "one", **method).adapter
@@ -143,6 +144,7 @@ def test_plain_peft_loads_what_was_trained(lab: Lab, copy, texts: list[str], met
     assert max(abs(a - b) for a, b in zip(expected, probabilities(bare, texts), strict=True)) > 1e-3
 
 
+@pytest.mark.by_turns
 def test_tasks_of_any_variants_sum(lab: Lab, copy, texts: list[str], method: dict[str, str], tmp_path: Path) -> None:
     """A plain task, this one over it and a plain one over both; then a weighted sum, answered and exported."""
     bank = copy("olora", 1)
@@ -170,6 +172,7 @@ class Stop(SilentObserver):
             raise KeyboardInterrupt
 
 
+@pytest.mark.by_turns
 def test_a_resumed_training_gives_the_same_bytes(lab: Lab, copy, method: dict[str, str], tmp_path: Path) -> None:
     bank = copy("olora", 1)
     other = Path(shutil.copytree(bank, tmp_path / "other"))
@@ -243,7 +246,7 @@ def test_a_rank_that_the_start_has_not_is_refused_before_a_bank_is_made(lab: Lab
             run(old, "two", start="pissa", r=20, set=("pissa.components=next",))
 
 
-@pytest.mark.covering
+@pytest.mark.by_turns
 @pytest.mark.parametrize(("kind", "targets"), [("bert", "auto"), ("gpt2", "c_attn.q,c_attn.v")])
 def test_a_dry_run_tells_the_size_of_what_is_stored(
     make_lab, tmp_path: Path, method: dict[str, str], kind: str, targets: str

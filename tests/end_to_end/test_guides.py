@@ -81,6 +81,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_tutorial(folder: Path) -> None:
     ran = 0
     for _, block in blocks("tutorial.md", "console"):
@@ -99,6 +100,7 @@ def test_the_tutorial(folder: Path) -> None:
     assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_python_guide(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     names: dict[str, object] = {}

@@ -129,6 +129,7 @@ def test_an_exported_task_answers_alike_in_plain_peft(learnt: Path) -> None:
     assert best.values.tolist() == pytest.approx([p["probability"] for p in predictions], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_changes_nothing(learnt: Path) -> None:
     """Each mistake has its exit code and one line, and the bank stays as it was."""
     folder = learnt

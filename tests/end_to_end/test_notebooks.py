@@ -23,6 +23,7 @@ pytestmark = [
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "docs/notebooks").glob("*.md"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_prints_what_it_shows(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "curl" in notebook.read_text(encoding="utf-8") and shutil.which("curl") is None:

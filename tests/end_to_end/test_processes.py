@@ -90,6 +90,7 @@ def test_two_processes_train_the_adapter_of_one(launch, still: Path, data: Path,
     assert_same_adapters(one, two)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_layers_of_hydralora(launch, still: Path, data: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     chosen = {"strategy": "isolated", "variant": "hydralora", "learning_rate": 1e-3}
@@ -105,6 +106,7 @@ def test_two_processes_train_the_layers_of_hydralora(launch, still: Path, data: 
         torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_biases_of_one(launch, still: Path, data: Path, tmp_path: Path) -> None:
     """Without those of keys, which softmax does not see: their gradients are roundings, that AdamW makes steps of."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -116,6 +118,7 @@ def test_two_processes_train_the_biases_of_one(launch, still: Path, data: Path, 
     assert_same_adapters(one, two)
 
 
+@pytest.mark.slow
 def test_two_processes_keep_the_step_that_one_keeps(launch, still: Path, data: Path, tmp_path: Path) -> None:
     """Held-out rows, weights of labels, and an optimizer whose memory is more than tensors."""
     one, two = tmp_path / "one", tmp_path / "two"

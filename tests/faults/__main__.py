@@ -26,7 +26,7 @@ def main() -> int:
     widths = (4, 42, 8, 5, 8, 9, 7)
     print(line(HEADER, widths), flush=True)
     report = Report(options.level, options.seed)
-    for result in run_harnesses(options.level, options.seed, only, options.jobs):
+    for result in run_harnesses(options.level, options.seed, only, options.jobs, options.share):
         report.results.append(result)
         print(line(result_row(result), widths), flush=True)
         for text in (*result.outcome.notes, *result.outcome.examples):
@@ -34,7 +34,7 @@ def main() -> int:
         _write(options, report)
     if not options.without_mutants:
         print()
-        for catch in run_mutants(options.seed, only, options.jobs):
+        for catch in run_mutants(options.seed, only, options.jobs, options.share):
             report.catches.append(catch)
             print(line(catch_row(catch), (60, 11, 100, 7)), flush=True)
             _write(options, report)
@@ -59,6 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", help="names of harnesses, for example F1,F6; their mutants with them")
     parser.add_argument("--seed", type=int, default=20, help="what is chosen at random follows from it")
     parser.add_argument("--jobs", type=int, default=2, help="harnesses that run at once")
+    parser.add_argument("--share", type=int, default=1, help="try one of so many shares of each count and the mutants")
     parser.add_argument("--without-mutants", action="store_true", help="the sound code alone")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--markdown", metavar="FILE")

@@ -40,6 +40,13 @@ class Harness:
     sizes: tuple[int | None, int | None, int | None]
     mutant: int | None = None
 
+    def size(self, level: str, share: int) -> int | None:
+        """The count of a level, or one of so many shares of it; of everything, what finds a mutant."""
+        whole = self.sizes[LEVELS.index(level)]
+        if share == 1:
+            return whole
+        return self.mutant if whole is None else -(-whole // share)
+
     def run(self, count: int | None, seed: int) -> Outcome:
         """Run it; what it raises is a finding."""
         try:
@@ -108,16 +115,16 @@ class Catch:
     seconds: float
 
 
-def run_harnesses(level: str, seed: int, only: frozenset[str], jobs: int) -> Iterator[Result]:
-    """Run the harnesses of a level, ``jobs`` at a time, each in a process of its own."""
+def run_harnesses(level: str, seed: int, only: frozenset[str], jobs: int, share: int = 1) -> Iterator[Result]:
+    """Run the harnesses of a level, or a share of each, ``jobs`` at a time, each in a process of its own."""
     chosen = [harness for harness in HARNESSES if not only or harness.name in only]
     with _pool(jobs) as pool:
-        yield from pool.imap(_run, [(harness.name, level, seed) for harness in chosen])
+        yield from pool.imap(_run, [(harness.name, harness.size(level, share), seed) for harness in chosen])
 
 
-def run_mutants(seed: int, only: frozenset[str], jobs: int) -> Iterator[Catch]:
-    """Run each mutant through the harnesses that should catch it, until one does."""
-    chosen = [number for number, mutant in enumerate(MUTANTS) if not only or only & set(mutant.caught_by)]
+def run_mutants(seed: int, only: frozenset[str], jobs: int, share: int = 1) -> Iterator[Catch]:
+    """Run each mutant, or every so manyth, through the harnesses that should catch it, until one does."""
+    chosen = [number for number, mutant in enumerate(MUTANTS) if not only or only & set(mutant.caught_by)][::share]
     with _pool(jobs) as pool:
         yield from pool.imap(_hunt, [(number, only, seed) for number in chosen])
 
@@ -128,11 +135,11 @@ def _pool(jobs: int) -> Any:
     return multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1)
 
 
-def _run(task: tuple[str, str, int]) -> Result:
-    name, level, seed = task
+def _run(task: tuple[str, int | None, int]) -> Result:
+    name, count, seed = task
     harness = _BY_NAME[name]
     began = time.monotonic()
-    outcome = harness.run(harness.sizes[LEVELS.index(level)], seed)
+    outcome = harness.run(count, seed)
     return Result(harness.name, harness.what, outcome, time.monotonic() - began)
 
 

@@ -105,6 +105,14 @@ def test_a_report_says_what_was_found_and_what_was_missed() -> None:
     assert json.loads(report.as_json())["results"][0]["outcome"]["lost"] == 1
 
 
+def test_a_share_is_a_part_of_each_count_and_never_nothing() -> None:
+    for harness in HARNESSES:
+        whole, quarter = harness.size("push", 1), harness.size("push", 4)
+        assert whole == harness.sizes[0]
+        assert quarter is None or (0 < quarter <= 400 if whole is None else whole / 4 <= quarter < whole / 4 + 1)
+    assert {harness.name for harness in HARNESSES if harness.size("push", 4) is None} == {"F13"}
+
+
 def test_every_mutant_fits_the_code() -> None:
     """A mutant whose text is no longer there would be caught by nothing, and its harness blamed."""
     assert len(MUTANTS) >= 12

@@ -33,7 +33,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"benchmarks.{name}.clock", lambda device: lambda: float(next(readings)))
 
 
-@pytest.mark.covering
+@pytest.mark.by_turns
 @pytest.mark.parametrize("shape", ["tiny", "tiny-t5"])
 @pytest.mark.parametrize("name", RESULTS)
 def test_a_part_runs_on_the_cpu(name: str, shape: str, tmp_path: Path) -> None:
@@ -123,6 +123,7 @@ def test_a_part_that_fails_does_not_cost_the_others(monkeypatch, capsys, tmp_pat
     assert asked[4:] == ["gpu_decode", "gpu_slots", "gpu_scoring"]
 
 
+@pytest.mark.slow
 def test_a_part_has_a_process_of_its_own(tmp_path: Path) -> None:
     (result,) = in_own_process("gpu_slots", tmp_path, "cpu", "tiny")
     assert result.benchmark == "gpu_slots"

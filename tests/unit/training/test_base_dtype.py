@@ -46,6 +46,7 @@ def losses(train, recorder, **config: Any) -> list[float]:
     return [values["loss"] for values in observer.values]
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     "method",
     [{}, {"variant": "dora"}, {"variant": "relora"}, {"start": "pissa"}],

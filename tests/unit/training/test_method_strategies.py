@@ -235,6 +235,7 @@ OLD = Replayed(
 )  # fmt: skip
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     "strategy",
     [

@@ -85,6 +85,7 @@ def test_adafactor_takes_the_steps_of_its_equation(settings: dict[str, float]) -
         np.testing.assert_allclose(taken("adafactor", given, FACTORS, **settings)[place], x, rtol=5e-6)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("name", HERE)
 def test_a_resumed_training_takes_the_steps_of_an_uninterrupted_one(train, factors_of, recorder, name: str) -> None:
     settings = {"save_steps": 2, "optimizer": name, "weight_decay": 0.01, "lr_scheduler_type": "cosine", "warmup": 3}

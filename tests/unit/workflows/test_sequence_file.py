@@ -252,6 +252,7 @@ def test_files_that_are_none(write: Callable[..., Path], tmp_path: Path) -> None
 BENCHMARKS = sorted((Path(__file__).parents[3] / "benchmarks" / "continual").glob("*.toml"))
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: file.stem)
 def test_the_benchmarks_files_can_be_read_in_every_size(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CL_BENCHMARK", "/data")

@@ -234,6 +234,7 @@ def test_a_strategy_that_takes_no_packed_rows_is_refused_before_the_first_task(c
     assert not (copy / "new").exists()
 
 
+@pytest.mark.slow
 def test_more_seeds_strategies_and_compositions_go_on(copy: Path) -> None:
     more = 'mode = "manual"\non = ["olora"]\n\n[evaluation]'
     changed(
@@ -268,6 +269,7 @@ def test_another_base_is_refused(copy: Path, save_base: Callable[..., Path]) -> 
         api.run_sequence(copy / "letters.toml", out=copy / "letters")
 
 
+@pytest.mark.slow
 def test_dev_runs_have_a_folder_of_their_own(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed(copy / "letters.toml", ("[train]", "dev_fraction = 0.25\n[train]"))
     monkeypatch.chdir(copy)
@@ -281,6 +283,7 @@ def test_dev_runs_have_a_folder_of_their_own(copy: Path, monkeypatch: pytest.Mon
         api.run_sequence("letters.toml", out="letters-dev")
 
 
+@pytest.mark.slow
 def test_only_some_strategies(copy: Path) -> None:
     shutil.rmtree(copy / "letters")
     result = api.run_sequence(copy / "letters.toml", out=copy / "letters", only=["seqlora"])
@@ -298,6 +301,7 @@ def test_what_goes_wrong_is_told_with_its_cell(copy: Path) -> None:
     assert "as-trained" in page(copy), "what was measured before has its table"
 
 
+@pytest.mark.slow
 def test_notices_name_the_cell_and_estimate_the_rest(copy: Path) -> None:
     shutil.rmtree(copy / "letters")
     told = Told()

@@ -77,6 +77,7 @@ def check_same(found: Tensor, alone: Tensor) -> None:
     torch.testing.assert_close(found, alone, atol=1e-3 * max(1.0, float(alone.abs().max())), rtol=0)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", sorted(EVERY.keys() - NOT_KEPT))
 def test_each_row_has_its_own_adapters_in_batches_of_every_size(name, form, make_mixture, monkeypatch) -> None:

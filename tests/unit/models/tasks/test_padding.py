@@ -83,6 +83,7 @@ def test_logits_of_a_classifier(name: str, size: int) -> None:
             torch.testing.assert_close(found[k], alone(model, ROWS[i]), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", DECODERS | ENCODER_DECODERS)
 def test_likelihoods_of_a_language_model(name: str, size: int) -> None:

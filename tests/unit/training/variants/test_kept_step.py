@@ -106,6 +106,7 @@ def strategy_of(variant: str) -> str:
 MOVING = [name for name, one in VARIANTS.items() if one.moves]
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     ("variant", "best"),
     [
@@ -125,6 +126,7 @@ def test_every_variant_is_what_it_was_at_the_best_step(kept, ended, variant: str
     check_same(found, other)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_every_strategy_records_what_belongs_to_the_best_step(kept, ended, strategy: str) -> None:
     check_same(kept(BEST, strategy=strategy), ended(BEST, strategy=strategy))

@@ -66,6 +66,7 @@ def ranks(factors: LoraFactors) -> list[int]:
     return [len(a) for a in factors.A.values()]
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(("variant", "start"), pairs())
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_a_whole_training_ends_at_its_fold(bases, kind: str, variant: str, start: str) -> None:

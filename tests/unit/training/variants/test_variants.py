@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -154,6 +154,7 @@ def goes_with(**config: Any) -> dict[str, Any]:
     return config | {"strategy": next((name for name in names if _goes(**config | {"strategy": name})), names[0])}
 
 
+@cache
 def _goes(**config: Any) -> bool:
     try:
         chosen_methods(TrainConfig(**config))
@@ -167,6 +168,7 @@ def pairs() -> list[tuple[str, str]]:
     return [(variant, start) for variant, start in every if _goes(**goes_with(variant=variant, start=start))]
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(("variant", "start"), pairs())
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
 def test_training_begins_at_the_base_and_ends_at_its_fold(
@@ -296,6 +298,7 @@ def close_gradients(trial: Trial, theirs: nn.Module) -> None:
             torch.testing.assert_close(ours, other.view_as(ours), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(("variant", "start"), pairs())
 def test_accumulated_batches_give_the_sum_of_their_gradients(bases, variant: str, start: str) -> None:
     once, twice = (Trial(load(bases, "bert"), "auto", variant=variant, start=start) for _ in range(2))
@@ -342,6 +345,7 @@ def test_dora_refuses_a_weight_with_a_row_of_zeros(bases) -> None:
     Trial(model, "auto", variant="lora")
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("targets", ["c_attn.q", "c_attn", "all-linear"])
 @pytest.mark.parametrize(("variant", "start"), pairs())
 def test_a_past_with_a_gain_alone_in_a_block_counts(
@@ -360,6 +364,7 @@ def test_a_past_with_a_gain_alone_in_a_block_counts(
     close_layers(model, plain, past)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(("variant", "start"), pairs())
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_a_variant_counts_what_it_trains(bases, kind: str, variant: str, start: str) -> None:

@@ -41,6 +41,7 @@ def logits(bank: Path, base: Path, folder: Path) -> Tensor:
     return found
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("targets", ["c_attn", "c_attn,c_fc"])
 @pytest.mark.parametrize("variant", ["lora", "dora"])
 def test_the_correction_leaves_what_is_not_quantised(

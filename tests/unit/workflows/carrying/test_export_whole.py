@@ -44,6 +44,7 @@ def test_a_classifier_answers_as_in_the_bank(
     assert label == expected.label
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     ("kind", "modules", "changes"),
     [
