@@ -11,6 +11,7 @@ from lorabank.bank.catalog.reading import (
     read_events,
     read_learnt_scores,
     read_operations,
+    read_scores,
     read_snapshot,
 )
 from lorabank.bank.catalog.sqlite import SqliteCatalog
@@ -141,8 +142,7 @@ class Bank:
     def evaluations(self, keys: Iterable[str]) -> dict[str, EvaluationRecord]:
         """The stored scores with these keys, by key."""
         with self.catalog.read() as view:
-            found = (read_evaluations(view, key=key) for key in dict.fromkeys(keys))
-            return {record.key: record for records in found for record in records}
+            return read_scores(view, keys)
 
     def all_evaluations(self) -> list[EvaluationRecord]:
         """Every stored score, oldest first."""

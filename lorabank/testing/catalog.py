@@ -86,7 +86,7 @@ class CatalogContract(ABC):
                 assert [*view.problems(full=True), *view.problems(full=False)] == []
 
     def test_rows_are_found_by_their_columns_in_the_order_in_which_they_came(self, tmp_path: Path) -> None:
-        """By one or several values, including NULL; a search without a match returns nothing."""
+        """By one or several values, including NULL, or by any of some; a search without a match returns nothing."""
         catalog = self.make(tmp_path)
         with catalog.write() as transaction:
             for key, task in (("b", "x"), ("a", "y"), ("c", "x")):
@@ -98,6 +98,9 @@ class CatalogContract(ABC):
             assert _keys(view, task="x") == ["b", "c"]
             assert _keys(view, task="x", key="c") == ["c"]
             assert _keys(view, task="x", key="a") == []
+            assert _keys(view, key=("c", "b", "d")) == ["b", "c"]
+            assert _keys(view, key=("c", "a"), task="x") == ["c"]
+            assert _keys(view, key=()) == []
             assert (view.last("evaluations") or {})["key"] == "c"
             assert [one["position"] for one in view.rows("tasks", note=None)] == [1]
             assert [one["position"] for one in view.rows("tasks", note="n")] == [2]

@@ -8,12 +8,16 @@ one must keep. Content lies elsewhere: see `lorabank.bank.objects.base`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 Row = Mapping[str, Any]
 """The columns of a row by name: None, a text, a whole number of 64 bits, or a number of double precision."""
+
+
+AT_ONCE = 500
+"""How many values one search may have: more are looked for in parts (`rows_with`)."""
 
 
 class RowRefused(Exception):
@@ -24,7 +28,10 @@ class View(Protocol):
     """One state of the rows: what other processes commit meanwhile is not in it."""
 
     def rows(self, table: str, /, **where: Any) -> list[Row]:
-        """The rows whose columns have these values, in the order in which they were inserted; without values all."""
+        """The rows whose columns have these values, in the order in which they were inserted; without values all.
+
+        A tuple of at most `AT_ONCE` values, none of them NULL, stands for any of them.
+        """
 
     def last(self, table: str, /) -> Row | None:
         """The row that was inserted last; None where there is none."""
@@ -35,6 +42,13 @@ class View(Protocol):
         Args:
             full: Read everything; otherwise what is cheap.
         """
+
+
+def rows_with(view: View, table: str, column: str, values: Iterable[Any]) -> Iterator[Row]:
+    """The rows whose column has one of any number of values, each value once."""
+    wanted = tuple(dict.fromkeys(values))
+    for first in range(0, len(wanted), AT_ONCE):
+        yield from view.rows(table, **{column: wanted[first : first + AT_ONCE]})
 
 
 class Transaction(View, Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lorabank.bank.catalog.base import Catalog, Row, Transaction, View
+from lorabank.bank.catalog.base import Catalog, Row, Transaction, View, rows_with
 from lorabank.bank.catalog.columns import NUMBER, split_tags
 from lorabank.bank.catalog.events import Change, log_event
 from lorabank.bank.catalog.lineage import WITHOUT, Lineages, lineage_rows
@@ -161,8 +161,7 @@ def _put_composition(
     """The rows of a composition; the composition as stored, and that it came."""
     refuse_taken(transaction, composition.name)
     stored = composition._replace(state="ready", created_at=composition.created_at or now())
-    pairs = zip(composition.members, composition.adapters, strict=True)
-    adapters = [_member(transaction, task, digest) for task, digest in pairs]
+    adapters = _members(transaction, composition)
     identifier = next_number(transaction, "compositions")
     _insert_blobs(transaction, objects, stage, composition.objects.values())
     transaction.insert("compositions", row_of("compositions", stored, id=identifier, removed_at=None))
@@ -276,17 +275,21 @@ def _context(view: View, objects: Objects, adapter: int, digests: Sequence[str])
     return rows
 
 
-def _member(view: View, name: str, digest: str) -> int:
-    task = in_use(view, "tasks", name)
-    found = view.rows("adapters", id=task["position"]) if task and task["state"] == "ready" else []
-    if not found or found[0]["digest"] != digest:
-        raise _missing(f"task {name!r} with adapter {digest[:12]} is not in the bank")
-    return int(found[0]["id"])
+def _members(view: View, composition: CompositionRecord) -> list[int]:
+    """The row ids of a composition's adapters."""
+    digests = {row["id"]: row["digest"] for row in view.rows("adapters")}
+    ready = {row["name"]: row["position"] for row in view.rows("tasks") if row["state"] == "ready"}
+    for task, digest in zip(composition.members, composition.adapters, strict=True):
+        if digests.get(ready.get(task)) != digest:
+            raise _missing(f"task {task!r} with adapter {digest[:12]} is not in the bank")
+    return [int(ready[task]) for task in composition.members]
 
 
 def _insert_blobs(transaction: Transaction, objects: Objects, stage: Staging, digests: Iterable[str | None]) -> None:
-    for digest in sorted({digest for digest in digests if digest}):
-        if transaction.rows("blobs", digest=digest):
+    wanted = sorted({digest for digest in digests if digest})
+    there = {row["digest"] for row in rows_with(transaction, "blobs", "digest", wanted)}
+    for digest in wanted:
+        if digest in there:
             if not objects.holds("blob", digest):
                 raise _missing(f"blob {digest[:12]} is not in the bank any more")
         elif digest in stage.blobs:
@@ -311,6 +314,8 @@ def insert_evaluations(catalog: Catalog, records: Sequence[EvaluationRecord]) ->
     if not rows:
         return
     with catalog.lock(exclusive=False), catalog.write() as transaction:
+        there = {row["key"] for row in rows_with(transaction, "evaluations", "key", [row["key"] for row in rows])}
         for row in rows:
-            if not transaction.rows("evaluations", key=row["key"]):
+            if row["key"] not in there:
                 transaction.insert("evaluations", row)
+                there.add(row["key"])

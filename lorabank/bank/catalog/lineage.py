@@ -57,6 +57,8 @@ class Lineages(dict[int, Lineage[T]]):
         for row in rows:
             if row["member"] >= adapter:
                 raise _damaged(f"task {adapter} was not trained on top of task {row['member']}")
+        if len(rows) == 1 and rows[0]["part"] == LINEAGE:
+            return self.with_itself(rows[0]["member"])
         parts = [row["part"] for row in rows]
         before = self.with_itself(rows[0]["member"]) if parts[:1] == [LINEAGE] else None
         rest = list(zip(rows, parts, strict=True))[before is not None :]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from lorabank.bank.catalog.base import Row, View
+from lorabank.bank.catalog.base import Row, View, rows_with
 from lorabank.bank.catalog.columns import sound
 from lorabank.bank.catalog.lineage import Lineages
 from lorabank.bank.catalog.rows import (
@@ -161,6 +162,16 @@ def read_evaluations(view: View, **where: Any) -> list[EvaluationRecord]:
         DamagedError: A row cannot be read.
     """
     return [EvaluationRecord(**sound("evaluations", row)) for row in view.rows("evaluations", **where)]
+
+
+def read_scores(view: View, keys: Iterable[str]) -> dict[str, EvaluationRecord]:
+    """The stored scores with these keys, by key.
+
+    Raises:
+        DamagedError: A row cannot be read.
+    """
+    found = rows_with(view, "evaluations", "key", keys)
+    return {row["key"]: EvaluationRecord(**sound("evaluations", row)) for row in found}
 
 
 def read_learnt_scores(view: View, snapshot: Snapshot) -> dict[int, EvaluationRecord]:

@@ -89,8 +89,13 @@ class SqliteTransaction(SqliteView):
 
 def _condition(where: Row) -> tuple[str, tuple[Any, ...]]:
     """Names in brackets are names: one in double quotes that SQLite does not know is a text to it."""
-    conditions = " AND ".join(f"[{column}] IS ?" for column in where)
-    return f"WHERE {conditions}" if conditions else "", tuple(where.values())
+    conditions: list[str] = []
+    values: list[Any] = []
+    for column, value in where.items():
+        several = isinstance(value, tuple)
+        conditions.append(f"[{column}] IN ({', '.join('?' * len(value))})" if several else f"[{column}] IS ?")
+        values += value if several else (value,)
+    return f"WHERE {' AND '.join(conditions)}" if conditions else "", tuple(values)
 
 
 class SqliteCatalog:

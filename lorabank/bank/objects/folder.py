@@ -76,17 +76,20 @@ class FolderObjects:
 
     def list(self) -> Iterator[Kept]:
         """Adapters, blobs and trash by names that are lorabank's: anything else was not put there by it."""
-        places: tuple[tuple[Literal["adapter", "blob", "debris"], str, str], ...] = (
-            ("adapter", "adapters/*", DIGEST),
-            ("blob", "blobs/??/*", DIGEST),
-            ("debris", "trash/*", _TRASHED),
-        )
-        for kind, pattern, name in places:
-            for path in self._layout.root.glob(pattern):
-                if re.fullmatch(name, path.name):
+        root = self._layout.root
+        parts = [entry.name for entry in _entries(root / "blobs") if len(entry.name) == 2]
+        places: list[tuple[Literal["adapter", "blob", "debris"], str, str]] = [
+            ("adapter", "adapters", DIGEST),
+            *(("blob", f"blobs/{part}", DIGEST) for part in parts),
+            ("debris", "trash", _TRASHED),
+        ]
+        for kind, folder, form in places:
+            for entry in _entries(root / folder):
+                if re.fullmatch(form, entry.name):
                     with suppress(FileNotFoundError):  # deleted by another process since
-                        shown = str(path.relative_to(self._layout.root))
-                        yield Kept(kind, path.name.rpartition("-")[2], shown, size(path), path.lstat().st_mtime)
+                        modified = entry.stat(follow_symlinks=False).st_mtime
+                        digest = entry.name.rpartition("-")[2]
+                        yield Kept(kind, digest, f"{folder}/{entry.name}", _bytes(entry), modified)
 
     def delete(self, kept: Kept) -> None:
         """Delete what a digest names, or a part of the trash."""
@@ -97,7 +100,22 @@ def size(path: Path) -> int:
     """Bytes of a file, or of the files in a folder."""
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
-    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_symlink() or file.is_file())
+    return sum(map(_bytes, _entries(path)))
+
+
+def _bytes(entry: os.DirEntry[str]) -> int:
+    if entry.is_dir(follow_symlinks=False):
+        return sum(map(_bytes, _entries(entry.path)))
+    return entry.stat(follow_symlinks=False).st_size
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What is in a folder; nothing where it was deleted since, or is not one."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def delete(layout: Layout, path: Path) -> None:

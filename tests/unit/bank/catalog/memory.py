@@ -142,4 +142,4 @@ def _judge_unique(table: str, rows: Sequence[Row], columns: Sequence[str]) -> No
 
 
 def _fits(row: Row, where: Row) -> bool:
-    return all(row[column] == value for column, value in where.items())
+    return all(row[column] in (value if isinstance(value, tuple) else (value,)) for column, value in where.items())
