@@ -46,7 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     functions: Counter[Path] = Counter()
     for product in tests.values():
         file = product[0].path
-        turns = [(sum(item.callspec.indices.values()) - functions[file]) % 4 for item in product]
+        # Names that are given together have one index: they count once.
+        indices = {tuple(item.callspec.indices[name] for item in product) for name in product[0].callspec.indices}
+        turns = [(sum(of_item) - functions[file]) % 4 for of_item in zip(*indices, strict=True)]
         functions[file] += 1
         for item, turn in zip(product, turns, strict=True):
             if turn != min(turns):
