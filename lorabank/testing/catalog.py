@@ -101,6 +101,9 @@ class CatalogContract(ABC):
             assert _keys(view, key=("c", "b", "d")) == ["b", "c"]
             assert _keys(view, key=("c", "a"), task="x") == ["c"]
             assert _keys(view, key=()) == []
+            assert view.columns("evaluations", "task", "key") == [("x", "b"), ("y", "a"), ("x", "c")]
+            assert view.columns("tasks", "note") == [(None,), ("n",)]
+            assert view.columns("blobs", "digest") == []
             assert (view.last("evaluations") or {})["key"] == "c"
             assert [one["position"] for one in view.rows("tasks", note=None)] == [1]
             assert [one["position"] for one in view.rows("tasks", note="n")] == [2]

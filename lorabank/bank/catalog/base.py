@@ -33,6 +33,9 @@ class View(Protocol):
         A tuple of at most `AT_ONCE` values, none of them NULL, stands for any of them.
         """
 
+    def columns(self, table: str, /, *names: str) -> list[tuple[Any, ...]]:
+        """Some columns of every row, in the order in which the rows were inserted."""
+
     def last(self, table: str, /) -> Row | None:
         """The row that was inserted last; None where there is none."""
 

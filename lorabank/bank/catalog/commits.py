@@ -252,8 +252,8 @@ def _adapter_files(stage: Staging, digest: str) -> list[StoredFile]:
 
 def _context(view: View, objects: Objects, adapter: int, digests: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of the adapters that were active in training: their files must still lie in the bank."""
-    stored = {row["id"]: row["digest"] for row in view.rows("adapters")}
-    used = {row["position"] for row in view.rows("tasks") if row["state"] != "removed"}
+    stored: dict[Any, str] = dict(view.columns("adapters", "id", "digest"))
+    used = {position for position, state in view.columns("tasks", "position", "state") if state != "removed"}
     of_digest = {stored[number]: number for number in sorted(stored, key=lambda number: (number in used, -number))}
     rows = lineage_rows(
         adapter,
@@ -277,8 +277,9 @@ def _context(view: View, objects: Objects, adapter: int, digests: Sequence[str])
 
 def _members(view: View, composition: CompositionRecord) -> list[int]:
     """The row ids of a composition's adapters."""
-    digests = {row["id"]: row["digest"] for row in view.rows("adapters")}
-    ready = {row["name"]: row["position"] for row in view.rows("tasks") if row["state"] == "ready"}
+    digests = dict(view.columns("adapters", "id", "digest"))
+    tasks = view.columns("tasks", "name", "position", "state")
+    ready = {name: position for name, position, state in tasks if state == "ready"}
     for task, digest in zip(composition.members, composition.adapters, strict=True):
         if digests.get(ready.get(task)) != digest:
             raise _missing(f"task {task!r} with adapter {digest[:12]} is not in the bank")

@@ -32,6 +32,9 @@ class MemoryView:
     def rows(self, table: str, /, **where: Any) -> list[Row]:
         return [dict(row) for row in self._tables[table] if _fits(row, where)]
 
+    def columns(self, table: str, /, *names: str) -> list[tuple[Any, ...]]:
+        return [tuple(row[name] for name in names) for row in self._tables[table]]
+
     def last(self, table: str, /) -> Row | None:
         return next((dict(row) for row in reversed(self._tables[table])), None)
 
