@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,25 +33,32 @@ for name in [name for name in os.environ if name.startswith("LORABANK_") or name
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the tests of a function marked ``by_turns``, every fourth is tried each time; the rest is slow.
+    """Of functions marked ``by_turns`` that a file tries with the same values, each value has one; the rest is slow.
 
-    Each function of a file begins at another value, so that four of them try each value of a shelf.
+    The values are those of the largest parameter; those of the others take turns. With more than four such functions
+    a value has more than one.
     """
     tests: dict[str, list[pytest.Function]] = {}
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         if isinstance(item, pytest.Function) and "by_turns" in marks and "slow" not in marks:
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    functions: Counter[Path] = Counter()
+    alike: dict[tuple[Path, tuple[str, ...]], list[dict[str, list[pytest.Function]]]] = {}
     for product in tests.values():
-        file = product[0].path
-        # Names that are given together have one index: they count once.
-        indices = {tuple(item.callspec.indices[name] for item in product) for name in product[0].callspec.indices}
-        turns = [(sum(of_item) - functions[file]) % 4 for of_item in zip(*indices, strict=True)]
-        functions[file] += 1
-        for item, turn in zip(product, turns, strict=True):
-            if turn != min(turns):
-                item.add_marker(pytest.mark.slow)
+        params = product[0].callspec.params
+        largest = max(params, key=lambda name: len({str(item.callspec.params[name]) for item in product}))
+        rows: dict[str, list[pytest.Function]] = {}
+        for item in product:
+            rows.setdefault(str(item.callspec.params[largest]), []).append(item)
+        alike.setdefault((product[0].path, tuple(rows)), []).append(rows)
+    for functions in alike.values():
+        turns = min(4, len(functions))
+        for place, rows in enumerate(functions):
+            for number, row in enumerate(rows.values()):
+                tried = row[number // turns % len(row)] if (number - place) % turns == 0 else None
+                for item in row:
+                    if item is not tried:
+                        item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:

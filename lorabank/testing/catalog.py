@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from lorabank.bank.catalog.base import Catalog, RowRefused, Transaction, View
+from lorabank.bank.catalog.base import AT_ONCE, Catalog, RowRefused, Transaction, View, rows_with
 from lorabank.bank.catalog.columns import TABLES, Column
 from lorabank.bank.catalog.rows import is_sealed, sealed
 from lorabank.core.errors import BusyError
@@ -107,6 +107,17 @@ class CatalogContract(ABC):
             assert (view.last("evaluations") or {})["key"] == "c"
             assert [one["position"] for one in view.rows("tasks", note=None)] == [1]
             assert [one["position"] for one in view.rows("tasks", note="n")] == [2]
+
+    def test_rows_with_any_of_many_values_are_found_in_parts(self, tmp_path: Path) -> None:
+        """As many as several searches have, each once though it is asked for twice, and no other."""
+        catalog = self.make(tmp_path)
+        keys = [f"{number:04d}" for number in range(2 * AT_ONCE + 2)]
+        with catalog.write() as transaction:
+            for key in keys:
+                transaction.insert("evaluations", row("evaluations", key=key))
+        with catalog.read() as view:
+            found = [one["key"] for one in rows_with(view, "evaluations", "key", [*keys[1:], keys[1], "none"])]
+        assert found == keys[1:]
 
     def test_columns_that_a_row_lacks_are_null(self, tmp_path: Path) -> None:
         """A row of an older description is stored as it is."""

@@ -21,6 +21,9 @@ from tests.architectures.zoo import Pair
 def main() -> int:
     """Judge what was asked for, and print a line for each verdict."""
     options = _options()
+    if options.share < 1:
+        print("--share is at least 1")
+        return 2
     pairs = [pair for pair in zoo.pairs() if not options.only or any(word in str(pair) for word in options.only)]
     pairs = pairs[options.turn % options.share :: options.share]
     verdicts: list[Verdict] = []

@@ -85,7 +85,6 @@ METHODS = [
 ]
 
 
-@pytest.mark.by_turns
 @pytest.mark.parametrize(
     ("quantiser", "method"),
     [

@@ -130,7 +130,6 @@ def answers(bank: Path, texts: list[str], **config: Any) -> list[float]:
     return [each.probability for each in api.predict(bank, texts, PredictConfig(device="cpu", **config))]
 
 
-@pytest.mark.by_turns
 def test_plain_peft_loads_what_was_trained(lab: Lab, copy, texts: list[str], method: dict[str, str]) -> None:
     bank = copy("olora", 0)
     trained = lab.add(bank, "one", **method).adapter
@@ -144,7 +143,6 @@ def test_plain_peft_loads_what_was_trained(lab: Lab, copy, texts: list[str], met
     assert max(abs(a - b) for a, b in zip(expected, probabilities(bare, texts), strict=True)) > 1e-3
 
 
-@pytest.mark.by_turns
 def test_tasks_of_any_variants_sum(lab: Lab, copy, texts: list[str], method: dict[str, str], tmp_path: Path) -> None:
     """A plain task, this one over it and a plain one over both; then a weighted sum, answered and exported."""
     bank = copy("olora", 1)
@@ -172,7 +170,6 @@ class Stop(SilentObserver):
             raise KeyboardInterrupt
 
 
-@pytest.mark.by_turns
 def test_a_resumed_training_gives_the_same_bytes(lab: Lab, copy, method: dict[str, str], tmp_path: Path) -> None:
     bank = copy("olora", 1)
     other = Path(shutil.copytree(bank, tmp_path / "other"))

@@ -22,10 +22,14 @@ def main() -> int:
     if unknown:
         print(f"no harness {', '.join(sorted(unknown))}; there are {', '.join(h.name for h in HARNESSES)}")
         return 2
-    print(f"level {options.level}, seed {options.seed}\n")
+    if options.share < 1:
+        print("--share is at least 1")
+        return 2
+    level = options.level if options.share == 1 else f"{options.level}, one of {options.share} shares"
+    print(f"level {level}, seed {options.seed}\n")
     widths = (4, 42, 8, 5, 8, 9, 7)
     print(line(HEADER, widths), flush=True)
-    report = Report(options.level, options.seed)
+    report = Report(level, options.seed)
     for result in run_harnesses(options.level, options.seed, only, options.jobs, options.share):
         report.results.append(result)
         print(line(result_row(result), widths), flush=True)

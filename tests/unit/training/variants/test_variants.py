@@ -168,7 +168,6 @@ def pairs() -> list[tuple[str, str]]:
     return [(variant, start) for variant, start in every if _goes(**goes_with(variant=variant, start=start))]
 
 
-@pytest.mark.by_turns
 @pytest.mark.parametrize(("variant", "start"), pairs())
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
 def test_training_begins_at_the_base_and_ends_at_its_fold(
