@@ -237,3 +237,19 @@ def test_the_score_of_a_task_is_the_one_right_after_it_was_learnt(bank, kit):
     bank.add_evaluations([newer, right, *others])
     snapshot, scores = bank.learnt_scores()
     assert (snapshot, scores) == (bank.snapshot(), {2: newer})
+
+
+def test_a_task_that_was_removed_since_is_no_member(bank, kit) -> None:
+    kit.add_task(bank, "a")
+    kept = bank.snapshot().adapter_of("a").digest
+    bank.remove("a")
+    with bank.reserve("compose", "both", {"replace": False}) as operation:
+        record = CompositionRecord("both", "manual", ("a",), (kept,), {"weights": [1.0]}, {})
+        with pytest.raises(IncompatibleError, match=f"task 'a' with adapter {kept[:12]} is not in the bank"):
+            operation.commit_composition(record, replace=False)
+    assert bank.snapshot().compositions == ()
+
+
+def test_a_score_that_is_given_twice_is_stored_once(bank, kit) -> None:
+    bank.add_evaluations([kit.evaluation("one"), kit.evaluation("two"), kit.evaluation("one")])
+    assert [one.key for one in bank.all_evaluations()] == ["one", "two"]
